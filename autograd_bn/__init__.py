@@ -1,0 +1,28 @@
+"""Automatic differentiation in which batch norm is a node that can be opened, checked and trusted."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .batch_norm import *  # noqa: F403
+from .engine import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+# What a first forward and backward pass does not need is imported when it is first asked for.
+_ROOMS: dict[str, str] = {}
+
+if TYPE_CHECKING:
+    pass
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _ROOMS[name].partition(":")
+    found = import_module(f".{module}", __name__)
+    globals()[name] = found = getattr(found, attribute) if attribute else found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

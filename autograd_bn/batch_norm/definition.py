@@ -1,0 +1,285 @@
+"""Batch norm, twice: composed of primitives, and as one node with its own derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import engine as ag
+from ..engine import Tensor
+from ..engine.node import Array, Node
+from ..engine.primitive import primitive
+from . import kernels
+
+
+def composed(
+    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str]
+) -> tuple[Any, Any, Any]:
+    """Batch norm as nine recorded operations; returns the mean and the variance too."""
+    centred, mean, var = _centred(x, mean, var, axes, stop)
+    y = ag.multiply(centred, ag.rsqrt(ag.add(var, eps)))
+    if gamma is not None:
+        y = ag.multiply(y, lay_along(gamma, x.shape, axes))
+    if beta is not None:
+        y = ag.add(y, lay_along(beta, x.shape, axes))
+    return y, mean, var
+
+
+def _centred(x: Any, mean: Any, var: Any, axes: tuple[int, ...], stop: frozenset[str]) -> tuple[Any, Any, Any]:
+    """X - mean, with the mean and variance of the batch recorded unless they are given."""
+    training = mean is None
+    if training:
+        mean = ag.mean(x, axes, keepdims=True)
+        mean = ag.stop_gradient(mean) if "mean" in stop else mean
+    centred = ag.subtract(x, mean)
+    if training:
+        var = ag.mean(ag.square(centred), axes, keepdims=True)
+        var = ag.stop_gradient(var) if "var" in stop else var
+    return centred, mean, var
+
+
+def _gradients(
+    g: Any,
+    wanted: tuple[bool, ...],
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    var: Any,
+    eps: Any,
+    kept: Any,
+    axes: tuple[int, ...],
+    stop: frozenset[str],
+) -> tuple[Any, ...]:
+    """The derivative of `batch_norm`, with r = 1 / sqrt(var + eps) and n = (x - mean) * r:
+
+    dx = gamma * r * (g - avg(g) - n * avg(g * n)): direct, through the mean, through the variance.
+    dgamma = sum(g * n), dbeta = sum(g).
+
+    Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. The kept statistics
+    are constants, so they serve a pass on plain arrays only: on tensors they are recorded anew as functions
+    of `x`, which makes every further derivative right.
+    """
+    training = mean is None
+    n = count(x.shape, axes)
+    laid_gamma = None if gamma is None else lay_along(gamma, x.shape, axes)
+    through_mean = training and "mean" not in stop
+    through_var = training and "var" not in stop
+    dx: Any = None
+    if isinstance(g, Tensor):
+        centred, _, var = _centred(x, mean, var, axes, stop)
+        scale = ag.rsqrt(ag.add(var, eps))
+        normal = centred * scale
+        total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
+        if wanted[0]:
+            dx = g
+            dx = dx - total / n if through_mean else dx
+            dx = dx - normal * (weighted / n) if through_var else dx
+            dx = dx * (scale if laid_gamma is None else scale * laid_gamma)
+    else:
+        mean, _, scale = kept
+        total, weighted = kernels.backward_sums(g, x, mean, scale, axes)
+        if wanted[0]:
+            dx = kernels.input_gradient(
+                g,
+                x,
+                mean,
+                scale,
+                laid_gamma,
+                total / n if through_mean else 0,
+                weighted / n if through_var else 0,
+            )
+    dgamma = ag.reshape(weighted, gamma.shape) if wanted[1] else None
+    dbeta = ag.reshape(total, beta.shape) if wanted[2] else None
+    return dx, dgamma, dbeta, None, None, None
+
+
+@primitive(_gradients, joint=True)
+def _batch_norm(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    var: Any,
+    eps: Any,
+    /,
+    axes: tuple[int, ...],
+    stop: frozenset[str],
+) -> Any:
+    gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
+    if mean is None:
+        mean, var = kernels.statistics(x, axes)
+    y, scale = kernels.normalise(x, mean, var, eps, gamma, beta)
+    return y, (mean, var, scale)
+
+
+def batch_norm(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    axes: int | Sequence[int] | None = None,
+    eps: Any = 1e-5,
+    mean: Any = None,
+    var: Any = None,
+    stop: Sequence[str] = (),
+    form: Literal["fused", "composed"] = "fused",
+    return_stats: bool = False,
+) -> Any:
+    """Batch normalisation: gamma * (x - mean(x)) / sqrt(var(x) + eps) + beta.
+
+    `axes` are the axes that the statistics are taken over, as `axis` of `numpy.mean`; by default every axis
+    but the last. `gamma`, `beta`, `mean` and `var` have the shape of the axes that are left, or that shape
+    with 1s for the others; `gamma` and `beta` may be left out. `eps` is a positive number, or one for each
+    feature. The variance is the biased one. The result has the shape of `x`, and its dtype where gamma and
+    beta have no wider one.
+
+    `form="composed"` records mean, subtract, square, mean, add, rsqrt, multiply, multiply, add;
+    `form="fused"` records one node with an analytic derivative. Values and gradients are the same, to every
+    order. `stop` names statistics, "mean" and "var", that the gradient takes for constants.
+
+    `mean` and `var`, given together, replace the statistics of the batch (inference). They are constants.
+    An empty batch gives an empty result and zero gradients. `return_stats=True` also returns the mean and
+    the biased variance, as arrays of the kept axes' shape.
+
+    `ValueError`, with what came and what was expected: shapes that don't match `x`, axes out of range or
+    repeated, eps not positive, a single value per feature without given statistics. `TypeError`: complex
+    `x`; given statistics that require a gradient.
+
+    Formula: S. Ioffe and C. Szegedy, "Batch Normalization", 2015, algorithm 1.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([[1.0, 10.0], [3.0, 30.0]], requires_grad=True)
+    >>> y = ag.batch_norm(x, form="composed")
+    >>> y.data.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
+    (2, Counter({'batch_norm': 1}))
+    """
+    recorded = any(isinstance(given, Tensor) for given in (x, gamma, beta))
+    x = x if isinstance(x, Tensor) else ag.as_tensor(x) if recorded else np.asarray(x)
+    if x.dtype.kind in "iub":
+        x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
+    if x.dtype.kind not in "fO":
+        raise TypeError(f"x has dtype {x.dtype}, expected floating-point numbers or exact rationals")
+    axes = _checked_axes(axes, x.shape)
+    kept = kept_shape(x.shape, axes)
+    gamma = _checked_parameter(gamma, "gamma", kept, axes, x)
+    beta = _checked_parameter(beta, "beta", kept, axes, x)
+    eps = _checked_eps(eps, kept, axes, x)
+    if form not in ("fused", "composed"):
+        raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
+    if isinstance(stop, str) or not set(stop) <= {"mean", "var"}:
+        raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
+    if (mean is None) != (var is None):
+        raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
+    n = count(x.shape, axes)
+    if mean is not None:
+        mean, var = (
+            _checked_statistic(mean, "mean", kept, axes, x),
+            _checked_statistic(var, "var", kept, axes, x),
+        )
+        if (var < 0).any():
+            raise ValueError(f"var has a negative entry, {np.min(var)}: a variance is at least 0")
+    elif n == 1:
+        raise ValueError(
+            f"x of shape {x.shape} has one value per feature over axes {axes}, whose variance is 0: "
+            "give more rows, or mean= and var= for inference"
+        )
+    elif n == 0:
+        shape = kept_shape(x.shape, axes, keepdims=True)
+        mean, var = np.zeros(shape, x.dtype), np.ones(shape, x.dtype)
+    if form == "composed":
+        y, mean, var = composed(x, gamma, beta, mean, var, eps, axes, frozenset(stop))
+    else:
+        y, (mean, var, _) = _batch_norm(x, gamma, beta, mean, var, eps, axes=axes, stop=frozenset(stop))
+    if not return_stats:
+        return y
+    return y, *(np.array(statistic).reshape(kept) for statistic in (mean, var))
+
+
+def body(node: Node, values: Mapping[Node, Any]) -> Node:
+    """The composed form of a fused node, recorded anew on the same inputs, whose values are given."""
+    args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
+    y, _, _ = composed(*args, **node.params)
+    return y.node  # type: ignore[no-any-return]
+
+
+def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """How many values of `x` share one mean."""
+    return math.prod([shape[i] for i in axes])
+
+
+def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
+    """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
+    return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
+
+
+def lay_along(parameter: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`."""
+    target = kept_shape(shape, axes, keepdims=True)
+    fits = parameter.shape == target[len(target) - parameter.ndim :] and math.prod(parameter.shape) == math.prod(target)
+    return parameter if fits else ag.reshape(parameter, target)
+
+
+def _checked_axes(axes: int | Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    ndim = len(shape)
+    if axes is None:
+        return tuple(range(ndim - 1))
+    listed = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    for axis in listed:
+        if not isinstance(axis, int | np.integer) or not -ndim <= axis < ndim:
+            raise ValueError(f"axes has {axis!r}, expected integers from {-ndim} to {ndim - 1} for x of shape {shape}")
+    found = sorted(int(axis) % ndim for axis in listed)
+    if len(set(found)) < len(found):
+        raise ValueError(f"axes is {axes!r}, which names an axis twice")
+    return tuple(found)
+
+
+def _check_shape(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> None:
+    full = kept_shape(x.shape, axes, keepdims=True)
+    if given.shape not in (kept, full):
+        also = "" if kept == full else f" or {full}"
+        raise ValueError(
+            f"{name} has shape {given.shape}, expected {kept}{also} for x of shape {x.shape} averaged over axes {axes}"
+        )
+
+
+def _checked_parameter(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
+    if given is None:
+        return None
+    if not isinstance(given, Tensor):
+        given = np.asarray(given)
+    if given.dtype.kind not in "fiubO":
+        raise TypeError(f"{name} has dtype {given.dtype}, expected real numbers")
+    _check_shape(given, name, kept, axes, x)
+    return given
+
+
+def _checked_statistic(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Array:
+    if isinstance(given, Tensor):
+        if given.requires_grad:
+            raise TypeError(f"{name} requires a gradient, but given statistics are constants: pass {name}.detach()")
+        given = given.data
+    given = np.asarray(given).astype(x.dtype)
+    _check_shape(given, name, kept, axes, x)
+    return np.reshape(given, kept_shape(x.shape, axes, keepdims=True))
+
+
+def _checked_eps(eps: Any, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
+    array = np.asarray(eps)
+    if array.dtype.kind not in "fiuO":
+        raise TypeError(f"eps has dtype {array.dtype}, expected a positive number")
+    if not np.all(array > 0) or (array.dtype != object and not np.isfinite(array).all()):
+        raise ValueError(f"eps is {eps!r}, expected a positive finite number or one for each feature")
+    if x.dtype == object:
+        array = np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object)
+    if array.ndim == 0:
+        return array.item()
+    _check_shape(array, "eps", kept, axes, x)
+    return array.astype(x.dtype).reshape(kept_shape(x.shape, axes, keepdims=True))

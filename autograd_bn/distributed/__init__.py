@@ -1,0 +1,1 @@
+"""Sums over the processes of a communicator as nodes of the graph."""

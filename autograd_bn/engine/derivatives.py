@@ -1,0 +1,353 @@
+"""The backward pass, and the derivatives that are made of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .node import Array, Leaf, Node, topological_order
+from .operations import reshape, sum_to
+from .primitive import OUT
+from .tensor import Tensor, as_tensor, check_differentiable
+
+_accumulating = threading.Lock()
+
+
+def backward(self: Tensor, gradient: Any = None) -> None:
+    """Add the derivative of this tensor into `.grad` of every leaf that requires it.
+
+    `gradient` weighs the elements of the tensor and has its shape; a tensor of one element may leave it out.
+    The graph stays as it was, so that a second call adds the same again. If anything raises, no `.grad` has
+    changed. `ValueError` for a missing gradient or a wrong shape, `RuntimeError` if nothing requires a
+    gradient or a value was overwritten by `assign`.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).backward([1.0, 10.0])
+    >>> x.grad
+    array([ 2., 40.])
+    """
+    seed = _seed(self, gradient, "gradient")
+    found = propagate([(self.node, seed)], None, create_graph=False)
+    leaves = [(node, value) for node, value in found.items() if isinstance(node, Leaf)]
+    with _accumulating:
+        # Sums first: where one of them fails, no gradient has changed.
+        sums = [value if leaf.grad is None else leaf.grad + value for leaf, value in leaves]
+        for (leaf, _), total in zip(leaves, sums, strict=True):
+            leaf.grad = np.asarray(total)
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    *,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """The derivative of `outputs` with respect to each of `inputs`, without touching any `.grad`.
+
+    `outputs` and `inputs` are a tensor or a sequence of tensors; `grad_outputs` has one array (or tensor) an
+    output, of its shape, or `None` for 1 where the output has one element. The results have the inputs'
+    shapes and dtypes. They are arrays, or with `create_graph=True` recorded tensors that can be
+    differentiated again, to any order. An input that no output depends on raises `RuntimeError`; with
+    `allow_unused=True` its result is `None`.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor(2.0, requires_grad=True)
+    >>> (slope,) = ag.grad(x * x * x, x, create_graph=True)
+    >>> ag.grad(slope, x)
+    (array(12.),)
+    """
+    outputs = _tensors(outputs, "outputs")
+    inputs = _tensors(inputs, "inputs")
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif not isinstance(grad_outputs, list | tuple) or (len(outputs) == 1 and len(grad_outputs) != 1):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
+    for i, given in enumerate(inputs):
+        if not given.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
+    seeds = []
+    for i, (output, given) in enumerate(zip(outputs, grad_outputs, strict=True)):
+        if output.requires_grad or not allow_unused:
+            seed = _seed(output, given, f"grad_outputs[{i}]")
+            if create_graph:
+                seed = given if isinstance(given, Tensor) else as_tensor(seed)
+            seeds.append((output.node, seed))
+    found = propagate(seeds, {given.node for given in inputs}, create_graph)
+    results = []
+    for i, given in enumerate(inputs):
+        result = found.get(given.node)
+        if result is None and not allow_unused:
+            raise RuntimeError(
+                f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
+                "pass allow_unused=True to get None for it"
+            )
+        results.append(result if result is None or create_graph else np.array(result))
+    return tuple(results)
+
+
+def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, create_graph: bool) -> dict[Node, Any]:
+    """The gradients that reach `targets` (`None`: all leaves) from the seeds, each in a buffer of its own.
+
+    Every node is visited once, after all its consumers, by counting them; there is no recursion. With
+    `create_graph` seeds and results are tensors and the rules run on tensors.
+    """
+    useful = None if targets is None else _leading_to([node for node, _ in seeds], targets)
+    waiting: dict[Node, int] = {}
+    stack = list({node for node, _ in seeds if useful is None or node in useful})
+    seen = set(stack)
+    while stack:
+        for parent, _, _, _ in stack.pop().edges:
+            for node in parent if type(parent) is tuple else (parent,):
+                if node is None or (useful is not None and node not in useful):
+                    continue
+                waiting[node] = waiting.get(node, 0) + 1
+                if node not in seen:
+                    seen.add(node)
+                    stack.append(node)
+
+    gradients: dict[Node, Any] = {}
+    owned: set[Node] = set()  # whose gradient is a buffer of this pass, free to be added into
+    found: dict[Node, Any] = {}
+
+    def receive(node: Node, g: Any) -> None:
+        held = gradients.get(node)
+        if held is None:
+            gradients[node] = g
+        elif node in owned:
+            np.add(held, g, out=held)
+        else:
+            gradients[node] = total = held + g
+            if type(total) is np.ndarray:
+                owned.add(node)
+
+    for node, seed in seeds:
+        if node in seen:
+            receive(node, seed)
+    ready = [node for node in seen if node not in waiting]
+    while ready:
+        node = ready.pop()
+        g = gradients.pop(node, None)
+        if g is not None and (isinstance(node, Leaf) if targets is None else node in targets):
+            found[node] = g if create_graph or node in owned else np.array(g)
+        if g is not None and node.guards:
+            node.check_guards()
+        for parent, position, rule, values in node.edges:
+            if create_graph:
+                values = _lifted(node, position, values)
+            if type(parent) is tuple:
+                pairs = [(p, p is not None and (useful is None or p in useful)) for p in parent]
+                parents = [p for p, wanted in pairs if wanted]
+                if not parents:
+                    continue
+                if g is not None:
+                    flags = tuple([wanted for _, wanted in pairs])
+                    results = [r for r in rule(g, flags, *values) if r is not None]
+            elif useful is not None and parent not in useful:
+                continue
+            else:
+                parents = [parent]
+                if g is not None:
+                    results = [rule(g, *values)]
+            for i, p in enumerate(parents):
+                if g is not None:
+                    receive(p, _fitted(results[i], p))
+                waiting[p] -= 1
+                if not waiting[p]:
+                    ready.append(p)
+    return found
+
+
+def _fitted(g: Any, node: Node) -> Any:
+    """A rule's result as a gradient of `node`: summed over broadcast axes, in the node's dtype."""
+    if not isinstance(g, np.ndarray | np.generic | Tensor):
+        g = np.asarray(g, dtype=object)
+    if g.shape != node.shape:
+        g = sum_to(g, node.shape)
+    if g.dtype != node.dtype:
+        if g.dtype.kind == "c":
+            raise TypeError(f"a complex gradient reached {node!r}: complex numbers have no derivative here")
+        g = g.astype(node.dtype)
+    return g
+
+
+def _lifted(node: Node, position: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a rule reads, as tensors at their place in the graph, so that the rule itself is recorded."""
+    lifted = []
+    reads = node.primitive.position_reads(position)  # type: ignore[union-attr]
+    for code, value in zip(reads, values, strict=True):
+        if code == OUT:
+            lifted.append(Tensor(value, node))
+        elif isinstance(code, int) and isinstance(node.args[code], Node):
+            lifted.append(Tensor(value, node.args[code]))
+        else:
+            lifted.append(value)
+    return tuple(lifted)
+
+
+def _leading_to(outputs: list[Node], targets: set[Node]) -> set[Node]:
+    """The nodes below `outputs` from which a gradient reaches one of `targets`."""
+    useful: set[Node] = set()
+    for node in topological_order(outputs):
+        if node in targets or any(
+            p in useful for edge in node.edges for p in (edge[0] if type(edge[0]) is tuple else edge[:1])
+        ):
+            useful.add(node)
+    return useful
+
+
+def _seed(output: Tensor, gradient: Any, what: str) -> Any:
+    if not output.requires_grad:
+        raise RuntimeError(f"{output.node!r} does not require a gradient: nothing below it has requires_grad=True")
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(
+                f"{what} is needed for an output of shape {output.shape}: only a single element has a default of 1"
+            )
+        return np.ones(output.shape, dtype=output.dtype)
+    array = np.asarray(gradient)
+    if array.shape != output.shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {output.shape}")
+    if array.dtype.kind not in "fiubO":
+        raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
+    return array.astype(output.dtype, copy=False)
+
+
+def _tensors(given: Any, what: str) -> list[Tensor]:
+    tensors = [given] if isinstance(given, Tensor) else list(given)
+    for i, item in enumerate(tensors):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")
+    return tensors
+
+
+# --- Derivatives of functions ------------------------------------------------------------------------------
+
+
+def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
+    leaves = []
+    for i, given in enumerate(inputs):
+        array = np.asarray(given)
+        try:
+            check_differentiable(array)
+        except TypeError as error:
+            raise TypeError(f"inputs[{i}]: {error}") from None
+        leaves.append(as_tensor(array, requires_grad=True))
+    return leaves
+
+
+def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
+    output = f(*leaves)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"f returned a {type(output).__name__}, expected one tensor")
+    return output
+
+
+def _rows(output: Tensor, leaves: list[Tensor], create_graph: bool) -> list[tuple[Any, ...]]:
+    """The gradient of every element of `output` with respect to each leaf, zeros where there is none."""
+    rows = []
+    for i in range(output.size):
+        if output.requires_grad:
+            seed = np.zeros(output.size, dtype=output.dtype)
+            seed[i] = 1
+            row = grad(output, leaves, [seed.reshape(output.shape)], create_graph=create_graph, allow_unused=True)
+        else:
+            row = (None,) * len(leaves)
+        rows.append(
+            tuple(
+                [
+                    np.zeros(leaf.shape, dtype=leaf.dtype) if r is None else r
+                    for r, leaf in zip(row, leaves, strict=True)
+                ]
+            )
+        )
+    return rows
+
+
+def jacobian(f: Callable[..., Any], *inputs: Any) -> Any:
+    """The Jacobian of `f(*inputs)`: for each input an array of shape output.shape + input.shape.
+
+    One array where there is one input, else a tuple. `f` takes and returns tensors. `TypeError` for inputs
+    that aren't floats or exact rationals.
+
+    >>> import autograd_bn as ag
+    >>> ag.jacobian(lambda x: x * x, [1.0, 3.0])
+    array([[2., 0.],
+           [0., 6.]])
+    """
+    leaves = _leaves(inputs)
+    output = _output(f, leaves)
+    rows = _rows(output, leaves, create_graph=False)
+    result = []
+    for i, leaf in enumerate(leaves):
+        block = np.empty((output.size, *leaf.shape), dtype=leaf.dtype)
+        for k, row in enumerate(rows):
+            block[k] = row[i]
+        result.append(block.reshape(output.shape + leaf.shape))
+    return result[0] if len(result) == 1 else tuple(result)
+
+
+def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+    """`f(*inputs)` and its derivative in the direction `tangents`, as two arrays of the output's shape.
+
+    Computed as the derivative, with respect to the weights of the output, of a backward pass: the transpose
+    of a transpose. `ValueError` where a tangent's shape is not its input's.
+
+    >>> import autograd_bn as ag
+    >>> ag.jvp(lambda x: x * x, [[1.0, 3.0]], [[1.0, 1.0]])
+    (array([1., 9.]), array([2., 6.]))
+    """
+    leaves = _leaves(inputs)
+    if len(tangents) != len(leaves):
+        raise ValueError(f"tangents has {len(tangents)} entries for {len(leaves)} inputs")
+    directions = [np.asarray(tangent, dtype=leaf.dtype) for tangent, leaf in zip(tangents, leaves, strict=True)]
+    for i, (direction, leaf) in enumerate(zip(directions, leaves, strict=True)):
+        if direction.shape != leaf.shape:
+            raise ValueError(f"tangents[{i}] has shape {direction.shape}, expected its input's shape {leaf.shape}")
+    output = _output(f, leaves)
+    nothing = np.zeros(output.shape, dtype=output.dtype)
+    if not output.requires_grad:
+        return output.data, nothing
+    weights = as_tensor(np.ones(output.shape, dtype=output.dtype), requires_grad=True)
+    rows = grad(output, leaves, [weights], create_graph=True, allow_unused=True)
+    used = [(row, d) for row, d in zip(rows, directions, strict=True) if row is not None and row.requires_grad]
+    if not used:
+        return output.data, nothing
+    (tangent,) = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)
+    return output.data, nothing if tangent is None else tangent
+
+
+def hessian(f: Callable[..., Any], *inputs: Any) -> Any:
+    """The second derivatives of a scalar `f(*inputs)`: blocks of shape input_i.shape + input_j.shape.
+
+    One array where there is one input, else a tuple of tuples of them. `ValueError` unless `f` returns a
+    single element.
+
+    >>> import autograd_bn as ag
+    >>> ag.hessian(lambda x: (x * x * x).sum(), [1.0, 2.0])
+    array([[ 6.,  0.],
+           [ 0., 12.]])
+    """
+
+    def gradient(i: int) -> Callable[..., Tensor]:
+        def row(*leaves: Tensor) -> Tensor:
+            output = _output(f, list(leaves))
+            if output.size != 1:
+                raise ValueError(f"f returned shape {output.shape}: a Hessian needs a single element")
+            (g,) = _rows(reshape(output, ()), list(leaves), create_graph=True)
+            return g[i] if isinstance(g[i], Tensor) else as_tensor(g[i])
+
+        return row
+
+    blocks = [jacobian(gradient(i), *inputs) for i in range(len(inputs))]
+    return blocks[0] if len(blocks) == 1 else tuple(blocks)
+
+
+Tensor.backward = backward

@@ -1,0 +1,106 @@
+"""`Graph`: the recorded graph as something to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .node import Leaf, Node, topological_order
+from .primitive import OUT
+from .tensor import Tensor
+
+
+class Graph:
+    """The graph below some tensors.
+
+    `nodes` are in topological order, each with `op` (`None` for a leaf), `name`, `inputs`, `shape`, `dtype`
+    and `params`; `len` counts them. `ops` counts the operations by name.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
+    >>> graph = ag.Graph((x * x).sum())
+    >>> [node.op for node in graph.nodes], graph.saved_bytes
+    ([None, 'multiply', 'sum'], 0)
+    """
+
+    def __init__(self, *outputs: Tensor) -> None:
+        if not outputs:
+            raise ValueError("Graph needs at least one output tensor, got none")
+        for i, output in enumerate(outputs):
+            if not isinstance(output, Tensor):
+                raise TypeError(f"outputs[{i}] is a {type(output).__name__}, expected a tensor")
+        self.outputs = tuple(output.node for output in outputs)
+        self.nodes = topological_order(self.outputs)
+
+    @property
+    def ops(self) -> Counter[str]:
+        """How often each operation occurs; leaves aren't operations."""
+        return Counter(node.op for node in self.nodes if node.op is not None)
+
+    @property
+    def saved_bytes(self) -> int:
+        """The bytes of memory that the graph holds for backward, each buffer once.
+
+        The leaves' own data are not among them: they live as long as their tensors, with or without a
+        backward pass.
+        """
+        held: dict[int, int] = {}
+        own = {id(_owner(node.data)) for node in self.nodes if isinstance(node, Leaf)}
+        for node in self.nodes:
+            for edge in node.edges:
+                for array in _arrays(edge[3]):
+                    owner = _owner(array)
+                    if id(owner) not in own:
+                        held[id(owner)] = owner.nbytes
+        return sum(held.values())
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __repr__(self) -> str:
+        return f"<Graph of {len(self)} nodes: {dict(self.ops)}>"
+
+    def values(self) -> dict[Node, Any]:
+        """The value of every node, to the bit: the leaves' own, what was saved, and the rest computed anew.
+
+        `RuntimeError` where a leaf was assigned to since a node read it.
+        """
+        known: dict[Node, Any] = {}
+        for node in self.nodes:
+            node.check_guards()
+            if isinstance(node, Leaf):
+                known[node] = node.data
+                continue
+            for _, position, _, read in node.edges:
+                for code, value in zip(node.primitive.position_reads(position), read, strict=True):  # type: ignore[union-attr]
+                    if code == OUT:
+                        known[node] = value
+        for node in self.nodes:
+            if node not in known:
+                known[node] = compute(
+                    node, [known.get(arg, arg) if isinstance(arg, Node) else arg for arg in node.args]
+                )
+        return known
+
+
+def compute(node: Node, args: list[Any]) -> Any:
+    """Run a node's operation again on the values of its arguments."""
+    out = node.primitive.forward(*args, **node.params)  # type: ignore[union-attr]
+    return out[0] if node.primitive.joint else out  # type: ignore[union-attr]
+
+
+def _arrays(read: Any) -> Iterator[np.ndarray[Any, Any]]:
+    for value in read:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _arrays(value)
+
+
+def _owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -1,0 +1,621 @@
+"""The operations, each beside its derivative.
+
+A rule computes an input's gradient from `g`, the gradient of the result; see `primitive` for what its other
+parameters mean. Rules divide by integers where others would multiply by floats, so that they are exact on
+rational numbers. Every function here takes arrays and gives arrays, or takes tensors among them and gives a
+recorded tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .node import Array
+from .primitive import primitive
+
+Axis = int | Sequence[int] | None
+
+
+# --- Elementwise, two inputs -------------------------------------------------------------------------------
+
+
+@primitive(lambda g: g, lambda g: g)
+def add(a: Any, b: Any, /) -> Any:
+    """A + b, broadcast.
+
+    >>> import autograd_bn as ag
+    >>> ag.add([1.0, 2.0], 3.0)
+    array([4., 5.])
+    """
+    return a + b
+
+
+@primitive(lambda g: g, lambda g: -g)
+def subtract(a: Any, b: Any, /) -> Any:
+    """A - b, broadcast.
+
+    >>> import autograd_bn as ag
+    >>> ag.subtract([1.0, 2.0], 3.0)
+    array([-2., -1.])
+    """
+    return a - b
+
+
+@primitive(lambda g, b: g * b, lambda g, a: g * a)
+def multiply(a: Any, b: Any, /) -> Any:
+    """A * b, broadcast.
+
+    >>> import autograd_bn as ag
+    >>> ag.multiply([1.0, 2.0], 3.0)
+    array([3., 6.])
+    """
+    return a * b
+
+
+@primitive(lambda g, b: g / b, lambda g, b, out: -g * out / b)
+def divide(a: Any, b: Any, /) -> Any:
+    """A / b, broadcast.
+
+    >>> import autograd_bn as ag
+    >>> ag.divide([1.0, 2.0], 4.0)
+    array([0.25, 0.5 ])
+    """
+    return a / b
+
+
+# b - 1 is taken at b = 0 only where its factor b is 0: there the power must stay finite.
+@primitive(
+    lambda g, a, b: g * b * power(a, where(b == 0, 1, b - 1) if np.ndim(b) else b - 1 if b != 0 else 1),
+    lambda g, a, out: g * out * log(where(a == 0, 1, a)),
+)
+def power(a: Any, b: Any, /) -> Any:
+    """A ** b, broadcast. The gradient of `b` needs `a` >= 0.
+
+    >>> import autograd_bn as ag
+    >>> ag.power([1.0, 2.0], 3)
+    array([1., 8.])
+    """
+    return a**b
+
+
+@primitive(
+    lambda g, a, b: where(a > b, g, where(a == b, g / 2, 0)),
+    lambda g, a, b: where(b > a, g, where(a == b, g / 2, 0)),
+)
+def maximum(a: Any, b: Any, /) -> Any:
+    """The larger of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
+
+    >>> import autograd_bn as ag
+    >>> ag.maximum([1.0, 5.0], 3.0)
+    array([3., 5.])
+    """
+    return np.maximum(a, b)
+
+
+@primitive(
+    lambda g, a, b: where(a < b, g, where(a == b, g / 2, 0)),
+    lambda g, a, b: where(b < a, g, where(a == b, g / 2, 0)),
+)
+def minimum(a: Any, b: Any, /) -> Any:
+    """The smaller of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
+
+    >>> import autograd_bn as ag
+    >>> ag.minimum([1.0, 5.0], 3.0)
+    array([1., 3.])
+    """
+    return np.minimum(a, b)
+
+
+@primitive(None, lambda g, condition: where(condition, g, 0), lambda g, condition: where(condition, 0, g))
+def where(condition: Any, a: Any, b: Any, /) -> Any:
+    """`a` where `condition` holds, else `b`, broadcast. `condition` is a constant to the derivative.
+
+    >>> import autograd_bn as ag
+    >>> ag.where([True, False], [1.0, 2.0], 0.0)
+    array([1., 0.])
+    """
+    return np.where(condition, a, b)
+
+
+# --- Elementwise, one input --------------------------------------------------------------------------------
+
+
+@primitive(lambda g: -g)
+def negative(x: Any, /) -> Any:
+    """-x.
+
+    >>> import autograd_bn as ag
+    >>> ag.negative([1.0, -2.0])
+    array([-1.,  2.])
+    """
+    return -x
+
+
+@primitive(lambda g, out: g * out)
+def exp(x: Any, /) -> Any:
+    """E to the power `x`.
+
+    >>> import autograd_bn as ag
+    >>> ag.exp([0.0, 1.0])
+    array([1.        , 2.71828183])
+    """
+    return np.exp(x)
+
+
+@primitive(lambda g, x: g / x)
+def log(x: Any, /) -> Any:
+    """The natural logarithm.
+
+    >>> import autograd_bn as ag
+    >>> ag.log([1.0, 2.0])
+    array([0.        , 0.69314718])
+    """
+    return np.log(x)
+
+
+@primitive(lambda g, out: g / (2 * out))
+def sqrt(x: Any, /) -> Any:
+    """The square root. On exact rationals it is exact, or raises `ValueError` where the root is irrational.
+
+    >>> import autograd_bn as ag
+    >>> ag.sqrt([4.0, 9.0])
+    array([2., 3.])
+    """
+    return exact_sqrt(x) if x.dtype == object else np.sqrt(x)
+
+
+@primitive(lambda g, out: g * (out * out * out) / -2)
+def rsqrt(x: Any, /) -> Any:
+    """1 / sqrt(x). On exact rationals it is exact, or raises `ValueError` where the root is irrational.
+
+    >>> import autograd_bn as ag
+    >>> ag.rsqrt([4.0, 16.0])
+    array([0.5 , 0.25])
+    """
+    return 1 / (exact_sqrt(x) if x.dtype == object else np.sqrt(x))
+
+
+@primitive(lambda g, x: g * (2 * x))
+def square(x: Any, /) -> Any:
+    """X * x.
+
+    >>> import autograd_bn as ag
+    >>> ag.square([1.0, -3.0])
+    array([1., 9.])
+    """
+    return x * x
+
+
+@primitive(lambda g, x: g * np.sign(x))
+def abs(x: Any, /) -> Any:
+    """The absolute value. Its derivative at 0 is taken as 0.
+
+    >>> import autograd_bn as ag
+    >>> ag.abs([1.0, -3.0])
+    array([1., 3.])
+    """
+    return np.abs(x)
+
+
+@primitive(lambda g, out: g * (1 - out * out))
+def tanh(x: Any, /) -> Any:
+    """The hyperbolic tangent.
+
+    >>> import autograd_bn as ag
+    >>> ag.tanh([0.0, 1.0])
+    array([0.        , 0.76159416])
+    """
+    return np.tanh(x)
+
+
+@primitive(lambda g, out: g * (out * (1 - out)))
+def sigmoid(x: Any, /) -> Any:
+    """1 / (1 + exp(-x)), without overflow at either end.
+
+    >>> import autograd_bn as ag
+    >>> ag.sigmoid([0.0, -1000.0])
+    array([0.5, 0. ])
+    """
+    positive = x.real >= 0
+    e = np.exp(np.where(positive, -x, x))
+    return np.where(positive, 1, e) / (1 + e)
+
+
+@primitive(lambda g, out: where(out > 0, g, 0))
+def relu(x: Any, /) -> Any:
+    """max(x, 0). Its derivative at 0 is taken as 0.
+
+    >>> import autograd_bn as ag
+    >>> ag.relu([-1.0, 2.0])
+    array([0., 2.])
+    """
+    return np.maximum(x, 0)
+
+
+@primitive(lambda g: g)
+def _astype(x: Any, /, dtype: Any) -> Any:
+    return x.astype(dtype)
+
+
+def astype(x: Any, dtype: Any) -> Any:
+    """`x` converted to `dtype`: to a float type recorded, to any other as a plain array.
+
+    >>> import autograd_bn as ag
+    >>> ag.tensor([1.5, 2.5]).astype("float32")
+    tensor([1.5, 2.5], shape=(2,), dtype=float32, op='astype')
+    """
+    dtype = np.dtype(dtype)
+    return _astype(x, dtype) if dtype.kind == "f" or dtype == x.dtype else x.data.astype(dtype)
+
+
+@primitive(lambda g: g)
+def copy(x: Any, /) -> Any:
+    """A copy of `x`.
+
+    >>> import autograd_bn as ag
+    >>> ag.tensor([1.0]).copy()
+    tensor([1.], shape=(1,), dtype=float64, op='copy')
+    """
+    return np.array(x)
+
+
+@primitive(view=True)
+def stop_gradient(x: Any, /) -> Any:
+    """`x`, a constant to the derivative: no gradient flows through this node, and a picture shows the cut.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor(3.0, requires_grad=True)
+    >>> ag.grad(x * ag.stop_gradient(x), [x])
+    (array(3.),)
+    """
+    return x[...]
+
+
+def exact_sqrt(x: Array) -> Array:
+    """The square roots of exact rationals; `ValueError` names the first that is not rational."""
+
+    def root(element: Any) -> Fraction:
+        number = Fraction(element)
+        if number >= 0:
+            found = Fraction(math.isqrt(number.numerator), math.isqrt(number.denominator))
+            if found * found == number:
+                return found
+        raise ValueError(f"the square root of {number} is not rational, so there is no exact answer")
+
+    return np.asarray(np.frompyfunc(root, 1, 1)(x), dtype=object)
+
+
+# --- Sums and other reductions -----------------------------------------------------------------------------
+
+
+def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """`axis` of a NumPy reduction as a sorted tuple of non-negative axes."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, ndim)))
+
+
+def count(shape: tuple[int, ...], axis: Axis) -> int:
+    """How many elements are reduced to one."""
+    return math.prod([shape[i] for i in reduced_axes(axis, len(shape))])
+
+
+def _spread(g: Any, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Any:
+    """The value of a reduction, laid over the shape that was reduced."""
+    if not keepdims:
+        axes = reduced_axes(axis, len(shape))
+        g = reshape(g, tuple([1 if i in axes else n for i, n in enumerate(shape)]))
+    return broadcast_to(g, shape)
+
+
+@primitive(lambda g, shape, axis, keepdims: _spread(g, shape, axis, keepdims))
+def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The sum over `axis` (all axes by default).
+
+    >>> import autograd_bn as ag
+    >>> ag.sum([[1.0, 2.0], [3.0, 4.0]], axis=0)
+    array([4., 6.])
+    """
+    return np.sum(x, axis=_axis(axis), keepdims=keepdims)
+
+
+@primitive(lambda g, shape, axis, keepdims: _spread(g / count(shape, axis), shape, axis, keepdims))
+def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The mean over `axis` (all axes by default).
+
+    >>> import autograd_bn as ag
+    >>> ag.mean([[1.0, 2.0], [3.0, 4.0]], axis=0)
+    array([2., 3.])
+    """
+    return np.mean(x, axis=_axis(axis), keepdims=keepdims)
+
+
+@primitive(
+    lambda g, x, shape, axis, ddof, keepdims: (
+        _spread(g, shape, axis, keepdims) * (2 * (x - mean(x, axis, True)) / (count(shape, axis) - ddof))
+    )
+)
+def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
+    """The variance over `axis` (all axes by default): mean of squared deviations, n - ddof for n.
+
+    >>> import autograd_bn as ag
+    >>> ag.var([[1.0, 2.0], [3.0, 4.0]], axis=0)
+    array([1., 1.])
+    """
+    axis = _axis(axis)
+    deviation = x - np.mean(x, axis=axis, keepdims=True)
+    biased = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
+    n = count(np.shape(x), axis)
+    return biased * n / (n - ddof) if ddof else biased
+
+
+def _share(g: Any, x: Any, out: Any, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Any:
+    """The gradient of an extreme value, in equal parts to all the elements that attain it."""
+    extreme = _spread(out, shape, axis, keepdims)
+    hit = (x == extreme) | (x != x)
+    ties = np.sum(hit, axis=_axis(axis), keepdims=keepdims)
+    return where(hit, _spread(g / ties.astype(g.dtype), shape, axis, keepdims), 0)
+
+
+@primitive(_share)
+def max(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The largest element over `axis` (all axes by default). Ties share the gradient equally.
+
+    >>> import autograd_bn as ag
+    >>> ag.max([[1.0, 5.0], [3.0, 4.0]], axis=0)
+    array([3., 5.])
+    """
+    return np.max(x, axis=_axis(axis), keepdims=keepdims)
+
+
+@primitive(_share)
+def min(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The smallest element over `axis` (all axes by default). Ties share the gradient equally.
+
+    >>> import autograd_bn as ag
+    >>> ag.min([[1.0, 5.0], [3.0, 4.0]], axis=0)
+    array([1., 4.])
+    """
+    return np.min(x, axis=_axis(axis), keepdims=keepdims)
+
+
+@primitive(
+    lambda g, x, out, shape, axis, keepdims: (
+        _spread(g, shape, axis, keepdims) * exp(x - _spread(out, shape, axis, keepdims))
+    )
+)
+def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))) over `axis` (all axes by default), without overflow.
+
+    >>> import autograd_bn as ag
+    >>> ag.logsumexp([1000.0, 1000.0])
+    array(1000.69314718)
+    """
+    shift = _finite_max(x, axis)
+    total = np.log(np.sum(np.exp(x - shift), axis=_axis(axis), keepdims=True)) + shift
+    return total if keepdims else np.squeeze(total, axis=reduced_axes(axis, np.ndim(x)))
+
+
+@primitive(lambda g, out, axis: (g - sum(g * out, axis, True)) * out)
+def softmax(x: Any, /, axis: Axis = -1) -> Any:
+    """exp(x) / sum(exp(x)) over `axis`, without overflow.
+
+    >>> import autograd_bn as ag
+    >>> ag.softmax([1.0, 1.0])
+    array([0.5, 0.5])
+    """
+    e = np.exp(x - _finite_max(x, axis))
+    return e / np.sum(e, axis=_axis(axis), keepdims=True)
+
+
+@primitive(lambda g, out, axis: g - exp(out) * sum(g, axis, True))
+def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
+    """log(softmax(x)) over `axis`, without overflow or cancellation.
+
+    >>> import autograd_bn as ag
+    >>> ag.log_softmax([0.0, -1000.0])
+    array([    0., -1000.])
+    """
+    shifted = x - _finite_max(x, axis)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=_axis(axis), keepdims=True))
+
+
+def _finite_max(x: Any, axis: Axis) -> Any:
+    top = np.max(x.real, axis=_axis(axis), keepdims=True)
+    return np.where(np.isfinite(top), top, 0)
+
+
+def _axis(axis: Axis) -> Any:
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
+# --- Shape and place ---------------------------------------------------------------------------------------
+
+
+@primitive(lambda g, shape: reshape(g, shape), view=True)
+def reshape(x: Any, /, shape: int | Sequence[int]) -> Any:
+    """`x` in another shape of the same size; one length may be -1.
+
+    >>> import autograd_bn as ag
+    >>> ag.reshape([1.0, 2.0], (2, 1)).shape
+    (2, 1)
+    """
+    return np.reshape(x, shape)
+
+
+@primitive(lambda g, axes: transpose(g, None if axes is None else tuple(np.argsort(axes).tolist())), view=True)
+def transpose(x: Any, /, axes: Sequence[int] | None = None) -> Any:
+    """`x` with its axes in the order `axes` (reversed by default).
+
+    >>> import autograd_bn as ag
+    >>> ag.transpose([[1.0, 2.0], [3.0, 4.0]])
+    array([[1., 3.],
+           [2., 4.]])
+    """
+    return np.transpose(x, axes)
+
+
+@primitive(lambda g, shape: sum_to(g, shape), view=True)
+def _broadcast_to(x: Any, /, to: tuple[int, ...]) -> Any:
+    return np.broadcast_to(x, to)
+
+
+def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
+    """`x` repeated along new axes and axes of length 1 to `shape`, as broadcasting does.
+
+    >>> import autograd_bn as ag
+    >>> ag.broadcast_to([1.0, 2.0], (2, 2))
+    array([[1., 2.],
+           [1., 2.]])
+    """
+    return _broadcast_to(x, (shape,) if isinstance(shape, int) else tuple(shape))
+
+
+@primitive(lambda g, shape: broadcast_to(g, shape))
+def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
+    """`x` summed over the axes that broadcasting from shape `to` would add: the transpose of `broadcast_to`."""
+    lead = np.ndim(x) - len(to)
+    axes = tuple([i + lead for i, n in enumerate(to) if n == 1 and np.shape(x)[i + lead] != 1])
+    return np.reshape(np.sum(x, axis=tuple(range(lead)) + axes), to)
+
+
+def _place(shapes: tuple[tuple[int, ...], ...], position: int, axis: int) -> tuple[slice, ...]:
+    axis %= len(shapes[position])
+    start = 0
+    for shape in shapes[:position]:
+        start += shape[axis]
+    return (slice(None),) * axis + (slice(start, start + shapes[position][axis]),)
+
+
+@primitive(lambda g, shapes, position, axis: g[_place(shapes, position, axis)])
+def _concatenate(*arrays: Any, axis: int) -> Any:
+    return np.concatenate(arrays, axis=axis)
+
+
+def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
+    """The arrays joined along an axis that they have (`None`: flattened first).
+
+    >>> import autograd_bn as ag
+    >>> ag.concatenate([[1.0], [2.0, 3.0]])
+    array([1., 2., 3.])
+    """
+    if axis is None:
+        return _concatenate(*[reshape(array, -1) for array in arrays], axis=0)
+    return _concatenate(*arrays, axis=axis)
+
+
+@primitive(lambda g, position, out_axis: g[(slice(None),) * out_axis + (position,)])
+def _stack(*arrays: Any, out_axis: int) -> Any:
+    return np.stack(arrays, axis=out_axis)
+
+
+def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """The arrays, all of one shape, joined along a new axis.
+
+    >>> import autograd_bn as ag
+    >>> ag.stack([[1.0], [2.0]])
+    array([[1.],
+           [2.]])
+    """
+    ndim = np.ndim(arrays[0]) + 1 if len(arrays) else 1
+    return _stack(*arrays, out_axis=np.lib.array_utils.normalize_axis_index(axis, ndim))
+
+
+@primitive(lambda g, shape, index: scatter(g, index, shape), view=True)
+def getitem(x: Any, /, index: Any) -> Any:
+    """x[index], with NumPy's basic and advanced indexing."""
+    return np.asarray(x)[index]
+
+
+@primitive(lambda g, index: getitem(g, index))
+def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
+    """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
+    out = np.zeros(to, dtype=x.dtype)
+    np.add.at(out, index, x)
+    return out
+
+
+# --- Products ----------------------------------------------------------------------------------------------
+
+
+def _matmul_gradient(g: Any, other: Any, shapes: tuple[tuple[int, ...], ...], left: bool) -> Any:
+    """The gradient of one factor; a 1-d factor is a row on the left, a column on the right."""
+    a, b = shapes
+    if len(b) == 1:
+        g = reshape(g, (*np.shape(g), 1))
+    if len(a) == 1:
+        g = reshape(g, (*np.shape(g)[:-1], 1, np.shape(g)[-1]))
+    if left:
+        other = reshape(other, (-1, 1)) if len(b) == 1 else other
+        out = g @ swapaxes(other, -1, -2)
+        return reshape(out, np.shape(out)[:-2] + np.shape(out)[-1:]) if len(a) == 1 else out
+    other = reshape(other, (1, -1)) if len(a) == 1 else other
+    out = swapaxes(other, -1, -2) @ g
+    return reshape(out, np.shape(out)[:-1]) if len(b) == 1 else out
+
+
+@primitive(
+    lambda g, b, shapes: _matmul_gradient(g, b, shapes, True),
+    lambda g, a, shapes: _matmul_gradient(g, a, shapes, False),
+)
+def matmul(a: Any, b: Any, /) -> Any:
+    """The matrix product, over leading axes broadcast; a 1-d factor is a vector.
+
+    >>> import autograd_bn as ag
+    >>> ag.matmul([[1.0, 2.0]], [3.0, 4.0])
+    array([11.])
+    """
+    return a @ b
+
+
+# --- Spelled with the above --------------------------------------------------------------------------------
+
+
+def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
+    """`x` with two axes exchanged."""
+    axes = list(range(np.ndim(x)))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return transpose(x, tuple(axes))
+
+
+def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
+    """The standard deviation: the root of `var`."""
+    return sqrt(var(x, axis, ddof, keepdims))
+
+
+def squeeze(x: Any, axis: Axis = None) -> Any:
+    """`x` without the axes of length 1, or without those in `axis`."""
+    return reshape(x, np.squeeze(np.empty(np.shape(x), dtype=bool), axis=_axis(axis)).shape)
+
+
+def expand_dims(x: Any, axis: int | Sequence[int]) -> Any:
+    """`x` with new axes of length 1 at `axis`."""
+    return reshape(x, np.expand_dims(np.empty(np.shape(x), dtype=bool), axis).shape)
+
+
+def ravel(x: Any) -> Any:
+    """`x` as one row of elements."""
+    return reshape(x, -1)
+
+
+def dot(a: Any, b: Any) -> Any:
+    """`numpy.dot` of factors with at most two axes."""
+    if np.ndim(a) > 2 or np.ndim(b) > 2:
+        raise TypeError(f"dot of {np.ndim(a)}-d and {np.ndim(b)}-d operands is not supported: use matmul")
+    return a @ b if np.ndim(a) and np.ndim(b) else a * b
+
+
+def reciprocal(x: Any) -> Any:
+    """1 / x."""
+    return 1 / x
+
+
+def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
+    """`x` kept between two bounds."""
+    x = x if a_min is None else maximum(x, a_min)
+    return x if a_max is None else minimum(x, a_max)

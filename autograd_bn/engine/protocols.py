@@ -1,0 +1,123 @@
+"""How tensors answer to Python's operators and to NumPy's own functions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import operations as ops
+from .tensor import Tensor
+
+# NumPy's function -> ours. A function in neither table has no rule, and raises.
+_RECORDED: dict[Any, Callable[..., Any]] = {
+    getattr(np, name): getattr(ops, name)
+    for name in (
+        "add subtract multiply divide negative power matmul exp log sqrt square abs tanh "
+        "maximum minimum where sum mean var std max min reshape transpose broadcast_to "
+        "concatenate stack squeeze expand_dims ravel dot swapaxes reciprocal clip copy"
+    ).split()
+} | {np.positive: ops.copy, np.conjugate: ops.copy}
+
+# Piecewise constant, or not numbers at all: computed on the values, not recorded.
+_PLAIN = {
+    getattr(np, name)
+    for name in (
+        "greater greater_equal less less_equal equal not_equal sign isnan isfinite isinf floor "
+        "ceil rint argmax argmin argsort shape ndim size zeros_like ones_like full_like "
+        "empty_like allclose isclose array_equal array_repr array_str array2string "
+        "count_nonzero may_share_memory shares_memory"
+    ).split()
+}
+
+_REDUCTIONS = {np.add: ops.sum, np.maximum: ops.max, np.minimum: ops.min}
+
+
+def _array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    if "out" in kwargs:
+        raise TypeError(
+            f"np.{ufunc.__name__} can't write a tensor's result into an array in place (out=, or +=, -=, *=, /= on "
+            "an array): write a = a + t"
+        )
+    if method == "reduce" and ufunc in _REDUCTIONS:
+        return _REDUCTIONS[ufunc](*inputs, **{"axis": 0, **kwargs})
+    if method != "__call__":
+        raise TypeError(f"np.{ufunc.__name__}.{method} has no rule for tensors")
+    return _call(ufunc, inputs, kwargs)
+
+
+def _array_function(self: Tensor, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _call(func, args, kwargs)
+
+
+def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if func in _RECORDED:
+        return _RECORDED[func](*args, **kwargs)
+    if func in _PLAIN:
+        return func(*map(_values, args), **{name: _values(value) for name, value in kwargs.items()})
+    raise TypeError(f"np.{func.__name__} has no rule for tensors; use t.data for a result without gradient")
+
+
+def _values(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda b, a: function(a, b)
+
+
+def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: compare(a.data, _values(b))
+
+
+def _variadic(function: Callable[[Any, Any], Any], default: Any = None) -> Callable[..., Any]:
+    """A method that takes a shape or axes as one sequence or spelled out: `t.reshape(2, 3)`."""
+
+    def method(self: Any, *items: Any) -> Any:
+        return function(self, items[0] if len(items) == 1 and not isinstance(items[0], int) else items or default)
+
+    return method
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "__array_ufunc__": _array_ufunc,
+    "__array_function__": _array_function,
+    "__neg__": ops.negative,
+    "__pos__": ops.copy,
+    "__abs__": ops.abs,
+    "__getitem__": ops.getitem,
+    "reshape": _variadic(ops.reshape),
+    "transpose": _variadic(ops.transpose),
+    "flatten": ops.ravel,
+}
+for _name in (
+    "sum",
+    "mean",
+    "var",
+    "std",
+    "max",
+    "min",
+    "ravel",
+    "squeeze",
+    "swapaxes",
+    "dot",
+    "copy",
+    "astype",
+):
+    _METHODS[_name] = getattr(ops, _name)
+for _name, _function in (
+    ("add", ops.add),
+    ("sub", ops.subtract),
+    ("mul", ops.multiply),
+    ("truediv", ops.divide),
+    ("pow", ops.power),
+    ("matmul", ops.matmul),
+):
+    _METHODS[f"__{_name}__"] = _function
+    _METHODS[f"__r{_name}__"] = _reflected(_function)
+for _compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+    _METHODS[f"__{_compare.__name__}__"] = _comparison(_compare)
+for _name, _function in _METHODS.items():
+    setattr(Tensor, _name, _function)

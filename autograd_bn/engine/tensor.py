@@ -1,0 +1,269 @@
+"""`Tensor`: a value and its place in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from numbers import Rational
+from typing import Any, final
+
+import numpy as np
+
+from .node import Array, Leaf, Node
+
+
+@final
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Made by `tensor` and `as_tensor`, or by an operation on other tensors. It has NumPy's operators and
+    methods (`sum`, `mean`, `var`, `max`, `min`, `reshape`, `transpose`, `T`, indexing, ...) and follows
+    NumPy's promotion, with Python scalars weak.
+
+    >>> import autograd_bn as ag
+    >>> w = ag.tensor([1.0, -2.0], requires_grad=True, name="w")
+    >>> (w * w).sum().backward()
+    >>> w.grad
+    array([ 2., -4.])
+    """
+
+    __slots__ = ("__weakref__", "_value", "node")
+
+    def __init__(self, value: Any, node: Node) -> None:
+        self._value = value
+        self.node = node
+
+    @property
+    def data(self) -> Array:
+        """The values, shared: writable in a leaf, read-only in a computed tensor."""
+        value = self._value
+        if not isinstance(self.node, Leaf):
+            value = np.asarray(value)
+            value.flags.writeable = False
+        return value  # type: ignore[no-any-return]
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        if value is self._value and isinstance(self.node, Leaf):  # t.data -= step ends here
+            self.node.buffer.version += 1  # type: ignore[union-attr]
+        else:
+            self.assign(value)
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient that `backward` has added up so far, or `None`."""
+        return self.node.grad if isinstance(self.node, Leaf) else None
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None:
+            value = np.array(value, dtype=self.dtype)
+            if value.shape != self.shape:
+                raise ValueError(f"grad has shape {value.shape}, expected the tensor's shape {self.shape}")
+        self._leaf("grad can be set").grad = value
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient may flow to this tensor."""
+        return self.node.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        leaf = self._leaf("requires_grad can be set")
+        if value:
+            check_differentiable(leaf.data)
+        leaf.requires_grad = bool(value)
+
+    @property
+    def name(self) -> str | None:
+        """A name for pictures, tables and error messages."""
+        return self.node.name
+
+    @name.setter
+    def name(self, value: str | None) -> None:
+        self.node.name = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        return self.node.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements."""
+        return self.node.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.node.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.size(self._value))
+
+    @property
+    def T(self) -> Tensor:
+        """The tensor with its axes reversed."""
+        return self.transpose()
+
+    def item(self) -> Any:
+        """The only element, as a Python scalar; `ValueError` if there are more."""
+        return np.asarray(self._value).item()
+
+    def numpy(self) -> Array:
+        """The values as an array, shared; the same as `data`."""
+        return self.data
+
+    def detach(self) -> Tensor:
+        """A leaf with the same memory and no history; no gradient flows through it."""
+        buffer = self.node.buffer if isinstance(self.node, Leaf) else None
+        return Tensor(self.data, Leaf(self.data, buffer=buffer))
+
+    def zero_grad(self) -> None:
+        """Forget the gradient: `grad` is `None` again."""
+        self.grad = None
+
+    def assign(self, value: Any) -> None:
+        """Overwrite a leaf's values in place, keeping its memory, shape and dtype.
+
+        The assignment is counted: a backward pass that would read an overwritten value raises
+        `RuntimeError` in place of a wrong gradient. `ValueError` where shapes differ, `TypeError` where
+        the values don't fit the dtype, `RuntimeError` on a computed tensor.
+        """
+        leaf = self._leaf("assign() works")
+        array = np.asarray(value)
+        if array.shape != self.shape:
+            raise ValueError(f"value has shape {array.shape}, expected the tensor's shape {self.shape}")
+        if not np.can_cast(array.dtype, self.dtype, "same_kind"):
+            raise TypeError(f"value has dtype {array.dtype}, which does not fit the tensor's {self.dtype}")
+        np.copyto(leaf.data, array, casting="same_kind")
+        leaf.buffer.version += 1  # type: ignore[union-attr]
+
+    def _leaf(self, what: str) -> Leaf:
+        if not isinstance(self.node, Leaf):
+            raise RuntimeError(f"{what} on leaf tensors only, and this one was computed by {self.node.op!r}")
+        return self.node
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a tensor without axes")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    __hash__ = object.__hash__
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        name = f", name={self.name!r}" if self.name else ""
+        op = f", op={self.node.op!r}" if self.node.op else ""
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        value = np.array2string(np.asarray(self._value), separator=", ", prefix="tensor(")
+        return f"tensor({value}, shape={self.shape}, dtype={self.dtype}{op}{name}{grad})"
+
+    # Bound where the operations are declared.
+    backward: Callable[..., None]
+    sum: Callable[..., Tensor]
+    mean: Callable[..., Tensor]
+    var: Callable[..., Tensor]
+    std: Callable[..., Tensor]
+    max: Callable[..., Tensor]
+    min: Callable[..., Tensor]
+    reshape: Callable[..., Tensor]
+    transpose: Callable[..., Tensor]
+    ravel: Callable[..., Tensor]
+    flatten: Callable[..., Tensor]
+    squeeze: Callable[..., Tensor]
+    swapaxes: Callable[..., Tensor]
+    dot: Callable[..., Tensor]
+    copy: Callable[..., Tensor]
+    astype: Callable[..., Any]
+    __add__: Callable[..., Tensor]
+    __radd__: Callable[..., Tensor]
+    __sub__: Callable[..., Tensor]
+    __rsub__: Callable[..., Tensor]
+    __mul__: Callable[..., Tensor]
+    __rmul__: Callable[..., Tensor]
+    __truediv__: Callable[..., Tensor]
+    __rtruediv__: Callable[..., Tensor]
+    __pow__: Callable[..., Tensor]
+    __rpow__: Callable[..., Tensor]
+    __matmul__: Callable[..., Tensor]
+    __rmatmul__: Callable[..., Tensor]
+    __neg__: Callable[..., Tensor]
+    __pos__: Callable[..., Tensor]
+    __abs__: Callable[..., Tensor]
+    __getitem__: Callable[..., Tensor]
+    __lt__: Callable[..., Array]
+    __le__: Callable[..., Array]
+    __gt__: Callable[..., Array]
+    __ge__: Callable[..., Array]
+
+
+def check_differentiable(data: Array) -> None:
+    """Raise `TypeError` unless `data` are floats or exact rational numbers."""
+    if data.dtype.kind == "f":
+        return
+    if data.dtype == object:
+        for element in data.flat:
+            if not isinstance(element, Rational):
+                raise TypeError(
+                    "requires_grad=True on an object array needs exact rational numbers (int, Fraction), "
+                    f"got an element of type {type(element).__name__}"
+                )
+        return
+    raise TypeError(
+        f"requires_grad=True needs floating-point data or exact rationals, got dtype {data.dtype}; "
+        "pass dtype=float to convert"
+    )
+
+
+def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
+    """A new leaf tensor that holds a copy of `data`.
+
+    `data` is anything `numpy.array` takes; `dtype` converts it. With `requires_grad=True` the data must be
+    floats of any width or an object array of exact rationals: anything else raises `TypeError`.
+
+    >>> import autograd_bn as ag
+    >>> ag.tensor([1, 2], dtype="float32", requires_grad=True)
+    tensor([1., 2.], shape=(2,), dtype=float32, requires_grad=True)
+    """
+    return _leaf(np.array(data, dtype=dtype), requires_grad, name)
+
+
+def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
+    """A leaf tensor that shares the array's memory where its dtype allows; a tensor comes back as it is.
+
+    Writing to the array by hand isn't counted as `Tensor.assign` is: do it between passes only.
+
+    >>> import autograd_bn as ag
+    >>> array = np.zeros(2)
+    >>> ag.as_tensor(array).assign([1.0, 2.0])
+    >>> array
+    array([1., 2.])
+    """
+    if isinstance(array, Tensor) and not requires_grad and dtype is None and name is None:
+        return array
+    return _leaf(np.asarray(array, dtype=dtype), requires_grad, name)
+
+
+def _leaf(data: Array, requires_grad: bool, name: str | None) -> Tensor:
+    if requires_grad:
+        check_differentiable(data)
+    leaf = Leaf(data, bool(requires_grad))
+    leaf.name = name
+    return Tensor(data, leaf)

@@ -1,0 +1,1 @@
+"""Toy models: modules, losses, optimisers, data and checkpoints."""
