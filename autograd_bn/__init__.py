@@ -9,10 +9,12 @@ from .engine import *  # noqa: F403
 __version__ = "0.1.0"
 
 # What a first forward and backward pass does not need is imported when it is first asked for.
-_ROOMS: dict[str, str] = {}
+_ROOMS: dict[str, str] = {
+    "data": "nn.data",
+}
 
 if TYPE_CHECKING:
-    pass
+    from .nn import data as data
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Batch norm: the two forms against each other."""
 
-import autograd_bn as ag
 import numpy as np
+
+import autograd_bn as ag
 
 
 def test_composed_form_records_the_nine_operations_in_order():

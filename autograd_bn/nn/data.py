@@ -1,0 +1,52 @@
+"""The packaged digits, and mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from ..engine.node import Array
+
+
+def load_digits() -> tuple[Array, Array]:
+    """Handwritten digits: images (1797, 8, 8), float32 from 0 to 1, and their labels (1797,), int64 from 0 to 9.
+
+    New arrays at every call. From E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits",
+    UCI Machine Learning Repository, 1998, doi 10.24432/C50P49, CC BY 4.0.
+
+    >>> import autograd_bn as ag
+    >>> images, labels = ag.data.load_digits()
+    >>> images.shape, images.dtype.name, labels[:10]
+    ((1797, 8, 8), 'float32', array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]))
+    """
+    with (files(__package__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return archive["images"].astype(np.float32) / 16, archive["labels"].astype(np.int64)
+
+
+def batches(x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
+    """One pass over the rows of `x` and `y`, `size` at a time; the last batch has the rows that are left.
+
+    `rng`, a generator or a seed, shuffles the rows; without it they come in order, as views. Bad arguments
+    raise `ValueError` or `TypeError` at the call, before the first batch.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> [len(x) for x, y in ag.data.batches(np.zeros((5, 2)), np.zeros(5), 2, rng=0)]
+    [2, 2, 1]
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if not x.ndim or not y.ndim or len(x) != len(y):
+        raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size is {size!r}, expected a positive integer")
+    order = None if rng is None else np.random.default_rng(rng).permutation(len(x))
+
+    def rows() -> Iterator[tuple[Array, Array]]:
+        for start in range(0, len(x), size):
+            some = slice(start, start + size)
+            yield (x[some], y[some]) if order is None else (x[order[some]], y[order[some]])
+
+    return rows()
