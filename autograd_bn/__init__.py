@@ -10,11 +10,15 @@ __version__ = "0.1.0"
 
 # What a first forward and backward pass does not need is imported when it is first asked for.
 _ROOMS: dict[str, str] = {
+    "Comparison": "verify.compare:Comparison",
+    "compare": "verify.compare:compare",
     "data": "nn.data",
 }
 
 if TYPE_CHECKING:
     from .nn import data as data
+    from .verify.compare import Comparison as Comparison
+    from .verify.compare import compare as compare
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ def composed(
 
 
 def _centred(x: Any, mean: Any, var: Any, axes: tuple[int, ...], stop: frozenset[str]) -> tuple[Any, Any, Any]:
-    """X - mean, with the mean and variance of the batch recorded unless they are given."""
+    """x - mean, with the mean and variance of the batch recorded unless they are given."""
     training = mean is None
     if training:
         mean = ag.mean(x, axes, keepdims=True)

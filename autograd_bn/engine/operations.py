@@ -26,7 +26,7 @@ Axis = int | Sequence[int] | None
 
 @primitive(lambda g: g, lambda g: g)
 def add(a: Any, b: Any, /) -> Any:
-    """A + b, broadcast.
+    """a + b, broadcast.
 
     >>> import autograd_bn as ag
     >>> ag.add([1.0, 2.0], 3.0)
@@ -37,7 +37,7 @@ def add(a: Any, b: Any, /) -> Any:
 
 @primitive(lambda g: g, lambda g: -g)
 def subtract(a: Any, b: Any, /) -> Any:
-    """A - b, broadcast.
+    """a - b, broadcast.
 
     >>> import autograd_bn as ag
     >>> ag.subtract([1.0, 2.0], 3.0)
@@ -48,7 +48,7 @@ def subtract(a: Any, b: Any, /) -> Any:
 
 @primitive(lambda g, b: g * b, lambda g, a: g * a)
 def multiply(a: Any, b: Any, /) -> Any:
-    """A * b, broadcast.
+    """a * b, broadcast.
 
     >>> import autograd_bn as ag
     >>> ag.multiply([1.0, 2.0], 3.0)
@@ -59,7 +59,7 @@ def multiply(a: Any, b: Any, /) -> Any:
 
 @primitive(lambda g, b: g / b, lambda g, b, out: -g * out / b)
 def divide(a: Any, b: Any, /) -> Any:
-    """A / b, broadcast.
+    """a / b, broadcast.
 
     >>> import autograd_bn as ag
     >>> ag.divide([1.0, 2.0], 4.0)
@@ -74,7 +74,7 @@ def divide(a: Any, b: Any, /) -> Any:
     lambda g, a, out: g * out * log(where(a == 0, 1, a)),
 )
 def power(a: Any, b: Any, /) -> Any:
-    """A ** b, broadcast. The gradient of `b` needs `a` >= 0.
+    """a ** b, broadcast. The gradient of `b` needs `a` >= 0.
 
     >>> import autograd_bn as ag
     >>> ag.power([1.0, 2.0], 3)
@@ -138,7 +138,7 @@ def negative(x: Any, /) -> Any:
 
 @primitive(lambda g, out: g * out)
 def exp(x: Any, /) -> Any:
-    """E to the power `x`.
+    """e to the power `x`.
 
     >>> import autograd_bn as ag
     >>> ag.exp([0.0, 1.0])
@@ -182,7 +182,7 @@ def rsqrt(x: Any, /) -> Any:
 
 @primitive(lambda g, x: g * (2 * x))
 def square(x: Any, /) -> Any:
-    """X * x.
+    """x * x.
 
     >>> import autograd_bn as ag
     >>> ag.square([1.0, -3.0])
