@@ -173,7 +173,7 @@ def _weights(rng: np.random.Generator, t: Any) -> Array:
     eighths = rng.integers(-16, 17, np.shape(t))
     if t.dtype.kind == "O":
         return np.asarray(eighths.astype(object) * Fraction(1, 8), dtype=object)
-    return eighths.astype(t.dtype) / 8
+    return np.asarray(eighths.astype(t.dtype) / 8)
 
 
 def _reference(
