@@ -144,9 +144,10 @@ def topological_order(outputs: Iterable[Node]) -> list[Node]:
 
 
 class _Mode(threading.local):
-    """Whether operations are recorded, for each thread its own."""
+    """Whether operations are recorded, and whether a recorded training forward may move statistics; per thread."""
 
     recording = True
+    updating = True
 
 
 mode = _Mode()
@@ -169,3 +170,13 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         mode.recording = before
+
+
+@contextmanager
+def no_update() -> Iterator[None]:
+    """A forward pass inside the block, in this thread, leaves running statistics as they are."""
+    before, mode.updating = mode.updating, False
+    try:
+        yield
+    finally:
+        mode.updating = before
