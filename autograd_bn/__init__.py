@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import distributed as distributed
 from .batch_norm import *  # noqa: F403
 from .engine import *  # noqa: F403
 

@@ -10,36 +10,42 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import engine as ag
+from ..distributed.collectives import exchange
 from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.primitive import primitive
-from . import kernels
+from . import kernels, ranks
 
 
 def composed(
-    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str]
-) -> tuple[Any, Any, Any]:
-    """Batch norm as nine recorded operations; returns the mean and the variance too."""
-    centred, mean, var = _centred(x, mean, var, axes, stop)
+    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
+) -> tuple[Any, Any, Any, int]:
+    """Batch norm as nine recorded operations; returns the mean, the variance and their count too."""
+    centred, mean, var, n = _centred(x, mean, var, axes, stop, comm)
     y = ag.multiply(centred, ag.rsqrt(ag.add(var, eps)))
     if gamma is not None:
         y = ag.multiply(y, lay_along(gamma, x.shape, axes))
     if beta is not None:
         y = ag.add(y, lay_along(beta, x.shape, axes))
-    return y, mean, var
+    return y, mean, var, n
 
 
-def _centred(x: Any, mean: Any, var: Any, axes: tuple[int, ...], stop: frozenset[str]) -> tuple[Any, Any, Any]:
-    """x - mean, with the mean and variance of the batch recorded unless they are given."""
+def _centred(
+    x: Any, mean: Any, var: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
+) -> tuple[Any, Any, Any, int]:
+    """x - mean, with the mean and variance of the batch recorded unless they are given; and their count."""
     training = mean is None
+    n, average = count(x.shape, axes), ag.mean
+    if training and comm is not None:
+        n, average = ranks.weighted_mean(x, axes, stop, comm)
     if training:
-        mean = ag.mean(x, axes, keepdims=True)
+        mean = average(x, axes, keepdims=True)
         mean = ag.stop_gradient(mean) if "mean" in stop else mean
     centred = ag.subtract(x, mean)
     if training:
-        var = ag.mean(ag.square(centred), axes, keepdims=True)
+        var = average(ag.square(centred), axes, keepdims=True)
         var = ag.stop_gradient(var) if "var" in stop else var
-    return centred, mean, var
+    return centred, mean, var, n
 
 
 def _gradients(
@@ -54,47 +60,50 @@ def _gradients(
     kept: Any,
     axes: tuple[int, ...],
     stop: frozenset[str],
+    comm: Any,
 ) -> tuple[Any, ...]:
     """The derivative of `batch_norm`, with r = 1 / sqrt(var + eps) and n = (x - mean) * r:
 
     dx = gamma * r * (g - avg(g) - n * avg(g * n)): direct, through the mean, through the variance.
-    dgamma = sum(g * n), dbeta = sum(g).
+    dgamma = sum(g * n), dbeta = sum(g), with `comm` over this rank's rows alone: every rank holds a copy of
+    gamma and beta, and theirs is the derivative by the copy. The averages are over all ranks' rows.
 
     Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. The kept statistics
     are constants, so they serve a pass on plain arrays only: on tensors they are recorded anew as functions
     of `x`, which makes every further derivative right.
     """
     training = mean is None
-    n = count(x.shape, axes)
     laid_gamma = None if gamma is None else lay_along(gamma, x.shape, axes)
-    through_mean = training and "mean" not in stop
-    through_var = training and "var" not in stop
     dx: Any = None
     if isinstance(g, Tensor):
-        centred, _, var = _centred(x, mean, var, axes, stop)
+        centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
         scale = ag.rsqrt(ag.add(var, eps))
         normal = centred * scale
         total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
-        if wanted[0]:
-            dx = g
-            dx = dx - total / n if through_mean else dx
-            dx = dx - normal * (weighted / n) if through_var else dx
-            dx = dx * (scale if laid_gamma is None else scale * laid_gamma)
     else:
-        mean, _, scale = kept
+        mean, _, scale, n = kept
         total, weighted = kernels.backward_sums(g, x, mean, scale, axes)
-        if wanted[0]:
-            dx = kernels.input_gradient(
-                g,
-                x,
-                mean,
-                scale,
-                laid_gamma,
-                total / n if through_mean else 0,
-                weighted / n if through_var else 0,
-            )
     dgamma = ag.reshape(weighted, gamma.shape) if wanted[1] else None
     dbeta = ag.reshape(total, beta.shape) if wanted[2] else None
+    through_mean = training and n > 0 and "mean" not in stop
+    through_var = training and n > 0 and "var" not in stop
+    if comm is not None and wanted[0] and (through_mean or through_var):
+        total, weighted = ranks.sums(total, weighted, comm)
+    if wanted[0] and isinstance(g, Tensor):
+        dx = g
+        dx = dx - total / n if through_mean else dx
+        dx = dx - normal * (weighted / n) if through_var else dx
+        dx = dx * (scale if laid_gamma is None else scale * laid_gamma)
+    elif wanted[0]:
+        dx = kernels.input_gradient(
+            g,
+            x,
+            mean,
+            scale,
+            laid_gamma,
+            total / n if through_mean else 0,
+            weighted / n if through_var else 0,
+        )
     return dx, dgamma, dbeta, None, None, None
 
 
@@ -109,12 +118,16 @@ def _batch_norm(
     /,
     axes: tuple[int, ...],
     stop: frozenset[str],
+    comm: Any,
 ) -> Any:
     gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
-    if mean is None:
+    n = count(x.shape, axes)
+    if mean is None and comm is not None:
+        mean, var, n = ranks.statistics(x, axes, stop, comm)
+    elif mean is None:
         mean, var = kernels.statistics(x, axes)
     y, scale = kernels.normalise(x, mean, var, eps, gamma, beta)
-    return y, (mean, var, scale)
+    return y, (mean, var, scale, n)
 
 
 def batch_norm(
@@ -128,7 +141,8 @@ def batch_norm(
     var: Any = None,
     stop: Sequence[str] = (),
     form: Literal["fused", "composed"] = "fused",
-    return_stats: bool = False,
+    comm: Any = None,
+    return_stats: bool | Literal["count"] = False,
 ) -> Any:
     """Batch normalisation: gamma * (x - mean(x)) / sqrt(var(x) + eps) + beta.
 
@@ -144,7 +158,14 @@ def batch_norm(
 
     `mean` and `var`, given together, replace the statistics of the batch (inference). They are constants.
     An empty batch gives an empty result and zero gradients. `return_stats=True` also returns the mean and
-    the biased variance, as arrays of the kept axes' shape.
+    the biased variance, as arrays of the kept axes' shape, and `return_stats="count"` after them the number of
+    values that each is taken over.
+
+    `comm`, an mpi4py communicator, spreads the batch over its ranks: `x` is this rank's part, of any number of
+    rows, and the statistics and the gradient of `x` are those of the whole. The fused form sends one message
+    forward and one backward, the composed form records three `allreduce` nodes. The gradients of `gamma` and `beta`
+    are this rank's sums: `distributed.average_gradients` brings them together as it does any parameter's.
+    Every rank has to make the same calls; where they disagree, or one raises for its arguments, all of them raise.
 
     `ValueError`, with what came and what was expected: shapes that don't match `x`, axes out of range or
     repeated, eps not positive, a single value per feature without given statistics. `TypeError`: complex
@@ -161,6 +182,51 @@ def batch_norm(
     >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
     (2, Counter({'batch_norm': 1}))
     """
+    try:
+        x, gamma, beta, over, eps, mean, var = _checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
+    except (TypeError, ValueError) as error:
+        if comm is not None and mean is None:
+            exchange(comm, error)  # the other ranks wait there
+        raise
+    if form == "composed":
+        y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
+    else:
+        y, (mean, var, _, n) = _batch_norm(x, gamma, beta, mean, var, eps, axes=over, stop=frozenset(stop), comm=comm)
+    if not return_stats:
+        return y
+    kept = kept_shape(x.shape, over)
+    statistics = [np.array(statistic).reshape(kept) for statistic in (mean, var)]
+    return (y, *statistics, n) if return_stats == "count" else (y, *statistics)
+
+
+def body(node: Node, values: Mapping[Node, Any]) -> Node:
+    """The composed form of a fused node, recorded anew on the same inputs, whose values are given."""
+    args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
+    y, *_ = composed(*args, **node.params)
+    return y.node  # type: ignore[no-any-return]
+
+
+def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """How many values of `x` share one mean."""
+    return math.prod([shape[i] for i in axes])
+
+
+def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
+    """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
+    return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
+
+
+def lay_along(parameter: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`."""
+    target = kept_shape(shape, axes, keepdims=True)
+    fits = parameter.shape == target[len(target) - parameter.ndim :] and math.prod(parameter.shape) == math.prod(target)
+    return parameter if fits else ag.reshape(parameter, target)
+
+
+def _checked(
+    x: Any, gamma: Any, beta: Any, axes: Any, eps: Any, mean: Any, var: Any, stop: Any, form: Any, comm: Any
+) -> tuple[Any, ...]:
+    """The arguments of `batch_norm` made ready, or the error that they deserve."""
     recorded = any(isinstance(given, Tensor) for given in (x, gamma, beta))
     x = x if isinstance(x, Tensor) else ag.as_tensor(x) if recorded else np.asarray(x)
     if x.dtype.kind in "iub":
@@ -186,45 +252,15 @@ def batch_norm(
         )
         if (var < 0).any():
             raise ValueError(f"var has a negative entry, {np.min(var)}: a variance is at least 0")
-    elif n == 1:
+    elif n == 1 and comm is None:
         raise ValueError(
             f"x of shape {x.shape} has one value per feature over axes {axes}, whose variance is 0: "
             "give more rows, or mean= and var= for inference"
         )
-    elif n == 0:
+    elif n == 0 and comm is None:
         shape = kept_shape(x.shape, axes, keepdims=True)
         mean, var = np.zeros(shape, x.dtype), np.ones(shape, x.dtype)
-    if form == "composed":
-        y, mean, var = composed(x, gamma, beta, mean, var, eps, axes, frozenset(stop))
-    else:
-        y, (mean, var, _) = _batch_norm(x, gamma, beta, mean, var, eps, axes=axes, stop=frozenset(stop))
-    if not return_stats:
-        return y
-    return y, *(np.array(statistic).reshape(kept) for statistic in (mean, var))
-
-
-def body(node: Node, values: Mapping[Node, Any]) -> Node:
-    """The composed form of a fused node, recorded anew on the same inputs, whose values are given."""
-    args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
-    y, _, _ = composed(*args, **node.params)
-    return y.node  # type: ignore[no-any-return]
-
-
-def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many values of `x` share one mean."""
-    return math.prod([shape[i] for i in axes])
-
-
-def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
-    """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
-    return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
-
-
-def lay_along(parameter: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
-    """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`."""
-    target = kept_shape(shape, axes, keepdims=True)
-    fits = parameter.shape == target[len(target) - parameter.ndim :] and math.prod(parameter.shape) == math.prod(target)
-    return parameter if fits else ag.reshape(parameter, target)
+    return x, gamma, beta, axes, eps, mean, var
 
 
 def _checked_axes(axes: int | Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:

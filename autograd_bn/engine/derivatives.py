@@ -97,12 +97,13 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
     """The gradients that reach `targets` (`None`: all leaves) from the seeds, each in a buffer of its own.
 
     Every node is visited once, after all its consumers, by counting them; there is no recursion. With
-    `create_graph` seeds and results are tensors and the rules run on tensors.
+    `create_graph` seeds and results are tensors and the rules run on tensors. The order of the visits
+    follows from the structure of the graph alone: processes that hold the same graph run in step.
     """
     useful = None if targets is None else _leading_to([node for node, _ in seeds], targets)
     waiting: dict[Node, int] = {}
-    stack = list({node for node, _ in seeds if useful is None or node in useful})
-    seen = set(stack)
+    stack = list(dict.fromkeys([node for node, _ in seeds if useful is None or node in useful]))
+    seen = dict.fromkeys(stack)  # a dict keeps its order, a set has that of the addresses in memory
     while stack:
         for parent, _, _, _ in stack.pop().edges:
             for node in parent if type(parent) is tuple else (parent,):
@@ -110,7 +111,7 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
                     continue
                 waiting[node] = waiting.get(node, 0) + 1
                 if node not in seen:
-                    seen.add(node)
+                    seen[node] = None
                     stack.append(node)
 
     gradients: dict[Node, Any] = {}

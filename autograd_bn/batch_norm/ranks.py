@@ -1,0 +1,70 @@
+"""The statistics of a batch whose rows lie on the ranks of an MPI job, in both forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .. import engine as ag
+from ..distributed.collectives import allreduce, exchange, merge
+from ..engine import Tensor
+from ..engine.node import Array
+from ..engine.operations import count
+from . import kernels
+
+
+def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[int, Callable[..., Any]]:
+    """How many values of all ranks have one mean, and a `mean` over them.
+
+    It weighs each rank's own mean with its part of the values, a recorded constant.
+    """
+    own: Any = np.full((1,) * x.ndim, Fraction(count(x.shape, axes)), dtype=np.result_type(x.dtype, float))
+    if isinstance(x, Tensor):
+        own = ag.as_tensor(own, name="count")
+    total = allreduce(own, comm, _call("composed", x, axes, stop))
+    n = _at_least_two(int(total.item()))
+    part = ag.divide(own, total if n else 1)
+    if part.dtype != x.dtype:
+        part = part.astype(x.dtype)
+
+    def mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        reduce = ag.mean if count(x.shape, axes) else ag.sum  # the mean of nothing is not a number
+        return allreduce(ag.multiply(reduce(x, axes, keepdims=keepdims), part), comm)
+
+    return n, mean
+
+
+def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Array, Array, int]:
+    """Mean, biased variance and count of every rank's values: one exchange, merged in rank order."""
+    n = count(x.shape, axes)
+    wide = np.result_type(x.dtype, float)
+    if n:
+        mean, var = (statistic.astype(wide) for statistic in kernels.statistics(x, axes))
+    else:
+        mean = var = np.sum(x, axis=axes, keepdims=True, dtype=wide)
+    n, mean, squares = merge(exchange(comm, _call("fused", x, axes, stop), (n, mean, var * n)))
+    return mean.astype(x.dtype), (squares / max(n, 1)).astype(x.dtype), _at_least_two(n)
+
+
+def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:
+    """Two sums over the rows of every rank, in one exchange."""
+    both = allreduce(ag.stack((total, weighted)), comm)
+    return both[0], both[1]
+
+
+def _call(form: str, x: Any, axes: tuple[int, ...], stop: frozenset[str]) -> str:
+    """What the ranks must agree on, in words."""
+    features = tuple([n for i, n in enumerate(x.shape) if i not in axes])
+    return f"batch_norm(form={form!r}, axes={axes}, stop={sorted(stop)}) of {features} features, dtype {x.dtype}"
+
+
+def _at_least_two(n: int) -> int:
+    if n == 1:
+        raise ValueError(
+            "x has one value per feature on all ranks together, whose variance is 0: "
+            "give more rows, or mean= and var= for inference"
+        )
+    return n
