@@ -73,4 +73,6 @@ def close(found, expected):
 
 if __name__ == "__main__":
     globals()[sys.argv[1]]()
-    print("checked")
+    checked = comm.reduce(1)
+    if comm.rank == 0:
+        print(checked, "checked")
