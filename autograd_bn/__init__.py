@@ -14,10 +14,18 @@ _ROOMS: dict[str, str] = {
     "Comparison": "verify.compare:Comparison",
     "compare": "verify.compare:compare",
     "data": "nn.data",
+    "load": "nn.checkpoint:load",
+    "nn": "nn",
+    "optim": "nn.optim",
+    "save": "nn.checkpoint:save",
 }
 
 if TYPE_CHECKING:
+    from . import nn as nn
     from .nn import data as data
+    from .nn import optim as optim
+    from .nn.checkpoint import load as load
+    from .nn.checkpoint import save as save
     from .verify.compare import Comparison as Comparison
     from .verify.compare import compare as compare
 

@@ -1,1 +1,23 @@
-"""Toy models: modules, losses, optimisers, data and checkpoints."""
+"""Toy models: layers, losses, optimisers, data and checkpoints, with PyTorch's habits."""
+
+from .layers import AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
+from .losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from .module import Module, Sequential
+
+__all__ = [
+    "Module",
+    "Sequential",
+    "Linear",
+    "Conv2d",
+    "MaxPool2d",
+    "AvgPool2d",
+    "Flatten",
+    "Dropout",
+    "ReLU",
+    "Sigmoid",
+    "Tanh",
+    "BatchNorm",
+    "cross_entropy",
+    "mse_loss",
+    "binary_cross_entropy_with_logits",
+]

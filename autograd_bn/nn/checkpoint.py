@@ -1,0 +1,74 @@
+"""Checkpoints: named arrays in one `.npz` file, never pickled, and never half written."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.node import Array
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
+
+    The file is written beside `path`, flushed to the disk and renamed: whatever happens on the way, `path`
+    is the old file or the new one. `TypeError` for an array of Python objects, before anything is written.
+
+    >>> import tempfile
+    >>> import autograd_bn as ag
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ag.save(f"{folder}/net.npz", {"weight": [1.0, 2.0]})
+    ...     ag.load(f"{folder}/net.npz")
+    {'weight': array([1., 2.])}
+    """
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"state[{name!r}] is an array of Python objects, which a checkpoint can't hold")
+    path = Path(os.path.realpath(path))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with unfinished.open("wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if os.name == "posix":  # the rename itself is safe once the folder is on the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read the named arrays of an `.npz` file.
+
+    `ValueError` names the file where it is truncated, corrupt, something else, or holds Python objects, which are
+    never unpickled.
+    """
+    found: dict[str, Array] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name == member.filename or name in found:
+                    raise ValueError(f"unexpected member {member.filename!r}")
+                content = io.BytesIO(archive.read(member))  # whole, so that its checksum is known to be right
+                found[name] = np.lib.format.read_array(content, allow_pickle=False)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{os.fspath(path)} is not an intact checkpoint: {error}") from None
+    return found

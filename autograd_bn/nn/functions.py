@@ -1,0 +1,95 @@
+"""The operations that layers are made of, each with its derivative. Images are (N, H, W, C), features last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..engine import reshape, transpose, where
+from ..engine.node import Array
+from ..engine.primitive import primitive
+
+Pair = tuple[int, int]
+
+
+def _rows(x: Any) -> Any:
+    return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]))
+
+
+@primitive(lambda g, weight: g @ weight, lambda g, x: transpose(_rows(g)) @ _rows(x), lambda g: g)
+def linear(x: Any, weight: Any, bias: Any, /) -> Any:
+    """`x @ weight.T + bias`: x (..., in), weight (out, in), bias (out,) or None; the result is (..., out).
+
+    >>> from autograd_bn.nn.functions import linear
+    >>> linear([[1.0, 2.0]], [[3.0, 4.0]], [0.5])
+    array([[11.5]])
+    """
+    y = x @ weight.T
+    if bias is None:
+        return y
+    return np.add(y, bias, out=y if y.dtype == bias.dtype else None)
+
+
+def _folded(g: Any, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
+    return fold(g, shape, stride, padding)
+
+
+@primitive(_folded)
+def windows(x: Any, /, size: Pair, stride: Pair, padding: Pair, fill: float = 0.0) -> Any:
+    """Every window of `x` (N, H, W, C): shape (N, rows, columns, *size, C), a view unless there is padding.
+
+    >>> import numpy as np
+    >>> from autograd_bn.nn.functions import windows
+    >>> windows(np.arange(9.0).reshape(1, 3, 3, 1), (2, 2), (1, 1), (0, 0))[0, 0, 1, :, :, 0]
+    array([[1., 2.],
+           [4., 5.]])
+    """
+    if any(padding):
+        (n, height, width, channels), (top, left) = x.shape, padding
+        padded = np.full((n, height + 2 * top, width + 2 * left, channels), fill, dtype=x.dtype)
+        padded[:, top : top + height, left : left + width] = x
+        x = padded
+    view = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
+    return view[:, :: stride[0], :: stride[1]].transpose(0, 1, 2, 4, 5, 3)
+
+
+@primitive(lambda g, shape, stride, padding: windows(g, shape[3:5], stride, padding))
+def fold(x: Any, /, to: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
+    """Windows added up at their places in zeros of shape `to`: the transpose of `windows`."""
+    n, height, width, channels = to
+    _, rows, columns, down, across, _ = x.shape
+    top, left = padding
+    out = np.zeros((n, height + 2 * top, width + 2 * left, channels), dtype=x.dtype)
+    for i in range(down):
+        for j in range(across):
+            last_row, last_column = i + stride[0] * rows, j + stride[1] * columns
+            out[:, i : last_row : stride[0], j : last_column : stride[1]] += x[:, :, :, i, j]
+    return out[:, top : top + height, left : left + width]
+
+
+def _max_pool_gradient(
+    g: Any, x: Any, out: Any, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair
+) -> Any:
+    n, rows, columns, channels = shape_of_windows = g.shape
+    over = (n, rows, columns, 1, 1, channels)
+    first = _first_hit(windows(np.asarray(x), size, stride, padding, -np.inf), np.asarray(out), shape_of_windows)
+    return fold(where(first, reshape(g, over), 0), shape, stride, padding)
+
+
+def _first_hit(view: Array, out: Array, shape: tuple[int, ...]) -> Array:
+    """Which element of each window is its maximum; of several the first, of NaNs the first."""
+    first = np.zeros(view.shape, dtype=bool)
+    free = np.ones(shape, dtype=bool)
+    for i, j in np.ndindex(view.shape[3:5]):
+        element = view[:, :, :, i, j]
+        hit = free & ((element == out) | (element != element))
+        first[:, :, :, i, j] = hit
+        free &= ~hit
+    return first
+
+
+@primitive(_max_pool_gradient)
+def max_pool(x: Any, /, size: Pair, stride: Pair, padding: Pair) -> Any:
+    """The largest element of every window of `x` (N, H, W, C); the first of several gets the gradient."""
+    return np.max(windows(x, size, stride, padding, -np.inf), axis=(3, 4))

@@ -1,0 +1,342 @@
+"""The layers, with PyTorch's arguments and defaults, and features last.
+
+`rng` is a seed or a NumPy generator, so that everything repeats bit for bit; `None` draws from a new
+generator that the operating system seeds, as `numpy.random.default_rng()` does. Parameters are made in `dtype`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ..batch_norm import batch_norm
+from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
+from ..engine.node import mode
+from .functions import Pair, linear, max_pool, windows
+from .module import Module
+
+Rng = int | np.random.Generator | None
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator, dtype: Any, name: str) -> Tensor:
+    """PyTorch's default: uniform within 1 / sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return as_tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True, name=name)
+
+
+def _positive(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    return int(value)
+
+
+def _pair(value: Any, name: str, least: int) -> Pair:
+    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in pair):
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}, or two of them")
+    return int(pair[0]), int(pair[1])
+
+
+class Linear(Module):
+    """`x @ weight.T + bias` over the last axis, weight (out_features, in_features), bias (out_features,).
+
+    Both are drawn uniformly within 1 / sqrt(in_features). `ValueError` if the last axis of x has another length.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> layer = ag.nn.Linear(3, 2, rng=0)
+    >>> layer(np.ones((5, 3), dtype="float32")).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, rng: Rng = None, *, dtype: Any = np.float32
+    ) -> None:
+        self.in_features = _positive(in_features, "in_features")
+        self.out_features = _positive(out_features, "out_features")
+        rng = np.random.default_rng(rng)
+        self.weight = _uniform((out_features, in_features), in_features, rng, dtype, "weight")
+        self.bias = _uniform((out_features,), in_features, rng, dtype, "bias") if bias else None
+
+    def forward(self, x: Any) -> Any:
+        """`x` is (..., in_features), the result (..., out_features)."""
+        shape = np.shape(x)
+        if not shape or shape[-1] != self.in_features:
+            raise ValueError(f"x has shape {shape}, expected {self.in_features} features on its last axis")
+        return linear(x, self.weight, self.bias)
+
+    def _settings(self) -> str:
+        return f"{self.in_features}, {self.out_features}{', bias=False' if self.bias is None else ''}"
+
+
+class _Window(Module):
+    """What convolution and pooling share: the windows that they slide over an image."""
+
+    def __init__(self, kernel_size: int | Pair, stride: int | Pair, padding: int | Pair) -> None:
+        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
+        self.stride = _pair(stride, "stride", 1)
+        self.padding = _pair(padding, "padding", 0)
+
+    def _check(self, x: Any) -> None:
+        shape = np.shape(x)
+        if len(shape) != 4:
+            raise ValueError(f"x has shape {shape}, expected 4 axes: (N, H, W, C)")
+        for length, pad, size in zip(shape[1:3], self.padding, self.kernel_size, strict=True):
+            if length + 2 * pad < size:
+                raise ValueError(
+                    f"x has shape {shape}: with padding {self.padding} it is smaller than the kernel {self.kernel_size}"
+                )
+
+    def _settings(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class Conv2d(_Window):
+    """The cross-correlation of images (N, H, W, in_channels) with `weight`, plus `bias`.
+
+    `weight` is (out_channels, in_channels, *kernel_size) as in PyTorch, though images have their features
+    last; it and `bias` are drawn uniformly within 1 / sqrt(in_channels * kernel area). The windows
+    of the image, laid out as rows, make it one matrix product. `kernel_size`, `stride` and `padding` (with
+    zeros, on both sides) are an integer or a pair. `ValueError` where x has other axes or channels, or is
+    smaller than the kernel.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> ag.nn.Conv2d(1, 4, 3, padding=1, rng=0)(np.ones((2, 8, 8, 1), dtype="float32")).shape
+    (2, 8, 8, 4)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        bias: bool = True,
+        rng: Rng = None,
+        *,
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.in_channels = _positive(in_channels, "in_channels")
+        self.out_channels = _positive(out_channels, "out_channels")
+        rng = np.random.default_rng(rng)
+        fan_in = in_channels * math.prod(self.kernel_size)
+        self.weight = _uniform((out_channels, in_channels, *self.kernel_size), fan_in, rng, dtype, "weight")
+        self.bias = _uniform((out_channels,), fan_in, rng, dtype, "bias") if bias else None
+
+    def forward(self, x: Any) -> Any:
+        """`x` is (N, H, W, in_channels), the result (N, rows, columns, out_channels)."""
+        self._check(x)
+        if np.shape(x)[3] != self.in_channels:
+            raise ValueError(f"x has shape {np.shape(x)}, expected {self.in_channels} channels on its last axis")
+        view = windows(x, self.kernel_size, self.stride, self.padding)
+        fan_in = math.prod(view.shape[3:])
+        weight = reshape(transpose(self.weight, (0, 2, 3, 1)), (self.out_channels, fan_in))
+        return linear(reshape(view, (*view.shape[:3], fan_in)), weight, self.bias)
+
+    def _settings(self) -> str:
+        bias = ", bias=False" if self.bias is None else ""
+        return f"{self.in_channels}, {self.out_channels}, {super()._settings()}{bias}"
+
+
+class MaxPool2d(_Window):
+    """The largest element of every window of images (N, H, W, C), channel by channel.
+
+    `stride` is `kernel_size` by default; `padding` never wins. Of equal elements the first gets the gradient.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> ag.nn.MaxPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
+    array([[[[3.]]]])
+    """
+
+    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
+        super().__init__(kernel_size, kernel_size if stride is None else stride, padding)
+        if any(2 * pad > size for pad, size in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(f"padding is {padding}, expected at most half of kernel_size {kernel_size}")
+
+    def forward(self, x: Any) -> Any:
+        """`x` is (N, H, W, C), the result (N, rows, columns, C)."""
+        self._check(x)
+        return max_pool(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(MaxPool2d):
+    """The mean of every window of images (N, H, W, C), channel by channel; padded zeros count.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> ag.nn.AvgPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
+    array([[[[1.5]]]])
+    """
+
+    def forward(self, x: Any) -> Any:
+        """`x` is (N, H, W, C), the result (N, rows, columns, C)."""
+        self._check(x)
+        return mean(windows(x, self.kernel_size, self.stride, self.padding), (3, 4))
+
+
+class Flatten(Module):
+    """Every axis but the first made one."""
+
+    def forward(self, x: Any) -> Any:
+        """`x` is (N, ...), the result (N, size of a row)."""
+        shape = np.shape(x)
+        return reshape(x, (shape[0], math.prod(shape[1:])))
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Any) -> Any:
+        """Elementwise."""
+        return relu(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, x: Any) -> Any:
+        """Elementwise."""
+        return sigmoid(x)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent."""
+
+    def forward(self, x: Any) -> Any:
+        """Elementwise."""
+        return tanh(x)
+
+
+class Dropout(Module):
+    """In training each element is 0 with probability `p`, and the others are scaled by 1 / (1 - p).
+
+    In evaluation it is the identity. The masks come from the layer's own generator, made from `rng`.
+
+    >>> import numpy as np
+    >>> import autograd_bn as ag
+    >>> dropout = ag.nn.Dropout(0.5, rng=0)
+    >>> dropout(np.ones(6)), dropout.eval()(np.ones(6))
+    (array([2., 0., 0., 0., 2., 2.]), array([1., 1., 1., 1., 1., 1.]))
+    """
+
+    def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p!r}, expected a probability from 0 to 1")
+        self.p = p
+        self.rng = np.random.default_rng(rng)
+
+    def forward(self, x: Any) -> Any:
+        """Elementwise."""
+        if not self.training or self.p == 0:
+            return x
+        x = x if isinstance(x, Tensor) else np.asarray(x)
+        rng = copy.deepcopy(self.rng) if not mode.updating else self.rng
+        keep = rng.random(x.shape) >= self.p
+        return x * (keep / x.dtype.type(1 - self.p) if self.p < 1 else keep)
+
+    def _settings(self) -> str:
+        return f"p={self.p}"
+
+
+class BatchNorm(Module):
+    """Batch norm of the features on `channel_axis`, over all other axes, with running statistics.
+
+    In training it normalises by the statistics of the batch, and moves `running_mean` and `running_var`
+    towards its mean and unbiased variance: `momentum` is the weight of the new value, `None` averages over
+    all batches. In evaluation the running statistics are used. They change once in a training forward
+    pass that succeeds, and not while `gradcheck` probes. `gamma` and `beta` start as 1 and 0; `affine=False`
+    has none. Without `track_running_stats` there are no running statistics, and evaluation normalises by the batch too.
+    `form` and `comm` are those of `batch_norm`. The statistics are kept in float64 for every `dtype`.
+
+    `ValueError` where x has another number of features, or one value per feature in training.
+
+    S. Ioffe and C. Szegedy, "Batch Normalization", 2015, algorithm 2.
+
+    >>> import autograd_bn as ag
+    >>> norm = ag.nn.BatchNorm(2)
+    >>> norm([[1.0, 10.0], [3.0, 30.0]]).data.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> norm.running_mean, norm.running_var
+    (array([0.2, 2. ]), array([ 1.1, 20.9]))
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_axis: int = -1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        form: Literal["fused", "composed"] = "fused",
+        comm: Any = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.num_features = _positive(num_features, "num_features")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum!r}, expected a weight from 0 to 1, or None for an average")
+        self.channel_axis = channel_axis
+        self.eps = eps
+        self.momentum = momentum
+        self.form: Literal["fused", "composed"] = form
+        self.comm = comm
+        self.gamma = as_tensor(np.ones(num_features, dtype), requires_grad=True, name="gamma") if affine else None
+        self.beta = as_tensor(np.zeros(num_features, dtype), requires_grad=True, name="beta") if affine else None
+        self.running_mean = np.zeros(num_features) if track_running_stats else None
+        self.running_var = np.ones(num_features) if track_running_stats else None
+        self.num_batches_tracked = np.array(0) if track_running_stats else None
+
+    def forward(self, x: Any) -> Any:
+        """The result has the shape of `x`."""
+        shape = np.shape(x)
+        if not -len(shape) <= self.channel_axis < len(shape):
+            raise ValueError(f"x has shape {shape}, which has no channel_axis {self.channel_axis}")
+        channel = self.channel_axis % len(shape)
+        if shape[channel] != self.num_features:
+            raise ValueError(
+                f"x has shape {shape}, expected {self.num_features} features on its axis {self.channel_axis}"
+            )
+        axes = tuple([axis for axis in range(len(shape)) if axis != channel])
+        tracking = self.running_mean is not None
+        if tracking and not self.training:
+            return batch_norm(
+                x,
+                self.gamma,
+                self.beta,
+                axes=axes,
+                eps=self.eps,
+                mean=self.running_mean,
+                var=self.running_var,
+                form=self.form,
+            )
+        parallel = {} if self.comm is None else {"comm": self.comm}
+        y, mean, var = batch_norm(
+            x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form, return_stats=True, **parallel
+        )
+        if tracking and mode.updating:
+            n = math.prod(shape) // self.num_features
+            self._track(mean, var, n if self.comm is None else self.comm.allreduce(n))
+        return y
+
+    def _track(self, mean: Any, var: Any, n: int) -> None:
+        if n == 0:
+            return
+        count = self.num_batches_tracked + 1  # type: ignore[operator]
+        weight = 1 / count if self.momentum is None else self.momentum
+        self.running_mean = (1 - weight) * self.running_mean + weight * mean  # type: ignore[operator]
+        self.running_var = (1 - weight) * self.running_var + weight * (var * (n / (n - 1)))  # type: ignore[operator]
+        self.num_batches_tracked = np.asarray(count)
+
+    def _settings(self) -> str:
+        return f"{self.num_features}, channel_axis={self.channel_axis}, eps={self.eps}, momentum={self.momentum}"

@@ -1,0 +1,183 @@
+"""`Module`: something with parameters, a training switch and a state that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ..engine import Leaf, Tensor
+from ..engine.node import Array
+
+
+class Module:
+    """The base of every layer and net: subclass it, set parameters and modules as attributes, write `forward`.
+
+    A leaf tensor that requires a gradient becomes a parameter when it is set as an attribute, and stays one
+    when it is frozen with `requires_grad = False`. Modules set as attributes, or in a list or tuple that is
+    one, are children. `buffers` names the attributes with arrays that are state but not trained.
+
+    >>> import autograd_bn as ag
+    >>> class Scale(ag.nn.Module):
+    ...     def __init__(self):
+    ...         self.factor = ag.tensor(2.0, requires_grad=True)
+    ...
+    ...     def forward(self, x):
+    ...         return x * self.factor
+    >>> scale = Scale()
+    >>> scale([1.0, 2.0]).data, scale.state_dict()
+    (array([2., 4.]), {'factor': array(2.)})
+    """
+
+    training = True
+    buffers: ClassVar[tuple[str, ...]] = ()
+    _parameters: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.requires_grad and isinstance(value.node, Leaf):
+            super().__setattr__("_parameters", self._parameters | {name})
+        super().__setattr__(name, value)
+
+    def forward(self, x: Any) -> Any:
+        """The module's output; `module(x)` calls it."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward method")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules that this one holds itself, each with its name."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
+
+    def modules(self) -> Iterator[Module]:
+        """The module itself and all below it, each once."""
+        seen: set[int] = set()
+        stack = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                stack.extend([child for _, child in module.named_children()][::-1])
+
+    def _entries(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
+        """Every parameter and buffer: its full name, and the module and attribute that hold it."""
+        for name, value in vars(self).items():
+            if value is not None and (name in self._parameters or name in self.buffers):
+                yield prefix + name, self, name
+        for name, child in self.named_children():
+            yield from child._entries(f"{prefix}{name}.")
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters with their names (`layer.weight`); one that is shared comes once."""
+        seen: set[int] = set()
+        for name, owner, attribute in self._entries():
+            value = getattr(owner, attribute)
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The parameters, in the order in which they were set; one that is shared comes once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set this module and all below it to training (`mode=False`: evaluation); returns the module."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Set this module and all below it to evaluation; returns the module."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of every parameter and buffer by name, as `save` takes it."""
+        return {name: np.array(getattr(owner, attribute)) for name, owner, attribute in self._entries()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Overwrite every parameter and buffer with the values in `state`, in place, keeping their dtypes.
+
+        Names and shapes must match exactly: otherwise one `ValueError` lists all that is missing, unexpected
+        or doesn't fit, and nothing has changed.
+        """
+        entries = {name: (owner, attribute) for name, owner, attribute in self._entries()}
+        values = {name: np.asarray(state[name]) for name in entries if name in state}
+        problems = [f"missing {name}" for name in entries if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in entries]
+        for name, value in values.items():
+            mine = getattr(*entries[name])
+            if value.shape != mine.shape:
+                problems.append(f"{name} has shape {value.shape}, expected {mine.shape}")
+            elif not np.can_cast(value.dtype, mine.dtype, "same_kind"):
+                problems.append(f"{name} has dtype {value.dtype}, which does not fit {mine.dtype}")
+        if problems:
+            raise ValueError(f"state does not match {type(self).__name__}: " + "; ".join(problems))
+        for name, value in values.items():
+            owner, attribute = entries[name]
+            mine = getattr(owner, attribute)
+            if isinstance(mine, Tensor):
+                mine.assign(value)
+            else:
+                setattr(owner, attribute, value.astype(mine.dtype))
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        inside = "".join(f"\n  {line}" for line in lines)
+        return f"{type(self).__name__}({self._settings()}{inside}{chr(10) * bool(lines)})"
+
+    def _settings(self) -> str:
+        """What `repr` shows of this module itself."""
+        return ""
+
+
+class Sequential(Module):
+    """Modules one after the other, each applied to the result of the one before.
+
+    >>> import autograd_bn as ag
+    >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3, rng=0), ag.nn.ReLU())
+    >>> net
+    Sequential(
+      (0): Linear(4, 3)
+      (1): ReLU()
+    )
+    >>> [name for name, _ in net.named_parameters()]
+    ['0.weight', '0.bias']
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"layers[{i}] is {layer!r}, expected a Module")
+        self.layers = layers
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The layers, named by their place: "0", "1", ..."""
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def forward(self, x: Any) -> Any:
+        """All layers in order."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Module:
+        return self.layers[index]

@@ -1,0 +1,158 @@
+"""`Module` and `Sequential`: what they find below them, and their state."""
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        self.first = nn.Linear(4, 3, rng=0)
+        self.rest = [nn.BatchNorm(3), nn.Sequential(nn.Sigmoid(), nn.Linear(3, 2, bias=False, rng=1))]
+        self.shift = ag.tensor(1.0, requires_grad=True)
+        self.constant = ag.tensor(1.0)
+        self.hidden = None
+
+    def forward(self, x):
+        self.hidden = self.first(x)
+        x = self.hidden
+        for layer in self.rest:
+            x = layer(x)
+        return x + self.shift
+
+
+NAMES = ["first.weight", "first.bias", "rest.0.gamma", "rest.0.beta", "rest.1.1.weight"]
+BUFFERS = ["rest.0.running_mean", "rest.0.running_var", "rest.0.num_batches_tracked"]
+
+
+def rows(n=6):
+    return np.random.default_rng(3).normal(size=(n, 4)).astype("float32")
+
+
+def test_parameters_are_found_by_name_through_lists_and_nesting():
+    net = Net()
+    net(rows())  # leaves an activation in an attribute, which is no parameter
+    assert [name for name, _ in net.named_parameters()] == ["shift", *NAMES]
+    assert [id(p) for p in net.parameters()] == [id(p) for _, p in net.named_parameters()]
+
+
+def test_a_frozen_parameter_stays_one_and_a_removed_one_goes():
+    net = Net()
+    net.first.weight.requires_grad = False
+    net.first.bias = None
+    assert "first.weight" in dict(net.named_parameters())
+    assert "first.bias" not in net.state_dict()
+    net(rows()).sum().backward()
+    assert net.first.weight.grad is None
+
+
+def test_a_shared_layer_is_trained_once_and_saved_under_both_names():
+    layer = nn.Linear(3, 3, rng=0)
+    net = nn.Sequential(layer, nn.Tanh(), layer)
+    assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias"]
+    assert set(net.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert len(list(net.modules())) == 3
+
+
+def test_train_and_eval_reach_every_module_and_return_the_net():
+    net = Net()
+    assert net.eval() is net
+    assert not any(module.training for module in net.modules())
+    assert net.train() is net
+    assert all(module.training for module in net.modules())
+
+
+def test_zero_grad_forgets_every_gradient():
+    net = Net()
+    net(rows()).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_state_is_a_copy_that_another_net_can_take():
+    net, other = Net(), Net()
+    net(rows())
+    state = net.state_dict()
+    assert set(state) == {"shift", *NAMES, *BUFFERS}
+    before = {name: array.copy() for name, array in state.items()}
+    for p in net.parameters():
+        p.assign(p.data + 1)
+    net(rows())
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, before[name])
+    weight = other.first.weight
+    other.load_state_dict(state)
+    assert other.first.weight is weight  # an optimiser keeps its parameters
+    for name, array in other.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+        assert array.dtype == state[name].dtype
+    for array in state.values():
+        array[...] = 99
+    assert not any((array == 99).any() for array in other.state_dict().values())
+
+
+def test_what_does_not_match_is_all_listed_and_nothing_changes():
+    net = Net()
+    before = net.state_dict()
+    state = {name: array + 1 for name, array in before.items()}
+    del state["first.bias"], state["rest.0.running_var"]
+    state["extra"] = np.zeros(2)
+    state["rest.0.gamma"] = np.ones(7)
+    state["rest.1.1.weight"] = state["rest.1.1.weight"] + 1j
+    with pytest.raises(ValueError) as caught:
+        net.load_state_dict(state)
+    for part in (
+        "missing first.bias",
+        "missing rest.0.running_var",
+        "unexpected extra",
+        "rest.0.gamma has shape (7,), expected (3,)",
+        "rest.1.1.weight has dtype complex64",
+    ):
+        assert part in str(caught.value)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_loading_is_counted_as_an_overwrite():
+    net = Net()
+    loss = net(rows()).sum()
+    net.load_state_dict(net.state_dict())
+    with pytest.raises(RuntimeError, match="overwritten"):
+        loss.backward()
+
+
+def test_sequential_is_a_sequence_of_modules_only():
+    net = nn.Sequential(nn.Flatten(), nn.ReLU())
+    assert len(net) == 2
+    assert isinstance(net[1], nn.ReLU)
+    assert [type(layer) for layer in net] == [nn.Flatten, nn.ReLU]
+    with pytest.raises(TypeError, match=r"layers\[1\]"):
+        nn.Sequential(nn.ReLU(), ag.relu)
+
+
+def test_repr_shows_the_tree_with_its_settings():
+    assert repr(Net()) == (
+        "Net(\n"
+        "  (first): Linear(4, 3)\n"
+        "  (rest.0): BatchNorm(3, channel_axis=-1, eps=1e-05, momentum=0.1)\n"
+        "  (rest.1): Sequential(\n"
+        "    (0): Sigmoid()\n"
+        "    (1): Linear(3, 2, bias=False)\n"
+        "  )\n"
+        ")"
+    )
+    assert repr(nn.Conv2d(1, 2, 3, bias=False)) == (
+        "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), padding=(0, 0), bias=False)"
+    )
+    assert repr(nn.Dropout(0.25)) == "Dropout(p=0.25)"
+
+
+def test_a_module_without_forward_says_so():
+    class Empty(nn.Module):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty has no forward"):
+        Empty()(1.0)
