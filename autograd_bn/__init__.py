@@ -17,11 +17,15 @@ _ROOMS: dict[str, str] = {
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
+    "render": "drawing.picture:render",
     "save": "nn.checkpoint:save",
+    "to_dot": "drawing.picture:to_dot",
 }
 
 if TYPE_CHECKING:
     from . import nn as nn
+    from .drawing.picture import render as render
+    from .drawing.picture import to_dot as to_dot
     from .nn import data as data
     from .nn import optim as optim
     from .nn.checkpoint import load as load

@@ -1,1 +1,1 @@
-"""Pictures of graphs: graph, plain records, DOT, picture."""
+"""Pictures: a graph becomes plain records, the records become DOT, and Graphviz draws it."""

@@ -1,0 +1,64 @@
+"""What is inside a fused node, without a change to the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..batch_norm.definition import body
+from ..engine import Node
+from ..engine.derivatives import propagate
+from ..engine.graph import compute
+from ..engine.node import mode
+
+
+@dataclass(slots=True)
+class Expansion:
+    """The composed body of a fused node: its nodes in topological order, of which the last is the result."""
+
+    nodes: list[Node]
+
+    @property
+    def result(self) -> Node:
+        """The node that has the fused node's value."""
+        return self.nodes[-1]
+
+    def values(self, known: Mapping[Node, Any]) -> dict[Node, Any]:
+        """The value of every node of the body."""
+        found: dict[Node, Any] = {}
+        for node in self.nodes:
+            args = [found.get(arg, known.get(arg)) if isinstance(arg, Node) else arg for arg in node.args]
+            found[node] = compute(node, args)
+        return found
+
+    def gradients(self, gradient: Any) -> dict[Node, Any]:
+        """The gradient of every node of the body that has one, where the result's is `gradient`."""
+        targets = {node for node in self.nodes if node.requires_grad}
+        return propagate([(self.result, gradient)], targets, create_graph=False)
+
+
+def expansion(node: Node, values: Mapping[Node, Any] | None) -> Expansion:
+    """The body of a fused node; without `values` its structure only, recorded on zeros where they will do."""
+    if values is None:
+        values = {parent: np.zeros(parent.shape, parent.dtype) for parent in node.inputs}
+    before, mode.recording = mode.recording, True
+    try:
+        result = body(node, values)
+    finally:
+        mode.recording = before
+    result.name = node.name
+    outside = set(node.inputs)
+    order: list[Node] = []
+
+    def visit(inner: Node) -> None:
+        if inner not in outside:
+            outside.add(inner)
+            for parent in inner.inputs:
+                visit(parent)
+            order.append(inner)
+
+    visit(result)
+    return Expansion(order)
