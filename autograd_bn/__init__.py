@@ -14,6 +14,8 @@ _ROOMS: dict[str, str] = {
     "Comparison": "verify.compare:Comparison",
     "compare": "verify.compare:compare",
     "data": "nn.data",
+    "expand": "batch_norm.rewrite:expand",
+    "fuse": "batch_norm.rewrite:fuse",
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
@@ -24,6 +26,8 @@ _ROOMS: dict[str, str] = {
 
 if TYPE_CHECKING:
     from . import nn as nn
+    from .batch_norm.rewrite import expand as expand
+    from .batch_norm.rewrite import fuse as fuse
     from .drawing.picture import render as render
     from .drawing.picture import to_dot as to_dot
     from .nn import data as data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,22 +68,47 @@ class Graph:
 
         `RuntimeError` where a leaf was assigned to since a node read it.
         """
-        known: dict[Node, Any] = {}
-        for node in self.nodes:
+        values = Values(self.nodes)
+        return {node: values[node] for node in self.nodes}
+
+
+class Values(Mapping[Node, Any]):
+    """The values of nodes, to the bit, each computed when it is first asked for.
+
+    `nodes` are in topological order. `RuntimeError` where a leaf was assigned to since a node read it.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self.known: dict[Node, Any] = {}
+        for node in nodes:
             node.check_guards()
             if isinstance(node, Leaf):
-                known[node] = node.data
-                continue
+                self.known[node] = node.data
             for _, position, _, read in node.edges:
                 for code, value in zip(node.primitive.position_reads(position), read, strict=True):  # type: ignore[union-attr]
                     if code == OUT:
-                        known[node] = value
-        for node in self.nodes:
-            if node not in known:
-                known[node] = compute(
-                    node, [known.get(arg, arg) if isinstance(arg, Node) else arg for arg in node.args]
-                )
-        return known
+                        self.known[node] = value
+                    elif isinstance(code, int) and isinstance(node.args[code], Node):
+                        self.known[node.args[code]] = value
+
+    def __getitem__(self, node: Node) -> Any:
+        known, stack = self.known, [node]
+        while stack:
+            missing = [parent for parent in stack[-1].inputs if parent not in known]
+            if stack[-1] in known or not missing:
+                last = stack.pop()
+                if last not in known:
+                    known[last] = compute(last, [known[arg] if isinstance(arg, Node) else arg for arg in last.args])
+            else:
+                stack += missing
+        return known[node]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
 
 
 def compute(node: Node, args: list[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,7 +154,16 @@ mode = _Mode()
 
 
 @contextmanager
-def no_grad() -> Iterator[None]:
+def recording(on: bool) -> Iterator[None]:
+    """Record operations inside the block, or don't, in this thread; the former state is restored at its end."""
+    before, mode.recording = mode.recording, on
+    try:
+        yield
+    finally:
+        mode.recording = before
+
+
+def no_grad() -> AbstractContextManager[None]:
     """Record nothing inside the block, in this thread; the former state is restored at its end.
 
     Works as a decorator too. What is computed inside is a leaf without gradient.
@@ -165,11 +174,7 @@ def no_grad() -> Iterator[None]:
     ...     (x * 2).requires_grad
     False
     """
-    before, mode.recording = mode.recording, False
-    try:
-        yield
-    finally:
-        mode.recording = before
+    return recording(False)
 
 
 @contextmanager
