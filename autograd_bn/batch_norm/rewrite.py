@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -100,6 +100,8 @@ def raised(p: Poly, power: Any) -> Poly:
         if whole or (len(product) <= 1 and number > 0 and all(inner % 2 for _, inner in product)):
             scale = _exact(number) ** int(power) if whole else float(number) ** float(power) if number != 1 else 1
             return frozenset({(frozenset((factor, inner * power) for factor, inner in product), scale)})
+    if power == 2 and _is_centred(negated := times(p, constant(-1))):
+        p = negated  # (m - x) ** 2
     return single(bracket(p), power)
 
 
@@ -205,8 +207,13 @@ class Reader:
             if p is None or len(p) > MOST_TERMS or level(p) > MOST_LEVELS or any(len(t) > MOST_FACTORS for t, _ in p):
                 p = self.plain(node)
             self.own[node] = p = _rounded(p, node.dtype)
-            keep = node not in averaged or _is_power(p) or _is_centred(p)
+            keep = node not in averaged or _is_power(p) or _is_centred(p) or self.is_copy(node, p)
             self.seen[node] = p if keep else self.plain(node)
+
+    def is_copy(self, node: Node, p: Poly) -> bool:
+        """Whether `p` is another node of the same shape, cut off or not."""
+        factor = _lone(p)
+        return _is_plain(factor) and np.shape(self.source(factor)) == node.shape
 
     def plain(self, arg: Any) -> Poly:
         """`arg` taken as it comes."""
@@ -237,7 +244,7 @@ class Reader:
         """P * q, where either stays a single factor if it is a parameter spelled as a sum."""
         if len(p) > 1 and len(q) > 1:
             if p == q:
-                return single(bracket(p), 2)
+                return raised(p, 2)
             if support(p) == support(q):
                 return None
             return self.product(a, b, self.plain(a), q) if support(p) < support(q) else times(p, self.plain(b))
@@ -252,6 +259,10 @@ class Reader:
 
 def _key(arg: Any) -> Any:
     return id(arg) if isinstance(arg, np.ndarray) else arg
+
+
+def _is_plain(factor: Factor | None) -> TypeGuard[Factor]:
+    return factor is not None and isinstance(factor.base, Plain)
 
 
 def _is_power(p: Poly) -> bool:
@@ -497,10 +508,6 @@ def _match(reader: Reader, node: Node) -> _Match | None:
     elif not eps > 0:
         raise _NearMiss(f"eps is {eps}, expected a positive number")
     return _Match(x, gamma, beta, *given, eps, axes, stop)
-
-
-def _is_plain(factor: Factor | None) -> bool:
-    return factor is not None and isinstance(factor.base, Plain)
 
 
 def _is_whole(reader: Reader, x: Factor, shape: tuple[int, ...]) -> bool:
