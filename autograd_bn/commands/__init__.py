@@ -45,10 +45,10 @@ def _read(path: Path) -> np.ndarray[Any, Any]:
     if path.suffix not in (".npy", ".npz"):
         raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz or .csv")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return np.asarray(loaded)
-        with loaded:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if path.suffix == ".npy":
+                return np.asarray(loaded)
             names = loaded.files
             if len(names) != 1 and "x" not in names:
                 raise UsageError(f"{path} holds {', '.join(names) or 'nothing'}: expected one array, or one named x")

@@ -1,0 +1,54 @@
+"""`autograd-bn render`: the graph of batch norm on data, as a picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import UsageError, load_data
+
+HELP = """draw the graph of batch norm on data
+
+DATA is a .npy, .npz or .csv file with rows of features; without it, the packaged digits. The suffix of FILE picks the
+format: .svg, .png, .pdf or .dot.
+
+example: autograd-bn render measurements.csv --form fused --expand -o graph.svg"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the picture: .svg, .png, .pdf or .dot")
+    parser.add_argument("--form", choices=("composed", "fused"), default="composed", help="default: composed")
+    parser.add_argument("--values", action="store_true", help="show every value")
+    parser.add_argument("--grads", action="store_true", help="show every gradient, of randomly weighted outputs")
+    parser.add_argument("--expand", action="store_true", help="open the fused node into its composed body")
+    parser.add_argument("--direction", choices=("LR", "TB"), help="left to right or top to bottom")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw; the exit status."""
+    import numpy as np
+
+    import autograd_bn as ag
+
+    _, data = load_data(args.data)
+    rng = np.random.default_rng(0)
+    x = ag.as_tensor(data, requires_grad=True, name="x")
+    gamma = ag.tensor(np.ones(data.shape[-1], data.dtype), requires_grad=True, name="gamma")
+    beta = ag.tensor(np.zeros(data.shape[-1], data.dtype), requires_grad=True, name="beta")
+    weights = rng.normal(size=data.shape) if args.grads else None
+    try:
+        y = ag.batch_norm(x, gamma, beta, form=args.form)
+        y.name = "y"
+        path = ag.render(
+            y,
+            args.output,
+            values=args.values,
+            grads=False if weights is None else weights,
+            expand=args.expand,
+            direction=args.direction,
+        )
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UsageError(str(error)) from None
+    print(path)
+    return 0
