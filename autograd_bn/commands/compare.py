@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         for array, label in ((data, "x"), (gamma, "gamma"), (beta, "beta"))
     ]
     weights = np.ones(data.shape, data.dtype)
-    outputs = {which: form(*inputs) for which, form in FORMS.items()}
-    graphs = {which: ag.Graph(y) for which, y in outputs.items()}
+    graphs = {which: ag.Graph(form(*inputs)) for which, form in FORMS.items()}
     seconds = _times(lambda form: ag.grad(form(*inputs), inputs, weights))
     pictures = [folder / f"{which}.{suffix}" for which in FORMS for suffix in ("svg", "png")]
 
@@ -100,10 +99,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"Batch norm of {name}: x of shape {shape}, {data.dtype}\n")
         _print_forms(graphs, seconds)
         print(f"\n{comparison}")
-    for which, y in outputs.items():
-        for path in pictures:
-            if path.stem == which:
-                _draw(y, path)
+    inputs[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
+    for path in pictures:
+        y = FORMS[path.stem](*inputs)
+        y.name = "y"
+        _draw(y, path)
     if not args.json:
         print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in pictures))
     return 0 if comparison.ok else 1
