@@ -1,11 +1,22 @@
 """Recognising batch norm: every spelling is fused, every near miss is refused with its reason."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 import autograd_bn as ag
 
 EPS = 1e-3
+
+
+def half(x):
+    return Fraction(1, 2) if x.dtype == object else 0.5
+
+
+def share(x):
+    """One over the batch, exact or in floating point."""
+    return Fraction(1, len(x)) if x.dtype == object else 1 / len(x)
 
 
 def var_of(x, axis=0, **options):
@@ -15,68 +26,68 @@ def var_of(x, axis=0, **options):
 
 # Each is batch norm over axis 0 of an (N, C) input: without parameters, or with gamma, or with both.
 NORMALISED = {
-    "rsqrt": lambda x: (x - x.mean(0)) * ag.rsqrt(x.var(0) + EPS),
-    "1 / sqrt": lambda x: (x - x.mean(0)) * (1 / ag.sqrt(x.var(0) + EPS)),
-    "divided by the root": lambda x: (x - x.mean(0)) / ag.sqrt(x.var(0) + EPS),
-    "power -0.5": lambda x: (x - x.mean(0)) * (x.var(0) + EPS) ** -0.5,
-    "divided by power 0.5": lambda x: (x - x.mean(0)) / np.power(x.var(0) + EPS, 0.5),
-    "reciprocal": lambda x: np.reciprocal(np.sqrt(x.var(0) + EPS)) * (x - x.mean(0)),
-    "root of the reciprocal": lambda x: (x - x.mean(0)) * np.sqrt(1 / (EPS + x.var(0))),
-    "numpy": lambda x: np.divide(np.subtract(x, np.mean(x, axis=0)), np.sqrt(np.add(np.var(x, axis=0), EPS))),
-    "keepdims": lambda x: (x - x.mean(0, keepdims=True)) / np.sqrt(x.var(0, keepdims=True) + EPS),
-    "mixed keepdims": lambda x: (x - x.mean(0)) / np.sqrt(x.var(0, keepdims=True) + EPS),
-    "square": lambda x: (x - x.mean(0)) / np.sqrt(np.mean(np.square(x - x.mean(0)), 0) + EPS),
-    "** 2": lambda x: (x - x.mean(0)) / np.sqrt(np.mean((x - np.mean(x, 0)) ** 2, 0) + EPS),
-    "d * d": lambda x: (x - x.mean(0)) / np.sqrt(var_of(x) + EPS),
-    "m - x squared": lambda x: (x - x.mean(0)) / np.sqrt(np.mean((x.mean(0) - x) ** 2, 0) + EPS),
-    "sum / n": lambda x: (
-        (x - x.sum(0) / len(x)) / np.sqrt(EPS + np.sum((x - np.sum(x, axis=0) / len(x)) ** 2, axis=0) / len(x))
+    "rsqrt": lambda x, e: (x - x.mean(0)) * ag.rsqrt(x.var(0) + e),
+    "1 / sqrt": lambda x, e: (x - x.mean(0)) * (1 / ag.sqrt(x.var(0) + e)),
+    "divided by the root": lambda x, e: (x - x.mean(0)) / ag.sqrt(x.var(0) + e),
+    "power -0.5": lambda x, e: (x - x.mean(0)) * (x.var(0) + e) ** -half(x),
+    "divided by power 0.5": lambda x, e: (x - x.mean(0)) / np.power(x.var(0) + e, half(x)),
+    "reciprocal": lambda x, e: np.reciprocal(np.sqrt(x.var(0) + e)) * (x - x.mean(0)),
+    "root of the reciprocal": lambda x, e: (x - x.mean(0)) * np.sqrt(1 / (e + x.var(0))),
+    "numpy": lambda x, e: np.divide(np.subtract(x, np.mean(x, axis=0)), np.sqrt(np.add(np.var(x, axis=0), e))),
+    "keepdims": lambda x, e: (x - x.mean(0, keepdims=True)) / np.sqrt(x.var(0, keepdims=True) + e),
+    "mixed keepdims": lambda x, e: (x - x.mean(0)) / np.sqrt(x.var(0, keepdims=True) + e),
+    "square": lambda x, e: (x - x.mean(0)) / np.sqrt(np.mean(np.square(x - x.mean(0)), 0) + e),
+    "** 2": lambda x, e: (x - x.mean(0)) / np.sqrt(np.mean((x - np.mean(x, 0)) ** 2, 0) + e),
+    "d * d": lambda x, e: (x - x.mean(0)) / np.sqrt(var_of(x) + e),
+    "m - x squared": lambda x, e: (x - x.mean(0)) / np.sqrt(np.mean((x.mean(0) - x) ** 2, 0) + e),
+    "sum / n": lambda x, e: (
+        (x - x.sum(0) / len(x)) / np.sqrt(e + np.sum((x - np.sum(x, axis=0) / len(x)) ** 2, axis=0) / len(x))
     ),
-    "sum * (1 / n)": lambda x: (
-        (x - x.sum(0) * (1 / len(x))) * ag.rsqrt(1.0 / len(x) * ((x - 1 / len(x) * x.sum(0)) ** 2).sum(0) + EPS)
+    "sum * (1 / n)": lambda x, e: (
+        (x - x.sum(0) * share(x)) * ag.rsqrt(share(x) * ((x - share(x) * x.sum(0)) ** 2).sum(0) + e)
     ),
-    "squares over n": lambda x: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2 / len(x)).sum(0) + EPS),
-    "variance of the centred": lambda x: (x - x.mean(0)) / np.sqrt((x - x.mean(0)).var(0) + EPS),
-    "minus the mean": lambda x: (-x.mean(0) + x) / np.sqrt(x.var(0) + EPS),
-    "negated twice": lambda x: -((x.mean(0) - x) / np.sqrt(x.var(0) + EPS)),
-    "eps per feature": lambda x: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS * np.arange(1, x.shape[1] + 1)),
-    "eps as a tensor": lambda x: (x - x.mean(0)) / np.sqrt(x.var(0) + ag.tensor(EPS)),
-    "eps of shape (1, C)": lambda x: (x - x.mean(0)) / np.sqrt(x.var(0) + np.full((1, x.shape[1]), EPS)),
-    "broadcast by hand": lambda x: (
-        (x - ag.broadcast_to(x.mean(0), x.shape)) / ag.broadcast_to(np.sqrt(x.var(0) + EPS), x.shape)
+    "squares over n": lambda x, e: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2 / len(x)).sum(0) + e),
+    "variance of the centred": lambda x, e: (x - x.mean(0)) / np.sqrt((x - x.mean(0)).var(0) + e),
+    "minus the mean": lambda x, e: (-x.mean(0) + x) / np.sqrt(x.var(0) + e),
+    "negated twice": lambda x, e: -((x.mean(0) - x) / np.sqrt(x.var(0) + e)),
+    "eps per feature": lambda x, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e * np.ones(x.shape[1], int)),
+    "eps as a tensor": lambda x, e: (x - x.mean(0)) / np.sqrt(x.var(0) + ag.tensor(e)),
+    "eps of shape (1, C)": lambda x, e: (x - x.mean(0)) / np.sqrt(x.var(0) + np.full((1, x.shape[1]), e)),
+    "broadcast by hand": lambda x, e: (
+        (x - ag.broadcast_to(x.mean(0), x.shape)) / ag.broadcast_to(np.sqrt(x.var(0) + e), x.shape)
     ),
-    "scale and shift": lambda x: x * ag.rsqrt(x.var(0) + EPS) - x.mean(0) * ag.rsqrt(x.var(0) + EPS),
-    "reshaped statistics": lambda x: (x - x.mean(0).reshape(1, -1)) / np.sqrt(x.var(0)[None, :] + EPS),
-    "a composed batch_norm": lambda x: ag.batch_norm(x, eps=EPS, form="composed"),
+    "scale and shift": lambda x, e: x * ag.rsqrt(x.var(0) + e) - x.mean(0) * ag.rsqrt(x.var(0) + e),
+    "reshaped statistics": lambda x, e: (x - x.mean(0).reshape(1, -1)) / np.sqrt(x.var(0)[None, :] + e),
+    "a composed batch_norm": lambda x, e: ag.batch_norm(x, eps=e, form="composed"),
 }
 
 
-def fold(x, gamma, beta):
-    scale = gamma * ag.rsqrt(x.var(0) + EPS)
+def fold(x, gamma, beta, e):
+    scale = gamma * ag.rsqrt(x.var(0) + e)
     return x * scale + (beta - x.mean(0) * scale)
 
 
 SCALED = {
-    "last": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * g + b,
-    "first": lambda x, g, b: b + g * ((x - x.mean(0)) / np.sqrt(x.var(0) + EPS)),
-    "no beta": lambda x, g, b: g * (x - x.mean(0)) / np.sqrt(x.var(0) + EPS),
-    "no gamma": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) + b,
-    "gamma * r": lambda x, g, b: (x - x.mean(0)) * (g * ag.rsqrt(x.var(0) + EPS)) + b,
-    "gamma / root": lambda x, g, b: (g / np.sqrt(x.var(0) + EPS)) * (x - x.mean(0)) + b,
+    "last": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) * g + b,
+    "first": lambda x, g, b, e: b + g * ((x - x.mean(0)) / np.sqrt(x.var(0) + e)),
+    "no beta": lambda x, g, b, e: g * (x - x.mean(0)) / np.sqrt(x.var(0) + e),
+    "no gamma": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) + b,
+    "gamma * r": lambda x, g, b, e: (x - x.mean(0)) * (g * ag.rsqrt(x.var(0) + e)) + b,
+    "gamma / root": lambda x, g, b, e: (g / np.sqrt(x.var(0) + e)) * (x - x.mean(0)) + b,
     "folded": fold,
-    "reshaped": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * g.reshape(1, -1) + b[None],
-    "broadcast": lambda x, g, b: (
-        ag.broadcast_to(g, x.shape) * (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) + ag.broadcast_to(b, x.shape)
+    "reshaped": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) * g.reshape(1, -1) + b[None],
+    "broadcast": lambda x, g, b, e: (
+        ag.broadcast_to(g, x.shape) * (x - x.mean(0)) / np.sqrt(x.var(0) + e) + ag.broadcast_to(b, x.shape)
     ),
-    "gamma of one element": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * g[:1] + b,
-    "gamma about 1": lambda x, g, b: (x - x.mean(0)) * ((1 + g) * ag.rsqrt(x.var(0) + EPS)) + b,
-    "gamma about 1, last": lambda x, g, b: (x - x.mean(0)) * ag.rsqrt(x.var(0) + EPS) * (g + 1) + b,
-    "gamma a product": lambda x, g, b: (x - x.mean(0)) * (g * b * ag.rsqrt(x.var(0) + EPS)) + b,
-    "gamma a constant": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * np.arange(1.0, x.shape[1] + 1) + b,
-    "gamma stopped": lambda x, g, b: (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * ag.stop_gradient(g) + b,
-    "minus": lambda x, g, b: b - g * (x.mean(0) - x) / np.sqrt(x.var(0) + EPS),
+    "gamma of one element": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) * g[:1] + b,
+    "gamma about 1": lambda x, g, b, e: (x - x.mean(0)) * ((1 + g) * ag.rsqrt(x.var(0) + e)) + b,
+    "gamma about 1, last": lambda x, g, b, e: (x - x.mean(0)) * ag.rsqrt(x.var(0) + e) * (g + 1) + b,
+    "gamma a product": lambda x, g, b, e: (x - x.mean(0)) * (g * b * ag.rsqrt(x.var(0) + e)) + b,
+    "gamma a constant": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) * np.arange(1, x.shape[1] + 1) + b,
+    "gamma stopped": lambda x, g, b, e: (x - x.mean(0)) / np.sqrt(x.var(0) + e) * ag.stop_gradient(g) + b,
+    "minus": lambda x, g, b, e: b - g * (x.mean(0) - x) / np.sqrt(x.var(0) + e),
 }
-SPELLINGS = {name: (lambda x, g, b, f=f: f(x)) for name, f in NORMALISED.items()} | SCALED
+SPELLINGS = {name: (lambda x, g, b, e, f=f: f(x, e)) for name, f in NORMALISED.items()} | SCALED
 
 
 def inputs(seed=0, shape=(5, 3), dtype="float64"):
@@ -106,7 +117,7 @@ def assert_same(before, after, rtol=1e-9):
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_a_spelling_is_fused_with_the_same_derivatives_and_expanded_again(name):
     given = inputs()
-    y = SPELLINGS[name](*given)
+    y = SPELLINGS[name](*given, EPS)
     value, before = y.data.copy(), derivatives(y, given)
 
     report = ag.fuse(y)
@@ -124,6 +135,40 @@ def test_a_spelling_is_fused_with_the_same_derivatives_and_expanded_again(name):
     assert_same(before, derivatives(y, given))
     assert ag.fuse(y).fused == (y.node,)
     assert_same(before, derivatives(y, given))
+
+
+def exact_inputs(shape=(4, 2), seed=0):
+    """Fractions, and one eps a feature with which each variance has a rational root."""
+    rng = np.random.default_rng(seed)
+
+    def fractions(shape):
+        numbers = [Fraction(int(a), int(b)) for a, b in rng.integers([-9, 1], [10, 5], size=(np.prod(shape), 2))]
+        return np.array(numbers, dtype=object).reshape(shape)
+
+    x = fractions(shape)
+    root = np.array([Fraction(int(np.ceil(float(v) ** 0.5)) + 1) for v in ag.var(x, 0)], dtype=object)
+    given = (x, fractions(shape[-1:]), fractions(shape[-1:]))
+    return [ag.tensor(a, requires_grad=True) for a in given], root * root - ag.var(x, 0), fractions(shape)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_spelling_is_equal_in_exact_arithmetic(name):
+    def everything():
+        first = ag.grad(y, given, [weights], create_graph=True, allow_unused=True)
+        total = sum((g * g * (i + 2)).sum() for i, g in enumerate(first) if g is not None)
+        second = ag.grad(total, given, allow_unused=True)
+        return [np.zeros(()) if g is None else np.asarray(g) for g in (ag.Graph(y).values()[y.node], *first, *second)]
+
+    given, eps, weights = exact_inputs()
+    y = SPELLINGS[name](*given, eps)
+    spelled_out = everything()
+    assert ag.fuse(y).fused == (y.node,)
+    fused = everything()
+    ag.expand(y)
+    for a, b, c in zip(spelled_out, fused, everything(), strict=True):
+        assert a.dtype == object or not a.any()
+        assert (a == b).all()
+        assert (b == c).all()
 
 
 STOPS = {
@@ -185,12 +230,17 @@ NEAR_MISSES = {
     "not a mean of squared deviations": lambda x, z: (x - x.mean(0)) / np.sqrt((x**2).mean(0) + EPS),
     "no mean is subtracted": lambda x, z: x / np.sqrt(x.var(0) + EPS),
     "eps is -0.001": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) - EPS),
-    "eps requires a gradient": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) + z[0] ** 2 * z.sum() ** 2),
+    "eps requires a gradient": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) + ag.exp(z[0])),
     "the mean is not": lambda x, z: (x - np.zeros(3)) / np.sqrt(x.var(0) + EPS),
     "the scale and the shift": lambda x, z: 2 * (x - x.mean(0)) / np.sqrt(x.var(0) + EPS),
-    "requires a gradient": lambda x, z: (x - z[0]) / np.sqrt(z[1] ** 2 + EPS),
+    "the mean is not computed from 'x', and requires a gradient": lambda x, z: (
+        (x - z[0]) / np.sqrt(ag.stop_gradient(ag.exp(z[1])) + EPS)
+    ),
+    "the variance is not computed from 'x', and requires a gradient": lambda x, z: (
+        (x - np.zeros(3)) / np.sqrt(ag.exp(z[1]) + EPS)
+    ),
+    "vary along the averaged axes": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) + np.full((5, 3), EPS)),
 }
-del NEAR_MISSES["eps requires a gradient"], NEAR_MISSES["requires a gradient"]
 
 
 @pytest.mark.parametrize("reason", NEAR_MISSES)
@@ -250,3 +300,207 @@ def test_two_affine_maps_of_one_normalised_tensor_are_two_batch_norms():
     assert len(ag.fuse(y).fused) == 2
     assert ag.Graph(y).ops == {"concatenate": 1, "batch_norm": 2}
     assert_same(before, derivatives(y, given))
+
+
+GIVEN = {
+    "plain": lambda x, g, b, m, v: (x - m) / np.sqrt(v + EPS) * g + b,
+    "folded": lambda x, g, b, m, v: x * (g * ag.rsqrt(v + EPS)) + (b - m * (g * ag.rsqrt(v + EPS))),
+    "no parameters": lambda x, g, b, m, v: (x - m) * (v + EPS) ** -0.5,
+    "batch_norm": lambda x, g, b, m, v: ag.batch_norm(
+        x, g, b, mean=np.asarray(m), var=np.asarray(v), eps=EPS, form="composed"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["array", "leaf", "rows"])
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_statistics_are_inference(name, kind):
+    given = inputs()
+    m, v = np.array([0.5, -1.0, 2.0]), np.array([1.0, 2.0, 0.0])
+    if kind == "rows":
+        m, v = m[None], v[None]
+    m, v = m if kind == "array" else ag.tensor(m), ag.tensor(v)
+    y = GIVEN[name](*given, m, v)
+    value, before = y.data.copy(), derivatives(y, given)
+    (node,) = ag.fuse(y).fused
+    assert node.args[3] is not None
+    assert node.params["axes"] == (0,)
+    np.testing.assert_allclose(ag.Graph(y).values()[node], value, rtol=1e-12)
+    assert_same(before, derivatives(y, given))
+    ag.expand(y)
+    assert_same(before, derivatives(y, given))
+
+
+def test_normalising_by_constants_of_every_element_is_not_batch_norm():
+    x, _, _ = inputs()
+    y = (x - np.ones(x.shape)) / np.sqrt(ag.tensor(np.ones(x.shape)) + EPS)
+    assert not ag.fuse(y).fused
+
+
+AXES = [
+    ((4, 3, 2), 1),
+    ((4, 3, 2), (0, 2)),
+    ((2, 3, 2, 2), (0, 2, 3)),
+    ((2, 3, 4), (-1,)),
+    ((3, 4), (0, 1)),
+    ((4, 1), 0),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes"), AXES)
+@pytest.mark.parametrize("spelling", ["keepdims", "reshaped", "two means"])
+def test_any_axes_and_parameters_reshaped_to_them(shape, axes, spelling):
+    rng = np.random.default_rng(0)
+    x = ag.tensor(rng.normal(size=shape), requires_grad=True)
+    kept = ag.mean(x.data, axes).shape
+    full = ag.mean(x.data, axes, keepdims=True).shape
+    given = x, *(ag.tensor(rng.normal(size=kept), requires_grad=True) for _ in "gb")
+    if spelling == "keepdims":
+        n = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + EPS)
+    elif spelling == "reshaped":
+        n = (x - x.mean(axes).reshape(full)) / np.sqrt(x.var(axes) + EPS).reshape(full)
+    else:
+        first, *others = np.atleast_1d(axes).tolist()
+        mean = x.mean(first, keepdims=True).mean(tuple(others), keepdims=True)
+        n = (x - mean) / np.sqrt(
+            np.square(x - mean).mean(tuple(others), keepdims=True).mean(first, keepdims=True) + EPS
+        )
+    y = n * given[1].reshape(full) + given[2].reshape(full)
+    before = derivatives(y, given)
+    (node,) = ag.fuse(y).fused
+    assert node.params["axes"] == tuple(sorted(np.arange(len(shape))[np.atleast_1d(axes)]))
+    assert set(ag.Graph(y).ops) == {"batch_norm"}
+    assert_same(before, derivatives(y, given))
+    ag.expand(y)
+    assert_same(before, derivatives(y, given))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_dtypes_stay(dtype):
+    given = inputs(dtype=dtype, shape=(8, 3))
+    y = fold(*given, EPS)
+    value = y.data.copy()
+    (before,) = ag.grad(y, given[:1], [np.arange(24.0).reshape(8, 3)])
+    assert ag.fuse(y).fused
+    (after,) = ag.grad(y, given[:1], [np.arange(24.0).reshape(8, 3)])
+    assert y.dtype == after.dtype == dtype
+    assert np.array_equal(y.data, value)
+    tolerance = 40 * np.finfo(dtype).eps * np.abs(before).max()
+    np.testing.assert_allclose(after.astype(float), before.astype(float), atol=tolerance, rtol=0)
+
+
+def test_a_batch_norm_that_would_change_its_dtype_is_refused():
+    x, _, _ = inputs(dtype="float32")
+    y = (x - np.zeros(3)) / np.sqrt(ag.tensor(np.ones(3)) + EPS)
+    assert y.dtype == "float64"
+    assert "dtype float32" in ag.fuse(y).refused[0].reason
+
+
+def test_a_graph_without_gradients_is_rewritten_too():
+    x = ag.tensor(np.random.default_rng(0).normal(size=(5, 3)))
+    y = SPELLINGS["rsqrt"](x, None, None, EPS)
+    with ag.no_grad():
+        assert ag.fuse(y).fused == (y.node,)
+        assert ag.Graph(y).ops == {"batch_norm": 1}
+        assert ag.expand(y) == (y.node,)
+        ag.fuse(y)
+    assert not y.requires_grad
+    assert ag.Graph(y).saved_bytes == 0
+
+
+def test_what_no_grad_computed_has_no_graph_to_rewrite():
+    with ag.no_grad():
+        y = SPELLINGS["rsqrt"](*inputs(), EPS)
+    report = ag.fuse(y)
+    assert (report.fused, report.refused) == ((), ())
+    assert ag.expand(y) == ()
+
+
+def test_an_empty_batch_is_rewritten():
+    given = inputs(shape=(0, 3))
+    y = ag.batch_norm(*given, form="composed")
+    ag.fuse(y)
+    ag.expand(y)
+    assert [g.tolist() for g in ag.grad(y, given, [y.data])] == [[], [0, 0, 0], [0, 0, 0]]
+
+
+def test_one_row_is_refused():
+    x, _, _ = inputs(shape=(1, 3))
+    assert "one value per feature" in ag.fuse(SPELLINGS["rsqrt"](x, None, None, EPS)).refused[0].reason
+
+
+def deep(layers, block):
+    rng = np.random.default_rng(0)
+    h = ag.tensor(rng.normal(size=(6, 4)), requires_grad=True)
+    leaves = [h]
+    for _ in range(layers):
+        w = ag.tensor(rng.normal(size=(4, 4)) / 2, requires_grad=True)
+        g, b = (ag.tensor(rng.normal(size=4), requires_grad=True) for _ in "gb")
+        leaves += [w, g, b]
+        h = block(h, w, g, b)
+    return h, leaves
+
+
+BLOCKS = {
+    "plain": lambda h, w, g, b: ag.relu(SCALED["last"](h @ w, g, b, EPS)),
+    "residual": lambda h, w, g, b: h + SCALED["last"](h @ w, g, b, EPS),
+    "pre-activation": lambda h, w, g, b: h + SCALED["last"](h, g, b, EPS) @ w,
+    "nothing between": lambda h, w, g, b: SCALED["last"](h, g, b, EPS),
+    "sums normalised": lambda h, w, g, b: fold(h + h @ w, g, b, EPS),
+    "two branches": lambda h, w, g, b: SCALED["no beta"](h @ w, g, b, EPS) + SCALED["no gamma"](h, g, b, EPS),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_deep_nets(name):
+    y, leaves = deep(50, BLOCKS[name])
+    seed = np.random.default_rng(1).normal(size=y.shape)
+    before = ag.grad(y, leaves, [seed], allow_unused=True)
+    report = ag.fuse(y)
+    assert len(report.fused) == 50 * (1 + (name == "two branches"))
+    assert not report.refused
+    assert not ag.Graph(y).ops.keys() & {"mean", "var", "sqrt", "divide"}
+    scale = max(np.abs(g).max() for g in before if g is not None)
+    for old, new in zip(before, ag.grad(y, leaves, [seed], allow_unused=True), strict=True):
+        if old is not None:
+            np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-9 * scale)
+    assert len(ag.expand(y)) == len(report.fused)
+
+
+def test_a_long_chain_with_nothing_to_find():
+    x = ag.tensor(np.ones(2), requires_grad=True)
+    y = x
+    for _ in range(3000):
+        y = ag.sqrt(1 + y * y) * 0.5 + x
+    report = ag.fuse(y)
+    assert (report.fused, report.refused) == ((), ())
+
+
+def test_an_overwritten_leaf_raises_and_changes_nothing():
+    x, g, b = inputs()
+    y = SCALED["last"](x, g, b, EPS)
+    before = ag.Graph(y).nodes
+    g.assign(g.data + 1)
+    with pytest.raises(RuntimeError, match="'g' of 'multiply' was overwritten"):
+        ag.fuse(y)
+    assert ag.Graph(y).nodes == before
+    assert y.node.op == "add"
+
+
+def test_fuse_wants_tensors():
+    with pytest.raises(TypeError, match=r"outputs\[0\] is a ndarray"):
+        ag.fuse(np.ones(3))
+    with pytest.raises(ValueError, match="at least one output"):
+        ag.expand()
+
+
+def test_the_report_reads_well():
+    x, g, b = inputs()
+    z = ag.relu(SCALED["last"](x, g, b, EPS))
+    y = (z - z.mean(0)) / (z.std(0) + EPS)
+    y.name = "y"
+    assert str(ag.fuse(y)).splitlines() == [
+        "1 fused, 1 refused",
+        "  fused    batch_norm of shape (5, 3): batch norm of 'x', axes=(0,)",
+        "  refused  'y': eps is added outside the root, to the standard deviation",
+    ]

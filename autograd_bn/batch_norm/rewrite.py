@@ -207,13 +207,13 @@ class Reader:
             if p is None or len(p) > MOST_TERMS or level(p) > MOST_LEVELS or any(len(t) > MOST_FACTORS for t, _ in p):
                 p = self.plain(node)
             self.own[node] = p = _rounded(p, node.dtype)
-            keep = node not in averaged or _is_power(p) or _is_centred(p) or self.is_copy(node, p)
+            keep = node not in averaged or _is_power(p) or _is_centred(p) or self.is_lone(node, p)
             self.seen[node] = p if keep else self.plain(node)
 
-    def is_copy(self, node: Node, p: Poly) -> bool:
-        """Whether `p` is another node of the same shape, cut off or not."""
+    def is_lone(self, node: Node, p: Poly) -> bool:
+        """Whether `p` is one mean, or another node of the same shape."""
         factor = _lone(p)
-        return _is_plain(factor) and np.shape(self.source(factor)) == node.shape
+        return factor is not None and (not _is_plain(factor) or np.shape(self.source(factor)) == node.shape)
 
     def plain(self, arg: Any) -> Poly:
         """`arg` taken as it comes."""

@@ -74,12 +74,15 @@ def divide(a: Any, b: Any, /) -> Any:
     lambda g, a, out: g * out * log(where(a == 0, 1, a)),
 )
 def power(a: Any, b: Any, /) -> Any:
-    """a ** b, broadcast. The gradient of `b` needs `a` >= 0.
+    """a ** b, broadcast. The gradient of `b` needs `a` >= 0. Exact rationals stay exact where `b` is an
+    integer or a `Fraction` with denominator 2.
 
     >>> import autograd_bn as ag
     >>> ag.power([1.0, 2.0], 3)
     array([1., 8.])
     """
+    if isinstance(b, np.ndarray) and not b.ndim and isinstance(half := b.item(), Fraction) and half.denominator == 2:
+        return exact_sqrt(a) ** half.numerator
     return a**b
 
 
