@@ -1,78 +1,324 @@
-"""What the ranks run in the tests of `autograd_bn.distributed`: `mpiexec -n N python -m mpi4py ranks.py CHECK`."""
+"""What the ranks do in the tests of `autograd_bn.distributed`: `mpiexec -n N python -m mpi4py ranks.py CHECK ...`."""
 
+import gc
+import os
+import signal
 import sys
 
 import numpy as np
 from mpi4py import MPI
 
 import autograd_bn as ag
+from autograd_bn.distributed import allreduce, average_gradients, share, sum_gradients
 
 comm = MPI.COMM_WORLD
-rng = np.random.default_rng(0)  # the same numbers on every rank
+LAYOUTS = {
+    1: [(16,)],
+    2: [(8, 8), (13, 3), (1, 15), (16, 0)],
+    3: [(8, 8, 0), (0, 1, 15), (5, 4, 7)],
+    4: [(5, 1, 0, 10), (4, 4, 4, 4), (0, 13, 0, 3)],
+}[comm.size]
+STOPS = [(), ("mean",), ("var",), ("mean", "var")]
+FORMS = ("fused", "composed")
 
 
-def shards():
-    """The rows of every rank, for a list of sizes that covers all the ranks."""
-    layouts = {
-        1: [(16,)],
-        2: [(8, 8), (13, 3), (1, 15), (16, 0)],
-        3: [(8, 8, 0), (0, 1, 15), (5, 4, 7)],
-        4: [(5, 1, 0, 10), (4, 4, 4, 4), (0, 13, 0, 3)],
-    }
-    for sizes in layouts[comm.size]:
-        ends = np.cumsum(sizes)
-        yield slice(ends[comm.rank] - sizes[comm.rank], ends[comm.rank])
+def own(sizes):
+    """The rows of this rank, where rank r has `sizes[r]`."""
+    start = sum(sizes[: comm.rank])
+    return slice(start, start + sizes[comm.rank])
+
+
+def seeded():
+    return np.random.default_rng(0)  # the same numbers on every rank
 
 
 def leaves(*arrays):
     return [ag.tensor(array, requires_grad=True) for array in arrays]
 
 
-def everything(x, gamma, beta, dy, v, w, form, stop, comm):
-    """Output, statistics, and gradients of order 1 and 2, of a batch or of this rank's rows."""
-    x, gamma, beta, dy = leaves(x, gamma, beta, dy)
-    y, mean, var, n = ag.batch_norm(x, gamma, beta, eps=0.1, form=form, stop=stop, comm=comm, return_stats="count")
-    first = ag.grad(y, [x, gamma, beta], [dy], create_graph=True)
-    plain = ag.grad(y, [x, gamma, beta], [dy.data])
-    second = ag.grad(first, [x, gamma, dy], [v, w, w], allow_unused=True)
-    second = [np.zeros(t.shape) if found is None else found for t, found in zip([x, gamma, dy], second, strict=True)]
-    return {
-        "rows": [y.data, plain[0], first[0].data, second[0], second[2]],
-        "all": [mean, var, n],
-        "sums": [plain[1], plain[2], first[1].data, first[2].data, second[1]],
-    }
-
-
-def batch_norm():
-    """Every rank gets what one process gets on the whole batch; without `comm` it doesn't."""
-    for shape in [(16, 3), (16, 2, 2, 3)]:
-        x, dy, v = rng.normal(size=(3, *shape)) * 3 + 5
-        gamma, beta, w = rng.normal(size=(3, 3))
-        for rows in shards():
-            for form in ("fused", "composed"):
-                for stop in [(), ("mean",), ("var",), ("mean", "var")]:
-                    whole = everything(x, gamma, beta, dy, v, w, form, stop, None)
-                    part = everything(x[rows], gamma, beta, dy[rows], v[rows], w, form, stop, comm)
-                    for found, expected in zip(part["rows"], whole["rows"], strict=True):
-                        close(found, expected[rows])
-                    for found, expected in zip(part["all"], whole["all"], strict=True):
-                        close(found, expected)
-                    for found, expected in zip(part["sums"], whole["sums"], strict=True):
-                        close(ag.distributed.allreduce(found, comm), expected)
-            if comm.size > 1 and rows.stop - rows.start > 1:
-                alone = ag.batch_norm(x[rows], gamma, beta, eps=0.1)
-                assert (
-                    np.abs(alone - ag.batch_norm(x, gamma, beta, eps=0.1)[rows]).max() > 1e-3
-                    or rows.stop - rows.start == 16
-                )
-
-
 def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
+def everything(x, gamma, beta, dy, v, w, form, stop, comm):
+    """Output, statistics, and gradients of order 1 and 2, of a batch or of this rank's rows."""
+    inputs = x, gamma, beta, dy = leaves(x, gamma, beta, dy)
+    y, mean, var, n = ag.batch_norm(x, gamma, beta, eps=0.1, form=form, stop=stop, comm=comm, return_stats="count")
+    plain = ag.grad(y, inputs[:3], [dy.data])
+    first = ag.grad(y, inputs[:3], [dy], create_graph=True)
+    second = ag.grad(first, inputs, [v, w, w], allow_unused=True)
+    second = [np.zeros(t.shape) if found is None else found for t, found in zip(inputs, second, strict=True)]
+    return {
+        "rows": [y.data, plain[0], first[0].data, second[0], second[3]],
+        "everywhere": [mean, var, n],
+        "sums": [*plain[1:], *[g.data for g in first[1:]], *second[1:3]],
+    }
+
+
+def batch_norm_equals_one_process():
+    rng = seeded()
+    for shape in [(16, 3), (16, 2, 2, 3)]:
+        x, dy, v = rng.normal(size=(3, *shape)) * 3 + 5
+        gamma, beta, w = rng.normal(size=(3, 3))
+        for form in FORMS:
+            for stop in STOPS if len(shape) == 2 else STOPS[:1]:
+                whole = everything(x, gamma, beta, dy, v, w, form, stop, None)
+                for rows in map(own, LAYOUTS):
+                    part = everything(x[rows], gamma, beta, dy[rows], v[rows], w, form, stop, comm)
+                    for found, expected in zip(part["rows"], whole["rows"], strict=True):
+                        close(found, expected[rows])
+                    for found, expected in zip(part["everywhere"], whole["everywhere"], strict=True):
+                        close(found, expected)
+                    for found, expected in zip(part["sums"], whole["sums"], strict=True):
+                        close(allreduce(found, comm), expected)
+
+
+def batch_norm_of_each_rank_alone_differs():
+    x = seeded().normal(size=(16, 3))
+    rows = own(LAYOUTS[0])
+    off = 0.0
+    if rows.stop - rows.start > 1:
+        off = np.abs(ag.batch_norm(x[rows], eps=0.1) - ag.batch_norm(x, eps=0.1)[rows]).max()
+    assert (comm.allreduce(off, MPI.MAX) > 1e-2) == (comm.size > 1)
+
+
+def statistics_have_the_same_bits_on_every_rank():
+    for features in (3, 3000):  # the wide ones travel apart
+        x = seeded().normal(size=(16, features)).astype("float32")
+        for form in FORMS:
+            for sizes in LAYOUTS:
+                x_own, gamma = leaves(x[own(sizes)], np.ones(features))
+                y, mean, var = ag.batch_norm(x_own, gamma, form=form, comm=comm, return_stats=True)
+                y.backward(y.data**2)
+                sum_gradients([gamma], comm)
+                assert mean.dtype == var.dtype == np.float32
+                assert len(set(comm.allgather((mean.tobytes(), var.tobytes(), gamma.grad.tobytes())))) == 1
+                np.testing.assert_allclose(mean, x.mean(0), atol=1e-6)
+                np.testing.assert_allclose(var, x.var(0), rtol=1e-5)
+
+
+def exact_rationals_are_summed_exactly():
+    x, gamma, beta, eps = ag.rational_batch((16, 2))
+    dy = x[::-1] * 3
+    for form in FORMS:
+        whole = leaves(x, gamma, beta)
+        ag.batch_norm(*whole, eps=eps, form=form).backward(dy)
+        for rows in map(own, LAYOUTS):
+            part = leaves(x[rows], gamma, beta)
+            ag.batch_norm(*part, eps=eps, form=form, comm=comm).backward(dy[rows])
+            sum_gradients(part[1:], comm)
+            for found, expected in zip(part, [whole[0].grad[rows], whole[1].grad, whole[2].grad], strict=True):
+                assert (found.grad == expected).all()
+
+
+def float16_does_not_overflow():
+    x = (seeded().normal(size=(16, 100, 3)) * 40).astype("float16")
+    for form in FORMS:
+        y = ag.batch_norm(ag.tensor(x[own(LAYOUTS[0])]), form=form, comm=comm)
+        assert y.dtype == np.float16
+        np.testing.assert_allclose(y.data, ag.batch_norm(x.astype(float))[own(LAYOUTS[0])], atol=0.01)
+
+
+def an_empty_batch_is_empty_on_every_rank():
+    for form in FORMS:
+        x, gamma = leaves(np.ones((0, 3)), np.ones(3))
+        y, _, _, n = ag.batch_norm(x, gamma, form=form, comm=comm, return_stats="count")
+        (y * 2).backward(np.ones((0, 3)))
+        assert y.shape == x.grad.shape == (0, 3)
+        assert (gamma.grad == 0).all()
+        assert n == 0
+
+
+def allreduce_is_its_own_derivative():
+    rng = seeded()
+    x, g = rng.normal(size=(2, comm.size, 5))
+    for shape in [(5,), ()]:
+        (mine,) = leaves(x[comm.rank] if shape else x[comm.rank, 0])
+        y = allreduce(mine, comm)
+        close(y.data, x.sum(0) if shape else x[:, 0].sum())
+        y.backward(g[comm.rank] if shape else g[comm.rank, 0])
+        close(mine.grad, g.sum(0) if shape else g[:, 0].sum())
+    (mine,) = leaves(x[comm.rank])
+    loss = (allreduce(mine * mine, comm) ** 2).sum()  # the same on every rank, so that the sum has it size times
+    (slope,) = ag.grad(loss, mine, create_graph=True)
+    (curve,) = ag.grad(slope, mine, [g[comm.rank]])
+    total = (x * x).sum(0)
+    close(slope.data, comm.size * 4 * total * x[comm.rank])
+    close(curve, comm.size * (4 * total * g[comm.rank] + 8 * x[comm.rank] * (x * g).sum(0)))
+
+
+class Counting:
+    """A communicator that notes the messages sent over it."""
+
+    size = comm.size
+
+    def __init__(self):
+        self.sent = []
+
+    def Allgather(self, *buffers):
+        self.sent.append("Allgather")
+        comm.Allgather(*buffers)
+
+
+def the_fused_form_has_one_exchange_each_way():
+    counting = Counting()
+    x, gamma = leaves(seeded().normal(size=(4, 3)), np.ones(3))
+    y = ag.batch_norm(x, gamma, comm=counting)
+    assert counting.sent == ["Allgather"]
+    y.backward(np.ones(y.shape))
+    assert counting.sent == ["Allgather"] * 2
+    assert ag.Graph(y).ops == {"batch_norm": 1}
+    assert ag.Graph(ag.batch_norm(x, gamma, form="composed", comm=comm)).ops["allreduce"] == 3
+    if comm.rank == 0:  # given statistics need nobody else
+        ag.batch_norm(x, gamma, mean=np.zeros(3), var=np.ones(3), comm=comm).sum().backward()
+
+
+def model(x, weights, form, comm):
+    w1, gamma, beta, w2 = weights
+    return ag.log_softmax(ag.sigmoid(ag.batch_norm(x @ w1, gamma, beta, form=form, comm=comm)) @ w2)
+
+
+def start():
+    rng = np.random.default_rng(1)
+    return leaves(rng.normal(size=(6, 5)), np.ones(5), np.zeros(5), rng.normal(size=(5, 3)))
+
+
+def training_equals_one_process():
+    rng = seeded()
+    x, labels = rng.normal(size=(50, 16, 6)), np.eye(3)[rng.integers(3, size=(50, 16))]
+    for form in FORMS:
+        for sizes in LAYOUTS[:2]:
+            rows = own(sizes)
+            alone, together = start(), start()
+            for step in range(50):
+                loss = -(model(x[step], alone, form, None) * labels[step]).sum() / 16
+                loss.backward()
+                mine = -(model(x[step, rows], together, form, comm) * labels[step, rows]).sum() / max(
+                    sizes[comm.rank], 1
+                )
+                (mine * share(sizes[comm.rank], comm)).backward()
+                sum_gradients(together, comm)
+                for weight in alone + together:
+                    weight.data -= 0.5 * weight.grad
+                    weight.zero_grad()
+            for found, expected, first in zip(together, alone, start(), strict=True):
+                close(found.data, expected.data)
+                assert np.abs(found.data - first.data).max() > 1e-2
+
+
+def gradients_are_averaged_by_count():
+    x = seeded().normal(size=(16, 3))
+    for sizes in LAYOUTS:
+        rows, count = own(sizes), sizes[comm.rank]
+        w, unused = leaves(np.arange(3.0), np.ones(2))
+        ((x @ w) ** 2).mean().backward()
+        expected, w.grad = w.grad, None
+        if count:
+            ((x[rows] @ w) ** 2).mean().backward()
+        average_gradients([w, unused], comm, count=count)
+        close(w.grad, expected)
+        assert unused.grad is None
+
+        # Batch norm over the ranks ties their losses together: then averages of them don't do, if counts differ.
+        def loss(x, comm, w=w):
+            return (ag.batch_norm(x * w, comm=comm, eps=0.1) ** 3).sum() / max(3 * len(x), 1)
+
+        (expected,) = ag.grad(loss(x, None), w)
+        w.grad = None
+        (loss(x[rows], comm) * share(count, comm)).backward()
+        sum_gradients([w], comm)
+        close(w.grad, expected)
+        w.grad = None
+        loss(x[rows], comm).backward()
+        average_gradients([w], comm, count=count)
+        assert np.allclose(w.grad, expected) == (len(set(sizes) - {0}) == 1)
+
+
+def ranks_that_disagree_raise_the_same_error():
+    other = comm.rank == comm.size - 1
+    x = np.ones((4, 3))
+    faults = {
+        "features": lambda: ag.batch_norm(np.ones((4, 4)) if other else x, comm=comm),
+        "wide features": lambda: ag.batch_norm(np.ones((4, 5000 if other else 5001)), comm=comm),
+        "dtype float32": lambda: ag.batch_norm(x.astype("float32") if other else x, comm=comm),
+        "form='composed'": lambda: ag.batch_norm(x, form="composed" if other else "fused", comm=comm),
+        "stop=['var']": lambda: ag.batch_norm(x, stop=("var",) if other else (), comm=comm),
+        "gamma has shape (2,)": lambda: ag.batch_norm(x, np.ones(2 if other else 3), comm=comm),
+        "x has dtype complex": lambda: ag.batch_norm(x * 1j if other else x, form="composed", comm=comm),
+        "has one value per feature": lambda: ag.batch_norm(np.ones((int(other), 3)), form="composed", comm=comm),
+        "has one value": lambda: ag.batch_norm(np.ones((int(other), 3)), comm=comm),
+        "dtype int64": lambda: allreduce(np.ones(3, int if other else float), comm),
+        "shape (1, 3)": lambda: allreduce(np.ones((1, 3) if other else 3), comm),
+    }
+    for told, call in faults.items():
+        for _ in range(2):
+            try:
+                call()
+                error = None
+            except (TypeError, ValueError) as raised:
+                error = f"{type(raised).__name__}: {raised}"
+            errors = set(comm.allgather(error))
+            assert len(errors) == 1, errors
+            if comm.size > 1 or "has" in told:
+                assert told.removeprefix("wide ") in error, error
+
+
+def ten_thousand_allreduces_leak_nothing():
+    def resident():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    small, large = leaves(np.ones(3), np.ones(4096))
+    gc.collect()
+    gc.disable()
+    marks = []
+    for i in range(5001):
+        for t in (small, large):  # 10,000 of each kind of message, 20 and 330 MB if they stayed
+            allreduce(t, comm).sum().backward()
+            t.zero_grad()
+        if i in (1000, 5000):
+            marks.append((len(gc.get_objects()), resident()))
+    gc.enable()
+    (objects, memory), (objects_then, memory_then) = marks
+    assert objects_then - objects < 10, objects_then - objects
+    assert memory_then - memory < 1 << 20, memory_then - memory
+
+
+# --- Faults: each of these ends the job, none may hang -----------------------------------------------------
+
+
+def one_rank_raises():
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+    if comm.rank == 1:
+        raise RuntimeError("planted")
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def one_rank_raises_before_it_says_anything():
+    if comm.rank == 1:
+        raise RuntimeError("planted")
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def one_rank_is_killed():
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def one_rank_does_something_else():
+    x, gamma = leaves(np.ones((4, 3)), np.ones(3))
+    y = ag.batch_norm(x, gamma, comm=comm)
+    if comm.rank == 1:
+        ag.batch_norm(x, gamma, comm=comm)
+    else:
+        y.backward(np.ones(y.shape))
+
+
 if __name__ == "__main__":
-    globals()[sys.argv[1]]()
-    checked = comm.reduce(1)
-    if comm.rank == 0:
-        print(checked, "checked")
+    for name in sys.argv[1:]:
+        globals()[name]()
+        comm.Barrier()
+        if comm.rank == 0:
+            print(name, flush=True)

@@ -3,27 +3,104 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import autograd_bn as ag
+from autograd_bn.engine import primitive
 
 pytest.importorskip("mpi4py")
 MPIEXEC = Path(sys.executable).parent / "mpiexec"  # where pip puts that of the mpich wheel
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).with_name("ranks.py")
+CHECKS = """
+    batch_norm_equals_one_process
+    batch_norm_of_each_rank_alone_differs
+    statistics_have_the_same_bits_on_every_rank
+    float16_does_not_overflow
+    an_empty_batch_is_empty_on_every_rank
+    allreduce_is_its_own_derivative
+    the_fused_form_has_one_exchange_each_way
+    training_equals_one_process
+    gradients_are_averaged_by_count
+    ranks_that_disagree_raise_the_same_error
+""".split()
 
 
 def mpiexec(size, *command, timeout=60):
     return subprocess.run(
         [MPIEXEC, "-n", str(size), sys.executable, "-W", "error", *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=timeout,
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_every_rank_gets_what_one_process_gets_on_the_whole_batch(size):
-    done = mpiexec(size, "-m", "mpi4py", SCRIPT, "batch_norm")
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def job(request):
+    """All the checks in one job of this many ranks; those that passed are in its output."""
+    return mpiexec(request.param, "-m", "mpi4py", SCRIPT, *CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_ranks(job, check):
+    assert check in job.stdout.split(), job.stderr
+
+
+def test_ten_thousand_allreduces_leak_nothing():
+    done = mpiexec(2, "-m", "mpi4py", SCRIPT, "ten_thousand_allreduces_leak_nothing")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{size} checked\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "command", "message"),
+    [
+        ("one_rank_raises", [], "planted"),
+        ("one_rank_raises", ["-m", "mpi4py"], "planted"),
+        ("one_rank_raises_before_it_says_anything", ["-m", "mpi4py"], "planted"),
+        ("one_rank_is_killed", [], "signal 9"),
+        ("one_rank_does_something_else", [], "the ranks disagree"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_job(fault, command, message):
+    done = mpiexec(3, *command, SCRIPT, fault, timeout=30)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
+def test_one_process_never_imports_mpi4py():
+    code = (
+        "import sys, autograd_bn as ag, numpy as np; x = ag.tensor(np.eye(3), requires_grad=True); "
+        "ag.batch_norm(x).sum().backward(); ag.distributed.allreduce; assert 'mpi4py' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_what_is_no_communicator_is_named(form):
+    with pytest.raises(TypeError, match="comm is a int, expected an mpi4py communicator"):
+        ag.batch_norm(np.ones((4, 3)), comm=4, form=form)
+
+
+def test_the_order_of_the_backward_pass_follows_from_the_graph_alone():
+    visited = []
+
+    def rule(g, label):
+        visited.append(label)
+        return g
+
+    @primitive(rule)
+    def probe(x, /, label):
+        return x * 1
+
+    orders, kept = set(), []
+    for _ in range(20):
+        x = ag.tensor(1.0, requires_grad=True)
+        outputs = [probe(probe(x, label=f"{i} below"), label=f"{i}") for i in range(8)]
+        kept.append((x, outputs, [object() for _ in range(len(kept))]))  # other addresses the next time
+        visited.clear()
+        ag.grad(outputs, x, [1.0] * 8)
+        orders.add(tuple(visited))
+    assert len(orders) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import engine as ag
-from ..distributed.collectives import allreduce, exchange, merge
+from ..distributed.collectives import allreduce, gather, merge
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
@@ -45,7 +45,8 @@ def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any)
         mean, var = (statistic.astype(wide) for statistic in kernels.statistics(x, axes))
     else:
         mean = var = np.sum(x, axis=axes, keepdims=True, dtype=wide)
-    n, mean, squares = merge(exchange(comm, _call("fused", x, axes, stop), (n, mean, var * n)))
+    parts = gather(comm, _call("fused", x, axes, stop), n, np.stack((mean, var * n)))
+    n, mean, squares = merge([(n, *statistics) for n, statistics in parts])
     return mean.astype(x.dtype), (squares / max(n, 1)).astype(x.dtype), _at_least_two(n)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Sequence
 from functools import reduce
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,12 @@ import numpy as np
 from ..engine.node import Array
 from ..engine.primitive import primitive
 
-# Up to this many bytes an array travels with the message that says what it is.
-_SMALL = 1 << 14
+# Every exchange begins with one message of this many bytes, however much a rank has to say: thus messages match even
+# where the ranks disagree, and hardly an exchange needs a second one.
+_FRAME = 1 << 12
+# Up to this many bytes an array travels in the frame. A larger one follows as it is, once the ranks are known to agree.
+_SMALL = _FRAME * 3 // 4
+_hooked = False
 
 
 def exchange(comm: Any, call: str | Exception, payload: Any = None) -> list[Any]:
@@ -22,7 +29,8 @@ def exchange(comm: Any, call: str | Exception, payload: Any = None) -> list[Any]
     same `ValueError` and none is left waiting. A rank that can't take part sends its exception as `call`: it is
     then raised on every rank.
     """
-    everyone = check_comm(comm).allgather((call, payload))
+    end_together(check_comm(comm))
+    everyone = _framed(comm, (call, payload))
     calls = [call for call, _ in everyone]
     for rank, told in enumerate(calls):
         if isinstance(told, Exception):
@@ -46,19 +54,68 @@ def allreduce(t: Any, /, comm: Any, call: str | None = None) -> Any:
     >>> allreduce([1.0, 2.0], MPI.COMM_WORLD)
     array([1., 2.])
     """
-    # MPI adds no float16 and no rational numbers; a small sum is done here, in rank order.
-    small = t.nbytes <= _SMALL or t.dtype.char not in "fdg"
+    small = _travels_along(t)
     parts = exchange(comm, call or f"allreduce of shape {t.shape}, dtype {t.dtype}", t if small else None)
     if small:
-        return reduce(np.add, parts)
+        return reduce(np.add, parts)  # in rank order
     total = np.empty(t.shape, t.dtype)
     comm.Allreduce(np.ascontiguousarray(t), total)
     return total
 
 
+def _framed(comm: Any, message: Any) -> list[Any]:
+    """Every rank's message: `comm.allgather`, but in one collective for all that fits the frame."""
+    data = pickle.dumps(message, protocol=5)
+    data = len(data).to_bytes(8, "little") + data
+    received = np.empty((comm.size, _FRAME), np.uint8)
+    comm.Allgather(data[:_FRAME].ljust(_FRAME, b"\0"), received)
+    rest = max(int.from_bytes(row[:8], "little") for row in received) + 8 - _FRAME
+    if rest > 0:
+        tails = np.empty((comm.size, rest), np.uint8)
+        comm.Allgather(data[_FRAME:].ljust(rest, b"\0"), tails)
+        received = np.concatenate((received, tails), axis=1)
+    return [pickle.loads(row[8:]) for row in received]
+
+
+def gather(comm: Any, call: str, count: int, array: Array) -> list[tuple[int, Array]]:
+    """Every rank's `count` and `array`, in rank order; `call` tells the shape and dtype, as in `exchange`."""
+    small = _travels_along(array)
+    parts: list[tuple[int, Array]] = exchange(comm, call, (count, array if small else None))
+    if small:
+        return parts
+    arrays = np.empty((comm.size, *array.shape), array.dtype)
+    comm.Allgather(np.ascontiguousarray(array), arrays)
+    return [(count, array) for (count, _), array in zip(parts, arrays, strict=True)]
+
+
+def _travels_along(array: Array) -> bool:
+    # MPI knows no float16 and no rational numbers.
+    return array.nbytes <= _SMALL or array.dtype.char not in "fdg"
+
+
+def end_together(comm: Any) -> None:
+    """From now on an exception that nothing catches on this rank ends the whole job, with status 1.
+
+    The other ranks would wait for it for ever. The first exchange of a job sees to it. What fails before that is
+    the business of `mpiexec -n 4 python -m mpi4py script.py`, which does the same from the start.
+    """
+    global _hooked
+    if _hooked or comm.size == 1:
+        return
+    _hooked = True
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        report(kind, error, trace)
+        print(f"rank {comm.rank} of {comm.size} failed, and so ends the job", file=sys.stderr, flush=True)
+        comm.Abort(1)
+
+    sys.excepthook = hook
+
+
 def check_comm(comm: Any) -> Any:
     """`comm`, or `TypeError` if it isn't a communicator."""
-    if not callable(getattr(comm, "allgather", None)):
+    if not callable(getattr(comm, "Allgather", None)):
         raise TypeError(f"comm is a {type(comm).__name__}, expected an mpi4py communicator such as MPI.COMM_WORLD")
     return comm
 
