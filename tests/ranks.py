@@ -73,6 +73,20 @@ def batch_norm_equals_one_process():
                         close(allreduce(found, comm), expected)
 
 
+def running_statistics_equal_one_process():
+    x = seeded().normal(size=(3, 16, 2, 3)) * 3 + 5
+    for form in FORMS:
+        for momentum in (0.1, None):
+            for sizes in LAYOUTS:
+                alone = ag.nn.BatchNorm(3, momentum=momentum, form=form, dtype=float)
+                together = ag.nn.BatchNorm(3, momentum=momentum, form=form, dtype=float, comm=comm)
+                for batch in x:
+                    close(together(batch[own(sizes)]).data, alone(batch).data[own(sizes)])
+                for name in ("running_mean", "running_var", "num_batches_tracked"):
+                    close(getattr(together, name), getattr(alone, name))
+                close(together.eval()(x[0][own(sizes)]).data, alone.eval()(x[0]).data[own(sizes)])
+
+
 def batch_norm_of_each_rank_alone_differs():
     x = seeded().normal(size=(16, 3))
     rows = own(LAYOUTS[0])
@@ -245,6 +259,7 @@ def ranks_that_disagree_raise_the_same_error():
         "stop=['var']": lambda: ag.batch_norm(x, stop=("var",) if other else (), comm=comm),
         "gamma has shape (2,)": lambda: ag.batch_norm(x, np.ones(2 if other else 3), comm=comm),
         "x has dtype complex": lambda: ag.batch_norm(x * 1j if other else x, form="composed", comm=comm),
+        "x has shape (4, 2), expected 3": lambda: ag.nn.BatchNorm(3, comm=comm)(np.ones((4, 2)) if other else x),
         "has one value per feature": lambda: ag.batch_norm(np.ones((int(other), 3)), form="composed", comm=comm),
         "has one value": lambda: ag.batch_norm(np.ones((int(other), 3)), comm=comm),
         "dtype int64": lambda: allreduce(np.ones(3, int if other else float), comm),
@@ -259,7 +274,7 @@ def ranks_that_disagree_raise_the_same_error():
                 error = f"{type(raised).__name__}: {raised}"
             errors = set(comm.allgather(error))
             assert len(errors) == 1, errors
-            if comm.size > 1 or "has" in told:
+            if comm.size > 1 or " has " in f" {told}":
                 assert told.removeprefix("wide ") in error, error
 
 
@@ -273,7 +288,10 @@ def ten_thousand_allreduces_leak_nothing():
     gc.disable()
     marks = []
     for i in range(2501):
-        for t in (small, large):  # 10,000 allreduces, forward and backward; the large ones would be 160 MB if they stayed
+        for t in (
+            small,
+            large,
+        ):  # 10,000 allreduces, forward and backward; the large ones would be 160 MB if they stayed
             allreduce(t, comm).sum().backward()
             t.zero_grad()
         if i in (500, 2500):

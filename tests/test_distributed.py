@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).with_name("ranks.py")
 CHECKS = """
     batch_norm_equals_one_process
+    running_statistics_equal_one_process
     batch_norm_of_each_rank_alone_differs
     statistics_have_the_same_bits_on_every_rank
     float16_does_not_overflow

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import engine as ag
-from ..distributed.collectives import exchange
+from ..distributed.collectives import raising_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.primitive import primitive
@@ -184,12 +184,8 @@ def batch_norm(
     >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
     (2, Counter({'batch_norm': 1}))
     """
-    try:
+    with raising_together(comm if mean is None else None):
         x, gamma, beta, over, eps, mean, var = _checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
-    except (TypeError, ValueError) as error:
-        if comm is not None and mean is None:
-            exchange(comm, error)  # the other ranks wait there
-        raise
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from types import TracebackType
 from typing import Any
@@ -61,6 +62,17 @@ def allreduce(t: Any, /, comm: Any, call: str | None = None) -> Any:
     total = np.empty(t.shape, t.dtype)
     comm.Allreduce(np.ascontiguousarray(t), total)
     return total
+
+
+@contextmanager
+def raising_together(comm: Any) -> Iterator[None]:
+    """Raise a `TypeError` or `ValueError` of the block on every rank: the others wait in their next exchange."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if comm is not None:
+            exchange(comm, error)
+        raise
 
 
 def _framed(comm: Any, message: Any) -> list[Any]:

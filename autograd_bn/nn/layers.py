@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..batch_norm import batch_norm
+from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import mode
 from .functions import Pair, linear, max_pool, windows
@@ -299,17 +300,11 @@ class BatchNorm(Module):
 
     def forward(self, x: Any) -> Any:
         """The result has the shape of `x`."""
-        shape = np.shape(x)
-        if not -len(shape) <= self.channel_axis < len(shape):
-            raise ValueError(f"x has shape {shape}, which has no channel_axis {self.channel_axis}")
-        channel = self.channel_axis % len(shape)
-        if shape[channel] != self.num_features:
-            raise ValueError(
-                f"x has shape {shape}, expected {self.num_features} features on its axis {self.channel_axis}"
-            )
-        axes = tuple([axis for axis in range(len(shape)) if axis != channel])
         tracking = self.running_mean is not None
-        if tracking and not self.training:
+        by_batch = self.training or not tracking
+        with raising_together(self.comm if by_batch else None):
+            axes = self._batch_axes(np.shape(x))
+        if not by_batch:
             return batch_norm(
                 x,
                 self.gamma,
@@ -320,14 +315,22 @@ class BatchNorm(Module):
                 var=self.running_var,
                 form=self.form,
             )
-        parallel = {} if self.comm is None else {"comm": self.comm}
-        y, mean, var = batch_norm(
-            x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form, return_stats=True, **parallel
+        y, mean, var, n = batch_norm(
+            x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form, comm=self.comm, return_stats="count"
         )
         if tracking and mode.updating:
-            n = math.prod(shape) // self.num_features
-            self._track(mean, var, n if self.comm is None else self.comm.allreduce(n))
+            self._track(mean, var, n)
         return y
+
+    def _batch_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not -len(shape) <= self.channel_axis < len(shape):
+            raise ValueError(f"x has shape {shape}, which has no channel_axis {self.channel_axis}")
+        channel = self.channel_axis % len(shape)
+        if shape[channel] != self.num_features:
+            raise ValueError(
+                f"x has shape {shape}, expected {self.num_features} features on its axis {self.channel_axis}"
+            )
+        return tuple([axis for axis in range(len(shape)) if axis != channel])
 
     def _track(self, mean: Any, var: Any, n: int) -> None:
         if n == 0:
