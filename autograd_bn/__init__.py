@@ -12,10 +12,12 @@ __version__ = "0.1.0"
 # What a first forward and backward pass does not need is imported when it is first asked for.
 _ROOMS: dict[str, str] = {
     "Comparison": "verify.compare:Comparison",
+    "GradientError": "verify.gradcheck:GradientError",
     "compare": "verify.compare:compare",
     "data": "nn.data",
     "expand": "batch_norm.rewrite:expand",
     "fuse": "batch_norm.rewrite:fuse",
+    "gradcheck": "verify.gradcheck:gradcheck",
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .nn.checkpoint import save as save
     from .verify.compare import Comparison as Comparison
     from .verify.compare import compare as compare
+    from .verify.gradcheck import GradientError as GradientError
+    from .verify.gradcheck import gradcheck as gradcheck
 
 
 def __getattr__(name: str) -> Any:

@@ -129,7 +129,7 @@ def compare(
             check_differentiable(array)
         except TypeError as error:
             raise TypeError(f"inputs[{i}]: {error}") from None
-    names = _input_names(f, inputs)
+    names = input_names(f, inputs)
     dtype = np.result_type(*arrays)
 
     first = _run(f, arrays, names, order, seed, "f")
@@ -243,7 +243,7 @@ def _in_ulp(error: float, scale: float, dtype: np.dtype[Any]) -> float:
     return error / float(np.spacing(np.asarray(scale, dtype)))
 
 
-def _input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
+def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
     try:
         parameters = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
