@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 # What a first forward and backward pass does not need is imported when it is first asked for.
 _ROOMS: dict[str, str] = {
+    "Verdict": "verify.referee:Verdict",
+    "check_backward": "verify.referee:check_backward",
     "Comparison": "verify.compare:Comparison",
     "GradientError": "verify.gradcheck:GradientError",
     "compare": "verify.compare:compare",
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from .verify.compare import compare as compare
     from .verify.gradcheck import GradientError as GradientError
     from .verify.gradcheck import gradcheck as gradcheck
+    from .verify.referee import Verdict as Verdict
+    from .verify.referee import check_backward as check_backward
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,226 @@
+"""Names for what a factor says: sign, count, gamma, sigma, eps."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engine.node import Array
+from .normalisation import Normalisation, close
+
+RTOL = 1e-7  # how well an explanation must reproduce what came back, of its largest entry
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake: its kind for machines, the gradients it shows in, what is wrong and how to repair it."""
+
+    kind: str
+    gradients: tuple[str, ...]
+    what: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.repair}".strip()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One reason why a term isn't what it should be; `key` is the same for the same mistake elsewhere."""
+
+    kind: str
+    key: str
+    words: str
+    repair: str
+    cost: float = 1.0
+
+
+def number(k: float, n: int, features: int, where: str = "term") -> list[Factor]:
+    """What a plain factor `k` on a term says; nothing where it is 1."""
+    if abs(k - 1) < 1e-8:
+        return []
+    if abs(k) < 1e-8:
+        return [Factor("missing", "missing", "is missing", "Add it")]
+    if abs(k + 1) < 1e-8:
+        return [Factor("sign", "sign", "has the wrong sign", "Flip its sign")]
+    size = n * features
+    named = [
+        (float(n), "sum for mean", f"is {n} times too large: a sum over the N = {n} rows is not divided by N", "1 / N"),
+        (1 / n, "mean for sum", f"is {n} times too small: it is divided by N = {n} once too often", "N"),
+        (n / (n - 1), "N-1", f"is divided by N - 1 = {n - 1} where N = {n} belongs", "(N - 1) / N"),
+        ((n - 1) / n, "N-1", f"is divided by N = {n} where N - 1 = {n - 1} belongs", "N / (N - 1)"),
+        (n / features, "wrong count", f"is divided by the {features} features where N = {n} rows belong", "D / N"),
+        (1 / features, "wrong count", f"is divided by all {size} values where N = {n} rows belong", "size / N"),
+        (2.0, "factor", "is twice what it should be", "1/2"),
+        (0.5, "factor", "is half of what it should be: a factor 2 is missing", "2"),
+    ]
+    for value, kind, words, by in named:
+        for sign in (1, -1):
+            if abs(k / (sign * value) - 1) < 1e-8:
+                found = [Factor(kind, kind + words, words, f"Multiply it by {by}")]
+                return found if sign == 1 else [*number(-1.0, n, features), *found]
+    words = f"is weighted {k:.6g} times what it should be"
+    return [Factor("weight", f"weight {k:.8g}", words, f"Divide it by {k:.6g}", 1.2)]
+
+
+class Dictionary:
+    """The factors, one a feature, that gamma, sigma, eps and the mean can put on a term."""
+
+    def __init__(self, norm: Normalisation):
+        self.norm = norm
+        self.n, self.features = norm.n, norm.features
+        gamma = norm.rows(norm.gamma)
+        self.gamma_per_feature = bool(np.ptp(gamma, axis=1).max() == 0)
+        bases: list[tuple[str, Array, tuple[int, ...]]] = []
+        sigma, var, mean = (norm.rows(values)[:, 0] for values in (norm.sigma, norm.var, norm.mean))
+        self.sigma, self.var = sigma, var
+        if self.gamma_per_feature and not np.all(norm.gamma == 1):
+            bases.append(("gamma", gamma[:, 0], (-1, 1, -2, 2, -3)))
+        if np.ptp(sigma) > 1e-9 * sigma.max():
+            bases.append(("sigma", sigma, (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)))
+        if np.all(mean != 0) and np.ptp(np.abs(mean)) > 0:
+            bases.append(("mean", mean, (-1, 1)))
+        other: list[tuple[str, Array]] = []
+        if norm.training and norm.spelling == "standard":
+            n, eps = norm.n, norm.eps
+            other = [
+                ("no eps", sigma / np.sqrt(var)),
+                ("eps outside", sigma / (np.sqrt(var) + eps)),
+                ("eps outside", sigma / (np.sqrt(var) + np.sqrt(eps))),
+                ("N-1", sigma / np.sqrt(var * n / (n - 1) + eps)),
+                ("eps squared", sigma / np.sqrt(var + eps**2)),
+            ]
+        elif norm.spelling == "outside":
+            other = [
+                ("no eps", sigma / np.sqrt(var)),
+                ("eps inside", sigma / np.sqrt(var + norm.eps)),
+            ]
+        elif norm.spelling == "unbiased":
+            other = [("N", sigma / np.sqrt(var + norm.eps))]
+        self.table: list[tuple[float, Array, Array, tuple[tuple[str, int], ...]]] = []
+        choices: list[list[tuple[str, Array, int]]] = [
+            [(name, base, 0), *[(name, base, power) for power in powers]] for name, base, powers in bases
+        ]
+        variants = [("", np.ones(self.features), 0)]
+        variants += [(name, base, p) for name, base in other for p in (1, 2, 3, -1, -2) if np.ptp(base) > 1e-9]
+        for variant in variants:
+            for combo in itertools.product(*choices):
+                parts = [(name, base, p) for name, base, p in (*combo, variant) if p]
+                logs = sum((p * np.log(np.abs(base)) for _, base, p in parts), np.zeros(self.features))
+                signs = np.prod([np.sign(base) ** p for _, base, p in parts], axis=0) * np.ones(self.features)
+                cost = sum(0.5 + 0.5 * abs(p) for _, _, p in parts)
+                self.table.append((cost, logs, signs, tuple([(name, p) for name, _, p in parts])))
+        self.table.sort(key=lambda row: row[0])
+        self.logs = np.array([row[1] for row in self.table])
+        self.signs = np.array([row[2] for row in self.table])
+
+    def explain(self, c: Array, path: str) -> list[Factor]:
+        """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
+        scale = float(np.max(np.abs(c)))
+        if scale < 1e-9:
+            return number(0.0, self.n, self.features)
+        if np.ptp(c) < 1e-7 * scale:
+            return number(float(np.median(c)), self.n, self.features)
+        if np.all(c != 0) and self.features > 2:
+            with np.errstate(all="ignore"):
+                rest = np.log(np.abs(c)) - self.logs
+                fits = (np.ptp(rest, axis=1) < 1e-7) & (np.ptp(self.signs * np.sign(c), axis=1) == 0)
+            best: list[Factor] | None = None
+            for i in np.flatnonzero(fits):
+                k = float(np.exp(np.median(rest[i])) * (self.signs[i] * np.sign(c))[0])
+                parts = dict(self.table[i][3])
+                found = self._named(parts, k, path)
+                if best is None or cost(found) < cost(best):
+                    best = found
+            if best is not None:
+                return best
+            if self.gamma_per_feature and close(c, np.sign(self.norm.rows(self.norm.gamma)[:, 0]), RTOL):
+                return [Factor("gamma", "abs gamma", "has |gamma| in place of gamma", "Use gamma with its sign")]
+            if self.norm.spelling == "standard" and np.all(c > 0):
+                for power in (1, 3, 2):
+                    with np.errstate(all="ignore"):
+                        eps = self.sigma**2 / np.abs(c) ** (2 / power) - self.var
+                    if np.all(eps > -1e-12) and np.ptp(eps) < 1e-5 * max(float(np.median(eps)), 1e-300):
+                        e = float(np.median(eps))
+                        words = f"is computed with eps = {e:.3g}, and forward has eps = {self.norm.eps:.3g}"
+                        return [Factor("eps", "eps", words, "Use forward's eps")]
+        if np.max(np.abs(c - 1)) < 2e-3:
+            words = "is right to a few digits only, as if rounded to a narrower type"
+            return [Factor("precision", "precision", words, "Compute in float64", 2.0)]
+        shown = ", ".join(f"{value:.3g}" for value in c[:4]) + (", ..." if len(c) > 4 else "")
+        words = f"is weighted differently in each feature ({shown}), as if by statistics of other data"
+        return [Factor("statistics", "statistics", words, "Use the mean and variance that forward used", 3.0)]
+
+    def _named(self, parts: dict[str, int], k: float, path: str) -> list[Factor]:
+        found: list[Factor] = []
+        sigma, mean = parts.pop("sigma", 0), parts.pop("mean", 0)
+        if sigma == 1 and mean == -1:
+            words = "is divided by the mean where sigma = sqrt(var + eps) belongs"
+            found.append(
+                Factor("mean for sigma", "mean for sigma", words, "Divide by sqrt(var + eps), not by the mean")
+            )
+            sigma = mean = 0
+        if sigma == 1 and abs(k * self.n - 1) < 1e-8:
+            words = f"has 1 / N = 1 / {self.n} where 1 / sigma = 1 / sqrt(var + eps) belongs"
+            found.append(Factor("1/N for 1/sigma", "1/N for 1/sigma", words, "Replace 1 / N by 1 / sqrt(var + eps)"))
+            sigma, k = 0, 1.0
+        if sigma:
+            found.append(self._sigma(sigma, path))
+        if mean:
+            word = "is multiplied by" if mean > 0 else "is divided by"
+            found.append(Factor("mean", f"mean {mean}", f"{word} the mean", "Take that factor out"))
+        for name, power in parts.items():
+            if name == "gamma":
+                found.append(gamma_power(power, path))
+            else:
+                found.append(_eps(name))
+        return [*number(k, self.n, self.features), *found]
+
+    def _sigma(self, power: int, path: str) -> Factor:
+        """A wrong power of sigma = sqrt(var + eps)."""
+        has = {"dgamma": -1, "dbeta": 0, "var": -3}.get(path, -1) + power
+        should = has - power
+        words = f"carries sigma**{has} where sigma**{should} belongs (sigma = sqrt(var + eps))"
+        if path in ("direct", "mean", "dgamma") and has == -2:
+            words = "is divided by var + eps where sqrt(var + eps) belongs"
+        if path in ("direct", "mean", "dgamma") and has == 0:
+            words = "is not divided by sqrt(var + eps)"
+            if path == "dgamma":
+                words += ": it uses x - mean where xhat belongs"
+        by = f"sqrt(var + eps)**{-power}" if abs(power) > 1 else "sqrt(var + eps)"
+        repair = f"Multiply it by {by}" if power < 0 or abs(power) > 1 else f"Divide it by {by}"
+        return Factor("sigma", "sigma", words, repair)
+
+
+def gamma_power(power: int, path: str) -> Factor:
+    if path in ("dgamma", "dbeta"):
+        word = "multiplied" if power > 0 else "divided"
+        extra = f"is {word} by gamma{'' if abs(power) == 1 else f'**{abs(power)}'}, which has no place in it"
+        return Factor("gamma", f"gamma {power}", extra, "Use dy itself there, not dy * gamma")
+    if power == -1:
+        return Factor("gamma missing", "gamma -1", "lacks the factor gamma", "Start from dxhat = dy * gamma")
+    if power > 0:
+        words = f"carries gamma**{power + 1} where gamma belongs"
+        return Factor("gamma squared", f"gamma {power}", words, "Multiply by gamma once, in dxhat = dy * gamma")
+    words = "is divided by gamma where it should be multiplied"
+    return Factor("gamma inverse", f"gamma {power}", words, "Multiply by gamma, in dxhat = dy * gamma")
+
+
+def _eps(name: str) -> Factor:
+    told = {
+        "no eps": ("eps missing", "leaves eps out of sqrt(var + eps)", "Put forward's eps back under the root"),
+        "eps outside": ("eps outside", "has eps outside the root, forward has it inside", "Use sqrt(var + eps)"),
+        "eps inside": ("eps outside", "has eps inside the root, forward has it outside", "Use sqrt(var) + eps"),
+        "eps squared": ("eps", "has eps**2 where forward has eps", "Use sqrt(var + eps)"),
+        "N-1": ("N-1", "takes the variance over N - 1, forward over N", "Use the variance that forward used (ddof=0)"),
+        "N": ("N-1", "takes the variance over N, forward over N - 1", "Use the variance that forward used (ddof=1)"),
+    }
+    kind, words, repair = told[name]
+    return Factor(kind, name, words, repair)
+
+
+def cost(factors: list[Factor]) -> float:
+    """How much a list of reasons asks to be believed."""
+    return sum(factor.cost for factor in factors)

@@ -1,0 +1,78 @@
+"""The referee: what it says of planted mistakes, and that it can't be fooled."""
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+
+
+def forward(x, gamma, beta, eps=1e-5):
+    mean = x.mean(axis=0)
+    centred = x - mean
+    var = np.mean(centred**2, axis=0)
+    ivar = 1 / np.sqrt(var + eps)
+    xhat = centred * ivar
+    return gamma * xhat + beta, (centred, ivar, xhat, gamma)
+
+
+def backward(dy, cache):
+    centred, ivar, xhat, gamma = cache
+    n = len(dy)
+    dbeta = dy.sum(axis=0)
+    dgamma = (dy * xhat).sum(axis=0)
+    dxhat = dy * gamma
+    dvar = (dxhat * centred).sum(axis=0) * -0.5 * ivar**3
+    dmean = -(dxhat * ivar).sum(axis=0)
+    return dxhat * ivar + dvar * 2 * centred / n + dmean / n, dgamma, dbeta
+
+
+def inputs(rows=6, columns=4):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, columns)), rng.uniform(0.5, 2, columns), rng.normal(size=columns)
+
+
+def test_a_right_pair_passes():
+    verdict = ag.check_backward(forward, backward, inputs())
+    assert verdict.ok, str(verdict)
+    assert verdict
+    assert verdict.diagnosis == ()
+    assert [row.name for row in verdict.rows] == ["dx", "dgamma", "dbeta"]
+
+
+def test_a_missing_variance_path_is_named_with_its_weight():
+    def without_variance(dy, cache):
+        _, ivar, xhat, gamma = cache
+        dxhat = dy * gamma
+        return dxhat * ivar - (dxhat * ivar).mean(axis=0), (dy * xhat).sum(axis=0), dy.sum(axis=0)
+
+    verdict = ag.check_backward(forward, without_variance, inputs())
+    assert not verdict.ok
+    assert [row.name for row in verdict.rows if not row.ok] == ["dx"]
+    assert verdict.diagnosis[0].kind == "missing path"
+    assert "dx carries 0.00 of the path through the variance" in str(verdict)
+
+
+def test_gamma_of_ones_hides_nothing():
+    def without_gamma(dy, cache):
+        dx, dgamma, dbeta = backward(dy, cache)
+        return dx / cache[3], dgamma, dbeta
+
+    x, _, beta = inputs()
+    verdict = ag.check_backward(forward, without_gamma, (x, np.ones(4), beta))
+    assert verdict.diagnosis[0].kind == "gamma missing"
+    assert verdict.rows[0].note == "shows at other inputs than those given"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_callers_arrays_are_not_touched(seed):
+    def rude(dy, cache):
+        dy *= 2
+        cache[0][:] = 0
+        return dy, dy.sum(axis=0), dy.sum(axis=0)
+
+    given = inputs()
+    before = [a.copy() for a in given]
+    verdict = ag.check_backward(forward, rude, given, seed=seed)
+    assert {"dy overwritten", "overwritten"} <= {finding.kind for finding in verdict.diagnosis}
+    for a, b in zip(given, before, strict=True):
+        np.testing.assert_array_equal(a, b)
