@@ -1,0 +1,202 @@
+"""The optimisers: a hundred steps beside PyTorch's, their state, and what they refuse."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn import nn, optim
+
+rng = np.random.default_rng
+
+
+def batch(step):
+    x = rng([1, step]).normal(size=(12, 6, 6, 2))
+    return x, (x.sum(axis=(1, 2, 3)) > 0) + (x[:, 0, 0, 0] > 0).astype(int)
+
+
+def net(momentum, affine):
+    r = rng(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, rng=r, dtype=float),
+        nn.BatchNorm(3, momentum=momentum, affine=affine, dtype=float),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 8, rng=r, dtype=float),
+        nn.BatchNorm(8, momentum=momentum, affine=affine, dtype=float),
+        nn.Sigmoid(),
+        nn.Dropout(0),
+        nn.Linear(8, 3, rng=r, dtype=float),
+    )
+
+
+class ChannelsLast:
+    """The same net in PyTorch; its flattened features are put in the order of ours."""
+
+    def __init__(self, torch, momentum, affine, mine):
+        f64 = {"dtype": torch.float64}
+        self.torch = torch
+        self.conv = torch.nn.Conv2d(2, 3, 3, padding=1, **f64)
+        self.norms = [
+            torch.nn.BatchNorm2d(3, momentum=momentum, affine=affine, **f64),
+            torch.nn.BatchNorm1d(8, momentum=momentum, affine=affine, **f64),
+        ]
+        self.linear = [torch.nn.Linear(27, 8, **f64), torch.nn.Linear(8, 3, **f64)]
+        self.order = [self.conv, self.norms[0], self.linear[0], self.norms[1], self.linear[1]]
+        with torch.no_grad():
+            for p, q in zip(self.parameters(), mine.parameters(), strict=True):
+                p.copy_(torch.tensor(q.data))
+
+    def parameters(self):
+        return [p for layer in self.order for p in layer.parameters()]
+
+    def __call__(self, x):
+        torch = self.torch
+        x = torch.tensor(np.moveaxis(x, -1, 1).copy())
+        x = torch.nn.functional.max_pool2d(torch.relu(self.norms[0](self.conv(x))), 2)
+        x = self.norms[1](self.linear[0](x.permute(0, 2, 3, 1).reshape(len(x), -1)))
+        return self.linear[1](torch.dropout(torch.sigmoid(x), 0.0, True))
+
+
+OPTIMISERS = {
+    "sgd": lambda o, p: o.SGD(p, lr=0.2),
+    "momentum": lambda o, p: o.SGD(p, lr=0.1, momentum=0.9),
+    "momentum_and_decay": lambda o, p: o.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "decay": lambda o, p: o.SGD(p, lr=0.1, weight_decay=0.01),
+    "adam": lambda o, p: o.Adam(p),
+    "adam_with_betas": lambda o, p: o.Adam(p, 0.01, (0.8, 0.95), 1e-4),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
+@pytest.mark.parametrize(("momentum", "affine"), [(0.0, True), (0.1, True), (1.0, True), (None, True), (0.1, False)])
+def test_a_hundred_steps_equal_pytorchs(make, momentum, affine):
+    torch = pytest.importorskip("torch")
+    mine = net(momentum, affine)
+    theirs = ChannelsLast(torch, momentum, affine, mine)
+    start = mine.state_dict()
+    a, b = make(optim, mine.parameters()), make(torch.optim, theirs.parameters())
+    for step in range(100):
+        x, labels = batch(step)
+        a.zero_grad()
+        b.zero_grad()
+        nn.cross_entropy(mine(x), labels).backward()
+        torch.nn.functional.cross_entropy(theirs(x), torch.tensor(labels)).backward()
+        a.step()
+        b.step()
+    for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=1e-10, err_msg=name)
+        assert not np.array_equal(p.data, start[name])
+    for norm, other in zip((mine[1], mine[6]), theirs.norms, strict=True):
+        np.testing.assert_allclose(norm.running_mean, other.running_mean.numpy(), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(norm.running_var, other.running_var.numpy(), rtol=0, atol=1e-10)
+    mine.eval()
+    for norm in theirs.norms:
+        norm.eval()
+    x, labels = batch(1000)
+    mine.zero_grad()
+    b.zero_grad()
+    y, other = mine(x), theirs(x)
+    np.testing.assert_allclose(y.data, other.detach().numpy(), rtol=0, atol=1e-10)
+    nn.cross_entropy(y, labels).backward()
+    torch.nn.functional.cross_entropy(other, torch.tensor(labels)).backward()
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=0, atol=1e-10)
+
+
+def quadratic(w):
+    (w * w).sum().backward()
+
+
+@pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
+def test_state_continues_to_the_bit(make):
+    w = ag.tensor(rng(0).normal(size=5), requires_grad=True)
+    optimiser = make(optim, [w])
+
+    def run(optimiser, w, steps):
+        for _ in range(steps):
+            optimiser.zero_grad()
+            quadratic(w)
+            optimiser.step()
+
+    run(optimiser, w, 3)
+    state, value = optimiser.state_dict(), w.data.copy()
+    run(optimiser, w, 3)
+    again = ag.tensor(value, requires_grad=True)
+    other = make(optim, [again])
+    other.load_state_dict(state)
+    run(other, again, 3)
+    np.testing.assert_array_equal(again.data, w.data)
+
+
+def test_a_step_is_counted_as_an_overwrite_and_leaves_gradients_alone():
+    w = ag.tensor([1.0, 2.0], requires_grad=True)
+    loss = (w * w).sum()
+    loss.backward()
+    before = w.grad.copy()
+    memory = w.data
+    for make in OPTIMISERS.values():
+        make(optim, [w]).step()
+    np.testing.assert_array_equal(w.grad, before)
+    assert w.data is memory
+    with pytest.raises(RuntimeError, match="overwritten"):
+        loss.backward()
+
+
+def test_a_parameter_without_gradient_stays():
+    w, still = ag.tensor([1.0], requires_grad=True), ag.tensor([1.0], requires_grad=True)
+    for make in OPTIMISERS.values():
+        optimiser = make(optim, [w, still])
+        optimiser.zero_grad()
+        quadratic(w)
+        optimiser.step()
+    assert still.data.tolist() == [1.0]
+    assert w.data.tolist() != [1.0]
+
+
+def test_float32_stays_and_a_step_allocates_next_to_nothing():
+    w = ag.tensor(np.ones(100_000), dtype="float32", requires_grad=True)
+    quadratic(w)
+    for make in OPTIMISERS.values():
+        optimiser = make(optim, [w])
+        tracemalloc.start()
+        optimiser.step()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert w.dtype == np.float32
+        assert peak < 20_000
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: optim.SGD([], 0.1), ValueError, "params is empty"),
+        (lambda w: optim.SGD([w, w * 2], 0.1), TypeError, r"params\[1\]"),
+        (lambda w: optim.SGD([w.data], 0.1), TypeError, r"params\[0\] is ndarray"),
+        (lambda w: optim.SGD([w], -0.1), ValueError, "lr is -0.1"),
+        (lambda w: optim.SGD([w], float("nan")), ValueError, "lr is nan"),
+        (lambda w: optim.SGD([w], 0.1, momentum=-1), ValueError, "momentum is -1"),
+        (lambda w: optim.SGD([w], 0.1, weight_decay=-1), ValueError, "weight_decay is -1"),
+        (lambda w: optim.Adam([w], betas=(0.9, 1.0)), ValueError, "betas is"),
+        (lambda w: optim.Adam([w], eps=-1), ValueError, "eps is"),
+    ],
+)
+def test_bad_settings_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(ag.tensor([1.0], requires_grad=True))
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    w = ag.tensor([1.0, 2.0], requires_grad=True)
+    quadratic(w)
+    optimiser = optim.Adam([w])
+    optimiser.step()
+    before = optimiser.state_dict()
+    with pytest.raises(ValueError, match="expected"):
+        optimiser.load_state_dict({"steps": 1})
+    with pytest.raises(ValueError, match=r"second.0 has shape \(3,\), expected \(2,\)"):
+        optimiser.load_state_dict({**before, "first.0": np.ones(2), "second.0": np.ones(3)})
+    for name, array in optimiser.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
