@@ -68,9 +68,15 @@ def divide(a: Any, b: Any, /) -> Any:
     return a / b
 
 
-# b - 1 is taken at b = 0 only where its factor b is 0: there the power must stay finite.
+def _lowered(a: Any, b: Any) -> Any:
+    """B - 1, but where `b` is a constant 0, or both are 0, a number that keeps the power of `a` finite."""
+    if isinstance(b, int | float):
+        return b - 1 if b else 1
+    return where((a == 0) & (b == 0), 1, b - 1)
+
+
 @primitive(
-    lambda g, a, b: g * b * power(a, where(b == 0, 1, b - 1) if np.ndim(b) else b - 1 if b != 0 else 1),
+    lambda g, a, b: g * b * power(a, _lowered(a, b)),
     lambda g, a, out: g * out * log(where(a == 0, 1, a)),
 )
 def power(a: Any, b: Any, /) -> Any:
@@ -451,7 +457,11 @@ def reshape(x: Any, /, shape: int | Sequence[int]) -> Any:
     return np.reshape(x, shape)
 
 
-@primitive(lambda g, axes: transpose(g, None if axes is None else tuple(np.argsort(axes).tolist())), view=True)
+def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(np.argsort([axis % len(axes) for axis in axes]).tolist())
+
+
+@primitive(lambda g, axes: transpose(g, axes and _inverse(axes)), view=True)
 def transpose(x: Any, /, axes: Sequence[int] | None = None) -> Any:
     """`x` with its axes in the order `axes` (reversed by default).
 

@@ -1,0 +1,91 @@
+"""Nodes, their order, and `no_grad`."""
+
+import threading
+
+import autograd_bn as ag
+import numpy as np
+import pytest
+from autograd_bn.engine.node import topological_order
+
+
+def test_inputs_come_before_their_consumers_in_recorded_order():
+    x = ag.tensor([1.0], requires_grad=True, name="x")
+    a = x * 2
+    b = ag.exp(a)
+    c = a + b
+    order = topological_order([c.node, b.node])
+    assert [node.op or node.name for node in order] == ["x", "multiply", "exp", "add"]
+
+
+def test_a_constant_is_an_argument_but_no_input():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    node = (3 - x).node
+    assert (node.op, node.args[0], node.inputs) == ("subtract", 3, (x.node,))
+    assert "subtract" in repr(node)
+
+
+def test_a_tensor_without_gradient_is_recorded_and_keeps_nothing():
+    x = ag.tensor([1.0, 2.0])
+    y = x * x
+    assert (y.requires_grad, y.node.edges, y.node.op) == (False, (), "multiply")
+
+
+def test_become_rewires_the_consumers():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    y = x * x
+    z = y.sum()
+    y.node.name = "y"
+    y.node.become(ag.square(x).node)
+    assert ag.Graph(z).ops == {"square": 1, "sum": 1}
+    assert y.name == "y"
+    assert np.array_equal(ag.grad(z, x)[0], 2 * x.data)
+
+
+def test_no_grad_records_nothing_and_is_restored_after_an_exception():
+    x = ag.tensor([1.0], requires_grad=True)
+
+    def fail():
+        with ag.no_grad(), ag.no_grad():
+            assert not (x * 2).requires_grad
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (x * 2).requires_grad
+    with ag.no_grad():
+        y = x * 2
+        assert y.node.op is None
+        assert np.array_equal(y.data, [2.0])
+        with ag.no_grad():
+            pass
+        assert not (x * 2).requires_grad
+
+
+def test_no_grad_as_a_decorator():
+    x = ag.tensor([1.0], requires_grad=True)
+
+    @ag.no_grad()
+    def f():
+        return x * 2
+
+    assert not f().requires_grad
+    assert not f().requires_grad
+    assert (x * 2).requires_grad
+
+
+def test_no_grad_is_of_one_thread():
+    x = ag.tensor([1.0], requires_grad=True)
+    inside, looked, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        inside.wait(10)
+        seen.append((x * 2).requires_grad)
+        looked.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with ag.no_grad():
+        inside.set()
+        looked.wait(10)
+    thread.join()
+    assert seen == [True]

@@ -1,0 +1,451 @@
+"""The functions against NumPy and PyTorch: values, dtypes, exact rationals, edges of the domain."""
+
+from fractions import Fraction
+
+import autograd_bn as ag
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, mutually_broadcastable_shapes
+
+rng = np.random.default_rng(0)
+
+BINARY = "add subtract multiply divide power maximum minimum".split()
+UNARY = "negative exp log sqrt square abs tanh".split()
+OWN = {  # names that NumPy hasn't
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+    "log_softmax": lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True)),
+    "logsumexp": lambda x: np.log(np.exp(x).sum()),
+}
+REDUCTIONS = "sum mean var max min".split()
+DTYPES = [np.float16, np.float32, np.float64, np.longdouble]
+
+
+def positive(*shape, dtype=float):
+    return rng.uniform(0.5, 2, shape).astype(dtype)
+
+
+def both_ways(f, *inputs):
+    """`f` on arrays, which gives plain NumPy, and on tensors, which gives the same recorded."""
+    plain = f(*inputs)
+    assert not isinstance(plain, ag.Tensor)
+    recorded = f(*[ag.tensor(a, requires_grad=np.asarray(a).dtype.kind == "f") for a in inputs])
+    assert isinstance(recorded, ag.Tensor)
+    np.testing.assert_array_equal(plain, recorded.data)
+    assert np.asarray(plain).dtype == recorded.dtype
+    return plain
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("shapes", [((2, 3), (3,)), ((), (3,)), ((), ()), ((0, 3), (3,)), ((2, 1), (1, 3))])
+def test_binary_values(name, shapes):
+    a, b = (positive(*shape) for shape in shapes)
+    found = both_ways(getattr(ag, name), a, b)
+    np.testing.assert_array_equal(found, getattr(np, name)(a, b))
+
+
+@pytest.mark.parametrize("name", UNARY + list(OWN))
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (1,)])
+def test_unary_values(name, shape):
+    x = positive(*shape)
+    expected = getattr(np, name, None) or OWN[name]
+    np.testing.assert_allclose(both_ways(getattr(ag, name), x), expected(x), rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", [*UNARY, "rsqrt", "sigmoid", "relu"])
+def test_unary_of_scalars_and_empty(name):
+    f = getattr(ag, name)
+    assert both_ways(f, np.array(0.5)).shape == ()
+    assert both_ways(f, np.zeros((0, 2))).shape == (0, 2)
+    assert f(0.5) == f(np.array(0.5)) == f(np.float64(0.5))
+    assert np.array_equal(f([0.5, 1.0]), f(np.array([0.5, 1.0])))
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), [1, -1], (), (2, 1, 0)])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_reductions(name, axis, keepdims):
+    x = positive(2, 3, 4)
+    found = both_ways(lambda x: getattr(ag, name)(x, axis=axis, keepdims=keepdims), x)
+    expected = getattr(np, name)(x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdims)
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert np.shape(found) == np.shape(expected)
+    t = ag.tensor(x, requires_grad=True)
+    method = getattr(t, name)(axis, keepdims=keepdims)
+    np.testing.assert_array_equal(method.data, found)
+    assert ag.grad(method.sum(), t)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("name", [*REDUCTIONS, "logsumexp", "softmax", "log_softmax"])
+def test_reductions_refuse_a_bad_axis(name):
+    for x in (np.ones((2, 3)), ag.tensor(np.ones((2, 3)), requires_grad=True)):
+        with pytest.raises(ValueError, match=r"axis 2 is out of bounds"):
+            getattr(ag, name)(x, axis=2)
+        with pytest.raises(ValueError, match=r"[Dd]uplicate|repeated"):
+            getattr(ag, name)(x, axis=(0, 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_are_kept_by_every_operation_and_gradient(dtype):
+    x, y = positive(3, 4, dtype=dtype), positive(4, dtype=dtype)
+    calls = {
+        **{name: getattr(ag, name) for name in BINARY},
+        **{name: lambda a, b, f=getattr(ag, name): f(a) + b for name in [*UNARY, *OWN]},
+        **{name: lambda a, b, f=getattr(ag, name): f(a, axis=0) + b for name in REDUCTIONS},
+        "matmul": ag.matmul,
+        "where": lambda a, b: ag.where(np.asarray(a) > 1, a, b),
+        "concatenate": lambda a, b: ag.concatenate([a, b.reshape(1, 4)]),
+        "stack": lambda a, b: ag.stack([a[0], b]),
+        "transpose": lambda a, b: ag.transpose(a) + b.reshape(4, 1),
+        "getitem": lambda a, b: a[[0, 0]] + b,
+        "broadcast_to": lambda a, b: ag.broadcast_to(b, (3, 4)) + a,
+        "python scalars": lambda a, b: 2 * a / 3.5 - 1 + b**2 + 2**b,
+        "weak reduction": lambda a, b: a.mean() * b.sum() + a.max(),
+        "scalar function": lambda a, b: ag.sigmoid(a[0, 0]) * 2.0 + b,
+    }
+    for name, f in calls.items():
+        a, b = ag.tensor(x, requires_grad=True), ag.tensor(y, requires_grad=True)
+        out = f(a, b)
+        assert out.dtype == dtype, name
+        assert f(x, y).dtype == dtype, name
+        first = ag.grad(out.sum(), [a, b], create_graph=True)
+        assert [g.dtype for g in first] == [dtype, dtype], name
+        total = sum((g * g).sum() for g in first)
+        assert total.dtype == dtype, name
+        if total.requires_grad:
+            second = ag.grad(total, [a, b], allow_unused=True)
+            assert all(g is None or g.dtype == dtype for g in second), name
+
+
+def test_mixed_dtypes_promote_as_numpy_does():
+    kinds = [np.array([1.5, 2], d) for d in DTYPES] + [np.array([1, 2]), np.array([True, False]), 2, 2.5, True]
+    for a in kinds:
+        for b in kinds:
+            for name in ("add", "multiply", "divide", "maximum"):
+                if name == "divide" and not np.all(b):
+                    continue
+                expected = getattr(np, name)(a, b).dtype
+                for left, right in ((ag.tensor(a), b), (a, ag.tensor(b)), (ag.tensor(a), ag.tensor(b))):
+                    wrapped = [isinstance(s, ag.Tensor) for s in (left, right)]
+                    if any(w and isinstance(s, int | float) for w, s in zip(wrapped, (a, b), strict=True)):
+                        continue  # a tensor is never weak
+                    assert getattr(ag, name)(left, right).dtype == expected
+    a = ag.tensor(np.ones(2, np.float32), requires_grad=True)
+    b = ag.tensor(np.ones(2), requires_grad=True)
+    out = ag.where([True, False], a, b)
+    assert out.dtype == np.float64
+    assert [g.dtype for g in ag.grad(out.sum(), [a, b])] == [np.float32, np.float64]
+
+
+def test_integer_tensors_compute_but_carry_no_gradient():
+    n = ag.tensor([1, 2, 3])
+    assert (n * 2).dtype == np.int64
+    assert (n / 2).dtype == np.float64
+    assert n.mean().item() == 2.0
+    x = ag.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (x * n).sum().backward()
+    assert np.array_equal(x.grad, [1.0, 2.0, 3.0])
+    assert np.array_equal(ag.grad((x**n).sum(), x)[0], [1.0, 4.0, 27.0])
+    assert ag.sigmoid(np.array([0])).dtype == np.float64
+
+
+def broadcastable():
+    return mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes=broadcastable(), name=st.sampled_from(BINARY), seed=st.integers(0, 99))
+def test_broadcast_gradients_have_the_shapes_and_sums_of_the_inputs(shapes, name, seed):
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(seed)
+    a, b = (draw.uniform(0.5, 2, shape) for shape in shapes.input_shapes)
+    w = draw.normal(size=shapes.result_shape)
+    x, y = ag.tensor(a, requires_grad=True), ag.tensor(b, requires_grad=True)
+    found = ag.grad(getattr(ag, name)(x, y), [x, y], w)
+    p, q = torch.tensor(a, requires_grad=True), torch.tensor(b, requires_grad=True)
+    method = {"power": "pow"}.get(name, name)
+    expected = torch.autograd.grad(getattr(torch, method)(p, q), [p, q], torch.tensor(w))
+    for g, e in zip(found, expected, strict=True):
+        assert g.shape == tuple(e.shape)
+        np.testing.assert_allclose(g, e.numpy(), rtol=1e-11, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    x=array_shapes(min_dims=1, max_dims=3, max_side=4).flatmap(
+        lambda shape: arrays(float, shape, elements=st.integers(-2, 2))
+    ),
+    data=st.data(),
+    name=st.sampled_from(["max", "min"]),
+)
+def test_ties_share_the_gradient_as_in_pytorch(x, data, name):
+    torch = pytest.importorskip("torch")
+    axis = data.draw(st.lists(st.sampled_from(range(x.ndim)), unique=True, min_size=1))
+    t, p = ag.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    found = ag.grad(getattr(t, name)(tuple(axis)).sum(), t)[0]
+    getattr(torch, f"a{name}")(p, axis).sum().backward()
+    np.testing.assert_allclose(found, p.grad.numpy(), rtol=1e-14)
+
+
+# --- Edges of the domain -------------------------------------------------------------------------------------
+
+
+def gradient(f, *values):
+    leaves = [ag.tensor(v, requires_grad=True) for v in values]
+    return ag.grad(f(*leaves).sum(), leaves)
+
+
+def test_power_at_zero_and_below():
+    assert gradient(lambda x: x**2, [0.0, -3.0])[0].tolist() == [0.0, -6.0]
+    assert gradient(lambda x: x**1, [0.0, -3.0])[0].tolist() == [1.0, 1.0]
+    assert gradient(lambda x: x**0, [0.0, -3.0])[0].tolist() == [0.0, 0.0]
+    assert gradient(lambda x: x**3, [-2.0])[0].tolist() == [12.0]
+    assert gradient(lambda x: x**-1, [-2.0])[0].tolist() == [-0.25]
+    assert gradient(lambda x: x ** np.array([0, 1, 2]), [0.0, 0.0, 0.0])[0].tolist() == [0.0, 1.0, 0.0]
+    base, exponent = gradient(lambda x, b: x**b, [0.0, 0.0, 2.0], [0.0, 2.0, 0.0])
+    assert base.tolist() == [0.0, 0.0, 0.0]
+    assert exponent.tolist() == [0.0, 0.0, np.log(2.0)]
+    assert gradient(lambda b: 0.0**b, [0.0, 1.0])[0].tolist() == [0.0, 0.0]
+    assert ag.hessian(lambda x: x**2, 0.0) == 2.0
+    assert ag.hessian(lambda x: x**3, 0.0) == 0.0
+    assert np.isnan(gradient(lambda x, b: x**b, [2.0, np.nan], [np.nan, 1.0])[0]).tolist() == [True, False]
+
+
+def test_extremes_with_nan():
+    nan = np.nan
+    assert gradient(ag.max, [1.0, nan, 3.0])[0].tolist() == [0.0, 1.0, 0.0]
+    assert gradient(lambda x: ag.min(x, axis=0), [[1.0, nan], [3.0, 2.0]])[0].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    a, b = gradient(ag.maximum, [1.0, nan, 2.0, 4.0], [nan, 1.0, 2.0, 3.0])
+    assert (a.tolist(), b.tolist()) == ([0.0, 1.0, 0.5, 1.0], [1.0, 0.0, 0.5, 0.0])
+    a, b = gradient(ag.minimum, [1.0, nan, nan], [nan, 1.0, nan])
+    assert (a.tolist(), b.tolist()) == ([0.0, 1.0, 0.5], [1.0, 0.0, 0.5])
+    assert np.isnan(ag.relu(nan))
+
+
+def test_kinks_have_a_defined_derivative():
+    assert gradient(ag.abs, [0.0, -0.0])[0].tolist() == [0.0, 0.0]
+    assert gradient(ag.relu, [0.0, -1.0, 1.0])[0].tolist() == [0.0, 0.0, 1.0]
+    assert gradient(lambda x: ag.maximum(x, 0.0), [0.0])[0].tolist() == [0.5]
+
+
+def test_where_lets_no_nan_through_from_the_other_branch():
+    x = ag.tensor([1.0, -1.0], requires_grad=True)
+    with np.errstate(invalid="ignore"):
+        y = ag.where(x > 0, ag.sqrt(x), x)
+        assert np.isfinite(y.data).all()
+    assert gradient(lambda a: ag.where([True, False], a, np.array([0.0, np.nan])), [2.0, 3.0])[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_overflow_and_no_warning_at_the_ends(dtype):
+    huge = np.finfo(dtype).max
+    x = np.array([-huge, -50, 0, 50, huge], dtype)
+    assert ag.sigmoid(x).tolist()[::4] == [0.0, 1.0]
+    assert ag.sigmoid(np.array([-1.0], dtype)) > 0
+    y = np.array([[-huge / 2, huge / 2], [1000, 1000]], dtype)
+    assert np.array_equal(ag.softmax(y), [[0, 1], [0.5, 0.5]])
+    assert np.isfinite(ag.logsumexp(y, axis=1)).all()
+    assert np.array_equal(ag.log_softmax(y)[1], np.log(np.array([0.5, 0.5], dtype)))
+    for f in (ag.sigmoid, ag.tanh, ag.relu, ag.softmax, ag.log_softmax):
+        assert np.isfinite(gradient(f, y / 4)[0]).all()
+
+
+def test_softmax_of_infinities():
+    inf = np.inf
+    assert ag.logsumexp([-inf, -inf]) == -inf
+    assert ag.logsumexp([inf, 1.0]) == inf
+    assert ag.softmax([-inf, 0.0]).tolist() == [0.0, 1.0]
+    assert ag.log_softmax([-inf, 0.0]).tolist() == [-inf, 0.0]
+    assert gradient(ag.logsumexp, [-inf, 0.0])[0].tolist() == [0.0, 1.0]
+
+
+def test_sigmoid_keeps_its_relative_accuracy():
+    torch = pytest.importorskip("torch")
+    x = np.linspace(-80, 80, 2001)
+    np.testing.assert_allclose(ag.sigmoid(x), torch.sigmoid(torch.tensor(x)).numpy(), rtol=1e-15)
+    np.testing.assert_allclose(ag.sigmoid(-np.float32(80)), np.exp(-80.0), rtol=1e-5)
+
+
+def test_reductions_over_nothing():
+    x = ag.tensor(np.zeros((0, 3)), requires_grad=True)
+    assert x.sum(axis=0).data.tolist() == [0.0, 0.0, 0.0]
+    assert ag.grad(x.sum(), x)[0].shape == (0, 3)
+    with pytest.raises(ValueError, match="zero-size"):
+        x.max()
+    y = ag.tensor(np.zeros((2, 0)), requires_grad=True)
+    assert ag.softmax(y, axis=0).shape == (2, 0)
+    assert ag.grad(ag.matmul(x, np.ones((3, 2))).sum(), x)[0].shape == (0, 3)
+    assert ag.grad((y @ np.ones((0, 2))).sum(), y)[0].shape == (2, 0)
+
+
+def test_a_single_value_has_no_unbiased_variance():
+    with pytest.raises(ValueError, match="ddof"):
+        ag.var(ag.tensor([1.0], requires_grad=True), ddof=1)
+
+
+# --- Shape and place -----------------------------------------------------------------------------------------
+
+
+def test_reshape_and_transpose_spelled_every_way():
+    x = ag.tensor(np.arange(6.0), requires_grad=True)
+    for y in (x.reshape(2, 3), x.reshape((2, -1)), x.reshape([2, 3]), ag.reshape(x, (2, 3)), np.reshape(x, (2, 3))):
+        assert y.shape == (2, 3)
+    assert x.reshape(-1).shape == (6,)
+    assert ag.tensor([1.0]).reshape(()).shape == ()
+    z = ag.tensor(np.zeros((2, 3, 4)), requires_grad=True)
+    for y in (z.transpose(1, 0, 2), z.transpose((1, 0, -1)), ag.transpose(z, [1, 0, 2]), np.transpose(z, (1, 0, 2))):
+        assert y.shape == (3, 2, 4)
+    assert z.transpose().shape == z.T.shape == (4, 3, 2)
+    assert z.swapaxes(0, -1).shape == (4, 3, 2)
+    for error, call in (
+        (ValueError, lambda: x.reshape(4, 2)),
+        (ValueError, lambda: z.transpose(0, 1)),
+        (ValueError, lambda: z.transpose(0, 0, 1)),
+        (ValueError, lambda: ag.broadcast_to(x, (6, 2))),
+    ):
+        with pytest.raises(error):
+            call()
+
+
+INDICES = [
+    0,
+    -1,
+    slice(None, None, -2),
+    ...,
+    None,
+    (0, 1),
+    (slice(1, None), None, -1),
+    [0, 2, 0],
+    np.array([[0, 1], [2, 2]]),
+    ([0, 1], [1, 1]),
+    (slice(None), [3, 0, 3]),
+    ([0], slice(None), None),
+    np.arange(12).reshape(3, 4) % 3 == 0,
+    np.array([True, False, True]),
+    (np.int64(1), slice(0, 0)),
+    (),
+    True,
+    (ag.tensor([0, 2]), 1),
+    ag.tensor([0, 2]),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_indexing(index):
+    values = np.arange(12.0).reshape(3, 4)
+    plain = tuple(np.asarray(i) if isinstance(i, ag.Tensor) else i for i in index) if type(index) is tuple else index
+    plain = np.asarray(plain) if isinstance(plain, ag.Tensor) else plain
+    x = ag.tensor(values, requires_grad=True)
+    y = x[index]
+    assert np.array_equal(y.data, values[plain])
+    w = rng.normal(size=y.shape)
+    expected = np.zeros((3, 4))
+    np.add.at(expected, plain, w)
+    np.testing.assert_allclose(ag.grad(y, x, w)[0], expected)
+    (g,) = ag.grad((y * y).sum(), x, create_graph=True)
+    assert ag.grad(g.sum(), x)[0].shape == (3, 4)
+
+
+def test_an_index_array_may_be_changed_afterwards():
+    x, index = ag.tensor([1.0, 2.0, 3.0], requires_grad=True), np.array([0, 1])
+    y = x[index]
+    index[:] = 2
+    assert ag.grad(y.sum(), x)[0].tolist() == [1.0, 1.0, 0.0]
+    with pytest.raises(IndexError):
+        x[5]
+
+
+def test_concatenate_and_stack_take_what_numpy_takes():
+    a, b = ag.tensor([[1.0]], requires_grad=True), np.array([[2.0, 3.0]])
+    joined = ag.concatenate((a, b), axis=-1)
+    assert joined.data.tolist() == [[1.0, 2.0, 3.0]]
+    assert ag.concatenate([a, b], axis=None).shape == (3,)
+    assert ag.stack([a, a], axis=-1).shape == (1, 1, 2)
+    assert ag.stack(ag.tensor(np.ones((3, 2)), requires_grad=True)).shape == (3, 2)
+    assert ag.concatenate(ag.tensor(np.ones((3, 2)), requires_grad=True)).shape == (6,)
+    assert ag.concatenate([ag.tensor(np.ones(2, np.float32), requires_grad=True), np.ones(1)]).dtype == np.float64
+    for error, call in (
+        (ValueError, lambda: ag.concatenate([a, b], axis=0)),
+        (ValueError, lambda: ag.concatenate([])),
+        (ValueError, lambda: ag.stack([])),
+        (ValueError, lambda: ag.stack([a, b])),
+        (ValueError, lambda: ag.stack([a, a], axis=4)),
+        (ValueError, lambda: ag.concatenate([a, a], axis=2)),
+    ):
+        with pytest.raises(error):
+            call()
+
+
+def test_matmul_errors():
+    a = ag.tensor(np.ones((2, 3)), requires_grad=True)
+    for other in (np.ones((2, 3)), 2.0):
+        with pytest.raises(ValueError, match="matmul"):
+            a @ other
+
+
+# --- Exact rationals -----------------------------------------------------------------------------------------
+
+
+def exact(*shape, square=False):
+    values = rng.integers(1, 9, shape), rng.integers(1, 9, shape)
+    ratio = np.frompyfunc(Fraction, 2, 1)(*values)
+    return np.asarray(ratio * ratio if square else ratio, dtype=object).reshape(shape)
+
+
+EXACT = {
+    "add": (lambda a, b: a + b, False),
+    "subtract": (lambda a, b: a - b, False),
+    "multiply": (lambda a, b: a * b, False),
+    "divide": (lambda a, b: a / b, False),
+    "scalars": (lambda a, b: 2 * a / 3 - 1 + b / 7, False),
+    "square": (lambda a, b: ag.square(a) - ag.negative(b), False),
+    "sum": (lambda a, b: a.sum(axis=0) * b.sum(), False),
+    "mean": (lambda a, b: a.mean(axis=-1, keepdims=True) * b.mean(), False),
+    "var": (lambda a, b: a.var(axis=0) * b.var(ddof=1), False),
+    "max": (lambda a, b: a.max(axis=0) * b.min(), False),
+    "maximum": (lambda a, b: ag.maximum(a, b) * ag.minimum(a, 1), False),
+    "relu": (lambda a, b: ag.relu(a - 1) + ag.abs(b - 1), False),
+    "where": (lambda a, b: ag.where(np.asarray(a) > 1, a, b), False),
+    "matmul": (lambda a, b: a @ b @ b, False),
+    "reshape": (lambda a, b: a.reshape(9).reshape(3, 3).T * ag.broadcast_to(b[0], (3, 3)), False),
+    "joined": (lambda a, b: ag.concatenate([a, ag.stack([b[0], a[1]])]), False),
+    "getitem": (lambda a, b: a[[0, 0, 2]] * b[::-1, 1:2], False),
+    "power": (lambda a, b: a**3 + b**-2 + a**0, False),
+    "sqrt": (lambda a, b: ag.sqrt(a) * ag.rsqrt(b), True),
+}
+
+
+@pytest.mark.parametrize(("f", "square"), EXACT.values(), ids=EXACT)
+def test_rationals_flow_through_exactly(f, square):
+    a, b = exact(3, 3, square=square), exact(3, 3, square=square)
+    x, y = ag.tensor(a, requires_grad=True), ag.tensor(b, requires_grad=True)
+    x64, y64 = (ag.tensor(t.astype(float), requires_grad=True) for t in (a, b))
+    exactly, rounded = [f(x, y)], [f(x64, y64)]
+    for tensors, leaves in ((exactly, (x, y)), (rounded, (x64, y64))):
+        tensors += ag.grad(tensors[0].mean(), leaves, create_graph=True, allow_unused=True)
+        total = sum((g * g).mean() for g in tensors[1:] if g is not None)
+        tensors += ag.grad(total, leaves, allow_unused=True) if total.requires_grad else (None, None)
+    for e, r in zip(exactly, rounded, strict=True):
+        assert (e is None) == (r is None)
+        if e is not None:
+            e, r = np.asarray(e), np.asarray(r)
+            assert all(type(element) is Fraction for element in e.flat)
+            np.testing.assert_allclose(e.astype(float), r, rtol=1e-11, atol=1e-12)
+
+
+def test_an_irrational_root_says_so():
+    x = ag.tensor(np.array([Fraction(4), Fraction(2)], dtype=object), requires_grad=True)
+    for f in (ag.sqrt, ag.rsqrt):
+        with pytest.raises(ValueError, match="square root of 2 is not rational"):
+            f(x)
+    with pytest.raises(ValueError, match="square root of -4"):
+        ag.sqrt(-x)
+    for f in (ag.exp, ag.log, ag.tanh, ag.sigmoid):
+        with pytest.raises(TypeError, match=r"Fraction|exact"):
+            f(x)
+    with pytest.raises(TypeError, match="exact"):
+        x ** Fraction(1, 2)

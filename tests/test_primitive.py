@@ -1,0 +1,319 @@
+"""Every primitive's derivative against central differences and complex steps, at orders 1 and 2.
+
+A new primitive needs an entry in `SAMPLES`, or the first test fails.
+"""
+
+from typing import Any, NamedTuple
+
+import autograd_bn as ag
+import numpy as np
+import pytest
+from autograd_bn.engine.node import Leaf
+from autograd_bn.engine.primitive import primitive, registry
+
+
+class Sample(NamedTuple):
+    """A call of the primitive on inputs that are away from its kinks, each given as shape or array.
+
+    `analytic` replaces `f` in the complex step where the forward function itself is not analytic.
+    """
+
+    f: Any
+    inputs: tuple[Any, ...]
+    analytic: Any = None
+
+
+def positive(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape) + 7).uniform(0.5, 2.0, shape)
+
+
+def signed(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(len(shape) + 3)
+    return rng.uniform(0.5, 2.0, shape) * rng.choice([-1, 1], shape)
+
+
+def distinct(*shape: int) -> np.ndarray:
+    return np.random.default_rng(5).permutation(np.prod(shape)).reshape(shape) * 0.3 - 1.1
+
+
+def sign_times(x: Any) -> Any:
+    return ag.multiply(x, np.sign(np.asarray(x).real))
+
+
+MASK = np.array([[True], [False], [True]])
+
+SAMPLES: dict[str, list[Sample]] = {
+    "add": [Sample(ag.add, ((3, 1), (4,))), Sample(lambda x: x + x, ((2, 3),))],
+    "subtract": [Sample(ag.subtract, ((3, 1), (2, 3, 4)))],
+    "multiply": [Sample(ag.multiply, ((3, 1), (4,))), Sample(lambda x: ag.multiply(x, x), ((3,),))],
+    "divide": [Sample(ag.divide, ((3, 1), positive(4))), Sample(lambda b: ag.divide(2.0, b), (signed(3),))],
+    "power": [
+        Sample(ag.power, (positive(3, 1), (4,))),
+        Sample(lambda a: ag.power(a, 3), ((3, 2),)),
+        Sample(lambda a: ag.power(a, -2), (signed(3),)),
+        Sample(lambda a: ag.power(a, np.array([0.0, 1.0, 2.0, 3.0])), (signed(3, 1),)),
+        Sample(lambda b: ag.power(2.0, b), ((3,),)),
+        Sample(ag.power, (positive(3), np.array([0.0, 1.0, 2.0]))),
+    ],
+    "maximum": [Sample(ag.maximum, (distinct(3, 1), distinct(4) + 0.1))],
+    "minimum": [Sample(ag.minimum, (distinct(3, 1), distinct(4) + 0.1))],
+    "where": [Sample(lambda a, b: ag.where(MASK, a, b), ((4,), (2, 1, 4)))],
+    "negative": [Sample(ag.negative, ((2, 3),))],
+    "exp": [Sample(ag.exp, ((2, 3),))],
+    "log": [Sample(ag.log, (positive(2, 3),))],
+    "sqrt": [Sample(ag.sqrt, (positive(2, 3),))],
+    "rsqrt": [Sample(ag.rsqrt, (positive(2, 3),))],
+    "square": [Sample(ag.square, ((2, 3),))],
+    "abs": [Sample(ag.abs, (signed(2, 3),), sign_times)],
+    "tanh": [Sample(ag.tanh, ((2, 3),))],
+    "sigmoid": [Sample(ag.sigmoid, ((2, 3),))],
+    "relu": [Sample(ag.relu, (signed(2, 3),))],
+    "astype": [Sample(lambda x: ag.square(x).astype(x.dtype), ((2, 3),))],
+    "copy": [Sample(lambda x: ag.square(x).copy(), ((2, 3),))],
+    "stop_gradient": [
+        Sample(lambda x: x * ag.stop_gradient(x), ((2, 3),), lambda x: x * np.asarray(x).real),
+    ],
+    "sum": [
+        Sample(ag.sum, ((2, 3),)),
+        Sample(lambda x: ag.sum(x, axis=(0, -1)), ((2, 3, 4),)),
+        Sample(lambda x: ag.sum(x, axis=1, keepdims=True), ((2, 3, 4),)),
+    ],
+    "mean": [
+        Sample(ag.mean, ((2, 3),)),
+        Sample(lambda x: ag.mean(x, axis=[2, 0]), ((2, 3, 4),)),
+        Sample(lambda x: ag.mean(x, axis=-2, keepdims=True), ((2, 3, 4),)),
+    ],
+    "var": [
+        Sample(ag.var, ((2, 3),)),
+        Sample(lambda x: ag.var(x, axis=(0, 2), ddof=1), ((2, 3, 4),)),
+        Sample(lambda x: ag.var(x, axis=-1, keepdims=True), ((2, 3, 4),)),
+    ],
+    "max": [Sample(ag.max, (distinct(2, 3),)), Sample(lambda x: ag.max(x, axis=(0, 2)), (distinct(2, 3, 4),))],
+    "min": [
+        Sample(ag.min, (distinct(2, 3),)),
+        Sample(lambda x: ag.min(x, axis=-1, keepdims=True), (distinct(2, 3),)),
+    ],
+    "logsumexp": [
+        Sample(ag.logsumexp, ((2, 3),)),
+        Sample(lambda x: ag.logsumexp(x, axis=(0, 2)), ((2, 3, 4),)),
+        Sample(lambda x: ag.logsumexp(x, axis=1, keepdims=True), ((2, 3),)),
+    ],
+    "softmax": [Sample(ag.softmax, ((2, 3),)), Sample(lambda x: ag.softmax(x, axis=(0, 2)), ((2, 3, 2),))],
+    "log_softmax": [Sample(ag.log_softmax, ((2, 3),)), Sample(lambda x: ag.log_softmax(x, axis=0), ((2, 3),))],
+    "reshape": [Sample(lambda x: ag.reshape(ag.square(x), (3, -1)), ((2, 3),))],
+    "transpose": [
+        Sample(lambda x: ag.transpose(ag.square(x)), ((2, 3),)),
+        Sample(lambda x: ag.transpose(ag.square(x), (2, 0, -2)), ((2, 3, 4),)),
+    ],
+    "broadcast_to": [Sample(lambda x: ag.broadcast_to(ag.square(x), (2, 3, 4)), ((3, 1),))],
+    "sum_to": [Sample(lambda x: ag.engine.operations.sum_to(ag.square(x), (3, 1)), ((2, 3, 4),))],
+    "concatenate": [
+        Sample(lambda a, b: ag.concatenate([a, ag.square(b), a], axis=-1), ((2, 3), (2, 1))),
+        Sample(lambda a, b: ag.concatenate([a, ag.square(b)], axis=None), ((2, 3), (2, 1))),
+    ],
+    "stack": [Sample(lambda a, b: ag.stack([a, ag.square(b), a], axis=-2), ((2, 3), (2, 3)))],
+    "getitem": [
+        Sample(lambda x: ag.square(x)[1:, ::-1], ((3, 4),)),
+        Sample(lambda x: ag.square(x)[..., None, -1], ((3, 4),)),
+        Sample(lambda x: ag.square(x)[[0, 0, 2], [1, 1, 3]], ((3, 4),)),
+        Sample(lambda x: ag.square(x)[np.eye(3, dtype=bool)], ((3, 3, 2),)),
+    ],
+    "scatter": [Sample(lambda x: ag.engine.operations.scatter(ag.square(x), ([0, 2, 0],), (4, 2)), ((3, 2),))],
+    "matmul": [
+        Sample(ag.matmul, (m, n))
+        for m, n in (
+            ((2, 3), (3, 4)),
+            ((3,), (3,)),
+            ((3,), (3, 4)),
+            ((2, 3), (3,)),
+            ((5, 2, 3), (3, 4)),
+            ((2, 1, 2, 3), (5, 3, 1)),
+            ((3,), (2, 3, 4)),
+            ((5, 2, 3), (3,)),
+        )
+    ],
+    "batch_norm": [
+        Sample(lambda x, g, b: ag.batch_norm(x, g, b, eps=0.3), ((5, 3), (3,), (3,))),
+        Sample(lambda x, g: ag.batch_norm(x, g, eps=0.3, axes=(0, -1)), ((3, 2, 2), (2,))),
+    ],
+}
+
+
+def drawn(sample: Sample, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=given) if isinstance(given, tuple) else given.astype(float) for given in sample.inputs]
+
+
+def leaf(array: np.ndarray) -> ag.Tensor:
+    """A leaf that requires a gradient whatever its dtype: the rules take complex numbers, the users' door doesn't."""
+    return ag.Tensor(array, Leaf(array, True))
+
+
+def first_order(f: Any, inputs: list[np.ndarray], weights: np.ndarray) -> list[np.ndarray]:
+    leaves = [leaf(array) for array in inputs]
+    return list(ag.grad(ag.sum(f(*leaves) * weights), leaves))
+
+
+def second_order(f: Any, inputs: list[np.ndarray], weights: np.ndarray, directions: list[np.ndarray]) -> Any:
+    leaves = [leaf(array) for array in inputs]
+    seed = leaf(weights)
+    gradients = ag.grad(f(*leaves), leaves, [seed], create_graph=True)
+    return ag.grad(gradients, [*leaves, seed], directions, allow_unused=True)
+
+
+def central(f: Any, inputs: list[np.ndarray], step: float = 1e-5) -> list[np.ndarray]:
+    """The gradient of a scalar function, entry by entry."""
+
+    def slope(i: int, k: int) -> float:
+        ends = []
+        for sign in (1, -1):
+            moved = [array.copy() for array in inputs]
+            moved[i].reshape(-1)[k] += sign * step
+            ends.append(f(*moved))
+        return (ends[0] - ends[1]) / (2 * step)
+
+    return [
+        np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)
+    ]
+
+
+def complex_step(f: Any, inputs: list[np.ndarray], step: float = 1e-40) -> list[np.ndarray]:
+    """The gradient of a scalar analytic function, to the last bits: nothing is subtracted."""
+
+    def slope(i: int, k: int) -> float:
+        moved = [array.astype(complex) for array in inputs]
+        moved[i].reshape(-1)[k] += 1j * step
+        return f(*moved).imag / step
+
+    return [
+        np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)
+    ]
+
+
+CASES = [
+    pytest.param(name, sample, id=f"{name}-{i}") for name, rows in SAMPLES.items() for i, sample in enumerate(rows)
+]
+# The fused forward works in real arithmetic, its rule on tensors is composed of what is checked here.
+REAL_ONLY = {"batch_norm", "allreduce"}
+
+
+def test_every_primitive_has_a_sample_that_records_it():
+    # Other tests and users may register more under their own modules.
+    own = {name for name, made in registry.items() if made.forward.__module__.startswith("autograd_bn.")}
+    assert own == SAMPLES.keys()
+    for name, rows in SAMPLES.items():
+        for sample in rows:
+            assert name in ag.Graph(sample.f(*[leaf(array) for array in drawn(sample, 0)])).ops
+
+
+@pytest.mark.parametrize(("name", "sample"), CASES)
+def test_first_order_agrees_with_differences_and_complex_steps(name, sample):
+    inputs = drawn(sample, 1)
+    out = np.asarray(sample.f(*[leaf(array) for array in inputs]))
+    weights = np.random.default_rng(2).normal(size=out.shape)
+    f, analytic = sample.f, sample.analytic or sample.f
+    if name not in ("astype", "copy", "getitem", "stop_gradient"):  # methods of tensors
+        assert np.array_equal(f(*inputs), out)
+    gradients = first_order(f, inputs, weights)
+    if name != "stop_gradient":
+        differences = central(lambda *arrays: np.sum(weights * f(*map(leaf, arrays)).data), inputs)
+        for found, expected in zip(gradients, differences, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    if name not in REAL_ONLY:
+        steps = complex_step(lambda *arrays: np.sum(weights * np.asarray(analytic(*map(leaf, arrays)))), inputs)
+        for found, expected in zip(gradients, steps, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "sample"), CASES)
+def test_second_order_agrees_with_differences_and_complex_steps(name, sample):
+    inputs = drawn(sample, 3)
+    out = np.asarray(sample.f(*[leaf(array) for array in inputs]))
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=out.shape)
+    directions = [rng.normal(size=array.shape) for array in inputs]
+    found = second_order(sample.f, inputs, weights, directions)
+
+    def along(f):
+        def slope(*moved):
+            *arrays, seed = moved
+            gradients = first_order(f, arrays, seed)
+            return sum(np.sum(g * d) for g, d in zip(gradients, directions, strict=True))
+
+        return slope
+
+    expected = [central(along(sample.f), [*inputs, weights])]
+    tolerances = [{"rtol": 1e-6, "atol": 1e-7}]
+    if name == "stop_gradient":  # the difference sees through the cut, the derivative must not
+        x, w, d = inputs[0], weights, directions[0]
+        expected, tolerances = [[np.zeros_like(x), x * d]], [{"rtol": 1e-12}]
+        assert np.array_equal(second_order(sample.f, inputs, weights, directions)[1], x * d)
+        assert w.shape == d.shape
+    elif name not in REAL_ONLY:
+        expected.append(complex_step(along(sample.analytic or sample.f), [*inputs, weights]))
+        tolerances.append({"rtol": 1e-11, "atol": 1e-12})
+    for reference, tolerance in zip(expected, tolerances, strict=True):
+        for g, r in zip(found, reference, strict=True):
+            np.testing.assert_allclose(np.zeros_like(r) if g is None else g, r, **tolerance)
+
+
+def test_a_planted_wrong_rule_is_caught():
+    @primitive(lambda g, out: g * (1 - out))  # the factor `out` is missing
+    def wrong_sigmoid(x, /):
+        return 1 / (1 + np.exp(-x))
+
+    try:
+        with pytest.raises(AssertionError, match="Not equal"):
+            test_first_order_agrees_with_differences_and_complex_steps("wrong", Sample(wrong_sigmoid, ((3,),)))
+    finally:
+        del registry["wrong_sigmoid"]
+
+
+def test_a_new_operation_is_one_declaration():
+    @primitive(lambda g, x, times: g * times * x ** (times - 1))
+    def nth(x, /, times=2):
+        return x**times
+
+    try:
+        x = ag.tensor([1.0, 2.0], requires_grad=True)
+        y = nth(x, 3)
+        assert (ag.Graph(y).ops, y.node.params) == ({"nth": 1}, {"times": 3})
+        assert np.array_equal(ag.grad(y.sum(), x)[0], [3.0, 12.0])
+        assert np.array_equal(ag.hessian(lambda x: nth(x, times=3).sum(), x.data), [[6.0, 0.0], [0.0, 12.0]])
+        assert type(nth(x.data)) is np.ndarray
+        with pytest.raises(TypeError, match="nth"):
+            nth(x, 3, 4)
+        with pytest.raises(TypeError, match="times"):
+            nth(x, 3, times=4)
+    finally:
+        del registry["nth"]
+
+
+def test_a_missing_rule_is_an_error_not_a_zero():
+    with pytest.raises(TypeError, match="where has no derivative with respect to its argument 1"):
+        ag.where(ag.tensor([1.0], requires_grad=True), 1.0, 2.0)
+
+
+def test_joint_rule_gets_the_gradients_that_are_wanted():
+    asked = []
+
+    def rule(g, wanted, a, b, kept):
+        asked.append(wanted)
+        return (g * b + kept * 0 if wanted[0] else None, g * a if wanted[1] else None)
+
+    @primitive(rule, joint=True)
+    def product(a, b, /):
+        return a * b, 7
+
+    try:
+        a, b = ag.tensor([2.0], requires_grad=True), ag.tensor([3.0], requires_grad=True)
+        y, kept = product(a, b)
+        assert kept == 7
+        assert ag.grad(y, a) == (np.array([3.0]),)
+        y.backward()
+        assert (a.grad, b.grad) == (np.array([3.0]), np.array([2.0]))
+        y, _ = product(a, 5.0)
+        assert ag.grad(y, a) == (np.array([5.0]),)
+        assert asked == [(True, False), (True, True), (True, False)]
+    finally:
+        del registry["product"]

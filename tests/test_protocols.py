@@ -1,0 +1,149 @@
+"""NumPy's functions and Python's operators on tensors."""
+
+import operator
+
+import autograd_bn as ag
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def x():
+    return ag.tensor(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.5]]), requires_grad=True)
+
+
+NUMPY = [
+    lambda x: np.sqrt(x),
+    lambda x: np.exp(-x) + np.log(x) + np.tanh(x) + np.square(x) + np.abs(x) + np.negative(x),
+    lambda x: np.mean(x, axis=0),
+    lambda x: np.sum(x),
+    lambda x: np.sum(x, 1, keepdims=True),
+    lambda x: np.var(x, axis=(0, 1), ddof=1),
+    lambda x: np.std(x, axis=1),
+    lambda x: np.max(x, axis=1) + np.min(x),
+    lambda x: np.amax(x, axis=1) + np.amin(x),
+    lambda x: np.where(x > 2, x, 0),
+    lambda x: np.maximum(x, 2) * np.minimum(3, x) / np.add(x, 1) - np.power(x, 2),
+    lambda x: np.ones(3) * x + np.float64(2) / x - [1.0, 2.0, 3.0] * x,
+    lambda x: np.ones((4, 2)) @ x,
+    lambda x: np.matmul(x, np.ones(3)) + np.dot(x, np.ones(3)),
+    lambda x: np.reshape(x, (3, 2)) + np.transpose(x) + x.T,
+    lambda x: np.concatenate([x, np.ones((1, 3))]),
+    lambda x: np.stack([x, np.ones((2, 3))], axis=1),
+    lambda x: np.broadcast_to(x, (4, 2, 3)),
+    lambda x: np.expand_dims(x, (0, -1)),
+    lambda x: np.squeeze(np.expand_dims(x, 1), axis=1),
+    lambda x: np.ravel(x) + x.ravel() + x.flatten(),
+    lambda x: np.swapaxes(x, 0, 1),
+    lambda x: np.clip(x, 2, 5) + np.clip(x, None, 3),
+    lambda x: np.reciprocal(x) + np.positive(x) + np.copy(x),
+    lambda x: np.add.reduce(x) + np.maximum.reduce(x, axis=0),
+    lambda x: (x - np.mean(x, axis=0)) / np.sqrt(np.var(x, axis=0) + 1e-5),
+]
+
+
+@pytest.mark.parametrize("f", NUMPY)
+def test_code_written_for_arrays_records_nodes(f, x):
+    y = f(x)
+    assert isinstance(y, ag.Tensor)
+    assert y.requires_grad
+    expected = f(x.data)
+    np.testing.assert_allclose(y.data, expected, rtol=1e-14)
+    assert y.shape == expected.shape
+    w = np.random.default_rng(0).normal(size=y.shape)
+    (g,) = ag.grad(y, x, w)
+    v = np.random.default_rng(1).normal(size=x.shape)
+    h = 1e-6
+    slope = np.sum(w * (f(x.data + h * v) - f(x.data - h * v))) / (2 * h)
+    assert np.isclose(np.sum(g * v), slope, rtol=1e-6)
+
+
+def test_reflected_operators(x):
+    for op in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow):
+        for other in (2, 2.5, np.float32(2), np.array([1.0, 2.0, 3.0]), [1.0, 2.0, 3.0]):
+            for a, b in ((x, other), (other, x)):
+                y = op(a, b)
+                assert isinstance(y, ag.Tensor)
+                left, right = (np.asarray(s) for s in (a, b))
+                np.testing.assert_array_equal(y.data, op(left, right))
+    assert np.array_equal(([[1.0, 1.0]] @ x).data, [[5.0, 7.0, 9.5]])
+    y = x
+    y += 1
+    y *= 2
+    assert np.array_equal(x.data[0], [1.0, 2.0, 3.0])
+    assert np.array_equal(y.data[0], [4.0, 6.0, 8.0])
+
+
+def test_comparisons_are_plain_arrays(x):
+    for op in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+        for a, b in ((x, 2.0), (2.0, x), (x, x), (np.full(3, 2.0), x)):
+            found = op(a, b)
+            assert type(found) is np.ndarray
+            assert np.array_equal(found, op(np.asarray(a), np.asarray(b)))
+    assert type(np.greater(x, 2)) is np.ndarray
+    assert {x: 1}[x] == 1
+
+
+def test_functions_without_derivative_give_plain_values(x):
+    assert np.argmax(x) == 5
+    assert np.argmax(x, axis=0).tolist() == [1, 1, 1]
+    assert np.shape(x) == (2, 3)
+    assert np.ndim(x) == 2
+    assert np.size(x) == 6
+    assert type(np.sign(x)) is np.ndarray
+    assert np.isfinite(x).all()
+    assert np.allclose(x, x.data)
+    assert np.array_equal(x, x.data)
+    assert np.zeros_like(x).tolist() == [[0.0] * 3] * 2
+
+
+def test_asarray_shares_and_converts(x):
+    assert np.asarray(x) is x.data or np.shares_memory(np.asarray(x), x.data)
+    assert np.asarray(x, dtype=np.float32).dtype == np.float32
+    assert not np.shares_memory(np.array(x), x.data)
+    with pytest.raises(ValueError):
+        np.array(x, dtype=np.float32, copy=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("fft", lambda x: np.fft.fft(x)),
+        ("sort", lambda x: np.sort(x)),
+        ("sin", lambda x: np.sin(x)),
+        ("einsum", lambda x: np.einsum("ij->i", x)),
+        ("accumulate", lambda x: np.add.accumulate(x)),
+        ("outer", lambda x: np.multiply.outer(x, x)),
+        ("floor_divide", lambda x: np.floor_divide(x, 2)),
+    ],
+)
+def test_a_function_without_a_rule_is_named(name, call, x):
+    with pytest.raises(TypeError, match=name):
+        call(x)
+
+
+def test_options_without_a_rule_are_named(x):
+    for name, call in (
+        ("dtype", lambda: np.mean(x, dtype=np.float32)),
+        ("where", lambda: np.sum(x, where=x > 2)),
+        ("where", lambda: np.add(x, 1, where=np.asarray(x) > 2)),
+        ("initial", lambda: np.max(x, initial=3.0)),
+        ("order", lambda: np.reshape(x, (3, 2), order="F")),
+        ("sum", lambda: np.sum(x, 0, np.float32)),
+        ("var", lambda: np.var(x, 0, None)),
+    ):
+        with pytest.raises(TypeError, match=name):
+            call()
+
+
+def test_writing_into_an_array_is_refused(x):
+    array = np.ones((2, 3))
+    with pytest.raises(TypeError, match="in place"):
+        np.add(x, 1, out=array)
+    with pytest.raises(TypeError, match="in place"):
+        array += x
+    with pytest.raises(TypeError, match="in place"):
+        np.sum(x, axis=0, out=np.ones(3))
+    with pytest.raises(TypeError):
+        x[0] = 1.0
+    assert array.tolist() == [[1.0] * 3] * 2

@@ -1,0 +1,203 @@
+"""`Tensor`: its data, its gradient, `assign` and the version check, Python's protocols."""
+
+import copy
+from fractions import Fraction
+
+import autograd_bn as ag
+import numpy as np
+import pytest
+
+
+def test_tensor_copies_and_as_tensor_shares():
+    array = np.zeros(3)
+    copied, shared = ag.tensor(array), ag.as_tensor(array)
+    array[0] = 1
+    assert copied.data[0] == 0
+    assert shared.data[0] == 1
+    assert ag.as_tensor(shared) is shared
+    assert ag.tensor(shared).data is not array
+
+
+def test_dtypes_of_new_tensors():
+    assert ag.tensor(1.0).dtype == np.float64
+    assert ag.tensor([1, 2], dtype=np.float16, requires_grad=True).dtype == np.float16
+    assert ag.tensor(np.float32(2)).dtype == np.float32
+    assert ag.tensor([True]).dtype == bool
+    for data in (1, [1, 2], [True], [1j], np.array(["a"]), np.array([0.5, Fraction(1)], dtype=object)):
+        with pytest.raises(TypeError, match="requires_grad=True"):
+            ag.tensor(data, requires_grad=True)
+        with pytest.raises(TypeError, match="requires_grad=True"):
+            ag.tensor(data).requires_grad = True
+
+
+def test_exact_integers_become_fractions():
+    x = ag.tensor(np.array([1, 2], dtype=object), requires_grad=True)
+    assert [type(e) for e in x.data] == [Fraction, Fraction]
+    assert ag.mean(x).item() == Fraction(3, 2)
+
+
+def test_attributes():
+    x = ag.tensor(np.ones((2, 3)), name="x", requires_grad=True)
+    assert (x.shape, x.dtype, x.ndim, x.size, x.name, len(x)) == ((2, 3), np.float64, 2, 6, "x", 2)
+    assert x.T.shape == (3, 2)
+    assert ag.tensor(2.5).item() == 2.5
+    assert type(ag.tensor(2.5).item()) is float
+    assert np.array_equal(x.numpy(), x.data)
+    assert (float(ag.tensor([2.5])), int(ag.tensor(2.5)), bool(ag.tensor(0.0))) == (2.5, 2, False)
+    with pytest.raises(TypeError, match="len"):
+        len(ag.tensor(1.0))
+    with pytest.raises(ValueError):
+        x.item()
+    with pytest.raises(ValueError):
+        bool(x)
+    assert [row.shape for row in x] == [(3,), (3,)]
+    with pytest.raises(AttributeError):
+        x.anything = 1
+
+
+def test_repr_shows_value_shape_and_op():
+    x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    assert repr(x) == "tensor([1., 2.], shape=(2,), dtype=float64, name='x', requires_grad=True)"
+    assert "op='multiply'" in repr(x * 2)
+    assert f"{(x * x).sum():.3f}" == "5.000"
+    assert f"{x}" == repr(x)
+
+
+def test_data_of_a_leaf_is_writable_and_of_a_computed_tensor_read_only():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    x.data[0] = 5.0
+    for y in (x * 2, x.sum(), x[0], x.reshape(2, 1), x.T, ag.broadcast_to(x, (2, 2)), ag.stop_gradient(x)):
+        assert type(y.data) is np.ndarray
+        assert not y.data.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            y.data[...] = 0
+    assert x.data.flags.writeable
+
+
+def test_saved_values_cannot_be_overwritten_through_a_view():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    y = ag.exp(x)
+    with ag.no_grad():
+        views = [y.reshape(2, 1), y[:1], y.T, ag.stop_gradient(y)]
+    for view in [*views, y.detach(), y.reshape(2, 1), ag.as_tensor(y), ag.as_tensor(y, requires_grad=True)]:
+        with pytest.raises((ValueError, RuntimeError)):
+            view.data[...] = 0
+        with pytest.raises(RuntimeError):
+            view.assign(np.zeros(view.shape))
+    assert np.array_equal(ag.grad(y.sum(), x)[0], np.exp([1.0, 2.0]))
+
+
+def test_grad_can_be_set_and_cleared():
+    x = ag.tensor([1.0, 2.0], requires_grad=True, dtype=np.float32)
+    x.grad = [3, 4]
+    assert (x.grad.dtype, x.grad.tolist()) == (np.float32, [3.0, 4.0])
+    (x * 2).sum().backward()
+    assert x.grad.tolist() == [5.0, 6.0]
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        x.grad = np.ones(3)
+    x.zero_grad()
+    assert x.grad is None
+    with pytest.raises(RuntimeError, match="leaf tensors only"):
+        (x * 2).grad = None
+
+
+def test_detach_shares_memory_and_cuts():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    d = x.detach()
+    assert d.data is x.data
+    assert not d.requires_grad
+    assert np.array_equal(ag.grad((d * x).sum(), x)[0], d.data)
+    assert (x * 2).detach().node.op is None
+
+
+# --- assign --------------------------------------------------------------------------------------------------
+
+
+def test_assign_keeps_memory_shape_and_dtype():
+    x = ag.tensor([1.0, 2.0], dtype=np.float32)
+    memory = x.data
+    x.assign([3, 4])
+    x.assign(ag.tensor(np.array([5.0, 6.0])))
+    assert x.data is memory
+    assert memory.tolist() == [5.0, 6.0]
+    for error, value, text in (
+        (ValueError, 1.0, r"\(\).*\(2,\)"),
+        (ValueError, [1.0], r"\(1,\)"),
+        (TypeError, [1j, 0], "complex128"),
+    ):
+        with pytest.raises(error, match=text):
+            x.assign(value)
+    assert memory.tolist() == [5.0, 6.0]
+    with pytest.raises(RuntimeError, match="computed by 'multiply'"):
+        (x * 2).assign([1.0, 2.0])
+
+
+WAYS = {
+    "assign": lambda x, v: x.assign(v),
+    "data": lambda x, v: setattr(x, "data", v),
+    "detach": lambda x, v: x.detach().assign(v),
+    "as_tensor": lambda x, v: ag.as_tensor(x, name="again").assign(v),
+}
+
+
+def through_no_grad(x, v):
+    with ag.no_grad():
+        x.reshape(2, 1).assign(np.reshape(v, (2, 1)))
+
+
+def in_place(x, v):
+    x.data += 1
+
+
+@pytest.mark.parametrize("overwrite", [*WAYS.values(), through_no_grad, in_place])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x.reshape(2, 1),
+        lambda x: x.T,
+        lambda x: x[::-1],
+        lambda x: x[1:],
+        lambda x: ag.broadcast_to(x, (3, 2)),
+        lambda x: ag.stop_gradient(x),
+        lambda x: x.detach(),
+        lambda x: x.reshape(1, 2).T[::-1].reshape(2),
+    ],
+)
+def test_an_overwritten_value_is_noticed_through_every_view(overwrite, view):
+    x, w = ag.tensor([1.0, 2.0], requires_grad=True), ag.tensor(3.0, requires_grad=True)
+    y = (view(x) * w).sum()
+    overwrite(x, [7.0, 8.0])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        y.backward()
+    assert w.grad is None
+    fresh = (view(x) * w).sum()
+    fresh.backward()
+    assert w.grad == view(x).data.sum()
+
+
+def test_a_copy_is_not_taken_for_a_view():
+    x, w = ag.tensor(np.ones((2, 2)), requires_grad=True), ag.tensor(3.0, requires_grad=True)
+    copies = [x[[0, 1]], x.copy(), ag.reshape(x.T, 4), x * 1]
+    y = sum((c * w).sum() for c in copies)
+    x.assign(np.zeros((2, 2)))
+    y.backward()
+    assert w.grad == 16.0
+
+
+def test_what_is_not_read_may_be_overwritten():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    y = (x * 2 + x).sum()
+    x.assign([5.0, 5.0])
+    y.backward()
+    assert x.grad.tolist() == [3.0, 3.0]
+
+
+def test_a_leaf_can_be_copied_with_its_gradient():
+    x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    (x * x).sum().backward()
+    other = copy.deepcopy(x)
+    other.assign([0.0, 0.0])
+    assert (other.name, other.grad.tolist(), x.data.tolist()) == ("x", [2.0, 4.0], [1.0, 2.0])
+    (other * 2).sum().backward()
+    assert x.grad.tolist() == [2.0, 4.0]
