@@ -6,12 +6,13 @@ import time
 import weakref
 from fractions import Fraction
 
-import autograd_bn as ag
 import numpy as np
 import pytest
-from autograd_bn.engine.primitive import primitive, registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import autograd_bn as ag
+from autograd_bn.engine.primitive import primitive, registry
 
 rng = np.random.default_rng(0)
 
@@ -374,7 +375,7 @@ def test_errors_name_what_came_and_what_was_expected():
         (TypeError, r"outputs\[0\] is a ndarray", lambda: ag.grad([np.ones(2)], x)),
         (TypeError, "outputs is a float", lambda: ag.grad(2.0, x)),
         (TypeError, r"inputs\[1\] is a int", lambda: ag.grad(y.sum(), [x, 3])),
-        (ValueError, "2 entries for 1", lambda: ag.grad(y, x, [np.ones((2, 3)), None])),
+        (ValueError, "1 entries for 2", lambda: ag.grad([y, y], x, [np.ones((2, 3))])),
         (ValueError, r"tangents\[0\] has shape \(3,\)", lambda: ag.jvp(lambda t: t, [np.ones(2)], [np.ones(3)])),
         (ValueError, "0 entries for 1", lambda: ag.jvp(lambda t: t, [np.ones(2)], [])),
         (TypeError, r"inputs\[0\].*int64", lambda: ag.jacobian(lambda t: t, np.array([1, 2]))),

@@ -1,8 +1,9 @@
 """`Graph`: its nodes, its counts, the bytes it holds, and values computed anew."""
 
-import autograd_bn as ag
 import numpy as np
 import pytest
+
+import autograd_bn as ag
 
 rng = np.random.default_rng(0)
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import autograd_bn
 import pytest
+
+import autograd_bn
 
 PACKAGE = Path(autograd_bn.__file__).parent
 ROOMS = "engine distributed batch_norm verify drawing nn commands __main__".split()

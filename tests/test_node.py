@@ -2,9 +2,10 @@
 
 import threading
 
-import autograd_bn as ag
 import numpy as np
 import pytest
+
+import autograd_bn as ag
 from autograd_bn.engine.node import topological_order
 
 

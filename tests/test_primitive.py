@@ -5,9 +5,11 @@ A new primitive needs an entry in `SAMPLES`, or the first test fails.
 
 from typing import Any, NamedTuple
 
-import autograd_bn as ag
 import numpy as np
 import pytest
+
+import autograd_bn as ag
+import autograd_bn.nn.functions as nn
 from autograd_bn.engine.node import Leaf
 from autograd_bn.engine.primitive import primitive, registry
 
@@ -34,6 +36,10 @@ def signed(*shape: int) -> np.ndarray:
 
 def distinct(*shape: int) -> np.ndarray:
     return np.random.default_rng(5).permutation(np.prod(shape)).reshape(shape) * 0.3 - 1.1
+
+
+def alone() -> Any:
+    return pytest.importorskip("mpi4py.MPI").COMM_SELF
 
 
 def sign_times(x: Any) -> Any:
@@ -136,6 +142,16 @@ SAMPLES: dict[str, list[Sample]] = {
         Sample(lambda x, g, b: ag.batch_norm(x, g, b, eps=0.3), ((5, 3), (3,), (3,))),
         Sample(lambda x, g: ag.batch_norm(x, g, eps=0.3, axes=(0, -1)), ((3, 2, 2), (2,))),
     ],
+    "linear": [Sample(nn.linear, ((2, 3), (4, 3), (4,))), Sample(lambda x, w: nn.linear(x, w, None), ((5, 2, 3), (4, 3)))],
+    "windows": [
+        Sample(lambda x: nn.windows(ag.square(x), (2, 2), (1, 2), (0, 0)), ((2, 4, 5, 2),)),
+        Sample(lambda x: nn.windows(ag.square(x), (3, 2), (2, 1), (1, 1)), ((1, 4, 3, 2),)),
+    ],
+    "fold": [Sample(lambda x: nn.fold(ag.square(x), (1, 4, 4, 2), (2, 1), (0, 0)), ((1, 2, 3, 2, 2, 2),))],
+    "max_pool": [Sample(lambda x: nn.max_pool(x, (2, 2), (1, 1), (1, 0)), (distinct(1, 3, 3, 2),))],
+    "cross_entropy": [Sample(lambda x: ag.nn.cross_entropy(x, [2, 0]), ((2, 3),))],
+    "logistic_loss": [Sample(lambda x, t: ag.nn.losses._logistic_loss(x, t), (signed(2, 3), (2, 3)))],
+    "allreduce": [Sample(lambda x: ag.distributed.allreduce(ag.square(x), alone()), ((2, 3),))],
 }
 
 
@@ -172,9 +188,7 @@ def central(f: Any, inputs: list[np.ndarray], step: float = 1e-5) -> list[np.nda
             ends.append(f(*moved))
         return (ends[0] - ends[1]) / (2 * step)
 
-    return [
-        np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)
-    ]
+    return [np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)]
 
 
 def complex_step(f: Any, inputs: list[np.ndarray], step: float = 1e-40) -> list[np.ndarray]:
@@ -185,9 +199,7 @@ def complex_step(f: Any, inputs: list[np.ndarray], step: float = 1e-40) -> list[
         moved[i].reshape(-1)[k] += 1j * step
         return f(*moved).imag / step
 
-    return [
-        np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)
-    ]
+    return [np.array([slope(i, k) for k in range(array.size)]).reshape(array.shape) for i, array in enumerate(inputs)]
 
 
 CASES = [

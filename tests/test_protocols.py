@@ -2,9 +2,10 @@
 
 import operator
 
-import autograd_bn as ag
 import numpy as np
 import pytest
+
+import autograd_bn as ag
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ NUMPY = [
     lambda x: np.std(x, axis=1),
     lambda x: np.max(x, axis=1) + np.min(x),
     lambda x: np.amax(x, axis=1) + np.amin(x),
-    lambda x: np.where(x > 2, x, 0),
-    lambda x: np.maximum(x, 2) * np.minimum(3, x) / np.add(x, 1) - np.power(x, 2),
+    lambda x: np.where(x > 2.5, x, 0),
+    lambda x: np.maximum(x, 2.2) * np.minimum(3.3, x) / np.add(x, 1) - np.power(x, 2),
     lambda x: np.ones(3) * x + np.float64(2) / x - [1.0, 2.0, 3.0] * x,
     lambda x: np.ones((4, 2)) @ x,
     lambda x: np.matmul(x, np.ones(3)) + np.dot(x, np.ones(3)),
@@ -35,7 +36,7 @@ NUMPY = [
     lambda x: np.squeeze(np.expand_dims(x, 1), axis=1),
     lambda x: np.ravel(x) + x.ravel() + x.flatten(),
     lambda x: np.swapaxes(x, 0, 1),
-    lambda x: np.clip(x, 2, 5) + np.clip(x, None, 3),
+    lambda x: np.clip(x, 1.5, 5.5) + np.clip(x, None, 3.5),
     lambda x: np.reciprocal(x) + np.positive(x) + np.copy(x),
     lambda x: np.add.reduce(x) + np.maximum.reduce(x, axis=0),
     lambda x: (x - np.mean(x, axis=0)) / np.sqrt(np.var(x, axis=0) + 1e-5),

@@ -3,9 +3,10 @@
 import copy
 from fractions import Fraction
 
-import autograd_bn as ag
 import numpy as np
 import pytest
+
+import autograd_bn as ag
 
 
 def test_tensor_copies_and_as_tensor_shares():

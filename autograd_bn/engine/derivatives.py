@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .node import Array, Leaf, Node, topological_order
+from .node import Array, Leaf, Node, recording
 from .operations import reshape, sum_to
 from .primitive import OUT
-from .tensor import Tensor, as_tensor, check_differentiable
+from .tensor import Tensor, as_tensor, check_differentiable, exact
+
+# For each node on the way: the number of edges still to be followed to it, and the sum of what came over the others.
+Pending = dict[Node, list[Any]]
 
 _accumulating = threading.Lock()
 
@@ -80,7 +84,8 @@ def grad(
             if create_graph:
                 seed = given if isinstance(given, Tensor) else as_tensor(seed)
             seeds.append((output.node, seed))
-    found = propagate(seeds, {given.node for given in inputs}, create_graph)
+    with recording(create_graph):
+        found = propagate(seeds, {given.node for given in inputs}, create_graph)
     results = []
     for i, given in enumerate(inputs):
         result = found.get(given.node)
@@ -89,7 +94,7 @@ def grad(
                 f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
                 "pass allow_unused=True to get None for it"
             )
-        results.append(result if result is None or create_graph else np.array(result))
+        results.append(result)
     return tuple(results)
 
 
@@ -100,76 +105,87 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
     `create_graph` seeds and results are tensors and the rules run on tensors. The order of the visits
     follows from the structure of the graph alone: processes that hold the same graph run in step.
     """
-    useful = None if targets is None else _leading_to([node for node, _ in seeds], targets)
-    waiting: dict[Node, int] = {}
-    stack = list(dict.fromkeys([node for node, _ in seeds if useful is None or node in useful]))
-    seen = dict.fromkeys(stack)  # a dict keeps its order, a set has that of the addresses in memory
+    useful = None if targets is None else _leading_to(targets, [node for node, _ in seeds])
+    pending: Pending = {}
+    for node, seed in seeds:
+        if useful is None or node in useful:
+            entry = pending.setdefault(node, [0, None])
+            entry[1] = seed if entry[1] is None else entry[1] + seed
+    stack = list(pending)
     while stack:
         for parent, _, _, _ in stack.pop().edges:
             for node in parent if type(parent) is tuple else (parent,):
-                if node is None or (useful is not None and node not in useful):
-                    continue
-                waiting[node] = waiting.get(node, 0) + 1
-                if node not in seen:
-                    seen[node] = None
+                if node in pending:
+                    pending[node][0] += 1
+                elif node is not None and (useful is None or node in useful):
+                    pending[node] = [1, None]
                     stack.append(node)
 
-    gradients: dict[Node, Any] = {}
-    owned: set[Node] = set()  # whose gradient is a buffer of this pass, free to be added into
     found: dict[Node, Any] = {}
-
-    def receive(node: Node, g: Any) -> None:
-        held = gradients.get(node)
-        if held is None:
-            gradients[node] = g
-        elif node in owned:
-            np.add(held, g, out=held)
-        else:
-            gradients[node] = total = held + g
-            if type(total) is np.ndarray:
-                owned.add(node)
-
-    for node, seed in seeds:
-        if node in seen:
-            receive(node, seed)
-    ready = [node for node in seen if node not in waiting]
+    ready = [node for node, entry in pending.items() if not entry[0]]
     while ready:
         node = ready.pop()
-        g = gradients.pop(node, None)
-        if g is not None and (isinstance(node, Leaf) if targets is None else node in targets):
-            found[node] = g if create_graph or node in owned else np.array(g)
-        if g is not None and node.guards:
-            node.check_guards()
-        for parent, position, rule, values in node.edges:
-            if create_graph:
-                values = _lifted(node, position, values)
-            if type(parent) is tuple:
-                pairs = [(p, p is not None and (useful is None or p in useful)) for p in parent]
-                parents = [p for p, wanted in pairs if wanted]
-                if not parents:
-                    continue
-                if g is not None:
-                    flags = tuple([wanted for _, wanted in pairs])
-                    results = [r for r in rule(g, flags, *values) if r is not None]
-            elif useful is not None and parent not in useful:
-                continue
-            else:
-                parents = [parent]
-                if g is not None:
-                    results = [rule(g, *values)]
-            for i, p in enumerate(parents):
-                if g is not None:
-                    receive(p, _fitted(results[i], p))
-                waiting[p] -= 1
-                if not waiting[p]:
-                    ready.append(p)
+        g = pending.pop(node)[1]
+        if g is not None and (not node.edges if targets is None else node in targets):
+            found[node] = g if create_graph or _is_ours(g, 1) else np.array(g)
+        if node.edges:
+            _follow(node, g, pending, ready, create_graph)
     return found
+
+
+def _follow(node: Node, g: Any, pending: Pending, ready: list[Node], create_graph: bool) -> None:
+    """Send a node's gradient over each of its edges; a node that has then got all of its own is ready."""
+    if node.guards:
+        node.check_guards()
+    for parent, position, rule, read in node.edges:
+        if create_graph:
+            read = _lifted(node, position, read)
+        if type(parent) is tuple:
+            wanted = tuple([p in pending for p in parent])
+            results = rule(g, wanted, *read) if g is not None and any(wanted) else parent
+            flows = [flow for flow, want in zip(zip(parent, results, strict=True), wanted, strict=True) if want]
+        elif parent in pending:
+            flows = [(parent, None if g is None else rule(g, *read))]
+        else:
+            continue
+        for target, part in flows:
+            entry = pending[target]
+            if g is not None and part is not None:
+                try:
+                    fits = part.dtype is target.dtype and part.shape == target.shape
+                except AttributeError:
+                    fits = False
+                if not fits:
+                    part = _fitted(part, target)
+                total = entry[1]
+                if total is None:
+                    entry[1] = part
+                elif _is_ours(total, 2):
+                    np.add(total, part, out=total)
+                else:
+                    entry[1] = total + part
+            entry[0] -= 1
+            if not entry[0]:
+                ready.append(target)
+
+
+def _is_ours(array: Any, names: int) -> bool:
+    """Whether this pass alone, by so many names, holds an array and its memory, and so may write into it.
+
+    What a rule returned may also be its argument, a value that was saved, or an array that another input got.
+    """
+    return (
+        type(array) is np.ndarray
+        and array.base is None
+        and array.flags.writeable
+        and sys.getrefcount(array) <= names + 2  # the parameter here and the argument there
+    )
 
 
 def _fitted(g: Any, node: Node) -> Any:
     """A rule's result as a gradient of `node`: summed over broadcast axes, in the node's dtype."""
-    if not isinstance(g, np.ndarray | np.generic | Tensor):
-        g = np.asarray(g, dtype=object)
+    if not isinstance(g, (np.ndarray, np.generic, Tensor)):
+        g = exact(g, "a derivative")
     if g.shape != node.shape:
         g = sum_to(g, node.shape)
     if g.dtype != node.dtype:
@@ -179,28 +195,35 @@ def _fitted(g: Any, node: Node) -> Any:
     return g
 
 
-def _lifted(node: Node, position: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _lifted(node: Node, position: int, read: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a rule reads, as tensors at their place in the graph, so that the rule itself is recorded."""
     lifted = []
-    reads = node.primitive.position_reads(position)  # type: ignore[union-attr]
-    for code, value in zip(reads, values, strict=True):
-        if code == OUT:
-            lifted.append(Tensor(value, node))
-        elif isinstance(code, int) and isinstance(node.args[code], Node):
-            lifted.append(Tensor(value, node.args[code]))
-        else:
-            lifted.append(value)
+    for place, value in zip(node.primitive.position_reads(position), read, strict=True):  # type: ignore[union-attr]
+        source = node if place == OUT else node.args[place] if place >= 0 else None
+        lifted.append(Tensor(value, source) if isinstance(source, Node) else value)
     return tuple(lifted)
 
 
-def _leading_to(outputs: list[Node], targets: set[Node]) -> set[Node]:
+def _leading_to(targets: set[Node], outputs: list[Node]) -> set[Node]:
     """The nodes below `outputs` from which a gradient reaches one of `targets`."""
+    consumers: dict[Node, list[Node]] = {node: [] for node in outputs}
+    stack = list(consumers)
+    while stack:
+        node = stack.pop()
+        for parent, _, _, _ in node.edges:
+            for p in parent if type(parent) is tuple else (parent,):
+                if p in consumers:
+                    consumers[p].append(node)
+                elif p is not None:
+                    consumers[p] = [node]
+                    stack.append(p)
     useful: set[Node] = set()
-    for node in topological_order(outputs):
-        if node in targets or any(
-            p in useful for edge in node.edges for p in (edge[0] if type(edge[0]) is tuple else edge[:1])
-        ):
+    stack = [node for node in targets if node in consumers]
+    while stack:
+        node = stack.pop()
+        if node not in useful:
             useful.add(node)
+            stack += consumers[node]
     return useful
 
 
@@ -212,16 +235,18 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
             raise ValueError(
                 f"{what} is needed for an output of shape {output.shape}: only a single element has a default of 1"
             )
-        return np.ones(output.shape, dtype=output.dtype)
+        gradient = np.ones(output.shape, dtype=output.dtype)
     array = np.asarray(gradient)
     if array.shape != output.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {output.shape}")
-    if array.dtype.kind not in "fiubO":
+    if array.dtype.kind not in "fiubO" and array.dtype != output.dtype:
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
-    return array.astype(output.dtype, copy=False)
+    return exact(array, what) if output.dtype == object else array.astype(output.dtype, copy=False)
 
 
 def _tensors(given: Any, what: str) -> list[Tensor]:
+    if not isinstance(given, (Tensor, list, tuple)):
+        raise TypeError(f"{what} is a {type(given).__name__}, expected a tensor or a list of tensors")
     tensors = [given] if isinstance(given, Tensor) else list(given)
     for i, item in enumerate(tensors):
         if not isinstance(item, Tensor):
@@ -245,7 +270,8 @@ def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
 
 
 def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
-    output = f(*leaves)
+    with recording(True):
+        output = f(*leaves)
     if not isinstance(output, Tensor):
         raise TypeError(f"f returned a {type(output).__name__}, expected one tensor")
     return output

@@ -89,7 +89,7 @@ class Values(Mapping[Node, Any]):
                 for code, value in zip(node.primitive.position_reads(position), read, strict=True):  # type: ignore[union-attr]
                     if code == OUT:
                         self.known[node] = value
-                    elif isinstance(code, int) and isinstance(node.args[code], Node):
+                    elif code >= 0 and isinstance(node.args[code], Node):
                         self.known[node.args[code]] = value
 
     def __getitem__(self, node: Node) -> Any:

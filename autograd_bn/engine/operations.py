@@ -69,8 +69,8 @@ def divide(a: Any, b: Any, /) -> Any:
 
 
 def _lowered(a: Any, b: Any) -> Any:
-    """B - 1, but where `b` is a constant 0, or both are 0, a number that keeps the power of `a` finite."""
-    if isinstance(b, int | float):
+    """b - 1, but where `b` is a constant 0, or both are 0, a number that keeps the power of `a` finite."""
+    if isinstance(b, (int, float)):
         return b - 1 if b else 1
     return where((a == 0) & (b == 0), 1, b - 1)
 
@@ -87,14 +87,12 @@ def power(a: Any, b: Any, /) -> Any:
     >>> ag.power([1.0, 2.0], 3)
     array([1., 8.])
     """
-    if isinstance(b, np.ndarray) and not b.ndim and isinstance(half := b.item(), Fraction) and half.denominator == 2:
-        return exact_sqrt(a) ** half.numerator
-    return a**b
+    return np.frompyfunc(_exact_power, 2, 1)(a, b) if np.result_type(a, b) == object else a**b
 
 
 @primitive(
-    lambda g, a, b: where(a > b, g, where(a == b, g / 2, 0)),
-    lambda g, a, b: where(b > a, g, where(a == b, g / 2, 0)),
+    lambda g, a, b: where(a < b, 0, where(a == b, g / 2, g)),
+    lambda g, a, b: where(b < a, 0, where(a == b, g / 2, g)),
 )
 def maximum(a: Any, b: Any, /) -> Any:
     """The larger of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
@@ -107,8 +105,8 @@ def maximum(a: Any, b: Any, /) -> Any:
 
 
 @primitive(
-    lambda g, a, b: where(a < b, g, where(a == b, g / 2, 0)),
-    lambda g, a, b: where(b < a, g, where(a == b, g / 2, 0)),
+    lambda g, a, b: where(a > b, 0, where(a == b, g / 2, g)),
+    lambda g, a, b: where(b > a, 0, where(a == b, g / 2, g)),
 )
 def minimum(a: Any, b: Any, /) -> Any:
     """The smaller of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
@@ -287,16 +285,21 @@ def stop_gradient(x: Any, /) -> Any:
 
 def exact_sqrt(x: Array) -> Array:
     """The square roots of exact rationals; `ValueError` names the first that is not rational."""
+    return np.asarray(np.frompyfunc(_exact_root, 1, 1)(x), dtype=object)
 
-    def root(element: Any) -> Fraction:
-        number = Fraction(element)
-        if number >= 0:
-            found = Fraction(math.isqrt(number.numerator), math.isqrt(number.denominator))
-            if found * found == number:
-                return found
-        raise ValueError(f"the square root of {number} is not rational, so there is no exact answer")
 
-    return np.asarray(np.frompyfunc(root, 1, 1)(x), dtype=object)
+def _exact_root(element: Any) -> Fraction:
+    number = Fraction(element)
+    if number >= 0:
+        found = Fraction(math.isqrt(number.numerator), math.isqrt(number.denominator))
+        if found * found == number:
+            return found
+    raise ValueError(f"the square root of {number} is not rational, so there is no exact answer")
+
+
+def _exact_power(base: Any, exponent: Any) -> Any:
+    half = isinstance(exponent, Fraction) and exponent.denominator == 2
+    return _exact_root(base) ** exponent.numerator if half else base**exponent
 
 
 # --- Sums and other reductions -----------------------------------------------------------------------------
@@ -359,8 +362,12 @@ def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> 
     axis = _axis(axis)
     deviation = x - np.mean(x, axis=axis, keepdims=True)
     biased = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
+    if not ddof:
+        return biased
     n = count(np.shape(x), axis)
-    return biased * n / (n - ddof) if ddof else biased
+    if n <= ddof:
+        raise ValueError(f"var over {n} elements needs ddof below {n}, got {ddof}")
+    return biased * n / (n - ddof)
 
 
 def _share(g: Any, x: Any, out: Any, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Any:
@@ -406,7 +413,8 @@ def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     array(1000.69314718)
     """
     shift = _finite_max(x, axis)
-    total = np.log(np.sum(np.exp(x - shift), axis=_axis(axis), keepdims=True)) + shift
+    with np.errstate(divide="ignore"):  # where every x is -inf, so is the answer
+        total = np.log(np.sum(np.exp(x - shift), axis=_axis(axis), keepdims=True)) + shift
     return total if keepdims else np.squeeze(total, axis=reduced_axes(axis, np.ndim(x)))
 
 
@@ -540,16 +548,27 @@ def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
 
 
 @primitive(lambda g, shape, index: scatter(g, index, shape), view=True)
-def getitem(x: Any, /, index: Any) -> Any:
-    """x[index], with NumPy's basic and advanced indexing."""
+def _getitem(x: Any, /, index: Any) -> Any:
     return np.asarray(x)[index]
 
 
-@primitive(lambda g, index: getitem(g, index))
+def getitem(x: Any, index: Any) -> Any:
+    """x[index], with NumPy's basic and advanced indexing."""
+    return _getitem(x, tuple(map(_frozen, index)) if isinstance(index, tuple) else _frozen(index))
+
+
+def _frozen(index: Any) -> Any:
+    return index if isinstance(index, (int, slice, type(None), type(...))) else np.array(index)
+
+
+@primitive(lambda g, index: _getitem(g, index))
 def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
     out = np.zeros(to, dtype=x.dtype)
-    np.add.at(out, index, x)
+    if any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
+        np.add.at(out, index, x)
+    else:
+        out[index] = x
     return out
 
 

@@ -4,65 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from operator import itemgetter
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from .node import Buffer, Edge, Leaf, Node, mode
-from .tensor import Tensor
+from .tensor import Tensor, exact
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Rule = Callable[..., Any]
+Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
+# What a rule reads is picked from one tuple: the arrays, the metadata, and these at its end.
+_TAIL = ("position", "shape", "shapes", "kept", "out")
 OUT = -1
-_PLAIN = (np.ndarray, np.generic, int, float, complex, type(None))
+_OBJECT = np.dtype(object)
+_NOTHING: dict[str, Any] = {}
+# Operands that a forward function takes as they are; a Python scalar stays one, and so stays weak.
+_PLAIN = frozenset([np.ndarray, float, int, bool, complex, type(None), *np.sctypeDict.values()])
 registry: dict[str, Primitive] = {}
 
 
 class Primitive:
     """All that the engine knows of an operation; `primitive` makes and registers one."""
 
-    __slots__ = ("arrays", "defaults", "forward", "joint", "keywords", "name", "reads", "rules", "view")
+    __slots__ = (
+        "arrays",
+        "defaults",
+        "forward",
+        "joint",
+        "keywords",
+        "many",
+        "name",
+        "picks",
+        "reads",
+        "rules",
+        "shapes",
+        "tail",
+        "view",
+    )
 
     def __init__(self, name: str, forward: Callable[..., Any], rules: Sequence[Rule | None], joint: bool, view: bool):
         code = forward.__code__
         arrays = code.co_varnames[: code.co_posonlyargcount]
-        names = code.co_varnames[len(arrays) : code.co_argcount + code.co_kwonlyargcount]
-        defaults = forward.__defaults__ or ()
         self.name = name
         self.forward = forward
         self.rules = tuple(rules)
         self.joint = joint
         self.view = view
-        self.arrays = None if code.co_flags & 0x04 else len(arrays)  # None: any number of them
-        self.keywords = names
-        self.defaults = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
-        # What a rule reads stands in its parameter names. An index is that input's value, OUT the result;
-        # other names are metadata and cost no memory.
-        places: dict[str, int | str] = {"out": OUT, **{array: i for i, array in enumerate(arrays)}}
-        self.reads = tuple(
-            tuple([places.get(n, n) for n in rule.__code__.co_varnames[1 + joint : rule.__code__.co_argcount]])
+        self.arrays = None if code.co_flags & 0x04 else len(arrays)  # None: any number of arrays
+        self.keywords = code.co_varnames[len(arrays) : code.co_argcount + code.co_kwonlyargcount]
+        defaults = forward.__defaults__ or ()
+        self.defaults = dict(zip(self.keywords[len(self.keywords) - len(defaults) :], defaults, strict=True))
+        # What a rule reads stands in its parameter names, and becomes a place in the tuple that is picked from:
+        # from its start for the arrays, from its end for all else. Only arrays and the result cost memory.
+        ending = (*self.keywords, *_TAIL)
+        places = {name: i - len(ending) for i, name in enumerate(ending)} | {name: i for i, name in enumerate(arrays)}
+        self.reads = [
+            tuple([places[name] for name in rule.__code__.co_varnames[1 + joint : rule.__code__.co_argcount]])
             if rule
             else ()
             for rule in rules
-        )
+        ]
+        self.picks = [_pick(read) for read in self.reads]
+        self.many = len(self.rules) > 1
+        self.tail = any(place < OUT for read in self.reads for place in read)
+        self.shapes = any(_TAIL[place] == "shapes" for read in self.reads for place in read if -len(_TAIL) <= place < 0)
+
+    def position_reads(self, position: int) -> tuple[int, ...]:
+        """What the rule for the input at `position` reads: numbers of arrays, `OUT`, or less for metadata."""
+        return self.reads[position if self.many else 0] if self.reads else ()
 
     def bind(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Split a call into its arrays and its metadata, with every default filled in."""
-        extra = args[self.arrays :] if self.arrays is not None else ()
-        if len(extra) > len(self.keywords):
-            raise TypeError(
-                f"{self.name}() takes {self.arrays} arrays and {len(self.keywords)} options, got {len(args)}"
-            )
+        """Split a call into its arrays and its metadata, in the declared order and with every default filled in."""
+        count = len(args) if self.arrays is None else self.arrays
+        arrays, extra = args[:count], args[count:]
+        if len(arrays) < count or len(extra) > len(self.keywords):
+            raise TypeError(f"{self.name}() takes {self.arrays} arrays and options {self.keywords}, got {len(args)}")
         named = dict(zip(self.keywords, extra, strict=False))
-        for name in named.keys() & params.keys():
-            raise TypeError(f"{self.name}() got multiple values for argument {name!r}")
-        return args[: self.arrays], {**self.defaults, **named, **params}
+        for name in params:
+            if name in named or name not in self.keywords:
+                known = "takes it once" if name in named else f"knows only {self.keywords}"
+                raise TypeError(f"{self.name}() got the option {name!r}, but {known}")
+        given = {**self.defaults, **named, **params}
+        try:
+            return arrays, {name: given[name] for name in self.keywords}
+        except KeyError as error:
+            raise TypeError(f"{self.name}() needs {error}") from None
 
-    def position_reads(self, position: int) -> tuple[int | str, ...]:
-        """What the rule for the input at `position` reads."""
-        return self.reads[position if len(self.rules) > 1 else 0]
+
+def _pick(places: tuple[int, ...]) -> Pick:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1 or None) if places else slice(0))
 
 
 def primitive(
@@ -92,19 +128,20 @@ def primitive(
     def declare(forward: Callable[P, R]) -> Callable[P, R]:
         name = forward.__name__.strip("_")
         made = registry[name] = Primitive(name, forward, rules, joint, view)
-        elementwise = not made.keywords and made.arrays is not None
+        simple = None if made.keywords else made.arrays
 
         @wraps(forward)
         def apply(*args: Any, **params: Any) -> Any:
-            if not elementwise or params:
+            if params or len(args) != simple:
                 args, params = made.bind(args, params)
             for arg in args:
                 if type(arg) is Tensor:
                     return record(made, args, params)
-            plain = [arg if isinstance(arg, _PLAIN) else np.asarray(arg) for arg in args]
-            if plain and isinstance(plain[0], int | float | complex):
+            plain = [arg if type(arg) in _PLAIN else np.asarray(arg) for arg in args]
+            if plain and isinstance(plain[0], (int, float, complex)):
                 plain[0] = np.asarray(plain[0])
-            return forward(*plain, **params)  # type: ignore[arg-type]
+            out = forward(*plain, **params)  # type: ignore[arg-type]
+            return exact(out, name) if getattr(out, "dtype", None) is _OBJECT else out
 
         return apply
 
@@ -115,12 +152,19 @@ def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> An
     """Compute an operation on `args`, of which one at least is a tensor, and record it as a node."""
     nodes: list[Any] = []
     values: list[Any] = []
-    for arg in args:
+    wanted: list[int] = []
+    guarded = False
+    for position, arg in enumerate(args):
         if type(arg) is Tensor:
-            nodes.append(arg.node)
+            node = arg.node
+            nodes.append(node)
             values.append(arg._value)
+            if node.requires_grad:
+                wanted.append(position)
+            if node.buffer is not None:
+                guarded = True
         else:
-            if not isinstance(arg, _PLAIN):
+            if type(arg) not in _PLAIN:
                 arg = np.asarray(arg)
             nodes.append(arg)
             values.append(arg)
@@ -128,63 +172,49 @@ def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> An
     kept = None
     if made.joint:
         out, kept = out
-    if not isinstance(out, np.ndarray | np.generic):  # NumPy hands out the bare element of a 0-d object array
-        out = _boxed(out)
+    try:
+        dtype = out.dtype
+    except AttributeError:  # NumPy hands out the bare element of a 0-d object array
+        dtype = _OBJECT
+    if dtype is _OBJECT:
+        out = exact(out, made.name)
+    buffer = nodes[0].buffer if made.view and guarded and np.may_share_memory(out, values[0]) else None
+
     if not mode.recording:
         out = np.asarray(out)
-        result = Tensor(out, Leaf(out))
+        if made.view and buffer is None and out.base is not None:
+            out.flags.writeable = False  # the memory of a computed tensor, which a derivative may read
+        result = Tensor(out, Leaf(out, buffer=buffer))
         return (result, kept) if made.joint else result
 
-    wanted = [isinstance(node, Node) and node.requires_grad for node in nodes] if made.rules else []
     edges: list[Edge] = []
-    guards: dict[Buffer, int] = {}
-
-    def read(position: int) -> tuple[Any, ...]:
-        found = []
-        for code in made.position_reads(position):
-            if code == OUT:
-                found.append(out)
-            elif isinstance(code, int):
-                found.append(values[code])
-                if isinstance(nodes[code], Node) and (buffer := nodes[code].buffer) is not None:
-                    guards[buffer] = buffer.version
-            elif code == "shape":
-                found.append(nodes[position].shape)
-            elif code in params:
-                found.append(params[code])
-            elif code == "shapes":
-                found.append(tuple([np.shape(value) for value in values]))
-            else:
-                found.append({"position": position, "kept": kept}[code])
-        return tuple(found)
-
-    if made.joint and any(wanted):
-        targets = tuple([node if want else None for node, want in zip(nodes, wanted, strict=True)])
-        edges.append((targets, 0, made.rules[0], read(0)))
-    elif not made.joint:
-        for position, want in enumerate(wanted):
-            if want:
-                rule = made.rules[position if len(made.rules) > 1 else 0]
-                if rule is None:
-                    raise TypeError(f"{made.name} has no derivative with respect to its argument {position + 1}")
-                edges.append((nodes[position], position, rule, read(position)))
-    buffer = nodes[0].buffer if made.view and out.base is not None else None
-    node = Node(
-        made,
-        tuple(nodes),
-        params,
-        out.shape,
-        out.dtype,
-        tuple(edges),
-        tuple(guards.items()),
-        buffer,
-        bool(edges),
-    )
-    result = Tensor(out, node)
-    return (result, kept) if made.joint else result
+    guards: tuple[Any, ...] = ()
+    if wanted and made.rules:
+        found = (*values, out)
+        shapes = tuple([np.shape(value) for value in values]) if made.shapes else None
+        for position in wanted:
+            place = position if made.many else 0
+            rule = made.rules[place]
+            if rule is None:
+                raise TypeError(f"{made.name} has no derivative with respect to its argument {position + 1}")
+            if made.tail:
+                found = (*values, *params.values(), position, nodes[position].shape, shapes, kept, out)
+            edges.append((nodes[position], position, rule, made.picks[place](found)))
+        if made.joint:
+            parents = tuple([node if i in wanted else None for i, node in enumerate(nodes)])
+            edges = [(parents, *edges[0][1:])]
+        if guarded:
+            guards = _guards(made, nodes, edges)
+    node = Node(made, tuple(nodes), params, out.shape, dtype, tuple(edges), guards, buffer, bool(edges))
+    return (Tensor(out, node), kept) if made.joint else Tensor(out, node)
 
 
-def _boxed(element: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    box = np.empty((), dtype=object)
-    box[()] = element
-    return box
+def _guards(made: Primitive, nodes: list[Any], edges: list[Edge]) -> tuple[tuple[Buffer, int], ...]:
+    """The leaves' memory that the edges read, each with the version it has now."""
+    read = {
+        nodes[place]
+        for edge in edges
+        for place in made.position_reads(edge[1])
+        if place >= 0 and isinstance(nodes[place], Node)
+    }
+    return tuple({(node.buffer, node.buffer.version) for node in read if node.buffer is not None})

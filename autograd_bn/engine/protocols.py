@@ -19,7 +19,7 @@ _RECORDED: dict[Any, Callable[..., Any]] = {
         "maximum minimum where sum mean var std max min reshape transpose broadcast_to "
         "concatenate stack squeeze expand_dims ravel dot swapaxes reciprocal clip copy"
     ).split()
-} | {np.positive: ops.copy, np.conjugate: ops.copy}
+} | {np.positive: ops.copy, np.conjugate: ops.copy, np.amax: ops.max, np.amin: ops.min}
 
 # Piecewise constant, or not numbers at all: computed on the values, not recorded.
 _PLAIN = {
@@ -32,16 +32,14 @@ _PLAIN = {
     ).split()
 }
 
+# Functions whose third argument is `dtype` or `out` to NumPy.
+_BY_NAME = {np.sum, np.mean, np.var, np.std, np.max, np.amax, np.min, np.amin}
+
 _REDUCTIONS = {np.add: ops.sum, np.maximum: ops.max, np.minimum: ops.min}
 
 
 def _array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-    if "out" in kwargs:
-        raise TypeError(
-            f"np.{ufunc.__name__} can't write a tensor's result into an array in place (out=, or +=, -=, *=, /= on "
-            "an array): write a = a + t"
-        )
-    if method == "reduce" and ufunc in _REDUCTIONS:
+    if "out" not in kwargs and method == "reduce" and ufunc in _REDUCTIONS:
         return _REDUCTIONS[ufunc](*inputs, **{"axis": 0, **kwargs})
     if method != "__call__":
         raise TypeError(f"np.{ufunc.__name__}.{method} has no rule for tensors")
@@ -53,7 +51,14 @@ def _array_function(self: Tensor, func: Any, types: Any, args: tuple[Any, ...], 
 
 
 def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if kwargs.get("out") is not None:
+        raise TypeError(
+            f"np.{func.__name__} can't write a tensor's result into an array in place (out=, or +=, -=, *=, /= on "
+            "an array): write a = a + t"
+        )
     if func in _RECORDED:
+        if len(args) > 2 and func in _BY_NAME:
+            raise TypeError(f"np.{func.__name__} of a tensor takes array and axis by position, all else by name")
         return _RECORDED[func](*args, **kwargs)
     if func in _PLAIN:
         return func(*map(_values, args), **{name: _values(value) for name, value in kwargs.items()})

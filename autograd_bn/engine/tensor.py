@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from numbers import Rational
 from typing import Any, final
 
 import numpy as np
 
-from .node import Array, Leaf, Node
+from .node import Array, Buffer, Leaf, Node
 
 
 @final
@@ -117,8 +118,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """A leaf with the same memory and no history; no gradient flows through it."""
-        buffer = self.node.buffer if isinstance(self.node, Leaf) else None
-        return Tensor(self.data, Leaf(self.data, buffer=buffer))
+        return Tensor(self.data, Leaf(self.data, buffer=self.node.buffer))
 
     def zero_grad(self) -> None:
         """Forget the gradient: `grad` is `None` again."""
@@ -129,7 +129,7 @@ class Tensor:
 
         The assignment is counted: a backward pass that would read an overwritten value raises
         `RuntimeError` in place of a wrong gradient. `ValueError` where shapes differ, `TypeError` where
-        the values don't fit the dtype, `RuntimeError` on a computed tensor.
+        the values don't fit the dtype, `RuntimeError` on a computed tensor or a view of one.
         """
         leaf = self._leaf("assign() works")
         array = np.asarray(value)
@@ -137,6 +137,10 @@ class Tensor:
             raise ValueError(f"value has shape {array.shape}, expected the tensor's shape {self.shape}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise TypeError(f"value has dtype {array.dtype}, which does not fit the tensor's {self.dtype}")
+        if not leaf.data.flags.writeable:
+            raise RuntimeError(
+                "assign() needs memory of the tensor's own, and this one's is read-only: copy() it first"
+            )
         np.copyto(leaf.data, array, casting="same_kind")
         leaf.buffer.version += 1  # type: ignore[union-attr]
 
@@ -167,6 +171,9 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
         name = f", name={self.name!r}" if self.name else ""
@@ -214,6 +221,22 @@ class Tensor:
     __ge__: Callable[..., Array]
 
 
+def exact(values: Any, what: str) -> Array:
+    """Objects as an array in which every integer is a `Fraction`, so that no division of two can round.
+
+    `TypeError` for a float among them: an exact answer was meant.
+    """
+
+    def rational(element: Any) -> Any:
+        if isinstance(element, float):
+            raise TypeError(f"{what} gives the float {element!r} among exact numbers: use Fractions all through")
+        return Fraction(element) if isinstance(element, int) else element
+
+    out = np.empty(np.shape(values), dtype=object)
+    out[...] = np.frompyfunc(rational, 1, 1)(values)
+    return out
+
+
 def check_differentiable(data: Array) -> None:
     """Raise `TypeError` unless `data` are floats or exact rational numbers."""
     if data.dtype.kind == "f":
@@ -242,7 +265,11 @@ def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: s
     >>> ag.tensor([1, 2], dtype="float32", requires_grad=True)
     tensor([1., 2.], shape=(2,), dtype=float32, requires_grad=True)
     """
-    return _leaf(np.array(data, dtype=dtype), requires_grad, name)
+    array = np.array(data, dtype=dtype)
+    if requires_grad:
+        check_differentiable(array)
+        array = exact(array, "data") if array.dtype == object else array
+    return _leaf(array, requires_grad, name, None)
 
 
 def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
@@ -258,12 +285,14 @@ def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, nam
     """
     if isinstance(array, Tensor) and not requires_grad and dtype is None and name is None:
         return array
-    return _leaf(np.asarray(array, dtype=dtype), requires_grad, name)
+    data = np.asarray(array, dtype=dtype)
+    shared = isinstance(array, Tensor) and np.may_share_memory(data, array.data)
+    return _leaf(data, requires_grad, name, array.node.buffer if shared else None)
 
 
-def _leaf(data: Array, requires_grad: bool, name: str | None) -> Tensor:
+def _leaf(data: Array, requires_grad: bool, name: str | None, buffer: Buffer | None) -> Tensor:
     if requires_grad:
         check_differentiable(data)
-    leaf = Leaf(data, bool(requires_grad))
+    leaf = Leaf(data, bool(requires_grad), buffer)
     leaf.name = name
     return Tensor(data, leaf)
