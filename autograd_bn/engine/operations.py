@@ -87,7 +87,7 @@ def power(a: Any, b: Any, /) -> Any:
     >>> ag.power([1.0, 2.0], 3)
     array([1., 8.])
     """
-    return np.frompyfunc(_exact_power, 2, 1)(a, b) if np.result_type(a, b) == object else a**b
+    return np.frompyfunc(_exact_power, 2, 1)(a, b) if np.result_type(a, b).hasobject else a**b
 
 
 @primitive(
