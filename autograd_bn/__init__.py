@@ -15,6 +15,7 @@ _ROOMS: dict[str, str] = {
     "check_backward": "verify.referee:check_backward",
     "Comparison": "verify.compare:Comparison",
     "GradientError": "verify.gradcheck:GradientError",
+    "Proof": "verify.proof:Proof",
     "compare": "verify.compare:compare",
     "data": "nn.data",
     "expand": "batch_norm.rewrite:expand",
@@ -23,6 +24,8 @@ _ROOMS: dict[str, str] = {
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
+    "prove_equal": "verify.proof:prove_equal",
+    "rational_batch": "verify.proof:rational_batch",
     "render": "drawing.picture:render",
     "save": "nn.checkpoint:save",
     "to_dot": "drawing.picture:to_dot",
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from .verify.compare import compare as compare
     from .verify.gradcheck import GradientError as GradientError
     from .verify.gradcheck import gradcheck as gradcheck
+    from .verify.proof import Proof as Proof
+    from .verify.proof import prove_equal as prove_equal
+    from .verify.proof import rational_batch as rational_batch
     from .verify.referee import Verdict as Verdict
     from .verify.referee import check_backward as check_backward
 

@@ -49,6 +49,9 @@ class Comparison:
         """Whether the functions agree in every row."""
         return all(row.ok for row in self.rows)
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def verdict(self) -> str:
         """The result in one line."""
@@ -138,7 +141,7 @@ def compare(
         if a.shape != b.shape:
             raise ValueError(f"{name} has shape {a.shape} from f and {b.shape} from g: expected the same")
     exact, reference = _reference(f, arrays, names, order, seed, dtype)
-    return Comparison(_function_names(f, g), tuple(_rows(first, second, exact, dtype)), reference, str(dtype), seed)
+    return Comparison(function_names(f, g), tuple(_rows(first, second, exact, dtype)), reference, str(dtype), seed)
 
 
 def _run(
@@ -244,8 +247,10 @@ def _in_ulp(error: float, scale: float, dtype: np.dtype[Any]) -> float:
 
 
 def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
+    """What to call each input: its tensor's name, else the parameter of `f`, or of a module's `forward`."""
     try:
-        parameters = list(inspect.signature(f).parameters)
+        listed = inspect.signature(getattr(f, "forward", f)).parameters.values()
+        parameters = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     except (TypeError, ValueError):
         parameters = []
     names = []
@@ -255,7 +260,7 @@ def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
     return names
 
 
-def _function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, str]:
+def function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, str]:
     first, second = (getattr(h, "__name__", "<lambda>") for h in (f, g))
     if "<lambda>" in (first, second) or first == second:
         return "f", "g"

@@ -76,11 +76,12 @@ def gradcheck(
     arrays, checked = _checked_inputs(given, names)
     rng = np.random.default_rng(seed)
     with no_update():
-        level = _first_level(f, arrays, checked, names)
+        level = level_of(f, arrays, checked, names)
+        _refuse_what_cannot_be_judged(level)
         for k in range(1, order + 1):
             _Check(level, k, eps, atol, rtol, projections, rng).run()
             if k < order:
-                level = level.gradient(rng)
+                level = level.gradient(lambda shape: np.asarray(rng.normal(size=shape)))
     return True
 
 
@@ -150,7 +151,7 @@ class Level:
         tensors = [ag.as_tensor(array, requires_grad=array.dtype.kind == "f") for array in arrays]
         return np.concatenate([np.ravel(np.asarray(output)) for output in self.function(tensors, False)])
 
-    def gradient(self, rng: np.random.Generator) -> Level:
+    def gradient(self, weigh: Callable[[tuple[int, ...]], Array]) -> Level:
         """The gradient of this level's outputs, as a function of its inputs and of the outputs' weights."""
         count = len(self.arrays)
         shapes = [output.shape for output in self.function([ag.as_tensor(a) for a in self.arrays], False)]
@@ -159,17 +160,45 @@ class Level:
             inputs, weights = tensors[:count], tensors[count:]
             outputs = self.function(inputs, True)
             used = [(t, w) for t, w in zip(outputs, weights, strict=True) if t.requires_grad]
-            if not used:
-                return [ag.as_tensor(np.zeros(t.shape)) for t in inputs]
-            found = ag.grad(*_unzip(used, inputs), create_graph=recorded, allow_unused=True)
-            return [ag.as_tensor(np.zeros(t.shape)) if g is None else g for t, g in zip(inputs, found, strict=True)]
+            found: Sequence[Any] = [None] * count
+            if used:
+                found = ag.grad(*_unzip(used, inputs), create_graph=recorded, allow_unused=True)
+            return [
+                ag.as_tensor(np.zeros(t.shape, t.dtype)) if g is None else g for t, g in zip(inputs, found, strict=True)
+            ]
 
         return Level(
             function,
-            [*self.arrays, *[rng.normal(size=shape) for shape in shapes]],
-            [*self.names, *[f"the weights of {output}" for output in self.outputs]],
+            [*self.arrays, *[weigh(shape) for shape in shapes]],
+            [*self.names, *[f"(weights of {output})" for output in self.outputs]],
             [f"d{name}" for name in self.names],
         )
+
+
+def level_of(f: Callable[..., Any], arrays: list[Any], checked: list[bool], names: list[str], what: str = "f") -> Level:
+    """`f` as a function of those of its inputs that are checked; the others are constants."""
+
+    def function(tensors: list[Tensor], recorded: bool) -> list[Any]:
+        given = iter(tensors)
+        args = [next(given) if wanted else ag.as_tensor(a) for a, wanted in zip(arrays, checked, strict=True)]
+        if recorded:
+            result = f(*args)
+        else:
+            with ag.no_grad():
+                result = f(*args)
+        several = isinstance(result, tuple | list)
+        outputs = list(result) if several else [result]
+        for k, output in enumerate(outputs):
+            if not isinstance(output, Tensor):
+                which = f" as its output {k}" if several else ""
+                raise TypeError(f"{what} returned a {type(output).__name__}{which}, expected a tensor")
+        return outputs
+
+    variable = [array for array, wanted in zip(arrays, checked, strict=True) if wanted]
+    kept = [name for name, wanted in zip(names, checked, strict=True) if wanted]
+    level = Level(function, variable, kept, [what])
+    count = len(level.record()[1])
+    return level if count == 1 else replace(level, outputs=[f"{what}[{k}]" for k in range(count)])
 
 
 def _pull(leaves: list[Tensor], outputs: list[Tensor], weights: Array) -> list[Array]:
@@ -190,37 +219,16 @@ def _unzip(used: list[tuple[Tensor, Any]], inputs: list[Tensor]) -> tuple[Any, A
     return outputs, inputs, list(weights)
 
 
-def _first_level(f: Callable[..., Any], arrays: list[Any], checked: list[bool], names: list[str]) -> Level:
-    """The function itself, its constant inputs filled in; refused where it isn't one of its inputs."""
-
-    def function(tensors: list[Tensor], recorded: bool) -> list[Any]:
-        given = iter(tensors)
-        args = [next(given) if wanted else ag.as_tensor(a) for a, wanted in zip(arrays, checked, strict=True)]
-        if recorded:
-            result = f(*args)
-        else:
-            with ag.no_grad():
-                result = f(*args)
-        several = isinstance(result, tuple | list)
-        outputs = list(result) if several else [result]
-        for k, output in enumerate(outputs):
-            if not isinstance(output, Tensor):
-                which = f" as its output {k}" if several else ""
-                raise TypeError(f"f returned a {type(output).__name__}{which}, expected a tensor")
-        return outputs
-
-    variable = [array for array, wanted in zip(arrays, checked, strict=True) if wanted]
-    level = Level(function, variable, [n for n, wanted in zip(names, checked, strict=True) if wanted], ["f"])
+def _refuse_what_cannot_be_judged(level: Level) -> None:
+    """Raise where no difference of `f` could say whether its derivative is right."""
     _, outputs = level.record()
-    if len(outputs) > 1:
-        level = Level(function, variable, level.names, [f"f[{k}]" for k in range(len(outputs))])
     for name, output in zip(level.outputs, outputs, strict=True):
         if output.dtype.kind != "f":
             raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
         if not np.isfinite(output.data).all():
             raise CannotJudge(f"{name} holds {output.data[~np.isfinite(output.data)][0]}: there is no derivative there")
     recorded = np.concatenate([output.data.ravel() for output in outputs])
-    for again in (level.values(variable), level.values(variable)):
+    for again in (level.values(level.arrays), level.values(level.arrays)):
         if not np.array_equal(again, recorded):
             raise CannotJudge(
                 "f is not deterministic: it returned other values for the same inputs "
@@ -231,7 +239,6 @@ def _first_level(f: Callable[..., Any], arrays: list[Any], checked: list[bool], 
             raise CannotJudge(f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f")
     if not any(output.requires_grad for output in outputs):
         raise CannotJudge(f"no output of f depends on its inputs ({', '.join(level.names)}): every gradient would pass")
-    return level
 
 
 # --- The check ---------------------------------------------------------------------------------------------

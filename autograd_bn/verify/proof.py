@@ -1,0 +1,223 @@
+"""`prove_equal`: two functions and their derivatives, entry by entry, in exact rational arithmetic."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
+from numbers import Rational
+from typing import Any
+
+import numpy as np
+
+from ..engine import Tensor
+from ..engine.node import Array, no_update
+from ..engine.operations import Axis, reduced_axes
+from .compare import function_names, input_names
+from .gradcheck import Level, level_of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first entry in which two functions differ: both exact values."""
+
+    quantity: str
+    index: tuple[int, ...]
+    left: Fraction
+    right: Fraction
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result of `prove_equal`; true if the functions are equal. `str()` says what was compared or what differs."""
+
+    names: tuple[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    order: int
+    difference: Difference | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every entry of every quantity is the same number."""
+        return self.difference is None
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __str__(self) -> str:
+        f, g = self.names
+        if self.difference is None:
+            entries = sum(math.prod(shape) for shape in self.shapes.values())
+            return f"{f} = {g}, exactly, to order {self.order}: {entries} entries of {', '.join(self.shapes)}"
+        at = self.difference
+        place = f"{at.quantity}[{', '.join(map(str, at.index))}]" if at.index else at.quantity
+        width = max(len(f), len(g))
+        return (
+            f"{f} and {g} differ, first in {place}:\n"
+            f"  {f:{width}} = {_told(at.left)}\n"
+            f"  {g:{width}} = {_told(at.right)}\n"
+            f"  {'':{width}}   {_decimal(at.right - at.left, 3)} apart"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[Any], *, order: int = 1) -> Proof:
+    """Compare `f(*inputs)` and `g(*inputs)`, and their derivatives up to `order`, in exact rational arithmetic.
+
+    `inputs` are arrays of rationals (`Fraction`, int), or of floats, which are taken for the exact binary
+    fractions that they are; tensors that don't require a gradient are constants. Compared with ==, without a
+    tolerance, are all entries of the outputs, of their gradient weighed by random rationals, of the weighed
+    gradient of that (`order=2`, also with respect to the first weights), and so on. Two rational functions
+    that differ agree at random weights with a probability of about 1e-6 (Schwartz 1980).
+
+    The result has `equal`, and `difference` with `quantity`, `index`, `left` and `right` where it isn't so.
+    `ValueError` for a square root that isn't rational (see `rational_batch`) and for outputs of different
+    shapes; `TypeError` where a function leaves the rationals: an `exp`, a float constant.
+
+    >>> import autograd_bn as ag
+    >>> x, gamma, beta, eps = ag.rational_batch((4, 3))
+    >>> def fused(x, gamma, beta):
+    ...     return ag.batch_norm(x, gamma, beta, eps=eps)
+    >>> def composed(x, gamma, beta):
+    ...     return ag.batch_norm(x, gamma, beta, eps=eps, form="composed")
+    >>> print(ag.prove_equal(fused, composed, (x, gamma, beta)))
+    fused = composed, exactly, to order 1: 30 entries of output, dx, dgamma, dbeta
+    >>> print(ag.prove_equal(lambda x: x * x, lambda x: x * x * x, [[1, Fraction(1, 2)]]))
+    f and g differ, first in output[1]:
+      f = 1/4 = 0.25
+      g = 1/8 = 0.125
+          -0.125 apart
+    """
+    if order < 1:
+        raise ValueError(f"order is {order}, expected 1 or more")
+    names = input_names(f, inputs)
+    checked = [not isinstance(given, Tensor) or given.requires_grad for given in inputs]
+    arrays = [
+        _exact(given, f"inputs[{i}]") if wanted else np.asarray(given)
+        for i, (given, wanted) in enumerate(zip(inputs, checked, strict=True))
+    ]
+    compared: dict[str, tuple[int, ...]] = {}
+    with no_update():
+        left, right = (_level(h, arrays, checked, names, what) for h, what in ((f, "f"), (g, "g")))
+        for k in range(order + 1):
+            labels = _labels(left, k)
+            for label, a, b in zip(labels, _outputs(left, "f"), _outputs(right, "g"), strict=True):
+                if a.shape != b.shape:
+                    raise ValueError(f"{label} has shape {a.shape} from f and {b.shape} from g: expected the same")
+                compared[label] = a.shape
+                for index in np.ndindex(a.shape):
+                    if a[index] != b[index]:
+                        found = Difference(label, index, *[Fraction(side.item(index)) for side in (a, b)])
+                        return Proof(function_names(f, g), compared, order, found)
+            left, right = (level.gradient(_Weights(k)) for level in (left, right))
+    return Proof(function_names(f, g), compared, order, None)
+
+
+class _Weights:
+    """Random rationals, the same for both functions."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, shape: tuple[int, ...]) -> Array:
+        return _fractions(self.rng.integers(1, 10**6, shape) * self.rng.choice([-1, 1], shape), 10**3)
+
+
+def rational_batch(shape: Sequence[int], *, axes: Axis = None, seed: int = 0) -> tuple[Array, Array, Array, Array]:
+    """Exact inputs `(x, gamma, beta, eps)` for batch norm: object arrays of `Fraction`.
+
+    `x` has the given shape; `gamma`, `beta` and `eps` have the shape of the axes that are kept. The
+    statistics are taken over `axes`, as in `batch_norm`: by default over all axes but the last. `eps` is
+    positive and such that variance + eps is the square of a rational for each feature, so that every step of
+    batch norm is exact. No gamma is 0 or 1. `ValueError` where a feature has fewer than two values.
+
+    >>> import autograd_bn as ag
+    >>> x, gamma, beta, eps = ag.rational_batch((3, 2))
+    >>> ag.sqrt(ag.var(x, 0) + eps)
+    array([Fraction(7, 4), Fraction(7, 4)], dtype=object)
+    """
+    shape = tuple(shape)
+    axes = tuple(range(len(shape) - 1)) if axes is None else reduced_axes(axes, len(shape))
+    if math.prod(shape[axis] for axis in axes) < 2:
+        raise ValueError(f"shape is {shape}, expected at least two values per feature over axes {axes}")
+    rng = np.random.default_rng(seed)
+    x = _fractions(rng.integers(-12, 13, shape), 4)
+    kept = tuple([n for axis, n in enumerate(shape) if axis not in axes])
+    gamma = _fractions(rng.choice([-9, -5, -3, 5, 7, 9], kept), 4)
+    beta = _fractions(rng.integers(-8, 9, kept), 3)
+    deviation = x - np.mean(x, axis=axes, keepdims=True)
+    var = np.asarray(np.mean(deviation * deviation, axis=axes), dtype=object)
+    eps = np.asarray(np.frompyfunc(_completing, 1, 1)(var), dtype=object)
+    return x, gamma, beta, eps
+
+
+def _completing(var: Fraction) -> Fraction:
+    """A positive number that added to `var` gives the square of a multiple of 1/4."""
+    root = Fraction(math.isqrt(math.floor(16 * var)) + 2, 4)
+    return root * root - var
+
+
+def _fractions(numerators: Any, denominator: int) -> Array:
+    return np.asarray(np.frompyfunc(lambda n: Fraction(int(n), denominator), 1, 1)(numerators), dtype=object)
+
+
+def _exact(given: Any, where: str) -> Array:
+    array = np.asarray(given)
+    if array.dtype.kind not in "fiuO":
+        raise TypeError(f"{where} has dtype {array.dtype}, expected rationals or floats")
+    try:
+        return np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{where} holds what is not a rational number: {error}") from None
+
+
+def _level(f: Callable[..., Any], arrays: list[Any], checked: list[bool], names: list[str], what: str) -> Level:
+    try:
+        return level_of(f, arrays, checked, names, what)
+    except TypeError as error:
+        raise TypeError(f"{what} can't be computed in rational arithmetic: {error}") from error
+
+
+def _labels(level: Level, order: int) -> list[str]:
+    if order == 0:
+        return ["output" + output[1:] for output in level.outputs]
+    power = "" if order == 1 else str(order)
+    return [f"d{power}{output[1:]}" for output in level.outputs]
+
+
+def _outputs(level: Level, what: str) -> list[Array]:
+    _, outputs = level.record()
+    for output in outputs:
+        for element in output.data.flat:
+            if not isinstance(element, Rational):
+                raise TypeError(
+                    f"{what} left the rationals: it gave the {type(element).__name__} {element!r}. "
+                    "Write its constants as integers or Fractions"
+                )
+    return [output.data for output in outputs]
+
+
+def _told(value: Fraction) -> str:
+    """A fraction and its decimals; of a long one the digits are counted."""
+    exact = str(value)
+    if len(exact) > 60:
+        exact = (
+            f"{_short(value.numerator)}/{_short(value.denominator)} "
+            f"({len(str(abs(value.numerator)))} and {len(str(value.denominator))} digits)"
+        )
+    return f"{exact} = {_decimal(value, 20)}"
+
+
+def _short(n: int) -> str:
+    digits = str(n)
+    return digits if len(digits) < 20 else f"{digits[:8]}...{digits[-6:]}"
+
+
+def _decimal(value: Fraction, digits: int) -> str:
+    context = Context(prec=digits)
+    return str(context.divide(Decimal(value.numerator), Decimal(value.denominator)).normalize(context))

@@ -1,0 +1,134 @@
+"""Exact proof: what is equal in rational arithmetic, and what only looks equal in floats."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import autograd_bn as ag
+
+STOPS = [(), ("mean",), ("var",), ("mean", "var")]
+
+
+def forms(eps, **options):
+    return [
+        lambda x, gamma=None, beta=None, form=form: ag.batch_norm(x, gamma, beta, eps=eps, form=form, **options)
+        for form in ("fused", "composed")
+    ]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_fused_is_composed_exactly(stop, order):
+    x, gamma, beta, eps = ag.rational_batch((4, 2), seed=order)
+    proof = ag.prove_equal(*forms(eps, stop=stop), (x, gamma, beta), order=order)
+    assert proof.equal, str(proof)
+    assert proof.shapes["output"] == proof.shapes["dx"] == (4, 2)
+    assert ("d2x" in proof.shapes) == (order == 2)
+
+
+def test_fused_is_composed_exactly_at_order_3():
+    x, gamma, beta, eps = ag.rational_batch((3, 1))
+    assert ag.prove_equal(*forms(eps), (x, gamma, beta), order=3)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_inference_is_equal_exactly(order):
+    x, gamma, beta, _ = ag.rational_batch((3, 2))
+    options = {
+        "mean": np.array([Fraction(1, 3), Fraction(2)]),
+        "var": np.array([Fraction(7, 9), Fraction(3)]),
+    }
+    eps = np.array([Fraction(1), Fraction(1)])  # 16 / 9 and 4
+    assert ag.prove_equal(*forms(eps, **options), (x, gamma, beta), order=order)
+
+
+@pytest.mark.parametrize("parameters", [(), ("gamma",), ("gamma", "beta")])
+def test_without_gamma_or_beta(parameters):
+    x, gamma, beta, eps = ag.rational_batch((4, 2))
+    inputs = [x, *[{"gamma": gamma, "beta": beta}[name] for name in parameters]]
+    assert ag.prove_equal(*forms(eps), inputs, order=2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    shape=st.sampled_from([(2, 3), (2, 2, 2), (5, 1)]),
+    axis=st.integers(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_any_axes_and_any_batch(shape, axis, seed):
+    if shape[axis] == 1:
+        axis = 0
+    x, gamma, beta, eps = ag.rational_batch(shape, axes=axis, seed=seed)
+    deviation = x - np.mean(x, axis=axis, keepdims=True)
+    ag.sqrt(np.mean(deviation * deviation, axis=axis) + eps)  # rational, or it raises
+    assert (eps > 0).all()
+    assert ag.prove_equal(*forms(eps, axes=axis), (x, gamma, beta))
+
+
+def test_a_stopped_path_differs_and_is_shown_exactly():
+    x, gamma, beta, eps = ag.rational_batch((4, 3))
+    (fused, _), (stopped, _) = forms(eps), forms(eps, stop=("var",))
+    proof = ag.prove_equal(fused, stopped, (x, gamma, beta))
+    assert not proof
+    assert not proof.equal
+    assert proof.difference.quantity == "dx"
+    left, right = proof.difference.left, proof.difference.right
+    assert isinstance(left, Fraction)
+    assert left != right
+    assert f"{float(left):.10g}"[:8] in str(proof)
+    assert "differ, first in dx[" in str(proof)
+    assert "<pre>" in proof._repr_html_()
+
+
+def test_a_factor_that_no_float_shows_is_found():
+    tiny = 1 + Fraction(1, 10**30)
+    proof = ag.prove_equal(lambda x: x * x, lambda x: x * x * tiny, [[Fraction(0), Fraction(2, 3)]])
+    assert proof.difference.index == (1,)
+    assert "e-31 apart" in str(proof).lower()
+
+
+def test_a_derivative_that_differs_at_order_2_only():
+    def loses_second_order(x):
+        return x * ag.stop_gradient(x) * 2 - ag.stop_gradient(x * x)
+
+    x = [[Fraction(1), Fraction(3)]]
+    assert ag.prove_equal(lambda x: x * x, loses_second_order, x, order=1)
+    proof = ag.prove_equal(lambda x: x * x, loses_second_order, x, order=2)
+    assert proof.difference.quantity == "d2x"
+
+
+def test_floats_are_taken_for_the_fractions_that_they_are():
+    assert ag.prove_equal(lambda x: x + x, lambda x: 2 * x, [np.array([0.1, 0.3])], order=2)
+    assert not ag.prove_equal(lambda x: x, lambda x: x * Fraction(0.1) * 10, [np.array([0.3])])
+
+
+def test_what_has_no_exact_answer_says_so():
+    x, gamma, beta, _ = ag.rational_batch((4, 3))
+    with pytest.raises(ValueError, match=r"square root of .* is not rational"):
+        ag.prove_equal(ag.batch_norm, ag.batch_norm, (x, gamma, beta))
+    with pytest.raises(TypeError, match="rational"):
+        ag.prove_equal(ag.exp, ag.exp, [[Fraction(1, 2)]])
+    with pytest.raises(TypeError, match=r"left the rationals: it gave the float 0\.25"):
+        ag.prove_equal(lambda x: x * 0.5, lambda x: x / 2, [[Fraction(1, 2)]])
+    with pytest.raises(ValueError, match=r"output has shape \(1,\) from f and \(\) from g"):
+        ag.prove_equal(lambda x: x, lambda x: x.sum(), [[Fraction(1, 2)]])
+    with pytest.raises(TypeError, match=r"inputs\[0\].*NaN"):
+        ag.prove_equal(lambda x: x, lambda x: x, [np.array([np.nan])])
+    with pytest.raises(ValueError, match="order is 0"):
+        ag.prove_equal(lambda x: x, lambda x: x, [[1]], order=0)
+    with pytest.raises(ValueError, match="at least two values per feature"):
+        ag.rational_batch((1, 3))
+
+
+def test_running_statistics_stay_as_they_are():
+    norm = ag.nn.BatchNorm(2, eps=0.75, affine=False)
+    before = {name: np.copy(value) for name, value in norm.state_dict().items()}
+    x = np.array([[Fraction(0), Fraction(1)], [Fraction(1), Fraction(2)]])
+    assert ag.prove_equal(norm, lambda x: (x - ag.mean(x, 0)) / ag.sqrt(ag.var(x, 0) + Fraction(3, 4)), [x], order=2)
+    for name, value in norm.state_dict().items():
+        assert np.array_equal(before[name], value)
