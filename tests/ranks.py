@@ -9,6 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 import autograd_bn as ag
+from autograd_bn.commands import bench_mpi
 from autograd_bn.distributed import allreduce, average_gradients, share, sum_gradients
 
 comm = MPI.COMM_WORLD
@@ -300,6 +301,11 @@ def ten_thousand_allreduces_leak_nothing():
     (objects, memory), (objects_then, memory_then) = marks
     assert objects_then - objects < 10, objects_then - objects
     assert memory_then - memory < 1 << 20, memory_then - memory
+
+
+def benchmark():
+    bench_mpi.SHAPES, bench_mpi.REPEATS = ((64, 4), (64, 512)), 3
+    assert bench_mpi.run(as_json=True) == 0
 
 
 # --- Faults: each of these ends the job, none may hang -----------------------------------------------------

@@ -17,9 +17,9 @@ from ..engine.primitive import primitive
 
 # Every exchange begins with one message of this many bytes, however much a rank has to say: thus messages match even
 # where the ranks disagree, and hardly an exchange needs a second one.
-_FRAME = 1 << 12
+FRAME = 1 << 12
 # Up to this many bytes an array travels in the frame. A larger one follows as it is, once the ranks are known to agree.
-_SMALL = _FRAME * 3 // 4
+SMALL = FRAME * 3 // 4
 _hooked = False
 
 
@@ -79,12 +79,12 @@ def _framed(comm: Any, message: Any) -> list[Any]:
     """Every rank's message: `comm.allgather`, but in one collective for all that fits the frame."""
     data = pickle.dumps(message, protocol=5)
     data = len(data).to_bytes(8, "little") + data
-    received = np.empty((comm.size, _FRAME), np.uint8)
-    comm.Allgather(data[:_FRAME].ljust(_FRAME, b"\0"), received)
-    rest = max(int.from_bytes(row[:8], "little") for row in received) + 8 - _FRAME
+    received = np.empty((comm.size, FRAME), np.uint8)
+    comm.Allgather(data[:FRAME].ljust(FRAME, b"\0"), received)
+    rest = max(int.from_bytes(row[:8], "little") for row in received) + 8 - FRAME
     if rest > 0:
         tails = np.empty((comm.size, rest), np.uint8)
-        comm.Allgather(data[_FRAME:].ljust(rest, b"\0"), tails)
+        comm.Allgather(data[FRAME:].ljust(rest, b"\0"), tails)
         received = np.concatenate((received, tails), axis=1)
     return [pickle.loads(row[8:]) for row in received]
 
@@ -102,7 +102,7 @@ def gather(comm: Any, call: str, count: int, array: Array) -> list[tuple[int, Ar
 
 def _travels_along(array: Array) -> bool:
     # MPI knows no float16 and no rational numbers.
-    return array.nbytes <= _SMALL or array.dtype.char not in "fdg"
+    return array.nbytes <= SMALL or array.dtype.char not in "fdg"
 
 
 def end_together(comm: Any) -> None:
