@@ -84,7 +84,7 @@ def _gradients(
         total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
     else:
         mean, _, scale, n = kept
-        total, weighted = kernels.backward_sums(g, x, mean, scale, axes)
+        total, weighted = kernels.backward_sums(g, x, axes, mean, scale)
     dgamma = ag.reshape(weighted, gamma.shape) if wanted[1] else None
     dbeta = ag.reshape(total, beta.shape) if wanted[2] else None
     through_mean = training and n > 0 and "mean" not in stop
@@ -100,11 +100,12 @@ def _gradients(
         dx = kernels.input_gradient(
             g,
             x,
+            axes,
             mean,
             scale,
             laid_gamma,
-            total / n if through_mean else 0,
-            weighted / n if through_var else 0,
+            total / n if through_mean else None,
+            weighted / n if through_var else None,
         )
     return dx, dgamma, dbeta, None, None, None
 
@@ -124,12 +125,16 @@ def _batch_norm(
 ) -> Any:
     gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
     n = count(x.shape, axes)
-    if mean is None and comm is not None:
-        mean, var, n = ranks.statistics(x, axes, stop, comm)
-    elif mean is None:
-        mean, var = kernels.statistics(x, axes)
-    y, scale = kernels.normalise(x, mean, var, eps, gamma, beta)
-    return y, (mean, var, scale, n)
+    if mean is not None:
+        centre = (mean, mean * 0)
+    else:
+        if comm is None:
+            centre, squares = kernels.statistics(x, axes)
+        else:
+            centre, squares, n = ranks.statistics(x, axes, stop, comm)
+        var = squares / max(n, 1)
+    scale = kernels.reciprocal_deviation(var, eps, x)
+    return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, var, scale, n)
 
 
 def batch_norm(
@@ -189,11 +194,14 @@ def batch_norm(
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:
-        y, (mean, var, _, n) = _batch_norm(x, gamma, beta, mean, var, eps, axes=over, stop=frozenset(stop), comm=comm)
+        y, ((mean, _), var, _, n) = _batch_norm(
+            x, gamma, beta, mean, var, eps, axes=over, stop=frozenset(stop), comm=comm
+        )
     if not return_stats:
         return y
     kept = kept_shape(x.shape, over)
-    statistics = [np.array(statistic).reshape(kept) for statistic in (mean, var)]
+    with np.errstate(over="ignore"):
+        statistics = [np.array(statistic, x.dtype).reshape(kept) for statistic in (mean, var)]
     return (y, *statistics, n) if return_stats == "count" else (y, *statistics)
 
 

@@ -1,42 +1,99 @@
-"""The arithmetic of the fused node on plain arrays."""
+"""The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
+
+Statistics and parameters have the shape of `x` with 1s for `axes`. Exact rationals and empty arrays go through the
+textbook's formulas; floats through the blocked kernels of a backend.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..engine.operations import rsqrt
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The mean and the biased variance over `axes`, which stay as axes of length 1."""
-    mean = np.mean(x, axis=axes, keepdims=True)
-    deviation = x - mean
-    return mean, np.mean(deviation * deviation, axis=axes, keepdims=True)
+from ..engine.node import Array
+from ..engine.operations import count, exact_sqrt
+from . import numpy_kernels
+from .numpy_kernels import Mean
 
 
-def normalise(x: Array, mean: Array, var: Array, eps: Any, gamma: Any, beta: Any) -> tuple[Array, Array]:
-    """The output of batch norm and 1 / sqrt(var + eps); `gamma` and `beta` may be None."""
-    scale = rsqrt(np.asarray(var + eps))
-    y = (x - mean) * scale
-    if gamma is not None:
-        y = y * gamma
-    if beta is not None:
-        y = y + beta
-    return y, scale
+def _by_the_book(x: Array) -> bool:
+    return x.dtype == object or x.size == 0
 
 
-def backward_sums(g: Array, x: Array, mean: Array, scale: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
+    """The mean over `axes`, in two parts, and the sum of squares about it, in a dtype that is wider than `x`'s."""
+    if _by_the_book(x):
+        mean = np.sum(x, axis=axes, keepdims=True) / max(count(x.shape, axes), 1)
+        return (mean, mean * 0), np.sum((x - mean) ** 2, axis=axes, keepdims=True)
+    return numpy_kernels.statistics(x, axes)
+
+
+def merge(parts: Sequence[tuple[int, Array]]) -> tuple[int, Mean, Array]:
+    """Count, mean and squares of several parts together, from those of each: its count, and the mean's two parts and
+    the squares as one stack. None is empty, or all are.
+    """
+    counts = [n for n, _ in parts]
+    if not any(counts):
+        return 0, (parts[0][1][0], parts[0][1][1]), parts[0][1][2]
+    highs, lows, squares = (np.stack([statistics[i] for _, statistics in parts]) for i in range(3))
+    distance, square = numpy_kernels.merge(counts, (highs - highs[0]) + lows, squares)
+    return sum(counts), numpy_kernels.split(highs[0], distance), square
+
+
+def reciprocal_deviation(var: Array, eps: Any, x: Array) -> Array:
+    """1 / sqrt(var + eps), in the dtype in which statistics of `x` are computed."""
+    if x.dtype == object:
+        return np.asarray(1 / exact_sqrt(np.asarray(var + eps)))
+    with np.errstate(all="ignore"):
+        return 1 / np.sqrt(np.asarray(var, numpy_kernels.wide(x.dtype)) + eps)  # type: ignore[no-any-return]
+
+
+def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any) -> Array:
+    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None."""
+    high, low = mean
+    dtype = np.result_type(*[p.dtype for p in (x, gamma, beta) if p is not None])
+    with np.errstate(all="ignore"):
+        scale = scale if gamma is None else scale * gamma
+        shift = -low * scale if beta is None else beta - low * scale
+        if _by_the_book(x):
+            return (x - high) * scale + shift  # type: ignore[no-any-return]
+    return numpy_kernels.normalise(x, axes, high, scale, shift, dtype)
+
+
+def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
-    return np.sum(g, axis=axes, keepdims=True), np.sum(g * ((x - mean) * scale), axis=axes, keepdims=True)
+    high, low = mean
+    if _by_the_book(x):
+        total, weighted = np.sum(g, axis=axes, keepdims=True), np.sum(g * (x - high), axis=axes, keepdims=True)
+    else:
+        total, weighted = numpy_kernels.backward_sums(g, x, axes, high)
+    with np.errstate(all="ignore"):
+        return total, (weighted - low * total) * scale
 
 
 def input_gradient(
-    g: Array, x: Array, mean: Array, scale: Array, gamma: Any, average: Any, weighted_average: Any
+    g: Array,
+    x: Array,
+    axes: tuple[int, ...],
+    mean: Mean,
+    scale: Array,
+    gamma: Any,
+    average: Any,
+    weighted_average: Any,
 ) -> Array:
-    """Gamma * scale * (g - average - normalised input * weighted_average); 0 for the average of a cut path."""
-    out = (g - average - ((x - mean) * scale) * weighted_average) * scale
-    return out if gamma is None else out * gamma  # type: ignore[no-any-return]
+    """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path."""
+    high, low = mean
+    slope = constant = None
+    with np.errstate(all="ignore"):
+        direct = scale if gamma is None else scale * gamma
+        if weighted_average is not None:
+            slope = -direct * scale * weighted_average
+            constant = -low * slope
+        if average is not None:
+            constant = (0 if constant is None else constant) - direct * average
+    if _by_the_book(x):
+        dx = g * direct
+        dx = dx if slope is None else dx + (x - high) * slope
+        return dx if constant is None else dx + constant
+    return numpy_kernels.input_gradient(g, x, axes, high, direct, slope, constant)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import engine as ag
-from ..distributed.collectives import allreduce, gather, merge
+from ..distributed.collectives import allreduce, gather
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
 from . import kernels
+from .numpy_kernels import Mean
 
 
 def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[int, Callable[..., Any]]:
@@ -37,17 +38,14 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
     return n, mean
 
 
-def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Array, Array, int]:
-    """Mean, biased variance and count of every rank's values: one exchange, merged in rank order."""
-    n = count(x.shape, axes)
-    wide = np.result_type(x.dtype, float)
-    if n:
-        mean, var = (statistic.astype(wide) for statistic in kernels.statistics(x, axes))
-    else:
-        mean = var = np.sum(x, axis=axes, keepdims=True, dtype=wide)
-    parts = gather(comm, _call("fused", x, axes, stop), n, np.stack((mean, var * n)))
-    n, mean, squares = merge([(n, *statistics) for n, statistics in parts])
-    return mean.astype(x.dtype), (squares / max(n, 1)).astype(x.dtype), _at_least_two(n)
+def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
+    """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
+    (high, low), squares = kernels.statistics(x, axes)
+    own = np.stack((high, low, squares))
+    parts = gather(comm, _call("fused", x, axes, stop), count(x.shape, axes), own)
+    parts = [(n, statistics) for n, statistics in parts if n] or parts[:1]
+    n, (high, low), squares = kernels.merge(parts)
+    return (high.astype(x.dtype), low), squares, _at_least_two(n)
 
 
 def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:

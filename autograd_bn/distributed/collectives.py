@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from types import TracebackType
@@ -130,27 +130,3 @@ def check_comm(comm: Any) -> Any:
     if not callable(getattr(comm, "Allgather", None)):
         raise TypeError(f"comm is a {type(comm).__name__}, expected an mpi4py communicator such as MPI.COMM_WORLD")
     return comm
-
-
-def merge(parts: Sequence[tuple[int, Array, Array]]) -> tuple[int, Array, Array]:
-    """Count, mean and sum of squared deviations of all the values together, from those of each part.
-
-    Parts without values are skipped; without any the count is 0.
-
-    T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances", 1979.
-
-    >>> import numpy as np
-    >>> merge([(2, np.array(2.0), np.array(2.0)), (1, np.array(5.0), np.array(0.0))])
-    (3, np.float64(3.0), np.float64(8.0))
-    """
-    count, mean, squares = parts[0]
-    for n, part_mean, part_squares in parts[1:]:
-        if not n:
-            continue
-        total = count + n
-        delta = part_mean - mean
-        mean = mean + delta * n / total if count else part_mean
-        squares = squares + (part_squares + delta * delta * (count * n) / total)
-        count = total
-    return count, mean, squares

@@ -1,0 +1,98 @@
+"""A small pool of threads for work that lets go of Python's lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+Item = TypeVar("Item")
+
+_VARIABLE = "AUTOGRAD_BN_NUM_THREADS"
+_number: int | None = None
+_pool: ThreadPoolExecutor | None = None
+
+
+def set_num_threads(n: int | None) -> None:
+    """Let the fused node's kernels use `n` threads; results have the same bits for any number.
+
+    None restores the default: the environment variable AUTOGRAD_BN_NUM_THREADS, else the number of processors that
+    this process may run on. Work below about 0.1 ms runs in the calling thread alone. `ValueError` unless `n` is a
+    positive integer.
+
+    >>> import autograd_bn as ag
+    >>> ag.set_num_threads(1)
+    >>> ag.set_num_threads(None)
+    """
+    global _number
+    number = None if n is None else _checked(n, "n")
+    _forget()
+    _number = number
+
+
+def num_threads() -> int:
+    """How many threads large work is shared by."""
+    global _number
+    if _number is None:
+        given = os.environ.get(_VARIABLE)
+        _number = _checked(given, _VARIABLE) if given else _processors()
+    return _number
+
+
+def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) -> None:
+    """Call `work` on every item, by several threads if `parallel`; the first error is raised when all have ended."""
+    if not parallel or num_threads() == 1:
+        for item in items:
+            work(item)
+        return
+    remaining = iter(list(items))  # one iterator for all threads: whoever is free takes the next item
+
+    def consume() -> None:
+        for item in remaining:
+            work(item)
+
+    others = [_started().submit(consume) for _ in range(num_threads() - 1)]
+    try:
+        consume()
+    finally:
+        # With nothing remaining, a helper that has not begun has nothing to do.
+        errors = [other.exception() for other in others if not other.cancel()]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _started() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        _pool = ThreadPoolExecutor(num_threads() - 1, thread_name_prefix="autograd_bn")
+    return _pool
+
+
+def _forget() -> None:
+    """Drop the pool: the next large piece of work starts one. A forked child has none of its parent's threads."""
+    global _pool
+    _pool = None
+
+
+def _checked(n: Any, name: str) -> int:
+    try:
+        number = int(n)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or (isinstance(n, float) and n != number):
+        raise ValueError(f"{name} is {n!r}, expected a positive integer")
+    return number
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
