@@ -118,7 +118,8 @@ class Layout:
         if self.kept_order != tuple(range(len(self.kept_order))):
             back = np.argsort(self.kept_order)
             statistic = statistic.reshape([self.kept_lengths[i] for i in back]).transpose(self.kept_order)
-        return statistic.reshape(-1)
+        vector: Array = statistic.reshape(-1)
+        return vector
 
     def unflat(self, vector: Array) -> Array:
         """The inverse of `flat`, with 1s in the place of the summed axes."""

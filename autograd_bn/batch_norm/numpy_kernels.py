@@ -18,12 +18,13 @@ PARALLEL = 1 << 16
 WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float16): np.dtype(np.float32),
     np.dtype(np.float32): np.dtype(np.float64),
+    np.dtype(np.float64): np.dtype(np.longdouble),
 }
 
 
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which statistics of `dtype` are computed and kept."""
-    return WIDE.get(dtype, np.dtype(np.longdouble))
+    return WIDE.get(dtype, dtype)
 
 
 # A mean is kept in two parts, because its rounding would show where it is large beside the deviation: the nearest
@@ -75,7 +76,8 @@ def _folded(sums: Array, block: Block) -> Array:
         sums = sums.reshape(block.lanes[:2])
     else:
         return sums.reshape(-1)
-    return np.add.reduce(sums, axis=0)
+    total: Array = np.add.reduce(sums, axis=0)
+    return total
 
 
 def merge(counts: Any, means: Array, squares: Array) -> tuple[Array, Array]:

@@ -44,8 +44,8 @@ def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any)
     own = np.stack((high, low, squares))
     parts = gather(comm, _call("fused", x, axes, stop), count(x.shape, axes), own)
     parts = [(n, statistics) for n, statistics in parts if n] or parts[:1]
-    n, (high, low), squares = kernels.merge(parts)
-    return (high.astype(x.dtype), low), squares, _at_least_two(n)
+    n, mean, squares = kernels.merge(parts, x.dtype)
+    return mean, squares, _at_least_two(n)
 
 
 def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:
