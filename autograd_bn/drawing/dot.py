@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from functools import lru_cache
 
 import graphviz
 
 from .layout import draw
-from .records import Picture, Shape
+from .records import Picture
 
 LEFT_TO_RIGHT = 25  # the most shapes that are drawn in a row
 
@@ -17,23 +17,19 @@ FONT = "DejaVu Sans,Verdana,sans-serif"
 INK = "#22303C"
 GRADIENT = "#B03A00"
 
-STYLES: dict[str, dict[str, str]] = {
-    "operation": {},
-    "input": {"shape": "ellipse", "margin": "0.02,0.01", "fillcolor": "#DCEBF7"},
-    "parameter": {"shape": "ellipse", "margin": "0.02,0.01", "peripheries": "2", "fillcolor": "#F6C667"},
-    "output": {
-        "shape": "ellipse",
-        "margin": "0.02,0.01",
-        "penwidth": "2.5",
-        "fillcolor": "#2B4C7E",
-        "fontcolor": "white",
-    },
-    "constant": {"shape": "note", "fillcolor": "#ECECEC"},
-    "stop_gradient": {"shape": "octagon", "penwidth": "2.5", "color": GRADIENT},
-    "allreduce": {"shape": "hexagon", "fillcolor": "#E3D5EE"},
+STYLES = {
+    "operation": "",
+    "input": ' shape=ellipse margin="0.02,0.01" fillcolor="#DCEBF7"',
+    "parameter": ' shape=ellipse margin="0.02,0.01" peripheries=2 fillcolor="#F6C667"',
+    "output": ' shape=ellipse margin="0.02,0.01" penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white',
+    "constant": ' shape=note fillcolor="#ECECEC"',
+    "stop_gradient": f' shape=octagon penwidth=2.5 color="{GRADIENT}"',
+    "allreduce": ' shape=hexagon fillcolor="#E3D5EE"',
 }
 CLUSTER = {"style": "rounded,filled", "color": "#8796A5", "fillcolor": "#F1F4F7", "labeljust": "l", "margin": "10"}
-CUT = {"arrowhead": "normaltee"}
+CUT = " arrowhead=normaltee minlen=2"
+GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
+LEGEND = {"input": "○ input", "parameter": "◎ parameter", "output": "● output"}
 
 
 class Sketch(graphviz.Digraph):  # type: ignore[misc]
@@ -59,6 +55,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
             "fontcolor": INK,
             "nodesep": "0.3",
             "ranksep": "0.25",
+            "label": _legend(picture),
         },
         node_attr={
             "shape": "box",
@@ -79,35 +76,41 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
             "arrowsize": "0.7",
         },
     )
-    grouped: dict[int, list[int]] = {}
+    # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
+    members: dict[int, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
-        if shape.cluster is None:
-            _add(graph, i, shape)
-        else:
-            grouped.setdefault(shape.cluster, []).append(i)
-    for cluster, members in grouped.items():
+        lines = graph.body if shape.cluster is None else members.setdefault(shape.cluster, [])
+        lines.append(f"\t{i} [label={_quoted(chr(10).join(shape.lines))}{STYLES[shape.kind]}]\n")
+    for cluster, lines in members.items():
         with graph.subgraph(name=f"cluster_{cluster}") as box:
             # The title stands at the end where few arrows cross it.
             side = "t" if direction == "LR" else "b"
-            box.attr(label=_typed(picture.clusters[cluster]), labelloc=side, **CLUSTER)
-            for i in members:
-                _add(box, i, picture.shapes[i])
+            box.attr(label=_escaped(picture.clusters[cluster]), labelloc=side, **CLUSTER)
+            box.body.extend(lines)
     for arrow in picture.arrows:
-        style: dict[str, Any] = {}
         if arrow.gradient:
-            style = {"style": "dashed", "color": GRADIENT, "constraint": "false"}
-        elif picture.shapes[arrow.head].kind == "stop_gradient":
-            style = CUT
-        graph.edge(str(arrow.tail), str(arrow.head), label=_typed(f" {arrow.label} ") if arrow.label else None, **style)
+            graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{GRADIENT_EDGE}]\n")
+        else:
+            cut = CUT if picture.shapes[arrow.head].kind == "stop_gradient" else ""
+            graph.body.append(f"\t{arrow.tail} -> {arrow.head} [label={_quoted(f' {arrow.label} ')}{cut}]\n")
     return graph
 
 
-def _add(graph: Any, i: int, shape: Shape) -> None:
-    graph.node(str(i), label=_typed("\n".join(shape.lines)), **STYLES[shape.kind])
+def _legend(picture: Picture) -> str:
+    kinds = {shape.kind for shape in picture.shapes}
+    entries = [text for kind, text in LEGEND.items() if kind in kinds]
+    if any(arrow.gradient for arrow in picture.arrows):
+        entries.append("⇠ gradient")
+    return "\\n" + "     ".join(entries)
 
 
-def _typed(text: str) -> str:
-    """`text` so that Graphviz shows it as it was typed: no escapes, no entities, no HTML, nothing unprintable."""
-    text = re.sub(r"[^\n\t -\ud7ff\ue000-\U0010ffff]", lambda c: ascii(c[0])[1:-1], text)
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return '"' + _escaped(text).replace('"', '\\"') + '"'
+
+
+def _escaped(text: str) -> str:
+    """`text` so that Graphviz shows it as it was typed: no escapes, no entities, nothing unprintable."""
+    text = re.sub(r"[^\n\t -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", lambda c: ascii(c[0])[1:-1], text)
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
-    return graphviz.nohtml(text.replace("\\", "\\\\").replace("\n", "\\n"))  # type: ignore[no-any-return]
+    return text.replace("\\", "\\\\").replace("\n", "\\n")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..batch_norm.definition import body
-from ..engine import Node
+from ..engine import Leaf, Node
 from ..engine.derivatives import propagate
 from ..engine.graph import compute
-from ..engine.node import mode
+from ..engine.node import Array, mode
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class Expansion:
         found: dict[Node, Any] = {}
         for node in self.nodes:
             args = [found.get(arg, known.get(arg)) if isinstance(arg, Node) else arg for arg in node.args]
-            found[node] = compute(node, args)
+            found[node] = node.data if isinstance(node, Leaf) else compute(node, args)
         return found
 
     def gradients(self, gradient: Any) -> dict[Node, Any]:
@@ -40,13 +41,30 @@ class Expansion:
         return propagate([(self.result, gradient)], targets, create_graph=False)
 
 
+class _Echo:
+    """A communicator that hears itself twice: what a body records with it is recorded without a message."""
+
+    def allgather(self, payload: Any) -> list[Any]:
+        return [payload, payload]
+
+    def Allreduce(self, part: Array, total: Array) -> None:
+        total[...] = part
+
+
 def expansion(node: Node, values: Mapping[Node, Any] | None) -> Expansion:
-    """The body of a fused node; without `values` its structure only, recorded on zeros where they will do."""
+    """The body of a fused node. Without `values` it has the structure only, recorded on zeros.
+
+    With them a body that spans the ranks of an MPI job talks to the other ranks, without them it never does.
+    """
+    opened = node
     if values is None:
         values = {parent: np.zeros(parent.shape, parent.dtype) for parent in node.inputs}
+        if node.params["comm"] is not None:
+            opened = copy(node)
+            opened.params = {**node.params, "comm": _Echo()}
     before, mode.recording = mode.recording, True
     try:
-        result = body(node, values)
+        result = body(opened, values)
     finally:
         mode.recording = before
     result.name = node.name

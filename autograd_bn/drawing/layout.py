@@ -6,14 +6,22 @@ import shutil
 import subprocess
 import sys
 
-# Graphviz may overflow its stack on a graph of some 100,000 nodes, and prints what it pleases: the wheel's
-# works in an interpreter of its own, so that neither reaches the caller.
+# Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
+# stack, freeing the layout of a graph with a title reads memory that is gone, and its warnings go to the terminal.
+# So the wheel's works in an interpreter of its own, which ends without tidying up.
 _WHEEL = """
-import sys, pygraphviz
-graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
-sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot", args=sys.argv[2]))
+import os, sys
+from pygraphviz import AGraph, graphviz
+graph = AGraph(string=sys.stdin.buffer.read().decode())
+graph.graph_attr["dpi"] = sys.argv[2]
+context = graphviz.gvContextWithBuiltins()
+if not graphviz.gvLayout(context, graph.handle, b"dot"):
+    error, picture = graphviz.gvRenderData(context, graph.handle, sys.argv[1].encode())
+    sys.stdout.buffer.write(b"" if error else picture)
+    sys.stdout.flush()
+os._exit(0)
 """
-RESOLUTION = {"png": "-Gdpi=144"}
+RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
 
 
 def draw(source: str, format: str) -> bytes:
@@ -22,9 +30,8 @@ def draw(source: str, format: str) -> bytes:
     A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries. `RuntimeError` where there
     is neither, or where it fails.
     """
-    resolution = RESOLUTION.get(format, "")
     if dot := shutil.which("dot"):
-        command = [dot, f"-T{format}", *resolution.split()]
+        command = [dot, f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
     else:
         try:
             import pygraphviz  # noqa: F401
@@ -33,7 +40,7 @@ def draw(source: str, format: str) -> bytes:
                 f"drawing {format} needs Graphviz: install it on the system, so that `dot` is on PATH, or "
                 "pip install 'pygraphviz>=2', which carries it; .dot files need neither"
             ) from None
-        command = [sys.executable, "-P", "-c", _WHEEL, format, resolution]
+        command = [sys.executable, "-P", "-c", _WHEEL, format, RESOLUTION[format]]
     done = subprocess.run(command, input=source.encode(), capture_output=True, check=False)
     if done.returncode or not done.stdout:
         lines = done.stderr.decode(errors="replace").strip().splitlines()

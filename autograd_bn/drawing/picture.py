@@ -59,7 +59,9 @@ def to_dot(
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     graph = Graph(*_tensors(outputs))
-    known = graph.values() if values or (expand and grads is not False) else None
+    # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
+    exact = any(node.dtype == object for node in graph.nodes)
+    known = graph.values() if values or (expand and (grads is not False or exact)) else None
     gradients = None if grads is False else _gradients(graph, grads)
     expansions = {node: expansion(node, known) for node in graph.nodes if expand and node.op == "batch_norm"}
     for node, opened in expansions.items():

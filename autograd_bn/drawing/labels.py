@@ -1,0 +1,118 @@
+"""What stands in a picture: nodes, options, numbers and arrays in a few words."""
+
+from __future__ import annotations
+
+from numbers import Rational
+from typing import Any
+
+import numpy as np
+
+from ..engine import Node
+from ..engine.node import Array
+
+COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
+# What the shapes on the edges show, and whom an allreduce talks to.
+UNSHOWN = {"keepdims", "shape", "to", "comm", "call"}
+SHORT = 6  # the most elements that are printed one by one
+
+
+def title(node: Node) -> list[str]:
+    """The name of a leaf, or what an operation does: its name with its scalar constants, then its options."""
+    if node.primitive is None:
+        return [node.name or ("parameter" if node.requires_grad else "input")]
+    name = node.op or ""
+    options = [
+        f"{key} {text}" for key, value in node.params.items() if key not in UNSHOWN and (text := _option_text(value))
+    ]
+    operands = ["·" if is_array(arg) else number_text(arg) for arg in node.args]
+    if node.primitive.joint:
+        options += [
+            f"{key} {text}"
+            for key, arg, text in zip(operand_names(node), node.args, operands, strict=True)
+            if arg is not None and text != "·"
+        ]
+    elif (arrays := operands.count("·")) < len(operands):
+        if node.op in COMMUTATIVE or (arrays == 1 and operands[0] == "·"):
+            operands = [text for text in operands if text != "·"]
+        name += " " + ", ".join(operands)
+    return [name, *options]
+
+
+def formula(node: Node) -> str:
+    """What a fused batch norm computes."""
+    _, gamma, beta, *_ = node.args
+    return f"{'' if gamma is None else 'gamma · '}(x − mean) / √(var + eps){'' if beta is None else ' + beta'}"
+
+
+def edge_names(node: Node) -> list[str]:
+    """The operands' names where a reader needs them to tell one from another, else empty."""
+    if len(node.args) > 1 and node.op not in COMMUTATIVE and sum(map(is_array, node.args)) > 1:
+        return operand_names(node)
+    return [""] * len(node.args)
+
+
+def operand_names(node: Node) -> list[str]:
+    """What an operation calls its operands."""
+    made = node.primitive
+    if made is None or made.arrays is None:
+        return [str(i) for i in range(len(node.args))]
+    return list(made.forward.__code__.co_varnames[: made.arrays])
+
+
+def constant(node: Node, position: int, with_value: bool) -> list[str]:
+    """The lines of an array that stands among an operation's operands."""
+    name, array = operand_names(node)[position], node.args[position]
+    value = [value_text(array)] if with_value or array.size <= SHORT else []
+    return [name if len(name) > 1 else "constant", *value]
+
+
+def is_array(arg: Any) -> bool:
+    """Whether an operand has a place of its own in the picture; a scalar stands in its consumer's label."""
+    return isinstance(arg, Node) or (isinstance(arg, np.ndarray) and arg.ndim > 0)
+
+
+def _option_text(value: Any) -> str:
+    """An option in short; nothing for None."""
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(value))
+    if isinstance(value, tuple):
+        return ", ".join([_option_text(item) or "None" for item in value])
+    if isinstance(value, slice):
+        parts = ["" if part is None else str(part) for part in (value.start, value.stop, value.step)]
+        return ":".join(parts if value.step is not None else parts[:2])
+    if isinstance(value, np.ndarray | list):
+        array = np.asarray(value)
+        return value_text(array) if array.size <= SHORT else f"array {array.shape}"
+    if value is None or value is Ellipsis:
+        return "" if value is None else "..."
+    return number_text(value)
+
+
+def number_text(number: Any, digits: int = 6) -> str:
+    """A number in at most `digits` significant digits; an exact one in full while it is short."""
+    if isinstance(number, np.ndarray | np.generic):
+        number = number.item()
+    if isinstance(number, float | np.longdouble):
+        return f"{number + 0:.{digits}g}"
+    text = str(number)
+    return text if len(text) <= 12 or not isinstance(number, Rational) else f"{float(number):.{digits}g}"
+
+
+def value_text(value: Any) -> str:
+    """A short array as it stands, of a long one its shape, mean and range."""
+    array = np.asarray(value)
+    if not array.size or array.dtype.kind not in "biufO":
+        return str(array.shape)
+    if array.size <= SHORT:
+        return _listed(array)
+    numbers = array.astype(float)
+    with np.errstate(all="ignore"):
+        mean, low, high = [number_text(f(numbers), 4) for f in (np.mean, np.min, np.max)]
+    return f"{array.shape}\nmean {mean}\n{low} .. {high}"
+
+
+def _listed(array: Array) -> str:
+    if not array.ndim:
+        return number_text(array, 4)
+    separator = ", " if array.ndim == 1 else ",\n"
+    return f"[{separator.join([_listed(np.asarray(row)) for row in array])}]"
