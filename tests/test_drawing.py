@@ -1,35 +1,474 @@
-"""Pictures: their text against golden files, and the files that Graphviz makes of it."""
+"""Pictures: their text against golden files, what they say, and the files that Graphviz makes of them.
+
+`python tests/test_drawing.py` writes the golden files anew; look at the difference before you keep it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from fractions import Fraction
+from pathlib import Path
 
 import graphviz
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import autograd_bn as ag
+from autograd_bn.drawing.dot import LEFT_TO_RIGHT
+from autograd_bn.drawing.layout import draw
+
+GOLDEN = Path(__file__).with_name("golden")
+X = [[1.0, 10.0], [2.0, 40.0], [4.0, 20.0], [9.0, -10.0]]
+WEIGHTS = np.array([[1.0, 2.0], [-3.0, 0.5], [2.0, 1.0], [0.25, -2.0]])
 
 
-def example(form="fused", **options):
-    x = ag.tensor([[1.0, 10.0], [3.0, 30.0]], name="x")
-    gamma = ag.tensor([1.0, 2.0], requires_grad=True, name="gamma")
-    beta = ag.tensor([0.0, 0.5], requires_grad=True, name="beta")
-    return ag.batch_norm(x, gamma, beta, form=form, **options)
+def leaf(data, name=None, requires_grad=True):
+    return ag.tensor(data, requires_grad=requires_grad, name=name)
+
+
+def normed(form="fused", **options):
+    x = leaf(X, "x", requires_grad=False)
+    gamma, beta = leaf([1.0, 2.0], "gamma"), leaf([0.0, 0.5], "beta")
+    y = ag.batch_norm(x, gamma, beta, form=form, **options)
+    y.name = "y"
+    return y
+
+
+def expression():
+    a, b, c = leaf(2.0, "a"), leaf(-3.0, "b"), leaf(10.0, "c", requires_grad=False)
+    loss = (a * b + c) ** 2 / 8
+    loss.name = "loss"
+    return loss
+
+
+def cut():
+    x = leaf([1.0, 2.0, 3.0], "x")
+    return (x * ag.stop_gradient(ag.square(x))).sum()
+
+
+def images(form):
+    x = ag.tensor(np.arange(48.0).reshape(2, 3, 2, 4), name="images")
+    return ag.batch_norm(x, leaf(np.ones(3), "gamma"), leaf(np.zeros(3), "beta"), axes=(0, 2, 3), form=form)
+
+
+def options():
+    x = leaf(np.arange(6.0).reshape(2, 3), "x")
+    mask = np.array([[True, False, True]])
+    parts = [1 - x, x / 2, x**1.5, 2**x, ag.where(mask, x, 0.0), ag.transpose(x, (0, 1)), x[:, ::2], x[1], x[[0, 1]]]
+    sums = [part.sum() for part in parts]
+    sums += [ag.matmul(x, np.ones((3, 1))).sum(), x.astype("float32").max(), ag.softmax(x, axis=1).mean(axis=(0, 1))]
+    return ag.stack(sums, axis=0)
+
+
+PICTURES = {
+    "composed": lambda: ag.to_dot(normed("composed")),
+    "fused": lambda: ag.to_dot(normed()),
+    "expanded": lambda: ag.to_dot(normed(), expand=True),
+    "expanded_values_grads": lambda: ag.to_dot(normed(), values=True, grads=WEIGHTS, expand=True),
+    "composed_values_grads": lambda: ag.to_dot((normed("composed") * WEIGHTS).sum(), values=True, grads=True),
+    "composed_stop": lambda: ag.to_dot(normed("composed", stop=("mean",))),
+    "fused_stop": lambda: ag.to_dot(normed(stop=("var", "mean"))),
+    "inference": lambda: ag.to_dot(normed(mean=[1.0, 2.0], var=[1.0, 4.0])),
+    "images_expanded": lambda: ag.to_dot(images("fused"), expand=True, direction="TB"),
+    "expression_values_grads": lambda: ag.to_dot(expression(), values=True, grads=True),
+    "cut_values_grads": lambda: ag.to_dot(cut(), values=True, grads=True),
+    "options": lambda: ag.to_dot(options()),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_golden(name):
+    assert PICTURES[name]().source == (GOLDEN / f"{name}.gv").read_text(encoding="utf-8")
+
+
+def labels(source):
+    """The label of every node, by id."""
+    return {int(i): text for i, text in re.findall(r'^\t+(\d+) \[label="((?:[^"\\]|\\.)*)"', source, re.MULTILINE)}
+
+
+def arrows(source):
+    """The edges as (tail, head, whether it is a gradient's)."""
+    found = re.findall(r"^\t+(\d+) -> (\d+) \[(.*)\]$", source, re.MULTILINE)
+    return [(int(tail), int(head), "dashed" in style) for tail, head, style in found]
+
+
+# --- What a picture says -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_ids_count_up_and_arrows_run_from_lower_to_higher(name):
+    source = PICTURES[name]().source
+    assert sorted(labels(source)) == list(range(len(labels(source))))
+    assert all((tail > head) if gradient else (tail < head) for tail, head, gradient in arrows(source))
+
+
+def test_the_same_graph_gives_the_same_text_in_another_process():
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_drawing as t; "
+    code += "print(t.PICTURES['expanded_values_grads']().source, end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, check=True
+    )
+    assert done.stdout.decode() == PICTURES["expanded_values_grads"]().source
+
+
+def test_kinds_differ_in_outline_and_in_fill():
+    lines = ag.to_dot(ag.multiply(normed(), np.arange(8.0).reshape(4, 2))).source.splitlines()
+    found = {}
+    for title in ("x", "gamma", "constant", "output", "multiply"):
+        (line,) = [line for line in lines if f'[label="{title}' in line]
+        outline = tuple(re.findall(r"(?:shape|peripheries|penwidth)=\S+(?=[ \]])", line))
+        found[title] = (outline, tuple(re.findall(r'fillcolor="[^"]*"', line)))
+    outlines, fills = zip(*found.values(), strict=True)
+    assert len(set(outlines)) == len(set(fills)) == 5
+
+
+def test_an_expanded_picture_has_the_composed_operations():
+    fused, composed = (labels(ag.to_dot(normed(form), expand=True).source) for form in ("fused", "composed"))
+    assert sorted(fused.values()) == sorted(composed.values())
+
+
+def test_gradients_of_an_expanded_node_are_those_of_the_composed_form():
+    sources = [
+        ag.to_dot(normed(form), expand=True, values=True, grads=WEIGHTS).source for form in ("fused", "composed")
+    ]
+    fused, composed = (sorted(labels(source).values()) for source in sources)
+    assert fused == composed
+    counts = [sum(gradient for *_, gradient in arrows(source)) for source in sources]
+    assert counts == [4, 4]  # none to x, nor inside the statistics
+
+
+def test_drawing_changes_nothing():
+    y = normed()
+    before = [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes]
+    ag.to_dot(y, values=True, grads=WEIGHTS, expand=True)
+    assert [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes] == before
+    assert all(node.grad is None for node, op, *_ in before if op is None)
+
+
+def test_gradients_agree_with_backward():
+    loss = expression()
+    found = labels(ag.to_dot(loss, grads=True).source)
+    loss.backward()
+    leaves = {node.name: node for node in ag.Graph(loss).nodes if node.op is None}
+    for name in ("a", "b"):
+        assert f"{name}\\ngrad {leaves[name].grad:g}" in found.values()
+    assert "c\\ngrad not computed" in found.values()
+    assert "loss\\ngrad 1" in found.values()
+
+
+def test_stored_gradients_of_a_non_scalar_output():
+    y = normed()
+    before = ag.to_dot(y, grads=True).source
+    assert before.count("grad not computed") == 4
+    assert not any(gradient for *_, gradient in arrows(before))
+    y.backward(WEIGHTS)
+    source = ag.to_dot(y, grads=True).source
+    assert "beta\\ngrad [0.25, 1.5]" in labels(source).values()
+    assert source.count("grad not computed") == 2  # x and the output
+    assert [(tail, head) for tail, head, gradient in arrows(source) if gradient] == [(3, 1), (3, 2)]
+
+
+def test_no_gradient_passes_a_cut():
+    x = leaf([1.0, 2.0], "x")
+    y = x + ag.stop_gradient(ag.exp(x))
+    y.backward(np.ones(2))
+    for source in (ag.to_dot(y, grads=True).source, ag.to_dot(y, grads=np.ones(2)).source):
+        assert not [edge for edge in arrows(source) if edge[2] and edge[0] in (1, 2)]
+        assert "arrowhead=normaltee" in source
+
+
+def test_a_reused_operand_has_two_arrows():
+    x = leaf(3.0, "x")
+    assert arrows(ag.to_dot(x * x, grads=True).source) == [
+        (0, 1, False),
+        (1, 0, True),
+        (0, 1, False),
+        (1, 0, True),
+        (1, 2, False),
+        (2, 1, True),
+    ]
+
+
+def test_several_outputs_each_have_an_oval_and_an_inner_one_passes_its_value_on():
+    x = leaf(2.0, "x")
+    h = x * 3
+    source = ag.to_dot([h, h + 1, h], values=True).source
+    assert labels(source) == {
+        0: "x\\n2", 1: "multiply 3", 2: "add 1", 3: "output\\n6", 4: "output\\n7"
+    }  # fmt: skip
+    assert arrows(source) == [(0, 1, False), (1, 2, False), (1, 3, False), (2, 4, False)]
+
+
+def test_a_leaf_can_be_an_output():
+    assert labels(ag.to_dot(leaf([1.0], "w"), values=True, grads=True).source) == {
+        0: "w\\n[1]\\ngrad [1]",
+        1: "output\\n[1]\\ngrad [1]",
+    }
+
+
+def test_dtypes_are_shown_where_they_are_not_the_outputs():
+    x = ag.tensor([1.0, 2.0], dtype="float32", name="x")
+    source = ag.to_dot(ag.where(np.array([True, False]), x, np.zeros(2))).source
+    assert re.findall(r'label=" (.*) "', source) == ["(2,) bool", "a (2,) float32", "b (2,)", "(2,)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.1), "0.1"),
+        (-0.0, "0"),
+        (np.longdouble(1) / 3, "0.3333"),
+        ([Fraction(1, 3), 2], "[1/3, 2]"),
+        ([Fraction(10**30, 7)], "[1.429e+29]"),
+        ([1, np.nan, -np.inf], "[1, nan, -inf]"),
+        ([[1.5, 2], [3, 4]], "[[1.5, 2],\\n[3, 4]]"),
+        ([True, False], "[True, False]"),
+        (np.zeros((0, 3)), "(0, 3)"),
+        (np.arange(7), "(7,)\\nmean 3\\n0 .. 6"),
+        (np.full(9, 60000, "float16"), "(9,)\\nmean 6e+04\\n6e+04 .. 6e+04"),
+        ([Fraction(1, 2)] * 8, "(8,)\\nmean 0.5\\n0.5 .. 0.5"),
+        ([1, np.inf, -np.inf] * 3, "(9,)\\nmean nan\\n-inf .. inf"),
+    ],
+)
+def test_values_in_short(value, text):
+    t = ag.tensor(value, name="t")
+    assert labels(ag.to_dot(t, values=True).source)[0] == f"t\\n{text}"
+
+
+def test_exact_rationals_are_drawn_and_opened():
+    x, gamma, beta = (np.array(data, dtype=object) for data in ([[Fraction(1)], [Fraction(3)]], [2], [Fraction(1, 3)]))
+    y = ag.batch_norm(*(leaf(data) for data in (x, gamma, beta)), eps=Fraction(5, 4))
+    source = ag.to_dot(y, expand=True).source
+    assert "add 5/4" in labels(source).values()
+    assert "[2/3]" in ag.to_dot(y, expand=True, values=True).source
+
+
+def test_structure_is_drawn_after_an_assignment_and_values_are_not():
+    y = normed()
+    x = next(node for node in ag.Graph(y).nodes if node.name == "x")
+    gamma = next(node for node in ag.Graph(y).nodes if node.name == "gamma")
+    ag.Tensor(x.data, x).assign(np.zeros((4, 2)))
+    ag.Tensor(gamma.data, gamma).assign([5.0, 5.0])
+    ag.to_dot(y, expand=True)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        ag.to_dot(y, values=True)
+
+
+def test_recording_may_be_off():
+    y, expected = normed(), PICTURES["expanded"]().source
+    with ag.no_grad():
+        assert ag.to_dot(y, expand=True).source == expected
+        assert not ag.exp(leaf(1.0)).requires_grad
+
+
+def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages():
+    class Comm:
+        closed = False
+
+        def allgather(self, payload):
+            assert not self.closed
+            return [payload]
+
+    comm = Comm()
+    x = leaf(X, "x")
+    composed, fused = (ag.batch_norm(x, form=form, comm=comm) for form in ("composed", "fused"))
+    comm.closed = True
+    for y in (composed, fused):
+        lines = [line for line in ag.to_dot(y, expand=True).source.splitlines() if '[label="allreduce' in line]
+        assert len(lines) == 3
+        assert all(line.endswith('[label="allreduce" shape=hexagon fillcolor="#E3D5EE"]') for line in lines)
+
+
+def test_direction():
+    def chain(n):
+        t = leaf(1.0)
+        for _ in range(n - 2):
+            t = -t
+        return t
+
+    assert "rankdir=LR" in ag.to_dot(chain(LEFT_TO_RIGHT)).source
+    assert "rankdir=TB" in ag.to_dot(chain(LEFT_TO_RIGHT + 1)).source
+    assert "rankdir=TB" in ag.to_dot(chain(3), direction="TB").source
+    assert "rankdir=LR" in ag.to_dot(chain(LEFT_TO_RIGHT + 1), direction="LR").source
+
+
+def test_a_long_chain_needs_no_recursion(tmp_path):
+    t = leaf(1.0)
+    for _ in range(20_000):
+        t = t * 1.0
+    path = ag.render(t, tmp_path / "chain.dot", values=True, grads=True)
+    assert path.read_text().count(" -> ") == 40_002
+
+
+# --- Text comes out as typed -------------------------------------------------------------------------------
+
+NASTY = [
+    'say "hi"', "<b>bold</b>", "<>", "a\\nb", "back\\", '\\"', "\\N \\G", "&amp; &lt;", "&#65; R&B", "λ 漢字 é 🎉",
+    "two\nlines", "{a|b}", "a:b", "%", "digraph", "tab\there", " padded ", "-->", "]]>", "\N{NO-BREAK SPACE}x",
+]  # fmt: skip
+
+
+def drawn_texts(svg):
+    """What the svg shows as the lines of each node, by id."""
+    found = {}
+    for group in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}g"):
+        if group.get("class") == "node":
+            title = group.find("{http://www.w3.org/2000/svg}title").text
+            found[int(title)] = [text.text or "" for text in group.iter("{http://www.w3.org/2000/svg}text")]
+    return found
+
+
+def check_names(names):
+    total = leaf(0.0, "first")
+    for name in names:
+        total = total + leaf(1.0, name)
+    texts = drawn_texts(draw(ag.to_dot(total).source, "svg"))
+    drawn = ["\n".join(lines) for i, lines in sorted(texts.items())]
+    for name in names:
+        assert name in drawn
+
+
+def test_names_come_out_as_typed():
+    check_names(NASTY)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1), min_size=20))
+def test_any_name_comes_out_as_typed(names):
+    check_names(names)
+
+
+def test_what_can_not_be_printed_is_spelled_out():
+    source = ag.to_dot(leaf(1.0, "bell\x07 nul\0 half\ud800")).source
+    assert labels(source)[0] == r"bell\\x07 nul\\x00 half\\ud800"
+    ET.fromstring(draw(source, "svg"))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_text_is_clipped(name):
+    ttfont = pytest.importorskip("fontTools.ttLib")
+    font = ttfont.TTFont(Path(ag.__file__).parent / "drawing" / "fonts" / "DejaVuSans.ttf")
+    advances, glyphs, unit = font["hmtx"], font.getBestCmap(), font["head"].unitsPerEm
+    ns = "{http://www.w3.org/2000/svg}"
+    svg = ET.fromstring(draw(PICTURES[name]().source, "svg"))
+    width, height = (float(size) for size in svg.get("viewBox").split()[2:])
+    for group in svg.iter(f"{ns}g"):
+        outline = group.find(f"{ns}ellipse")
+        for text in group.findall(f"{ns}text"):
+            size = float(text.get("font-size"))
+            half = sum(advances[glyphs[ord(letter)]][0] for letter in text.text) * size / unit / 2
+            centre, baseline = float(text.get("x")), float(text.get("y"))
+            left, right = 0.0, width - 8
+            if outline is not None:
+                rx, ry = float(outline.get("rx")), float(outline.get("ry"))
+                rise = min(1, abs(baseline - size / 3 - float(outline.get("cy"))) / ry)
+                reach = rx * np.sqrt(1 - rise**2)
+                left, right = float(outline.get("cx")) - reach, float(outline.get("cx")) + reach
+            elif group.get("class") == "node":
+                points = group.find(f"{ns}polygon").get("points").split()
+                xs = [float(point.split(",")[0]) for point in points]
+                left, right = min(xs), max(xs)
+            slack = 3 if group.get("class") == "edge" else 0
+            assert left <= centre - half + slack, text.text
+            assert centre + half - slack <= right, text.text
+            assert -height <= baseline <= 0
+
+
+# --- Files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "SVG"])
 def test_every_format_is_drawn_to_the_path_that_comes_back(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
-    assert ag.render(example(), path) == path
+    path.write_text("old")
+    assert ag.render(normed(), path) == path
     start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF", "dot": b"digraph", "gv": b"digraph"}
     assert path.read_bytes().startswith(start[suffix.lower()])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_to_dot_is_a_digraph():
-    assert isinstance(ag.to_dot(example()), graphviz.Digraph)
+def test_a_path_may_be_a_string(tmp_path):
+    assert ag.render([normed()], f"{tmp_path}/a.dot") == tmp_path / "a.dot"
+    assert (tmp_path / "a.dot").read_text(encoding="utf-8") == PICTURES["fused"]().source
 
 
-def test_drawing_changes_nothing():
-    y = example()
-    before = [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes]
-    ag.to_dot(y, values=True, grads=np.ones((2, 2)), expand=True)
-    assert [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes] == before
-    assert all(node.grad is None for node, op, _, _ in before if op is None)
+@pytest.mark.parametrize(
+    ("outputs", "path", "options", "error", "match"),
+    [
+        (None, "a.jpg", {}, ValueError, r"path .*a\.jpg' ends in '\.jpg', expected one of \.svg"),
+        (None, "noending", {}, ValueError, "ends in ''"),
+        (None, "a.svg", {"direction": "RL"}, ValueError, "direction is 'RL'"),
+        (None, "a.svg", {"grads": np.ones(3)}, ValueError, r"grads is ndarray of shape \(3,\).*\(4, 2\)"),
+        (None, "a.svg", {"grads": None}, ValueError, "grads is NoneType"),
+        (3, "a.svg", {}, TypeError, "outputs is a int"),
+        (np.ones(3), "a.svg", {}, TypeError, "outputs is a ndarray"),
+        ([1.5], "a.svg", {}, TypeError, r"outputs\[0\] is a float"),
+        ([], "a.svg", {}, ValueError, "at least one output"),
+        (None, "missing/a.svg", {}, FileNotFoundError, r"path can't be written: No such file.*missing/a\.svg"),
+        (None, "file/a.dot", {}, NotADirectoryError, "path can't be written: Not a directory"),
+        (None, "folder.dot", {}, IsADirectoryError, "path can't be written: Is a directory"),
+    ],
+)
+def test_errors_name_the_argument_and_leave_nothing_behind(tmp_path, outputs, path, options, error, match):
+    (tmp_path / "folder.dot").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(error, match=match):
+        ag.render(normed() if outputs is None else outputs, tmp_path / path, **options)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "folder.dot"]
+
+
+def fake_dot(folder, script):
+    program = folder / "dot"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+def test_a_dot_on_the_path_comes_first(tmp_path, monkeypatch):
+    fake_dot(tmp_path, 'echo "$@"; exec cat')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert draw("digraph {}", "png") == b"-Tpng -Gdpi=144\ndigraph {}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(
+    ("script", "match"),
+    [("echo one >&2; echo two >&2; exit 3", r"\(two\)"), ("kill -9 $$", "-9"), ("cat >/dev/null", "0")],
+)
+def test_a_failing_graphviz_is_reported(tmp_path, monkeypatch, script, match):
+    fake_dot(tmp_path, script)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match=f"failed to draw svg .*{match}"):
+        ag.render(normed(), tmp_path / "a.svg")
+    assert not (tmp_path / "a.svg").exists()
+
+
+def test_without_graphviz_only_text_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(RuntimeError, match=r"`dot` is on PATH, or pip install 'pygraphviz>=2'"):
+        ag.render(normed(), tmp_path / "a.svg")
+    ag.render(normed(), tmp_path / "a.dot")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.dot"]
+
+
+def test_graphviz_is_imported_for_drawing_only():
+    code = "import sys, autograd_bn as ag; ag.render, ag.to_dot; sys.exit('graphviz' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_notebook_shows_the_picture(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    graph = ag.to_dot(normed())
+    assert isinstance(graph, graphviz.Digraph)
+    assert graph._repr_mimebundle_()["image/svg+xml"].startswith("<?xml")
+    assert graph._repr_mimebundle_(include=["image/png"])["image/png"].startswith(b"\x89PNG")
+
+
+if __name__ == "__main__":
+    for title, picture in PICTURES.items():
+        (GOLDEN / f"{title}.gv").write_text(picture().source, encoding="utf-8")

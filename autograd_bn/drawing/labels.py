@@ -22,7 +22,9 @@ def title(node: Node) -> list[str]:
         return [node.name or ("parameter" if node.requires_grad else "input")]
     name = node.op or ""
     options = [
-        f"{key} {text}" for key, value in node.params.items() if key not in UNSHOWN and (text := _option_text(value))
+        f"[{text}]" if key == "index" else f"{key} {text}"
+        for key, value in node.params.items()
+        if key not in UNSHOWN and (text := _option_text(value))
     ]
     operands = ["·" if is_array(arg) else number_text(arg) for arg in node.args]
     if node.primitive.joint:

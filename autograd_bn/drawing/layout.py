@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.sax.saxutils import escape
 
 # Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
 # stack, freeing the layout of a graph with a title reads memory that is gone, and its warnings go to the terminal.
@@ -22,6 +26,16 @@ if not graphviz.gvLayout(context, graph.handle, b"dot"):
 os._exit(0)
 """
 RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
+# Boxes are sized by the font: with one of our own they fit on a machine that has no fonts, too.
+_FONTS = Path(__file__).with_name("fonts")
+_FONTCONFIG = f"""<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+<include ignore_missing="yes">/etc/fonts/fonts.conf</include>
+<dir>{escape(str(_FONTS))}</dir>
+<cachedir prefix="xdg">fontconfig</cachedir>
+</fontconfig>
+"""
 
 
 def draw(source: str, format: str) -> bytes:
@@ -41,7 +55,11 @@ def draw(source: str, format: str) -> bytes:
                 "pip install 'pygraphviz>=2', which carries it; .dot files need neither"
             ) from None
         command = [sys.executable, "-P", "-c", _WHEEL, format, RESOLUTION[format]]
-    done = subprocess.run(command, input=source.encode(), capture_output=True, check=False)
+    with TemporaryDirectory() as folder:
+        fonts = Path(folder, "fonts.conf")
+        fonts.write_text(_FONTCONFIG)
+        environment = {"FONTCONFIG_FILE": str(fonts), **os.environ}
+        done = subprocess.run(command, input=source.encode(), capture_output=True, check=False, env=environment)
     if done.returncode or not done.stdout:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"

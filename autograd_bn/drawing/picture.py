@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -31,7 +34,34 @@ def render(
 ) -> Path:
     """Draw the graph below `outputs`, a tensor or a sequence of tensors, to a file, and return its path.
 
-    The suffix picks the format: svg, png, pdf, or dot (also gv), the text that Graphviz draws from.
+    The suffix picks the format: `.svg`, `.png`, `.pdf`, or `.dot` (also `.gv`), the text that Graphviz draws
+    from. Ovals are tensors: inputs, parameters (leaves that require a gradient, with a double outline) and
+    outputs (dark). Boxes are operations, with their scalar constants and options; arrays among their operands
+    are notes. Edges show shapes, and a dtype where it is not the first output's. A fused batch norm is a
+    cluster, which `expand=True` opens into its composed body; the graph itself stays as it is.
+    `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
+
+    `values=True` shows the value of every node: up to six numbers in full, of more their shape, mean and range.
+
+    `grads=True` shows the gradient of every node, and dashed edges against the arrows where it flows. Where
+    all outputs have one element it is the gradient of their sum, computed here; no `.grad` is read or changed.
+    For other outputs it is what the leaves hold in `.grad`. An array as `grads`, of the shape of the only
+    output, weighs its elements as in `backward`. Where there is no gradient the picture says "not computed".
+
+    `direction` is "LR" (left to right) or "TB" (top to bottom); by default pictures of up to 25 nodes run
+    left to right. Values, gradients and exact rationals are computed anew: a graph with `allreduce` nodes
+    then needs the call on every rank.
+
+    A `dot` program on PATH draws, else the Graphviz in the pygraphviz wheel; `.dot` and `.gv` need neither.
+    The file is written whole or not at all. `TypeError` for outputs that aren't tensors, `ValueError` for an
+    unknown suffix or direction or a gradient of another shape, `RuntimeError` where there is no Graphviz or
+    it fails or where a value was overwritten by `assign`, `OSError` where the file can't be written.
+
+    >>> import autograd_bn as ag, tempfile
+    >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ag.render((x * x).sum(), folder + "/picture.dot", values=True).name
+    'picture.dot'
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -53,7 +83,15 @@ def to_dot(
     expand: bool = False,
     direction: str | None = None,
 ) -> graphviz.Digraph:
-    """The picture that `render` draws, with the same options, as a `graphviz.Digraph`."""
+    """The picture that `render` draws, with the same options, as a `graphviz.Digraph`.
+
+    A notebook shows it as svg, with a `dot` program or with the Graphviz in the pygraphviz wheel.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([1.0, 2.0], name="x")
+    >>> '0 -> 1 [label=" (2,) "]' in ag.to_dot(ag.exp(x)).source
+    True
+    """
     from .dot import digraph
 
     if direction not in (None, "LR", "TB"):
@@ -81,19 +119,19 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return list(outputs)
 
 
-def _gradients(graph: Graph, cotangent: Any) -> dict[Node, Any]:
-    """The gradient of every node that has one; no `.grad` is touched."""
+def _gradients(graph: Graph, weights: Any) -> dict[Node, Any]:
+    """The gradient of every node that has one."""
     outputs = graph.outputs
-    if cotangent is True:
-        if any(np.prod(node.shape) != 1 for node in outputs):
+    if weights is True:
+        if any(math.prod(node.shape) != 1 for node in outputs):
             return {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
         seeds = [(node, np.ones(node.shape, node.dtype)) for node in outputs if node.requires_grad]
     else:
-        array = np.asarray(cotangent)
-        if len(outputs) != 1 or array.shape != outputs[0].shape:
+        array = np.asarray(weights)
+        if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO" or weights is None:
             raise ValueError(
-                f"grads has shape {array.shape}, expected True, False or the gradient of a single output, "
-                f"of its shape {outputs[0].shape}"
+                f"grads is {type(weights).__name__} of shape {array.shape}, expected True, False or the gradient of "
+                f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
             )
         seeds = [(outputs[0], array.astype(outputs[0].dtype))]
     return propagate(seeds, {node for node in graph.nodes if node.requires_grad}, create_graph=False)
@@ -101,10 +139,12 @@ def _gradients(graph: Graph, cotangent: Any) -> dict[Node, Any]:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{uuid4().hex}.part")
     try:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

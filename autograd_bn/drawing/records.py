@@ -113,7 +113,7 @@ def picture(
                 if arg in receivers and gradients is not None and arg in gradients:
                     drawn.arrows.append(Arrow(here, tail, gradient=True))
             elif position in constants:
-                connect(constants[position], here, arg)
+                connect(constants[position], here, arg, name if len(name) == 1 else "")
     for node in outputs:
         here = add("output", [node.name if node.name and node.op else "output", *details(node)])
         connect(place[node], here, node)
