@@ -184,6 +184,12 @@ def the_fused_form_has_one_exchange_each_way():
     assert counting.sent == ["Allgather"] * 2
     assert ag.Graph(y).ops == {"batch_norm": 1}
     assert ag.Graph(ag.batch_norm(x, gamma, form="composed", comm=comm)).ops["allreduce"] == 3
+    source = ag.to_dot(y, expand=True).source
+    assert source.count("hexagon") == 3
+    assert "features" not in source
+    ag.expand(y)
+    assert ag.Graph(y).ops["allreduce"] == 3
+    assert not ag.fuse(y).fused  # what it doesn't recognise it leaves alone
     if comm.rank == 0:  # given statistics need nobody else
         ag.batch_norm(x, gamma, mean=np.zeros(3), var=np.ones(3), comm=comm).sum().backward()
 

@@ -25,7 +25,7 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
     own: Any = np.full((1,) * x.ndim, Fraction(count(x.shape, axes)), dtype=np.result_type(x.dtype, float))
     if isinstance(x, Tensor):
         own = ag.as_tensor(own, name="count")
-    total = allreduce(own, comm, _call("composed", x, axes, stop))
+    total = allreduce(own, comm, _Call("composed", x, axes, stop))
     n = _at_least_two(int(total.item()))
     part = ag.divide(own, total if n else 1)
     if part.dtype != x.dtype:
@@ -42,7 +42,7 @@ def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any)
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
     (high, low), squares = kernels.statistics(x, axes)
     own = np.stack((high, low, squares))
-    parts = gather(comm, _call("fused", x, axes, stop), count(x.shape, axes), own)
+    parts = gather(comm, _Call("fused", x, axes, stop), count(x.shape, axes), own)
     parts = [(n, statistics) for n, statistics in parts if n] or parts[:1]
     n, mean, squares = kernels.merge(parts, x.dtype)
     return mean, squares, _at_least_two(n)
@@ -54,10 +54,16 @@ def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:
     return both[0], both[1]
 
 
-def _call(form: str, x: Any, axes: tuple[int, ...], stop: frozenset[str]) -> str:
-    """What the ranks must agree on, in words."""
-    features = tuple([n for i, n in enumerate(x.shape) if i not in axes])
-    return f"batch_norm(form={form!r}, axes={axes}, stop={sorted(stop)}) of {features} features, dtype {x.dtype}"
+class _Call:
+    """What the ranks must agree on, in words. No string, so that a picture doesn't print it as an option."""
+
+    def __init__(self, form: str, x: Any, axes: tuple[int, ...], stop: frozenset[str]) -> None:
+        features = tuple([n for i, n in enumerate(x.shape) if i not in axes])
+        options = f"form={form!r}, axes={axes}, stop={sorted(stop)}"
+        self.text = f"batch_norm({options}) of {features} features, dtype {x.dtype}"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def _at_least_two(n: int) -> int:

@@ -23,15 +23,15 @@ SMALL = FRAME * 3 // 4
 _hooked = False
 
 
-def exchange(comm: Any, call: str | Exception, payload: Any = None) -> list[Any]:
+def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
     """Every rank's `payload`, in rank order.
 
-    `call` says what the rank is doing. It travels with the payload, so that ranks which disagree all raise the
-    same `ValueError` and none is left waiting. A rank that can't take part sends its exception as `call`: it is
-    then raised on every rank.
+    `call`, as a string, says what the rank is doing. It travels with the payload, so that ranks which disagree
+    all raise the same `ValueError` and none is left waiting. A rank that can't take part sends its exception as
+    `call`: it is then raised on every rank.
     """
     end_together(check_comm(comm))
-    everyone = _framed(comm, (call, payload))
+    everyone = _framed(comm, (call if isinstance(call, Exception) else str(call), payload))
     calls = [call for call, _ in everyone]
     for rank, told in enumerate(calls):
         if isinstance(told, Exception):
@@ -42,7 +42,7 @@ def exchange(comm: Any, call: str | Exception, payload: Any = None) -> list[Any]
 
 
 @primitive(lambda g, comm: allreduce(g, comm))
-def allreduce(t: Any, /, comm: Any, call: str | None = None) -> Any:
+def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     """The sum of `t` over the ranks of the mpi4py communicator `comm`, the same bits on every rank.
 
     A tensor gives a recorded node. Its derivative is `allreduce` again, of the sum of the ranks' losses. Every
@@ -89,7 +89,7 @@ def _framed(comm: Any, message: Any) -> list[Any]:
     return [pickle.loads(row[8:]) for row in received]
 
 
-def gather(comm: Any, call: str, count: int, array: Array) -> list[tuple[int, Array]]:
+def gather(comm: Any, call: object, count: int, array: Array) -> list[tuple[int, Array]]:
     """Every rank's `count` and `array`, in rank order; `call` tells the shape and dtype, as in `exchange`."""
     small = _travels_along(array)
     parts: list[tuple[int, Array]] = exchange(comm, call, (count, array if small else None))
