@@ -84,7 +84,7 @@ def _measure_shape(comm: Any, rows: int, features: int) -> dict[str, Any]:
         x = ag.tensor(x, requires_grad=True)
         return lambda: ag.grad(ag.batch_norm(x, gamma, beta, comm=comm), [x, gamma, beta], [g])
 
-    statistics, sums = np.zeros((2, 1, features)), np.zeros((2, 1, features), np.float32)
+    statistics, sums = np.zeros((3, 1, features)), np.zeros((2, 1, features))
 
     def exchange() -> None:
         gather(comm, "the benchmark", own, statistics)
@@ -128,7 +128,7 @@ def _forecast(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     forecast = []
     for shape in measured[0]["shapes"]:
         rows, features, times = shape["rows"], shape["features"], shape["least"]
-        arrays = [2 * features * size for size in (8, 4)]  # statistics in float64, sums in float32
+        arrays = [3 * features * 8, 2 * features * 8]  # statistics forward, sums backward, in float64
         message = sum(FRAME + (size if size > SMALL else 0) for size in arrays) // 2
         row = max(times["compute"] - times["few_rows"], 0.0) / (rows - rows // 16)
         step = Step(rows, row, message, software=times["exchange"] / 2)
