@@ -21,6 +21,7 @@ _ROOMS: dict[str, str] = {
     "expand": "batch_norm.rewrite:expand",
     "fuse": "batch_norm.rewrite:fuse",
     "gradcheck": "verify.gradcheck:gradcheck",
+    "lint": "verify.lint:lint",
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .verify.compare import compare as compare
     from .verify.gradcheck import GradientError as GradientError
     from .verify.gradcheck import gradcheck as gradcheck
+    from .verify.lint import lint as lint
     from .verify.proof import Proof as Proof
     from .verify.proof import prove_equal as prove_equal
     from .verify.proof import rational_batch as rational_batch

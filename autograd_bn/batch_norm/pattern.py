@@ -196,6 +196,25 @@ def _statistics(
     return (None, None), reader.axes.get(mean.base, tuple(long)), tuple(stop)
 
 
+def sources(reader: Reader, match: Match) -> set[Node]:
+    """The nodes that a batch norm reads as they come."""
+    return {source for factor in match.factors if isinstance(source := reader.source(factor), Node)}
+
+
+def inside(reader: Reader, node: Node, match: Match | None = None) -> set[Node]:
+    """The nodes between `node` and what it reads as it comes, both left out."""
+    ends = sources(reader, match) if match else set()
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        for parent in stack.pop().inputs:
+            if parent in found or reader.same[parent] in ends or reader.seen[parent] == reader.plain(parent):
+                continue
+            found.add(parent)
+            stack.append(parent)
+    return found
+
+
 def called(reader: Reader, factor: Factor) -> str:
     """A factor's name in a message."""
     source = reader.source(factor) if is_plain(factor) else None

@@ -12,7 +12,7 @@ from ..engine.graph import Graph, Values
 from ..engine.node import Leaf, Node, recording
 from ..engine.operations import broadcast_to, reshape
 from .definition import batch_norm, body, kept_shape
-from .pattern import Match, NearMiss, Partly, find, label
+from .pattern import Match, NearMiss, Partly, find, inside, label, sources
 from .reading import Factor, Reader, long_axes
 
 
@@ -80,16 +80,16 @@ def fuse(*outputs: Tensor) -> Report:
             match = None if node in settled else find(reader, node)
             if match:
                 made[node] = _fused(reader, values, node, match, asked)
-                live.update(_sources(reader, match))
+                live.update(sources(reader, match))
                 continue
         except Partly as reason:
-            partly[node] = str(reason), _inside(reader, node)
+            partly[node] = str(reason), inside(reader, node)
         except NearMiss as reason:
             refused[node] = str(reason)
-            settled |= _inside(reader, node)
+            settled |= inside(reader, node)
         live.update(node.inputs)
-    for node, (text, inside) in reversed(partly.items()):
-        if not inside & (made.keys() | refused.keys()):
+    for node, (text, interior) in reversed(partly.items()):
+        if not interior & (made.keys() | refused.keys()):
             refused[node] = text
     for node, fused in made.items():
         node.become(fused)
@@ -99,46 +99,27 @@ def fuse(*outputs: Tensor) -> Report:
     )
 
 
-def _sources(reader: Reader, match: Match) -> set[Node]:
-    """The nodes that a batch norm reads as they come."""
-    return {source for factor in match.factors if isinstance(source := reader.source(factor), Node)}
-
-
-def _inside(reader: Reader, node: Node, match: Match | None = None) -> set[Node]:
-    """The nodes between `node` and what it reads as it comes, both left out."""
-    ends = _sources(reader, match) if match else set()
-    found: set[Node] = set()
-    stack = [node]
-    while stack:
-        for parent in stack.pop().inputs:
-            if parent in found or reader.same[parent] in ends or reader.seen[parent] == reader.plain(parent):
-                continue
-            found.add(parent)
-            stack.append(parent)
-    return found
+def argument(reader: Reader, values: Values, factor: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """What a factor stands for, as `batch_norm` takes it: of the kept axes' shape, or with 1s for the others."""
+    if not isinstance(factor, Factor):
+        return factor
+    source = reader.source(factor)
+    given = Tensor(values[source], source) if isinstance(source, Node) else source
+    kept, full = kept_shape(shape, axes), kept_shape(shape, axes, keepdims=True)
+    if given.shape == shape or (factor.along == long_axes(full) and given.shape in (kept, full)):
+        return given
+    lengths = [n if i - len(full) in factor.along else 1 for i, n in enumerate(full)]
+    return broadcast_to(reshape(given, lengths), full)
 
 
 def _fused(reader: Reader, values: Values, node: Node, match: Match, asked: set[Node]) -> Node:
     """The fused node that computes `match`, recorded on the same inputs."""
-    inside = _inside(reader, node, match)
-    for inner in inside & asked:
+    interior = inside(reader, node, match)
+    for inner in interior & asked:
         raise NearMiss(f"{label(inner)} inside it is itself asked for")
-    kept, full = (kept_shape(node.shape, match.axes, keepdims) for keepdims in (False, True))
-
-    def argument(factor: Any) -> Any:
-        """As `batch_norm` takes it: of the kept axes' shape, or with 1s for the others."""
-        if not isinstance(factor, Factor):
-            return factor
-        source = reader.source(factor)
-        given = Tensor(values[source], source) if isinstance(source, Node) else source
-        if factor is match.x or (factor.along == long_axes(full) and given.shape in (kept, full)):
-            return given
-        shape = [n if i - len(full) in factor.along else 1 for i, n in enumerate(full)]
-        return broadcast_to(reshape(given, shape), full)
-
     with recording(True):
-        x, gamma, beta = (argument(factor) for factor in match[:3])
-        mean, var, eps = (a.data if isinstance(a, Tensor) else a for a in map(argument, match[3:6]))
+        x, gamma, beta, *given = [argument(reader, values, factor, node.shape, match.axes) for factor in match[:6]]
+        mean, var, eps = (a.data if isinstance(a, Tensor) else a for a in given)
         try:
             y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
         except (TypeError, ValueError) as error:
@@ -146,15 +127,17 @@ def _fused(reader: Reader, values: Values, node: Node, match: Match, asked: set[
     if (y.shape, y.dtype) != (node.shape, node.dtype):
         raise Partly(f"the fused node would have shape {y.shape} and dtype {y.dtype}, not {node.shape}, {node.dtype}")
     if isinstance(x.node, Leaf) and x.node.buffer and x.node.buffer.version:
-        _check_unchanged(x.node, inside, values)
+        _check_unchanged(x.node, interior, values)
     return y.node  # type: ignore[no-any-return]
 
 
-def _check_unchanged(x: Leaf, inside: set[Node], values: Values) -> None:
+def _check_unchanged(x: Leaf, interior: set[Node], values: Values) -> None:
     """`RuntimeError` where what was saved inside is not what `x`, once assigned to, gives now."""
     again = Values(())
-    again.known.update((parent, values[parent]) for node in inside for parent in node.inputs if parent not in inside)
-    for node in inside & values.known.keys():
+    again.known.update(
+        (parent, values[parent]) for node in interior for parent in node.inputs if parent not in interior
+    )
+    for node in interior & values.known.keys():
         now = again[node]
         if not np.all((now == values[node]) | (now != now)):
             raise RuntimeError(
