@@ -53,7 +53,7 @@ def _one(kind: str, words: str, repair: str) -> list[Factor]:
 Option = tuple[list[Factor], Array]
 
 
-def _structures(norm: Normalisation) -> dict[str, list[Option]]:
+def _structures(norm: Normalisation, gamma_per_feature: bool) -> dict[str, list[Option]]:
     """For each path, what people write in its place; the right term stands first."""
     xhat, sigma, average = norm.xhat, norm.sigma, norm.average
     ones = np.ones_like(norm.x)
@@ -93,7 +93,8 @@ def _structures(norm: Normalisation) -> dict[str, list[Option]]:
     mean.append((_one("wrong operand", words, "Use x - mean"), paths["mean"] + w * extra))
     operands = {
         "xhat": (xhat, ""),
-        "x": (norm.x / sigma, "takes x where x - mean belongs"),
+        "x": (norm.x, "takes x where xhat belongs"),
+        "x / sigma": (norm.x / sigma, "takes x where x - mean belongs"),
         "y": (norm.y, "takes the output y where xhat belongs"),
         "xhat**2": (xhat * xhat, "has xhat squared"),
         "nothing": (ones, "lacks the factor xhat"),
@@ -108,7 +109,7 @@ def _structures(norm: Normalisation) -> dict[str, list[Option]]:
             factors = _one("wrong operand", f"{out} outside its sum", _OPERAND) if out else []
             factors += _one("wrong operand", f"{into} inside its sum", _OPERAND) if into else []
         var.append((factors, -a * average(direct * b) * w))
-    if norm.gamma_name and not Dictionary(norm).gamma_per_feature:
+    if not gamma_per_feature:
         for power in (-1, 1, -2):  # gamma inside the sums of layer norm is no factor of the whole term
             for path, term in norm.paths(norm.dy * norm.gamma ** (1.0 + power)).items():
                 options[path].append(([gamma_power(power, path)], term))
@@ -118,12 +119,13 @@ def _structures(norm: Normalisation) -> dict[str, list[Option]]:
 _OPERAND = "Write it as -xhat * mean(dxhat * xhat) / sigma"
 
 
-def explain_dx(norm: Normalisation, given: Array) -> Explanation | None:
+def explain_dx(dictionary: Dictionary, given: Array) -> Explanation | None:
     """The smallest set of reasons that turns the true dx into `given`, if there is one."""
-    dictionary = Dictionary(norm)
-    structures = _structures(norm)
+    norm = dictionary.norm
+    structures = _structures(norm, dictionary.gamma_per_feature)
     active = [path for path, options in structures.items() if np.any(options[0][1])]
     target = norm.rows(given)
+    lost, kept = _lost_rows(target)
     best: Explanation | None = None
     # Whole terms first: every choice of spellings with all weights right.
     spellings = [structures[path] for path in active]
@@ -136,12 +138,12 @@ def explain_dx(norm: Normalisation, given: Array) -> Explanation | None:
         structural = sum(len(option[0]) for option in combo)
         if structural > 2 or (best is not None and best.cost <= structural + 1):
             break
-        weights = _weights([norm.rows(option[1]) for option in combo], target)
+        weights = _weights([norm.rows(option[1])[:, kept] for option in combo], target[:, kept])
         if weights is None:
             continue
         parts, coefficients = {}, {}
         for path, option, c in zip(active, combo, weights, strict=True):
-            parts[path] = [*option[0], *dictionary.explain(c, path)]
+            parts[path] = [*option[0], *dictionary.explain(c, path), *lost]
             if np.ptp(c) < 1e-6 * max(float(np.max(np.abs(c))), 1.0):
                 coefficients[path] = float(np.median(c))
         parts = _idioms(norm, parts, dict(zip(active, weights, strict=True)), coefficients)
@@ -149,6 +151,15 @@ def explain_dx(norm: Normalisation, given: Array) -> Explanation | None:
         if best is None or found.cost < best.cost - 1e-9:
             best = found
     return best
+
+
+def _lost_rows(target: Array) -> tuple[list[Factor], Array]:
+    """Rows of the batch in which nothing came back, and the others."""
+    kept = np.any(target != 0, axis=0)
+    if np.all(kept) or not np.any(kept):
+        return [], np.ones_like(kept)
+    words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
+    return _one("lost rows", words, "Fill in every row"), kept
 
 
 def _weights(basis: list[Array], target: Array) -> Array | None:
@@ -189,8 +200,9 @@ def _idioms(
     return parts
 
 
-def explain_sum(norm: Normalisation, name: str, given: Array) -> Explanation | None:
+def explain_sum(dictionary: Dictionary, name: str, given: Array) -> Explanation | None:
     """The smallest set of reasons for a wrong dgamma or dbeta, which are sums over the batch."""
+    norm = dictionary.norm
     parameter = norm.gamma if name == "dgamma" else norm.beta
     axes = tuple(i for i, k in enumerate(parameter.shape) if k == 1 and norm.x.shape[i] != 1)
 
@@ -200,7 +212,6 @@ def explain_sum(norm: Normalisation, name: str, given: Array) -> Explanation | N
     given = given.reshape(parameter.shape) if given.size == parameter.size else given
     if given.shape != parameter.shape:
         return None
-    dictionary = Dictionary(norm)
     xhat, dy, x = norm.xhat, norm.dy, norm.x
     wrong = "wrong operand"
     if name == "dgamma":

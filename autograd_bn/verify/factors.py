@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..engine.node import Array
-from .normalisation import Normalisation, close
+from .normalisation import Normalisation
 
 RTOL = 1e-7  # how well an explanation must reproduce what came back, of its largest entry
 
@@ -66,55 +67,57 @@ def number(k: float, n: int, features: int, where: str = "term") -> list[Factor]
 
 
 class Dictionary:
-    """The factors, one a feature, that gamma, sigma, eps and the mean can put on a term."""
+    """The factors, one a feature, that gamma, sigma, eps and the mean can put on a term of the gradient."""
 
     def __init__(self, norm: Normalisation):
         self.norm = norm
         self.n, self.features = norm.n, norm.features
         gamma = norm.rows(norm.gamma)
         self.gamma_per_feature = bool(np.ptp(gamma, axis=1).max() == 0)
-        bases: list[tuple[str, Array, tuple[int, ...]]] = []
-        sigma, var, mean = (norm.rows(values)[:, 0] for values in (norm.sigma, norm.var, norm.mean))
-        self.sigma, self.var = sigma, var
-        if self.gamma_per_feature and not np.all(norm.gamma == 1):
-            bases.append(("gamma", gamma[:, 0], (-1, 1, -2, 2, -3)))
-        if np.ptp(sigma) > 1e-9 * sigma.max():
-            bases.append(("sigma", sigma, (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)))
-        if np.all(mean != 0) and np.ptp(np.abs(mean)) > 0:
-            bases.append(("mean", mean, (-1, 1)))
-        other: list[tuple[str, Array]] = []
-        if norm.training and norm.spelling == "standard":
-            n, eps = norm.n, norm.eps
-            other = [
+        self.sigma, self.var, mean = (norm.rows(values)[:, 0] for values in (norm.sigma, norm.var, norm.mean))
+        bases: list[tuple[str, Array, Sequence[int]]] = [
+            ("sigma", self.sigma, range(-4, 7)),
+            ("mean", mean, range(-1, 2)),
+        ]
+        if self.gamma_per_feature:
+            bases += [("gamma", gamma[:, 0], range(-3, 3)), ("sign of gamma", np.sign(gamma[:, 0]), range(2))]
+        tables = [self._powers(bases)]
+        for name, base in self._other_roots():
+            tables.append(self._powers([*bases, (name, base, (-2, -1, 1, 2, 3))]))
+        self.grids = [(names, grid) for names, grid, _, _ in tables]
+        self.logs = np.concatenate([logs for _, _, logs, _ in tables])
+        self.signs = np.concatenate([signs for _, _, _, signs in tables])
+
+    def _powers(self, bases: list[tuple[str, Array, Sequence[int]]]) -> tuple[list[str], Array, Array, Array]:
+        """Every product of powers of the bases that tell features apart: names, powers, logs and signs."""
+        bases = [(n, b, powers) for n, b, powers in bases if np.all(b != 0) and np.ptp(b) > 1e-9 * np.max(np.abs(b))]
+        grid = np.array(list(itertools.product(*[powers for _, _, powers in bases])), dtype=int)
+        values = np.array([base for _, base, _ in bases]).reshape(len(bases), self.features)
+        odd = (grid % 2) @ (values < 0) % 2
+        return [name for name, _, _ in bases], grid, grid @ np.log(np.abs(values)), 1.0 - 2.0 * odd
+
+    def _parts(self, i: int) -> dict[str, int]:
+        """What product `i` is made of."""
+        for names, grid in self.grids:
+            if i < len(grid):
+                return {name: power for name, power in zip(names, grid[i].tolist(), strict=True) if power}
+            i -= len(grid)
+        raise IndexError(i)
+
+    def _other_roots(self) -> list[tuple[str, Array]]:
+        """What is written for sigma, as a ratio of the right one to it."""
+        sigma, var, n, eps = self.sigma, self.var, self.n, self.norm.eps
+        if self.norm.spelling == "standard":
+            return [
                 ("no eps", sigma / np.sqrt(var)),
                 ("eps outside", sigma / (np.sqrt(var) + eps)),
                 ("eps outside", sigma / (np.sqrt(var) + np.sqrt(eps))),
-                ("N-1", sigma / np.sqrt(var * n / (n - 1) + eps)),
                 ("eps squared", sigma / np.sqrt(var + eps**2)),
+                ("N-1", sigma / np.sqrt(var * n / (n - 1) + eps)),
             ]
-        elif norm.spelling == "outside":
-            other = [
-                ("no eps", sigma / np.sqrt(var)),
-                ("eps inside", sigma / np.sqrt(var + norm.eps)),
-            ]
-        elif norm.spelling == "unbiased":
-            other = [("N", sigma / np.sqrt(var + norm.eps))]
-        self.table: list[tuple[float, Array, Array, tuple[tuple[str, int], ...]]] = []
-        choices: list[list[tuple[str, Array, int]]] = [
-            [(name, base, 0), *[(name, base, power) for power in powers]] for name, base, powers in bases
-        ]
-        variants = [("", np.ones(self.features), 0)]
-        variants += [(name, base, p) for name, base in other for p in (1, 2, 3, -1, -2) if np.ptp(base) > 1e-9]
-        for variant in variants:
-            for combo in itertools.product(*choices):
-                parts = [(name, base, p) for name, base, p in (*combo, variant) if p]
-                logs = sum((p * np.log(np.abs(base)) for _, base, p in parts), np.zeros(self.features))
-                signs = np.prod([np.sign(base) ** p for _, base, p in parts], axis=0) * np.ones(self.features)
-                cost = sum(0.5 + 0.5 * abs(p) for _, _, p in parts)
-                self.table.append((cost, logs, signs, tuple([(name, p) for name, _, p in parts])))
-        self.table.sort(key=lambda row: row[0])
-        self.logs = np.array([row[1] for row in self.table])
-        self.signs = np.array([row[2] for row in self.table])
+        if self.norm.spelling == "outside":
+            return [("no eps", sigma / np.sqrt(var)), ("eps inside", sigma / np.sqrt(var + eps))]
+        return [("N", sigma / np.sqrt(var + eps))] if self.norm.spelling == "unbiased" else []
 
     def explain(self, c: Array, path: str) -> list[Factor]:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
@@ -124,28 +127,20 @@ class Dictionary:
         if np.ptp(c) < 1e-7 * scale:
             return number(float(np.median(c)), self.n, self.features)
         if np.all(c != 0) and self.features > 2:
-            with np.errstate(all="ignore"):
-                rest = np.log(np.abs(c)) - self.logs
-                fits = (np.ptp(rest, axis=1) < 1e-7) & (np.ptp(self.signs * np.sign(c), axis=1) == 0)
-            best: list[Factor] | None = None
-            for i in np.flatnonzero(fits):
-                k = float(np.exp(np.median(rest[i])) * (self.signs[i] * np.sign(c))[0])
-                parts = dict(self.table[i][3])
-                found = self._named(parts, k, path)
-                if best is None or cost(found) < cost(best):
-                    best = found
+            rest, signs = np.log(np.abs(c)) - self.logs, self.signs * np.sign(c)
+            fits = (np.ptp(rest, axis=1) < 1e-7) & (np.ptp(signs, axis=1) == 0)
+            best: tuple[float, list[Factor]] | None = None
+            for i in np.flatnonzero(fits).tolist():
+                parts = self._parts(i)
+                named = self._named(parts, float(np.exp(np.median(rest[i])) * signs[i, 0]), path)
+                price = cost(named) + 0.01 * sum(map(abs, parts.values()))
+                best = (price, named) if best is None or price < best[0] else best
             if best is not None:
-                return best
-            if self.gamma_per_feature and close(c, np.sign(self.norm.rows(self.norm.gamma)[:, 0]), RTOL):
-                return [Factor("gamma", "abs gamma", "has |gamma| in place of gamma", "Use gamma with its sign")]
-            if self.norm.spelling == "standard" and np.all(c > 0):
-                for power in (1, 3, 2):
-                    with np.errstate(all="ignore"):
-                        eps = self.sigma**2 / np.abs(c) ** (2 / power) - self.var
-                    if np.all(eps > -1e-12) and np.ptp(eps) < 1e-5 * max(float(np.median(eps)), 1e-300):
-                        e = float(np.median(eps))
-                        words = f"is computed with eps = {e:.3g}, and forward has eps = {self.norm.eps:.3g}"
-                        return [Factor("eps", "eps", words, "Use forward's eps")]
+                return best[1]
+            eps = self._other_eps(c)
+            if eps is not None:
+                words = f"is computed with eps = {eps:.3g}, and forward has eps = {self.norm.eps:.3g}"
+                return [Factor("eps", "eps", words, "Use forward's eps")]
         if np.max(np.abs(c - 1)) < 2e-3:
             words = "is right to a few digits only, as if rounded to a narrower type"
             return [Factor("precision", "precision", words, "Compute in float64", 2.0)]
@@ -153,8 +148,18 @@ class Dictionary:
         words = f"is weighted differently in each feature ({shown}), as if by statistics of other data"
         return [Factor("statistics", "statistics", words, "Use the mean and variance that forward used", 3.0)]
 
+    def _other_eps(self, c: Array) -> float | None:
+        """The eps with which forward's root would leave the factors `c`, if there is one."""
+        if self.norm.spelling == "standard" and np.all(c > 0):
+            for power in (1, 3, 2):
+                eps = self.sigma**2 / c ** (2 / power) - self.var
+                if np.all(eps > -1e-12) and np.ptp(eps) < 1e-5 * float(np.median(eps)):
+                    return float(np.median(eps))
+        return None
+
     def _named(self, parts: dict[str, int], k: float, path: str) -> list[Factor]:
         found: list[Factor] = []
+        parts = dict(parts)
         sigma, mean = parts.pop("sigma", 0), parts.pop("mean", 0)
         if sigma == 1 and mean == -1:
             words = "is divided by the mean where sigma = sqrt(var + eps) belongs"
@@ -172,7 +177,9 @@ class Dictionary:
             word = "is multiplied by" if mean > 0 else "is divided by"
             found.append(Factor("mean", f"mean {mean}", f"{word} the mean", "Take that factor out"))
         for name, power in parts.items():
-            if name == "gamma":
+            if name == "sign of gamma":
+                found.append(Factor("gamma", name, "has |gamma| in place of gamma", "Use gamma with its sign"))
+            elif name == "gamma":
                 found.append(gamma_power(power, path))
             else:
                 found.append(_eps(name))

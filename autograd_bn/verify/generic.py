@@ -62,7 +62,7 @@ def generic(
         return []
     single = {name: _alone(run, name, given[name]) for name in wrong}
     plain = [f for f in single.values() if f is not None and f.kind != "weight"]
-    path = None if len(plain) == len(wrong) else _one_path(run, given, wrong)
+    path = None if len(plain) == len(wrong) else one_path(run, given, wrong)
     if path is not None:
         return [path]
     if any(f is None for f in single.values()):
@@ -148,11 +148,16 @@ def _last_resort(run: Run, name: str, given: Array, doubled: Array | None) -> Fi
     return _unexplained(run, name, given)
 
 
+def _lengths(run: Run) -> list[int]:
+    """The lengths that a sum or a mean in this function may run over."""
+    lengths = {length for value in run.inputs.values() for length in np.shape(value)} | {run.y.size}
+    return sorted(lengths - {0, 1})
+
+
 def _multiple(label: str, k: float, run: Run) -> Finding:
     if abs(k + 1) < 1e-8:
         return Finding("sign", (label,), f"{label} has the wrong sign.", f"Return -{label}.")
-    lengths = {length for value in run.inputs.values() for length in np.shape(value)} | {run.y.size}
-    for length in sorted(lengths - {0, 1}):
+    for length in _lengths(run):
         for sign in (1, -1):
             extra = " and has the wrong sign" if sign < 0 else ""
             if abs(k - sign * length) < 1e-7 * length:
@@ -184,7 +189,7 @@ def _values(run: Run) -> dict[str, Array]:
     return {**{name: run.inputs[name] for name in run.floats}, **named}
 
 
-def _one_path(run: Run, given: dict[str, Array], wrong: list[str]) -> Finding | None:
+def one_path(run: Run, given: dict[str, Array], wrong: list[str]) -> Finding | None:
     """One edge of the recorded graph whose share, weighted otherwise, makes every wrong gradient come out."""
     if run.trace is None:
         return None
@@ -205,17 +210,25 @@ def _one_path(run: Run, given: dict[str, Array], wrong: list[str]) -> Finding | 
             close(t + k * s, given[n], RTOL)
             for n, s, t in ((n, s, run.truth[n]) for n, s in zip(wrong, share, strict=True))
         ):
-            weight = 1 + k
-            way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}`"
-            labels = tuple(f"d{name}" for name in wrong)
-            carries = "carries" if len(labels) == 1 else "carry"
-            what = f"{' and '.join(labels)} {carries} {weight:.4g} of {way} in forward, which should count once."
-            kind = "missing path" if abs(weight) < 1e-8 else "sign" if abs(weight + 1) < 1e-8 else "weight"
-            repair = {"missing path": "Add that term.", "sign": "Flip that term's sign."}.get(
-                kind, "Weigh that term by 1."
-            )
-            return Finding(kind, labels, what, repair)
+            labels = tuple([f"d{name}" for name in wrong])
+            return _path_finding(labels, trace.label(parent), trace.label(consumer), 1 + k, run)
     return None
+
+
+def _path_finding(labels: tuple[str, ...], start: str, end: str, weight: float, run: Run) -> Finding:
+    way = f"the path from `{start}` to `{end}` in forward"
+    both, carries = " and ".join(labels), "carries" if len(labels) == 1 else "carry"
+    if abs(weight) < 1e-7:
+        what = f"{both} {carries} 0.00 of {way}: that term is missing."
+        return Finding("missing path", labels, what, f"Add what flows back from `{end}` to `{start}`.")
+    if abs(weight + 1) < 1e-7:
+        return Finding("sign", labels, f"{both} {carries} {way} with the wrong sign.", "Flip that term's sign.")
+    for length in _lengths(run):
+        if abs(weight / length - 1) < 1e-7:
+            what = f"{both} {carries} {length} times {way}: a sum over {length} values stands where a mean belongs."
+            return Finding("sum for mean", labels, what, f"Divide that term by {length}.")
+    what = f"{both} {carries} {weight:.4g} times {way}, which should count once."
+    return Finding("weight", labels, what, f"Divide that term by {weight:.4g}.")
 
 
 def _unexplained(run: Run, name: str, given: Array) -> Finding:

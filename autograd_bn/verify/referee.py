@@ -13,8 +13,8 @@ import numpy as np
 
 from ..engine.node import Array
 from .diagnosis import Explanation, explain_dx, explain_sum, tell
-from .factors import RTOL, Finding
-from .generic import generic, nonlinear, not_linear, shape_finding, swapped
+from .factors import RTOL, Dictionary, Finding
+from .generic import generic, nonlinear, not_linear, one_path, shape_finding, swapped
 from .normalisation import Normalisation, canonical, close, recognise, telling_inputs
 from .truth import Pair, Run, Unjudgeable
 
@@ -302,13 +302,14 @@ def _array(label: str, value: Any, out: Returned) -> Array | None:
     return array.astype(np.float64)
 
 
-def _error(given: Array, truth: Array) -> tuple[float, float]:
+def _error(given: Array, truth: Array, size: float = 0.0) -> tuple[float, float]:
+    """The worst entry's error, and that over the truth's largest entry, which has none where it vanishes."""
     if given.shape != truth.shape:
         return np.nan, np.nan
     with np.errstate(all="ignore"):
         absolute = float(np.max(np.abs(given - truth), initial=0))
-    size = float(np.max(np.abs(truth), initial=0))
-    return absolute, absolute / size if size else absolute
+    largest = float(np.max(np.abs(truth), initial=0))
+    return absolute, absolute / largest if largest > 1e-12 * size else np.nan
 
 
 def _right(given: Array, truth: Array, noise: float, size: float = 0.0) -> bool:
@@ -347,14 +348,17 @@ def _verdict(pair: Pair, runs: list[Run], norm: Normalisation | None) -> Verdict
             note = f"shape {g.shape} for {name} of shape {run.truth[name].shape}"
         elif not np.isfinite(g).all():
             note = "not finite"
-        rows.append(Row(f"d{name}", "gradient", g.shape, *_error(g, run.truth[name]), not bad, note))
+        size = _size(run, name)
+        if bad and size and not note:
+            note = "should be 0"
+        rows.append(Row(f"d{name}", "gradient", g.shape, *_error(g, run.truth[name], size), not bad, note))
         if bad:
             wrong.append(name)
-    run = runs[-1]
-    steps = _steps(run, returned[-1], norm, bool(wrong))
+    shown = [i for i in range(len(runs)) if _shows(runs[i], returned[i], wrong)] or [0]
     if wrong:
-        shown = next((i for i in range(len(runs) - 1, -1, -1) if _shows(runs[i], returned[i], wrong)), len(runs) - 1)
-        findings += _diagnose(pair, runs[shown], returned[shown], wrong, norm if shown == len(runs) - 1 else None)
+        last = shown[-1]
+        findings += _diagnose(pair, runs[last], returned[last], wrong, norm if last == len(runs) - 1 else None)
+    steps = _steps(runs[shown[0]], returned[shown[0]], recognise(runs[shown[0]]) if norm else None, bool(wrong))
     findings += [
         Finding(
             "dy overwritten" if what == "dy" else "overwritten",
@@ -443,12 +447,17 @@ def _diagnose(pair: Pair, run: Run, returned: Returned, wrong: list[str], norm: 
         return _sorted(pair, again).gradients if again.failure is None else {}
 
     explained: list[Explanation] = []
+    dictionary = None if norm is None else Dictionary(norm)
     roles = {} if norm is None else {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
+    if any(name not in roles for name in left):
+        joint = one_path(run, fixed, left)
+        if joint is not None:
+            return [*findings, joint]
     for name in list(left):
         role = roles.get(name)
-        if norm is None or role is None or close(fixed[name], run.truth[name], 5e-7):
+        if dictionary is None or role is None or close(fixed[name], run.truth[name], 5e-7):
             continue
-        found = explain_dx(norm, fixed[name]) if role == "dx" else explain_sum(norm, role, fixed[name])
+        found = explain_dx(dictionary, fixed[name]) if role == "dx" else explain_sum(dictionary, role, fixed[name])
         if found is None or not 0.5 < found.cost < 4:
             continue
         left.remove(name)

@@ -1,0 +1,40 @@
+"""The published derivations: what the referee must find in each, and the README's table of it."""
+
+from pathlib import Path
+
+import pytest
+from autograd_bn.verify.published import PUBLISHED, table
+
+EXPECTED = {
+    "arXiv 1502.03167, section 3, six equations": [],
+    "the same without the sum of -2 (x - mean)": [],
+    "its code": [],
+    "its chain of deltas": [],
+    "its simplified formula": [],
+    "dx, with the first line of d mean": ["1/N for 1/sigma"],
+    "dx, with the last line of d mean": ["1/N for 1/sigma", "mean for sigma"],
+    "the step of b that ignores E[x]": ["missing path"],
+    "E[x] as a sum, without 1 / N": ["sum for mean"],
+}
+
+
+@pytest.mark.parametrize("derivation", PUBLISHED, ids=lambda d: d.formula)
+def test_each_derivation_is_judged_by_its_mistakes(derivation):
+    verdict = derivation.judge()
+    assert [finding.kind for finding in verdict.diagnosis] == EXPECTED[derivation.formula], str(verdict)
+    assert verdict.ok is (not EXPECTED[derivation.formula])
+
+
+def test_both_forms_of_the_paper_are_right_and_the_term_between_them_is_said_to_be_zero():
+    for derivation in PUBLISHED[:2]:
+        verdict = derivation.judge()
+        assert [row.name for row in verdict.rows] == ["dx", "dgamma", "dbeta", "dxhat", "dvar", "dmean"]
+        assert any("which is 0 for every input" in note for note in verdict.notes)
+
+
+def test_the_readme_holds_the_table():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- published -->")
+    if not rest:
+        pytest.skip("the README has no table of published derivations")
+    assert rest.partition("<!--")[0].strip() == table()
