@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from autograd_bn.__main__ import main
 
 RIGHT = """

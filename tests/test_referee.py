@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from tests.mutants import correct, mutants, pairs
 
 
 def forward(x, gamma, beta, eps=1e-5):
@@ -76,3 +77,68 @@ def test_the_callers_arrays_are_not_touched(seed):
     assert {"dy overwritten", "overwritten"} <= {finding.kind for finding in verdict.diagnosis}
     for a, b in zip(given, before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# --- Planted mistakes --------------------------------------------------------------------------------------
+
+# What the referee may call each kind of mistake of tests/mutants.py.
+WEIGHTS = {"missing path", "missing", "zero", "weight", "sign", "factor"}
+CALLED = {
+    "direct path": WEIGHTS,
+    "mean path": WEIGHTS,
+    "variance path": WEIGHTS,
+    "dx factor": WEIGHTS,
+    "dgamma factor": WEIGHTS,
+    "dbeta factor": WEIGHTS,
+    "sum for mean": {"sum for mean"},
+    "mean for sum": {"mean for sum"},
+    "n - 1": {"N-1"},
+    "gamma missing": {"gamma missing"},
+    "gamma squared": {"gamma squared", "gamma", "gamma inverse"},
+    "eps missing": {"eps missing"},
+    "eps outside": {"eps outside"},
+    "inv power": {"sigma", "1/N for 1/sigma"},
+    "wrong operand": {"wrong operand", "sigma", "mean for sigma"},
+    "inference formula": {"inference formula"},
+    "wrong axis": {"wrong axis", "transposed"},
+    "not summed": {"not summed"},
+    "stale statistics": {"statistics"},
+    "float32": {"precision"},
+    "float16": {"precision"},
+    "lost rows": {"lost rows"},
+    "not linear": {"not linear", "wrong operand"},
+    "swapped": {"swapped"},
+    "transposed": {"transposed"},
+}
+
+
+def judged(pair):
+    return ag.check_backward(pair.forward, pair.backward, pair.inputs())
+
+
+def names_the_mistake(pair, verdict):
+    """Whether the first findings, as many as there are mistakes, name them all."""
+    kinds = pair.kind.split(" + ")
+    found = [finding.kind for finding in verdict.diagnosis[: len(kinds)]]
+    return all(CALLED[kind] & set(found) for kind in kinds)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_correct_spelling_passes(part):
+    assert [pair.name for pair in correct()[part::4] if not judged(pair).ok] == []
+
+
+def test_every_single_mistake_is_caught_and_95_percent_are_named_first():
+    verdicts = {pair: judged(pair) for pair in mutants()}
+    assert len(verdicts) >= 150
+    assert [pair.name for pair, verdict in verdicts.items() if verdict.ok == bool(pair.changes)] == []
+    wrong = {pair: verdict for pair, verdict in verdicts.items() if pair.changes}
+    unnamed = [pair.name for pair, verdict in wrong.items() if not names_the_mistake(pair, verdict)]
+    assert len(unnamed) <= 0.05 * len(wrong), unnamed
+
+
+def test_every_pair_of_mistakes_is_caught_and_80_percent_are_named_first():
+    verdicts = {pair: judged(pair) for pair in pairs()}
+    assert [pair.name for pair, verdict in verdicts.items() if verdict.ok] == []
+    unnamed = [pair.name for pair, verdict in verdicts.items() if not names_the_mistake(pair, verdict)]
+    assert len(unnamed) <= 0.2 * len(verdicts), unnamed
