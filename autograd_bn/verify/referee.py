@@ -449,7 +449,7 @@ def _diagnose(pair: Pair, run: Run, returned: Returned, wrong: list[str], norm: 
     explained: list[Explanation] = []
     dictionary = None if norm is None else Dictionary(norm)
     roles = {} if norm is None else {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
-    if any(name not in roles for name in left):
+    if norm is not None and any(name not in roles for name in left):
         joint = one_path(run, fixed, left)
         if joint is not None:
             return [*findings, joint]
