@@ -65,6 +65,15 @@ def test_values_are_the_same_to_the_bit():
         ag.Graph(steps[-1]).values()
 
 
+def test_values_of_scalars_are_the_same_to_the_bit():
+    for _ in range(20):
+        x, p = leaf(dtype=np.float32), leaf(dtype=np.float32)
+        steps = [x * x + 1]
+        steps += [ag.power(x * x, p), ag.exp(p) ** x.detach().sum(), ag.sigmoid(x) / p]
+        values = ag.Graph(*steps).values()
+        assert all(np.array_equal(values[step.node], step.data) for step in steps)
+
+
 def test_bad_outputs():
     with pytest.raises(ValueError, match="at least one"):
         ag.Graph()

@@ -126,7 +126,7 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
     while ready:
         node = ready.pop()
         g = pending.pop(node)[1]
-        if g is not None and (not node.edges if targets is None else node in targets):
+        if not node.edges if targets is None else node in targets:
             found[node] = g if create_graph or _is_ours(g, 1) else np.array(g)
         if node.edges:
             _follow(node, g, pending, ready, create_graph)
@@ -134,7 +134,7 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
 
 
 def _follow(node: Node, g: Any, pending: Pending, ready: list[Node], create_graph: bool) -> None:
-    """Send a node's gradient over each of its edges; a node that has then got all of its own is ready."""
+    """Send a node's gradient over each of its edges."""
     if node.guards:
         node.check_guards()
     for parent, position, rule, read in node.edges:
@@ -142,31 +142,33 @@ def _follow(node: Node, g: Any, pending: Pending, ready: list[Node], create_grap
             read = _lifted(node, position, read)
         if type(parent) is tuple:
             wanted = tuple([p in pending for p in parent])
-            results = rule(g, wanted, *read) if g is not None and any(wanted) else parent
-            flows = [flow for flow, want in zip(zip(parent, results, strict=True), wanted, strict=True) if want]
+            if any(wanted):
+                for p, part, want in zip(parent, rule(g, wanted, *read), wanted, strict=True):
+                    if want:
+                        _deliver(part, p, pending, ready)
         elif parent in pending:
-            flows = [(parent, None if g is None else rule(g, *read))]
-        else:
-            continue
-        for target, part in flows:
-            entry = pending[target]
-            if g is not None and part is not None:
-                try:
-                    fits = part.dtype is target.dtype and part.shape == target.shape
-                except AttributeError:
-                    fits = False
-                if not fits:
-                    part = _fitted(part, target)
-                total = entry[1]
-                if total is None:
-                    entry[1] = part
-                elif _is_ours(total, 2):
-                    np.add(total, part, out=total)
-                else:
-                    entry[1] = total + part
-            entry[0] -= 1
-            if not entry[0]:
-                ready.append(target)
+            _deliver(rule(g, *read), parent, pending, ready)
+
+
+def _deliver(part: Any, node: Node, pending: Pending, ready: list[Node]) -> None:
+    """Add what came over one edge to a node's gradient; after the last edge the node is ready."""
+    try:
+        fits = part.dtype is node.dtype and part.shape == node.shape
+    except AttributeError:
+        fits = False
+    if not fits:
+        part = _fitted(part, node)
+    entry = pending[node]
+    total = entry[1]
+    if total is None:
+        entry[1] = part
+    elif _is_ours(total, 2):
+        np.add(total, part, out=total)
+    else:
+        entry[1] = total + part
+    entry[0] -= 1
+    if not entry[0]:
+        ready.append(node)
 
 
 def _is_ours(array: Any, names: int) -> bool:
@@ -184,6 +186,8 @@ def _is_ours(array: Any, names: int) -> bool:
 
 def _fitted(g: Any, node: Node) -> Any:
     """A rule's result as a gradient of `node`: summed over broadcast axes, in the node's dtype."""
+    if g is None:
+        raise TypeError(f"a rule gave None for the gradient of {node!r}")
     if not isinstance(g, (np.ndarray, np.generic, Tensor)):
         g = exact(g, "a derivative")
     if g.shape != node.shape:

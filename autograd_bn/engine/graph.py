@@ -113,6 +113,8 @@ class Values(Mapping[Node, Any]):
 
 def compute(node: Node, args: list[Any]) -> Any:
     """Run a node's operation again on the values of its arguments."""
+    # A tensor without axes is computed with as a scalar, whose power may differ in the last bit from an array's.
+    args = [arg[()] if type(arg) is np.ndarray and not arg.shape and arg.dtype != object else arg for arg in args]
     out = node.primitive.forward(*args, **node.params)  # type: ignore[union-attr]
     return out[0] if node.primitive.joint else out  # type: ignore[union-attr]
 

@@ -143,9 +143,53 @@ def primitive(
             out = forward(*plain, **params)  # type: ignore[arg-type]
             return exact(out, name) if getattr(out, "dtype", None) is _OBJECT else out
 
+        if simple == len(rules) == 2 and not (joint or view or made.tail or None in rules):
+            return wraps(forward)(_quick(made, apply))
         return apply
 
     return declare
+
+
+def _quick(made: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
+    """What `record` does, unrolled for two operands of numbers, at a third of its cost."""
+    forward, (rule_a, rule_b), (pick_a, pick_b) = made.forward, made.rules, made.picks
+
+    def apply(a: Any, b: Any, **params: Any) -> Any:
+        wants_a = wants_b = guarded = False
+        x, y = source_a, source_b = a, b
+        if type(a) is Tensor:
+            source_a = a.node
+            x = a._value if source_a.shape else a._value[()]  # a scalar is much quicker than an array of it
+            wants_a, guarded = source_a.requires_grad, source_a.buffer is not None
+        elif type(a) not in _PLAIN:
+            return general(a, b, **params)
+        if type(b) is Tensor:
+            source_b = b.node
+            y = b._value if source_b.shape else b._value[()]
+            wants_b, guarded = source_b.requires_grad, guarded or source_b.buffer is not None
+        elif type(b) not in _PLAIN or type(a) is not Tensor:
+            return general(a, b, **params)
+        if params or not mode.recording:
+            return general(a, b, **params)
+        out = forward(x, y)
+        try:
+            dtype = out.dtype
+        except AttributeError:
+            dtype = _OBJECT
+        if dtype is _OBJECT:
+            return general(a, b)
+        found = (x, y, out)
+        edges: tuple[Edge, ...]
+        if wants_a:
+            edge_a = (source_a, 0, rule_a, pick_a(found))
+            edges = (edge_a, (source_b, 1, rule_b, pick_b(found))) if wants_b else (edge_a,)
+        else:
+            edges = ((source_b, 1, rule_b, pick_b(found)),) if wants_b else ()
+        guards = _guards(made, (source_a, source_b), edges) if guarded and edges else ()
+        sources = (source_a, source_b)
+        return Tensor(out, Node(made, sources, _NOTHING, out.shape, dtype, edges, guards, None, wants_a or wants_b))
+
+    return apply
 
 
 def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
@@ -209,12 +253,13 @@ def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> An
     return (Tensor(out, node), kept) if made.joint else Tensor(out, node)
 
 
-def _guards(made: Primitive, nodes: list[Any], edges: list[Edge]) -> tuple[tuple[Buffer, int], ...]:
+def _guards(made: Primitive, nodes: Sequence[Any], edges: Sequence[Edge]) -> tuple[tuple[Buffer, int], ...]:
     """The leaves' memory that the edges read, each with the version it has now."""
-    read = {
-        nodes[place]
-        for edge in edges
-        for place in made.position_reads(edge[1])
-        if place >= 0 and isinstance(nodes[place], Node)
-    }
-    return tuple({(node.buffer, node.buffer.version) for node in read if node.buffer is not None})
+    guards = []
+    for edge in edges:
+        for place in made.reads[edge[1] if made.many else 0]:
+            if place >= 0 and isinstance(nodes[place], Node):
+                buffer = nodes[place].buffer
+                if buffer is not None:
+                    guards.append((buffer, buffer.version))
+    return tuple(guards)
