@@ -330,6 +330,13 @@ def one_rank_raises_before_it_says_anything():
     ag.batch_norm(np.ones((4, 3)), comm=comm)
 
 
+def one_rank_raises_before_its_layer_is_called():
+    layer = ag.nn.BatchNorm(3, comm=comm)
+    if comm.rank == 1:
+        raise RuntimeError("planted")
+    layer(np.ones((4, 3)))
+
+
 def one_rank_is_killed():
     ag.batch_norm(np.ones((4, 3)), comm=comm)
     if comm.rank == 1:

@@ -65,6 +65,7 @@ def test_ten_thousand_allreduces_leak_nothing():
         ("one_rank_raises", [], "planted"),
         ("one_rank_raises", ["-m", "mpi4py"], "planted"),
         ("one_rank_raises_before_it_says_anything", ["-m", "mpi4py"], "planted"),
+        ("one_rank_raises_before_its_layer_is_called", [], "planted"),
         ("one_rank_is_killed", [], "signal 9"),
         ("one_rank_does_something_else", [], "the ranks disagree"),
     ],
@@ -114,6 +115,8 @@ def test_one_process_never_imports_mpi4py():
 def test_what_is_no_communicator_is_named(form):
     with pytest.raises(TypeError, match="comm is a int, expected an mpi4py communicator"):
         ag.batch_norm(np.ones((4, 3)), comm=4, form=form)
+    with pytest.raises(TypeError, match="comm is a int, expected an mpi4py communicator"):
+        ag.nn.BatchNorm(3, comm=4, form=form)
 
 
 def test_the_order_of_the_backward_pass_follows_from_the_graph_alone():

@@ -30,7 +30,7 @@ def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
     all raise the same `ValueError` and none is left waiting. A rank that can't take part sends its exception as
     `call`: it is then raised on every rank.
     """
-    end_together(check_comm(comm))
+    end_together(comm)
     everyone = _framed(comm, (call if isinstance(call, Exception) else str(call), payload))
     calls = [call for call, _ in everyone]
     for rank, told in enumerate(calls):
@@ -108,10 +108,13 @@ def _travels_along(array: Array) -> bool:
 def end_together(comm: Any) -> None:
     """From now on an exception that nothing catches on this rank ends the whole job, with status 1.
 
-    The other ranks would wait for it for ever. The first exchange of a job sees to it. What fails before that is
-    the business of `mpiexec -n 4 python -m mpi4py script.py`, which does the same from the start.
+    The other ranks would wait for it for ever. `BatchNorm` with `comm` and the first exchange of a job see to it.
+    What fails before, and a rank that leaves by `sys.exit`, is the business of
+    `mpiexec -n 4 python -m mpi4py script.py`. `TypeError` for what isn't a communicator.
     """
     global _hooked
+    if not callable(getattr(comm, "Allgather", None)):
+        raise TypeError(f"comm is a {type(comm).__name__}, expected an mpi4py communicator such as MPI.COMM_WORLD")
     if _hooked or comm.size == 1:
         return
     _hooked = True
@@ -123,10 +126,3 @@ def end_together(comm: Any) -> None:
         comm.Abort(1)
 
     sys.excepthook = hook
-
-
-def check_comm(comm: Any) -> Any:
-    """`comm`, or `TypeError` if it isn't a communicator."""
-    if not callable(getattr(comm, "Allgather", None)):
-        raise TypeError(f"comm is a {type(comm).__name__}, expected an mpi4py communicator such as MPI.COMM_WORLD")
-    return comm

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..batch_norm import batch_norm
-from ..distributed.collectives import raising_together
+from ..distributed.collectives import end_together, raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import mode
 from .functions import Pair, linear, max_pool, windows
@@ -284,6 +284,8 @@ class BatchNorm(Module):
         comm: Any = None,
         dtype: Any = np.float32,
     ) -> None:
+        if comm is not None:
+            end_together(comm)
         self.num_features = _positive(num_features, "num_features")
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum!r}, expected a weight from 0 to 1, or None for an average")
