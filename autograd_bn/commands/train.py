@@ -1,0 +1,362 @@
+"""`autograd-bn train`: the digits with and without batch norm, as in the paper that introduced it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import UsageError, writable_folder
+
+if TYPE_CHECKING:
+    from ..nn import Sequential
+
+HELP = """train on the packaged digits with and without batch norm, and plot both
+
+The experiment of S. Ioffe and C. Szegedy, "Batch Normalization", 2015, section 4.1: three layers of 100 sigmoid
+units, batches of 60, plain gradient descent. A fifth of the digits, chosen by the seed, is held out as the test set.
+With --conv, a small LeNet with batch norm. The plot shows the test accuracy over the steps, and how the input of one
+unit in the last hidden layer moves: its 15th, 50th and 85th percentile over the test set. Ctrl-C finishes the step and
+saves the state; --resume goes on from there, to the same bits as without the stop.
+
+example: autograd-bn train --seed 1 -o training.png"""
+
+BATCH = 60
+EVERY = 10  # steps from one look at the test set to the next
+GOAL = 0.9
+PERCENTILES = (15, 50, 85)
+WITH, WITHOUT, LENET = "with batch norm", "without batch norm", "LeNet with batch norm"
+DEFAULTS: dict[bool, dict[str, Any]] = {
+    False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0},
+    True: {"conv": True, "steps": 600, "lr": 0.1, "seed": 0},
+}
+INSTALL = "matplotlib is not installed, so there is no plot: pip install autograd_bn[plot]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("-o", "--output", metavar="FILE", default="training.svg", help="the plot: .svg or .png")
+    parser.add_argument("--conv", action="store_true", help="train a small LeNet with batch norm")
+    parser.add_argument("--steps", type=int, help="how many steps in all (default 5000; 600 with --conv)")
+    parser.add_argument("--lr", type=float, help="the learning rate (default 0.5; 0.1 with --conv)")
+    parser.add_argument("--seed", type=int, help="of the split, the initial weights and the batches (default 0)")
+    parser.add_argument("--save", metavar="FILE", help="save the state at the end to this .npz file")
+    parser.add_argument("--resume", metavar="FILE", help="go on from a saved state, with its settings")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+
+
+def sigmoid_net(batch_norm: bool, seed: int) -> Sequential:
+    """Three hidden layers of 100 sigmoids; where batch norm follows, beta takes the place of the bias."""
+    import numpy as np
+
+    from .. import nn
+
+    rng = np.random.default_rng(seed)
+    layers: list[nn.Module] = []
+    for features in (64, 100, 100):
+        layers.append(nn.Linear(features, 100, bias=not batch_norm, rng=rng))
+        if batch_norm:
+            layers.append(nn.BatchNorm(100))
+        layers.append(nn.Sigmoid())
+    return nn.Sequential(*layers, nn.Linear(100, 10, rng=rng))
+
+
+def lenet(seed: int) -> Sequential:
+    """Two convolutions with pooling and one hidden layer, each with batch norm."""
+    import numpy as np
+
+    from .. import nn
+
+    rng = np.random.default_rng(seed)
+    layers: list[nn.Module] = []
+    for channels, features in ((1, 16), (16, 32)):
+        layers.append(nn.Conv2d(channels, features, 3, padding=1, bias=False, rng=rng))
+        layers += [nn.BatchNorm(features), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), nn.Linear(128, 64, bias=False, rng=rng), nn.BatchNorm(64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 10, rng=rng))
+
+
+class Run:
+    """A net on its way, with what the plot needs of its history."""
+
+    def __init__(self, name: str, net: Sequential, lr: float, momentum: float) -> None:
+        import numpy as np
+
+        from ..nn.optim import SGD
+
+        self.name = name
+        self.net = net
+        self.optimiser = SGD(net.parameters(), lr, momentum)
+        self.loss = float("nan")
+        self.history = np.empty((0, 2 + len(PERCENTILES)))  # step, accuracy, percentiles
+
+    def step(self, x: Any, labels: Any) -> None:
+        """One batch."""
+        from ..nn import cross_entropy
+
+        self.optimiser.zero_grad()
+        loss = cross_entropy(self.net(x), labels)
+        loss.backward()
+        self.optimiser.step()
+        self.loss = loss.item()
+
+    def evaluate(self, x: Any, labels: Any) -> tuple[float, Any]:
+        """The accuracy on a test set, and the percentiles of what the first unit of the last activation gets."""
+        import numpy as np
+
+        import autograd_bn as ag
+
+        watched = x
+        self.net.eval()
+        with ag.no_grad():
+            for i, layer in enumerate(self.net):
+                watched = x if i == len(self.net) - 2 else watched
+                x = layer(x)
+        self.net.train()
+        correct = np.argmax(np.asarray(x), axis=1) == labels
+        return float(correct.mean()), np.percentile(np.asarray(watched)[:, 0], PERCENTILES)
+
+    def record(self, step: int, x: Any, labels: Any) -> None:
+        """Add a line to the history."""
+        import numpy as np
+
+        accuracy, percentiles = self.evaluate(x, labels)
+        self.history = np.vstack([self.history, [step, accuracy, *percentiles]])
+
+    def steps_to_goal(self) -> int | None:
+        """When the test accuracy first reached the goal."""
+        reached = self.history[self.history[:, 1] >= GOAL, 0]
+        return int(reached[0]) if len(reached) else None
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps, the table and the plot depend on."""
+        parts = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {
+            **{f"{self.name}/{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()},
+            f"{self.name}/history": self.history,
+            f"{self.name}/loss": self.loss,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+
+        def part(which: str) -> dict[str, Any]:
+            prefix = f"{self.name}/{which}/"
+            return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+
+        self.net.load_state_dict(part("net"))
+        self.optimiser.load_state_dict(part("optimiser"))
+        self.history = state[f"{self.name}/history"]
+        self.loss = state[f"{self.name}/loss"].item()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print, plot; the exit status."""
+    import numpy as np
+
+    import autograd_bn as ag
+
+    plot = _plot_path(args)
+    settings, done, state = _settings(args)
+    target = Path(args.save or args.resume or plot.with_suffix(".npz"))
+    writable_folder(str(target.parent))
+    x, labels = ag.data.load_digits()
+    x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
+    order = np.random.default_rng(settings["seed"]).permutation(len(x))
+    learn, test = np.split(order, [len(x) * 4 // 5])
+    runs = make_runs(settings)
+    try:
+        for each in runs if state else ():
+            each.load(state)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
+
+    stopped = done
+    with _stop_after_step() as asked, _progress(settings["steps"], done, args.json) as show:
+        for step, batch in enumerate(batches(x[learn], labels[learn], settings["seed"], done), done + 1):
+            if step > settings["steps"] or asked:
+                break
+            for each in runs:
+                each.step(*batch)
+                if step % EVERY == 0:
+                    each.record(step, x[test], labels[test])
+            stopped = step
+            show(step, runs)
+    if asked or args.save:
+        state = {"settings": json.dumps(settings), "step": stopped}
+        for each in runs:
+            state |= each.state()
+        ag.save(target, state)
+    if asked:
+        print(f"stopped after step {stopped}; go on with: autograd-bn train --resume {target}", file=sys.stderr)
+        return 130
+    rows = [
+        {
+            "net": each.name,
+            "loss": each.loss,
+            "steps_to_90_percent": each.steps_to_goal(),
+            "test_accuracy": each.evaluate(x[test], labels[test])[0],
+        }
+        for each in runs
+    ]
+    drawn = draw(runs, plot)
+    if args.json:
+        print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None}))
+        return 0
+    print(
+        f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out; "
+        f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n"
+    )
+    print(_table(rows))
+    print(f"\nplot: {plot}" if drawn else f"\n{INSTALL}")
+    return 0
+
+
+def make_runs(settings: dict[str, Any]) -> list[Run]:
+    """The nets to train side by side, new."""
+    seed, lr = settings["seed"], settings["lr"]
+    if settings["conv"]:
+        return [Run(LENET, lenet(seed), lr, momentum=0.9)]
+    return [Run(name, sigmoid_net(name == WITH, seed), lr, momentum=0.0) for name in (WITHOUT, WITH)]
+
+
+def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, Any]]:
+    """Batches without end, from the one after `done`; each epoch has its own order, which the seed gives."""
+    import numpy as np
+
+    from ..nn.data import batches
+
+    epoch, skip = divmod(done, -(-len(x) // BATCH))
+    while True:
+        yield from islice(batches(x, labels, BATCH, np.random.default_rng([seed, epoch])), skip, None)
+        epoch, skip = epoch + 1, 0
+
+
+def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """What to train, how many steps of it are done, and the state they led to."""
+    import autograd_bn as ag
+
+    asked = {name: getattr(args, name) for name in ("steps", "lr", "seed") if getattr(args, name) is not None}
+    if asked.get("steps", 1) < 1 or not 0 <= asked.get("lr", 0) < float("inf") or asked.get("seed", 0) < 0:
+        raise UsageError("expected --steps of at least 1, a finite --lr and a --seed of at least 0")
+    if args.resume is None:
+        return {**DEFAULTS[args.conv], **asked}, 0, {}
+    try:
+        state: dict[str, Any] = ag.load(args.resume)
+        settings, done = json.loads(state["settings"].item()), int(state["step"])
+    except OSError as error:
+        raise UsageError(f"can't read {args.resume}: {error.strerror or error}") from None
+    except KeyError:
+        raise UsageError(f"{args.resume} was not saved by autograd-bn train") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    for name, value in {**asked, **({"conv": True} if args.conv else {})}.items():
+        if name != "steps" and settings[name] != value:
+            raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
+    return {**settings, **asked}, done, state
+
+
+def _plot_path(args: argparse.Namespace) -> Path:
+    path = Path(args.output)
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"{path} ends in {path.suffix!r}, expected .svg or .png")
+    writable_folder(str(path.parent))
+    return path
+
+
+@contextmanager
+def _stop_after_step() -> Iterator[list[int]]:
+    """Within, Ctrl-C only fills the list, so that the step is finished; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(steps: int, done: int, quiet: bool) -> Iterator[Any]:
+    """A function that shows how far the runs are: a bar on a terminal, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda step, runs: None
+        return
+    with tqdm(total=steps, initial=done, unit="step", disable=True if quiet else None) as bar:
+
+        def show(step: int, runs: list[Run]) -> None:
+            if step % EVERY == 0:
+                losses = " / ".join(f"{each.loss:.3f}" for each in runs)
+                accuracies = " / ".join(f"{100 * each.history[-1, 1]:.1f} %" for each in runs if len(each.history))
+                bar.set_postfix_str(f"loss {losses}, accuracy {accuracies}", refresh=False)
+            bar.update()
+
+        yield show
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'net':<24}{'loss':>8}{'90 % at step':>15}{'test accuracy':>16}"]
+    for row in rows:
+        reached = row["steps_to_90_percent"]
+        at = "never" if reached is None else f"{reached:,}"
+        lines.append(f"{row['net']:<24}{row['loss']:>8.4f}{at:>15}{100 * row['test_accuracy']:>14.1f} %")
+    return "\n".join(lines)
+
+
+COLOURS = {WITHOUT: "#b5533c", WITH: "#1f5a87", LENET: "#1f5a87"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "autograd_bn",  # the same plot gives the same file
+}
+
+
+def draw(runs: list[Run], path: Path) -> bool:
+    """Plot the histories to an SVG or PNG file, as in figure 1 of the paper; False where matplotlib is missing."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter, PercentFormatter
+    except ImportError:
+        return False
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.7 + 2.5 * len(runs), 3.1), layout="constrained")
+        left, *others = figure.subplots(1, 1 + len(runs), width_ratios=[1.5] + [1] * len(runs))
+        left.axhline(GOAL, color="0.75", linewidth=0.8, linestyle=":")
+        for each, axes, line in zip(runs, others, ("--", "-")[-len(runs) :], strict=True):
+            colour = COLOURS[each.name]
+            steps, accuracy, low, middle, high = each.history.T
+            left.plot(steps, accuracy, line, color=colour, linewidth=1.4, label=each.name)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            for curve, percentile in zip((low, middle, high), PERCENTILES, strict=True):
+                axes.plot(steps, curve, color=colour, linewidth=1.4 if percentile == 50 else 0.7)
+                if len(steps):
+                    place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+                    axes.annotate(f"{percentile} %", (steps[-1], curve[-1]), **place)
+            axes.set(title=each.name)
+        bottoms, tops = zip(*[axes.get_ylim() for axes in others], strict=True)
+        for axes in (left, *others):
+            axes.set(xlabel="step", xscale="log", xlim=(EVERY, None), ylim=(min(bottoms), max(tops)))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        others[0].set_ylabel("input of a unit, last hidden layer")
+        left.set(title="held-out digits", ylabel="accuracy", ylim=(0, 1.02))
+        left.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        if len(runs) > 1:
+            left.legend(frameon=False, loc="center")
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return True

@@ -1,0 +1,188 @@
+"""`autograd-bn train`: stopping and going on, what it prints and draws, and what it refuses."""
+
+import json
+import os
+import signal
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn.__main__ import main
+from autograd_bn.commands import train
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def same(one, two):
+    one, two = ag.load(one), ag.load(two)
+    assert list(one) == list(two)
+    for name, array in one.items():
+        assert array.tobytes() == two[name].tobytes(), name
+
+
+@pytest.mark.parametrize("kind", [[], ["--conv"]], ids=["sigmoid", "conv"])
+def test_going_on_gives_the_same_bits_as_not_stopping(kind):
+    assert main(["train", *kind, "--steps", "30", "--save", "straight.npz", "--seed", "3"]) == 0
+    assert main(["train", *kind, "--steps", "13", "--save", "part.npz", "--seed", "3"]) == 0
+    assert main(["train", "--resume", "part.npz", "--steps", "30", "--save", "whole.npz"]) == 0
+    same("straight.npz", "whole.npz")
+    assert main(["train", *kind, "--steps", "30", "--save", "other.npz", "--seed", "4"]) == 0
+    with pytest.raises(AssertionError):
+        same("straight.npz", "other.npz")
+
+
+def test_going_on_crosses_the_end_of_an_epoch_at_the_right_batch():
+    x = np.arange(150)
+    straight = train.batches(x, x, 7, 0)
+    for step in range(9):
+        resumed = train.batches(x, x, 7, step)
+        np.testing.assert_array_equal(next(resumed)[0], next(straight)[0])
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_where(capsys, monkeypatch):
+    record = train.Run.record
+
+    def interrupted(self, step, x, labels):
+        record(self, step, x, labels)
+        if step == 20 and self.name == train.WITHOUT:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train.Run, "record", interrupted)
+    assert main(["train", "-o", "plots/plot.png"]) == 130
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"stopped after step 20; go on with: autograd-bn train --resume {os.path.join('plots', 'plot.npz')}\n"
+    )
+
+
+def test_what_ctrl_c_saved_goes_on_to_the_same_bits(monkeypatch, tmp_path):
+    step = train.Run.step
+
+    def interrupted(self, x, labels):
+        step(self, x, labels)
+        if self.optimiser.steps == 15 and self.name == train.WITHOUT:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.Run, "step", interrupted)
+    assert main(["train", "--save", "stopped.npz"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert ag.load("stopped.npz")["step"] == 15
+    assert main(["train", "--resume", "stopped.npz", "--steps", "25", "--save", "whole.npz"]) == 0
+    assert main(["train", "--steps", "25", "--save", "straight.npz"]) == 0
+    same("straight.npz", "whole.npz")
+
+
+def test_table_json_and_plot_tell_the_same(capsys):
+    assert main(["train", "--steps", "60"]) == 0
+    table = capsys.readouterr().out
+    assert main(["train", "--steps", "60", "--json", "-o", "again.svg"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    without, with_norm = told["nets"]
+    assert (told["steps"], told["lr"], told["seed"], told["plot"]) == (60, 0.5, 0, "again.svg")
+    assert without["steps_to_90_percent"] is None
+    assert with_norm["steps_to_90_percent"] <= 60
+    assert with_norm["test_accuracy"] > 0.8 > without["test_accuracy"]
+    for row in told["nets"]:
+        line = next(line for line in table.splitlines() if line.startswith(row["net"]))
+        assert line.endswith(f"{100 * row['test_accuracy']:.1f} %")
+        assert f"{row['loss']:.4f}" in line
+    assert "plot: training.svg" in table
+    assert Path("training.svg").read_bytes() == Path("again.svg").read_bytes()
+    ElementTree.parse("training.svg")
+
+
+@pytest.mark.parametrize("kind", [[], ["--conv"]], ids=["sigmoid", "conv"])
+def test_png_and_too_few_steps_for_a_curve(kind):
+    assert main(["train", *kind, "--steps", "2", "-o", "plot.png"]) == 0
+    assert Path("plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_without_matplotlib_one_line_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["train", "--steps", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == train.INSTALL
+    assert not os.path.exists("training.svg")
+
+
+def test_without_tqdm_it_trains(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["train", "--steps", "2"]) == 0
+    assert "without batch norm" in capsys.readouterr().out
+
+
+def test_the_bar_shows_loss_and_accuracy(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["train", "--steps", "30"]) == 0
+    bar = capsys.readouterr().err
+    assert "30/30" in bar
+    assert "loss 2." in bar
+    assert "accuracy " in bar
+
+
+def test_the_test_set_is_the_last_fifth_of_an_order_that_the_seed_gives(monkeypatch):
+    seen, held_out = set(), set()
+
+    def rows(x):
+        return {row.tobytes() for row in x}
+
+    monkeypatch.setattr(train.Run, "step", lambda self, x, labels: seen.update(rows(x)))
+    monkeypatch.setattr(train.Run, "record", lambda self, step, x, labels: held_out.update(rows(x)))
+    assert main(["train", "--steps", "30", "--seed", "5"]) == 0
+    images = ag.data.load_digits()[0].reshape(1797, -1)
+    order = np.random.default_rng(5).permutation(1797)
+    assert seen == rows(images[order[:1437]])
+    assert held_out == rows(images[order[1437:]])
+
+
+def test_the_net_is_the_papers():
+    plain, normed = train.sigmoid_net(False, 0), train.sigmoid_net(True, 0)
+    assert [type(layer).__name__ for layer in plain] == ["Linear", "Sigmoid"] * 3 + ["Linear"]
+    assert [type(layer).__name__ for layer in normed] == ["Linear", "BatchNorm", "Sigmoid"] * 3 + ["Linear"]
+    assert {p.size for name, p in plain.named_parameters() if "bias" in name} == {100, 10}
+    assert train.DEFAULTS[False]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "plot.jpg"], "plot.jpg ends in '.jpg', expected .svg or .png"),
+        (["-o", "file/plot.svg"], "can't write to the folder file"),
+        (["--save", "file/a.npz"], "can't write to the folder file"),
+        (["--steps", "0"], "--steps of at least 1"),
+        (["--lr", "nan"], "a finite --lr"),
+        (["--seed", "-1"], "a --seed of at least 0"),
+        (["--resume", "nothing.npz"], "can't read nothing.npz: No such file"),
+        (["--resume", "file"], "file is not an intact checkpoint"),
+        (["--resume", "other.npz"], "other.npz was not saved by autograd-bn train"),
+        (["--resume", "part.npz", "--seed", "1"], "part.npz was made with --seed 0, not 1"),
+        (["--resume", "part.npz", "--conv"], "part.npz was made with --conv False, not True"),
+        (["--resume", "broken.npz"], "broken.npz does not fit its own settings"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, capsys):
+    Path("file").write_text("text")
+    ag.save("other.npz", {"weight": 1.0})
+    if "part.npz" in arguments or "broken.npz" in arguments:
+        assert main(["train", "--steps", "1", "--save", "part.npz"]) == 0
+        state = ag.load("part.npz")
+        del state["with batch norm/net/1.gamma"]
+        ag.save("broken.npz", state)
+    capsys.readouterr()
+    assert main(["train", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
