@@ -34,7 +34,7 @@ class Row:
     ok: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of `compare`; `str()` is a table, and notebooks show it as one."""
 
@@ -90,6 +90,8 @@ class Comparison:
         ]
         lines.insert(1, "-" * max(map(len, lines)))
         return "\n".join([*lines, "", self._notes()])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head, *body = self._cells()
