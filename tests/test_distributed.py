@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from autograd_bn.distributed.cost import Network, Step
 from autograd_bn.engine import primitive
 
 pytest.importorskip("mpi4py")
-MPIEXEC = Path(sys.executable).parent / "mpiexec"  # where pip puts that of the mpich wheel
+# pip puts that of the mpich wheel beside Python.
+MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).with_name("ranks.py")
 CHECKS = """
@@ -32,7 +34,7 @@ CHECKS = """
 """.split()
 
 
-def mpiexec(size, *command, timeout=60):
+def mpiexec(size, *command, timeout=120):
     return subprocess.run(
         [MPIEXEC, "-n", str(size), sys.executable, "-W", "error", *map(str, command)],
         cwd=ROOT,

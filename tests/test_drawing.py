@@ -268,10 +268,11 @@ def test_recording_may_be_off():
 def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages():
     class Comm:
         closed = False
+        size = 1
 
-        def allgather(self, payload):
+        def Allgather(self, part, everyone):
             assert not self.closed
-            return [payload]
+            everyone[0] = np.frombuffer(part, everyone.dtype)
 
     comm = Comm()
     x = leaf(X, "x")

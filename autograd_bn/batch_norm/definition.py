@@ -173,6 +173,7 @@ def batch_norm(
     forward and one backward, the composed form records three `allreduce` nodes. The gradients of `gamma` and `beta`
     are this rank's sums: `distributed.average_gradients` brings them together as it does any parameter's.
     Every rank has to make the same calls; where they disagree, or one raises for its arguments, all of them raise.
+    `expand` and a picture with values compute the node anew: they are such calls too.
 
     `ValueError`, with what came and what was expected: shapes that don't match `x`, axes out of range or
     repeated, eps not positive, a single value per feature without given statistics. `TypeError`: complex
