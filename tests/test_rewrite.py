@@ -213,6 +213,13 @@ NEAR_MISSES = {
         (x - x.mean(0)) / np.sqrt(x.var() + EPS)
     ),
     "unequal axes": lambda x, z: (x - x.mean()) / np.sqrt(x.var(0) + EPS),
+    "unequal axes: the mean is taken over (0,), the variance over (0, 1) about (0,)": lambda x, z: (
+        (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).mean() + EPS)
+    ),
+    "stop_gradient cuts stop_gradient of shape (5, 3) off, and not its statistics": lambda x, z: (
+        (ag.stop_gradient(x) - x.mean(0)) / np.sqrt(x.var(0) + EPS)
+    ),
+    "the mean is that of another tensor": lambda x, z: (x - x.astype("float32").mean(0)) / np.sqrt(x.var(0) + EPS),
     "the mean is that of another tensor than 'x'": lambda x, z: (x - z.mean(0)) / np.sqrt(x.var(0) + EPS),
     "the variance is that of another tensor than 'x'": lambda x, z: (x - x.mean(0)) / np.sqrt(z.var(0) + EPS),
     "another tensor": lambda x, z: (x - z.mean(0)) / np.sqrt(z.var(0) + EPS),
@@ -526,6 +533,16 @@ def test_whatever_is_normalised_is_read_as_one_tensor(name, twice):
     assert_same(before, derivatives(y, (h, g, b)))
 
 
+def test_the_root_of_a_square_is_not_the_number():
+    leaves = x, g, b = inputs()
+    y = (x - x.mean(0)) * ag.rsqrt(x.var(0) + EPS) * np.sqrt(g**2) + b
+    value, before = y.data.copy(), derivatives(y, leaves)
+    assert (g.data < 0).any()
+    assert len(ag.fuse(y).fused) == 1
+    np.testing.assert_allclose(ag.Graph(y).values()[y.node], value)
+    assert_same(before, derivatives(y, leaves))
+
+
 def test_the_mean_and_the_variance_of_a_tensor_may_be_used_elsewhere():
     x, g, b = inputs()
     m, v = x.mean(0), x.var(0)
@@ -553,6 +570,9 @@ def test_an_unbiased_variance_of_many_halves_is_not_taken_for_rounding():
         lambda x: np.sum(x[:0], 0) / 0.5,
         lambda x: x.var(0, ddof=4),
         lambda x: ag.concatenate([x, x]).std(),
+        lambda x: (x + x.mean(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - 0.5 * x.mean(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - x.mean(0)) * ag.stop_gradient(x[0] * ag.rsqrt(x.var(0) + EPS)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")

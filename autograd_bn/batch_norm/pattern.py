@@ -85,11 +85,8 @@ def find(reader: Reader, node: Node) -> Match | None:
         match = match._replace(axes=_free_axes(shape, along))
     if not match.axes or any(axis - len(shape) in along for axis in match.axes):
         raise Partly(f"gamma, beta or eps vary along the averaged axes {axes}")
-    if isinstance(eps, Factor):
-        if needs_gradient(eps):
-            raise NearMiss("eps requires a gradient, and is a constant of batch norm")
-    elif not eps > 0:
-        raise NearMiss(f"eps is {eps}, expected a positive number")
+    if isinstance(eps, Factor) and needs_gradient(eps):
+        raise NearMiss("eps requires a gradient, and is a constant of batch norm")
     return match
 
 
