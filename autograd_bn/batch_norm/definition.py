@@ -46,7 +46,7 @@ def _centred(
         var = average(ag.square(centred), axes, keepdims=True)
         var = ag.stop_gradient(var) if "var" in stop else var
     elif isinstance(x, Tensor):
-        var = ag.as_tensor(var)  # a leaf, so that eps and the root stand in the graph
+        var = ag.as_tensor(var, name="var")  # a leaf, so that eps and the root stand in the graph
     return centred, mean, var, n
 
 

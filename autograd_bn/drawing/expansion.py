@@ -42,9 +42,10 @@ class Expansion:
 
 
 class _Echo:
-    """A communicator that hears itself twice: what a body records with it is recorded without a message."""
+    """A communicator whose ranks all say what this one does: what a body records with it sends no message."""
 
-    size = 2
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def Allgather(self, part: bytes, everyone: Array) -> None:
         everyone[:] = np.frombuffer(part, everyone.dtype)
@@ -63,7 +64,7 @@ def expansion(node: Node, values: Mapping[Node, Any] | None) -> Expansion:
         values = {parent: np.zeros(parent.shape, parent.dtype) for parent in node.inputs}
         if node.params["comm"] is not None:
             opened = copy(node)
-            opened.params = {**node.params, "comm": _Echo()}
+            opened.params = {**node.params, "comm": _Echo(node.params["comm"].size)}
     before, mode.recording = mode.recording, True
     try:
         result = body(opened, values)
