@@ -220,7 +220,14 @@ def tanh(x: Any, /) -> Any:
     return np.tanh(x)
 
 
-@primitive(lambda g, out: g * (out * (1 - out)))
+def _logistic_slope(g: Any, out: Any) -> Any:
+    slope = 1 - out
+    slope *= out  # in place on an array; on a tensor another node
+    slope *= g
+    return slope
+
+
+@primitive(_logistic_slope)
 def sigmoid(x: Any, /) -> Any:
     """1 / (1 + exp(-x)), without overflow at either end.
 
@@ -228,9 +235,12 @@ def sigmoid(x: Any, /) -> Any:
     >>> ag.sigmoid([0.0, -1000.0])
     array([0.5, 0. ])
     """
-    positive = x.real >= 0
-    e = np.exp(np.where(positive, -x, x))
-    return np.where(positive, 1, e) / (1 + e)
+    if x.dtype == np.float16:  # whose exp(12) overflows, though 1 / exp(12) has a place
+        return sigmoid(x.astype(np.float32)).astype(np.float16)
+    with np.errstate(over="ignore"):  # the inverse of infinity is the right 0
+        e = np.exp(-x)
+    e += 1
+    return np.reciprocal(e, out=e if e.ndim else None)
 
 
 @primitive(lambda g, out: where(out > 0, g, 0))
@@ -444,7 +454,8 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
 
 def _finite_max(x: Any, axis: Axis) -> Any:
     top = np.max(x.real, axis=_axis(axis), keepdims=True)
-    return np.where(np.isfinite(top), top, 0)
+    finite = np.isfinite(top)
+    return top if finite.all() else np.where(finite, top, 0)
 
 
 def _axis(axis: Axis) -> Any:
@@ -500,9 +511,9 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
 @primitive(lambda g, shape: broadcast_to(g, shape))
 def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     """`x` summed over the axes that broadcasting from shape `to` would add: the transpose of `broadcast_to`."""
-    lead = np.ndim(x) - len(to)
-    axes = tuple([i + lead for i, n in enumerate(to) if n == 1 and np.shape(x)[i + lead] != 1])
-    return np.reshape(np.sum(x, axis=tuple(range(lead)) + axes), to)
+    lead = x.ndim - len(to)
+    axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
+    return np.reshape(np.add.reduce(x, axis=axes), to)
 
 
 def _place(shapes: tuple[tuple[int, ...], ...], position: int, axis: int) -> tuple[slice, ...]:

@@ -84,6 +84,8 @@ class Primitive:
         if len(arrays) < count or len(extra) > len(self.keywords):
             raise TypeError(f"{self.name}() takes {self.arrays} arrays and options {self.keywords}, got {len(args)}")
         named = dict(zip(self.keywords, extra, strict=False))
+        if len(named) == len(self.keywords) and not params:
+            return arrays, named
         for name in params:
             if name in named or name not in self.keywords:
                 known = "takes it once" if name in named else f"knows only {self.keywords}"

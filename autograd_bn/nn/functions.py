@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import reshape, transpose, where
+from ..engine import reshape, where
 from ..engine.node import Array
 from ..engine.primitive import primitive
 
@@ -17,7 +17,7 @@ def _rows(x: Any) -> Any:
     return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]))
 
 
-@primitive(lambda g, weight: g @ weight, lambda g, x: transpose(_rows(g)) @ _rows(x), lambda g: g)
+@primitive(lambda g, weight: g @ weight, lambda g, x: _rows(g).T @ _rows(x), lambda g: g)
 def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     """`x @ weight.T + bias`: x (..., in), weight (out, in), bias (out,) or None; the result is (..., out).
 

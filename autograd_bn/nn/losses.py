@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Tensor, exp, logsumexp, mean, sigmoid, softmax, square, subtract
+from ..engine import Tensor, exp, mean, sigmoid, softmax, square, subtract
 from ..engine.node import Array
 from ..engine.primitive import primitive
 
 
-def _cross_entropy_gradient(g: Any, logits: Any, labels: Array) -> Any:
-    one_hot = np.zeros(logits.shape, dtype=logits.dtype)
-    np.put_along_axis(one_hot, labels[..., None], 1, axis=-1)
-    return (softmax(logits) - one_hot) * (g / labels.size)
+def _cross_entropy_gradient(g: Any, wanted: Any, logits: Any, labels: Array, kept: Array) -> Any:
+    probabilities = softmax(logits) if isinstance(g, Tensor) else kept
+    one_hot = labels[..., None] == np.arange(logits.shape[-1])
+    return (probabilities - one_hot) * (g / labels.size), None
 
 
-@primitive(_cross_entropy_gradient, None)
+@primitive(_cross_entropy_gradient, joint=True)
 def _cross_entropy(logits: Any, labels: Any, /) -> Any:
-    chosen = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return np.mean(logsumexp(logits, axis=-1) - chosen)
+    shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    probabilities = np.exp(shifted)
+    total = np.add.reduce(probabilities, axis=-1, keepdims=True)
+    probabilities /= total
+    chosen = shifted.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()]
+    return np.mean(np.log(total).ravel() - chosen), probabilities
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
@@ -50,7 +54,8 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].flat[0]
         raise ValueError(f"labels have a {wrong}, expected 0 to {classes - 1} for logits of {classes} classes")
-    return _cross_entropy(logits, labels)
+    loss, _ = _cross_entropy(logits, labels)
+    return loss
 
 
 def mse_loss(prediction: Any, target: Any) -> Any:
