@@ -1,7 +1,8 @@
-"""Hand-written batch norm in NumPy, right in many spellings and wrong in many ways.
+"""Derivatives that are right in many spellings and wrong in many ways.
 
-Each `Pair` is a `forward(x, gamma, beta) -> y, cache` and a `backward(dy, cache) -> dx, dgamma, dbeta` as courses
-and papers have them, made from text, so that a planted mistake is an edit of the text, and two of them are two edits.
+A `Pair` is batch norm by hand in NumPy: `forward(x, gamma, beta) -> y, cache` and `backward(dy, cache) -> dx,
+dgamma, dbeta` as courses and papers have them. It is made from text, so that a planted mistake is an edit of the
+text, and two of them are two edits. A `WrongRule` is a primitive whose derivative is got wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
+import autograd_bn as ag
 
 GRADIENTS = ("dx", "dgamma", "dbeta")
 
@@ -386,3 +389,147 @@ def _print(gradient: Any) -> tuple[Any, ...]:
     flat = np.asarray(gradient, dtype=float)
     scale = float(np.max(abs(flat))) or 1.0
     return (flat.shape, round(math.log(scale), 9), *np.round(flat.ravel() / scale, 9).tolist())
+
+
+# --- Wrong rules of primitives -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WrongRule:
+    """A function of tensors in which one primitive's rule is wrong; `changes` says whether its gradient is."""
+
+    name: str
+    f: Callable[..., Any]
+    inputs: tuple[np.ndarray, ...]
+    changes: bool
+
+
+def _first_lost(d: Any) -> Any:
+    d = np.array(d)
+    d.reshape(-1)[:1] = 0
+    return d
+
+
+# What becomes of a rule's result, or of the gradient that it gets.
+_AFTER: dict[str, Callable[[Any], Any]] = {
+    "times 1.0001": lambda d: d * 1.0001,
+    "times 0.9999": lambda d: d * 0.9999,
+    "negated": lambda d: -d,
+    "dropped": lambda d: d * 0,
+    "doubled": lambda d: d * 2,
+    "reversed": lambda d: np.asarray(d)[..., ::-1] if np.ndim(d) else d,
+    "without its first entry": _first_lost,
+    "in float32": lambda d: np.asarray(d).astype(np.float32),
+}
+_BEFORE: dict[str, Callable[[Any], Any]] = {
+    "of g squared": lambda g: g * g,
+    "of |g|": np.abs,
+    "of g reversed": lambda g: np.asarray(g)[..., ::-1] if np.ndim(g) else g,
+}
+
+# Rules as they are got wrong by hand: (operation, input, rule on g and what the true rule reads).
+_BY_HAND: list[tuple[str, int, str, Callable[..., Any]]] = [
+    ("subtract", 1, "sign forgotten", lambda g: g),
+    ("multiply", 0, "other factor forgotten", lambda g, b: g),
+    ("divide", 0, "multiplied", lambda g, b: g * b),
+    ("divide", 1, "not squared", lambda g, b, out: -g * out),
+    ("divide", 1, "sign forgotten", lambda g, b, out: g * out / b),
+    ("power", 0, "exponent not lowered", lambda g, a, b: g * b * a**b),
+    ("power", 0, "exponent forgotten", lambda g, a, b: g * a ** (b - 1)),
+    ("power", 1, "logarithm forgotten", lambda g, a, out: g * out),
+    ("exp", 0, "as of x", lambda g, out: g * np.log(out)),
+    ("log", 0, "multiplied", lambda g, x: g * x),
+    ("sqrt", 0, "half forgotten", lambda g, out: g / out),
+    ("sqrt", 0, "of x for the root", lambda g, out: g / (2 * out * out)),
+    ("rsqrt", 0, "squared for cubed", lambda g, out: g * out * out / -2),
+    ("rsqrt", 0, "sign forgotten", lambda g, out: g * out**3 / 2),
+    ("square", 0, "2 forgotten", lambda g, x: g * x),
+    ("abs", 0, "sign forgotten", lambda g, x: g),
+    ("tanh", 0, "not squared", lambda g, out: g * (1 - out)),
+    ("tanh", 0, "1 forgotten", lambda g, out: -g * out * out),
+    ("sigmoid", 0, "as tanh", lambda g, out: g * (1 - out * out)),
+    ("sigmoid", 0, "1 - out forgotten", lambda g, out: g * out),
+    ("relu", 0, "everywhere 1", lambda g, out: g),
+    ("softmax", 0, "diagonal only", lambda g, out, axis: g * out * (1 - out)),
+    ("softmax", 0, "diagonal without its sum", lambda g, out, axis: g * out),
+    ("log_softmax", 0, "sum forgotten", lambda g, out, axis: g),
+    ("log_softmax", 0, "exp forgotten", lambda g, out, axis: g - out * np.sum(g, axis, keepdims=True)),
+]
+
+
+@cache
+def wrong_rules() -> tuple[WrongRule, ...]:
+    """Wrong rules of every primitive, each the only one in its function."""
+    from tests.test_primitive import SAMPLES, drawn
+
+    found = []
+    for name, (sample, *_) in SAMPLES.items():
+        if name in ("stop_gradient", "allreduce"):
+            continue
+        inputs = tuple(drawn(sample, 3))
+        positions = sorted({place for place, node in _edges(sample.f, inputs, name)})
+        for position in positions:
+            wrappers = [
+                *[(kind, _changed_after(change)) for kind, change in _AFTER.items()],
+                *[(kind, _changed_before(change)) for kind, change in _BEFORE.items()],
+                *[(kind, _replaced(rule)) for op, at, kind, rule in _BY_HAND if (op, at) == (name, position)],
+            ]
+            for kind, wrapper in wrappers:
+                f = _with_rule(sample.f, name, position, wrapper)
+                changes = any(_differs(sample.f, f, inputs, seed) for seed in range(4))
+                found.append(WrongRule(f"{name}, input {position}: {kind}", f, inputs, changes))
+    return tuple(found)
+
+
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _changed_after(change: Callable[[Any], Any]) -> Wrapper:
+    """Change a rule's result: of a joint rule, the first gradient."""
+
+    def wrapper(rule: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(g: Any, *read: Any) -> Any:
+            result = rule(g, *read)
+            return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
+
+        return wrong
+
+    return wrapper
+
+
+def _changed_before(change: Callable[[Any], Any]) -> Wrapper:
+    return lambda rule: lambda g, *read: rule(change(g), *read)
+
+
+def _replaced(wrong: Callable[..., Any]) -> Wrapper:
+    return lambda rule: wrong
+
+
+def _edges(f: Callable[..., Any], inputs: tuple[np.ndarray, ...], op: str) -> Iterator[tuple[int, Any]]:
+    for node in ag.Graph(f(*[ag.tensor(a, requires_grad=True) for a in inputs])).nodes:
+        if node.op == op:
+            yield from ((edge[1], node) for edge in node.edges)
+
+
+def _with_rule(f: Callable[..., Any], op: str, position: int, wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(*tensors: Any) -> Any:
+        out = f(*tensors)
+        for node in ag.Graph(out).nodes:
+            if node.op == op:
+                node.edges = tuple(
+                    [(p, at, wrapper(rule) if at == position else rule, read) for p, at, rule, read in node.edges]
+                )
+        return out
+
+    return wrong
+
+
+def _differs(f: Callable[..., Any], wrong: Callable[..., Any], inputs: tuple[np.ndarray, ...], seed: int) -> bool:
+    rng = np.random.default_rng(seed)
+    leaves = [ag.tensor(a, requires_grad=True) for a in inputs]
+    outputs = [h(*leaves) for h in (f, wrong)]
+    weights = rng.normal(size=outputs[0].shape) * (-1) ** seed
+    return any(
+        np.max(np.abs(a - b)) > 1e-12 * np.max(np.abs(a))
+        for a, b in zip(*[ag.grad(out, leaves, [weights]) for out in outputs], strict=True)
+    )

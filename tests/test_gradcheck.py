@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import autograd_bn as ag
 from autograd_bn.engine.primitive import primitive
-from tests.mutants import Pair, correct, mutants
+from tests.mutants import Pair, correct, mutants, wrong_rules
+from tests.test_primitive import SAMPLES, drawn
+
+rng = np.random.default_rng(0)
 
 
 def recorded(pair: Pair):
@@ -25,10 +32,10 @@ def seen_by_an_engine(pair: Pair) -> bool:
     return bool(pair.changes) and "for every row" not in pair.name
 
 
-def caught(pair: Pair, seed: int = 1) -> bool:
+def refused(f, inputs, **options) -> bool:
     with np.errstate(all="ignore"):
         try:
-            ag.gradcheck(recorded(pair), pair.inputs(seed))
+            ag.gradcheck(f, inputs, **options)
         except ag.GradientError:
             return True
         return False
@@ -42,9 +49,254 @@ def test_the_suite_has_the_size_it_claims():
 
 @pytest.mark.parametrize("part", range(8))
 def test_every_wrong_backward_is_caught(part):
-    assert [pair.name for pair in mutants()[part::8] if caught(pair) != seen_by_an_engine(pair)] == []
+    assert [
+        pair.name for pair in mutants()[part::8] if refused(recorded(pair), pair.inputs(1)) != seen_by_an_engine(pair)
+    ] == []
 
 
 @pytest.mark.parametrize("part", range(8))
 def test_no_right_backward_is_refused(part):
-    assert [pair.name for pair in correct()[part::8] if caught(pair)] == []
+    assert [pair.name for pair in correct()[part::8] if refused(recorded(pair), pair.inputs(1))] == []
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_every_wrong_rule_of_a_primitive_is_caught(part):
+    rules = wrong_rules()
+    assert sum(rule.changes for rule in rules) >= 150
+    assert [rule.name for rule in rules[part::8] if refused(rule.f, rule.inputs) != rule.changes] == []
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_no_right_rule_of_a_primitive_is_refused(order):
+    own = {name: rows for name, rows in SAMPLES.items() if name not in ("stop_gradient", "allreduce")}
+    for name, rows in own.items():
+        for sample in rows[:1] if order == 2 else rows:
+            assert not refused(sample.f, drawn(sample, order), order=order), name
+
+
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_batch_norm_to_order_3(form):
+    x, gamma, beta = rng.normal(size=(4, 2)), np.array([0.0, -1.5]), rng.normal(size=2)
+    assert ag.gradcheck(lambda x, g, b: ag.batch_norm(x, g, b, form=form), (x[:3], gamma, beta), order=3)
+    far = 1e4 + rng.normal(size=(6, 3))
+    far[:, 0] = 1e4  # a constant feature, steep within sqrt(eps)
+    assert ag.gradcheck(lambda x: ag.batch_norm(x, form=form, eps=0.1), far, order=2)
+    assert ag.gradcheck(lambda x: ag.batch_norm(x, form=form), rng.normal(size=(2, 3)), order=2)
+
+
+@settings(max_examples=25)
+@given(
+    shape=st.sampled_from([(2, 3), (7, 2), (3, 2, 2), (5, 1)]),
+    scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e3]),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    after=st.sampled_from([ag.tanh, ag.softmax, ag.square, ag.sigmoid]),
+    seed=st.integers(0, 10**6),
+)
+def test_right_gradients_of_any_scale_pass(shape, scale, offset, after, seed):
+    rng = np.random.default_rng(seed)
+    x = scale * (offset + rng.normal(size=shape))
+    ag.gradcheck(
+        lambda x, g, b: after(ag.batch_norm(x, g, b, eps=0.1 * scale**2)),
+        (x, rng.normal(size=shape[-1]), rng.normal(size=shape[-1])),
+        seed=seed,
+    )
+
+
+# --- Mistakes that other checks let pass ---------------------------------------------------------------------
+
+
+def test_a_derivative_lost_at_second_order_is_caught_there():
+    def root(x):  # the derivative reads the root as a constant
+        value = ag.sqrt(x)
+        return x / (2 * ag.stop_gradient(value)) + ag.stop_gradient(value) / 2
+
+    x = [np.array([1.0, 2.0, 5.0])]
+    with pytest.raises(ag.GradientError):
+        ag.gradcheck(root, x, order=2)
+
+
+def test_weights_other_than_one_are_used():
+    @primitive(lambda g: 2 * g * g)
+    def doubled(x, /):
+        return 2 * x
+
+    with pytest.raises(ag.GradientError, match="not linear in the incoming gradient"):
+        ag.gradcheck(lambda x: doubled(x).sum() * 0.5, [np.ones(3) + np.arange(3.0)])
+
+
+def test_the_text_names_input_entry_values_and_mistake():
+    cases = {
+        "the sign is flipped": lambda d: -d,
+        r"every entry is 0\.9999 times": lambda d: d * 0.9999,
+        "the gradient is 0": lambda d: d * 0,
+        "transposed: the two axes of x are exchanged": np.transpose,
+        r"not summed over a broadcast axis: only index \[0\] of axis 0": None,
+    }
+    for mistake, change in cases.items():
+        if change is None:
+
+            @primitive(lambda g: g, lambda g: g[0])
+            def scaled(x, w, /):
+                return x + w
+        else:
+
+            @primitive(lambda g, w, change=change: change(g * w), lambda g, x: g * x)
+            def scaled(x, w, /, change=None):
+                return x * w
+
+        wrong = (lambda x, w: scaled(x, w)) if change is None else (lambda x, w, c=change: scaled(x, w, change=c))
+        with pytest.raises(ag.GradientError, match=mistake) as caught:
+            ag.gradcheck(wrong, [rng.normal(size=(3, 3)), ag.tensor(rng.normal(size=3), requires_grad=True, name="w")])
+        text = str(caught.value)
+        assert ("with respect to w" if change is None else "with respect to x") in text
+        assert "got " in text
+        assert "expected " in text
+        assert "worst d f[" in text
+
+
+def test_a_stop_is_told_from_a_mistake():
+    with pytest.raises(ag.GradientError, match="stops a gradient on purpose"):
+        ag.gradcheck(lambda x: ag.batch_norm(x, stop=("var",)), rng.normal(size=(4, 2)))
+
+
+def test_projections_catch_what_is_large_and_say_so():
+    x = rng.normal(size=(300, 20))
+    assert ag.gradcheck(ag.batch_norm, x, projections=3)
+    with pytest.raises(ag.GradientError, match="projection 0 of the outputs"):
+        ag.gradcheck(lambda x: ag.batch_norm(x, stop=("mean",)), x, projections=3)
+
+
+# --- What can't be judged ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "at", "where"),
+    [
+        (ag.relu, [1.0, 0.0, -1.0], "x[1] = 0"),
+        (ag.relu, [1.0, 1e-7, -1.0], "x[1] = 1e-07"),
+        (ag.abs, [1.0, -1.0, 0.0], "x[2] = 0"),
+        (ag.max, [1.0, 2.0, 2.0], "x[1] = 2"),
+        (lambda x: ag.maximum(x[0], x[1]), [2.0, 2.0], "x[0] = 2"),
+        (ag.sqrt, [1.0, 0.0], "x[1] = 0"),
+        (ag.log, [1.0, 1e-9], "x[1] = 1e-09"),
+        (lambda x: x + np.floor(x.data), [0.3, 1.0], "x[1] = 1"),
+    ],
+)
+def test_a_kink_nearer_than_the_step_is_refused(f, at, where):
+    with pytest.raises(ValueError, match="is not smooth within") as caught:
+        ag.gradcheck(lambda x: f(x), [np.array(at)])
+    assert isinstance(caught.value, ag.GradientError)
+    assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("distance", [1e-5, 1e-3, 0.1])
+def test_a_kink_beyond_the_smallest_step_does_not_disturb(distance):
+    assert ag.gradcheck(ag.relu, [np.array([1.0, -distance, distance])])
+    assert ag.gradcheck(lambda x: ag.batch_norm(ag.abs(x)), [np.array([[1.0], [-distance], [3.0]])], order=2)
+
+
+def test_what_cannot_be_judged_is_refused_with_the_reason():
+    x = rng.normal(size=(3, 2))
+    refusals = [
+        (lambda x, y: x * y, [x, x[0]], ValueError, r"inputs\[0\] \(x\) and inputs\[1\] \(y\) share memory"),
+        (lambda x: x * 2, [ag.tensor(x)], ValueError, "none of the 1 inputs requires a gradient"),
+        (lambda x: x * 2, [np.empty((0, 2))], ValueError, "inputs are empty"),
+        (lambda x: x * 2, [np.arange(3)], TypeError, r"inputs\[0\] \(x\) has dtype int64, expected floats"),
+        (lambda x: x * 2, [x + 1j], TypeError, "complex128"),
+        (lambda x: x * 2, [np.array([1.0, np.nan])], ValueError, "holds nan"),
+        (lambda x: x * rng.normal(), [x], ValueError, "not deterministic"),
+        (lambda x: x.data, [x], TypeError, "f returned a ndarray, expected a tensor"),
+        (lambda x: (x, 3.0), [x], TypeError, "float as its output 1"),
+        (lambda x: ag.tensor(x.data), [x], ValueError, "no output of f depends on its inputs"),
+        (lambda x: x.astype("float32") * 2, [x], ValueError, "computes in float32"),
+        (lambda x: ag.log(x), [-np.ones(2)], ValueError, "f holds nan"),
+    ]
+    for f, inputs, error, text in refusals:
+        with np.errstate(all="ignore"), pytest.raises(error, match=text):
+            ag.gradcheck(f, inputs)
+    for bad in ({"order": 0}, {"projections": 0}, {"projections": 1, "power": True}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ag.gradcheck(ag.tanh, x, **bad)
+
+
+def test_tighter_limits_than_differences_can_hold_are_refused():
+    x = rng.normal(size=(4, 3))
+    assert ag.gradcheck(ag.batch_norm, x, atol=1e-9, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"more than atol \+ rtol"):
+        ag.gradcheck(ag.batch_norm, x, atol=1e-17, rtol=0)
+
+
+# --- What it leaves alone ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, object])
+def test_it_runs_in_float64_whatever_comes_in(dtype):
+    x = rng.normal(size=(4, 3)).astype(np.float16).astype(dtype)
+    if dtype is object:
+        x = np.frompyfunc(Fraction, 1, 1)(x)
+    seen = set()
+
+    def f(x):
+        seen.add(x.dtype)
+        return ag.batch_norm(x)
+
+    assert ag.gradcheck(f, [ag.tensor(x, requires_grad=True)])
+    assert seen <= {np.dtype(np.float64), np.dtype(np.complex128)}
+
+
+def test_inputs_and_gradients_stay_as_they_are():
+    x = ag.tensor(rng.normal(size=(4, 3)), requires_grad=True)
+    before = x.data.copy()
+    assert ag.gradcheck(ag.batch_norm, [x], order=2)
+    assert x.grad is None
+    assert np.array_equal(x.data, before)
+
+
+def test_a_training_module_keeps_its_running_statistics():
+    model = ag.nn.Sequential(ag.nn.Linear(3, 4, rng=0), ag.nn.BatchNorm(4), ag.nn.Dropout(0.5, rng=1))
+    assert model.training
+    before = {name: np.copy(value) for name, value in model.state_dict().items()}
+    assert ag.gradcheck(model, rng.normal(size=(5, 3)), order=2)
+    assert ag.gradcheck(lambda x: model(x) * 2, rng.normal(size=(5, 3)))
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, before[name]), name
+    model(ag.tensor(rng.normal(size=(5, 3))))
+    assert not np.array_equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+# --- Its own power -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_it_measures_its_power(form):
+    inputs = (rng.normal(size=(3, 2)), rng.normal(size=2), rng.normal(size=2))
+    power = ag.gradcheck(
+        lambda x, g, b: ag.batch_norm(x, g, b, form=form), inputs, power=True, order=1 if form == "composed" else 2
+    )
+    assert power
+    assert power.share == 1
+    assert power.survivors == ()
+    assert sum(power.planted.values()) >= 60
+    assert power.planted == power.caught
+    assert "scaled by 1 - 1e-4" in str(power)
+
+
+def test_square_terms_are_transposed_too():
+    power = ag.gradcheck(lambda a, b: a @ b, [rng.normal(size=(3, 3)), rng.normal(size=(3, 3))], power=True)
+    assert power.caught["transposed"] == power.planted["transposed"] > 0
+
+
+def test_a_planted_mistake_that_survives_fails_the_check():
+    def nearly_linear(x):  # rounding hides the second term's derivative
+        return (x + 1e6) - 1e6 + 3e-9 * ag.square(x)
+
+    x = rng.normal(size=4)
+    assert ag.gradcheck(nearly_linear, x)
+    with pytest.raises(ag.GradientError, match="mistakes planted in the rules went unseen"):
+        ag.gradcheck(nearly_linear, x, power=True)
+
+
+def test_changes_that_change_nothing_are_not_counted():
+    power = ag.gradcheck(lambda x: x + 0 * ag.tanh(x), rng.normal(size=3), power=True)
+    assert power.harmless > 0
+    assert power.share == 1

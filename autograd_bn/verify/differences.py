@@ -16,12 +16,12 @@ Index = tuple[int, ...]
 class Differences:
     """The derivatives of `f` at a point, by complex steps where `f` allows them, else by central differences.
 
-    `f` takes the list of arrays `at`, one of them moved, and returns all outputs as one vector. Central
+    `f` takes the list of arrays `at`, one of them moved, and returns all outputs, of `sizes`, as one vector. Central
     differences at h, h/2 and h/4 are extrapolated twice (Richardson 1911). The error is estimated from three
     sides: what the second extrapolation changes, the same for the second differences, which a kink or a jump
     within the step makes large, and the rounding of `f`, measured by third differences at steps where a
     smooth function has none (Hamming 1971). The step of each input is the one where the error is least.
-    `smallest` is the smallest step, in units of the input's scale: its standard deviation, or its magnitude
+    `smallest` is the smallest step, in units of the input's scale, which is its standard deviation, or its magnitude
     where it is constant.
 
     Complex steps (Squire and Trapp 1998) have no truncation. They are taken where `f` accepts complex arrays
@@ -29,9 +29,15 @@ class Differences:
     """
 
     def __init__(
-        self, f: Callable[[Sequence[Array]], Array], at: Sequence[Array], smallest: float, rng: np.random.Generator
+        self,
+        f: Callable[[Sequence[Array]], Array],
+        at: Sequence[Array],
+        sizes: Sequence[int],
+        smallest: float,
+        rng: np.random.Generator,
     ) -> None:
         self.f = f
+        self.sizes = sizes
         self.at = list(at)
         self.smallest = smallest
         self.value = f(self.at)
@@ -50,7 +56,7 @@ class Differences:
         """The derivative of every output as input `i` moves along `direction`, and its estimated error."""
         scale, noise = self.scale[i], self.noise[i]
         if self.complex[i]:
-            return self._complex(i, direction), 8 * noise / scale
+            return self._complex(i, direction), 16 * noise / scale
         h = self.step[i]
 
         def estimate(h: float) -> tuple[Array, Array]:
@@ -60,16 +66,12 @@ class Differences:
         # Where the estimates don't settle, a kink or a steep place may be nearer than the step.
         size = np.abs(self.at[i][direction != 0])
         least = self.smallest * min(scale, float(np.min(size, where=size > 0, initial=scale)))
-        relative = error / (_largest(value) or 1)
-        while h / 16 >= least and not np.all(relative <= 1e-7 + 16 * noise / h / (_largest(value) or 1)):
+        while h / 16 >= least and not np.all(error <= 1e-7 * _largest(value) + 32 * noise / h):
             h /= 16
             other, its_error = estimate(h)
-            # Far beyond a steep place slope and error are small together.
-            its_relative = its_error / (_largest(other) or 1)
-            better = ~(relative <= its_relative)
+            better = its_error < error
             value, error = np.where(better, other, value), np.where(better, its_error, error)
-            relative = np.where(better, its_relative, relative)
-        return value, np.where(np.isnan(error), np.inf, error)
+        return value, error
 
     def kink(self, rng: np.random.Generator) -> tuple[int, Index] | None:
         """An element of an input that has a kink of `f` within the smallest step of it, or None.
@@ -101,16 +103,22 @@ class Differences:
             middle = 2 * self.value
             _, bend = _richardson([(up - middle + down) / h * 4**k for k, (up, down) in enumerate(sides)])
             rounding = self.noise[i] / h
-            return value, truncation + np.maximum(bend - 200 * rounding, 0) + 8 * rounding
+            error = truncation + np.maximum(bend - 200 * rounding, 0)
+            unsettled = ~(error <= 1e-3 * np.abs(value) + 1e-6 * _largest(value) + 100 * rounding)
+            return value, np.where(unsettled, np.inf, error + 16 * rounding)
 
     def _rounding(self, i: int, direction: Array) -> Array:
-        """How far rounding may throw each output, on the side of the point where a kink does not interfere."""
+        """How far rounding may throw each output; of the two sides the calmer one, where a kink stirs the other."""
         tiny = self.scale[i] * self.smallest / 16
         sides = []
         for t in (tiny, -tiny):
             third = np.diff([self._moved(i, k * t * direction) for k in range(1, 9)], n=3, axis=0)
-            sides.append(np.max(np.abs(third), axis=0) / math.sqrt(20))
-        return np.asarray(np.maximum(np.fmin(*sides), 2**-52 * np.abs(self.value)))
+            sides.append(np.nan_to_num(np.max(np.abs(third), axis=0) / math.sqrt(20), nan=np.inf))
+        calmer, wilder = np.minimum(*sides), np.maximum(*sides)
+        noise = np.maximum(np.where(wilder <= 1000 * calmer, wilder, calmer), 2**-52 * np.abs(self.value))
+        # What is small because larger numbers cancelled in it has their rounding.
+        parts = np.split(noise, np.cumsum(self.sizes)[:-1])
+        return np.concatenate([np.maximum(part, np.median(part)) if part.size else part for part in parts])
 
     def _probe(self, i: int, direction: Array) -> tuple[float, Array, Array]:
         """The best first step for input `i`, with the slope that it gives and its error."""
@@ -118,8 +126,7 @@ class Differences:
         steps = [self.scale[i] * 2.0**-k for k in range(3, halvings + 1)]
         sides = [self._sides(i, direction, h) for h in steps]
         found = [self._extrapolated(i, h, sides[k : k + 3]) for k, h in enumerate(steps[:-2])]
-        sizes = [float(np.linalg.norm(error)) / (_largest(value) or 1) for value, error in found]
-        best = int(np.argmin([np.inf if np.isnan(size) else size for size in sizes]))
+        best = int(np.argmin([np.linalg.norm(error) for _, error in found]))
         return steps[best], *found[best]
 
     def _complex(self, i: int, direction: Array) -> Array:
@@ -168,8 +175,9 @@ def _direction(array: Array, rng: np.random.Generator) -> Array:
 
 
 def _scale(array: Array) -> float:
+    """The standard deviation; of a constant array its magnitude, but 1 at most while 1 can be told from 0 there."""
     spread, size = float(np.std(array)), float(np.max(np.abs(array), initial=0))
-    return spread if spread > 1e-8 * size else size or 1.0
+    return spread if spread > 1e-8 * size else min(size, max(1, 1e-8 * size)) or 1.0
 
 
 def _largest(array: Array) -> float:

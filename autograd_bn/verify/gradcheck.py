@@ -16,6 +16,9 @@ from .compare import input_names
 from .differences import Differences
 from .mutations import Power, measure
 
+# Below it products of derivatives with each other vanish in float64.
+_UNDERFLOW = 1e-60
+
 
 class GradientError(AssertionError):
     """A derivative is wrong; the text says which, where, by how much, and what mistake it looks like."""
@@ -237,7 +240,7 @@ def _unzip(used: list[tuple[Tensor, Any]], inputs: list[Tensor]) -> tuple[Any, A
 
 def _refuse_what_cannot_be_judged(level: Level) -> None:
     """Raise where no difference of `f` could say whether its derivative is right."""
-    _, outputs = level.record()
+    leaves, outputs = level.record()
     for name, output in zip(level.outputs, outputs, strict=True):
         if output.dtype.kind != "f":
             raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
@@ -250,8 +253,11 @@ def _refuse_what_cannot_be_judged(level: Level) -> None:
                 "f is not deterministic: it returned other values for the same inputs "
                 f"(they differ by up to {np.max(np.abs(again - recorded)):.3g}); fix its seed inside f"
             )
+    moving = {leaf.node for leaf in leaves}
     for node in topological_order([output.node for output in outputs]):
-        if node.requires_grad and node.dtype.kind == "f" and node.dtype.itemsize < 8:
+        if not moving.isdisjoint(node.inputs):
+            moving.add(node)
+        if node in moving and node.dtype.kind == "f" and node.dtype.itemsize < 8:
             raise CannotJudge(f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f")
     if not any(output.requires_grad for output in outputs):
         raise CannotJudge(f"no output of f depends on its inputs ({', '.join(level.names)}): every gradient would pass")
@@ -293,7 +299,8 @@ class _Check:
         self.atol, self.rtol = atol, rtol
         self.leaves, self.outputs = level.record()
         self.size = sum(output.size for output in self.outputs)
-        self.differences = Differences(level.values, level.arrays, eps, rng)
+        sizes = [output.size for output in self.outputs]
+        self.differences = Differences(level.values, level.arrays, sizes, eps, rng)
         kink = self.differences.kink(rng)
         if kink is not None:
             i, index = kink
@@ -327,11 +334,15 @@ class _Check:
         return _pull(self.leaves, self.outputs, weights)
 
     def measured_rounding(self) -> list[float]:
-        """How far rounding may throw the rules' results: what moving the inputs by their last bit does to them."""
-        moved = [a * (1 + 2**-52 * self.rng.choice([-1, 1], a.shape)) for a in self.level.arrays]
+        """How far rounding may throw the rules' results: what moving the inputs by their last bits does to them."""
         weights = self.rng.normal(size=self.size)
-        there = _pull(*replace(self.level, arrays=moved).record(), weights)
-        return [float(np.max(np.abs(a - b), initial=0)) for a, b in zip(self.pull(weights), there, strict=True)]
+        here = self.pull(weights)
+        most = [0.0] * len(here)
+        for _ in range(2):
+            moved = [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.level.arrays]
+            there = _pull(*replace(self.level, arrays=moved).record(), weights)
+            most = [max(m, float(np.max(np.abs(a - b), initial=0))) for m, a, b in zip(most, here, there, strict=True)]
+        return most
 
     def entries(self) -> list[Block]:
         """Every entry of the Jacobian."""
@@ -349,8 +360,9 @@ class _Check:
                 unit = np.zeros(array.shape)
                 unit[index] = 1
                 want[:, j], error[:, j] = self.differences.along(i, unit)
-            floor = 1e-11 * np.max(np.abs(want), axis=1, keepdims=True, initial=0)
-            bound = 10 * (error + self.rounding[i]) + floor
+            floor = 1e-11 * np.max(np.abs(want), axis=1, keepdims=True, initial=0) + _UNDERFLOW
+            noise = self.rounding[i] + self.differences.noise[i][:, None] / self.differences.scale[i]
+            bound = 10 * (error + noise) + floor
             blocks.append(self.block(i, array.shape, got[i], want, bound))
         return blocks
 
@@ -378,12 +390,14 @@ class _Check:
 
     def check_linear(self, blocks: list[Block]) -> None:
         """A backward pass is linear in the weights of the outputs, so that its rows give every other."""
-        for _ in range(2):
-            weights = self.rng.normal(size=self.size)
-            for block, gradient in zip(blocks, self.pull(weights), strict=True):
+        first = self.rng.normal(size=self.size)
+        for weights in (first, -1.5 * first):
+            for i, (block, gradient) in enumerate(zip(blocks, self.pull(weights), strict=True)):
                 expected = weights @ block.got
                 error = np.abs(gradient.ravel() - expected)
-                if np.any(~(error <= 1e-11 * np.max(np.abs(weights) @ np.abs(block.got), initial=0))):
+                size = np.max(np.abs(weights) @ np.abs(block.got), initial=0)
+                noise = np.abs(weights) @ self.differences.noise[i] / self.differences.scale[i]
+                if np.any(~(error <= 1e-11 * size + _UNDERFLOW + 100 * (self.rounding[i] + noise))):
                     j = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
                     raise GradientError(
                         f"{self.title([block.name])}\n  at {block.name}{_at(np.unravel_index(j, block.shape))}: "
@@ -427,7 +441,7 @@ class _Check:
         wrong = block.wrong(block.got)
         row, column = np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)
         shapes = [output.shape for output in self.outputs]
-        kind = likely(block, shapes[0] if len(shapes) == 1 and self.projections is None else (self.size,))
+        kind = likely(block, shapes[0] if len(shapes) == 1 and self.projections is None else off.shape[:1])
         return (
             f"  {block.name}: {wrong.sum()} of {wrong.size} entries, worst {self.entry(block, int(row), int(column))}: "
             f"got {block.got[row, column]:.10g}, expected {block.want[row, column]:.10g} "
