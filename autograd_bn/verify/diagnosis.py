@@ -68,10 +68,11 @@ def _structures(norm: Normalisation, gamma_per_feature: bool) -> dict[str, list[
         var.append((_one(kind, words, repair), -xhat * reduced(weighted) * w))
 
     features = tuple(i for i in range(norm.x.ndim) if i not in norm.axes)
-    right = f"Average over axis {norm.axes[0] if len(norm.axes) == 1 else norm.axes}, as forward does"
-    for axes, words in ((features, "the features"), ((*range(norm.x.ndim),), "everything")):
+    own = ", ".join(map(str, norm.axes))
+    for axes in (features, (*range(norm.x.ndim),)):
         if axes and axes != norm.axes:
-            words = f"is averaged over {words} where it should be over the batch"
+            words = f"is averaged over axis {', '.join(map(str, axes))} where forward averages over axis {own}"
+            right = f"Average over axis {own}, as forward does"
             both("wrong axis", words, right, lambda values, axes=axes: average(values, axes))  # type: ignore[misc]
             scale = norm.gamma / sigma  # these weights may stay outside the average
             mean.append((_one("wrong axis", words, right), -average(norm.dy, axes) * scale * ones))
@@ -113,9 +114,14 @@ def _structures(norm: Normalisation, gamma_per_feature: bool) -> dict[str, list[
         for power in (-1, 1, -2):  # gamma inside the sums of layer norm is no factor of the whole term
             for path, term in norm.paths(norm.dy * norm.gamma ** (1.0 + power)).items():
                 options[path].append(([gamma_power(power, path)], term))
+        outside = _one("gamma outside", "is averaged without gamma, which is multiplied in afterwards", _INSIDE)
+        for path, term in norm.paths(norm.dy).items():
+            if path != "direct":
+                options[path].append((outside, term * norm.gamma))
     return options
 
 
+_INSIDE = "Start from dxhat = dy * gamma: here gamma differs along the axis of the mean"
 _OPERAND = "Write it as -xhat * mean(dxhat * xhat) / sigma"
 
 
@@ -127,23 +133,22 @@ def explain_dx(dictionary: Dictionary, given: Array) -> Explanation | None:
     target = norm.rows(given)
     lost, kept = _lost_rows(target)
     best: Explanation | None = None
+    combos = [(_keys(combo), combo) for combo in itertools.product(*[structures[path] for path in active])]
+    combos = sorted([c for c in combos if len(c[0]) <= 2], key=lambda c: len(c[0]))
     # Whole terms first: every choice of spellings with all weights right.
-    spellings = [structures[path] for path in active]
-    for combo in sorted(itertools.product(*spellings), key=lambda c: sum(len(o[0]) for o in c)):
-        if sum(len(option[0]) for option in combo) > 2:
-            break
+    for _, combo in combos if norm.training else []:
         if close(sum(option[1] for option in combo), given, RTOL):
             return Explanation("dx", dict(zip(active, [list(option[0]) for option in combo], strict=True)))
-    for combo in sorted(itertools.product(*spellings), key=lambda c: sum(len(o[0]) for o in c)):
-        structural = sum(len(option[0]) for option in combo)
-        if structural > 2 or (best is not None and best.cost <= structural + 1):
+    for keys, combo in combos:
+        if best is not None and best.cost <= len(keys) + 1:
             break
         weights = _weights([norm.rows(option[1])[:, kept] for option in combo], target[:, kept])
         if weights is None:
             continue
         parts, coefficients = {}, {}
         for path, option, c in zip(active, combo, weights, strict=True):
-            parts[path] = [*option[0], *dictionary.explain(c, path), *lost]
+            reasons = dictionary.explain(c, path) if norm.training or path == "direct" else _extra(c)
+            parts[path] = [*option[0], *reasons, *lost]
             if np.ptp(c) < 1e-6 * max(float(np.max(np.abs(c))), 1.0):
                 coefficients[path] = float(np.median(c))
         parts = _idioms(norm, parts, dict(zip(active, weights, strict=True)), coefficients)
@@ -151,6 +156,18 @@ def explain_dx(dictionary: Dictionary, given: Array) -> Explanation | None:
         if best is None or found.cost < best.cost - 1e-9:
             best = found
     return best
+
+
+def _keys(combo: tuple[Option, ...]) -> set[str]:
+    """The different mistakes in a choice of terms."""
+    return {factor.key for factors, _ in combo for factor in factors}
+
+
+def _extra(c: Array) -> list[Factor]:
+    """A path that forward hasn't, since its statistics are constants."""
+    if np.max(np.abs(c)) < 1e-7:
+        return []
+    return _one("training formula", "has no place in inference", "Leave it out")
 
 
 def _lost_rows(target: Array) -> tuple[list[Factor], Array]:
@@ -260,7 +277,7 @@ def explain_sum(dictionary: Dictionary, name: str, given: Array) -> Explanation 
             continue
         flat = np.broadcast_to(c, [x.shape[i] if i in dims else 1 for i in range(x.ndim)]).ravel()
         if flat.size != norm.features:
-            factors = number(float(flat[0]), norm.n, norm.features) if np.ptp(flat) < 1e-7 * abs(flat).max() else None
+            factors = number(float(flat[0]), norm) if np.ptp(flat) < 1e-7 * abs(flat).max() else None
             if factors is None:
                 continue
         else:
@@ -297,6 +314,12 @@ def tell(norm: Normalisation, explanations: list[Explanation]) -> list[Finding]:
     return findings
 
 
+def _plural(words: str) -> str:
+    """A reason, which begins with its verb, said of several terms."""
+    verb, _, rest = words.partition(" ")
+    return f"{ {'is': 'are', 'has': 'have'}.get(verb, verb.removesuffix('s')) } {rest}"
+
+
 # Mistakes whose repair is best shown as the right term.
 _LOCAL = {"sign", "sum for mean", "mean for sum", "N-1", "factor", "weight", "sigma", "wrong operand", "not summed"}
 
@@ -328,6 +351,12 @@ def _finding(
             )
         what = f"{dx} carries {' and '.join(told)}: that {'term is' if len(paths) == 1 else 'part is'} missing."
         return Finding("missing path", gradients, what, f"Add {'; and '.join(_formula(p, norm) for p in paths)}.")
+    if kind == "training formula":
+        what = (
+            f"{dx} carries the {' and the '.join(PATH_NAMES[path] for path in paths)}, but forward takes the mean and "
+            "the variance for constants: this is the formula of training, used in inference."
+        )
+        return Finding(kind, gradients, what, f"Leave that out: {dx} is {_formula('direct', norm)}.")
     if paths and set(paths) == set(active) and len(active) > 1:
         where = f"{dx} as a whole"
     elif paths:
@@ -337,7 +366,7 @@ def _finding(
         where = ""
     if sums:
         where = f"{where}, and {' and '.join(sums)}," if where else " and ".join(sums)
-    words = factor.words
+    words = _plural(factor.words) if len(sums) + ("whole" not in where) * len(paths) > 1 else factor.words
     if (
         len(paths) == 1
         and paths[0] in coefficients

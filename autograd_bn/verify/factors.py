@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Factor:
     cost: float = 1.0
 
 
-def number(k: float, n: int, features: int, where: str = "term") -> list[Factor]:
+def number(k: float, norm: Normalisation) -> list[Factor]:
     """What a plain factor `k` on a term says; nothing where it is 1."""
     if abs(k - 1) < 1e-8:
         return []
@@ -46,24 +47,32 @@ def number(k: float, n: int, features: int, where: str = "term") -> list[Factor]
         return [Factor("missing", "missing", "is missing", "Add it")]
     if abs(k + 1) < 1e-8:
         return [Factor("sign", "sign", "has the wrong sign", "Flip its sign")]
-    size = n * features
+    n = norm.n
     named = [
-        (float(n), "sum for mean", f"is {n} times too large: a sum over the N = {n} rows is not divided by N", "1 / N"),
+        (float(n), "sum for mean", f"is {n} times too large: a sum over N = {n} values is not divided by N", "1 / N"),
         (1 / n, "mean for sum", f"is {n} times too small: it is divided by N = {n} once too often", "N"),
         (n / (n - 1), "N-1", f"is divided by N - 1 = {n - 1} where N = {n} belongs", "(N - 1) / N"),
         ((n - 1) / n, "N-1", f"is divided by N = {n} where N - 1 = {n - 1} belongs", "N / (N - 1)"),
-        (n / features, "wrong count", f"is divided by the {features} features where N = {n} rows belong", "D / N"),
-        (1 / features, "wrong count", f"is divided by all {size} values where N = {n} rows belong", "size / N"),
         (2.0, "factor", "is twice what it should be", "1/2"),
         (0.5, "factor", "is half of what it should be: a factor 2 is missing", "2"),
     ]
+    for some in _subsets(norm.x.ndim):
+        other = math.prod([norm.x.shape[i] for i in some])
+        if other not in (1, n):
+            what = "the size of x" if len(some) == norm.x.ndim else f"the length of axis {' and '.join(map(str, some))}"
+            words = f"is divided by {other}, {what}, where N = {n}, the number of values in one mean, belongs"
+            named.append((n / other, "wrong count", words, f"{other} / {n}"))
     for value, kind, words, by in named:
         for sign in (1, -1):
             if abs(k / (sign * value) - 1) < 1e-8:
                 found = [Factor(kind, kind + words, words, f"Multiply it by {by}")]
-                return found if sign == 1 else [*number(-1.0, n, features), *found]
+                return found if sign == 1 else [*number(-1.0, norm), *found]
     words = f"is weighted {k:.6g} times what it should be"
     return [Factor("weight", f"weight {k:.8g}", words, f"Divide it by {k:.6g}", 1.2)]
+
+
+def _subsets(ndim: int) -> list[tuple[int, ...]]:
+    return [axes for size in range(1, ndim + 1) for axes in itertools.combinations(range(ndim), size)]
 
 
 class Dictionary:
@@ -123,9 +132,9 @@ class Dictionary:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
         scale = float(np.max(np.abs(c)))
         if scale < 1e-9:
-            return number(0.0, self.n, self.features)
+            return number(0.0, self.norm)
         if np.ptp(c) < 1e-7 * scale:
-            return number(float(np.median(c)), self.n, self.features)
+            return number(float(np.median(c)), self.norm)
         if np.all(c != 0) and self.features > 2:
             rest, signs = np.log(np.abs(c)) - self.logs, self.signs * np.sign(c)
             fits = (np.ptp(rest, axis=1) < 1e-7) & (np.ptp(signs, axis=1) == 0)
@@ -141,7 +150,7 @@ class Dictionary:
             if eps is not None:
                 words = f"is computed with eps = {eps:.3g}, and forward has eps = {self.norm.eps:.3g}"
                 return [Factor("eps", "eps", words, "Use forward's eps")]
-        if np.max(np.abs(c - 1)) < 2e-3:
+        if np.max(np.abs(c - 1)) < 5e-3:
             words = "is right to a few digits only, as if rounded to a narrower type"
             return [Factor("precision", "precision", words, "Compute in float64", 2.0)]
         shown = ", ".join(f"{value:.3g}" for value in c[:4]) + (", ..." if len(c) > 4 else "")
@@ -183,7 +192,7 @@ class Dictionary:
                 found.append(gamma_power(power, path))
             else:
                 found.append(_eps(name))
-        return [*number(k, self.n, self.features), *found]
+        return [*number(k, self.norm), *found]
 
     def _sigma(self, power: int, path: str) -> Factor:
         """A wrong power of sigma = sqrt(var + eps)."""

@@ -266,7 +266,7 @@ def telling_inputs(norm: Normalisation, inputs: dict[str, Any], rng: np.random.G
     """
     shape = list(norm.x.shape)
     kept = [i for i in range(len(shape)) if i not in norm.axes]
-    if kept and norm.features < 5:
+    if norm.training and kept and norm.features < 5:
         shape[kept[-1]] = 5
     grown = math.prod([shape[i] for i in kept])
     n = count(tuple(shape), norm.axes)
@@ -276,10 +276,14 @@ def telling_inputs(norm: Normalisation, inputs: dict[str, Any], rng: np.random.G
         rest = math.prod([shape[i] for i in norm.axes[1:]])
         shape[norm.axes[0]] = next(k for k in (7, 11, 13) if k * rest not in (grown, 2 * grown) and k != grown)
     keptdims = kept_shape(tuple(shape), norm.axes, keepdims=True)
-    sigma = 2 * math.sqrt(norm.eps) if norm.eps > 1e-13 else 1.0
-    spread = sigma * rng.uniform(0.6, 1.8, size=keptdims)
+    if norm.training:
+        sigma = 2 * math.sqrt(norm.eps) if norm.eps > 1e-13 else 1.0
+        spread = sigma * rng.uniform(0.6, 1.8, size=keptdims)
+        centre = spread * rng.uniform(1.2, 3, size=keptdims)
+    else:
+        spread, centre = norm.sigma, norm.mean
     told = dict(inputs)
-    told[norm.x_name] = (rng.normal(size=shape) + rng.uniform(1.2, 3, size=keptdims)) * spread
+    told[norm.x_name] = centre + spread * rng.normal(size=shape)
     for name in (norm.gamma_name, norm.beta_name):
         if name is not None:
             old = inputs[name].shape

@@ -187,8 +187,8 @@ def check_backward(
         near = _another(pair, _jittered(pair, rng), rng)
         runs += [near] if near is not None else []
         norm = recognise(near or given)
-        if norm is not None and norm.training:
-            told = _another(pair, telling_inputs(norm, pair.inputs, rng), rng)
+        if norm is not None:
+            told = _another(pair, telling_inputs(norm, near.inputs if near is not None else pair.inputs, rng), rng)
             told_norm = recognise(told) if told is not None else None
             if told is not None and told_norm is not None:
                 runs, norm = [*runs, told], told_norm
@@ -476,6 +476,8 @@ def _steps(run: Run, returned: Returned, norm: Normalisation | None, wrong: bool
     if run.trace is not None:
         ranks = run.trace.rank()
         for name, (total, parts) in run.trace.named_gradients(run.dy).items():
+            if run.trace.named[name].node is run.trace.y.node:
+                continue  # what backward is given
             named[_plain(name)] = (ranks[run.trace.named[name].node], total, parts)
     if norm is not None:
         order = {"xhat": 0.9, "invstd": 0.8, "std": 0.7, "var": 0.6, "mean": 0.3}
