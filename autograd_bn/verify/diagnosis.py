@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..engine.node import Array
-from .factors import RTOL, Dictionary, Factor, Finding, gamma_power, number
+from .factors import RTOL, Dictionary, Factor, Finding, gamma_power, number, plural
 from .normalisation import Normalisation, close
 
 PATH_NAMES = {"direct": "direct path", "mean": "path through the mean", "var": "path through the variance"}
@@ -314,12 +314,6 @@ def tell(norm: Normalisation, explanations: list[Explanation]) -> list[Finding]:
     return findings
 
 
-def _plural(words: str) -> str:
-    """A reason, which begins with its verb, said of several terms."""
-    verb, _, rest = words.partition(" ")
-    return f"{ {'is': 'are', 'has': 'have'}.get(verb, verb.removesuffix('s')) } {rest}"
-
-
 # Mistakes whose repair is best shown as the right term.
 _LOCAL = {"sign", "sum for mean", "mean for sum", "N-1", "factor", "weight", "sigma", "wrong operand", "not summed"}
 
@@ -366,14 +360,11 @@ def _finding(
         where = ""
     if sums:
         where = f"{where}, and {' and '.join(sums)}," if where else " and ".join(sums)
-    words = _plural(factor.words) if len(sums) + ("whole" not in where) * len(paths) > 1 else factor.words
-    if (
-        len(paths) == 1
-        and paths[0] in coefficients
-        and kind in ("sign", "weight", "factor", "sum for mean", "mean for sum", "N-1")
-    ):
+    words, repair = factor.words, factor.repair
+    if len(sums) + ("whole" not in where) * len(paths) > 1:
+        words, repair = plural(words), repair.replace(" its ", " their ").replace(" it ", " them ")
+    if len(paths) == 1 and paths[0] in coefficients and kind in ("sign", "weight", "factor"):
         words += f" ({dx} carries {coefficients[paths[0]]:.4g} of it)"
-    repair = factor.repair
     if len(paths) == 1 and kind in _LOCAL:
         repair += f": the term is {_formula(paths[0], norm)}"
     return Finding(kind, gradients, f"{where} {words}.", f"{repair}.")

@@ -39,6 +39,12 @@ class Factor:
     cost: float = 1.0
 
 
+def plural(words: str) -> str:
+    """A reason, which begins with its verb, said of several terms."""
+    verb, _, rest = words.partition(" ")
+    return f"{ {'is': 'are', 'has': 'have'}.get(verb, verb.removesuffix('s')) } {rest}"
+
+
 def number(k: float, norm: Normalisation) -> list[Factor]:
     """What a plain factor `k` on a term says; nothing where it is 1."""
     if abs(k - 1) < 1e-8:
@@ -48,11 +54,12 @@ def number(k: float, norm: Normalisation) -> list[Factor]:
     if abs(k + 1) < 1e-8:
         return [Factor("sign", "sign", "has the wrong sign", "Flip its sign")]
     n = norm.n
+    # In words and not in figures: the run that told may have other lengths than the caller's inputs.
     named = [
-        (float(n), "sum for mean", f"is {n} times too large: a sum over N = {n} values is not divided by N", "1 / N"),
-        (1 / n, "mean for sum", f"is {n} times too small: it is divided by N = {n} once too often", "N"),
-        (n / (n - 1), "N-1", f"is divided by N - 1 = {n - 1} where N = {n} belongs", "(N - 1) / N"),
-        ((n - 1) / n, "N-1", f"is divided by N = {n} where N - 1 = {n - 1} belongs", "N / (N - 1)"),
+        (float(n), "sum for mean", "is N times too large: a sum over the batch is not divided by N", "1 / N"),
+        (1 / n, "mean for sum", "is N times too small: it is divided by N once too often", "N"),
+        (n / (n - 1), "N-1", "is divided by N - 1 where N belongs", "(N - 1) / N"),
+        ((n - 1) / n, "N-1", "is divided by N where N - 1 belongs", "N / (N - 1)"),
         (2.0, "factor", "is twice what it should be", "1/2"),
         (0.5, "factor", "is half of what it should be: a factor 2 is missing", "2"),
     ]
@@ -60,8 +67,8 @@ def number(k: float, norm: Normalisation) -> list[Factor]:
         other = math.prod([norm.x.shape[i] for i in some])
         if other not in (1, n):
             what = "the size of x" if len(some) == norm.x.ndim else f"the length of axis {' and '.join(map(str, some))}"
-            words = f"is divided by {other}, {what}, where N = {n}, the number of values in one mean, belongs"
-            named.append((n / other, "wrong count", words, f"{other} / {n}"))
+            words = f"is divided by {what} where N, the number of values in one mean, belongs"
+            named.append((n / other, "wrong count", words, "that length and divide by N"))
     for value, kind, words, by in named:
         for sign in (1, -1):
             if abs(k / (sign * value) - 1) < 1e-8:
@@ -153,8 +160,7 @@ class Dictionary:
         if np.max(np.abs(c - 1)) < 5e-3:
             words = "is right to a few digits only, as if rounded to a narrower type"
             return [Factor("precision", "precision", words, "Compute in float64", 2.0)]
-        shown = ", ".join(f"{value:.3g}" for value in c[:4]) + (", ..." if len(c) > 4 else "")
-        words = f"is weighted differently in each feature ({shown}), as if by statistics of other data"
+        words = "is weighted differently in each feature, as if by statistics of other data"
         return [Factor("statistics", "statistics", words, "Use the mean and variance that forward used", 3.0)]
 
     def _other_eps(self, c: Array) -> float | None:
@@ -177,7 +183,7 @@ class Dictionary:
             )
             sigma = mean = 0
         if sigma == 1 and abs(k * self.n - 1) < 1e-8:
-            words = f"has 1 / N = 1 / {self.n} where 1 / sigma = 1 / sqrt(var + eps) belongs"
+            words = "has 1 / N where 1 / sigma = 1 / sqrt(var + eps) belongs"
             found.append(Factor("1/N for 1/sigma", "1/N for 1/sigma", words, "Replace 1 / N by 1 / sqrt(var + eps)"))
             sigma, k = 0, 1.0
         if sigma:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .referee import Verdict, check_backward
+from .referee import check_backward
+from .verdict import Verdict
 
 EPS = 1e-5
 

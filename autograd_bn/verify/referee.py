@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -14,131 +11,11 @@ import numpy as np
 from ..engine.node import Array
 from .diagnosis import Explanation, explain_dx, explain_sum, tell
 from .factors import RTOL, Dictionary, Finding
-from .generic import generic, nonlinear, not_linear, one_path, shape_finding, swapped
+from .generic import alone, generic, not_linear, one_path, say, shape_finding, swapped
 from .normalisation import Normalisation, canonical, close, recognise, telling_inputs
+from .returned import Returned, Step, right, shows, sort, steps, vanishing
 from .truth import Pair, Run, Unjudgeable
-
-TOLERANCE = 1e-9  # of a gradient's largest entry; more only where rounding alone carries a right one further
-
-
-@dataclass(frozen=True)
-class Row:
-    """One judged gradient: `what` is "gradient" or "intermediate", errors are of the worst entry."""
-
-    name: str
-    what: str
-    shape: tuple[int, ...]
-    max_abs: float
-    max_rel: float
-    ok: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the referee found. True in a condition when everything is right.
-
-    `rows` has an entry for each gradient, and for each intermediate gradient that could be matched with the
-    forward pass, in backward order. `diagnosis` holds the findings, the most telling first: each has
-    `kind`, `gradients`, `what` and `repair`, and reads as a sentence or two. `notes` say what else a reader
-    should know, such as how the truth was found.
-    """
-
-    ok: bool
-    rows: tuple[Row, ...]
-    diagnosis: tuple[Finding, ...]
-    notes: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    @property
-    def first_wrong(self) -> str | None:
-        """The first wrong step in the order of the backward pass, where steps could be judged."""
-        return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
-
-    def __str__(self) -> str:
-        lines = [self._headline()]
-        many = len(self.diagnosis) > 1
-        for i, finding in enumerate(self.diagnosis, 1):
-            lines += [f"{i}. {finding.what}" if many else finding.what]
-            lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
-        if self.first_wrong is not None:
-            lines.append(f"First wrong step in backward order: {self.first_wrong}.")
-        lines += ["", *_table(self.rows)]
-        lines += ["", *[f"Note: {note}" for note in self.notes]] if self.notes else []
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _headline(self) -> str:
-        wrong = [row.name for row in self.rows if row.what == "gradient" and not row.ok]
-        total = sum(row.what == "gradient" for row in self.rows)
-        if self.ok:
-            return f"RIGHT: {'the gradient is' if total == 1 else f'all {total} gradients are'} right."
-        if not wrong:
-            return "WRONG, though the gradients of the inputs are right."
-        return f"WRONG: {', '.join(wrong)} ({len(wrong)} of {total} gradients)."
-
-    def _repr_html_(self) -> str:
-        escape = html.escape
-        items = "".join(
-            f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
-            for f in self.diagnosis
-        )
-        cells = "".join(
-            f"<tr><td><code>{escape(r.name)}</code></td><td>{r.shape}</td><td>{_figure(r.max_abs)}</td>"
-            f"<td>{_figure(r.max_rel)}</td><td>{'right' if r.ok else '<b>wrong</b>'}</td><td>{escape(r.note)}</td></tr>"
-            for r in self.rows
-        )
-        first = (
-            f"<p>First wrong step in backward order: <code>{escape(self.first_wrong)}</code>.</p>"
-            if self.first_wrong
-            else ""
-        )
-        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
-        head = "".join(f"<th>{h}</th>" for h in ("gradient", "shape", "max |error|", "relative", "verdict", ""))
-        return (
-            f"<div><p><b>{escape(self._headline())}</b></p><ol>{items}</ol>{first}"
-            f"<table><tr>{head}</tr>{cells}</table>{notes}</div>"
-        )
-
-    def to_json(self) -> str:
-        """The verdict as JSON, for graders."""
-        return json.dumps(
-            {
-                "ok": self.ok,
-                "rows": [asdict(row) for row in self.rows],
-                "diagnosis": [asdict(finding) for finding in self.diagnosis],
-                "first_wrong": self.first_wrong,
-                "notes": list(self.notes),
-            },
-            indent=2,
-        )
-
-
-def _figure(value: float) -> str:
-    return "-" if np.isnan(value) else "0" if value == 0 else f"{value:.1e}"
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    head = ("gradient", "shape", "max |error|", "relative", "verdict")
-    cells = [
-        (
-            row.name if row.what == "gradient" else f"  {row.name}",
-            "x".join(map(str, row.shape)) or "scalar",
-            _figure(row.max_abs),
-            _figure(row.max_rel),
-            ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else ""),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    aligned = [
-        f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}  {line[4]}"
-        for line in [head, *cells]
-    ]
-    return [aligned[0], "-" * len(aligned[0]), *aligned[1:]]
+from .verdict import Row, Verdict
 
 
 def check_backward(
@@ -176,7 +53,7 @@ def check_backward(
     >>> rng = np.random.default_rng(0)
     >>> verdict = ag.check_backward(forward, backward, (rng.normal(size=(5, 3)), rng.normal(size=(3, 2))))
     >>> verdict.ok, str(verdict.diagnosis[0])
-    (False, 'dw has the wrong sign. Return -dw.')
+    (False, 'dw has the wrong sign. Flip its sign.')
     """
     pair = Pair(forward, backward, inputs, names)
     rng = np.random.default_rng([seed, 9157])  # a stream of its own: the caller's x may come from the same seed
@@ -214,92 +91,67 @@ def _another(pair: Pair, inputs: dict[str, Any], rng: np.random.Generator) -> Ru
     return run if run.failure is None else None
 
 
-# --- What came back ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Returned:
-    """What backward returned, sorted: gradients of inputs, named intermediates, and complaints."""
-
-    gradients: dict[str, Array]
-    intermediates: dict[str, Array]
-    findings: list[Finding]
-    notes: list[str]
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "")
-
-
-def _derivative_of(key: str) -> list[str]:
-    """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x."""
-    plain = _plain(key)
-    found = [
-        plain[len(prefix) :]
-        for prefix in ("dlossd", "dld", "gradient", "grad", "delta", "d", "g")
-        if plain.startswith(prefix)
-    ]
-    found += [plain[: -len(suffix)] for suffix in ("gradient", "grad") if plain.endswith(suffix)]
-    return [name for name in found if name]
-
-
-def _sorted(pair: Pair, run: Run) -> Returned:
-    out = Returned({}, {}, [], [])
-    grads = run.returned
-    if isinstance(grads, dict):
-        plain = {_plain(name): name for name in pair.names}
-        for key, value in grads.items():
-            name = next((plain[n] for n in [*_derivative_of(str(key)), _plain(str(key))] if n in plain), None)
-            array = _array(str(key), value, out)
-            if array is None:
-                continue
-            if name is not None and name not in out.gradients:
-                out.gradients[name] = array
-            else:
-                out.intermediates[str(key)] = array
-    else:
-        listed = list(grads) if isinstance(grads, tuple | list) else [grads]
-        wanted = pair.names if len(listed) == len(pair.names) else pair.floats
-        if len(listed) > len(wanted):
-            what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
-            out.findings.append(Finding("count", (), what, "Return one gradient an input, in forward's order."))
-        for name, value in zip(wanted, listed, strict=False):
-            if name not in pair.floats:
-                if value is not None:
-                    kind = pair.inputs[name]
-                    kind = kind.dtype if isinstance(kind, np.ndarray) else type(kind).__name__
-                    out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
-                continue
-            array = None if value is None else _array(f"d{name}", value, out)
-            if array is not None:
-                out.gradients[name] = array
+def _verdict(pair: Pair, runs: list[Run], norm: Normalisation | None) -> Verdict:
+    """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
+    first = runs[0]
+    if first.failure is not None:
+        empty = tuple([_unreturned(first, name, "not computed") for name in pair.floats])
+        return Verdict(False, empty, (Finding("raised", (), f"{first.failure}.", ""),), ())
+    sorted_runs = [(run, sort(pair, run)) for run in runs]
+    returned = sorted_runs[0][1]
+    repair = "Work on a copy: a = a * b, not a *= b."
+    findings = [Finding("overwritten", (), f"{words}.", repair) for words in first.faults] + returned.findings
+    notes = list(returned.notes)
+    rows, wrong = [], []
     for name in pair.floats:
-        if name in out.gradients or any(f"d{name}" in f.gradients for f in out.findings):
-            continue
-        if np.any(run.truth[name]) and not _is_statistic(name):
-            what = f"backward returned no gradient for {name}."
-            out.findings.append(
-                Finding("count", (f"d{name}",), what, "Return one gradient an input, in forward's order.")
-            )
-        else:
-            out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
-    return out
+        if name in returned.gradients:
+            rows.append(_judged(name, sorted_runs))
+            wrong += [] if rows[-1].ok else [name]
+        elif any(f"d{name}" in finding.gradients for finding in findings):
+            rows.append(_unreturned(first, name, "missing"))
+    showing = [(run, r) for run, r in sorted_runs if shows(run, r, wrong)] or sorted_runs[:1]
+    if wrong:
+        findings += _diagnosed(pair, showing, wrong, norm if showing[-1][0] is runs[-1] else None)
+    run, r = showing[0]
+    intermediates = steps(run, r, recognise(run) if norm is not None else None)
+    intermediates = [step for step in intermediates if wrong or step.returned]
+    if not wrong:
+        findings += _wrong_steps(run, intermediates)
+    rows += [_row(step) for step in intermediates]
+    findings += [
+        Finding("overwritten", (), f"{words}.", "Work on a copy: a = a * b, not a *= b.") for words in first.faults
+    ]
+    if first.why_differences:
+        why = first.why_differences
+        notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
+    named = {canonical(step.name.lower().removeprefix("d").strip("_")) for step in intermediates if step.ok}
+    if norm is not None and norm.spelling == "standard" and "mean" in named:
+        notes.append(
+            "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
+            "No input can show it: with or without it the gradient is right."
+        )
+    return Verdict(not findings, tuple(rows), tuple(findings), tuple(dict.fromkeys(notes)))
 
 
-def _is_statistic(name: str) -> bool:
-    return any(word in name.lower() for word in ("running", "moving", "population", "eps"))
-
-
-def _array(label: str, value: Any, out: Returned) -> Array | None:
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.asarray(None)
-    if array.dtype.kind not in "fiub":
-        what = f"{label} is a {type(value).__name__}, expected an array of floats."
-        out.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
-        return None
-    return array.astype(np.float64)
+def _judged(name: str, sorted_runs: list[tuple[Run, Returned]]) -> Row:
+    """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
+    judged = [(run, returned.gradients[name]) for run, returned in sorted_runs if name in returned.gradients]
+    bad = [
+        (run, given)
+        for run, given in judged
+        if not right(given, run.truth[name], run.noise[name], vanishing(run, name))
+    ]
+    run, given = (bad or judged)[0]
+    truth, note = run.truth[name], ""
+    if given.shape != truth.shape:
+        note = f"shape {given.shape} for {name} of shape {truth.shape}"
+    elif not np.isfinite(given).all():
+        note = "not finite"
+    elif bad and run is not sorted_runs[0][0]:
+        note = "shows at other inputs than those given"
+    elif bad and vanishing(run, name):
+        note = "should be 0"
+    return Row(f"d{name}", "gradient", given.shape, *_error(given, truth, vanishing(run, name)), not bad, note)
 
 
 def _error(given: Array, truth: Array, size: float = 0.0) -> tuple[float, float]:
@@ -312,214 +164,98 @@ def _error(given: Array, truth: Array, size: float = 0.0) -> tuple[float, float]
     return absolute, absolute / largest if largest > 1e-12 * size else np.nan
 
 
-def _right(given: Array, truth: Array, noise: float, size: float = 0.0) -> bool:
-    if given.shape != truth.shape or not np.isfinite(given).all():
-        return False
-    size = max(float(np.max(np.abs(truth), initial=0)), size)
-    tolerance = noise * size if noise == 1e-6 else TOLERANCE * size + noise
-    return float(np.max(np.abs(given - truth), initial=0)) <= tolerance
-
-
-# --- The verdict -------------------------------------------------------------------------------------------
-
-
-def _verdict(pair: Pair, runs: list[Run], norm: Normalisation | None) -> Verdict:
-    first = runs[0]
-    if first.failure is not None:
-        finding = Finding("raised", (), f"{first.failure}.", "")
-        empty = tuple([_unreturned(first, name, "not computed") for name in pair.floats])
-        return Verdict(False, empty, (finding,), ())
-    returned = [_sorted(pair, run) for run in runs]
-    findings, notes = list(returned[0].findings), list(returned[0].notes)
-    rows: list[Row] = []
-    wrong: list[str] = []
-    for name in pair.floats:
-        judged = [(run, r.gradients[name]) for run, r in zip(runs, returned, strict=True) if name in r.gradients]
-        if not judged:
-            if any(f"d{name}" in f.gradients for f in findings):
-                rows.append(_unreturned(first, name, "missing"))
-            continue
-        bad = [(run, g) for run, g in judged if not _right(g, run.truth[name], run.noise[name], _size(run, name))]
-        run, g = bad[0] if bad else judged[0]
-        note = ""
-        if bad and run is not first:
-            note = "shows at other inputs than those given"
-        if g.shape != run.truth[name].shape:
-            note = f"shape {g.shape} for {name} of shape {run.truth[name].shape}"
-        elif not np.isfinite(g).all():
-            note = "not finite"
-        size = _size(run, name)
-        if bad and size and not note:
-            note = "should be 0"
-        rows.append(Row(f"d{name}", "gradient", g.shape, *_error(g, run.truth[name], size), not bad, note))
-        if bad:
-            wrong.append(name)
-    shown = [i for i in range(len(runs)) if _shows(runs[i], returned[i], wrong)] or [0]
-    if wrong:
-        last = shown[-1]
-        findings += _diagnose(pair, runs[last], returned[last], wrong, norm if last == len(runs) - 1 else None)
-    steps = _steps(runs[shown[0]], returned[shown[0]], recognise(runs[shown[0]]) if norm else None, bool(wrong))
-    findings += [
-        Finding(
-            "dy overwritten" if what == "dy" else "overwritten",
-            (),
-            f"{words}.",
-            "Work on a copy: a = a * b, not a *= b.",
-        )
-        for what, words in first.faults
-    ]
-    rows += [step for step in steps if step.what == "intermediate"]
-    if first.why_differences:
-        notes.append(f"{first.why_differences}, so the truth is by central differences, to 1e-6.")
-    if (
-        norm is not None
-        and norm.spelling == "standard"
-        and any(s.ok and canonical(s.name.lstrip("d_")) == "mean" for s in steps)
-    ):
-        notes.append(
-            "dmean's term through the variance is a multiple of sum(x - mean), which is 0 for every input: "
-            "with it or without it, dmean is right."
-        )
-    returned_wrong = any(not row.ok and row.note != "local" for row in rows)
-    return Verdict(not findings and not returned_wrong, tuple(rows), tuple(findings), tuple(dict.fromkeys(notes)))
-
-
 def _unreturned(run: Run, name: str, note: str) -> Row:
     return Row(f"d{name}", "gradient", run.truth[name].shape, np.nan, np.nan, False, note)
 
 
-def _size(run: Run, name: str) -> float:
-    """What a gradient is measured against where it vanishes itself: the terms that cancel in it."""
-    if np.any(np.abs(run.truth[name]) > 1e-12):
-        return 0.0
-    return 1e-3 * float(np.max(np.abs(run.dy), initial=0))
+def _row(step: Step) -> Row:
+    note = f"the part through {step.part}" if step.part else ""
+    if step.given.shape != step.truth.shape:
+        note = f"shape {step.given.shape}, expected {step.truth.shape}"
+    return Row(step.name, "intermediate", step.given.shape, *_error(step.given, step.truth), step.ok, note)
 
 
-def _shows(run: Run, returned: Returned, wrong: list[str]) -> bool:
-    return all(
-        name in returned.gradients
-        and not _right(returned.gradients[name], run.truth[name], run.noise[name], _size(run, name))
-        for name in wrong
-    )
+def _wrong_steps(run: Run, intermediates: list[Step]) -> list[Finding]:
+    """The first returned intermediate that is wrong, where the gradients are right all the same."""
+    for step in intermediates:
+        if not step.ok:
+            reason = alone(run, step.given, step.truth)
+            if reason is None:
+                return [Finding("unexplained", (step.name,), f"{step.name} is wrong.", "Check its formula.")]
+            finding = say(reason, [step.name])
+            return [Finding(finding.kind, (step.name,), finding.what, finding.repair)]
+    return []
 
 
-def _diagnose(pair: Pair, run: Run, returned: Returned, wrong: list[str], norm: Normalisation | None) -> list[Finding]:
-    findings: list[Finding] = []
-    fixed: dict[str, Array] = {}
-    for name in wrong:
-        g = returned.gradients[name]
-        if not np.isfinite(g).all():
-            bad = g[~np.isfinite(g)].flat[0]
-            findings.append(
-                Finding(
-                    "not finite",
-                    (f"d{name}",),
-                    f"d{name} has {bad} in it.",
-                    "Look for a division by zero or a root of a negative number.",
-                )
-            )
-            continue
-        if g.shape != run.truth[name].shape:
-            terms = {"dy": run.dy}
-            if norm is not None:
-                terms = {"dy": run.dy, "dy * xhat": run.dy * norm.xhat}
-            swap = next(
-                (o for o in wrong if o != name and run.truth[o].shape == g.shape and close(g, run.truth[o], RTOL)),
-                None,
-            )
-            if swap is None:
-                finding, g = shape_finding(name, g, run.truth[name], terms)
-                findings += [finding] if finding else []
-            if not np.isfinite(g).all() or _right(g, run.truth[name], run.noise[name]):
-                continue
-        fixed[name] = g
-    if not fixed:
-        return findings
-    left = list(fixed)
-    exchanged = swapped(run, fixed, left)
+def _diagnosed(
+    pair: Pair, showing: list[tuple[Run, Returned]], wrong: list[str], norm: Normalisation | None
+) -> list[Finding]:
+    """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
+
+    Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
+    caller's own figures.
+    """
+    run, returned = showing[-1]
+    findings, shaped = _shaped(run, returned, wrong, norm)
+    exchanged = swapped(run, shaped, list(shaped))
     if exchanged is not None:
         findings.append(exchanged)
-        left = [name for name in left if f"d{name}" not in exchanged.gradients]
+    left = [name for name in shaped if exchanged is None or f"d{name}" not in exchanged.gradients]
+    doubled = _doubled(pair, run)
+    if norm is not None:
+        roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
+        if any(name not in roles for name in left):
+            joint = one_path(showing[0][0], _shaped(*showing[0], left, None)[1], left)
+            if joint is not None:
+                return [*findings, joint]
+        dictionary, explained = Dictionary(norm), list[Explanation]()
+        for name in [name for name in left if name in roles and not close(shaped[name], run.truth[name], 5e-7)]:
+            role, given = roles[name], shaped[name]
+            found = explain_dx(dictionary, given) if role == "dx" else explain_sum(dictionary, role, given)
+            if found is None or not 0.5 < found.cost < 4:
+                continue
+            left.remove(name)
+            curved = not_linear(given, doubled().get(name)) if found.cost >= 3 else None
+            if curved is not None:
+                findings.append(say(curved, [f"d{name}"]))
+            else:
+                explained.append(found)
+        findings += tell(norm, explained)
+    run, returned = showing[0]
+    shaped = _shaped(run, returned, left, None)[1]
+    intermediates = steps(run, returned, recognise(run) if norm is not None else None)
+    return findings + generic(run, shaped, list(shaped), _doubled(pair, run), intermediates)
+
+
+def _doubled(pair: Pair, run: Run) -> Callable[[], dict[str, Array]]:
+    """What backward returns in this run for -2 * dy, computed when it is asked for."""
 
     @cache
     def doubled() -> dict[str, Array]:
         again = pair.run(run.inputs, np.random.default_rng(0), -2 * run.dy)
-        return _sorted(pair, again).gradients if again.failure is None else {}
+        return sort(pair, again).gradients if again.failure is None else {}
 
-    explained: list[Explanation] = []
-    dictionary = None if norm is None else Dictionary(norm)
-    roles = {} if norm is None else {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
-    if norm is not None and any(name not in roles for name in left):
-        joint = one_path(run, fixed, left)
-        if joint is not None:
-            return [*findings, joint]
-    for name in list(left):
-        role = roles.get(name)
-        if dictionary is None or role is None or close(fixed[name], run.truth[name], 5e-7):
+    return doubled
+
+
+def _shaped(
+    run: Run, returned: Returned, wrong: list[str], norm: Normalisation | None
+) -> tuple[list[Finding], dict[str, Array]]:
+    """Findings on values and shapes, and the gradients that are left to explain, brought into shape."""
+    findings: list[Finding] = []
+    shaped: dict[str, Array] = {}
+    for name in wrong:
+        given, truth = returned.gradients[name], run.truth[name]
+        if not np.isfinite(given).all():
+            words = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
+            findings.append(Finding("not finite", (f"d{name}",), words, "Look for a division by 0 or a root below 0."))
             continue
-        found = explain_dx(dictionary, fixed[name]) if role == "dx" else explain_sum(dictionary, role, fixed[name])
-        if found is None or not 0.5 < found.cost < 4:
-            continue
-        left.remove(name)
-        if found.cost >= 3 and not_linear(returned.gradients[name], doubled().get(name)):
-            findings.append(nonlinear(f"d{name}"))
-        else:
-            explained.append(found)
-    if norm is not None:
-        findings += tell(norm, explained)
-    return findings + generic(run, fixed, left, doubled)
-
-
-def _steps(run: Run, returned: Returned, norm: Normalisation | None, wrong: bool) -> list[Row]:
-    """The named intermediates in backward order: those in a returned dict, and backward's own variables."""
-    named: dict[str, tuple[float, Array, list[tuple[str, Array]]]] = {}
-    if run.trace is not None:
-        ranks = run.trace.rank()
-        for name, (total, parts) in run.trace.named_gradients(run.dy).items():
-            if run.trace.named[name].node is run.trace.y.node:
-                continue  # what backward is given
-            named[_plain(name)] = (ranks[run.trace.named[name].node], total, parts)
-    if norm is not None:
-        order = {"xhat": 0.9, "invstd": 0.8, "std": 0.7, "var": 0.6, "mean": 0.3}
-        height = max([r for r, _, _ in named.values()], default=1)
-        for role, value in norm.intermediates().items():
-            if not any(canonical(name) == role for name in named):
-                named[role] = (order[role] * height, value, [])
-    inputs = {_plain(name) for name in run.inputs}
-    found: list[tuple[float, Row]] = []
-    sources = [(key, value, "") for key, value in returned.intermediates.items()]
-    if wrong:
-        taken = set(returned.intermediates)
-        sources += [(key, value, "local") for key, value in run.locals.items() if key not in taken]
-    for key, value, source in sources:
-        targets = [name for name in _derivative_of(key) if name not in inputs]
-        target = next((t for t in targets if t in named), None)
-        if target is None and norm is not None:
-            roles = {canonical(name): name for name in named if canonical(name)}
-            target = next((roles[canonical(t)] for t in targets if canonical(t) in roles), None)
-        if target is None:
-            continue
-        rank, total, parts = named[target]
-        row = _step(key, value, total, parts, source)
-        if row is not None:
-            found.append((rank, row))
-    return [row for _, row in sorted(found, key=lambda item: -item[0])]
-
-
-def _step(key: str, value: Array, total: Array, parts: list[tuple[str, Array]], source: str) -> Row | None:
-    if value.dtype.kind not in "fiu":
-        return None
-    fit = value.reshape(total.shape) if value.size == total.size else value
-    if _right(fit, total, 0.0, _terms(parts)):
-        return Row(key, "intermediate", value.shape, *_error(fit, total), True, source)
-    for consumer, part in parts:
-        if len(parts) > 1 and _right(fit, part, 0.0):
-            return Row(
-                key, "intermediate", value.shape, *_error(fit, part), True, source or f"the part through {consumer}"
-            )
-    note = source or ("" if fit.shape == total.shape else f"shape {value.shape}, expected {total.shape}")
-    return Row(key, "intermediate", value.shape, *_error(fit, total), False, note)
-
-
-def _terms(parts: list[tuple[str, Array]]) -> float:
-    return 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
+        others = [run.truth[other] for other in wrong if other != name]
+        if given.shape != truth.shape and not any(close(given, other, RTOL) for other in others):
+            terms = [run.dy] if norm is None else [run.dy, run.dy * norm.xhat]
+            finding, given = shape_finding(name, given, truth, terms)
+            findings.append(finding)
+            if not np.isfinite(given).all() or right(given, truth, run.noise[name]):
+                continue
+        shaped[name] = given
+    return findings, shaped

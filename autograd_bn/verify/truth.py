@@ -65,16 +65,21 @@ class Trace:
 def contributions(y: Node, gradients: dict[Node, Any]) -> Iterator[tuple[Node, Node, Array]]:
     """What flows back along each edge of the graph: (consumer, input, the consumer's part of its gradient)."""
     for consumer in topological_order([y]):
-        if consumer not in gradients:
-            continue
-        for parent, _, rule, values in consumer.edges:
-            if type(parent) is tuple:
-                results = rule(gradients[consumer], tuple([p is not None for p in parent]), *values)
-                pairs = [(p, r) for p, r in zip(parent, results, strict=True) if p is not None]
-            else:
-                pairs = [(parent, rule(gradients[consumer], *values))]
-            for p, r in pairs:
-                yield consumer, p, np.asarray(sum_to(np.asarray(r), p.shape))
+        if consumer in gradients:
+            for parent, part in parts_of(consumer, gradients[consumer]):
+                yield consumer, parent, part
+
+
+def parts_of(node: Node, gradient: Any) -> Iterator[tuple[Node, Array]]:
+    """What a node hands on of its own gradient, to each of its inputs."""
+    for parent, _, rule, values in node.edges:
+        if type(parent) is tuple:
+            results = rule(gradient, tuple([p is not None for p in parent]), *values)
+            pairs = [(p, r) for p, r in zip(parent, results, strict=True) if p is not None]
+        else:
+            pairs = [(parent, rule(gradient, *values))]
+        for p, r in pairs:
+            yield p, np.asarray(sum_to(np.asarray(r), p.shape))
 
 
 @dataclass
@@ -91,7 +96,7 @@ class Run:
     why_differences: str | None
     returned: Any = None
     locals: dict[str, Array] = field(default_factory=dict)
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     failure: str | None = None
 
 
@@ -139,7 +144,7 @@ class Pair:
             raise Unjudgeable(f"forward raised {_told(error, self.forward)}") from error
         y_array = _output(y).copy()
         faults = [
-            ("forward", f"forward overwrites its input {name} in place")
+            f"forward overwrites its input {name} in place"
             for name in self.floats
             if not np.array_equal(handed[name], inputs[name])
         ]
@@ -153,7 +158,7 @@ class Pair:
             noise = self._noise(inputs, truth, dy, rng)
         else:
             truth = {name: _differences(self.output, inputs, name, dy) for name in self.floats}
-            noise = dict.fromkeys(self.floats, 1e-6)
+            noise = {name: 1e-6 * float(np.max(np.abs(g), initial=0)) for name, g in truth.items()}
         run = Run(inputs, self.floats, y_array, dy, truth, noise, trace, why, faults=faults)
         self._judge(run, cache)
         return run
@@ -171,10 +176,10 @@ class Pair:
             name: np.array(value) for name, value in seen.items() if isinstance(value, np.ndarray | np.floating | float)
         }
         if not np.array_equal(handed_dy, run.dy):
-            run.faults.append(("dy", "backward overwrites dy in place"))
+            run.faults.append("backward overwrites dy in place")
         after = list(_arrays(cache))
         if len(after) != len(before) or not all(map(_same, before, after)):
-            run.faults.append(("cache", "backward overwrites an array of the cache in place"))
+            run.faults.append("backward overwrites an array of the cache in place")
 
     def _traced(self, inputs: dict[str, Any], y: Array) -> tuple[Trace | None, str | None]:
         """The forward pass recorded on tensors, or why that can't be trusted."""

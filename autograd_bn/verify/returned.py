@@ -1,0 +1,189 @@
+"""What a backward pass returned, matched with what each array should be the gradient of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..engine.node import Array
+from .factors import Finding
+from .normalisation import Normalisation, canonical
+from .truth import Pair, Run
+
+TOLERANCE = 1e-9  # of a gradient's largest entry; more only where rounding alone carries a right one further
+
+
+@dataclass
+class Returned:
+    """What backward returned, sorted: gradients of inputs by the inputs' names, other arrays, complaints."""
+
+    gradients: dict[str, Array] = field(default_factory=dict)
+    others: dict[str, Array] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An intermediate gradient of a backward pass beside the true one.
+
+    `part` names the consumer through which `truth` is the share that comes back, where the author keeps
+    shares apart. `returned` is false for a local variable of backward.
+    """
+
+    name: str
+    given: Array
+    truth: Array
+    ok: bool
+    returned: bool
+    part: str = ""
+
+
+def sort(pair: Pair, run: Run) -> Returned:
+    """Match what came back with the inputs, by place or by name."""
+    out = Returned()
+    if isinstance(run.returned, dict):
+        inputs = {_plain(name): name for name in pair.names}
+        for key, value in run.returned.items():
+            name = next((inputs[n] for n in _derivative_of(str(key)) if n in inputs), None)
+            array = _array(str(key), value, out)
+            if array is not None:
+                (out.others if name is None or name in out.gradients else out.gradients)[name or str(key)] = array
+    else:
+        listed = list(run.returned) if isinstance(run.returned, tuple | list) else [run.returned]
+        wanted = pair.names if len(listed) == len(pair.names) else pair.floats
+        if len(listed) > len(wanted):
+            what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
+            out.findings.append(Finding("count", (), what, _ONE_EACH))
+        for name, value in zip(wanted, listed, strict=False):
+            if value is None:
+                continue
+            if name in pair.floats:
+                array = _array(f"d{name}", value, out)
+                if array is not None:
+                    out.gradients[name] = array
+            else:
+                kind = pair.inputs[name]
+                kind = f"dtype {kind.dtype}" if isinstance(kind, np.ndarray) else f"a {type(kind).__name__}"
+                out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+    refused = {label for finding in out.findings for label in finding.gradients}
+    for name in pair.floats:
+        if name in out.gradients or f"d{name}" in refused:
+            continue
+        if np.any(run.truth[name]) and not any(word in name.lower() for word in _CONSTANTS):
+            what = f"backward returned no gradient for {name}."
+            out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
+        else:
+            out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
+    return out
+
+
+_ONE_EACH = "Return one gradient an input, in forward's order."
+_CONSTANTS = ("running", "moving", "population", "eps")  # inputs that backward may leave out
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+def _derivative_of(key: str) -> list[str]:
+    """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
+    plain = _plain(key)
+    prefixes = ("dlossd", "dld", "gradient", "grad", "delta", "d", "g")
+    found = [plain[len(prefix) :] for prefix in prefixes if plain.startswith(prefix)]
+    found += [plain[: -len(suffix)] for suffix in ("gradient", "grad") if plain.endswith(suffix)]
+    return [name for name in [*found, plain] if name]
+
+
+def _array(label: str, value: Any, out: Returned) -> Array | None:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiub":
+        what = f"{label} is a {type(value).__name__}, expected an array of floats."
+        out.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
+        return None
+    return array.astype(np.float64)
+
+
+def right(given: Array, truth: Array, noise: float = 0.0, size: float = 0.0) -> bool:
+    """Whether a gradient is the true one, up to rounding; `size` is that of terms that cancel in it."""
+    if given.shape != truth.shape or not np.isfinite(given).all():
+        return False
+    size = max(float(np.max(np.abs(truth), initial=0)), size)
+    return float(np.max(np.abs(given - truth), initial=0)) <= TOLERANCE * size + noise
+
+
+def vanishing(run: Run, name: str) -> float:
+    """The size that a gradient is measured by where it is 0 itself, else 0."""
+    if np.any(np.abs(run.truth[name]) > 1e-12):
+        return 0.0
+    return 1e-3 * float(np.max(np.abs(run.dy), initial=0))
+
+
+def shows(run: Run, returned: Returned, names: list[str]) -> bool:
+    """Whether each of these gradients is wrong in this run."""
+    return all(
+        name in returned.gradients
+        and not right(returned.gradients[name], run.truth[name], run.noise[name], vanishing(run, name))
+        for name in names
+    )
+
+
+def steps(run: Run, returned: Returned, norm: Normalisation | None) -> list[Step]:
+    """The intermediates in backward order: those of a returned dict, and backward's own variables."""
+    known = _known(run, norm)
+    roles = {canonical(name): name for name in known if canonical(name) and norm is not None}
+    inputs = {_plain(name) for name in run.inputs}
+    found: list[tuple[float, Step]] = []
+    local = {name: value for name, value in run.locals.items() if name not in returned.others}
+    for key, value in [*returned.others.items(), *local.items()]:
+        targets = [name for name in _derivative_of(key)[:-1] if name not in inputs]
+        target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
+        if target is not None and value.dtype.kind in "fiu":
+            rank, truth, parts = known[target]
+            found.append((rank, _step(key, value, truth, parts, key in returned.others)))
+    return [step for _, step in sorted(found, key=lambda item: -item[0])]
+
+
+Known = dict[str, tuple[float, Array, list[tuple[str, Array]]]]
+
+
+def _known(run: Run, norm: Normalisation | None) -> Known:
+    """The true gradients of intermediates, by plain names: place in forward, gradient, shares by consumer."""
+    known: Known = {}
+    if run.trace is not None:
+        ranks = run.trace.rank()
+        for name, (total, parts) in run.trace.named_gradients(run.dy).items():
+            node = run.trace.named[name].node
+            if node is not run.trace.y.node:
+                known[_plain(name)] = (ranks[node], total, parts)
+    if norm is not None:
+        # Steps of the textbook that forward has no name for, in the order of the textbook.
+        order = {"xhat": 0.9, "invstd": 0.8, "std": 0.7, "var": 0.6, "mean": 0.3}
+        height = max([rank for rank, _, _ in known.values()], default=1)
+        have = {canonical(name) for name in known}
+        for role, value in norm.intermediates().items():
+            if role not in have:
+                known[role] = (order[role] * height, value, [])
+    return known
+
+
+def _step(key: str, value: Array, truth: Array, parts: list[tuple[str, Array]], returned: bool) -> Step:
+    given = value.reshape(truth.shape) if value.size == truth.size else value
+    for consumer, share in _shares(truth, parts):
+        size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
+        if right(given, share, size=0.0 if consumer else size):
+            return Step(key, given, share, True, returned, consumer)
+    return Step(key, given, truth, False, returned)
+
+
+def _shares(truth: Array, parts: list[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
+    """The whole gradient, then the share through each consumer: authors call either by the value's name."""
+    yield "", truth
+    if len(parts) > 1:
+        yield from parts
