@@ -4,12 +4,14 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 
 import numpy as np
 from mpi4py import MPI
 
 import autograd_bn as ag
-from autograd_bn.commands import bench_mpi
+from autograd_bn.__main__ import main
+from autograd_bn.commands import bench_mpi, train
 from autograd_bn.distributed import allreduce, average_gradients, share, sum_gradients
 
 comm = MPI.COMM_WORLD
@@ -225,6 +227,43 @@ def training_equals_one_process():
             for found, expected, first in zip(together, alone, start(), strict=True):
                 close(found.data, expected.data)
                 assert np.abs(found.data - first.data).max() > 1e-2
+
+
+def the_papers_net_trains_as_on_one_process():
+    images, labels = ag.data.load_digits()
+    x = images.reshape(len(images), -1).astype(float)
+    alone, together = (
+        train.Run("", train.sigmoid_net(True, 0, c, "float64"), lr=0.5, momentum=0.0, comm=c) for c in (None, comm)
+    )
+    for _, batch in zip(range(50), train.batches(x, labels, 0, 0), strict=False):
+        alone.step(*batch)
+        together.step(*batch)
+    close(together.loss, alone.loss)
+    found, expected = together.net.state_dict(), alone.net.state_dict()
+    assert alone.loss < 1
+    for name in expected:
+        close(found[name], expected[name])
+
+
+def ctrl_c_on_one_rank_stops_all_after_the_same_step(to_interrupt=(train.WITH,)):
+    if comm.rank == comm.size - 1:
+        divided = train.Run._divided
+
+        def interrupted(self, *batch):
+            if self.optimiser.steps == 3 and self.name in to_interrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+            return divided(self, *batch)
+
+        train.Run._divided = interrupted
+    folder = comm.bcast(tempfile.mkdtemp())
+    state = f"{folder}/state.npz"
+    assert main(["train", "--mpi", "--steps", "20", "--json", "-o", f"{folder}/plot.svg", "--save", state]) == 130
+    if comm.rank == 0:
+        assert ag.load(state)["step"] == 4
+
+
+def a_second_ctrl_c_on_one_rank_ends_the_job():
+    ctrl_c_on_one_rank_stops_all_after_the_same_step((train.WITHOUT, train.WITH))
 
 
 def gradients_are_averaged_by_count():

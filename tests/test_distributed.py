@@ -29,6 +29,7 @@ CHECKS = """
     allreduce_is_its_own_derivative
     the_fused_form_has_one_exchange_each_way
     training_equals_one_process
+    the_papers_net_trains_as_on_one_process
     gradients_are_averaged_by_count
     ranks_that_disagree_raise_the_same_error
 """.split()
@@ -68,6 +69,7 @@ def test_ten_thousand_allreduces_leak_nothing():
         ("one_rank_raises", ["-m", "mpi4py"], "planted"),
         ("one_rank_raises_before_it_says_anything", ["-m", "mpi4py"], "planted"),
         ("one_rank_raises_before_its_layer_is_called", [], "planted"),
+        ("a_second_ctrl_c_on_one_rank_ends_the_job", [], "BAD TERMINATION"),
         ("one_rank_is_killed", [], "signal 9"),
         ("one_rank_does_something_else", [], "the ranks disagree"),
     ],
@@ -76,6 +78,31 @@ def test_a_rank_that_fails_ends_the_job(fault, command, message):
     done = mpiexec(3, *command, SCRIPT, fault, timeout=30)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+def test_the_command_trains_on_ranks_and_the_first_one_reports(tmp_path):
+    command = ["-m", "autograd_bn", "train", "--steps", "20", "--json", "-o", tmp_path / "plot.svg"]
+    done = mpiexec(2, *command, "--mpi")
+    assert done.returncode == 0, done.stderr
+    alone = json.loads(subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True).stdout)
+    together = json.loads(done.stdout)  # one report, and nothing else
+    assert done.stderr == ""
+    for found, expected in zip(together["nets"], alone["nets"], strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_a_usage_error_ends_every_rank():
+    done = mpiexec(2, "-m", "autograd_bn", "train", "--mpi", "--steps", "0")
+    assert done.returncode == 2
+    assert set(done.stderr.splitlines()) == {
+        "autograd-bn train: expected --steps of at least 1, a finite --lr and a --seed of at least 0"
+    }
+
+
+def test_ctrl_c_on_one_rank_stops_all_after_the_same_step():
+    done = mpiexec(3, SCRIPT, "ctrl_c_on_one_rank_stops_all_after_the_same_step")
+    assert done.returncode == 0, done.stderr
+    assert "stopped after step 4" in done.stderr
 
 
 def test_the_benchmark_reports_on_1_2_and_3_ranks_and_forecasts():

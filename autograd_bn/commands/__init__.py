@@ -100,3 +100,18 @@ def writable_folder(path: str) -> Path:
     except OSError as error:
         raise UsageError(f"can't write to the folder {path}: {error.strerror or error}") from None
     return folder
+
+
+def world(option: str) -> Any:
+    """All ranks that mpiexec started, which from here on end together; `UsageError` without mpi4py."""
+    import signal
+
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise UsageError(f'{option} needs mpi4py and mpiexec: pip install "autograd_bn[mpi]"') from None
+    from ..distributed import end_together
+
+    end_together(MPI.COMM_WORLD)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt would leave the other ranks waiting
+    return MPI.COMM_WORLD

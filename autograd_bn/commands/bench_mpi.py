@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from . import UsageError
+from . import world
 
 # Rows and features of the whole batch, which the ranks divide.
 SHAPES = ((64, 64), (1024, 64), (16384, 64), (1024, 1024), (16384, 256))
@@ -19,22 +19,15 @@ _LONG_MESSAGE = 1 << 22
 
 def run(as_json: bool) -> int:
     """Measure on 1, 2, 4, ... ranks of the job and print the model's forecast, from rank 0; the exit status."""
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        raise UsageError('--mpi needs mpi4py and mpiexec: pip install "autograd_bn[mpi]"') from None
-    from ..distributed import end_together
-
-    world = MPI.COMM_WORLD
-    end_together(world)
+    comm = world("--mpi")
     measured = []
-    for ranks in sorted({*(1 << i for i in range(world.size.bit_length())), world.size}):
-        part = world.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank)
-        if world.rank < ranks:
+    for ranks in sorted({*(1 << i for i in range(comm.size.bit_length())), comm.size}):
+        part = comm.Split(comm.rank < ranks, comm.rank)
+        if comm.rank < ranks:
             measured.append(_measure(part))
-            part.Free()
-        _wait_for_all(world)
-    if world.rank == 0:
+        part.Free()
+        _wait_for_all(comm)
+    if comm.rank == 0:
         report = {"cores": _cores(), "measured": measured, "model": _forecast(measured)}
         print(json.dumps(report, indent=2) if as_json else _text(report))
     return 0
@@ -44,9 +37,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _wait_for_all(world: Any) -> None:
+def _wait_for_all(comm: Any) -> None:
     """A barrier that leaves the core to the others: MPI's own keeps asking."""
-    request = world.Ibarrier()
+    request = comm.Ibarrier()
     while not request.Test():
         time.sleep(1e-3)
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import UsageError, writable_folder
+from . import UsageError, world, writable_folder
 
 if TYPE_CHECKING:
     from ..nn import Sequential
@@ -23,9 +23,11 @@ The experiment of S. Ioffe and C. Szegedy, "Batch Normalization", 2015, section 
 units, batches of 60, plain gradient descent. A fifth of the digits, chosen by the seed, is held out as the test set.
 With --conv, a small LeNet with batch norm. The plot shows the test accuracy over the steps, and how the input of one
 unit in the last hidden layer moves: its 15th, 50th and 85th percentile over the test set. Ctrl-C finishes the step and
-saves the state; --resume goes on from there, to the same bits as without the stop.
+saves the state; --resume goes on from there, to the same bits as without the stop. With --mpi the ranks of an MPI job
+divide every batch, with batch norm over all of it.
 
-example: autograd-bn train --seed 1 -o training.png"""
+example: autograd-bn train --seed 1 -o training.png
+         mpiexec -n 4 autograd-bn train --mpi"""
 
 BATCH = 60
 EVERY = 10  # steps from one look at the test set to the next
@@ -48,10 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the split, the initial weights and the batches (default 0)")
     parser.add_argument("--save", metavar="FILE", help="save the state at the end to this .npz file")
     parser.add_argument("--resume", metavar="FILE", help="go on from a saved state, with its settings")
+    parser.add_argument("--mpi", action="store_true", help="divide every batch among the ranks that mpiexec started")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
 
 
-def sigmoid_net(batch_norm: bool, seed: int) -> Sequential:
+def sigmoid_net(batch_norm: bool, seed: int, comm: Any = None, dtype: str = "float32") -> Sequential:
     """Three hidden layers of 100 sigmoids; where batch norm follows, beta takes the place of the bias."""
     import numpy as np
 
@@ -60,14 +63,14 @@ def sigmoid_net(batch_norm: bool, seed: int) -> Sequential:
     rng = np.random.default_rng(seed)
     layers: list[nn.Module] = []
     for features in (64, 100, 100):
-        layers.append(nn.Linear(features, 100, bias=not batch_norm, rng=rng))
+        layers.append(nn.Linear(features, 100, bias=not batch_norm, rng=rng, dtype=dtype))
         if batch_norm:
-            layers.append(nn.BatchNorm(100))
+            layers.append(nn.BatchNorm(100, comm=comm, dtype=dtype))
         layers.append(nn.Sigmoid())
-    return nn.Sequential(*layers, nn.Linear(100, 10, rng=rng))
+    return nn.Sequential(*layers, nn.Linear(100, 10, rng=rng, dtype=dtype))
 
 
-def lenet(seed: int) -> Sequential:
+def lenet(seed: int, comm: Any = None) -> Sequential:
     """Two convolutions with pooling and one hidden layer, each with batch norm."""
     import numpy as np
 
@@ -77,21 +80,22 @@ def lenet(seed: int) -> Sequential:
     layers: list[nn.Module] = []
     for channels, features in ((1, 16), (16, 32)):
         layers.append(nn.Conv2d(channels, features, 3, padding=1, bias=False, rng=rng))
-        layers += [nn.BatchNorm(features), nn.ReLU(), nn.MaxPool2d(2)]
-    layers += [nn.Flatten(), nn.Linear(128, 64, bias=False, rng=rng), nn.BatchNorm(64), nn.ReLU()]
+        layers += [nn.BatchNorm(features, comm=comm), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), nn.Linear(128, 64, bias=False, rng=rng), nn.BatchNorm(64, comm=comm), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(64, 10, rng=rng))
 
 
 class Run:
     """A net on its way, with what the plot needs of its history."""
 
-    def __init__(self, name: str, net: Sequential, lr: float, momentum: float) -> None:
+    def __init__(self, name: str, net: Sequential, lr: float, momentum: float, comm: Any = None) -> None:
         import numpy as np
 
         from ..nn.optim import SGD
 
         self.name = name
         self.net = net
+        self.comm = comm
         self.optimiser = SGD(net.parameters(), lr, momentum)
         self.loss = float("nan")
         self.history = np.empty((0, 2 + len(PERCENTILES)))  # step, accuracy, percentiles
@@ -101,10 +105,28 @@ class Run:
         from ..nn import cross_entropy
 
         self.optimiser.zero_grad()
-        loss = cross_entropy(self.net(x), labels)
-        loss.backward()
+        if self.comm is None:
+            loss = cross_entropy(self.net(x), labels)
+            loss.backward()
+        else:
+            loss = self._divided(x, labels)
         self.optimiser.step()
         self.loss = loss.item()
+
+    def _divided(self, x: Any, labels: Any) -> Any:
+        """The loss and the gradients of a batch of which every rank computes a part."""
+        import numpy as np
+
+        from ..distributed import allreduce, sum_gradients
+        from ..nn import cross_entropy
+
+        x, own = (np.array_split(rows, self.comm.size)[self.comm.rank] for rows in (x, labels))
+        logits = self.net(x)
+        # A rank without rows takes part too: its sum of no logits is a loss of 0.
+        loss = cross_entropy(logits, own) * (len(own) / len(labels)) if len(own) else logits.sum()
+        loss.backward()
+        sum_gradients(self.optimiser.params, self.comm)
+        return allreduce(loss.data, self.comm)
 
     def evaluate(self, x: Any, labels: Any) -> tuple[float, Any]:
         """The accuracy on a test set, and the percentiles of what the first unit of the last activation gets."""
@@ -162,32 +184,42 @@ def run(args: argparse.Namespace) -> int:
 
     import autograd_bn as ag
 
-    plot = _plot_path(args)
-    settings, done, state = _settings(args)
-    target = Path(args.save or args.resume or plot.with_suffix(".npz"))
-    writable_folder(str(target.parent))
-    x, labels = ag.data.load_digits()
-    x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
-    order = np.random.default_rng(settings["seed"]).permutation(len(x))
-    learn, test = np.split(order, [len(x) * 4 // 5])
-    runs = make_runs(settings)
-    try:
-        for each in runs if state else ():
-            each.load(state)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
+    from ..distributed import allreduce
+    from ..distributed.collectives import raising_together
+
+    comm = world("--mpi") if args.mpi else None
+    first = comm is None or comm.rank == 0  # the rank that looks at the test set, prints and writes
+    with raising_together(comm):
+        plot = _plot_path(args)
+        settings, done, state = _settings(args)
+        target = Path(args.save or args.resume or plot.with_suffix(".npz"))
+        writable_folder(str(target.parent))
+        x, labels = ag.data.load_digits()
+        x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
+        order = np.random.default_rng(settings["seed"]).permutation(len(x))
+        learn, test = np.split(order, [len(x) * 4 // 5])
+        runs = make_runs(settings, comm)
+        try:
+            for each in runs if state else ():
+                each.load(state)
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
 
     stopped = done
-    with _stop_after_step() as asked, _progress(settings["steps"], done, args.json) as show:
+    with _stop_after_step() as asked, _progress(settings["steps"], done, args.json or not first) as show:
         for step, batch in enumerate(batches(x[learn], labels[learn], settings["seed"], done), done + 1):
+            if comm is not None and allreduce(np.asarray(len(asked)), comm) and not asked:
+                asked.append(signal.SIGINT)  # another rank heard Ctrl-C first
             if step > settings["steps"] or asked:
                 break
             for each in runs:
                 each.step(*batch)
-                if step % EVERY == 0:
+                if first and step % EVERY == 0:
                     each.record(step, x[test], labels[test])
             stopped = step
             show(step, runs)
+    if not first:
+        return 130 if asked else 0
     if asked or args.save:
         state = {"settings": json.dumps(settings), "step": stopped}
         for each in runs:
@@ -218,12 +250,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_runs(settings: dict[str, Any]) -> list[Run]:
+def make_runs(settings: dict[str, Any], comm: Any = None) -> list[Run]:
     """The nets to train side by side, new."""
     seed, lr = settings["seed"], settings["lr"]
     if settings["conv"]:
-        return [Run(LENET, lenet(seed), lr, momentum=0.9)]
-    return [Run(name, sigmoid_net(name == WITH, seed), lr, momentum=0.0) for name in (WITHOUT, WITH)]
+        return [Run(LENET, lenet(seed, comm), lr, momentum=0.9, comm=comm)]
+    return [Run(name, sigmoid_net(name == WITH, seed, comm), lr, momentum=0.0, comm=comm) for name in (WITHOUT, WITH)]
 
 
 def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, Any]]:

@@ -33,9 +33,10 @@ def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
     end_together(comm)
     everyone = _framed(comm, (call if isinstance(call, Exception) else str(call), payload))
     calls = [call for call, _ in everyone]
-    for rank, told in enumerate(calls):
-        if isinstance(told, Exception):
-            raise type(told)(f"on rank {rank}: {told}")
+    failed = [rank for rank, told in enumerate(calls) if isinstance(told, Exception)]
+    if failed:
+        error, where = calls[failed[0]], "" if len(failed) == comm.size else f"on rank {failed[0]}: "
+        raise type(error)(f"{where}{error}")
     if any(told != calls[0] for told in calls):
         raise ValueError("the ranks disagree: " + "; ".join(f"rank {r} is at {told}" for r, told in enumerate(calls)))
     return [payload for _, payload in everyone]
@@ -66,13 +67,16 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
 
 @contextmanager
 def raising_together(comm: Any) -> Iterator[None]:
-    """Raise a `TypeError` or `ValueError` of the block on every rank: the others wait in their next exchange."""
+    """Raise what the block raises on every rank: the others wait in their next exchange."""
+    failed = None
     try:
         yield
-    except (TypeError, ValueError) as error:
-        if comm is not None:
-            exchange(comm, error)
-        raise
+    except Exception as error:
+        if comm is None:
+            raise
+        failed = error
+    if failed is not None:
+        exchange(comm, failed)
 
 
 def _framed(comm: Any, message: Any) -> list[Any]:
