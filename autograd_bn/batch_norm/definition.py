@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -247,7 +248,7 @@ def _checked(
     eps = _checked_eps(eps, kept, axes, x)
     if form not in ("fused", "composed"):
         raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
-    if isinstance(stop, str) or not set(stop) <= {"mean", "var"}:
+    if isinstance(stop, str) or not np.iterable(stop) or not all(name in ("mean", "var") for name in stop):
         raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
     if (mean is None) != (var is None):
         raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
@@ -274,7 +275,7 @@ def _checked_axes(axes: int | Sequence[int] | None, shape: tuple[int, ...]) -> t
     ndim = len(shape)
     if axes is None:
         return tuple(range(ndim - 1))
-    listed = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    listed: tuple[Any, ...] = tuple(axes) if np.iterable(axes) else (axes,)
     for axis in listed:
         if not isinstance(axis, int | np.integer) or not -ndim <= axis < ndim:
             raise ValueError(f"axes has {axis!r}, expected integers from {-ndim} to {ndim - 1} for x of shape {shape}")
@@ -309,20 +310,28 @@ def _checked_statistic(given: Any, name: str, kept: tuple[int, ...], axes: tuple
         if given.requires_grad:
             raise TypeError(f"{name} requires a gradient, but given statistics are constants: pass {name}.detach()")
         given = given.data
-    given = np.asarray(given).astype(x.dtype)
+    given = np.asarray(given)
+    if given.dtype.kind not in "fiubO":
+        raise TypeError(f"{name} has dtype {given.dtype}, expected real numbers")
     _check_shape(given, name, kept, axes, x)
+    given = _fractions(given) if x.dtype == object else given.astype(x.dtype)
     return np.reshape(given, kept_shape(x.shape, axes, keepdims=True))
 
 
 def _checked_eps(eps: Any, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
+    if isinstance(eps, Tensor) and eps.requires_grad:
+        raise TypeError("eps requires a gradient, but it is a constant: pass eps.detach()")
     array = np.asarray(eps)
     if array.dtype.kind not in "fiuO":
         raise TypeError(f"eps has dtype {array.dtype}, expected a positive number")
-    if not np.all(array > 0) or (array.dtype != object and not np.isfinite(array).all()):
+    if not all(isinstance(number, Real) and 0 < number < math.inf for number in array.flat):  # type: ignore[operator]
         raise ValueError(f"eps is {eps!r}, expected a positive finite number or one for each feature")
-    if x.dtype == object:
-        array = np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object)
+    array = _fractions(array) if x.dtype == object else array.astype(float)
     if array.ndim == 0:
         return array.item()
     _check_shape(array, "eps", kept, axes, x)
     return array.astype(x.dtype).reshape(kept_shape(x.shape, axes, keepdims=True))
+
+
+def _fractions(numbers: Array) -> Array:
+    return np.asarray(np.frompyfunc(Fraction, 1, 1)(numbers), dtype=object)
