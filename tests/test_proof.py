@@ -115,7 +115,7 @@ def test_what_has_no_exact_answer_says_so():
         ag.prove_equal(ag.exp, ag.exp, [[Fraction(1, 2)]])
     with pytest.raises(TypeError, match=r"float 0\.25"):
         ag.prove_equal(lambda x: x * 0.5, lambda x: x / 2, [[Fraction(1, 2)]])
-    with pytest.raises(TypeError, match=r"g left the rationals: it gave the float 0\.5"):
+    with pytest.raises(TypeError, match=r"g left the rationals: it gave 0\.5"):
         ag.prove_equal(lambda x: x, lambda x: ag.tensor([0.5]), [[Fraction(1, 2)]])
     with pytest.raises(ValueError, match=r"output has shape \(1,\) from f and \(\) from g"):
         ag.prove_equal(lambda x: x, lambda x: x.sum(), [[Fraction(1, 2)]])

@@ -196,7 +196,7 @@ def _outputs(level: Level, what: str) -> list[Array]:
         for element in output.data.flat:
             if not isinstance(element, Rational):
                 raise TypeError(
-                    f"{what} left the rationals: it gave the {type(element).__name__} {element!r}. "
+                    f"{what} left the rationals: it gave {element} ({type(element).__name__}). "
                     "Write its constants as integers or Fractions"
                 )
     return [output.data for output in outputs]
