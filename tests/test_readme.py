@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from autograd_bn.verify import published
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -25,8 +23,3 @@ def test_every_python_block_runs_and_prints_what_it_says(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_every_link_to_a_file_leads_somewhere(target):
     assert (ROOT / target).exists()
-
-
-def test_the_table_of_published_derivations_is_what_the_referee_finds():
-    _, table, _ = README.split("<!-- published -->\n")
-    assert table.strip() == published.table()

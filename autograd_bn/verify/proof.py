@@ -30,7 +30,7 @@ class Difference:
     right: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proof:
     """The result of `prove_equal`; true if the functions are equal. `str()` says what was compared or what differs."""
 
@@ -61,6 +61,8 @@ class Proof:
             f"  {g:{width}} = {_told(at.right)}\n"
             f"  {'':{width}}   {_decimal(at.right - at.left, 3)} apart"
         )
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
