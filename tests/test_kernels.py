@@ -117,9 +117,13 @@ TORTURE = [
 ]
 
 
-@pytest.fixture(params=["numpy"])
+@pytest.fixture(params=["numpy", "numba"])
 def backend(request):
-    return request.param
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    ag.set_backend(request.param)
+    yield request.param
+    ag.set_backend(None)
 
 
 @pytest.fixture(params=[1, 2, 5])

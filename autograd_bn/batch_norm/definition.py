@@ -84,8 +84,8 @@ def _gradients(
         normal = centred * scale
         total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
     else:
-        mean, _, scale, n = kept
-        total, weighted = kernels.backward_sums(g, x, axes, mean, scale)
+        centre, _, _, scale, n = kept
+        total, weighted = kernels.backward_sums(g, x, axes, centre, scale)
     dgamma = ag.reshape(weighted, gamma.shape) if wanted[1] else None
     dbeta = ag.reshape(total, beta.shape) if wanted[2] else None
     through_mean = training and n > 0 and "mean" not in stop
@@ -102,7 +102,7 @@ def _gradients(
             g,
             x,
             axes,
-            mean,
+            centre,
             scale,
             laid_gamma,
             total / n if through_mean else None,
@@ -127,15 +127,16 @@ def _batch_norm(
     gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
     n = count(x.shape, axes)
     if mean is not None:
-        centre = (mean, mean * 0)
+        centre = kernels.centre((mean, mean * 0), var, x)
     else:
         if comm is None:
-            centre, squares = kernels.statistics(x, axes)
+            (mean, low), squares = kernels.statistics(x, axes)
         else:
-            centre, squares, n = ranks.statistics(x, axes, stop, comm)
+            (mean, low), squares, n = ranks.statistics(x, axes, stop, comm)
         var = squares / max(n, 1)
+        centre = kernels.centre((mean, low), var, x)
     scale = kernels.reciprocal_deviation(var, eps, x)
-    return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, var, scale, n)
+    return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)
 
 
 def batch_norm(
@@ -196,7 +197,7 @@ def batch_norm(
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:
-        y, ((mean, _), var, _, n) = _batch_norm(
+        y, (_, mean, var, _, n) = _batch_norm(
             x, gamma, beta, mean, var, eps, axes=over, stop=frozenset(stop), comm=comm
         )
     if not return_stats:

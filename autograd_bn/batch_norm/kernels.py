@@ -1,7 +1,10 @@
 """The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
 
-Statistics and parameters have the shape of `x` with 1s for `axes`. Exact rationals and empty arrays go through the
-textbook's formulas; floats through the blocked kernels of a backend.
+Statistics and parameters have the shape of `x` with 1s for `axes`. Floats are computed block by block in a wider
+dtype, by the kernels of a backend; exact rationals and empty arrays by the textbook's formulas.
+
+A mean is kept in two parts, because its rounding would show where it is large beside the deviation: the nearest
+number of the input's dtype, and what that lacks, in the wide dtype.
 """
 
 from __future__ import annotations
@@ -13,8 +16,22 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from . import numpy_kernels
-from .numpy_kernels import Mean, wide
+from .backends import choose
+from .layout import walk
+
+Mean = tuple[Any, Array]
+
+# Where long double is no wider than double, float64 has the accuracy of its own sums.
+_WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.float16): np.dtype(np.float32),
+    np.dtype(np.float32): np.dtype(np.float64),
+    np.dtype(np.float64): np.dtype(np.longdouble),
+}
+
+
+def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which statistics of `dtype` are computed and kept."""
+    return _WIDE.get(dtype, dtype)
 
 
 def _by_the_book(x: Array) -> bool:
@@ -23,10 +40,46 @@ def _by_the_book(x: Array) -> bool:
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     """The mean over `axes`, in two parts, and the sum of squares about it, in a dtype that is wider than `x`'s."""
+    dtype = wide(x.dtype)
     if _by_the_book(x):
-        mean = np.sum(x, axis=axes, keepdims=True, dtype=wide(x.dtype)) / max(count(x.shape, axes), 1)
+        mean = np.sum(x, axis=axes, keepdims=True, dtype=dtype) / max(count(x.shape, axes), 1)
         return (mean, mean * 0), np.sum((x - mean) ** 2, axis=axes, keepdims=True)
-    return numpy_kernels.statistics(x, axes)
+    layout, (view,) = walk(axes, x)
+    centres, sums, squares = np.empty((3, layout.lanes, layout.features), dtype)
+    choose(layout, view).statistics(layout, view, centres, sums, squares)
+    with np.errstate(all="ignore"):
+        sums /= layout.lane_counts
+        squares -= sums * sums * layout.lane_counts
+        np.maximum(squares, 0, out=squares)
+        origin = layout.first(view)
+        centres -= origin
+        centres += sums
+        distance, square = centres[0], squares[0]
+        if layout.lanes > 1:
+            distance, square = _merge(layout.lane_counts, centres, squares)
+        high, low = _split(origin, distance)
+    return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
+
+
+def _merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
+    """The mean and the centred squares of parts that lie along the first axis, from those of each.
+
+    The parts' means are a sample in their turn: T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a
+    pairwise algorithm for computing sample variances", 1979, for all parts at once.
+
+    >>> _merge(np.array([[2], [1]]), np.array([[1.0], [4.0]]), np.array([[2.0], [0.0]]))
+    (array([2.]), array([8.]))
+    """
+    distances = means - means[0]
+    shift = np.add.reduce(counts * distances, axis=0) / np.add.reduce(counts, axis=0)
+    distances -= shift
+    return means[0] + shift, np.add.reduce(squares, axis=0) + np.add.reduce(counts * distances * distances, axis=0)
+
+
+def _split(origin: Array, distance: Array) -> Mean:
+    """The mean that lies at `distance` from `origin`, a number of the input's dtype."""
+    high: Array = (origin + distance).astype(origin.dtype)
+    return high, (origin.astype(distance.dtype) - high) + distance
 
 
 def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int, Mean, Array]:
@@ -37,8 +90,21 @@ def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int
     if not any(counts):
         return 0, (parts[0][1][0], parts[0][1][1]), parts[0][1][2]
     highs, lows, squares = (np.stack([statistics[i] for _, statistics in parts]) for i in range(3))
-    distance, square = numpy_kernels.merge(counts, (highs - highs[0]) + lows, squares)
-    return sum(counts), numpy_kernels.split(highs[0].astype(dtype), distance), square
+    column = np.reshape(counts, (-1, *[1] * (highs.ndim - 1)))
+    distance, square = _merge(column, (highs - highs[0]) + lows, squares)
+    return sum(counts), _split(highs[0].astype(dtype), distance), square
+
+
+def centre(mean: Mean, var: Array, x: Array) -> Mean:
+    """`mean` as the other kernels take it: what they subtract from `x` first, or None, and what they leave for last.
+
+    Double precision has bits to spare for float32: where no mean is large beside its deviation, `x` need not be
+    centred at all. A constant feature needs it, to give exactly beta.
+    """
+    high, low = mean
+    if x.dtype == np.float32 and x.size and np.all(np.abs(high) <= 2.0**16 * np.sqrt(var)):
+        return None, high + low
+    return mean
 
 
 def reciprocal_deviation(var: Array, eps: Any, x: Array) -> Array:
@@ -58,16 +124,28 @@ def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: 
         shift = -low * scale if beta is None else beta - low * scale
         if _by_the_book(x):
             return ((x - high) * scale + shift).astype(dtype)  # type: ignore[no-any-return]
-    return numpy_kernels.normalise(x, axes, high, scale, shift, dtype)
+    return _affine(x, axes, dtype, high, scale, shift)
+
+
+def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
+    y = np.empty_like(x, dtype)
+    layout, views = walk(axes, x, y)
+    laid = [layout.lay(statistic, scale.dtype) for statistic in (mean, scale, shift)]
+    choose(layout, *views).normalise(layout, *views, *laid)
+    return y
 
 
 def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
     high, low = mean
+    dtype = wide(x.dtype)
     if _by_the_book(x):
-        total, weighted = (np.sum(s, axis=axes, keepdims=True, dtype=wide(x.dtype)) for s in (g, g * (x - high)))
+        total, weighted = (np.sum(s, axis=axes, keepdims=True, dtype=dtype) for s in (g, g * (x - high)))
     else:
-        total, weighted = numpy_kernels.backward_sums(g, x, axes, high)
+        layout, (source, gradient) = walk(axes, x, g)
+        sums = np.empty((2, layout.parts, layout.features), dtype)
+        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.lay(high, dtype), *sums)
+        total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
     with np.errstate(all="ignore"):
         return total, (weighted - low * total) * scale
 
@@ -84,16 +162,19 @@ def input_gradient(
 ) -> Array:
     """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path."""
     high, low = mean
-    slope = constant = None
     with np.errstate(all="ignore"):
         direct = scale if gamma is None else scale * gamma
+        constant = direct * 0 if average is None else -direct * average
         if weighted_average is not None:
             slope = -direct * scale * weighted_average
-            constant = -low * slope
-        if average is not None:
-            constant = (0 if constant is None else constant) - direct * average
+            constant = constant - low * slope
     if _by_the_book(x):
-        dx = g * direct
-        dx = dx if slope is None else dx + (x - high) * slope
-        return (dx if constant is None else dx + constant).astype(x.dtype)
-    return numpy_kernels.input_gradient(g, x, axes, high, direct, slope, constant)
+        dx = g * direct + constant
+        return (dx if weighted_average is None else dx + (x - high) * slope).astype(x.dtype)  # type: ignore[no-any-return]
+    if weighted_average is None:
+        return _affine(g, axes, x.dtype, None, direct, constant)
+    dx = np.empty_like(x)
+    layout, (source, gradient, target) = walk(axes, x, g, dx)
+    laid = [layout.lay(statistic, direct.dtype) for statistic in (high, direct, slope, constant)]
+    choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *laid)
+    return dx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,8 @@ Index = tuple[int | slice, ...]
 class Block(NamedTuple):
     """One block: where it is, and the shape in which it is computed.
 
-    `lines` is that shape, with the axis that is summed over at `Layout.axis`; the sums of one line of them are the
-    `lanes`, which have the shape (repeats, features, inner) and are summed in their turn over the first and the last.
+    `lines` is that shape, with the axis that is summed over at `Layout.axis`. The sums of the lines have the shape
+    `lanes`, (repeats, features, inner), and are summed in their turn over the first and the last.
     """
 
     where: Index
@@ -33,6 +33,7 @@ class Block(NamedTuple):
     lanes: tuple[int, int, int]
     size: int
     place: slice  # of its lines in a vector that `Layout.lay` made
+    rows: slice  # of its lanes among all of a feature
     part: int  # which part of the summed axes
     features: slice
 
@@ -73,15 +74,46 @@ class Layout:
         widest = max([stop - start for _, start, stop in features])
         outers = list(_tiles(lengths[0], BLOCK // (run * widest), even=2 * FEWEST_ROWS))
         self.parts = len(outers) * len(inners)
-        self.counts = np.array([(b - a) * (d - c) for _, a, b in outers for _, c, d in inners]).reshape(-1, 1)
         self.repeats = 1
         self.blocks: list[Block] = []
+        self.lanes = 0
+        lane_counts = []
         for i, (outer_index, a, b) in enumerate(outers):
-            for feature_index, start, stop in features:
-                for j, (inner_index, c, d) in enumerate(inners):
-                    self._add(outer_index + feature_index + inner_index, b - a, start, stop, d - c, i * len(inners) + j)
+            for j, (inner_index, c, d) in enumerate(inners):
+                for feature_index, start, stop in features:
+                    where = outer_index + feature_index + inner_index
+                    block = self._block(where, b - a, start, stop, d - c, i * len(inners) + j)
+                    self.blocks.append(block)
+                self.lanes = block.rows.stop
+                lane_counts += [block.lines[self.axis]] * (block.rows.stop - block.rows.start)
+        self.lane_counts = np.array(lane_counts).reshape(-1, 1)
+        self.size = self.count * self.features
 
-    def _add(self, index: Index, rows: int, start: int, stop: int, inner: int, part: int) -> None:
+    @cached_property
+    def table(self) -> Array:
+        """The blocks in numbers, for arrays whose views are contiguous.
+
+        Where a block starts; its three `lines` (or two and a 1); how far it is from line to line, and from feature to
+        feature; `place`, `rows`, `part` and `features`, each by its start; how many features it has, and how many
+        lanes in `inner`.
+        """
+        features, inner = self.features, self.inner
+        rows = []
+        for block in self.blocks:
+            first = [s.start or 0 if isinstance(s, slice) else s for s in block.where]
+            start = int(np.ravel_multi_index(first, self.shape))
+            repeats = 1 if self.long else block.lanes[0]
+            lines = (*block.lines, 1)[:3]
+            starts = (block.place.start, block.rows.start, block.part, block.features.start)
+            rows.append((start, *lines, repeats * features * inner, inner, *starts, *block.lanes[1:]))
+        return np.array(rows)
+
+    @property
+    def laid(self) -> int:
+        """How many elements a statistic has when it is laid along the lines."""
+        return self.features if self.long else self.features * self.inner * self.repeats
+
+    def _block(self, where: Index, rows: int, start: int, stop: int, inner: int, part: int) -> Block:
         features = stop - start
         repeats = 1
         if self.long:
@@ -97,9 +129,9 @@ class Layout:
             lines = (rows // repeats, repeats * width)
             lanes = (repeats, features, inner)
             place = slice(start * inner, start * inner + repeats * width)
-        cut = [len(range(*s.indices(n))) for s, n in zip(index, self.shape, strict=True) if isinstance(s, slice)]
-        block = Block(index, tuple(cut), lines, lanes, math.prod(lines), place, part, slice(start, stop))
-        self.blocks.append(block)
+        cut = [len(range(*s.indices(n))) for s, n in zip(where, self.shape, strict=True) if isinstance(s, slice)]
+        taken = slice(self.lanes, self.lanes + lanes[0] * lanes[2])
+        return Block(where, tuple(cut), lines, lanes, math.prod(lines), place, taken, part, slice(start, stop))
 
     def view(self, array: Array) -> Array:
         """`array` in the order of the walk, without a copy."""
@@ -128,12 +160,14 @@ class Layout:
         spread: Array = vector.reshape(self.statistics_shape)
         return spread
 
-    def lay(self, statistic: Any, dtype: Any) -> Array:
-        """A statistic or parameter, repeated such that `Block.place` cuts out what lies along a block's lines."""
-        return self.along(self.flat(statistic).astype(dtype, copy=False))
+    def lay(self, statistic: Any, dtype: Any) -> Any:
+        """A statistic or parameter, repeated such that `Block.place` cuts out what lies along a block's lines.
 
-    def along(self, vector: Array) -> Array:
-        """`lay` of a vector of features."""
+        None stays None.
+        """
+        if statistic is None:
+            return None
+        vector = self.flat(statistic).astype(dtype, copy=False)
         if self.long:
             return vector.reshape(-1, 1)
         if self.inner > 1:

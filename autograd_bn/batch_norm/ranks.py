@@ -14,7 +14,7 @@ from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
 from . import kernels
-from .numpy_kernels import Mean
+from .kernels import Mean
 
 
 def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[int, Callable[..., Any]]:
