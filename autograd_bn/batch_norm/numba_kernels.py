@@ -15,7 +15,7 @@ from .threads import share
 # Below this many elements a second thread costs more than it saves.
 PARALLEL = 1 << 15
 # How many blocks a thread takes at a time: enough to make the call's cost small.
-TAKEN = 8
+TAKEN = 2
 
 # Sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
