@@ -1,6 +1,9 @@
 """The fused node's arithmetic against exact arithmetic on the stored inputs."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,13 +129,6 @@ def backend(request):
     ag.set_backend(None)
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request):
-    ag.set_num_threads(request.param)
-    yield request.param
-    ag.set_num_threads(None)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TORTURE)
 def test_torture_set_is_right_to_the_last_bits(name, dtype, backend):
@@ -149,3 +145,82 @@ def test_torture_set_is_right_to_the_last_bits(name, dtype, backend):
     if name.startswith("constant"):
         assert (first[0] == beta).all()
         assert (fortran[0] == beta).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axes"), [((70001, 3), None), ((500, 700), None), ((40, 5, 900), (0, 2))])
+def test_any_number_of_threads_gives_the_same_bits(shape, axes, dtype, backend):
+    rng = np.random.default_rng(5)
+    x, g = rng.normal(3, 2, size=(2, *shape)).astype(dtype)
+    gamma, beta = rng.normal(size=(2, shape[1])).astype(dtype)
+    results = []
+    for n in (1, 2, 5):
+        ag.set_num_threads(n)
+        results.append([a.tobytes() for a in computed(x, gamma, beta, g, axes)])
+    ag.set_num_threads(None)
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_spoils_its_own_feature_alone(bad, backend):
+    x, gamma, beta, g = _case("mean 0", "float32")
+    clean = computed(x, gamma, beta, g)
+    x[7, 1] = bad
+    for spoiled, expected in zip(computed(x, gamma, beta, g), clean, strict=True):
+        np.testing.assert_array_equal(spoiled[..., [0, 2]], expected[..., [0, 2]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shuffled_rows_stay_within_one_ulp(dtype, backend):
+    x, gamma, beta, g = _case("mean 1e4", dtype, n=5000)
+    order = np.random.default_rng(1).permutation(len(x))
+    y, dx, *_ = computed(x, gamma, beta, g)
+    shuffled_y, shuffled_dx, *_ = computed(x[order], gamma, beta, g[order])
+    for a, b in ((y[order], shuffled_y), (dx[order], shuffled_dx)):
+        assert (np.abs(a - b) <= np.spacing(np.abs(a).max(axis=0))).all()
+
+
+# NIST's Statistical Reference Datasets, univariate, NumAcc1 to 4: made from their published definitions.
+NUMACC = {
+    "NumAcc1": (np.array([10000001.0, 10000003.0, 10000002.0]), 10000002, 1),
+    "NumAcc2": (np.array([1.2] + [1.1, 1.3] * 500), 1.2, 0.1),
+    "NumAcc3": (np.array([1000000.2] + [1000000.1, 1000000.3] * 500), 1000000.2, 0.1),
+    "NumAcc4": (np.array([10000000.2] + [10000000.1, 10000000.3] * 500), 10000000.2, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", NUMACC)
+def test_nist_certified_mean_and_deviation(name, backend):
+    x, certified_mean, certified_deviation = NUMACC[name]
+    _, mean, var = ag.batch_norm(x[:, None], return_stats=True)
+    assert mean.item() == certified_mean
+    # The data are stored to the nearest double, which moves the deviation by this much.
+    stored = np.spacing(np.abs(x).max()) / certified_deviation
+    deviation = math.sqrt(var.item() * len(x) / (len(x) - 1))
+    assert abs(deviation / certified_deviation - 1) <= stored + 1e-15
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_starts_its_own_threads():
+    program = """if True:
+        import os, numpy as np, autograd_bn as ag
+        ag.set_num_threads(3); ag.set_backend("numpy")
+        x = np.ones((3000, 100), "float32")
+        ag.batch_norm(x)
+        if (child := os.fork()) == 0:
+            ag.batch_norm(x)
+            os._exit(7)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 7
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "two"])
+def test_a_number_of_threads_that_is_none_is_refused(n):
+    with pytest.raises(ValueError, match="expected a positive integer"):
+        ag.set_num_threads(n)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match='name is \'cuda\', expected "numpy", "numba" or None'):
+        ag.set_backend("cuda")
