@@ -1,4 +1,4 @@
-"""The losses: against PyTorch, at the ends of the range, and what they refuse. Derivatives: test_nn_layers.py."""
+"""The losses: against PyTorch, at the ends of the range, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -42,6 +42,19 @@ def test_binary_cross_entropy_equals_pytorch():
         lambda f, x, t: f.binary_cross_entropy_with_logits(x, t),
         [rng(0).normal(size=(7, 5)) * 10, rng(1).random(size=(7, 5))],
     )
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [
+        (lambda x: nn.cross_entropy(x, [[2, 0], [1, 1], [0, 2]]), 1),
+        (nn.mse_loss, 2),
+        (nn.binary_cross_entropy_with_logits, 2),
+    ],
+    ids=["cross_entropy", "mse_loss", "binary_cross_entropy"],
+)
+def test_losses_pass_gradcheck_at_both_orders(loss, count):
+    assert ag.gradcheck(loss, [rng(i).normal(size=(3, 2, 3)) for i in range(count)], order=2)
 
 
 def test_cross_entropy_neither_overflows_nor_cancels():

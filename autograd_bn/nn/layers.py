@@ -22,6 +22,10 @@ from .module import Module
 Rng = int | np.random.Generator | None
 
 
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.shape if isinstance(x, Tensor) else np.shape(x)
+
+
 def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator, dtype: Any, name: str) -> Tensor:
     """PyTorch's default: uniform within 1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
@@ -64,7 +68,7 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Any:
         """`x` is (..., in_features), the result (..., out_features)."""
-        shape = np.shape(x)
+        shape = _shape(x)
         if not shape or shape[-1] != self.in_features:
             raise ValueError(f"x has shape {shape}, expected {self.in_features} features on its last axis")
         return linear(x, self.weight, self.bias)
@@ -82,7 +86,7 @@ class _Window(Module):
         self.padding = _pair(padding, "padding", 0)
 
     def _check(self, x: Any) -> None:
-        shape = np.shape(x)
+        shape = _shape(x)
         if len(shape) != 4:
             raise ValueError(f"x has shape {shape}, expected 4 axes: (N, H, W, C)")
         for length, pad, size in zip(shape[1:3], self.padding, self.kernel_size, strict=True):
@@ -133,8 +137,8 @@ class Conv2d(_Window):
     def forward(self, x: Any) -> Any:
         """`x` is (N, H, W, in_channels), the result (N, rows, columns, out_channels)."""
         self._check(x)
-        if np.shape(x)[3] != self.in_channels:
-            raise ValueError(f"x has shape {np.shape(x)}, expected {self.in_channels} channels on its last axis")
+        if _shape(x)[3] != self.in_channels:
+            raise ValueError(f"x has shape {_shape(x)}, expected {self.in_channels} channels on its last axis")
         view = windows(x, self.kernel_size, self.stride, self.padding)
         fan_in = math.prod(view.shape[3:])
         weight = reshape(transpose(self.weight, (0, 2, 3, 1)), (self.out_channels, fan_in))
@@ -187,7 +191,7 @@ class Flatten(Module):
 
     def forward(self, x: Any) -> Any:
         """`x` is (N, ...), the result (N, size of a row)."""
-        shape = np.shape(x)
+        shape = _shape(x)
         return reshape(x, (shape[0], math.prod(shape[1:])))
 
 
@@ -305,7 +309,7 @@ class BatchNorm(Module):
         tracking = self.running_mean is not None
         by_batch = self.training or not tracking
         with raising_together(self.comm if by_batch else None):
-            axes = self._batch_axes(np.shape(x))
+            axes = self._batch_axes(_shape(x))
         if not by_batch:
             return batch_norm(
                 x,
