@@ -11,7 +11,7 @@ from importlib import import_module
 from . import __version__
 from .commands import UsageError
 
-COMMANDS = ("compare", "render", "check", "train")
+COMMANDS = ("compare", "render", "check", "train", "bench")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,121 @@
+"""`autograd-bn bench`: fused against composed batch norm on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from .. import batch_norm, grad, tensor
+from ..batch_norm.backends import describe_backend
+from ..engine import Graph
+from . import UsageError
+
+HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
+
+example: autograd-bn bench -o bench.svg
+It runs {describe_backend()}."""
+
+SHAPES = ((64, 100), (1024, 256), (1024, 1024), (8192, 1024), (65536, 64))
+REPEATS = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("-o", "--output", metavar="FILE.png|svg", help="draw a plot (needs matplotlib)")
+    parser.add_argument("--mpi", action="store_true", help="measure the exchanges between the ranks of an MPI job")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report; the exit status."""
+    if args.mpi:
+        from . import bench_mpi
+
+        return bench_mpi.run(args.json)
+    plt = _pyplot(args.output)
+    rows = [_measure(shape) for shape in _progress(SHAPES, not args.json)]
+    print(json.dumps(rows, indent=2) if args.json else _table(rows))
+    if plt is not None:
+        _draw(plt, rows, args.output)
+    return 0
+
+
+def _pyplot(path: str | None) -> Any:
+    if path is None:
+        return None
+    if Path(path).suffix not in (".png", ".svg"):
+        raise UsageError(f"-o {path}: expected a name that ends in .png or .svg")
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError('-o needs matplotlib, which is not installed: pip install "autograd_bn[plot]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _progress(shapes: Sequence[tuple[int, int]], shown: bool) -> Iterator[tuple[int, int]]:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iter(shapes)
+    return iter(tqdm(shapes, desc="bench", disable=None if shown else True, leave=False))
+
+
+def _measure(shape: tuple[int, int]) -> dict[str, Any]:
+    """Forward plus backward of both forms in turn, float32: median milliseconds, and the bytes kept between them."""
+    rng = np.random.default_rng(0)
+    leaves = [tensor(rng.normal(size=s), dtype="float32", requires_grad=True) for s in (shape, shape[1:], shape[1:])]
+    g = rng.normal(size=shape).astype("float32")
+    times: dict[str, list[float]] = {"fused": [], "composed": []}
+    for _ in range(REPEATS + 1):
+        for form in ("fused", "composed"):
+            start = time.perf_counter()
+            grad(batch_norm(*leaves, form=form), leaves, g)
+            times[form].append(1e3 * (time.perf_counter() - start))
+    row: dict[str, Any] = {"rows": shape[0], "features": shape[1]}
+    for form in times:
+        row[f"{form}_ms"] = median(times[form][1:])  # the first warms up
+        row[f"{form}_bytes"] = Graph(batch_norm(*leaves, form=form)).saved_bytes  # type: ignore[arg-type]
+    return row | {
+        "speedup": row["composed_ms"] / row["fused_ms"],
+        "bytes_ratio": row["fused_bytes"] / row["composed_bytes"],
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"Batch norm, forward plus backward, float32, by {describe_backend()}",
+        "",
+        f"{'shape':>14} {'composed ms':>12} {'fused ms':>10} {'speedup':>8} "
+        f"{'composed MB':>12} {'fused MB':>9} {'ratio':>6}",
+    ]
+    for r in rows:
+        shape = f"{r['rows']} x {r['features']}"
+        lines.append(
+            f"{shape:>14} {r['composed_ms']:12.3f} {r['fused_ms']:10.3f} {r['speedup']:7.1f}x "
+            f"{r['composed_bytes'] / 1e6:12.2f} {r['fused_bytes'] / 1e6:9.2f} {r['bytes_ratio']:6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _draw(plt: Any, rows: list[dict[str, Any]], path: str) -> None:
+    names = [f"{r['rows']} x {r['features']}" for r in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    places = np.arange(len(rows))
+    for axes, unit, title in ((left, "ms", "time, ms"), (right, "bytes", "bytes kept for backward")):
+        for form, offset, hatch in (("composed", -0.2, "//"), ("fused", 0.2, "")):
+            axes.bar(places + offset, [r[f"{form}_{unit}"] for r in rows], 0.4, label=form, hatch=hatch)
+        axes.set(title=title, yscale="log")
+        axes.set_xticks(places, names, rotation=30, ha="right")
+    left.legend()
+    figure.savefig(path)
+    plt.close(figure)

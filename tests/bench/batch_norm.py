@@ -1,0 +1,95 @@
+"""Batch norm, forward plus backward in float32, beside PyTorch, MyGrad and autograd: python tests/bench/batch_norm.py
+
+Every repeat times all in turn; the table has the ratio of each peer's median to ours (above 1 we are faster), then ms.
+"""
+
+import time
+from statistics import median
+
+import autograd.numpy as anp
+import mygrad
+import numpy as np
+import torch
+from autograd import grad as autograd_grad
+from mygrad.nnet.layers import batchnorm
+
+import autograd_bn as ag
+
+CASES = {
+    "64x100": ((64, 100), (0,)),
+    "1024x1024": ((1024, 1024), (0,)),
+    "8192x1024": ((8192, 1024), (0,)),
+    "32768x1024": ((32768, 1024), (0,)),
+    "200704x64": ((200704, 64), (0,)),
+    "64x256x28x28 NCHW": ((64, 256, 28, 28), (0, 2, 3)),
+    "64x28x28x256 NHWC": ((64, 28, 28, 256), (0, 1, 2)),
+}
+PEERS = ["PyTorch", "MyGrad", "autograd", "composed", "10 passes"]
+
+
+def contenders(shape, axes):
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, *shape), dtype=np.float32)
+    channels = next(n for i, n in enumerate(shape) if i not in axes)
+    gamma, beta = rng.standard_normal((2, channels), dtype=np.float32)
+    leaves = [ag.as_tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+    last = len(shape) == 4 and axes == (0, 1, 2)
+    order = (0, 3, 1, 2) if last else tuple(range(len(shape)))
+    tx, tgamma, tbeta = [torch.from_numpy(a.copy()) for a in (x, gamma, beta)]
+    torches = [t.detach().requires_grad_() for t in (tx.permute(order), tgamma, tbeta)]
+    tg = torch.from_numpy(g).permute(order)
+    wide = tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+    def ours(form, backend):
+        def run():
+            ag.set_backend(backend)
+            ag.grad(ag.batch_norm(*leaves, axes=axes, form=form), leaves, g)
+
+        return run
+
+    def pytorch():
+        y = torch.nn.functional.batch_norm(torches[0], None, None, *torches[1:], True, 0.1, 1e-5)
+        torch.autograd.grad(y, torches, tg)
+
+    def mygrads():
+        inputs = [mygrad.tensor(a, copy=False) for a in (x.transpose(order), gamma, beta)]
+        batchnorm(inputs[0], gamma=inputs[1], beta=inputs[2], eps=1e-5).backward(g.transpose(order))
+
+    def loss(x, gamma, beta):
+        centred = x - anp.mean(x, axes, keepdims=True)
+        r = 1 / anp.sqrt(anp.mean(centred * centred, axes, keepdims=True) + np.float32(1e-5))
+        return anp.sum(g * (centred * r * anp.reshape(gamma, wide) + anp.reshape(beta, wide)))
+
+    derivative = autograd_grad(loss, (0, 1, 2))
+    source, target = torch.from_numpy(x.ravel()), torch.empty(x.size)
+    return {
+        "numpy": ours("fused", "numpy"),
+        "numba": ours("fused", "numba"),
+        "PyTorch": pytorch,
+        "MyGrad": mygrads,
+        "autograd": lambda: derivative(x, gamma, beta),
+        "composed": ours("composed", None),
+        "10 passes": lambda: [target.copy_(source) for _ in range(5)],
+    }
+
+
+def main():
+    torch.set_num_threads(2)
+    for backend in ("numpy", "numba"):
+        print(f"\n| {backend}, ratio | {' | '.join(PEERS)} | ms |\n|---|{'---|' * (len(PEERS) + 1)}")
+        for name, (shape, axes) in CASES.items():
+            runs = contenders(shape, axes)
+            runs = {key: run for key, run in runs.items() if key in (backend, *PEERS)}
+            times = {key: [] for key in runs}
+            for _ in range(max(5, min(200, int(3e6 / np.prod(shape))))):
+                for key, run in runs.items():
+                    start = time.perf_counter()
+                    run()
+                    times[key].append(time.perf_counter() - start)
+            middle = {key: median(spent[1:]) for key, spent in times.items()}
+            ratios = " | ".join(f"{middle[peer] / middle[backend]:.2f}" for peer in PEERS)
+            print(f"| {name} | {ratios} | {1e3 * middle[backend]:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
