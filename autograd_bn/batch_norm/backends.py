@@ -19,7 +19,7 @@ _backend: str | None = None
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
     """Choose the kernels of the fused node: "numpy", "numba", or None for the default.
 
-    By default numba's run on float32 and float64 arrays of a quarter of a million elements and up, where numba is
+    By default numba's run on float32 arrays of a quarter of a million elements and up, where numba is
     installed, and NumPy's on all others. Numba's compile on their first use and are kept on disk for the next process.
     What they do not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
     `ValueError` for another name, `ImportError` for "numba" where it isn't installed.
