@@ -75,9 +75,12 @@ def test_ten_thousand_allreduces_leak_nothing():
     ],
 )
 def test_a_rank_that_fails_ends_the_job(fault, command, message):
-    done = mpiexec(3, *command, SCRIPT, fault, timeout=30)
-    assert done.returncode != 0
-    assert message in done.stdout + done.stderr
+    for _ in range(3):  # an aborted launcher may drop all output that it has not yet passed on
+        done = mpiexec(3, *command, SCRIPT, fault, timeout=30)
+        assert done.returncode != 0
+        if said := done.stdout + done.stderr:
+            break
+    assert message in said
 
 
 def test_the_command_trains_on_ranks_and_the_first_one_reports(tmp_path):

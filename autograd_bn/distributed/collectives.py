@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -127,6 +128,7 @@ def end_together(comm: Any) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         report(kind, error, trace)
         print(f"rank {comm.rank} of {comm.size} failed, and so ends the job", file=sys.stderr, flush=True)
+        time.sleep(0.5)  # the launcher drops what it has not yet passed on when the job is aborted
         comm.Abort(1)
 
     sys.excepthook = hook
