@@ -1,8 +1,8 @@
 """The rounding errors of batch norm beside PyTorch's and jax.numpy's: python -m tests.bench.exactness
 
-The torture set of tests/test_kernels.py in float32 against exact arithmetic on the stored inputs: the largest error in
-units in the last place of the feature's largest exact value, the worse one of the output and the input's gradient, then
-the worse one of gamma's and beta's. Printed as a Markdown table.
+The torture set of tests/test_kernels.py in float32 against extended arithmetic on the stored inputs: the largest error
+in units in the last place of the feature's largest true value, the worse one of the output and the input's gradient,
+then the worse one of gamma's and beta's. Printed as a Markdown table.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import autograd_bn as ag
-from tests.test_kernels import EPS, TORTURE, _case, computed, reference, score
+from tests.test_kernels import EPS, TORTURE, case, computed, reference, score
 
 
 def ours(backend):
@@ -63,11 +63,11 @@ def main():
     warnings.simplefilter("ignore")  # overflow, of those whom it befalls
     print("| x | " + " | ".join(CONTENDERS) + " |\n|---" + "|---" * len(CONTENDERS) + "|")
     for name in TORTURE:
-        case = _case(name, "float32")
-        exact = reference(*case)
+        arrays = case(name, "float32")
+        expected = reference(*arrays)
         cells = []
         for run in CONTENDERS.values():
-            y, dx, dgamma, dbeta = score(run(*case), exact, np.float32)
+            y, dx, dgamma, dbeta = score(run(*arrays), expected)
             cells.append(f"{shown(np.maximum(y, dx))}, {shown(np.maximum(dgamma, dbeta))}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     ag.set_backend(None)
