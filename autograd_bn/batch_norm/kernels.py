@@ -18,6 +18,7 @@ from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from .backends import choose
 from .layout import walk
+from .memory import empty_like
 
 Mean = tuple[Any, Array]
 
@@ -45,18 +46,18 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
         mean = np.sum(x, axis=axes, keepdims=True, dtype=dtype) / max(count(x.shape, axes), 1)
         return (mean, mean * 0), np.sum((x - mean) ** 2, axis=axes, keepdims=True)
     layout, (view,) = walk(axes, x)
-    centres, sums, squares = np.empty((3, layout.lanes, layout.features), dtype)
+    centres, sums, squares = np.empty((3, layout.parts, layout.features), dtype)
     choose(layout, view).statistics(layout, view, centres, sums, squares)
     with np.errstate(all="ignore"):
-        sums /= layout.lane_counts
-        squares -= sums * sums * layout.lane_counts
+        sums /= layout.counts
+        squares -= sums * sums * layout.counts
         np.maximum(squares, 0, out=squares)
         origin = layout.first(view)
         centres -= origin
         centres += sums
         distance, square = centres[0], squares[0]
-        if layout.lanes > 1:
-            distance, square = _merge(layout.lane_counts, centres, squares)
+        if layout.parts > 1:
+            distance, square = _merge(layout.counts, centres, squares)
         high, low = _split(origin, distance)
     return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
 
@@ -128,7 +129,7 @@ def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: 
 
 
 def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
-    y = np.empty_like(x, dtype)
+    y = empty_like(x, dtype)
     layout, views = walk(axes, x, y)
     laid = [layout.lay(statistic, scale.dtype) for statistic in (mean, scale, shift)]
     choose(layout, *views).normalise(layout, *views, *laid)
@@ -173,7 +174,7 @@ def input_gradient(
         return (dx if weighted_average is None else dx + (x - high) * slope).astype(x.dtype)  # type: ignore[no-any-return]
     if weighted_average is None:
         return _affine(g, axes, x.dtype, None, direct, constant)
-    dx = np.empty_like(x)
+    dx = empty_like(x)
     layout, (source, gradient, target) = walk(axes, x, g, dx)
     laid = [layout.lay(statistic, direct.dtype) for statistic in (high, direct, slope, constant)]
     choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *laid)

@@ -11,11 +11,12 @@ import numpy as np
 
 from ..engine.node import Array
 
-# Elements of a block, measured: smaller ones stay in a nearer cache, but each costs a dozen calls. Rows of a block are
-# folded side by side until a line has `LINE` elements, because NumPy's inner loops are slow on short lines.
+# Elements of a block, measured: smaller ones stay in a nearer cache, but each costs a dozen calls, between which threads
+# wait for each other. Short rows are folded side by side into a line, because NumPy's inner loops are slow on less.
 BLOCK = 1 << 17
-LINE = 1024
-FEWEST_ROWS = 32
+LINE = 1 << 13
+FEWEST_ROWS = 64
+SHORTEST_RUN = 32
 
 Index = tuple[int | slice, ...]
 
@@ -29,13 +30,14 @@ class Block(NamedTuple):
 
     where: Index
     shape: tuple[int, ...]
+    rows: int
+    inner: int
+    features: slice
+    part: int  # which part of the summed axes
     lines: tuple[int, ...]
     lanes: tuple[int, int, int]
-    size: int
     place: slice  # of its lines in a vector that `Layout.lay` made
-    rows: slice  # of its lanes among all of a feature
-    part: int  # which part of the summed axes
-    features: slice
+    size: int
 
 
 class Layout:
@@ -62,76 +64,54 @@ class Layout:
         self.shape = tuple([n for group in lengths for n in group])
         self.straight = self.order == tuple(range(len(shape)))
         outer, self.features, self.inner = (math.prod(group) for group in lengths)
-        self.count = outer * self.inner
+        self.size = outer * self.features * self.inner
 
-        # Lines of `inner`, or where that is short, lines of many rows.
-        self.long = self.inner >= FEWEST_ROWS or self.inner > outer
+        # Lines of `inner`, or where that is short, lines of whole rows.
+        self.long = self.inner >= SHORTEST_RUN or self.inner > outer
         self.axis = 2 if self.long else 0
+        inners = list(_tiles(lengths[2], BLOCK))
         run = min(self.inner, BLOCK)
-        tall = 1 if self.long else min(outer, 2 * FEWEST_ROWS)
-        inners = list(_tiles(lengths[2], run))
-        features = list(_tiles(lengths[1], BLOCK // run // tall))
-        widest = max([stop - start for _, start, stop in features])
-        outers = list(_tiles(lengths[0], BLOCK // (run * widest), even=2 * FEWEST_ROWS))
+        features = list(_tiles(lengths[1], BLOCK // run // (1 if self.long else min(outer, FEWEST_ROWS))))
+        width = run * max([stop - start for _, start, stop in features])
+        self.repeats = 1 if self.long or len(features) > 1 else 1 << max(0, (LINE // width).bit_length() - 1)
+        outers = list(_tiles(lengths[0], BLOCK // width, even=self.repeats))
         self.parts = len(outers) * len(inners)
-        self.repeats = 1
         self.blocks: list[Block] = []
-        self.lanes = 0
-        lane_counts = []
-        for i, (outer_index, a, b) in enumerate(outers):
-            for j, (inner_index, c, d) in enumerate(inners):
+        counts = []
+        for outer_index, a, b in outers:
+            for inner_index, c, d in inners:
                 for feature_index, start, stop in features:
                     where = outer_index + feature_index + inner_index
-                    block = self._block(where, b - a, start, stop, d - c, i * len(inners) + j)
-                    self.blocks.append(block)
-                self.lanes = block.rows.stop
-                lane_counts += [block.lines[self.axis]] * (block.rows.stop - block.rows.start)
-        self.lane_counts = np.array(lane_counts).reshape(-1, 1)
-        self.size = self.count * self.features
+                    self.blocks.append(self._block(where, b - a, slice(start, stop), d - c, len(counts)))
+                counts.append((b - a) * (d - c))
+        self.counts = np.array(counts).reshape(-1, 1)
 
     @cached_property
     def table(self) -> Array:
         """The blocks in numbers, for arrays whose views are contiguous.
 
-        Where a block starts; its three `lines` (or two and a 1); how far it is from line to line, and from feature to
-        feature; `place`, `rows`, `part` and `features`, each by its start; how many features it has, and how many
-        lanes in `inner`.
+        Where a block starts; its rows, features and inner elements; how far it is from row to row and from feature to
+        feature; which of the features comes first; and its part.
         """
-        features, inner = self.features, self.inner
         rows = []
         for block in self.blocks:
             first = [s.start or 0 if isinstance(s, slice) else s for s in block.where]
             start = int(np.ravel_multi_index(first, self.shape))
-            repeats = 1 if self.long else block.lanes[0]
-            lines = (*block.lines, 1)[:3]
-            starts = (block.place.start, block.rows.start, block.part, block.features.start)
-            rows.append((start, *lines, repeats * features * inner, inner, *starts, *block.lanes[1:]))
+            lengths = (block.rows, block.features.stop - block.features.start, block.inner)
+            rows.append((start, *lengths, self.features * self.inner, self.inner, block.features.start, block.part))
         return np.array(rows)
 
-    @property
-    def laid(self) -> int:
-        """How many elements a statistic has when it is laid along the lines."""
-        return self.features if self.long else self.features * self.inner * self.repeats
-
-    def _block(self, where: Index, rows: int, start: int, stop: int, inner: int, part: int) -> Block:
-        features = stop - start
-        repeats = 1
-        if self.long:
-            lines: tuple[int, ...] = (rows, features, inner)
-            lanes = (rows, features, 1)
-            place = slice(start, stop)
-        else:
-            width = features * inner
-            if features == self.features:
-                while rows % (2 * repeats) == 0 and rows >= 2 * repeats * FEWEST_ROWS and 2 * repeats * width <= LINE:
-                    repeats *= 2
-            self.repeats = max(self.repeats, repeats)
-            lines = (rows // repeats, repeats * width)
-            lanes = (repeats, features, inner)
-            place = slice(start * inner, start * inner + repeats * width)
+    def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
         cut = [len(range(*s.indices(n))) for s, n in zip(where, self.shape, strict=True) if isinstance(s, slice)]
-        taken = slice(self.lanes, self.lanes + lanes[0] * lanes[2])
-        return Block(where, tuple(cut), lines, lanes, math.prod(lines), place, taken, part, slice(start, stop))
+        wide = features.stop - features.start
+        size = rows * wide * inner
+        if self.long:
+            lines, lanes, place = (rows, wide, inner), (rows, wide, 1), features
+        else:
+            repeats = math.gcd(rows, self.repeats)
+            lines, lanes = (rows // repeats, repeats * wide * inner), (repeats, wide, inner)
+            place = slice(features.start * inner, features.start * inner + lines[1])
+        return Block(where, tuple(cut), rows, inner, features, part, lines, lanes, place, size)
 
     def view(self, array: Array) -> Array:
         """`array` in the order of the walk, without a copy."""
@@ -165,14 +145,15 @@ class Layout:
 
         None stays None.
         """
-        if statistic is None:
-            return None
-        vector = self.flat(statistic).astype(dtype, copy=False)
+        return None if statistic is None else self.along(self.flat(statistic).astype(dtype, copy=False), self.repeats)
+
+    def along(self, vector: Array, repeats: int) -> Array:
+        """A vector of features in the shape of lines that fold so many rows."""
         if self.long:
             return vector.reshape(-1, 1)
         if self.inner > 1:
             vector = np.repeat(vector, self.inner)
-        return np.tile(vector, self.repeats) if self.repeats > 1 else vector
+        return np.tile(vector, repeats) if repeats > 1 else vector
 
 
 def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[int]:

@@ -13,7 +13,7 @@ from .layout import Layout
 from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
-PARALLEL = 1 << 15
+PARALLEL = 1 << 19
 # How many blocks a thread takes at a time: enough to make the call's cost small.
 TAKEN = 2
 
@@ -21,8 +21,9 @@ TAKEN = 2
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
-def _run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
+def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., None], *args: Any) -> None:
     table = layout.table
+    kernel = of_runs if layout.long else of_lines
 
     def work(first: int) -> None:
         kernel(table[first : first + TAKEN], *args)
@@ -30,85 +31,84 @@ def _run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     share(work, range(0, len(table), TAKEN), layout.size > PARALLEL)
 
 
-def _flat(*arrays: Array) -> list[Array]:
-    return [array.reshape(-1) for array in arrays]
+def _flat(*arrays: Any) -> list[Any]:
+    return [None if array is None else array.reshape(-1) for array in arrays]
 
 
 def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
     """As `numpy_kernels.statistics`."""
-    kernel = _statistics_of_runs if layout.long else _statistics_of_lines
-    _run(layout, kernel, *_flat(x), centres, sums, squares)
+    _run(layout, _statistics_of_lines, _statistics_of_runs, *_flat(x), centres, sums, squares)
 
 
 @_compiled
 def _statistics_of_lines(table, x, centres, sums, squares):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, lines, width, _, stride, _, _, row, _, column, features, inner = block
-        c = x[start : start + width].astype(np.float64)
-        s, q = np.zeros(width), np.zeros(width)
-        for line in range(lines):
-            a = start + line * stride
+    for start, rows, features, inner, stride, _, first, part in table:
+        width = features * inner
+        centre, s, q = np.empty(width), np.zeros(width), np.zeros(width)
+        for j in range(width):
+            centre[j] = x[start + j // inner * inner]
+        for row in range(rows):
+            a = start + row * stride
             r = x[a : a + width]
             for j in range(width):
-                t = r[j] - c[j]
+                t = r[j] - centre[j]
                 s[j] += t
                 q[j] += t * t
-        j = 0
-        for repeat in range(width // (features * inner)):
-            for f in range(features):
-                for i in range(inner):
-                    k = row + repeat * inner + i
-                    centres[k, column + f], sums[k, column + f], squares[k, column + f] = c[j], s[j], q[j]
-                    j += 1
+        for f in range(features):
+            a, b = f * inner, (f + 1) * inner
+            centres[part, first + f], sums[part, first + f], squares[part, first + f] = (
+                centre[a],
+                s[a:b].sum(),
+                q[a:b].sum(),
+            )
 
 
 @_compiled
 def _statistics_of_runs(table, x, centres, sums, squares):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, outer, features, inner, stride, step, _, row, _, column, _, _ = block
-        for o in range(outer):
-            for f in range(features):
-                a = start + o * stride + f * step
+    for start, rows, features, inner, stride, step, first, part in table:
+        for f in range(features):
+            centre = np.float64(x[start + f * step])
+            s = q = 0.0
+            for row in range(rows):
+                a = start + row * stride + f * step
                 r = x[a : a + inner]
-                c = np.float64(r[0])
-                s = q = 0.0
                 for i in range(inner):
-                    t = r[i] - c
+                    t = r[i] - centre
                     s += t
                     q += t * t
-                centres[row + o, column + f], sums[row + o, column + f], squares[row + o, column + f] = c, s, q
+            centres[part, first + f], sums[part, first + f], squares[part, first + f] = centre, s, q
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
     """As `numpy_kernels.normalise`."""
-    kernel = _normalise_runs if layout.long else _normalise_lines
-    _run(layout, kernel, *_flat(x, y, _or_zeros(means, scales), scales, shifts))
-
-
-def _or_zeros(means: Any, like: Array) -> Array:
-    return np.zeros_like(like) if means is None else means
+    _run(layout, _normalise_lines, _normalise_runs, *_flat(x, y, means, scales, shifts))
 
 
 @_compiled
 def _normalise_lines(table, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, lines, width, _, stride, _, place, _, _, _, _, _ = block
-        m, s, h = means[place : place + width], scales[place : place + width], shifts[place : place + width]
-        for line in range(lines):
-            a = start + line * stride
+    for start, rows, features, inner, stride, _, first, _ in table:
+        width, place = features * inner, first * inner
+        s, h = scales[place : place + width], shifts[place : place + width]
+        for row in range(rows):
+            a = start + row * stride
             r, out = x[a : a + width], y[a : a + width]
-            for j in range(width):
-                out[j] = (r[j] - m[j]) * s[j] + h[j]
+            if means is None:
+                for j in range(width):
+                    out[j] = r[j] * s[j] + h[j]
+            else:
+                m = means[place : place + width]
+                for j in range(width):
+                    out[j] = (r[j] - m[j]) * s[j] + h[j]
 
 
 @_compiled
 def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, outer, features, inner, stride, step, place, _, _, _, _, _ = block
-        for o in range(outer):
+    for start, rows, features, inner, stride, step, first, _ in table:
+        for row in range(rows):
             for f in range(features):
-                a = start + o * stride + f * step
-                m, s, h = means[place + f], scales[place + f], shifts[place + f]
+                a = start + row * stride + f * step
+                m = 0.0 if means is None else means[first + f]
+                s, h = scales[first + f], shifts[first + f]
                 r, out = x[a : a + inner], y[a : a + inner]
                 for i in range(inner):
                     out[i] = (r[i] - m) * s + h
@@ -116,84 +116,81 @@ def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-unty
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy_kernels.backward_sums`."""
-    kernel = _sums_of_runs if layout.long else _sums_of_lines
-    means = np.zeros(layout.laid, totals.dtype) if means is None else means
-    _run(layout, kernel, *_flat(g, x, means), totals, weighted)
+    _run(layout, _sums_of_lines, _sums_of_runs, *_flat(g, x, means), totals, weighted)
 
 
 @_compiled
 def _sums_of_lines(table, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, lines, width, _, stride, _, place, _, part, column, features, inner = block
-        m = means[place : place + width]
+    for start, rows, features, inner, stride, _, first, part in table:
+        width, place = features * inner, first * inner
         total, weight = np.zeros(width), np.zeros(width)
-        for line in range(lines):
-            a = start + line * stride
+        for row in range(rows):
+            a = start + row * stride
             r, h = x[a : a + width], g[a : a + width]
-            for j in range(width):
-                d = np.float64(h[j])
-                total[j] += d
-                weight[j] += d * (r[j] - m[j])
-        totals[part, column : column + features] = 0
-        weighted[part, column : column + features] = 0
-        j = 0
-        for _ in range(width // (features * inner)):
-            for f in range(features):
-                for _ in range(inner):
-                    totals[part, column + f] += total[j]
-                    weighted[part, column + f] += weight[j]
-                    j += 1
+            if means is None:
+                for j in range(width):
+                    d = np.float64(h[j])
+                    total[j] += d
+                    weight[j] += d * r[j]
+            else:
+                m = means[place : place + width]
+                for j in range(width):
+                    d = np.float64(h[j])
+                    total[j] += d
+                    weight[j] += d * (r[j] - m[j])
+        for f in range(features):
+            a, b = f * inner, (f + 1) * inner
+            totals[part, first + f], weighted[part, first + f] = total[a:b].sum(), weight[a:b].sum()
 
 
 @_compiled
 def _sums_of_runs(table, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, outer, features, inner, stride, step, place, _, part, column, _, _ = block
-        totals[part, column : column + features] = 0
-        weighted[part, column : column + features] = 0
-        for o in range(outer):
-            for f in range(features):
-                a = start + o * stride + f * step
+    for start, rows, features, inner, stride, step, first, part in table:
+        for f in range(features):
+            m = 0.0 if means is None else means[first + f]
+            total = weight = 0.0
+            for row in range(rows):
+                a = start + row * stride + f * step
                 r, h = x[a : a + inner], g[a : a + inner]
-                m = means[place + f]
-                total = weight = 0.0
                 for i in range(inner):
                     d = np.float64(h[i])
                     total += d
                     weight += d * (r[i] - m)
-                totals[part, column + f] += total
-                weighted[part, column + f] += weight
+            totals[part, first + f], weighted[part, first + f] = total, weight
 
 
 def input_gradient(
     layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
 ) -> None:
     """As `numpy_kernels.input_gradient`."""
-    kernel = _gradient_of_runs if layout.long else _gradient_of_lines
-    _run(layout, kernel, *_flat(g, x, dx, _or_zeros(means, directs), directs, slopes, constants))
+    _run(layout, _gradient_of_lines, _gradient_of_runs, *_flat(g, x, dx, means, directs, slopes, constants))
 
 
 @_compiled
 def _gradient_of_lines(table, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, lines, width, _, stride, _, place, _, _, _, _, _ = block
-        m, d = means[place : place + width], directs[place : place + width]
-        k, c = slopes[place : place + width], constants[place : place + width]
-        for line in range(lines):
-            a = start + line * stride
+    for start, rows, features, inner, stride, _, first, _ in table:
+        width, place = features * inner, first * inner
+        d, k, c = directs[place : place + width], slopes[place : place + width], constants[place : place + width]
+        for row in range(rows):
+            a = start + row * stride
             r, h, out = x[a : a + width], g[a : a + width], dx[a : a + width]
-            for j in range(width):
-                out[j] = h[j] * d[j] + (r[j] - m[j]) * k[j] + c[j]
+            if means is None:
+                for j in range(width):
+                    out[j] = h[j] * d[j] + r[j] * k[j] + c[j]
+            else:
+                m = means[place : place + width]
+                for j in range(width):
+                    out[j] = h[j] * d[j] + (r[j] - m[j]) * k[j] + c[j]
 
 
 @_compiled
 def _gradient_of_runs(table, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
-    for block in table:
-        start, outer, features, inner, stride, step, place, _, _, _, _, _ = block
-        for o in range(outer):
+    for start, rows, features, inner, stride, step, first, _ in table:
+        for row in range(rows):
             for f in range(features):
-                a = start + o * stride + f * step
-                m, d, k, c = means[place + f], directs[place + f], slopes[place + f], constants[place + f]
+                a = start + row * stride + f * step
+                m = 0.0 if means is None else means[first + f]
+                d, k, c = directs[first + f], slopes[first + f], constants[first + f]
                 r, h, out = x[a : a + inner], g[a : a + inner], dx[a : a + inner]
                 for i in range(inner):
                     out[i] = h[i] * d + (r[i] - m) * k + c

@@ -52,29 +52,22 @@ def _run(layout: Layout, work: Callable[[Block], None]) -> None:
 
 
 def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
-    """Each lane's first element, and the sums of what its elements are above it and of the squares of that.
+    """Each part's and feature's first element, and the sums of what its elements are above it and of the squares of that.
 
-    The subtraction is all but exact, and exactly 0 for a constant lane.
+    The subtraction is all but exact, and exactly 0 for a constant feature.
     """
 
     def work(block: Block) -> None:
         t = _load(x, block, sums.dtype)
-        centre = (t[:1] if layout.axis == 0 else t[:, :, :1]).copy()
-        t -= centre
-        _spread(centre, block, centres)
-        _spread(np.add.reduce(t, axis=layout.axis), block, sums)
+        centre = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
+        where = block.part, block.features
+        centres[where] = centre
+        t -= layout.along(centre, block.lanes[0])
+        sums[where] = _folded(np.add.reduce(t, axis=layout.axis), block)
         t *= t
-        _spread(np.add.reduce(t, axis=layout.axis), block, squares)
+        squares[where] = _folded(np.add.reduce(t, axis=layout.axis), block)
 
     _run(layout, work)
-
-
-def _spread(lanes: Array, block: Block, table: Array) -> None:
-    """Write a number for each of a block's lanes into their rows of a table of features."""
-    lanes = lanes.reshape(block.lanes)
-    if lanes.shape[2] > 1:
-        lanes = lanes.swapaxes(1, 2)
-    table[block.rows, block.features] = lanes.reshape(-1, block.lanes[1])
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
