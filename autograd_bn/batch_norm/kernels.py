@@ -1,7 +1,7 @@
 """The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
 
 Statistics and parameters have the shape of `x` with 1s for `axes`. Floats are computed block by block in a wider
-dtype, by the kernels of a backend; exact rationals and empty arrays by the textbook's formulas.
+dtype, by the kernels of a backend; exact rationals and small arrays by the textbook's formulas.
 
 A mean is kept in two parts, because its rounding would show where it is large beside the deviation: the nearest
 number of the input's dtype, and what that lacks, in the wide dtype.
@@ -30,23 +30,25 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 
 
+# Up to this many elements the textbook's formulas are quicker than a walk over blocks.
+SMALL = 1 << 14
+
+
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which statistics of `dtype` are computed and kept."""
     return _WIDE.get(dtype, dtype)
 
 
 def _by_the_book(x: Array) -> bool:
-    return x.dtype == object or x.size == 0
+    return x.size <= SMALL or x.dtype == object
 
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     """The mean over `axes`, in two parts, and the sum of squares about it, in a dtype that is wider than `x`'s."""
-    dtype = wide(x.dtype)
     if _by_the_book(x):
-        mean = np.sum(x, axis=axes, keepdims=True, dtype=dtype) / max(count(x.shape, axes), 1)
-        return (mean, mean * 0), np.sum((x - mean) ** 2, axis=axes, keepdims=True)
+        return _statistics_by_the_book(x, axes)
     layout, (view,) = walk(axes, x)
-    centres, sums, squares = np.empty((3, layout.parts, layout.features), dtype)
+    centres, sums, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
     choose(layout, view).statistics(layout, view, centres, sums, squares)
     with np.errstate(all="ignore"):
         sums /= layout.counts
@@ -60,6 +62,21 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
             distance, square = _merge(layout.counts, centres, squares)
         high, low = _split(origin, distance)
     return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
+
+
+def _statistics_by_the_book(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
+    n = count(x.shape, axes)
+    with np.errstate(all="ignore"):
+        # Measured from a value of its own, a constant feature has exactly that mean.
+        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])]
+        if not n:
+            origin = np.add.reduce(origin, axis=axes, keepdims=True)
+        t = x.astype(wide(x.dtype))
+        t -= origin
+        distance = np.add.reduce(t, axis=axes, keepdims=True) / max(n, 1)
+        t -= distance
+        t *= t
+        return _split(origin, distance), np.add.reduce(t, axis=axes, keepdims=True)
 
 
 def _merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -103,7 +120,7 @@ def centre(mean: Mean, var: Array, x: Array) -> Mean:
     centred at all. A constant feature needs it, to give exactly beta.
     """
     high, low = mean
-    if x.dtype == np.float32 and x.size and np.all(np.abs(high) <= 2.0**16 * np.sqrt(var)):
+    if x.dtype == np.float32 and not _by_the_book(x) and np.all(np.abs(high) <= 2.0**16 * np.sqrt(var)):
         return None, high + low
     return mean
 
@@ -124,7 +141,11 @@ def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: 
         scale = scale if gamma is None else scale * gamma
         shift = -low * scale if beta is None else beta - low * scale
         if _by_the_book(x):
-            return ((x - high) * scale + shift).astype(dtype)  # type: ignore[no-any-return]
+            t = x.astype(scale.dtype)
+            t -= high
+            t *= scale
+            t += shift
+            return t.astype(dtype)
     return _affine(x, axes, dtype, high, scale, shift)
 
 
@@ -140,14 +161,17 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: 
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
     high, low = mean
     dtype = wide(x.dtype)
-    if _by_the_book(x):
-        total, weighted = (np.sum(s, axis=axes, keepdims=True, dtype=dtype) for s in (g, g * (x - high)))
-    else:
-        layout, (source, gradient) = walk(axes, x, g)
-        sums = np.empty((2, layout.parts, layout.features), dtype)
-        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.lay(high, dtype), *sums)
-        total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
     with np.errstate(all="ignore"):
+        if _by_the_book(x):
+            h, t = g.astype(dtype), x.astype(dtype)
+            t -= high
+            t *= h
+            total, weighted = (np.add.reduce(terms, axis=axes, keepdims=True) for terms in (h, t))
+        else:
+            layout, (source, gradient) = walk(axes, x, g)
+            sums = np.empty((2, layout.parts, layout.features), dtype)
+            choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.lay(high, dtype), *sums)
+            total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
         return total, (weighted - low * total) * scale
 
 
@@ -169,9 +193,16 @@ def input_gradient(
         if weighted_average is not None:
             slope = -direct * scale * weighted_average
             constant = constant - low * slope
-    if _by_the_book(x):
-        dx = g * direct + constant
-        return (dx if weighted_average is None else dx + (x - high) * slope).astype(x.dtype)  # type: ignore[no-any-return]
+        if _by_the_book(x):
+            h = g.astype(direct.dtype)
+            h *= direct
+            h += constant
+            if weighted_average is not None:
+                t = x.astype(direct.dtype)
+                t -= high
+                t *= slope
+                h += t
+            return h.astype(x.dtype)
     if weighted_average is None:
         return _affine(g, axes, x.dtype, None, direct, constant)
     dx = empty_like(x)
