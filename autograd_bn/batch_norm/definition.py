@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal
 
@@ -86,8 +88,8 @@ def _gradients(
     else:
         centre, _, _, scale, n = kept
         total, weighted = kernels.backward_sums(g, x, axes, centre, scale)
-    dgamma = ag.reshape(weighted, gamma.shape) if wanted[1] else None
-    dbeta = ag.reshape(total, beta.shape) if wanted[2] else None
+    dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
+    dbeta = total.reshape(beta.shape) if wanted[2] else None
     through_mean = training and n > 0 and "mean" not in stop
     through_var = training and n > 0 and "var" not in stop
     if comm is not None and wanted[0] and (through_mean or through_var):
@@ -192,7 +194,7 @@ def batch_norm(
     >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
     (2, Counter({'batch_norm': 1}))
     """
-    with raising_together(comm if mean is None else None):
+    with nullcontext() if comm is None or mean is not None else raising_together(comm):
         x, gamma, beta, over, eps, mean, var = _checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
@@ -215,11 +217,13 @@ def body(node: Node, values: Mapping[Node, Any]) -> Node:
     return y.node  # type: ignore[no-any-return]
 
 
+@lru_cache
 def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     """How many values of `x` share one mean."""
     return math.prod([shape[i] for i in axes])
 
 
+@lru_cache
 def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
     """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
     return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
@@ -227,9 +231,16 @@ def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = F
 
 def lay_along(parameter: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
     """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`."""
+    target = _broadcasting(parameter.shape, shape, axes)
+    return parameter if target is None else ag.reshape(parameter, target)
+
+
+@lru_cache
+def _broadcasting(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape in which a parameter of the shape `given` broadcasts against `shape`; None if it does already."""
     target = kept_shape(shape, axes, keepdims=True)
-    fits = parameter.shape == target[len(target) - parameter.ndim :] and math.prod(parameter.shape) == math.prod(target)
-    return parameter if fits else ag.reshape(parameter, target)
+    fits = given == target[len(target) - len(given) :] and math.prod(given) == math.prod(target)
+    return None if fits else target
 
 
 def _checked(
@@ -249,7 +260,7 @@ def _checked(
     eps = _checked_eps(eps, kept, axes, x)
     if form not in ("fused", "composed"):
         raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
-    if isinstance(stop, str) or not np.iterable(stop) or not all(name in ("mean", "var") for name in stop):
+    if stop != () and (isinstance(stop, str) or not np.iterable(stop) or not all(s in ("mean", "var") for s in stop)):
         raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
     if (mean is None) != (var is None):
         raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
@@ -322,6 +333,8 @@ def _checked_statistic(given: Any, name: str, kept: tuple[int, ...], axes: tuple
 def _checked_eps(eps: Any, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
     if isinstance(eps, Tensor) and eps.requires_grad:
         raise TypeError("eps requires a gradient, but it is a constant: pass eps.detach()")
+    if type(eps) is float and 0 < eps < math.inf and x.dtype != object:
+        return eps
     array = np.asarray(eps)
     if array.dtype.kind not in "fiuO":
         raise TypeError(f"eps has dtype {array.dtype}, expected a positive number")
