@@ -13,7 +13,7 @@ from .layout import Block, Layout
 from .threads import share
 
 # Above this many elements a second thread pays.
-PARALLEL = 1 << 16
+PARALLEL = 1 << 18
 
 
 class _Scratch(threading.local):
