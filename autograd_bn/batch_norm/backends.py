@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
+
 from ..engine.node import Array
-from . import numpy_kernels
+from . import numpy_kernels, pair_kernels
 from .layout import Layout
 
 # Elements from which on numba's kernels are worth the import.
 LARGE = 1 << 18
+
+# Rows from which on float64 is computed in pairs of doubles: sums of fewer may cancel further than these reach.
+FEWEST = 32
 
 _backend: str | None = None
 
@@ -45,8 +51,11 @@ def describe_backend() -> str:
     return "the numpy kernels (numba is not installed)"
 
 
-def choose(layout: Layout, *views: Array) -> Any:
-    """The module of kernels for arrays with this layout."""
+def choose(layout: Layout, *views: Array, vectors: Iterable[Any] = ()) -> Any:
+    """The module of kernels for arrays with this layout, and vectors of features that they work with."""
+    if all(view.dtype.char == "d" for view in views):
+        exact = layout.count >= FEWEST and all(map(_in_range, vectors))
+        return pair_kernels if exact else numpy_kernels
     if _backend == "numpy" or (_backend is None and (layout.size < LARGE or not _has_numba())):
         return numpy_kernels
     if any(view.dtype.char != "f" or not view.flags.c_contiguous for view in views):
@@ -54,6 +63,14 @@ def choose(layout: Layout, *views: Array) -> Any:
     from . import numba_kernels
 
     return numba_kernels
+
+
+def _in_range(vector: Any) -> bool:
+    """Whether products with a vector's numbers are far from a double's largest and smallest."""
+    if vector is None:
+        return True
+    sizes = np.abs(vector[vector != 0])
+    return bool(((sizes > 1e-140) & (sizes < 1e140)).all())
 
 
 @cache

@@ -16,8 +16,9 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
+from . import numpy_kernels, pair_kernels
 from .backends import choose
-from .layout import walk
+from .layout import Layout, walk
 from .memory import empty_like
 
 Mean = tuple[Any, Array]
@@ -30,8 +31,11 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 
 
-# Up to this many elements the textbook's formulas are quicker than a walk over blocks.
+# How many deviations a mean may be large to be left for last.
+_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 2.0**8}
+# Up to so many elements the textbook's formulas are quicker than a walk over blocks. Long double is slow.
 SMALL = 1 << 14
+SMALL_LONG = 1 << 11
 
 
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -40,7 +44,7 @@ def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _by_the_book(x: Array) -> bool:
-    return x.size <= SMALL or x.dtype == object
+    return x.size <= (SMALL if x.itemsize < 8 else SMALL_LONG) or x.dtype == object
 
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
@@ -49,7 +53,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
         return _statistics_by_the_book(x, axes)
     layout, (view,) = walk(axes, x)
     centres, sums, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
-    choose(layout, view).statistics(layout, view, centres, sums, squares)
+    _sum_with(choose(layout, view), "statistics", layout, (view,), centres, sums, squares)
     with np.errstate(all="ignore"):
         sums /= layout.counts
         squares -= sums * sums * layout.counts
@@ -113,16 +117,27 @@ def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int
     return sum(counts), _split(highs[0].astype(dtype), distance), square
 
 
+def _sum_with(kernels: Any, step: str, layout: Layout, inputs: Sequence[Any], *tables: Array) -> None:
+    """Fill `tables` with sums; in long double where a double's range is left."""
+    getattr(kernels, step)(layout, *inputs, *tables)
+    if kernels is pair_kernels:
+        least = np.abs(tables[-1], where=tables[-1] != 0, out=np.ones_like(tables[-1])).min()
+        if not (np.isfinite(tables).all() and least > 1e-270):
+            getattr(numpy_kernels, step)(layout, *inputs, *tables)
+
+
 def centre(mean: Mean, var: Array, x: Array) -> Mean:
     """`mean` as the other kernels take it: what they subtract from `x` first, or None, and what they leave for last.
 
-    Double precision has bits to spare for float32: where no mean is large beside its deviation, `x` need not be
-    centred at all. A constant feature needs it, to give exactly beta.
+    Where it is not large beside the deviation, a mean can be left for last altogether: the wider arithmetic has bits
+    to spare. A constant feature needs it first, to give exactly beta.
     """
     high, low = mean
-    if x.dtype == np.float32 and not _by_the_book(x) and np.all(np.abs(high) <= 2.0**16 * np.sqrt(var)):
-        return None, high + low
-    return mean
+    if x.dtype not in _SPARE or _by_the_book(x):
+        return mean
+    near = np.abs(high) <= _SPARE[x.dtype] * np.sqrt(var)
+    first = None if near.all() else np.where(near, 0, high)
+    return first, high + low if first is None else (high - first) + low
 
 
 def reciprocal_deviation(var: Array, eps: Any, x: Array) -> Array:
@@ -152,8 +167,8 @@ def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: 
 def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
     y = empty_like(x, dtype)
     layout, views = walk(axes, x, y)
-    laid = [layout.lay(statistic, scale.dtype) for statistic in (mean, scale, shift)]
-    choose(layout, *views).normalise(layout, *views, *laid)
+    vectors = [layout.flat(statistic, scale.dtype) for statistic in (mean, scale, shift)]
+    choose(layout, *views, vectors=vectors).normalise(layout, *views, *vectors)
     return y
 
 
@@ -170,7 +185,8 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: 
         else:
             layout, (source, gradient) = walk(axes, x, g)
             sums = np.empty((2, layout.parts, layout.features), dtype)
-            choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.lay(high, dtype), *sums)
+            inputs = gradient, source, layout.flat(high, dtype)
+            _sum_with(choose(layout, source, gradient), "backward_sums", layout, inputs, *sums)
             total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
         return total, (weighted - low * total) * scale
 
@@ -207,6 +223,7 @@ def input_gradient(
         return _affine(g, axes, x.dtype, None, direct, constant)
     dx = empty_like(x)
     layout, (source, gradient, target) = walk(axes, x, g, dx)
-    laid = [layout.lay(statistic, direct.dtype) for statistic in (high, direct, slope, constant)]
-    choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *laid)
+    vectors = [layout.flat(statistic, direct.dtype) for statistic in (high, direct, slope, constant)]
+    kernels = choose(layout, source, gradient, target, vectors=vectors)
+    kernels.input_gradient(layout, gradient, source, target, *vectors)
     return dx

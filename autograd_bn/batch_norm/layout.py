@@ -11,10 +11,13 @@ import numpy as np
 
 from ..engine.node import Array
 
-# Elements of a block, measured: smaller ones stay in a nearer cache, but each costs a dozen calls, between which threads
-# wait for each other. Short rows are folded side by side into a line, because NumPy's inner loops are slow on less.
+# All measured. Elements of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which
+# threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on
+# less, as long as there are enough lines to share what the folding costs.
 BLOCK = 1 << 17
+BLOCK_OF_DOUBLES = 1 << 16
 LINE = 1 << 13
+FEWEST_LINES = 8
 FEWEST_ROWS = 64
 SHORTEST_RUN = 32
 
@@ -48,7 +51,9 @@ class Layout:
     The blocks depend on shapes and strides only, which makes results independent of the number of threads.
     """
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], axes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], limit: int
+    ) -> None:
         def stride(axis: int) -> int:
             return abs(strides[0][axis])
 
@@ -64,20 +69,23 @@ class Layout:
         self.shape = tuple([n for group in lengths for n in group])
         self.straight = self.order == tuple(range(len(shape)))
         outer, self.features, self.inner = (math.prod(group) for group in lengths)
-        self.size = outer * self.features * self.inner
+        self.count = outer * self.inner
+        self.size = self.count * self.features
 
         # Lines of `inner`, or where that is short, lines of whole rows.
         self.long = self.inner >= SHORTEST_RUN or self.inner > outer
         self.axis = 2 if self.long else 0
-        inners = list(_tiles(lengths[2], BLOCK))
-        run = min(self.inner, BLOCK)
-        features = list(_tiles(lengths[1], BLOCK // run // (1 if self.long else min(outer, FEWEST_ROWS))))
+        inners = list(_tiles(lengths[2], limit))
+        run = min(self.inner, limit)
+        features = list(_tiles(lengths[1], limit // run // (1 if self.long else min(outer, FEWEST_ROWS))))
         width = run * max([stop - start for _, start, stop in features])
-        self.repeats = 1 if self.long or len(features) > 1 else 1 << max(0, (LINE // width).bit_length() - 1)
-        outers = list(_tiles(lengths[0], BLOCK // width, even=self.repeats))
+        rows = min(outer, limit // width)
+        folds = 1 if self.long or len(features) > 1 else min(LINE // width, rows // FEWEST_LINES)
+        self.repeats = 1 << max(0, folds.bit_length() - 1)
+        outers = list(_tiles(lengths[0], rows, even=self.repeats))
         self.parts = len(outers) * len(inners)
         self.blocks: list[Block] = []
-        counts = []
+        counts: list[int] = []
         for outer_index, a, b in outers:
             for inner_index, c, d in inners:
                 for feature_index, start, stop in features:
@@ -106,7 +114,8 @@ class Layout:
         wide = features.stop - features.start
         size = rows * wide * inner
         if self.long:
-            lines, lanes, place = (rows, wide, inner), (rows, wide, 1), features
+            lines: tuple[int, ...] = (rows, wide, inner)
+            lanes, place = (rows, wide, 1), features
         else:
             repeats = math.gcd(rows, self.repeats)
             lines, lanes = (rows // repeats, repeats * wide * inner), (repeats, wide, inner)
@@ -124,14 +133,15 @@ class Layout:
         first: Array = view[(0,) * outer + (...,) + (0,) * inner]
         return first.reshape(-1)
 
-    def flat(self, statistic: Any) -> Array:
-        """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features."""
-        statistic = np.asarray(statistic)
+    def flat(self, statistic: Any, dtype: Any) -> Any:
+        """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
+        if statistic is None:
+            return None
+        statistic = np.asarray(statistic, dtype)
         if self.kept_order != tuple(range(len(self.kept_order))):
             back = np.argsort(self.kept_order)
             statistic = statistic.reshape([self.kept_lengths[i] for i in back]).transpose(self.kept_order)
-        vector: Array = statistic.reshape(-1)
-        return vector
+        return statistic.reshape(-1)
 
     def unflat(self, vector: Array) -> Array:
         """The inverse of `flat`, with 1s in the place of the summed axes."""
@@ -140,20 +150,17 @@ class Layout:
         spread: Array = vector.reshape(self.statistics_shape)
         return spread
 
-    def lay(self, statistic: Any, dtype: Any) -> Any:
-        """A statistic or parameter, repeated such that `Block.place` cuts out what lies along a block's lines.
-
-        None stays None.
-        """
-        return None if statistic is None else self.along(self.flat(statistic).astype(dtype, copy=False), self.repeats)
+    def lay(self, vector: Any) -> Any:
+        """A vector of features, repeated such that `Block.place` cuts out what lies along a block's lines; or None."""
+        return None if vector is None else self.along(vector, self.repeats)
 
     def along(self, vector: Array, repeats: int) -> Array:
         """A vector of features in the shape of lines that fold so many rows."""
         if self.long:
             return vector.reshape(-1, 1)
         if self.inner > 1:
-            vector = np.repeat(vector, self.inner)
-        return np.tile(vector, repeats) if repeats > 1 else vector
+            vector = vector.repeat(self.inner)
+        return vector.reshape(1, -1).repeat(repeats, 0).reshape(-1) if repeats > 1 else vector
 
 
 def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[int]:
@@ -198,5 +205,6 @@ _layout = lru_cache(maxsize=512)(Layout)
 
 def walk(axes: tuple[int, ...], *arrays: Array) -> tuple[Layout, list[Array]]:
     """The layout that suits arrays of one shape, and their views in its order; the first decides."""
-    layout = _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]))
+    limit = BLOCK if arrays[0].itemsize < 8 else BLOCK_OF_DOUBLES
+    layout = _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]), limit)
     return layout, [layout.view(array) for array in arrays]

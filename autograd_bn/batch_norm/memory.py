@@ -34,7 +34,7 @@ def _aligned(size: int) -> memoryview:
     """New memory that starts with a line of the cache."""
     room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
-    return memoryview(room[start : start + size])
+    return memoryview(room[start : start + size].data)
 
 
 def _taken(size: int) -> memoryview | None:

@@ -31,13 +31,16 @@ def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., N
     share(work, range(0, len(table), TAKEN), layout.size > PARALLEL)
 
 
-def _flat(*arrays: Any) -> list[Any]:
-    return [None if array is None else array.reshape(-1) for array in arrays]
+def _laid(layout: Layout, *vectors: Any) -> list[Any]:
+    """Vectors of features, with every number repeated for its inner elements where lines run over those."""
+    if layout.long or layout.inner == 1:
+        return list(vectors)
+    return [None if vector is None else np.repeat(vector, layout.inner) for vector in vectors]
 
 
 def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
     """As `numpy_kernels.statistics`."""
-    _run(layout, _statistics_of_lines, _statistics_of_runs, *_flat(x), centres, sums, squares)
+    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, sums, squares)
 
 
 @_compiled
@@ -81,7 +84,7 @@ def _statistics_of_runs(table, x, centres, sums, squares):  # type: ignore[no-un
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
     """As `numpy_kernels.normalise`."""
-    _run(layout, _normalise_lines, _normalise_runs, *_flat(x, y, means, scales, shifts))
+    _run(layout, _normalise_lines, _normalise_runs, x.reshape(-1), y.reshape(-1), *_laid(layout, means, scales, shifts))
 
 
 @_compiled
@@ -116,7 +119,7 @@ def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-unty
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy_kernels.backward_sums`."""
-    _run(layout, _sums_of_lines, _sums_of_runs, *_flat(g, x, means), totals, weighted)
+    _run(layout, _sums_of_lines, _sums_of_runs, g.reshape(-1), x.reshape(-1), *_laid(layout, means), totals, weighted)
 
 
 @_compiled
@@ -163,7 +166,8 @@ def input_gradient(
     layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
 ) -> None:
     """As `numpy_kernels.input_gradient`."""
-    _run(layout, _gradient_of_lines, _gradient_of_runs, *_flat(g, x, dx, means, directs, slopes, constants))
+    arrays = [array.reshape(-1) for array in (g, x, dx)]
+    _run(layout, _gradient_of_lines, _gradient_of_runs, *arrays, *_laid(layout, means, directs, slopes, constants))
 
 
 @_compiled

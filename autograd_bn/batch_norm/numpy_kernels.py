@@ -28,22 +28,26 @@ class _Scratch(threading.local):
             buffer = self.buffers[slot, dtype] = np.empty(size, dtype)
         return buffer[:size]
 
+    def like(self, lines: Array, slot: int) -> Array:
+        """A buffer in the shape and dtype of `lines`."""
+        return self.take(slot, lines.size, lines.dtype).reshape(lines.shape)
 
-_scratch = _Scratch()
+
+scratch = _Scratch()
 
 
-def _load(view: Array, block: Block, dtype: Any, slot: int = 0) -> Array:
-    buffer = _scratch.take(slot, block.size, dtype)
+def load(view: Array, block: Block, dtype: Any, slot: int = 0) -> Array:
+    buffer = scratch.take(slot, block.size, dtype)
     np.copyto(buffer.reshape(block.shape), view[block.where])
     lines: Array = buffer.reshape(block.lines)
     return lines
 
 
-def _store(values: Array, view: Array, block: Block) -> None:
+def store(values: Array, view: Array, block: Block) -> None:
     np.copyto(view[block.where], values.reshape(block.shape), casting="same_kind")
 
 
-def _run(layout: Layout, work: Callable[[Block], None]) -> None:
+def run(layout: Layout, work: Callable[[Block], None]) -> None:
     def quietly(block: Block) -> None:
         with np.errstate(all="ignore"):  # of each thread its own
             work(block)
@@ -52,54 +56,56 @@ def _run(layout: Layout, work: Callable[[Block], None]) -> None:
 
 
 def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
-    """Each part's and feature's first element, and the sums of what its elements are above it and of the squares of that.
+    """For each part and feature a centre, its first element, and the sums of x - centre and of the squares of that.
 
     The subtraction is all but exact, and exactly 0 for a constant feature.
     """
 
     def work(block: Block) -> None:
-        t = _load(x, block, sums.dtype)
+        t = load(x, block, sums.dtype)
         centre = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
         where = block.part, block.features
         centres[where] = centre
         t -= layout.along(centre, block.lanes[0])
-        sums[where] = _folded(np.add.reduce(t, axis=layout.axis), block)
+        sums[where] = folded(np.add.reduce(t, axis=layout.axis), block)
         t *= t
-        squares[where] = _folded(np.add.reduce(t, axis=layout.axis), block)
+        squares[where] = folded(np.add.reduce(t, axis=layout.axis), block)
 
-    _run(layout, work)
+    run(layout, work)
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
-    """y = (x - means) * scales + shifts; `means` may be None."""
+    """y = (x - means) * scales + shifts, each a vector of features; `means` may be None."""
+    means, scales, shifts = (layout.lay(vector) for vector in (means, scales, shifts))
 
     def work(block: Block) -> None:
-        t = _load(x, block, scales.dtype)
+        t = load(x, block, scales.dtype)
         if means is not None:
             t -= means[block.place]
         t *= scales[block.place]
         t += shifts[block.place]
-        _store(t, y, block)
+        store(t, y, block)
 
-    _run(layout, work)
+    run(layout, work)
 
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """For each part and feature, the sums of g and of g * (x - means); `means` may be None."""
+    means = layout.lay(means)
 
     def work(block: Block) -> None:
-        h = _load(g, block, totals.dtype, slot=1)
-        totals[block.part, block.features] = _folded(np.add.reduce(h, axis=layout.axis), block)
-        t = _load(x, block, totals.dtype)
+        h = load(g, block, totals.dtype, slot=1)
+        totals[block.part, block.features] = folded(np.add.reduce(h, axis=layout.axis), block)
+        t = load(x, block, totals.dtype)
         if means is not None:
             t -= means[block.place]
         t *= h
-        weighted[block.part, block.features] = _folded(np.add.reduce(t, axis=layout.axis), block)
+        weighted[block.part, block.features] = folded(np.add.reduce(t, axis=layout.axis), block)
 
-    _run(layout, work)
+    run(layout, work)
 
 
-def _folded(lanes: Array, block: Block) -> Array:
+def folded(lanes: Array, block: Block) -> Array:
     """A number for each of a block's lanes, summed over those of one feature."""
     repeats, _, inner = block.lanes
     if inner > 1:
@@ -116,16 +122,17 @@ def input_gradient(
     layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
 ) -> None:
     """dx = g * directs + (x - means) * slopes + constants; `means` may be None."""
+    means, directs, slopes, constants = (layout.lay(vector) for vector in (means, directs, slopes, constants))
 
     def work(block: Block) -> None:
-        t = _load(x, block, directs.dtype)
+        t = load(x, block, directs.dtype)
         if means is not None:
             t -= means[block.place]
         t *= slopes[block.place]
         t += constants[block.place]
-        h = _load(g, block, directs.dtype, slot=1)
+        h = load(g, block, directs.dtype, slot=1)
         h *= directs[block.place]
         t += h
-        _store(t, dx, block)
+        store(t, dx, block)
 
-    _run(layout, work)
+    run(layout, work)
