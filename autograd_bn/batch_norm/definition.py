@@ -87,7 +87,8 @@ def _gradients(
         total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
     else:
         centre, _, _, scale, n = kept
-        total, weighted = kernels.backward_sums(g, x, axes, centre, scale)
+        with np.errstate(all="ignore"):
+            total, weighted = kernels.backward_sums(g, x, axes, centre, scale)
     dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
     dbeta = total.reshape(beta.shape) if wanted[2] else None
     through_mean = training and n > 0 and "mean" not in stop
@@ -100,16 +101,9 @@ def _gradients(
         dx = dx - normal * (weighted / n) if through_var else dx
         dx = dx * (scale if laid_gamma is None else scale * laid_gamma)
     elif wanted[0]:
-        dx = kernels.input_gradient(
-            g,
-            x,
-            axes,
-            centre,
-            scale,
-            laid_gamma,
-            total / n if through_mean else None,
-            weighted / n if through_var else None,
-        )
+        with np.errstate(all="ignore"):
+            averages = total / n if through_mean else None, weighted / n if through_var else None
+            dx = kernels.input_gradient(g, x, axes, centre, scale, laid_gamma, *averages)
     return dx, dgamma, dbeta, None, None, None
 
 
@@ -128,17 +122,18 @@ def _batch_norm(
 ) -> Any:
     gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
     n = count(x.shape, axes)
-    if mean is not None:
-        centre = kernels.centre((mean, mean * 0), var, x)
-    else:
-        if comm is None:
-            (mean, low), squares = kernels.statistics(x, axes)
+    with np.errstate(all="ignore"):
+        if mean is not None:
+            centre = kernels.centre((mean, None), var, x)
         else:
-            (mean, low), squares, n = ranks.statistics(x, axes, stop, comm)
-        var = squares / max(n, 1)
-        centre = kernels.centre((mean, low), var, x)
-    scale = kernels.reciprocal_deviation(var, eps, x)
-    return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)
+            if comm is None:
+                whole, squares = kernels.statistics(x, axes)
+            else:
+                whole, squares, n = ranks.statistics(x, axes, stop, comm)
+            mean, var = whole[0], squares / max(n, 1)
+            centre = kernels.centre(whole, var, x)
+        scale = kernels.reciprocal_deviation(var, eps, x)
+        return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)
 
 
 def batch_norm(

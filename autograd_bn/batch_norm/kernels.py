@@ -3,8 +3,8 @@
 Statistics and parameters have the shape of `x` with 1s for `axes`. Floats are computed block by block in a wider
 dtype, by the kernels of a backend; exact rationals and small arrays by the textbook's formulas.
 
-A mean is kept in two parts, because its rounding would show where it is large beside the deviation: the nearest
-number of the input's dtype, and what that lacks, in the wide dtype.
+A mean is kept in two parts, of which either may be None: one that is subtracted from `x`, and the rest. NumPy's
+warnings are the caller's to silence: an infinity here can be the right answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .backends import choose
 from .layout import Layout, walk
 from .memory import empty_like
 
-Mean = tuple[Any, Array]
+Mean = tuple[Any, Any]
 
 # Where long double is no wider than double, float64 has the accuracy of its own sums.
 _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
@@ -29,7 +29,6 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float32): np.dtype(np.float64),
     np.dtype(np.float64): np.dtype(np.longdouble),
 }
-
 
 # How many deviations a mean may be large to be left for last.
 _SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 2.0**8}
@@ -48,39 +47,37 @@ def _by_the_book(x: Array) -> bool:
 
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
-    """The mean over `axes`, in two parts, and the sum of squares about it, in a dtype that is wider than `x`'s."""
+    """The mean over `axes` and the sum of squares about it, in a dtype that is wider than `x`'s."""
     if _by_the_book(x):
         return _statistics_by_the_book(x, axes)
     layout, (view,) = walk(axes, x)
     centres, sums, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
     _sum_with(choose(layout, view), "statistics", layout, (view,), centres, sums, squares)
-    with np.errstate(all="ignore"):
-        sums /= layout.counts
-        squares -= sums * sums * layout.counts
-        np.maximum(squares, 0, out=squares)
-        origin = layout.first(view)
-        centres -= origin
-        centres += sums
-        distance, square = centres[0], squares[0]
-        if layout.parts > 1:
-            distance, square = _merge(layout.counts, centres, squares)
-        high, low = _split(origin, distance)
-    return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
+    sums /= layout.counts
+    squares -= sums * sums * layout.counts
+    np.maximum(squares, 0, out=squares)
+    origin = layout.first(view)
+    centres -= origin
+    centres += sums
+    distance, square = centres[0], squares[0]
+    if layout.parts > 1:
+        distance, square = _merge(layout.counts, centres, squares)
+    high, low = _mean(origin, distance)
+    return (layout.unflat(high), None if low is None else layout.unflat(low)), layout.unflat(square)
 
 
 def _statistics_by_the_book(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     n = count(x.shape, axes)
-    with np.errstate(all="ignore"):
-        # Measured from a value of its own, a constant feature has exactly that mean.
-        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])]
-        if not n:
-            origin = np.add.reduce(origin, axis=axes, keepdims=True)
-        t = x.astype(wide(x.dtype))
-        t -= origin
-        distance = np.add.reduce(t, axis=axes, keepdims=True) / max(n, 1)
-        t -= distance
-        t *= t
-        return _split(origin, distance), np.add.reduce(t, axis=axes, keepdims=True)
+    # Measured from a value of its own, a constant feature has exactly that mean.
+    origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])]
+    if not n:
+        origin = np.add.reduce(origin, axis=axes, keepdims=True)
+    t = x.astype(wide(x.dtype))
+    t -= origin
+    distance = np.add.reduce(t, axis=axes, keepdims=True) / max(n, 1)
+    t -= distance
+    t *= t
+    return _mean(origin, distance), np.add.reduce(t, axis=axes, keepdims=True)
 
 
 def _merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -98,23 +95,35 @@ def _merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
     return means[0] + shift, np.add.reduce(squares, axis=0) + np.add.reduce(counts * distances * distances, axis=0)
 
 
-def _split(origin: Array, distance: Array) -> Mean:
-    """The mean that lies at `distance` from `origin`, a number of the input's dtype."""
-    high: Array = (origin + distance).astype(origin.dtype)
+def _mean(origin: Array, distance: Array) -> Mean:
+    """The mean that lies at `distance` from `origin`, a number of the input's dtype.
+
+    In long double it takes two parts to have all the bits that show where it is large beside the deviation.
+    """
+    if origin.dtype != np.float64:
+        return origin + distance, None
+    high = (origin + distance).astype(float)
     return high, (origin.astype(distance.dtype) - high) + distance
 
 
+def stacked(mean: Mean, squares: Array) -> Array:
+    """Statistics as one array, for `merge`."""
+    high, low = mean
+    return np.stack((high, high * 0 if low is None else low, squares))
+
+
 def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int, Mean, Array]:
-    """Count, mean and squares of several parts of an `x` of `dtype`, from those of each: its count, and the mean's
-    two parts and the squares as one stack. None is empty, or all are.
+    """Count, mean and squares of several parts of an `x` of `dtype`, from each one's count and stacked statistics.
+
+    None is empty, or all are.
     """
     counts = [n for n, _ in parts]
-    if not any(counts):
-        return 0, (parts[0][1][0], parts[0][1][1]), parts[0][1][2]
     highs, lows, squares = (np.stack([statistics[i] for _, statistics in parts]) for i in range(3))
+    if not any(counts):
+        return 0, (highs[0], None), squares[0]
     column = np.reshape(counts, (-1, *[1] * (highs.ndim - 1)))
     distance, square = _merge(column, (highs - highs[0]) + lows, squares)
-    return sum(counts), _split(highs[0].astype(dtype), distance), square
+    return sum(counts), _mean(highs[0].astype(dtype), distance), square
 
 
 def _sum_with(kernels: Any, step: str, layout: Layout, inputs: Sequence[Any], *tables: Array) -> None:
@@ -127,41 +136,45 @@ def _sum_with(kernels: Any, step: str, layout: Layout, inputs: Sequence[Any], *t
 
 
 def centre(mean: Mean, var: Array, x: Array) -> Mean:
-    """`mean` as the other kernels take it: what they subtract from `x` first, or None, and what they leave for last.
+    """`mean` as the other kernels take it: what they subtract from `x` first, and what they leave for last; or None.
 
     Where it is not large beside the deviation, a mean can be left for last altogether: the wider arithmetic has bits
     to spare. A constant feature needs it first, to give exactly beta.
     """
-    high, low = mean
-    if x.dtype not in _SPARE or _by_the_book(x):
+    if x.dtype not in _SPARE:
         return mean
+    high, low = mean
     near = np.abs(high) <= _SPARE[x.dtype] * np.sqrt(var)
-    first = None if near.all() else np.where(near, 0, high)
-    return first, high + low if first is None else (high - first) + low
+    if near.all():
+        return None, high if low is None else high + low
+    first = np.where(near, 0, high)
+    last = high - first
+    return first, last if low is None else last + low
 
 
 def reciprocal_deviation(var: Array, eps: Any, x: Array) -> Array:
     """1 / sqrt(var + eps), in the dtype in which statistics of `x` are computed."""
     if x.dtype == object:
         return np.asarray(1 / exact_sqrt(np.asarray(var + eps)))
-    with np.errstate(all="ignore"):
-        return 1 / np.sqrt(np.asarray(var, wide(x.dtype)) + eps)  # type: ignore[no-any-return]
+    return 1 / np.sqrt(np.asarray(var, wide(x.dtype)) + eps)  # type: ignore[no-any-return]
 
 
 def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any) -> Array:
     """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None."""
-    high, low = mean
-    dtype = np.result_type(*[p.dtype for p in (x, gamma, beta) if p is not None])
-    with np.errstate(all="ignore"):
-        scale = scale if gamma is None else scale * gamma
-        shift = -low * scale if beta is None else beta - low * scale
-        if _by_the_book(x):
-            t = x.astype(scale.dtype)
-            t -= high
-            t *= scale
-            t += shift
-            return t.astype(dtype)
-    return _affine(x, axes, dtype, high, scale, shift)
+    first, last = mean
+    dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
+    dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
+    scale = scale if gamma is None else scale * gamma
+    shift = np.zeros_like(scale) if beta is None else beta
+    shift = shift if last is None else shift - last * scale
+    if _by_the_book(x):
+        t = x.astype(scale.dtype)
+        if first is not None:
+            t -= first
+        t *= scale
+        t += shift
+        return t.astype(dtype)
+    return _affine(x, axes, dtype, first, scale, shift)
 
 
 def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
@@ -174,21 +187,21 @@ def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, sc
 
 def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
-    high, low = mean
+    first, last = mean
     dtype = wide(x.dtype)
-    with np.errstate(all="ignore"):
-        if _by_the_book(x):
-            h, t = g.astype(dtype), x.astype(dtype)
-            t -= high
-            t *= h
-            total, weighted = (np.add.reduce(terms, axis=axes, keepdims=True) for terms in (h, t))
-        else:
-            layout, (source, gradient) = walk(axes, x, g)
-            sums = np.empty((2, layout.parts, layout.features), dtype)
-            inputs = gradient, source, layout.flat(high, dtype)
-            _sum_with(choose(layout, source, gradient), "backward_sums", layout, inputs, *sums)
-            total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
-        return total, (weighted - low * total) * scale
+    if _by_the_book(x):
+        h, t = g.astype(dtype), x.astype(dtype)
+        if first is not None:
+            t -= first
+        t *= h
+        total, weighted = (np.add.reduce(terms, axis=axes, keepdims=True) for terms in (h, t))
+    else:
+        layout, (source, gradient) = walk(axes, x, g)
+        sums = np.empty((2, layout.parts, layout.features), dtype)
+        inputs = gradient, source, layout.flat(first, dtype)
+        _sum_with(choose(layout, source, gradient), "backward_sums", layout, inputs, *sums)
+        total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
+    return total, (weighted if last is None else weighted - last * total) * scale
 
 
 def input_gradient(
@@ -202,28 +215,28 @@ def input_gradient(
     weighted_average: Any,
 ) -> Array:
     """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path."""
-    high, low = mean
-    with np.errstate(all="ignore"):
-        direct = scale if gamma is None else scale * gamma
-        constant = direct * 0 if average is None else -direct * average
+    first, last = mean
+    direct = scale if gamma is None else scale * gamma
+    constant = np.zeros_like(direct) if average is None else -direct * average
+    if weighted_average is not None:
+        slope = -direct * scale * weighted_average
+        constant = constant if last is None else constant - last * slope
+    if _by_the_book(x):
+        h = g.astype(direct.dtype)
+        h *= direct
+        h += constant
         if weighted_average is not None:
-            slope = -direct * scale * weighted_average
-            constant = constant - low * slope
-        if _by_the_book(x):
-            h = g.astype(direct.dtype)
-            h *= direct
-            h += constant
-            if weighted_average is not None:
-                t = x.astype(direct.dtype)
-                t -= high
-                t *= slope
-                h += t
-            return h.astype(x.dtype)
+            t = x.astype(direct.dtype)
+            if first is not None:
+                t -= first
+            t *= slope
+            h += t
+        return h.astype(x.dtype)
     if weighted_average is None:
         return _affine(g, axes, x.dtype, None, direct, constant)
     dx = empty_like(x)
     layout, (source, gradient, target) = walk(axes, x, g, dx)
-    vectors = [layout.flat(statistic, direct.dtype) for statistic in (high, direct, slope, constant)]
+    vectors = [layout.flat(statistic, direct.dtype) for statistic in (first, direct, slope, constant)]
     kernels = choose(layout, source, gradient, target, vectors=vectors)
     kernels.input_gradient(layout, gradient, source, target, *vectors)
     return dx

@@ -40,8 +40,7 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
 
 def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
-    (high, low), squares = kernels.statistics(x, axes)
-    own = np.stack((high, low, squares))
+    own = kernels.stacked(*kernels.statistics(x, axes))
     parts = gather(comm, _Call("fused", x, axes, stop), count(x.shape, axes), own)
     parts = [(n, statistics) for n, statistics in parts if n] or parts[:1]
     n, mean, squares = kernels.merge(parts, x.dtype)

@@ -1,8 +1,10 @@
 """Batch norm, forward plus backward in float32, beside PyTorch, MyGrad and autograd: python tests/bench/batch_norm.py
 
-Every repeat times all in turn; the table has the ratio of each peer's median to ours (above 1 we are faster), then ms.
+Every repeat times all in a new order; the table has the ratio of each peer's median to ours (above 1 we are faster),
+then ms.
 """
 
+import random
 import time
 from statistics import median
 
@@ -82,7 +84,7 @@ def main():
             runs = {key: run for key, run in runs.items() if key in (backend, *PEERS)}
             times = {key: [] for key in runs}
             for _ in range(max(5, min(200, int(3e6 / np.prod(shape))))):
-                for key, run in runs.items():
+                for key, run in random.sample(list(runs.items()), len(runs)):
                     start = time.perf_counter()
                     run()
                     times[key].append(time.perf_counter() - start)
