@@ -124,13 +124,13 @@ def _batch_norm(
     n = count(x.shape, axes)
     with np.errstate(all="ignore"):
         if mean is not None:
-            centre = kernels.centre((mean, None), var, x)
+            centre = kernels.centre((mean, mean * 0), var, x)
         else:
             if comm is None:
                 whole, squares = kernels.statistics(x, axes)
             else:
                 whole, squares, n = ranks.statistics(x, axes, stop, comm)
-            mean, var = whole[0], squares / max(n, 1)
+            mean, var = sum(whole), squares / max(n, 1)
             centre = kernels.centre(whole, var, x)
         scale = kernels.reciprocal_deviation(var, eps, x)
         return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)

@@ -3,7 +3,7 @@
 Statistics and parameters have the shape of `x` with 1s for `axes`. Floats are computed block by block in a wider
 dtype, by the kernels of a backend; exact rationals and small arrays by the textbook's formulas.
 
-A mean is kept in two parts, of which either may be None: one that is subtracted from `x`, and the rest. NumPy's
+A mean is kept in two parts, one that is subtracted from `x` first, or None, and what it lacks. NumPy's
 warnings are the caller's to silence: an infinity here can be the right answer.
 """
 
@@ -21,7 +21,7 @@ from .backends import choose
 from .layout import Layout, walk
 from .memory import empty_like
 
-Mean = tuple[Any, Any]
+Mean = tuple[Any, Array]
 
 # Where long double is no wider than double, float64 has the accuracy of its own sums.
 _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
@@ -30,8 +30,8 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float64): np.dtype(np.longdouble),
 }
 
-# How many deviations a mean may be large to be left for last.
-_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 2.0**8}
+# Up to how many deviations a mean can be left for last.
+_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 2.0}
 # Up to so many elements the textbook's formulas are quicker than a walk over blocks. Long double is slow.
 SMALL = 1 << 14
 SMALL_LONG = 1 << 11
@@ -63,7 +63,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     if layout.parts > 1:
         distance, square = _merge(layout.counts, centres, squares)
     high, low = _mean(origin, distance)
-    return (layout.unflat(high), None if low is None else layout.unflat(low)), layout.unflat(square)
+    return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
 
 
 def _statistics_by_the_book(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
@@ -96,20 +96,19 @@ def _merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
 
 
 def _mean(origin: Array, distance: Array) -> Mean:
-    """The mean that lies at `distance` from `origin`, a number of the input's dtype.
+    """The mean that lies at `distance` from `origin`, a number of the input's dtype, in two parts.
 
-    In long double it takes two parts to have all the bits that show where it is large beside the deviation.
+    Double precision can bear any origin that is a value of float32, float64 needs one that is near.
     """
     if origin.dtype != np.float64:
-        return origin + distance, None
+        return origin, distance
     high = (origin + distance).astype(float)
     return high, (origin.astype(distance.dtype) - high) + distance
 
 
 def stacked(mean: Mean, squares: Array) -> Array:
     """Statistics as one array, for `merge`."""
-    high, low = mean
-    return np.stack((high, high * 0 if low is None else low, squares))
+    return np.stack((*mean, squares))
 
 
 def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int, Mean, Array]:
@@ -120,7 +119,7 @@ def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int
     counts = [n for n, _ in parts]
     highs, lows, squares = (np.stack([statistics[i] for _, statistics in parts]) for i in range(3))
     if not any(counts):
-        return 0, (highs[0], None), squares[0]
+        return 0, (highs[0], lows[0]), squares[0]
     column = np.reshape(counts, (-1, *[1] * (highs.ndim - 1)))
     distance, square = _merge(column, (highs - highs[0]) + lows, squares)
     return sum(counts), _mean(highs[0].astype(dtype), distance), square
@@ -136,7 +135,7 @@ def _sum_with(kernels: Any, step: str, layout: Layout, inputs: Sequence[Any], *t
 
 
 def centre(mean: Mean, var: Array, x: Array) -> Mean:
-    """`mean` as the other kernels take it: what they subtract from `x` first, and what they leave for last; or None.
+    """`mean` as the other kernels take it: what they subtract from `x` first, or None, and what they leave for last.
 
     Where it is not large beside the deviation, a mean can be left for last altogether: the wider arithmetic has bits
     to spare. A constant feature needs it first, to give exactly beta.
@@ -144,12 +143,9 @@ def centre(mean: Mean, var: Array, x: Array) -> Mean:
     if x.dtype not in _SPARE:
         return mean
     high, low = mean
-    near = np.abs(high) <= _SPARE[x.dtype] * np.sqrt(var)
-    if near.all():
-        return None, high if low is None else high + low
-    first = np.where(near, 0, high)
-    last = high - first
-    return first, last if low is None else last + low
+    whole = high + low
+    near = np.abs(whole) <= _SPARE[x.dtype] * np.sqrt(var)
+    return (None, whole) if near.all() else (np.where(near, 0, high), np.where(near, whole, low))
 
 
 def reciprocal_deviation(var: Array, eps: Any, x: Array) -> Array:
@@ -165,8 +161,7 @@ def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: 
     dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
     dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
     scale = scale if gamma is None else scale * gamma
-    shift = np.zeros_like(scale) if beta is None else beta
-    shift = shift if last is None else shift - last * scale
+    shift = -last * scale if beta is None else beta - last * scale
     if _by_the_book(x):
         t = x.astype(scale.dtype)
         if first is not None:
@@ -201,7 +196,7 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: 
         inputs = gradient, source, layout.flat(first, dtype)
         _sum_with(choose(layout, source, gradient), "backward_sums", layout, inputs, *sums)
         total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
-    return total, (weighted if last is None else weighted - last * total) * scale
+    return total, (weighted - last * total) * scale
 
 
 def input_gradient(
@@ -220,7 +215,7 @@ def input_gradient(
     constant = np.zeros_like(direct) if average is None else -direct * average
     if weighted_average is not None:
         slope = -direct * scale * weighted_average
-        constant = constant if last is None else constant - last * slope
+        constant = constant - last * slope
     if _by_the_book(x):
         h = g.astype(direct.dtype)
         h *= direct

@@ -63,10 +63,13 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array,
     def work(block: Block) -> None:
         h, t = load(g, block, float), load(x, block, float, 1)
         if means is not None:
-            t -= means[block.place]
+            lost = _subtract(t, means[block.place])
         first_h, first_t = _first(h, 2), _first(t, 3)
-        rest = np.subtract(h, first_h, out=scratch.like(t, 4))
+        rest = np.subtract(h, first_h, out=scratch.like(t, 5))
         rest *= t
+        if means is not None:
+            lost *= h
+            rest += lost
         t -= first_t
         t *= first_h
         t += rest
@@ -100,6 +103,22 @@ def input_gradient(
         store(dx1, dx, block)
 
     run(layout, work)
+
+
+def _subtract(t: Array, means: Array) -> Array:
+    """Subtract means from `t` in place, and what that lacks of the exact difference.
+
+    D. E. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+    lost, change, back = (scratch.like(t, slot) for slot in (4, 5, 6))
+    lost[...] = t
+    t -= means
+    np.subtract(t, lost, out=change)
+    np.subtract(t, change, out=back)
+    lost -= back
+    change += means
+    lost -= change
+    return lost
 
 
 def _first(t: Array, slot: int) -> Array:
