@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.batch_norm import layout, numpy_kernels, threads
+from autograd_bn.batch_norm import kernels, layout, numpy_kernels, threads
 
 EPS = 1e-5
 DTYPES = ["float32", "float64"]
@@ -269,7 +269,10 @@ def cut(monkeypatch):
     """Cut arrays of a few hundred elements into many blocks, and share them among threads: the only place that knows
     the names of the thresholds.
     """
-    monkeypatch.setattr(layout, "BLOCK", 256)
+    for name in ("SMALL", "SMALL_LONG"):
+        monkeypatch.setattr(kernels, name, 0)
+    for name in ("BLOCK", "BLOCK_OF_DOUBLES"):
+        monkeypatch.setattr(layout, name, 256)
     monkeypatch.setattr(layout, "_layout", layout.Layout)
     for module in kernel_modules():
         monkeypatch.setattr(module, "PARALLEL", 0)
@@ -280,7 +283,7 @@ def n(request, monkeypatch):
     """Rows of three features: too few for threads; as few, but cut into blocks; enough for blocks and threads."""
     if request.param == "cut":
         cut(monkeypatch)
-    return 150_001 if request.param == "large" else 600
+    return 180_001 if request.param == "large" else 600
 
 
 def with_threads(run):

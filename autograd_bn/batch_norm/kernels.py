@@ -31,7 +31,7 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 
 # Up to how many deviations a mean can be left for last.
-_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 2.0}
+_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 16.0}
 # Up to so many elements the textbook's formulas are quicker than a walk over blocks. Long double is slow.
 SMALL = 1 << 14
 SMALL_LONG = 1 << 11
@@ -51,17 +51,15 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     if _by_the_book(x):
         return _statistics_by_the_book(x, axes)
     layout, (view,) = walk(axes, x)
-    centres, sums, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
-    _sum_with(choose(layout, view), "statistics", layout, (view,), centres, sums, squares)
-    sums /= layout.counts
-    squares -= sums * sums * layout.counts
+    centres, distances, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
+    _sum_with(choose(layout, view), "statistics", layout, (view,), centres, distances, squares)
     np.maximum(squares, 0, out=squares)
     origin = layout.first(view)
     centres -= origin
-    centres += sums
-    distance, square = centres[0], squares[0]
+    distances += centres
+    distance, square = distances[0], squares[0]
     if layout.parts > 1:
-        distance, square = _merge(layout.counts, centres, squares)
+        distance, square = _merge(layout.counts, distances, squares)
     high, low = _mean(origin, distance)
     return (layout.unflat(high), layout.unflat(low)), layout.unflat(square)
 

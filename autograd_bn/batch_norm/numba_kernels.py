@@ -38,13 +38,13 @@ def _laid(layout: Layout, *vectors: Any) -> list[Any]:
     return [None if vector is None else np.repeat(vector, layout.inner) for vector in vectors]
 
 
-def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
+def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """As `numpy_kernels.statistics`."""
-    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, sums, squares)
+    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, distances, squares)
 
 
 @_compiled
-def _statistics_of_lines(table, x, centres, sums, squares):  # type: ignore[no-untyped-def]
+def _statistics_of_lines(table, x, centres, distances, squares):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, _, first, part in table:
         width = features * inner
         centre, s, q = np.empty(width), np.zeros(width), np.zeros(width)
@@ -59,15 +59,13 @@ def _statistics_of_lines(table, x, centres, sums, squares):  # type: ignore[no-u
                 q[j] += t * t
         for f in range(features):
             a, b = f * inner, (f + 1) * inner
-            centres[part, first + f], sums[part, first + f], squares[part, first + f] = (
-                centre[a],
-                s[a:b].sum(),
-                q[a:b].sum(),
-            )
+            distance = s[a:b].sum() / (rows * inner)
+            centres[part, first + f], distances[part, first + f] = centre[a], distance
+            squares[part, first + f] = q[a:b].sum() - rows * inner * distance * distance
 
 
 @_compiled
-def _statistics_of_runs(table, x, centres, sums, squares):  # type: ignore[no-untyped-def]
+def _statistics_of_runs(table, x, centres, distances, squares):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, part in table:
         for f in range(features):
             centre = np.float64(x[start + f * step])
@@ -79,7 +77,9 @@ def _statistics_of_runs(table, x, centres, sums, squares):  # type: ignore[no-un
                     t = r[i] - centre
                     s += t
                     q += t * t
-            centres[part, first + f], sums[part, first + f], squares[part, first + f] = centre, s, q
+            distance = s / (rows * inner)
+            centres[part, first + f], distances[part, first + f] = centre, distance
+            squares[part, first + f] = q - rows * inner * distance * distance
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:

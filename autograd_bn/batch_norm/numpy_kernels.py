@@ -55,21 +55,22 @@ def run(layout: Layout, work: Callable[[Block], None]) -> None:
     share(quietly, layout.blocks, layout.size > PARALLEL)
 
 
-def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
-    """For each part and feature a centre, its first element, and the sums of x - centre and of the squares of that.
+def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
+    """For each part and feature a centre, the mean's distance from it, and the sum of squares about the mean.
 
-    The subtraction is all but exact, and exactly 0 for a constant feature.
+    The centre is the first element: the subtraction is all but exact, and exactly 0 for a constant feature.
     """
 
     def work(block: Block) -> None:
-        t = load(x, block, sums.dtype)
+        t = load(x, block, distances.dtype)
+        n = block.rows * block.inner
         centre = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
-        where = block.part, block.features
-        centres[where] = centre
         t -= layout.along(centre, block.lanes[0])
-        sums[where] = folded(np.add.reduce(t, axis=layout.axis), block)
+        distance = folded(np.add.reduce(t, axis=layout.axis), block) / n
         t *= t
-        squares[where] = folded(np.add.reduce(t, axis=layout.axis), block)
+        where = block.part, block.features
+        centres[where], distances[where] = centre, distance
+        squares[where] = folded(np.add.reduce(t, axis=layout.axis), block) - n * distance * distance
 
     run(layout, work)
 

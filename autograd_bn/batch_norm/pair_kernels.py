@@ -17,22 +17,28 @@ from .layout import Block, Layout
 from .numpy_kernels import folded, load, run, scratch, store
 
 _FIRST_BITS = np.int64(-1 << 27)
+# A mean is far from 0 by so many deviations (the largest of many is some four). The difference of a double and a mean
+# is all but exact then, and before, long double has the bits to subtract the mean from the sum.
+_FAR = 16.0
 
 
-def statistics(layout: Layout, x: Array, centres: Array, sums: Array, squares: Array) -> None:
-    """As `numpy_kernels.statistics`, but the centres are rough means."""
+def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
+    """As `numpy_kernels.statistics`, but a centre is 0 or near the mean: subtracting either loses nothing."""
 
     def work(block: Block) -> None:
-        where = block.part, block.features
         t = load(x, block, float)
-        centre = folded(np.add.reduce(t, axis=layout.axis), block) / (block.rows * block.inner)
-        centres[where] = centre
-        t -= layout.along(centre, block.lanes[0])
+        n = block.rows * block.inner
+        rough = folded(np.add.reduce(t, axis=layout.axis), block) / n
         square, spare = (scratch.like(t, slot) for slot in (1, 2))
-        largest = _largest(t, spare, layout, block)
-        np.multiply(t, t, out=square)
-        squares[where] = _sum(square, largest * largest, spare, layout, block)
-        sums[where] = _sum(t, largest, spare, layout, block)
+        np.subtract(t, layout.along(rough, block.lanes[0]), out=square)
+        largest = _largest(square, spare, layout, block)
+        square *= square
+        centre = np.where(np.abs(rough) <= _FAR / 4 * largest, 0, rough)
+        t -= layout.along(centre, block.lanes[0])
+        distance = _sum(t, largest + np.abs(rough), spare, layout, block) / n
+        where = block.part, block.features
+        centres[where], distances[where] = centre, distance
+        squares[where] = _sum(square, largest * largest, spare, layout, block) - n * (distance + (centre - rough)) ** 2
 
     run(layout, work)
 
@@ -63,13 +69,10 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array,
     def work(block: Block) -> None:
         h, t = load(g, block, float), load(x, block, float, 1)
         if means is not None:
-            lost = _subtract(t, means[block.place])
+            t -= means[block.place]
         first_h, first_t = _first(h, 2), _first(t, 3)
-        rest = np.subtract(h, first_h, out=scratch.like(t, 5))
+        rest = np.subtract(h, first_h, out=scratch.like(t, 4))
         rest *= t
-        if means is not None:
-            lost *= h
-            rest += lost
         t -= first_t
         t *= first_h
         t += rest
@@ -103,22 +106,6 @@ def input_gradient(
         store(dx1, dx, block)
 
     run(layout, work)
-
-
-def _subtract(t: Array, means: Array) -> Array:
-    """Subtract means from `t` in place, and what that lacks of the exact difference.
-
-    D. E. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
-    """
-    lost, change, back = (scratch.like(t, slot) for slot in (4, 5, 6))
-    lost[...] = t
-    t -= means
-    np.subtract(t, lost, out=change)
-    np.subtract(t, change, out=back)
-    lost -= back
-    change += means
-    lost -= change
-    return lost
 
 
 def _first(t: Array, slot: int) -> Array:
