@@ -40,10 +40,10 @@ def _aligned(size: int) -> memoryview:
 def _taken(size: int) -> memoryview | None:
     for _ in range(len(_free)):
         try:
-            memory = _free.popleft()
+            memory = _free.pop()  # the one that is warmest
         except IndexError:  # another thread was quicker
             return None
         if len(memory) == size:
             return memory
-        _free.append(memory)
+        _free.appendleft(memory)
     return None

@@ -1,0 +1,99 @@
+"""Memory that is handed out again, and never while somebody holds it."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn.batch_norm import memory
+
+LARGE = np.zeros((1 << 9, 1 << 9), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_free():
+    memory._free.clear()
+    yield
+    memory._free.clear()
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_of_a_dropped_array_is_used_again():
+    first = memory.empty_like(LARGE)
+    where = address(first)
+    assert address(memory.empty_like(LARGE)) != where
+    del first
+    again = memory.empty_like(LARGE)
+    assert address(again) == where
+    assert again.flags.writeable
+    assert (again.shape, again.dtype) == (LARGE.shape, LARGE.dtype)
+
+
+@pytest.mark.parametrize("view", [lambda a: a[3:5], lambda a: a.T, lambda a: a.view(np.int32).reshape(-1), memoryview])
+def test_a_view_keeps_its_memory(view):
+    first = memory.empty_like(LARGE)
+    where, held = address(first), view(first)
+    del first
+    assert address(memory.empty_like(LARGE)) != where
+    del held
+    assert where in [address(a) for a in (memory.empty_like(LARGE), memory.empty_like(LARGE))]
+
+
+def test_another_dtype_of_the_same_size_may_have_it():
+    first = memory.empty_like(LARGE)
+    where = address(first)
+    del first
+    other = memory.empty_like(LARGE, np.int32)
+    assert (address(other), other.dtype) == (where, np.int32)
+
+
+def test_only_the_last_few_are_kept():
+    arrays = [memory.empty_like(LARGE) for _ in range(9)]
+    del arrays
+    assert len(memory._free) == 4
+
+
+@pytest.mark.parametrize("like", [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999))])
+def test_small_odd_and_huge_arrays_are_left_to_numpy(like):
+    made = memory.empty_like(like)
+    assert made.base is None
+    assert made.strides == np.empty_like(like).strides
+
+
+def test_threads_never_share_memory():
+    wrong = []
+
+    def work(number):
+        for _ in range(300):
+            array = memory.empty_like(LARGE)
+            array[::64] = number
+            wrong.extend(array[::64][array[::64] != number])
+            del array
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_results_of_batch_norm_stay_what_they_are():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=LARGE.shape).astype(np.float32)
+    leaf = ag.as_tensor(x, requires_grad=True)
+    y = ag.batch_norm(leaf)
+    (dx,) = ag.grad(y, [leaf], x)
+    before = y.data.copy(), dx.copy()
+    rows = y.data[7]
+    del y
+    gc.collect()
+    for _ in range(3):
+        ag.grad(ag.batch_norm(leaf * 2), [leaf], x)
+    assert (rows == before[0][7]).all()
+    assert (dx == before[1]).all()
