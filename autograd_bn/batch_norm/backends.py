@@ -25,7 +25,7 @@ _backend: str | None = None
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
     """Choose the kernels of the fused node: "numpy", "numba", or None for the default.
 
-    By default numba's run on float32 arrays of a quarter of a million elements and up, where numba is
+    By default numba's run on float32 and float64 arrays of a quarter of a million elements and up, where numba is
     installed, and NumPy's on all others. Numba's compile on their first use and are kept on disk for the next process.
     What they do not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
     `ValueError` for another name, `ImportError` for "numba" where it isn't installed.
@@ -53,16 +53,21 @@ def describe_backend() -> str:
 
 def choose(layout: Layout, *views: Array, vectors: Iterable[Any] = ()) -> Any:
     """The module of kernels for arrays with this layout, and vectors of features that they work with."""
-    if all(view.dtype.char == "d" for view in views):
-        exact = layout.count >= FEWEST and all(map(_in_range, vectors))
-        return pair_kernels if exact else numpy_kernels
+    kinds = {view.dtype.char for view in views}
+    doubles = kinds == {"d"} and layout.count >= FEWEST and all(map(_in_range, vectors))
     if _backend == "numpy" or (_backend is None and (layout.size < LARGE or not _has_numba())):
-        return numpy_kernels
-    if any(view.dtype.char != "f" or not view.flags.c_contiguous for view in views):
-        return numpy_kernels
-    from . import numba_kernels
+        compiled = False
+    else:
+        compiled = all(view.flags.c_contiguous for view in views)
+    if doubles and compiled:
+        from . import numba_pair_kernels
 
-    return numba_kernels
+        return numba_pair_kernels
+    if kinds == {"f"} and compiled:
+        from . import numba_kernels
+
+        return numba_kernels
+    return pair_kernels if doubles else numpy_kernels
 
 
 def _in_range(vector: Any) -> bool:

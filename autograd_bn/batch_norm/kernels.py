@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from . import numpy_kernels, pair_kernels
+from . import numpy_kernels
 from .backends import choose
 from .layout import Layout, walk
 from .memory import empty_like
@@ -126,7 +126,7 @@ def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int
 def _sum_with(kernels: Any, step: str, layout: Layout, inputs: Sequence[Any], *tables: Array) -> None:
     """Fill `tables` with sums; in long double where a double's range is left."""
     getattr(kernels, step)(layout, *inputs, *tables)
-    if kernels is pair_kernels:
+    if kernels is not numpy_kernels and tables[0].dtype == np.longdouble:
         least = np.abs(tables[-1], where=tables[-1] != 0, out=np.ones_like(tables[-1])).min()
         if not (np.isfinite(tables).all() and least > 1e-270):
             getattr(numpy_kernels, step)(layout, *inputs, *tables)

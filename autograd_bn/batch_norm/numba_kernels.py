@@ -21,9 +21,9 @@ TAKEN = 2
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
-def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., None], *args: Any) -> None:
+def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
+    """Call a kernel on the table's blocks, a few at a time."""
     table = layout.table
-    kernel = of_runs if layout.long else of_lines
 
     def work(first: int) -> None:
         kernel(table[first : first + TAKEN], *args)
@@ -31,7 +31,7 @@ def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., N
     share(work, range(0, len(table), TAKEN), layout.size > PARALLEL)
 
 
-def _laid(layout: Layout, *vectors: Any) -> list[Any]:
+def laid(layout: Layout, *vectors: Any) -> list[Any]:
     """Vectors of features, with every number repeated for its inner elements where lines run over those."""
     if layout.long or layout.inner == 1:
         return list(vectors)
@@ -40,7 +40,9 @@ def _laid(layout: Layout, *vectors: Any) -> list[Any]:
 
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """As `numpy_kernels.statistics`."""
-    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, distances, squares)
+    run(
+        layout, _statistics_of_runs if layout.long else _statistics_of_lines, x.reshape(-1), centres, distances, squares
+    )
 
 
 @_compiled
@@ -84,7 +86,13 @@ def _statistics_of_runs(table, x, centres, distances, squares):  # type: ignore[
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
     """As `numpy_kernels.normalise`."""
-    _run(layout, _normalise_lines, _normalise_runs, x.reshape(-1), y.reshape(-1), *_laid(layout, means, scales, shifts))
+    run(
+        layout,
+        _normalise_runs if layout.long else _normalise_lines,
+        x.reshape(-1),
+        y.reshape(-1),
+        *laid(layout, means, scales, shifts),
+    )
 
 
 @_compiled
@@ -119,7 +127,15 @@ def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-unty
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy_kernels.backward_sums`."""
-    _run(layout, _sums_of_lines, _sums_of_runs, g.reshape(-1), x.reshape(-1), *_laid(layout, means), totals, weighted)
+    run(
+        layout,
+        _sums_of_runs if layout.long else _sums_of_lines,
+        g.reshape(-1),
+        x.reshape(-1),
+        *laid(layout, means),
+        totals,
+        weighted,
+    )
 
 
 @_compiled
@@ -167,7 +183,12 @@ def input_gradient(
 ) -> None:
     """As `numpy_kernels.input_gradient`."""
     arrays = [array.reshape(-1) for array in (g, x, dx)]
-    _run(layout, _gradient_of_lines, _gradient_of_runs, *arrays, *_laid(layout, means, directs, slopes, constants))
+    run(
+        layout,
+        _gradient_of_runs if layout.long else _gradient_of_lines,
+        *arrays,
+        *laid(layout, means, directs, slopes, constants),
+    )
 
 
 @_compiled

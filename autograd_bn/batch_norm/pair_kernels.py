@@ -47,7 +47,7 @@ def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shi
     """As `numpy_kernels.normalise`."""
     means = layout.lay(means)
     factors = [layout.lay(part) for part in _factor(scales)]
-    high, low = (layout.lay(part) for part in _pair(shifts))
+    high, low = (layout.lay(part) for part in pair(shifts))
 
     def work(block: Block) -> None:
         t = load(x, block, float)
@@ -91,7 +91,7 @@ def input_gradient(
     """As `numpy_kernels.input_gradient`."""
     means = layout.lay(means)
     direct, slope = ([layout.lay(part) for part in _factor(vector)] for vector in (directs, slopes))
-    high, low = (layout.lay(part) for part in _pair(constants))
+    high, low = (layout.lay(part) for part in pair(constants))
 
     def work(block: Block) -> None:
         h, t = load(g, block, float), load(x, block, float, 1)
@@ -115,7 +115,8 @@ def _first(t: Array, slot: int) -> Array:
     return first
 
 
-def _pair(vector: Array) -> tuple[Array, Array]:
+def pair(vector: Array) -> tuple[Array, Array]:
+    """The nearest doubles, and what they lack."""
     high = vector.astype(float)
     return high, (vector - high).astype(float)
 
