@@ -396,8 +396,8 @@ def test_any_layout_is_right_to_the_last_bits(laid, name, dtype, n, backend):
         results = as_rows(computed(into[0], gamma, beta, into[1], axes), axis)
         assert_close(results, expected)
         first = first or results
-        # What numba does not cover runs in NumPy, whose pairs of doubles are rounded once more.
-        assert_ulps_apart(results, first, 2 if (backend, dtype) == ("numba", "float64") else 1)
+        # An outlier's square has one rounding error, which is another one for another order.
+        assert_ulps_apart(results, first, 2 if name.startswith("outlier") else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -55,7 +55,7 @@ def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shi
             t -= means[block.place]
         y1 = _product(t, factors, block, 1)
         t += low[block.place]
-        y1 += high[block.place]
+        _add(y1, high[block.place], t)
         y1 += t
         store(y1, y, block)
 
@@ -100,8 +100,8 @@ def input_gradient(
         dx1, through = _product(h, direct, block, 2), _product(t, slope, block, 3)
         h += t
         h += low[block.place]
-        dx1 += through
-        dx1 += high[block.place]
+        _add(dx1, through, h)
+        _add(dx1, high[block.place], h)
         dx1 += h
         store(dx1, dx, block)
 
@@ -126,6 +126,22 @@ def _factor(vector: Array) -> tuple[Array, Array, Array]:
     near = vector.astype(float)
     first = (near.view(np.int64) & _FIRST_BITS).view(float)
     return near, first, (vector - first).astype(float)
+
+
+def _add(high: Array, term: Array, low: Array) -> None:
+    """Add to `high` in place, and what its rounding loses to `low`.
+
+    D. E. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+    before, change, lost = (scratch.like(high, slot) for slot in (4, 5, 6))
+    before[...] = high
+    high += term
+    np.subtract(high, before, out=change)
+    np.subtract(high, change, out=lost)
+    before -= lost
+    low += before
+    np.subtract(term, change, out=change)
+    low += change
 
 
 def _product(t: Array, factor: list[Array], block: Block, slot: int) -> Array:
