@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import autograd_bn as ag
 from autograd_bn.drawing.dot import LEFT_TO_RIGHT
 from autograd_bn.drawing.layout import draw
+from autograd_bn.nn.functions import linear
 
 GOLDEN = Path(__file__).with_name("golden")
 X = [[1.0, 10.0], [2.0, 40.0], [4.0, 20.0], [9.0, -10.0]]
@@ -208,6 +209,11 @@ def test_a_leaf_can_be_an_output():
         0: "w\\n[1]\\ngrad [1]",
         1: "output\\n[1]\\ngrad [1]",
     }
+
+
+def test_an_operand_that_was_left_out_is_left_out():
+    source = ag.to_dot(linear(leaf(X, "x"), leaf([[1.0, 2.0]], "weight"), None)).source
+    assert "linear" in labels(source).values()
 
 
 def test_dtypes_are_shown_where_they_are_not_the_outputs():

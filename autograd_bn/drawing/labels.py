@@ -26,13 +26,10 @@ def title(node: Node) -> list[str]:
         for key, value in node.params.items()
         if key not in UNSHOWN and (text := _option_text(value))
     ]
-    operands = ["·" if is_array(arg) else number_text(arg) for arg in node.args]
+    given = [(key, arg) for key, arg in zip(operand_names(node), node.args, strict=True) if arg is not None]
+    operands = ["·" if is_array(arg) else number_text(arg) for _, arg in given]
     if node.primitive.joint:
-        options += [
-            f"{key} {text}"
-            for key, arg, text in zip(operand_names(node), node.args, operands, strict=True)
-            if arg is not None and text != "·"
-        ]
+        options += [f"{key} {text}" for (key, _), text in zip(given, operands, strict=True) if text != "·"]
     elif (arrays := operands.count("·")) < len(operands):
         if node.op in COMMUTATIVE or (arrays == 1 and operands[0] == "·"):
             operands = [text for text in operands if text != "·"]
