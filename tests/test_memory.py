@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.batch_norm import memory
+from autograd_bn.engine import memory
 
 LARGE = np.zeros((1 << 9, 1 << 9), np.float32)
 
@@ -97,3 +97,13 @@ def test_results_of_batch_norm_stay_what_they_are():
         ag.grad(ag.batch_norm(leaf * 2), [leaf], x)
     assert (rows == before[0][7]).all()
     assert (dx == before[1]).all()
+
+
+def test_a_gradient_in_recycled_memory_is_the_passes_own():
+    x = ag.as_tensor(LARGE + 1, requires_grad=True)
+    g = np.ones_like(LARGE)
+    (dx,) = ag.grad(ag.batch_norm(x), [x], g)
+    assert type(dx.base) is memory.Memory  # not copied
+    (doubled,) = ag.grad(ag.batch_norm(x) + x, [x], g)
+    assert (doubled == dx + 1).all()
+    assert (g == 1).all()

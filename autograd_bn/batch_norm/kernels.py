@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.memory import empty_like
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from . import numpy_kernels
 from .backends import choose
 from .layout import Layout, walk
-from .memory import empty_like
 
 Mean = tuple[Any, Array]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .memory import Memory
 from .node import Array, Leaf, Node, recording
 from .operations import reshape, sum_to
 from .primitive import OUT
@@ -178,7 +179,7 @@ def _is_ours(array: Any, names: int) -> bool:
     """
     return (
         type(array) is np.ndarray
-        and array.base is None
+        and (array.base is None or type(array.base) is Memory)
         and array.flags.writeable
         and sys.getrefcount(array) <= names + 2  # the parameter here and the argument there
     )

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.node import Array
+from .node import Array
 
 # In bytes. What is smaller stays with the allocator; what is larger goes back to the system at once.
 SMALLEST, LARGEST = 1 << 17, 1 << 28
 
-# The memory of the last results that were dropped.
-_free: deque[memoryview] = deque(maxlen=4)
+
+class Memory(np.ndarray[Any, Any]):
+    """The bytes of one array and of its views, none of which looks further than that array for its base."""
+
+
+# The memory of the last arrays that were dropped.
+_free: deque[Memory] = deque(maxlen=4)
 
 
 def empty_like(x: Array, dtype: Any = None) -> Array:
@@ -23,27 +28,21 @@ def empty_like(x: Array, dtype: Any = None) -> Array:
     size = x.size * dtype.itemsize
     if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous):
         return np.empty_like(x, dtype)
-    memory = _taken(size) or _aligned(size)
-    owner = np.frombuffer(memory, dtype)
-    # Every view keeps `owner` alive: NumPy follows a view's base as far as the last array.
-    weakref.finalize(owner, _free.append, memory).atexit = False
-    return owner.reshape(x.shape)
+    memory = _memory(size)
+    array: Array = np.ndarray(x.shape, dtype, memory)
+    weakref.finalize(array, _free.append, memory).atexit = False
+    return array
 
 
-def _aligned(size: int) -> memoryview:
-    """New memory that starts with a line of the cache."""
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return memoryview(room[start : start + size].data)
-
-
-def _taken(size: int) -> memoryview | None:
+def _memory(size: int) -> Memory:
     for _ in range(len(_free)):
         try:
             memory = _free.pop()  # the one that is warmest
         except IndexError:  # another thread was quicker
-            return None
+            break
         if len(memory) == size:
             return memory
         _free.appendleft(memory)
-    return None
+    room = Memory(size + 64, np.uint8)
+    start = -room.ctypes.data % 64  # at a line of the cache
+    return room[start : start + size]  # type: ignore[return-value]
