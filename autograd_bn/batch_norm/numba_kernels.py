@@ -17,6 +17,8 @@ PARALLEL = 1 << 19
 # How many blocks a thread takes at a time: enough to make the call's cost small.
 TAKEN = 2
 
+# How many rows are summed at a time, for fewer stores.
+ABREAST = 4
 # Sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
@@ -52,9 +54,15 @@ def _statistics_of_lines(table, x, centres, distances, squares):  # type: ignore
         centre, s, q = np.empty(width), np.zeros(width), np.zeros(width)
         for j in range(width):
             centre[j] = x[start + j // inner * inner]
-        for row in range(rows):
+        for row in range(0, rows - ABREAST + 1, ABREAST):
             a = start + row * stride
-            r = x[a : a + width]
+            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
+            for j in range(width):
+                t0, t1, t2, t3 = r0[j] - centre[j], r1[j] - centre[j], r2[j] - centre[j], r3[j] - centre[j]
+                s[j] += (t0 + t1) + (t2 + t3)
+                q[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
+        for row in range(rows - rows % ABREAST, rows):
+            r = x[start + row * stride :]
             for j in range(width):
                 t = r[j] - centre[j]
                 s[j] += t
@@ -143,20 +151,21 @@ def _sums_of_lines(table, g, x, means, totals, weighted):  # type: ignore[no-unt
     for start, rows, features, inner, stride, _, first, part in table:
         width, place = features * inner, first * inner
         total, weight = np.zeros(width), np.zeros(width)
-        for row in range(rows):
+        m = np.zeros(width) if means is None else means[place:]
+        for row in range(0, rows - ABREAST + 1, ABREAST):
             a = start + row * stride
-            r, h = x[a : a + width], g[a : a + width]
-            if means is None:
-                for j in range(width):
-                    d = np.float64(h[j])
-                    total[j] += d
-                    weight[j] += d * r[j]
-            else:
-                m = means[place : place + width]
-                for j in range(width):
-                    d = np.float64(h[j])
-                    total[j] += d
-                    weight[j] += d * (r[j] - m[j])
+            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
+            h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
+            for j in range(width):
+                d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
+                total[j] += (d0 + d1) + (d2 + d3)
+                weight[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
+        for row in range(rows - rows % ABREAST, rows):
+            a = start + row * stride
+            r, h = x[a:], g[a:]
+            for j in range(width):
+                total[j] += h[j]
+                weight[j] += np.float64(h[j]) * (r[j] - m[j])
         for f in range(features):
             a, b = f * inner, (f + 1) * inner
             totals[part, first + f], weighted[part, first + f] = total[a:b].sum(), weight[a:b].sum()
