@@ -14,7 +14,7 @@ from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
 PARALLEL = 1 << 19
-# How many blocks a thread takes at a time: enough to make the call's cost small.
+# How many blocks each of several threads takes at a time: enough to make the call's cost small.
 TAKEN = 2
 
 # How many rows are summed at a time, for fewer stores.
@@ -26,11 +26,13 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks, a few at a time."""
     table = layout.table
+    parallel = layout.size > PARALLEL
+    taken = TAKEN if parallel else len(table)
 
     def work(first: int) -> None:
-        kernel(table[first : first + TAKEN], *args)
+        kernel(table[first : first + taken], *args)
 
-    share(work, range(0, len(table), TAKEN), layout.size > PARALLEL)
+    share(work, range(0, len(table), taken), parallel)
 
 
 def laid(layout: Layout, *vectors: Any) -> list[Any]:
