@@ -130,7 +130,8 @@ def _batch_norm(
                 whole, squares = kernels.statistics(x, axes)
             else:
                 whole, squares, n = ranks.statistics(x, axes, stop, comm)
-            mean, var = sum(whole), squares / max(n, 1)
+            mean = whole[1] if whole[0] is None else whole[0] + whole[1]
+            var = squares / max(n, 1)
             centre = kernels.centre(whole, var, x)
         scale = kernels.reciprocal_deviation(var, eps, x)
         return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)

@@ -65,14 +65,20 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
 
 
 def _statistics_by_the_book(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
-    n = count(x.shape, axes)
+    n = max(count(x.shape, axes), 1)
+    t = x.astype(wide(x.dtype))
+    if x.dtype == np.float32:  # double precision has the bits for sums about 0, unless a mean is large
+        total = np.add.reduce(t, axis=axes, keepdims=True)
+        mean = total / n
+        squares = np.add.reduce(t * t, axis=axes, keepdims=True) - total * mean
+        if (total * mean <= 2.0**20 * squares).all():
+            return (None, mean), squares
     # Measured from a value of its own, a constant feature has exactly that mean.
     origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])]
-    if not n:
+    if not count(x.shape, axes):
         origin = np.add.reduce(origin, axis=axes, keepdims=True)
-    t = x.astype(wide(x.dtype))
     t -= origin
-    distance = np.add.reduce(t, axis=axes, keepdims=True) / max(n, 1)
+    distance = np.add.reduce(t, axis=axes, keepdims=True) / n
     t -= distance
     t *= t
     return _mean(origin, distance), np.add.reduce(t, axis=axes, keepdims=True)
@@ -106,7 +112,8 @@ def _mean(origin: Array, distance: Array) -> Mean:
 
 def stacked(mean: Mean, squares: Array) -> Array:
     """Statistics as one array, for `merge`."""
-    return np.stack((*mean, squares))
+    high, low = mean
+    return np.stack((np.zeros_like(low) if high is None else high, low, squares))
 
 
 def merge(parts: Sequence[tuple[int, Array]], dtype: np.dtype[Any]) -> tuple[int, Mean, Array]:
@@ -138,9 +145,9 @@ def centre(mean: Mean, var: Array, x: Array) -> Mean:
     Where it is not large beside the deviation, a mean can be left for last altogether: the wider arithmetic has bits
     to spare. A constant feature needs it first, to give exactly beta.
     """
-    if x.dtype not in _SPARE:
-        return mean
     high, low = mean
+    if high is None or x.dtype not in _SPARE:
+        return mean
     whole = high + low
     near = np.abs(whole) <= _SPARE[x.dtype] * np.sqrt(var)
     return (None, whole) if near.all() else (np.where(near, 0, high), np.where(near, whole, low))
