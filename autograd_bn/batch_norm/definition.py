@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Real
@@ -190,14 +189,12 @@ def batch_norm(
     >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
     (2, Counter({'batch_norm': 1}))
     """
-    with nullcontext() if comm is None or mean is not None else raising_together(comm):
+    with raising_together(comm if mean is None else None):
         x, gamma, beta, over, eps, mean, var = _checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:
-        y, (_, mean, var, _, n) = _batch_norm(
-            x, gamma, beta, mean, var, eps, axes=over, stop=frozenset(stop), comm=comm
-        )
+        y, (_, mean, var, _, n) = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     if not return_stats:
         return y
     kept = kept_shape(x.shape, over)

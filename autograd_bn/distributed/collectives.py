@@ -6,7 +6,7 @@ import pickle
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from types import TracebackType
 from typing import Any
@@ -66,15 +66,17 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     return total
 
 
+def raising_together(comm: Any) -> AbstractContextManager[None]:
+    """Raise what the block raises on every rank: the others wait in their next exchange. Nothing without `comm`."""
+    return nullcontext() if comm is None else _raising_together(comm)
+
+
 @contextmanager
-def raising_together(comm: Any) -> Iterator[None]:
-    """Raise what the block raises on every rank: the others wait in their next exchange."""
+def _raising_together(comm: Any) -> Iterator[None]:
     failed = None
     try:
         yield
     except Exception as error:
-        if comm is None:
-            raise
         failed = error
     if failed is not None:
         exchange(comm, failed)

@@ -344,7 +344,8 @@ class BatchNorm(Module):
         count = self.num_batches_tracked + 1  # type: ignore[operator]
         weight = 1 / count if self.momentum is None else self.momentum
         self.running_mean = (1 - weight) * self.running_mean + weight * mean  # type: ignore[operator]
-        self.running_var = (1 - weight) * self.running_var + weight * (var * (n / (n - 1)))  # type: ignore[operator]
+        unbiased = weight * n / (n - 1)
+        self.running_var = (1 - weight) * self.running_var + unbiased * var  # type: ignore[operator]
         self.num_batches_tracked = np.asarray(count)
 
     def _settings(self) -> str:

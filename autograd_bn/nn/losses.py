@@ -24,7 +24,7 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     total = np.add.reduce(probabilities, axis=-1, keepdims=True)
     probabilities /= total
     chosen = shifted.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()]
-    return np.mean(np.log(total).ravel() - chosen), probabilities
+    return np.add.reduce(np.log(total).ravel() - chosen) / logits.dtype.type(labels.size), probabilities
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:

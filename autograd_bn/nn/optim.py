@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -37,9 +37,11 @@ class Optimiser:
         """Move every parameter that has a gradient."""
         self.steps += 1
         for p, kept, scratch in zip(self.params, self.kept, self._scratch, strict=True):
-            g = p.grad
-            if g is not None:
-                p.data -= self._change(p.data, g, kept, scratch)
+            leaf = cast(Leaf, p.node)
+            if leaf.grad is not None:
+                value = leaf.data
+                value -= self._change(value, leaf.grad, kept, scratch)
+                leaf.buffer.version += 1  # type: ignore[union-attr]
 
     def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
         """What is subtracted from a parameter; `kept` is updated, `g` and `value` are only read."""
