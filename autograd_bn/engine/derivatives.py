@@ -114,7 +114,8 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
             entry[1] = seed if entry[1] is None else entry[1] + seed
     stack = list(pending)
     while stack:
-        for parent, _, _, _ in stack.pop().edges:
+        for edge in stack.pop().edges:
+            parent = edge[0]
             for node in parent if type(parent) is tuple else (parent,):
                 if node in pending:
                     pending[node][0] += 1
@@ -129,37 +130,30 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
         g = pending.pop(node)[1]
         if not node.edges if targets is None else node in targets:
             found[node] = g if create_graph or _is_ours(g, 1) else np.array(g)
-        if node.edges:
-            _follow(node, g, pending, ready, create_graph)
+        if node.guards:
+            node.check_guards()
+        for parent, position, rule, read in node.edges:
+            if create_graph:
+                read = _lifted(node, position, read)
+            if type(parent) is tuple:
+                wanted = tuple([p in pending for p in parent])
+                if any(wanted):
+                    for p, part, want in zip(parent, rule(g, wanted, *read), wanted, strict=True):
+                        if want and _deliver(part, p, pending[p]):
+                            ready.append(p)
+            elif parent in pending and _deliver(rule(g, *read), parent, pending[parent]):
+                ready.append(parent)
     return found
 
 
-def _follow(node: Node, g: Any, pending: Pending, ready: list[Node], create_graph: bool) -> None:
-    """Send a node's gradient over each of its edges."""
-    if node.guards:
-        node.check_guards()
-    for parent, position, rule, read in node.edges:
-        if create_graph:
-            read = _lifted(node, position, read)
-        if type(parent) is tuple:
-            wanted = tuple([p in pending for p in parent])
-            if any(wanted):
-                for p, part, want in zip(parent, rule(g, wanted, *read), wanted, strict=True):
-                    if want:
-                        _deliver(part, p, pending, ready)
-        elif parent in pending:
-            _deliver(rule(g, *read), parent, pending, ready)
-
-
-def _deliver(part: Any, node: Node, pending: Pending, ready: list[Node]) -> None:
-    """Add what came over one edge to a node's gradient; after the last edge the node is ready."""
+def _deliver(part: Any, node: Node, entry: list[Any]) -> bool:
+    """Add what came over one edge to a node's gradient; whether that was the last edge."""
     try:
         fits = part.dtype is node.dtype and part.shape == node.shape
     except AttributeError:
         fits = False
     if not fits:
         part = _fitted(part, node)
-    entry = pending[node]
     total = entry[1]
     if total is None:
         entry[1] = part
@@ -168,8 +162,7 @@ def _deliver(part: Any, node: Node, pending: Pending, ready: list[Node]) -> None
     else:
         entry[1] = total + part
     entry[0] -= 1
-    if not entry[0]:
-        ready.append(node)
+    return not entry[0]
 
 
 def _is_ours(array: Any, names: int) -> bool:

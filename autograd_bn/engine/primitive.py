@@ -171,6 +171,8 @@ def _quick(made: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
             wants_b, guarded = source_b.requires_grad, guarded or source_b.buffer is not None
         elif type(b) not in _PLAIN or type(a) is not Tensor:
             return general(a, b, **params)
+        elif type(b) is np.ndarray and not b.ndim:
+            y = b[()]
         if params or not mode.recording:
             return general(a, b, **params)
         out = forward(x, y)
