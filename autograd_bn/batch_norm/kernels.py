@@ -20,6 +20,7 @@ from ..engine.operations import count, exact_sqrt
 from . import numpy_kernels
 from .backends import choose
 from .layout import Layout, walk
+from .pair_kernels import FAR
 
 Mean = tuple[Any, Array]
 
@@ -31,7 +32,7 @@ _WIDE: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 
 # Up to how many deviations a mean can be left for last.
-_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): 16.0}
+_SPARE = {np.dtype(np.float32): 2.0**16, np.dtype(np.float64): FAR}
 # Up to so many elements the textbook's formulas are quicker than a walk over blocks. Long double is slow.
 SMALL = 1 << 14
 SMALL_LONG = 1 << 11

@@ -17,9 +17,10 @@ from .layout import Block, Layout
 from .numpy_kernels import folded, load, run, scratch, store
 
 _FIRST_BITS = np.int64(-1 << 27)
-# A mean is far from 0 by so many deviations (the largest of many is some four). The difference of a double and a mean
-# is all but exact then, and before, long double has the bits to subtract the mean from the sum.
-_FAR = 16.0
+# By so many deviations a mean is far from 0 (the largest of many numbers is some four deviations from it). From there
+# on the difference of a double and the mean is all but exact; up to there long double has the bits to take the mean
+# from the sum.
+FAR = 16.0
 
 
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
@@ -33,7 +34,7 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
         np.subtract(t, layout.along(rough, block.lanes[0]), out=square)
         largest = _largest(square, spare, layout, block)
         square *= square
-        centre = np.where(np.abs(rough) <= _FAR / 4 * largest, 0, rough)
+        centre = np.where(np.abs(rough) <= FAR / 4 * largest, 0, rough)
         t -= layout.along(centre, block.lanes[0])
         distance = _sum(t, largest + np.abs(rough), spare, layout, block) / n
         where = block.part, block.features

@@ -1,4 +1,7 @@
-"""Memory of large results, used again: pages that are new to the process cost more than the arithmetic."""
+"""Memory of large results, used again: pages that are new to the process cost more than the arithmetic.
+
+At most half a gigabyte is held when nothing uses it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 from .node import Array
 
 # In bytes. What is smaller stays with the allocator; what is larger goes back to the system at once.
-SMALLEST, LARGEST = 1 << 17, 1 << 28
+SMALLEST, LARGEST = 1 << 17, 1 << 27
 
 
 class Memory(np.ndarray[Any, Any]):
