@@ -283,7 +283,7 @@ def n(request, monkeypatch):
     """Rows of three features: too few for threads; as few, but cut into blocks; enough for blocks and threads."""
     if request.param == "cut":
         cut(monkeypatch)
-    return 180_001 if request.param == "large" else 600
+    return 350_003 if request.param == "large" else 600
 
 
 def with_threads(run):

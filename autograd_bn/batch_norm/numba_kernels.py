@@ -13,7 +13,7 @@ from .layout import Layout
 from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
-PARALLEL = 1 << 19
+PARALLEL = 1 << 20
 # How many blocks each of several threads takes at a time: enough to make the call's cost small.
 TAKEN = 2
 
