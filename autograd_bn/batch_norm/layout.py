@@ -14,7 +14,7 @@ from ..engine.node import Array
 # All measured. Elements of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which
 # threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on
 # less, as long as there are enough lines to share what the folding costs.
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 BLOCK_OF_DOUBLES = 1 << 16
 LINE = 1 << 13
 FEWEST_LINES = 8
@@ -179,7 +179,8 @@ def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[in
 
 
 def _tiles(lengths: list[int], limit: int, even: int = 1) -> Iterator[tuple[Index, int, int]]:
-    """Indices that cut axes of these lengths into runs of about `limit` elements, each with its flat start and stop.
+    """Indices that cut axes of these lengths into runs of like size, about `limit` elements at most, each with its flat
+    start and stop.
 
     Longer runs are multiples of `even`, and what is left over is a run of its own.
     """
@@ -187,7 +188,9 @@ def _tiles(lengths: list[int], limit: int, even: int = 1) -> Iterator[tuple[Inde
     while axis > 0 and run * lengths[axis] <= limit:
         run *= lengths[axis]
         axis -= 1
-    step = max(1, limit // run)
+    pieces = math.ceil(lengths[axis] / max(1, limit // run))
+    step = math.ceil(lengths[axis] / pieces)
+    step += -step % even
     rest = (slice(None),) * (len(lengths) - axis - 1)
     for number, lead in enumerate(np.ndindex(*lengths[:axis])):
         first = number * lengths[axis]

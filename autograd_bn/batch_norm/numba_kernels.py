@@ -14,8 +14,6 @@ from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
 PARALLEL = 1 << 20
-# How many blocks each of several threads takes at a time: enough to make the call's cost small.
-TAKEN = 2
 
 # How many rows are summed at a time, for fewer stores.
 ABREAST = 4
@@ -27,7 +25,7 @@ def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks, a few at a time."""
     table = layout.table
     parallel = layout.size > PARALLEL
-    taken = TAKEN if parallel else len(table)
+    taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
         kernel(table[first : first + taken], *args)
