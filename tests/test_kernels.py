@@ -188,7 +188,8 @@ def score(results, expected, features=slice(None)):
     return (errors / ulps)[:, features].max(axis=(1, 2))
 
 
-LIMITS = np.array([2, 2, 4, 4])
+# In ulp, of y, dx, dgamma and dbeta: rounding the exact result alone costs half of one.
+LIMITS = np.array([0.75, 0.75, 2, 2])
 
 
 def assert_close(results, expected, features=slice(None)):
@@ -196,10 +197,10 @@ def assert_close(results, expected, features=slice(None)):
     assert (score(results, expected, features) <= LIMITS).all()
 
 
-def assert_ulps_apart(results, others, ulps=1):
-    """At most so many, of the feature's largest value."""
+def assert_one_ulp_apart(results, others):
+    """At most one, of the feature's largest value."""
     for result, other in zip(results, others, strict=True):
-        assert (np.abs(result - other) <= ulps * np.spacing(np.abs(result).max(axis=0))).all()
+        assert (np.abs(result - other) <= np.spacing(np.abs(result).max(axis=0))).all()
 
 
 def computed(x, gamma, beta, g, axes=None):
@@ -396,8 +397,7 @@ def test_any_layout_is_right_to_the_last_bits(laid, name, dtype, n, backend):
         results = as_rows(computed(into[0], gamma, beta, into[1], axes), axis)
         assert_close(results, expected)
         first = first or results
-        # An outlier's square has one rounding error, which is another one for another order.
-        assert_ulps_apart(results, first, 2 if name.startswith("outlier") else 1)
+        assert_one_ulp_apart(results, first)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -410,7 +410,7 @@ def test_shuffled_rows_stay_within_one_ulp(name, dtype, n, backend):
     y, dx, *sums = computed(x[order], gamma, beta, g[order])
     shuffled = [y[back], dx[back], *sums]
     assert_close(shuffled, expected)
-    assert_ulps_apart(shuffled, computed(x, gamma, beta, g))
+    assert_one_ulp_apart(shuffled, computed(x, gamma, beta, g))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -29,17 +29,23 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
     def work(block: Block) -> None:
         t = load(x, block, float)
         n = block.rows * block.inner
-        rough = folded(np.add.reduce(t, axis=layout.axis), block) / n
-        square, spare = (scratch.like(t, slot) for slot in (1, 2))
-        np.subtract(t, layout.along(rough, block.lanes[0]), out=square)
-        largest = _largest(square, spare, layout, block)
-        square *= square
+        rough = _cut(folded(np.add.reduce(t, axis=layout.axis), block) / n)  # exact to subtract from an outlier
+        d, spare, rest = (scratch.like(t, slot) for slot in (1, 2, 3))
+        np.subtract(t, layout.along(rough, block.lanes[0]), out=d)
+        largest = _largest(d, spare, layout, block)
+        first = _first(d, 4)
+        np.subtract(d, first, out=rest)
+        d += first
+        rest *= d  # d**2 - first**2
+        first *= first
+        square = _sum(first, largest * largest, spare, layout, block)
+        square += folded(np.add.reduce(rest, axis=layout.axis), block)
         centre = np.where(np.abs(rough) <= FAR / 4 * largest, 0, rough)
         t -= layout.along(centre, block.lanes[0])
         distance = _sum(t, largest + np.abs(rough), spare, layout, block) / n
         where = block.part, block.features
         centres[where], distances[where] = centre, distance
-        squares[where] = _sum(square, largest * largest, spare, layout, block) - n * (distance + (centre - rough)) ** 2
+        squares[where] = square - n * (distance + (centre - rough)) ** 2
 
     run(layout, work)
 
@@ -110,10 +116,15 @@ def input_gradient(
 
 
 def _first(t: Array, slot: int) -> Array:
-    """The first 26 bits of every double."""
+    """The first 26 bits of every double, in a buffer."""
     first = scratch.like(t, slot)
     np.bitwise_and(t.view(np.int64), _FIRST_BITS, out=first.view(np.int64))
     return first
+
+
+def _cut(vector: Array) -> Array:
+    cut: Array = (vector.view(np.int64) & _FIRST_BITS).view(float)
+    return cut
 
 
 def pair(vector: Array) -> tuple[Array, Array]:
@@ -125,7 +136,7 @@ def pair(vector: Array) -> tuple[Array, Array]:
 def _factor(vector: Array) -> tuple[Array, Array, Array]:
     """A factor as `_product` takes it: the nearest doubles, their first bits, and what those lack."""
     near = vector.astype(float)
-    first = (near.view(np.int64) & _FIRST_BITS).view(float)
+    first = _cut(near)
     return near, first, (vector - first).astype(float)
 
 

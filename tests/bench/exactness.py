@@ -1,8 +1,8 @@
 """The rounding errors of batch norm beside PyTorch's and jax.numpy's: python -m tests.bench.exactness
 
-The torture set of tests/test_kernels.py in float32 against extended arithmetic on the stored inputs: the largest error
-in units in the last place of the feature's largest true value, the worse one of the output and the input's gradient,
-then the worse one of gamma's and beta's. Printed as a Markdown table.
+The torture set of tests/test_kernels.py, with enough rows for the kernels to cut blocks, against extended arithmetic on
+the stored inputs: the largest error in units in the last place of the feature's largest true value, the worse one of
+the output and the input's gradient, then the worse one of gamma's and beta's; a Markdown table for each dtype.
 """
 
 import warnings
@@ -14,6 +14,8 @@ import torch
 
 import autograd_bn as ag
 from tests.test_kernels import EPS, TORTURE, case, computed, reference, score
+
+ROWS = 200_000
 
 
 def ours(backend):
@@ -61,15 +63,17 @@ def shown(error):
 def main():
     """Run and print."""
     warnings.simplefilter("ignore")  # overflow, of those whom it befalls
-    print("| x | " + " | ".join(CONTENDERS) + " |\n|---" + "|---" * len(CONTENDERS) + "|")
-    for name in TORTURE:
-        arrays = case(name, "float32")
-        expected = reference(*arrays)
-        cells = []
-        for run in CONTENDERS.values():
-            y, dx, dgamma, dbeta = score(run(*arrays), expected)
-            cells.append(f"{shown(np.maximum(y, dx))}, {shown(np.maximum(dgamma, dbeta))}")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    jax.config.update("jax_enable_x64", True)
+    for dtype in ("float32", "float64"):
+        print(f"\n| {dtype} x | " + " | ".join(CONTENDERS) + " |\n|---" + "|---" * len(CONTENDERS) + "|")
+        for name in TORTURE:
+            arrays = case(name, dtype, ROWS)
+            expected = reference(*arrays)
+            cells = []
+            for run in CONTENDERS.values():
+                y, dx, dgamma, dbeta = score(run(*arrays), expected)
+                cells.append(f"{shown(np.maximum(y, dx))}, {shown(np.maximum(dgamma, dbeta))}")
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     ag.set_backend(None)
 
 
