@@ -272,8 +272,7 @@ def cut(monkeypatch):
     """
     for name in ("SMALL", "SMALL_LONG"):
         monkeypatch.setattr(kernels, name, 0)
-    for name in ("BLOCK", "BLOCK_OF_DOUBLES"):
-        monkeypatch.setattr(layout, name, 256)
+    monkeypatch.setattr(layout, "BLOCK", 256)
     monkeypatch.setattr(layout, "_layout", layout.Layout)
     for module in kernel_modules():
         monkeypatch.setattr(module, "PARALLEL", 0)

@@ -15,7 +15,6 @@ from ..engine.node import Array
 # threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on
 # less, as long as there are enough lines to share what the folding costs.
 BLOCK = 1 << 18
-BLOCK_OF_DOUBLES = 1 << 16
 LINE = 1 << 13
 FEWEST_LINES = 8
 FEWEST_ROWS = 64
@@ -51,9 +50,7 @@ class Layout:
     The blocks depend on shapes and strides only, which makes results independent of the number of threads.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], axes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], limit: int
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> None:
         def stride(axis: int) -> int:
             return abs(strides[0][axis])
 
@@ -75,11 +72,11 @@ class Layout:
         # Lines of `inner`, or where that is short, lines of whole rows.
         self.long = self.inner >= SHORTEST_RUN or self.inner > outer
         self.axis = 2 if self.long else 0
-        inners = list(_tiles(lengths[2], limit))
-        run = min(self.inner, limit)
-        features = list(_tiles(lengths[1], limit // run // (1 if self.long else min(outer, FEWEST_ROWS))))
+        inners = list(_tiles(lengths[2], BLOCK))
+        run = min(self.inner, BLOCK)
+        features = list(_tiles(lengths[1], BLOCK // run // (1 if self.long else min(outer, FEWEST_ROWS))))
         width = run * max([stop - start for _, start, stop in features])
-        rows = min(outer, limit // width)
+        rows = min(outer, BLOCK // width)
         folds = 1 if self.long or len(features) > 1 else min(LINE // width, rows // FEWEST_LINES)
         self.repeats = 1 << max(0, folds.bit_length() - 1)
         outers = list(_tiles(lengths[0], rows, even=self.repeats))
@@ -208,6 +205,5 @@ _layout = lru_cache(maxsize=512)(Layout)
 
 def walk(axes: tuple[int, ...], *arrays: Array) -> tuple[Layout, list[Array]]:
     """The layout that suits arrays of one shape, and their views in its order; the first decides."""
-    limit = BLOCK if arrays[0].itemsize < 8 else BLOCK_OF_DOUBLES
-    layout = _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]), limit)
+    layout = _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]))
     return layout, [layout.view(array) for array in arrays]

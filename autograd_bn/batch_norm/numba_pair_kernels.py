@@ -18,8 +18,10 @@ from .layout import Layout
 from .numba_kernels import laid, run
 from .pair_kernels import pair
 
-# How many lanes the elements of one feature are dealt to where lines run over those.
+# How many lanes the elements of one feature are dealt to where lines run over those; else, how many lanes are summed at
+# a time, such that their sums stay in the nearest cache.
 LANES = 32
+WIDE = 256
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
@@ -59,16 +61,18 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
 
 
 def _run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
-    run(layout, kernel, layout.long, *args)
+    # None is a type: each of the two is compiled for itself.
+    run(layout, kernel, True if layout.long else None, *args)
 
 
 @_compiled
 def _statistics(table, long, x, found):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, part in table:
-        members = 1 if long else features
-        length = members * inner
-        lanes = min(inner, LANES) if long else length
-        for band in range(features if long else 1):
+        abreast = min(features, max(1, WIDE // inner)) if long is None else 1
+        for band in range(0, features, abreast):
+            members = min(abreast, features - band)
+            length = members * inner
+            lanes = length if long is None else min(inner, LANES)
             centre, acc = np.zeros(lanes), np.zeros((4, lanes))
             for row in range(rows):
                 for a in range(0, length, lanes):
@@ -79,7 +83,7 @@ def _statistics(table, long, x, found):  # type: ignore[no-untyped-def]
                 of_feature = centre[f * inner : (f + 1) * inner]
                 of_feature[:] = of_feature.sum() / (rows * inner)
                 found[0, part, first + band + f] = of_feature[0]
-            s, s_low, q, q_low = acc
+            s, s_low, q, q_low = acc[0], acc[1], acc[2], acc[3]
             for row in range(rows):
                 for a in range(0, length, lanes):
                     r = x[start + row * stride + band * step + a :][: min(lanes, length - a)]
@@ -112,15 +116,15 @@ def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shi
 @_compiled
 def _normalise(table, long, x, y, means, scales, scales_low, shifts, shifts_low):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, _ in table:
-        length, place = (inner, first) if long else (features * inner, first * inner)
+        length, place = (features * inner, first * inner) if long is None else (inner, first)
         for row in range(rows):
-            for band in range(features if long else 1):
+            for band in range(1 if long is None else features):
                 a = start + row * stride + band * step
                 r, out = x[a : a + length], y[a : a + length]
                 b = place + band
                 m, s, s_low, h, h_low = means[b:], scales[b:], scales_low[b:], shifts[b:], shifts_low[b:]
                 for j in range(length):
-                    k = 0 if long else j
+                    k = j if long is None else 0
                     t, lost = _subtract(r[j], m[k])
                     p = t * s[k]
                     high, low = _add(p, h_low[k], h[k], _fma(t, s[k], -p) + (t * s_low[k] + lost * s[k]))
@@ -139,14 +143,15 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array,
 @_compiled
 def _sums(table, long, g, x, means, found):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, part in table:
-        members = 1 if long else features
-        length = members * inner
-        lanes = min(inner, LANES) if long else length
-        for band in range(features if long else 1):
+        abreast = min(features, max(1, WIDE // inner)) if long is None else 1
+        for band in range(0, features, abreast):
+            members = min(abreast, features - band)
+            length = members * inner
+            lanes = length if long is None else min(inner, LANES)
             centre, acc = np.empty(lanes), np.zeros((4, lanes))
             for j in range(lanes):
-                centre[j] = means[first + band] if long else means[first * inner + j]
-            s, s_low, w, w_low = acc
+                centre[j] = means[(first + band) * inner + j] if long is None else means[first + band]
+            s, s_low, w, w_low = acc[0], acc[1], acc[2], acc[3]
             for row in range(rows):
                 for a in range(0, length, lanes):
                     where = start + row * stride + band * step + a
@@ -174,16 +179,16 @@ def _gradient(  # type: ignore[no-untyped-def]
     table, long, g, x, dx, means, directs, directs_low, slopes, slopes_low, constants, constants_low
 ):
     for start, rows, features, inner, stride, step, first, _ in table:
-        length, place = (inner, first) if long else (features * inner, first * inner)
+        length, place = (features * inner, first * inner) if long is None else (inner, first)
         for row in range(rows):
-            for band in range(features if long else 1):
+            for band in range(1 if long is None else features):
                 a = start + row * stride + band * step
                 r, h, out = x[a : a + length], g[a : a + length], dx[a : a + length]
                 b = place + band
                 m, d, d_low, s = means[b:], directs[b:], directs_low[b:], slopes[b:]
                 s_low, c, c_low = slopes_low[b:], constants[b:], constants_low[b:]
                 for j in range(length):
-                    k = 0 if long else j
+                    k = j if long is None else 0
                     t, lost = _subtract(r[j], m[k])
                     p, q = h[j] * d[k], t * s[k]
                     high, low = _add(p, _fma(h[j], d[k], -p) + h[j] * d_low[k], q, _fma(t, s[k], -q))

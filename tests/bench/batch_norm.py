@@ -1,4 +1,4 @@
-"""Batch norm, forward plus backward in float32, beside PyTorch, MyGrad and autograd: python tests/bench/batch_norm.py
+"""Batch norm, forward plus backward, beside PyTorch, MyGrad and autograd: python tests/bench/batch_norm.py
 
 Every repeat times all in a new order; the table has the ratio of each peer's median to ours (above 1 we are faster),
 then ms.
@@ -18,22 +18,24 @@ from mygrad.nnet.layers import batchnorm
 import autograd_bn as ag
 
 CASES = {
-    "64x100": ((64, 100), (0,)),
-    "1024x1024": ((1024, 1024), (0,)),
-    "8192x1024": ((8192, 1024), (0,)),
-    "32768x1024": ((32768, 1024), (0,)),
-    "200704x64": ((200704, 64), (0,)),
-    "64x256x28x28 NCHW": ((64, 256, 28, 28), (0, 2, 3)),
-    "64x28x28x256 NHWC": ((64, 28, 28, 256), (0, 1, 2)),
+    "64x100": ((64, 100), (0,), np.float32),
+    "1024x1024": ((1024, 1024), (0,), np.float32),
+    "8192x1024": ((8192, 1024), (0,), np.float32),
+    "32768x1024": ((32768, 1024), (0,), np.float32),
+    "200704x64": ((200704, 64), (0,), np.float32),
+    "64x256x28x28 NCHW": ((64, 256, 28, 28), (0, 2, 3), np.float32),
+    "64x28x28x256 NHWC": ((64, 28, 28, 256), (0, 1, 2), np.float32),
+    "64x100 float64": ((64, 100), (0,), np.float64),
+    "8192x1024 float64": ((8192, 1024), (0,), np.float64),
 }
 PEERS = ["PyTorch", "MyGrad", "autograd", "composed", "10 passes"]
 
 
-def contenders(shape, axes):
+def contenders(shape, axes, dtype):
     rng = np.random.default_rng(0)
-    x, g = rng.standard_normal((2, *shape), dtype=np.float32)
+    x, g = rng.standard_normal((2, *shape), dtype=dtype)
     channels = next(n for i, n in enumerate(shape) if i not in axes)
-    gamma, beta = rng.standard_normal((2, channels), dtype=np.float32)
+    gamma, beta = rng.standard_normal((2, channels), dtype=dtype)
     leaves = [ag.as_tensor(a, requires_grad=True) for a in (x, gamma, beta)]
     last = len(shape) == 4 and axes == (0, 1, 2)
     order = (0, 3, 1, 2) if last else tuple(range(len(shape)))
@@ -59,7 +61,7 @@ def contenders(shape, axes):
 
     def loss(x, gamma, beta):
         centred = x - anp.mean(x, axes, keepdims=True)
-        r = 1 / anp.sqrt(anp.mean(centred * centred, axes, keepdims=True) + np.float32(1e-5))
+        r = 1 / anp.sqrt(anp.mean(centred * centred, axes, keepdims=True) + dtype(1e-5))
         return anp.sum(g * (centred * r * anp.reshape(gamma, wide) + anp.reshape(beta, wide)))
 
     derivative = autograd_grad(loss, (0, 1, 2))
@@ -79,8 +81,8 @@ def main():
     torch.set_num_threads(2)
     for backend in ("numpy", "numba"):
         print(f"\n| {backend}, ratio | {' | '.join(PEERS)} | ms |\n|---|{'---|' * (len(PEERS) + 1)}")
-        for name, (shape, axes) in CASES.items():
-            runs = contenders(shape, axes)
+        for name, (shape, axes, dtype) in CASES.items():
+            runs = contenders(shape, axes, dtype)
             runs = {key: run for key, run in runs.items() if key in (backend, *PEERS)}
             times = {key: [] for key in runs}
             for _ in range(max(5, min(200, int(3e6 / np.prod(shape))))):
