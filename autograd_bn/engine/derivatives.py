@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,6 @@ from .node import Array, Leaf, Node, recording
 from .operations import reshape, sum_to
 from .primitive import OUT
 from .tensor import Tensor, as_tensor, check_differentiable, exact
-
-# For each node on the way: the number of edges still to be followed to it, and the sum of what came over the others.
-Pending = dict[Node, list[Any]]
 
 _accumulating = threading.Lock()
 
@@ -107,27 +104,55 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
     follows from the structure of the graph alone: processes that hold the same graph run in step.
     """
     useful = None if targets is None else _leading_to(targets, [node for node, _ in seeds])
-    pending: Pending = {}
-    for node, seed in seeds:
-        if useful is None or node in useful:
-            entry = pending.setdefault(node, [0, None])
-            entry[1] = seed if entry[1] is None else entry[1] + seed
-    stack = list(pending)
+    once: set[Node] = set()  # the nodes that one edge, or one seed, leads to
+    often: dict[Node, list[Any]] = {}  # several: how many are still to be followed, and the sum over the others
+    stack: list[Iterable[tuple[Any, ...]]] = [seeds]
     while stack:
-        for edge in stack.pop().edges:
-            parent = edge[0]
-            for node in parent if type(parent) is tuple else (parent,):
-                if node in pending:
-                    pending[node][0] += 1
-                elif node is not None and (useful is None or node in useful):
-                    pending[node] = [1, None]
-                    stack.append(node)
+        for edge in stack.pop():
+            node = edge[0]
+            if node in often:
+                often[node][0] += 1
+            elif node in once:
+                once.remove(node)
+                often[node] = [2, None]
+            elif type(node) is tuple:
+                stack.append(zip(node))
+            elif node is not None and (useful is None or node in useful):
+                once.add(node)
+                stack.append(node.edges)
 
     found: dict[Node, Any] = {}
-    ready = [node for node, entry in pending.items() if not entry[0]]
+    ready: list[tuple[Node, Any]] = []
+
+    def arrive(node: Node, part: Any) -> None:
+        """Take what came over one edge; after the last of them the node is ready."""
+        if node in often:
+            entry = often[node]
+            total, part = entry[1], _fitted(part, node)
+            if total is None:
+                entry[1] = part
+            elif _is_ours(total, 2):
+                np.add(total, part, out=total)
+            else:
+                entry[1] = total + part
+            entry[0] -= 1
+            if entry[0]:
+                return
+            part = often.pop(node)[1]
+        elif node not in once:
+            return
+        ready.append((node, part))
+
+    for node, seed in seeds:
+        arrive(node, seed)
     while ready:
-        node = ready.pop()
-        g = pending.pop(node)[1]
+        node, g = ready.pop()
+        try:
+            fits = g.dtype is node.dtype and g.shape == node.shape
+        except AttributeError:
+            fits = False
+        if not fits:
+            g = _fitted(g, node)
         if not node.edges if targets is None else node in targets:
             found[node] = g if create_graph or _is_ours(g, 1) else np.array(g)
         if node.guards:
@@ -135,34 +160,16 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
         for parent, position, rule, read in node.edges:
             if create_graph:
                 read = _lifted(node, position, read)
-            if type(parent) is tuple:
-                wanted = tuple([p in pending for p in parent])
+            if parent in once:
+                ready.append((parent, rule(g, *read)))
+            elif parent in often:
+                arrive(parent, rule(g, *read))
+            elif type(parent) is tuple:
+                wanted = tuple([p in once or p in often for p in parent])
                 if any(wanted):
-                    for p, part, want in zip(parent, rule(g, wanted, *read), wanted, strict=True):
-                        if want and _deliver(part, p, pending[p]):
-                            ready.append(p)
-            elif parent in pending and _deliver(rule(g, *read), parent, pending[parent]):
-                ready.append(parent)
+                    for p, part in zip(parent, rule(g, wanted, *read), strict=True):
+                        arrive(p, part)
     return found
-
-
-def _deliver(part: Any, node: Node, entry: list[Any]) -> bool:
-    """Add what came over one edge to a node's gradient; whether that was the last edge."""
-    try:
-        fits = part.dtype is node.dtype and part.shape == node.shape
-    except AttributeError:
-        fits = False
-    if not fits:
-        part = _fitted(part, node)
-    total = entry[1]
-    if total is None:
-        entry[1] = part
-    elif _is_ours(total, 2):
-        np.add(total, part, out=total)
-    else:
-        entry[1] = total + part
-    entry[0] -= 1
-    return not entry[0]
 
 
 def _is_ours(array: Any, names: int) -> bool:
