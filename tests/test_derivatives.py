@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import tracemalloc
 import weakref
 from fractions import Fraction
 
@@ -62,6 +63,25 @@ def test_an_output_may_be_an_input_and_stand_above_another():
     assert ag.grad(x, x) == (1.0,)
     x.backward()
     assert x.grad == 1.0
+
+
+def test_an_output_given_twice_counts_twice():
+    x = leaf(3)
+    y = x * x
+    (twice,) = ag.grad([y, y], x, [np.ones(3), np.full(3, 3.0)])
+    assert np.array_equal(twice, 8 * x.data)
+
+
+@pytest.mark.parametrize("step", [lambda w, h: w * h, lambda w, h: h * w])
+def test_gradients_of_a_value_used_at_every_step_are_summed_as_they_come(step):
+    w, h = leaf(1 << 14), leaf(1 << 14)
+    for _ in range(64):
+        h = step(w, h)
+    tracemalloc.start()
+    h.backward(np.ones(h.shape))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * w.data.nbytes
 
 
 def test_branches_that_lead_to_no_input_are_left_out():

@@ -13,7 +13,7 @@ from ..batch_norm.definition import body
 from ..engine import Leaf, Node
 from ..engine.derivatives import propagate
 from ..engine.graph import compute
-from ..engine.node import Array, mode
+from ..engine.node import Array, recording
 
 
 @dataclass(slots=True)
@@ -65,11 +65,8 @@ def expansion(node: Node, values: Mapping[Node, Any] | None) -> Expansion:
         if node.params["comm"] is not None:
             opened = copy(node)
             opened.params = {**node.params, "comm": _Echo(node.params["comm"].size)}
-    before, mode.recording = mode.recording, True
-    try:
+    with recording(True):
         result = body(opened, values)
-    finally:
-        mode.recording = before
     result.name = node.name
     outside = set(node.inputs)
     order: list[Node] = []

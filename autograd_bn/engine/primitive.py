@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 from operator import itemgetter
+from threading import get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from numpy import ndarray  # by itself, for speed
 
-from .node import Buffer, Edge, Leaf, Node, mode
+from .node import Buffer, Edge, Leaf, Node, paused
 from .tensor import Tensor, exact
 
 P = ParamSpec("P")
@@ -22,8 +24,9 @@ _TAIL = ("position", "shape", "shapes", "kept", "out")
 OUT = -1
 _OBJECT = np.dtype(object)
 _NOTHING: dict[str, Any] = {}
+_new = object.__new__
 # Operands that a forward function takes as they are; a Python scalar stays one, and so stays weak.
-_PLAIN = frozenset([np.ndarray, float, int, bool, complex, type(None), *np.sctypeDict.values()])
+_PLAIN = frozenset([ndarray, float, int, bool, complex, type(None), *np.sctypeDict.values()])
 registry: dict[str, Primitive] = {}
 
 
@@ -160,24 +163,22 @@ def _quick(made: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
         wants_a = wants_b = guarded = False
         x, y = source_a, source_b = a, b
         if type(a) is Tensor:
-            source_a = a.node
-            x = a._value
-            if type(x) is np.ndarray and not source_a.shape:
+            source_a, x = a.node, a._value
+            if type(x) is ndarray and not source_a.shape:
                 x = x[()]  # a scalar is much quicker than an array of it
             wants_a, guarded = source_a.requires_grad, source_a.buffer is not None
         elif type(a) not in _PLAIN:
             return general(a, b)
         if type(b) is Tensor:
-            source_b = b.node
-            y = b._value
-            if type(y) is np.ndarray and not source_b.shape:
+            source_b, y = b.node, b._value
+            if type(y) is ndarray and not source_b.shape:
                 y = y[()]
             wants_b, guarded = source_b.requires_grad, guarded or source_b.buffer is not None
         elif type(b) not in _PLAIN or type(a) is not Tensor:
             return general(a, b)
-        elif type(b) is np.ndarray and not b.ndim:
+        elif type(b) is ndarray and not b.ndim:
             y = b[()]
-        if not mode.recording:
+        if paused and get_ident() in paused:
             return general(a, b)
         out = forward(x, y)
         try:
@@ -193,9 +194,9 @@ def _quick(made: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
             edges = (edge_a, (source_b, 1, rule_b, pick_b(found))) if wants_b else (edge_a,)
         else:
             edges = ((source_b, 1, rule_b, pick_b(found)),) if wants_b else ()
-        guards = _guards(made, (source_a, source_b), edges) if guarded and edges else ()
         sources = (source_a, source_b)
-        return Tensor(out, Node(made, sources, _NOTHING, out.shape, dtype, edges, guards, None, wants_a or wants_b))
+        guards = _guards(made, sources, edges) if guarded and edges else ()
+        return _recorded(out, dtype, made, sources, _NOTHING, edges, guards, None)
 
     return apply
 
@@ -232,7 +233,7 @@ def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> An
         out = exact(out, made.name)
     buffer = nodes[0].buffer if made.view and guarded and np.may_share_memory(out, values[0]) else None
 
-    if not mode.recording:
+    if paused and get_ident() in paused:
         out = np.asarray(out)
         if made.view and buffer is None and out.base is not None:
             out.flags.writeable = False  # the memory of a computed tensor, which a derivative may read
@@ -257,8 +258,36 @@ def record(made: Primitive, args: tuple[Any, ...], params: dict[str, Any]) -> An
             edges = [(parents, *edges[0][1:])]
         if guarded:
             guards = _guards(made, nodes, edges)
-    node = Node(made, tuple(nodes), params, out.shape, dtype, tuple(edges), guards, buffer, bool(edges))
-    return (Tensor(out, node), kept) if made.joint else Tensor(out, node)
+    result = _recorded(out, dtype, made, tuple(nodes), params, tuple(edges), guards, buffer)
+    return (result, kept) if made.joint else result
+
+
+def _recorded(
+    out: Any,
+    dtype: Any,
+    made: Primitive,
+    args: tuple[Any, ...],
+    params: dict[str, Any],
+    edges: tuple[Edge, ...],
+    guards: tuple[tuple[Buffer, int], ...],
+    buffer: Buffer | None,
+) -> Tensor:
+    """A result at its new node, both filled in by hand: two calls of `__init__` cost as much as a multiplication."""
+    node = _new(Node)
+    node.primitive = made
+    node.args = args
+    node.params = params
+    node.shape = out.shape
+    node.dtype = dtype
+    node.edges = edges
+    node.guards = guards
+    node.buffer = buffer
+    node.requires_grad = edges != ()
+    node.name = None
+    tensor = _new(Tensor)
+    tensor._value = out
+    tensor.node = node
+    return tensor
 
 
 def _guards(made: Primitive, nodes: Sequence[Any], edges: Sequence[Edge]) -> tuple[tuple[Buffer, int], ...]:

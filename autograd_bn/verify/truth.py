@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine import Tensor, as_tensor, grad
 from ..engine.derivatives import propagate
-from ..engine.node import Array, Node, mode, topological_order
+from ..engine.node import Array, Node, recording, topological_order
 from ..engine.operations import sum_to
 
 
@@ -185,14 +185,11 @@ class Pair:
         """The forward pass recorded on tensors, or why that can't be trusted."""
         handed = copy.deepcopy(inputs)
         leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
-        before, mode.recording = mode.recording, True
         try:
-            with np.errstate(all="ignore"), _local_values(self.forward) as seen:
+            with recording(True), np.errstate(all="ignore"), _local_values(self.forward) as seen:
                 recorded, cache = self.call_forward({**handed, **leaves})
         except Exception as error:
             return None, f"forward can't be recorded on tensors ({_told(error, self.forward)})"
-        finally:
-            mode.recording = before
         if not isinstance(recorded, Tensor) or not recorded.requires_grad:
             return None, "forward leaves the tensors it is given, so it can't be recorded"
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
