@@ -189,7 +189,7 @@ def score(results, expected, features=slice(None)):
 
 
 # In ulp, of y, dx, dgamma and dbeta: rounding the exact result alone costs half of one.
-LIMITS = np.array([0.75, 0.75, 2, 2])
+LIMITS = np.array([1.25, 1.25, 2, 2])
 
 
 def assert_close(results, expected, features=slice(None)):
@@ -197,10 +197,10 @@ def assert_close(results, expected, features=slice(None)):
     assert (score(results, expected, features) <= LIMITS).all()
 
 
-def assert_one_ulp_apart(results, others):
-    """At most one, of the feature's largest value."""
+def assert_ulps_apart(results, others, ulps=1):
+    """At most so many, of the feature's largest value."""
     for result, other in zip(results, others, strict=True):
-        assert (np.abs(result - other) <= np.spacing(np.abs(result).max(axis=0))).all()
+        assert (np.abs(result - other) <= ulps * np.spacing(np.abs(result).max(axis=0))).all()
 
 
 def computed(x, gamma, beta, g, axes=None):
@@ -212,8 +212,8 @@ def computed(x, gamma, beta, g, axes=None):
 
 
 TORTURE = [
-    *[f"mean {m}" for m in ("0", "1e2", "1e4", "1e6", "1e8")],
-    *[f"constant {c}" for c in ("0.1", "100", "-7e9")],
+    *[f"mean {m}" for m in ("0", "1e2", "1e4", "1e6", "1e8", "1e12")],
+    *[f"constant {c}" for c in ("0.1", "100", "-7e9", "123456789.1")],
     *[f"outlier {where}" for where in ("first", "last", "middle")],
     *[f"scale {s}" for s in ("1e-40", "1e-20", "1e18", "1e30", "max")],
     "alternating max",
@@ -396,7 +396,8 @@ def test_any_layout_is_right_to_the_last_bits(laid, name, dtype, n, backend):
         results = as_rows(computed(into[0], gamma, beta, into[1], axes), axis)
         assert_close(results, expected)
         first = first or results
-        assert_one_ulp_apart(results, first)
+        # An outlier's square has one rounding error, which is another one for another order.
+        assert_ulps_apart(results, first, 2 if name.startswith("outlier") else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -409,7 +410,7 @@ def test_shuffled_rows_stay_within_one_ulp(name, dtype, n, backend):
     y, dx, *sums = computed(x[order], gamma, beta, g[order])
     shuffled = [y[back], dx[back], *sums]
     assert_close(shuffled, expected)
-    assert_one_ulp_apart(shuffled, computed(x, gamma, beta, g))
+    assert_ulps_apart(shuffled, computed(x, gamma, beta, g))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -489,7 +490,10 @@ def test_a_number_that_is_not_finite_spoils_its_own_feature_alone(bad, where, dt
 
 
 # Those that are finite.
-HALF = [*TORTURE[:3], *TORTURE[5:7], *TORTURE[11:13], *TORTURE[-2:]]
+HALF = [
+    *["mean 0", "mean 1e2", "mean 1e4", "constant 0.1", "constant 100"],
+    *["scale 1e-40", "scale 1e-20", "scale max", "alternating max"],
+]
 
 
 @pytest.mark.parametrize("name", HALF)

@@ -29,7 +29,7 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
     def work(block: Block) -> None:
         t = load(x, block, float)
         n = block.rows * block.inner
-        rough = _cut(folded(np.add.reduce(t, axis=layout.axis), block) / n)  # exact to subtract from an outlier
+        rough = folded(np.add.reduce(t, axis=layout.axis), block) / n
         d, spare, rest = (scratch.like(t, slot) for slot in (1, 2, 3))
         np.subtract(t, layout.along(rough, block.lanes[0]), out=d)
         largest = _largest(d, spare, layout, block)
@@ -122,11 +122,6 @@ def _first(t: Array, slot: int) -> Array:
     return first
 
 
-def _cut(vector: Array) -> Array:
-    cut: Array = (vector.view(np.int64) & _FIRST_BITS).view(float)
-    return cut
-
-
 def pair(vector: Array) -> tuple[Array, Array]:
     """The nearest doubles, and what they lack."""
     high = vector.astype(float)
@@ -136,7 +131,7 @@ def pair(vector: Array) -> tuple[Array, Array]:
 def _factor(vector: Array) -> tuple[Array, Array, Array]:
     """A factor as `_product` takes it: the nearest doubles, their first bits, and what those lack."""
     near = vector.astype(float)
-    first = _cut(near)
+    first = (near.view(np.int64) & _FIRST_BITS).view(float)
     return near, first, (vector - first).astype(float)
 
 
