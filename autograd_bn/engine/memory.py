@@ -5,7 +5,6 @@ At most half a gigabyte is held when nothing uses it.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import deque
 from typing import Any
@@ -26,20 +25,16 @@ class Memory(np.ndarray[Any, Any]):
 _free: deque[Memory] = deque(maxlen=4)
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """As `numpy.empty`, but a large array of numbers may get the memory of one that nobody holds any more."""
-    size = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or not SMALLEST <= size <= LARGEST:
-        return np.empty(shape, dtype)
+def empty_like(x: Array, dtype: Any = None) -> Array:
+    """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
+    dtype = np.dtype(dtype or x.dtype)
+    size = x.size * dtype.itemsize
+    if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous):
+        return np.empty_like(x, dtype)
     memory = _memory(size)
-    array: Array = np.ndarray(shape, dtype, memory)
+    array: Array = np.ndarray(x.shape, dtype, memory)
     weakref.finalize(array, _free.append, memory).atexit = False
     return array
-
-
-def empty_like(x: Array, dtype: Any = None) -> Array:
-    """As `numpy.empty_like`, with the memory of `empty` where `x` is in C order."""
-    return empty(x.shape, np.dtype(dtype or x.dtype)) if x.flags.c_contiguous else np.empty_like(x, dtype)
 
 
 def _memory(size: int) -> Memory:

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Tensor, reshape, where
-from ..engine.memory import empty
+from ..engine import reshape, where
 from ..engine.node import Array
 from ..engine.primitive import primitive
 
@@ -18,12 +17,7 @@ def _rows(x: Any) -> Any:
     return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]))
 
 
-def _weight_gradient(g: Any, x: Any, shape: tuple[int, ...]) -> Any:
-    g, x = _rows(g), _rows(x)
-    return g.T @ x if isinstance(g, Tensor) else np.matmul(g.T, x, out=empty(shape, np.result_type(g, x)))
-
-
-@primitive(lambda g, weight: g @ weight, _weight_gradient, lambda g: g)
+@primitive(lambda g, weight: g @ weight, lambda g, x: _rows(g).T @ _rows(x), lambda g: g)
 def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     """`x @ weight.T + bias`: x (..., in), weight (out, in), bias (out,) or None; the result is (..., out).
 
