@@ -15,6 +15,7 @@ from .. import engine as ag
 from ..distributed.collectives import raising_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
+from ..engine.operations import count
 from ..engine.primitive import primitive
 from . import kernels, ranks
 
@@ -208,12 +209,6 @@ def body(node: Node, values: Mapping[Node, Any]) -> Node:
     args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
     y, *_ = composed(*args, **node.params)
     return y.node  # type: ignore[no-any-return]
-
-
-@lru_cache
-def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many values of `x` share one mean."""
-    return math.prod([shape[i] for i in axes])
 
 
 @lru_cache

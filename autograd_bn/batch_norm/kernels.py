@@ -66,20 +66,20 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
 
 
 def _statistics_by_the_book(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
-    n = max(count(x.shape, axes), 1)
+    n = count(x.shape, axes)
     t = x.astype(wide(x.dtype))
     if x.dtype == np.float32:  # double precision has the bits for sums about 0, unless a mean is large
         total = np.add.reduce(t, axis=axes, keepdims=True)
-        mean = total / n
+        mean = total / max(n, 1)
         squares = np.add.reduce(t * t, axis=axes, keepdims=True) - total * mean
         if (total * mean <= 2.0**20 * squares).all():
             return (None, mean), squares
     # Measured from a value of its own, a constant feature has exactly that mean.
     origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])]
-    if not count(x.shape, axes):
+    if not n:
         origin = np.add.reduce(origin, axis=axes, keepdims=True)
     t -= origin
-    distance = np.add.reduce(t, axis=axes, keepdims=True) / n
+    distance = np.add.reduce(t, axis=axes, keepdims=True) / max(n, 1)
     t -= distance
     t *= t
     return _mean(origin, distance), np.add.reduce(t, axis=axes, keepdims=True)

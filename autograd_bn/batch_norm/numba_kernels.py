@@ -22,7 +22,7 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
-    """Call a kernel on the table's blocks, a few at a time."""
+    """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
     table = layout.table
     parallel = layout.size > PARALLEL
     taken = 1 if parallel else len(table)
@@ -31,6 +31,10 @@ def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
         kernel(table[first : first + taken], *args)
 
     share(work, range(0, len(table), taken), parallel)
+
+
+def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., None], *args: Any) -> None:
+    run(layout, of_runs if layout.long else of_lines, *args)
 
 
 def laid(layout: Layout, *vectors: Any) -> list[Any]:
@@ -42,9 +46,7 @@ def laid(layout: Layout, *vectors: Any) -> list[Any]:
 
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """As `numpy_kernels.statistics`."""
-    run(
-        layout, _statistics_of_runs if layout.long else _statistics_of_lines, x.reshape(-1), centres, distances, squares
-    )
+    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, distances, squares)
 
 
 @_compiled
@@ -94,13 +96,8 @@ def _statistics_of_runs(table, x, centres, distances, squares):  # type: ignore[
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
     """As `numpy_kernels.normalise`."""
-    run(
-        layout,
-        _normalise_runs if layout.long else _normalise_lines,
-        x.reshape(-1),
-        y.reshape(-1),
-        *laid(layout, means, scales, shifts),
-    )
+    vectors = laid(layout, means, scales, shifts)
+    _run(layout, _normalise_lines, _normalise_runs, x.reshape(-1), y.reshape(-1), *vectors)
 
 
 @_compiled
@@ -135,15 +132,8 @@ def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-unty
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy_kernels.backward_sums`."""
-    run(
-        layout,
-        _sums_of_runs if layout.long else _sums_of_lines,
-        g.reshape(-1),
-        x.reshape(-1),
-        *laid(layout, means),
-        totals,
-        weighted,
-    )
+    arrays = g.reshape(-1), x.reshape(-1), *laid(layout, means)
+    _run(layout, _sums_of_lines, _sums_of_runs, *arrays, totals, weighted)
 
 
 @_compiled
@@ -192,12 +182,8 @@ def input_gradient(
 ) -> None:
     """As `numpy_kernels.input_gradient`."""
     arrays = [array.reshape(-1) for array in (g, x, dx)]
-    run(
-        layout,
-        _gradient_of_runs if layout.long else _gradient_of_lines,
-        *arrays,
-        *laid(layout, means, directs, slopes, constants),
-    )
+    vectors = laid(layout, means, directs, slopes, constants)
+    _run(layout, _gradient_of_lines, _gradient_of_runs, *arrays, *vectors)
 
 
 @_compiled

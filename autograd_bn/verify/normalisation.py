@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..batch_norm.definition import count, kept_shape
+from ..batch_norm.definition import kept_shape
 from ..engine.node import Array
-from ..engine.operations import sum_to
+from ..engine.operations import count, sum_to
 from .truth import Run
 
 
