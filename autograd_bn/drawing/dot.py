@@ -80,7 +80,8 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     members: dict[int, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
         lines = graph.body if shape.cluster is None else members.setdefault(shape.cluster, [])
-        lines.append(f"\t{i} [label={_quoted(chr(10).join(shape.lines))}{STYLES[shape.kind]}]\n")
+        text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
+        lines.append(f"\t{i} [label={_quoted(text)}{STYLES[shape.kind]}]\n")
     for cluster, lines in members.items():
         with graph.subgraph(name=f"cluster_{cluster}") as box:
             # The title stands at the end where few arrows cross it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,11 +15,14 @@ Kind = Literal["input", "parameter", "constant", "operation", "stop_gradient", "
 
 @dataclass(slots=True)
 class Shape:
-    """A node of the picture: its lines of text, and the cluster that it is in."""
+    """A node of the picture: what it is called, the cluster that it is in, and of whose node it shows the value."""
 
     kind: Kind
     lines: list[str]
     cluster: int | None = None
+    node: Node | None = None
+    value: str = ""
+    gradient: str = ""
 
 
 @dataclass(slots=True)
@@ -74,16 +77,15 @@ def picture(
             if node in on_path:
                 on_path.update([shown.get(parent, parent) for parent in _receivers(node)])
 
-    def add(kind: Kind, lines: list[str], cluster: int | None = None) -> int:
-        drawn.shapes.append(Shape(kind, lines, cluster))
-        return len(drawn.shapes) - 1
-
-    def details(node: Node) -> Iterator[str]:
-        if values is not None:
-            yield labels.value_text(values[node])
-        if gradients is not None:
+    def add(kind: Kind, lines: list[str], cluster: int | None, node: Node | None, detailed: bool = True) -> int:
+        shape = Shape(kind, lines, cluster, node)
+        if node and detailed and values is not None:
+            shape.value = labels.value_text(values[node])
+        if node and detailed and gradients is not None:
             known = gradients.get(node)
-            yield "grad not computed" if known is None else f"grad {labels.value_text(known)}"
+            shape.gradient = "grad not computed" if known is None else f"grad {labels.value_text(known)}"
+        drawn.shapes.append(shape)
+        return len(drawn.shapes) - 1
 
     def connect(tail: int, head: int, given: Any, name: str = "") -> None:
         dtype = "" if given.dtype == main_dtype else f" {given.dtype}"
@@ -92,7 +94,7 @@ def picture(
     place: dict[Node, int] = {}
     for node, cluster in rows:
         constants = {
-            position: add("constant", labels.constant(node, position, values is not None))
+            position: add("constant", labels.constant(node, position, values is not None), None, None)
             for position, arg in enumerate(node.args)
             if not isinstance(arg, Node) and labels.is_array(arg)
         }
@@ -102,9 +104,7 @@ def picture(
         if node.name and node.op and node not in outputs:
             lines[0] = f"{node.name} = {lines[0]}"
         # The value of an operation that is an output stands there.
-        if not node.op or node not in outputs:
-            lines.extend(details(node))
-        here = place[node] = add(_kind(node), lines, cluster)
+        here = place[node] = add(_kind(node), lines, cluster, node, not node.op or node not in outputs)
         receivers = _receivers(node) if gradients is not None and node in on_path else []
         for position, (arg, name) in enumerate(zip(node.args, labels.edge_names(node), strict=True)):
             if isinstance(arg, Node):
@@ -115,7 +115,7 @@ def picture(
             elif position in constants:
                 connect(constants[position], here, arg, name if len(name) == 1 else "")
     for node in outputs:
-        here = add("output", [node.name if node.name and node.op else "output", *details(node)])
+        here = add("output", [node.name if node.name and node.op else "output"], None, node)
         connect(place[node], here, node)
         if gradients is not None and node in gradients:
             drawn.arrows.append(Arrow(here, place[node], gradient=True))
