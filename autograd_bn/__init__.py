@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # What a first forward and backward pass does not need is imported when it is first asked for.
 _ROOMS: dict[str, str] = {
-    "Verdict": "verify.verdict:Verdict",
+    "Verdict": "verify.referee:Verdict",
     "check_backward": "verify.referee:check_backward",
     "Comparison": "verify.compare:Comparison",
     "GradientError": "verify.gradcheck:GradientError",
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from .verify.proof import Proof as Proof
     from .verify.proof import prove_equal as prove_equal
     from .verify.proof import rational_batch as rational_batch
+    from .verify.referee import Verdict as Verdict
     from .verify.referee import check_backward as check_backward
-    from .verify.verdict import Verdict as Verdict
 
 
 def __getattr__(name: str) -> Any:

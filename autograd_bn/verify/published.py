@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .referee import check_backward
-from .verdict import Verdict
+from .referee import Verdict, check_backward
 
 EPS = 1e-5
 

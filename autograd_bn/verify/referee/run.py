@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Tensor, as_tensor, grad
-from ..engine.derivatives import propagate
-from ..engine.node import Array, Node, recording, topological_order
-from ..engine.operations import sum_to
+from ...engine import Tensor, as_tensor, grad
+from ...engine.derivatives import propagate
+from ...engine.node import Array, Node, recording, topological_order
+from ...engine.operations import sum_to
 
 
 class Unjudgeable(ValueError):

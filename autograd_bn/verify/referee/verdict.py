@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .factors import Finding
+from .mistakes import Finding
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..engine.derivatives import propagate
-from ..engine.node import Array, Node, topological_order
-from .factors import RTOL, Factor, Finding, plural
+from ...engine.derivatives import propagate
+from ...engine.node import Array, Node, topological_order
+from .matching import Step
+from .mistakes import RTOL, Factor, Finding, plural
 from .normalisation import close
-from .returned import Step
-from .truth import Run, contributions, parts_of
+from .run import Run, contributions, parts_of
 
 
 def shape_finding(name: str, given: Array, truth: Array, terms: list[Array]) -> tuple[Finding, Array]:

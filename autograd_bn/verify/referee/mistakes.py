@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.node import Array
+from ...engine.node import Array
 from .normalisation import Normalisation
 
 RTOL = 1e-7  # how well an explanation must reproduce what came back, of its largest entry

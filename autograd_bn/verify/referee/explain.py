@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engine.node import Array
-from .factors import RTOL, Dictionary, Factor, Finding, gamma_power, number, plural
+from ...engine.node import Array
+from .mistakes import RTOL, Dictionary, Factor, Finding, gamma_power, number, plural
 from .normalisation import Normalisation, close
 
 PATH_NAMES = {"direct": "direct path", "mean": "path through the mean", "var": "path through the variance"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.node import Array
-from .factors import Finding
+from ...engine.node import Array
+from .mistakes import Finding
 from .normalisation import Normalisation, canonical
-from .truth import Pair, Run
+from .run import Pair, Run
 
 TOLERANCE = 1e-9  # of a gradient's largest entry; more only where rounding alone carries a right one further
 

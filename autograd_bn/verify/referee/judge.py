@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.node import Array
-from .diagnosis import Explanation, explain_dx, explain_sum, tell
-from .factors import RTOL, Dictionary, Finding
+from ...engine.node import Array
+from .explain import Explanation, explain_dx, explain_sum, tell
 from .generic import alone, generic, not_linear, one_path, say, shape_finding, swapped
+from .matching import Returned, Step, right, shows, sort, steps, vanishing
+from .mistakes import RTOL, Dictionary, Finding
 from .normalisation import Normalisation, canonical, close, recognise, telling_inputs
-from .returned import Returned, Step, right, shows, sort, steps, vanishing
-from .truth import Pair, Run, Unjudgeable
+from .run import Pair, Run, Unjudgeable
 from .verdict import Row, Verdict
 
 
