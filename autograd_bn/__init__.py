@@ -18,10 +18,9 @@ _ROOMS: dict[str, str] = {
     "Proof": "verify.proof:Proof",
     "compare": "verify.compare:compare",
     "data": "nn.data",
-    "expand": "batch_norm.rewrite:expand",
-    "fuse": "batch_norm.rewrite:fuse",
+    "expand": "batch_norm.fusion:expand",
+    "fuse": "batch_norm.fusion:fuse",
     "gradcheck": "verify.gradcheck:gradcheck",
-    "lint": "verify.lint:lint",
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
@@ -34,8 +33,8 @@ _ROOMS: dict[str, str] = {
 
 if TYPE_CHECKING:
     from . import nn as nn
-    from .batch_norm.rewrite import expand as expand
-    from .batch_norm.rewrite import fuse as fuse
+    from .batch_norm.fusion import expand as expand
+    from .batch_norm.fusion import fuse as fuse
     from .drawing.picture import render as render
     from .drawing.picture import to_dot as to_dot
     from .nn import data as data
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from .verify.compare import compare as compare
     from .verify.gradcheck import GradientError as GradientError
     from .verify.gradcheck import gradcheck as gradcheck
-    from .verify.lint import lint as lint
     from .verify.proof import Proof as Proof
     from .verify.proof import prove_equal as prove_equal
     from .verify.proof import rational_batch as rational_batch

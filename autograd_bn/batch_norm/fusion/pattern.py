@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..engine.node import Node
+from ...engine.node import Node
 from .reading import (
     HALF,
     ONE,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from ..engine.node import Array, Node
-from ..engine.operations import count, reduced_axes
+from ...engine.node import Array, Node
+from ...engine.operations import count, reduced_axes
 
 # Of a batch norm in full; what goes beyond is read as it comes.
 MOST_TERMS, MOST_FACTORS, MOST_LEVELS = 3, 4, 4

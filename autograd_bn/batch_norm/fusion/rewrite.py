@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine import Tensor
-from ..engine.graph import Graph, Values
-from ..engine.node import Leaf, Node, recording
-from ..engine.operations import broadcast_to, reshape
-from .definition import batch_norm, body, kept_shape
+from ...engine import Tensor
+from ...engine.graph import Graph, Values, compute
+from ...engine.node import Leaf, Node, recording, topological_order
+from ...engine.operations import broadcast_to, reshape
+from ..definition import batch_norm, body, kept_shape
 from .pattern import Match, NearMiss, Partly, find, inside, label, sources
 from .reading import Factor, Reader, long_axes
 
@@ -165,3 +166,59 @@ def expand(*outputs: Tensor) -> tuple[Node, ...]:
     for node, last in made:
         node.become(last)
     return tuple([node for node, _ in made])
+
+
+def roles(outputs: Sequence[Tensor | Node]) -> dict[Node, str]:
+    """What the nodes of every spelled-out batch norm below `outputs` stand for.
+
+    The names are "mean", "var", "1/σ", "centred" (x - mean) and "x̂" (the normalised input). A node has one where its
+    value is that of the statistic or of what is computed from it, whatever the spelling; of several the first.
+
+    >>> import autograd_bn as ag
+    >>> y = ag.batch_norm(ag.tensor([[1.0, 10.0], [3.0, 30.0]]), form="composed")
+    >>> list(roles([y]).values())
+    ['mean', 'centred', 'var', '1/σ', 'x̂']
+    """
+    nodes = topological_order([output.node if isinstance(output, Tensor) else output for output in outputs])
+    reader = Reader(nodes)
+    found: dict[Node, str] = {}
+    for node in nodes:
+        try:
+            match = find(reader, node)
+        except NearMiss:
+            continue
+        if match and match.mean is None and 0 not in node.shape:
+            found = _roles(reader, nodes, node, match) | found
+    return found
+
+
+def _roles(reader: Reader, nodes: list[Node], last: Node, match: Match) -> dict[Node, str]:
+    rng = np.random.default_rng(0)
+    interior = inside(reader, last, match) | {last}
+    values: dict[Node, Any] = {}
+    for node in [node for node in nodes if node in interior]:
+        for parent in node.inputs:
+            first = reader.same[parent]
+            values.setdefault(first, values.get(parent, rng.uniform(0.5, 2, parent.shape)))
+            values.setdefault(parent, values[first])
+        values[node] = compute(node, [values[arg] if isinstance(arg, Node) else arg for arg in node.args])
+    x = values[reader.source(match.x)]
+    mean, var = (f(x, axis=match.axes, keepdims=True) for f in (np.mean, np.var))
+    eps = match.eps
+    if isinstance(eps, Factor):
+        source = reader.source(eps)
+        given = values[source] if isinstance(source, Node) else source
+        eps = np.asarray(given, float).reshape([n if i - x.ndim in eps.along else 1 for i, n in enumerate(x.shape)])
+    scale = 1 / np.sqrt(var + float(eps) if np.ndim(eps) == 0 else var + eps)
+    known = {"mean": mean, "var": var, "1/σ": scale, "centred": x - mean, "x̂": (x - mean) * scale}
+    found: dict[Node, str] = {}
+    for node in [node for node in nodes if node in interior]:
+        for name, value in known.items():
+            if np.size(values[node]) != value.size and node.shape != last.shape:
+                continue
+            shown = values[node] if node.shape == last.shape else np.reshape(values[node], value.shape)
+            if np.allclose(np.asarray(shown, float), value, rtol=1e-9, atol=1e-12):
+                if not any(found.get(parent) == name for parent in node.inputs):
+                    found[node] = name
+                break
+    return found

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import autograd_bn as ag
+from autograd_bn.batch_norm.fusion import roles
 
 EPS = 1e-3
 
@@ -639,6 +640,34 @@ def test_a_spelling_put_together_at_random(data):
     before = ag.grad(y, (x, g, b), [seed], allow_unused=True)
     assert ag.fuse(y).fused == (y.node,)
     assert_same(before, ag.grad(y, (x, g, b), [seed], allow_unused=True))
+
+
+def named(y):
+    found = roles([y])
+    return {name: [node for node in found if found[node] == name] for name in found.values()}
+
+
+@pytest.mark.parametrize("stop", [(), ("mean",), ("var",), ("mean", "var")])
+def test_the_nodes_of_composed_batch_norm_have_their_names(stop):
+    x, g, b = inputs()
+    y = ag.batch_norm(x, g, b, stop=stop, form="composed")
+    names = {name: [node.op for node in nodes] for name, nodes in named(y).items()}
+    assert names == {"mean": ["mean"], "centred": ["subtract"], "var": ["mean"], "1/σ": ["rsqrt"], "x̂": ["multiply"]}
+    assert roles([ag.batch_norm(x, g, b)]) == {}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_node_has_a_role_where_its_value_is_that(name):
+    x, g, b = inputs()
+    y = SPELLINGS[name](x, g, b, EPS)
+    values = ag.Graph(y).values()
+    mean, var = x.data.mean(0), x.data.var(0)
+    scale = 1 / np.sqrt(var + EPS)
+    known = {"mean": mean, "var": var, "1/σ": scale, "centred": x.data - mean, "x̂": (x.data - mean) * scale}
+    found = roles([y.node])
+    assert "var" in found.values()
+    for node, role in found.items():
+        np.testing.assert_allclose(values[node] + np.zeros(x.shape), known[role] + np.zeros(x.shape), rtol=1e-9)
 
 
 def test_fuse_wants_tensors():
