@@ -15,6 +15,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
+from .report import html_table, text_table
 
 # How far apart two right results may be, relative to the largest entry. Beyond it stands the rounding error of
 # the first function itself, so that ill-conditioned data do not fail a right formula.
@@ -59,18 +60,20 @@ class Comparison:
         first, second = self.names
         return f"{first} and {second} " + (f"differ in {', '.join(wrong)}" if wrong else "agree in every row")
 
-    def _cells(self) -> Iterator[tuple[str, ...]]:
+    def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
-        yield "", "shape", "max difference", "relative", f"ulp {first}", f"ulp {second}", ""
-        for row in self.rows:
-            yield (
+        head = ["", "shape", "max difference", "relative", f"ulp {first}", f"ulp {second}", ""]
+        return head, [
+            [
                 row.name,
                 " x ".join(map(str, row.shape)) or "scalar",
                 f"{row.max_abs:.2e}",
                 f"{row.max_rel:.2e}",
                 *("-" if ulp is None else f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.2e}" for ulp in row.ulp),
                 "equal" if row.ok else "DIFFERS",
-            )
+            ]
+            for row in self.rows
+        ]
 
     def _notes(self) -> str:
         return (
@@ -79,28 +82,12 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        table = list(self._cells())
-        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i in (0, 1, 6) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([*lines, "", self._notes()])
+        return f"{text_table(*self._table(), right=range(2, 6))}\n\n{self._notes()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *body = self._cells()
-
-        def line(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        rows = line(head, "th") + "".join(line(cells, "td") for cells in body)
-        return f"<table>{rows}</table><p>{html.escape(self._notes())}</p>"
+        return f"{html_table(*self._table())}<p>{html.escape(self._notes())}</p>"
 
 
 def compare(

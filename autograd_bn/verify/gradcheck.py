@@ -13,7 +13,7 @@ from ..engine import Tensor
 from ..engine.node import Array, no_update, topological_order
 from ..engine.tensor import check_differentiable
 from .compare import input_names
-from .differences import Differences
+from .finite_differences import Differences
 from .mutations import Power, measure
 
 # Below it products of derivatives with each other vanish in float64.
@@ -170,6 +170,11 @@ class Level:
         tensors = [ag.as_tensor(array, requires_grad=array.dtype.kind == "f") for array in arrays]
         return np.concatenate([np.ravel(np.asarray(output)) for output in self.function(tensors, False)])
 
+    def outputs_at(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs, without a record."""
+        tensors = [ag.as_tensor(array, requires_grad=True) for array in arrays]
+        return [np.asarray(output) for output in self.function(tensors, False)]
+
     def gradient(self, weigh: Callable[[tuple[int, ...]], Array]) -> Level:
         """The gradient of this level's outputs, as a function of its inputs and of the outputs' weights."""
         count = len(self.arrays)
@@ -299,9 +304,10 @@ class _Check:
         self.atol, self.rtol = atol, rtol
         self.leaves, self.outputs = level.record()
         self.size = sum(output.size for output in self.outputs)
-        sizes = [output.size for output in self.outputs]
-        self.differences = Differences(level.values, level.arrays, sizes, eps, rng)
-        kink = self.differences.kink(rng)
+        floats = [a for a in map(np.asarray, ag.Graph(*self.outputs).values().values()) if a.dtype.kind == "f"]
+        magnitude = max([float(np.max(np.abs(a), initial=0, where=np.isfinite(a))) for a in floats], default=0.0)
+        self.differences = Differences(level.outputs_at, level.arrays, smallest=eps, magnitude=magnitude, rng=rng)
+        kink = self.differences.kink()
         if kink is not None:
             i, index = kink
             raise CannotJudge(
@@ -355,11 +361,7 @@ class _Check:
                 rows[k] = gradient.ravel() / weight
         blocks = []
         for i, array in enumerate(self.level.arrays):
-            want, error = np.empty_like(got[i]), np.empty_like(got[i])
-            for j, index in enumerate(np.ndindex(array.shape)):
-                unit = np.zeros(array.shape)
-                unit[index] = 1
-                want[:, j], error[:, j] = self.differences.along(i, unit)
+            want, error = self.differences.jacobian(i)
             floor = 1e-11 * np.max(np.abs(want), axis=1, keepdims=True, initial=0) + _UNDERFLOW
             noise = self.rounding[i] + self.differences.noise[i][:, None] / self.differences.scale[i]
             bound = 10 * (error + noise) + floor
