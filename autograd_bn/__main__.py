@@ -9,9 +9,17 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
-from .commands import UsageError
+from .commands import UsageError, complain, words
 
 COMMANDS = ("compare", "render", "check", "train", "bench")
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Descriptions filled to the width of the terminal, paragraph by paragraph; examples stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join([p if "example:" in p else fill(p, width, indent) for p in text.split("\n\n")])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -19,17 +27,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="autograd-bn",
         description="Batch norm as a node of a graph that you can open, check and trust. "
         "Without a command: compare, on the packaged digits.",
+        epilog="Exit status: 0 pass, 1 mismatch, 2 usage.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = import_module(f".commands.{name}", __package__)
-        summary, _, details = module.HELP.partition("\n\n")
         sub = subparsers.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}\n\n{details}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=module.HELP.partition("\n")[0], description=module.HELP, formatter_class=_Paragraphs
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
@@ -38,22 +43,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the result is its exit status: 0 pass, 1 mismatch, 2 usage."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given or ["compare"])
-    if args.command is None:
-        _parser().error("which command? " + ", ".join(COMMANDS))
+    given = list(sys.argv[1:] if argv is None else argv) or ["compare"]
     try:
-        status = int(args.run(args))
+        if sys.stdout is None:
+            raise UsageError("standard output is closed")
+        try:
+            args = _parser().parse_args(given)
+            status = int(args.run(args))
+        except SystemExit as exit:  # --help, or what argparse has said already
+            status = int(exit.code or 0)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"autograd-bn {args.command}: {error}", file=sys.stderr)
-        return 2
+        problem = str(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    except OSError as error:  # a full disk, or a pipe whose reader has gone
+        problem = f"can't write {error.filename or 'to standard output'}: {words(error)}"
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        return status
+    complain(f"autograd-bn {given[0]}: {problem}")
+    return 2
 
 
 if __name__ == "__main__":

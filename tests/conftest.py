@@ -2,8 +2,12 @@
 
 import os
 
-import pytest
-from hypothesis import settings
+# Before anything loads them: the threads of PyTorch and OpenBLAS cost tests of this size far more than they bring.
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.commands import bench_mpi
-from autograd_bn.distributed.cost import Network, Step
 from autograd_bn.engine import primitive
 
 pytest.importorskip("mpi4py")
@@ -106,33 +104,6 @@ def test_ctrl_c_on_one_rank_stops_all_after_the_same_step():
     done = mpiexec(3, SCRIPT, "ctrl_c_on_one_rank_stops_all_after_the_same_step")
     assert done.returncode == 0, done.stderr
     assert "stopped after step 4" in done.stderr
-
-
-def test_the_benchmark_reports_on_1_2_and_3_ranks_and_forecasts():
-    done = mpiexec(3, "-m", "mpi4py", SCRIPT, "benchmark")
-    assert done.returncode == 0, done.stderr
-    report, end = json.JSONDecoder().raw_decode(done.stdout)
-    assert [job["ranks"] for job in report["measured"]] == [1, 2, 3]
-    for job in report["measured"]:
-        for shape in job["shapes"]:
-            assert min(shape["least"].values()) > 0
-    assert {f["features"] for f in report["model"]} == {4, 512}
-    assert done.stdout[end:].split() == ["benchmark"]
-    text = bench_mpi._text(report)
-    assert "InfiniBand" in text
-    assert "Assumed is" in text
-
-
-def test_the_cost_model_finds_where_latency_overtakes_compute():
-    network = Network("", latency=1e-3, bandwidth=1e12)
-    step = Step(rows=1000, row=1e-3, message=8, software=0)
-    # 2 ceil(log2 p) ms against 1000 / p ms: 12.0 against 15.6 at 64, 14.0 against 15.4 at 65, 14.08 at 71
-    assert step.overtaken_at(network) == 72
-    assert step.exchanges(1, network) == 0
-    assert step.exchanges(8, network) == pytest.approx(6e-3)
-    times = {p: step.compute(p) + step.exchanges(p, network) for p in range(1, 1000)}
-    assert step.fastest_at(network) == min(times, key=times.get)
-    assert Step(rows=10**9, row=1, message=8, software=0).overtaken_at(network) is None
 
 
 def test_one_process_never_imports_mpi4py():

@@ -1,111 +1,180 @@
-"""The commands of the command line, one module each: `HELP`, `add_arguments(parser)`, `run(args) -> int`."""
+"""The commands of the command line, one module each: `HELP`, `add_arguments(parser)`, `run(args) -> int`.
+
+Here is what they share: the user's data, the files that they write, and the bar that shows how far they are.
+"""
 
 from __future__ import annotations
 
+import csv
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+
+from ..engine.node import Array
+from ..nn.checkpoint import load
+from ..nn.data import load_digits
+
+BROKEN = "it is damaged or not such a file"
 
 
 class UsageError(Exception):
     """What the user asked for can't be done; the message is one line."""
 
 
-def load_data(path: str | None) -> tuple[str, np.ndarray[Any, Any]]:
-    """A name for the data and the data as floats, features last: the packaged digits, or the user's file."""
-    import numpy as np
+def words(error: OSError) -> str:
+    """What went wrong with a file, as one would say it."""
+    return (error.strerror or str(error)).lower()
 
+
+def complain(text: str) -> None:
+    """One line on standard error, in one write: several ranks may share it."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+class Data(NamedTuple):
+    """A batch as floats, features last; the file's own gamma and beta; the names of the features."""
+
+    name: str
+    x: Array
+    gamma: Array | None = None
+    beta: Array | None = None
+    columns: tuple[str, ...] = ()
+
+    def not_finite(self) -> dict[str, int]:
+        """How many values of each feature are NaN or infinite, for the features that have any."""
+        counts = np.count_nonzero(~np.isfinite(self.x), axis=tuple(range(self.x.ndim - 1)))
+        names = self.columns or [str(i + 1) for i in range(len(counts))]
+        return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+
+
+def load_data(path: str | None) -> Data:
+    """The packaged digits, or the user's file: .npy, .npz (one array or `x`, and `gamma` and `beta`), or .csv."""
     if path is None:
-        from ..nn.data import load_digits
-
         images, _ = load_digits()
-        return "the packaged digits", images.reshape(len(images), -1)
+        return Data("the packaged digits", images.reshape(len(images), -1))
     try:
-        data = _read(Path(path))
+        arrays, columns = _read(Path(path))
     except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror or error}") from None
-    if data.dtype.kind in "iub":
-        data = data.astype(np.float64)
-    if data.dtype.kind != "f":
-        raise UsageError(f"{path} holds data of dtype {data.dtype}, expected real numbers")
-    if data.ndim < 2:
-        raise UsageError(f"{path} holds an array of shape {data.shape}, expected rows of features: two axes or more")
-    return path, data
+        raise UsageError(f"can't read {path}: {words(error)}") from None
+    data = [name for name in arrays if name not in ("gamma", "beta")]
+    if "x" not in data and len(data) != 1:
+        raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
+    for name, array in arrays.items():
+        if array.dtype.kind in "iub":
+            arrays[name] = array.astype(np.float64)
+    x = arrays["x" if "x" in data else data[0]]
+    if x.dtype.kind != "f":
+        raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
+    if x.ndim < 2:
+        raise UsageError(f"{path} holds an array of shape {x.shape}, expected rows of features: two axes or more")
+    return Data(path, x, arrays.get("gamma"), arrays.get("beta"), columns)
 
 
-def _read(path: Path) -> np.ndarray[Any, Any]:
-    import zipfile
-
-    import numpy as np
-
+def _read(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
     if path.suffix == ".csv":
         return _read_csv(path)
     if path.suffix not in (".npy", ".npz"):
         raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz or .csv")
     try:
+        if path.suffix == ".npz":
+            return load(path), ()
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if path.suffix == ".npy":
-                return np.asarray(loaded)
-            names = loaded.files
-            if len(names) != 1 and "x" not in names:
-                raise UsageError(f"{path} holds {', '.join(names) or 'nothing'}: expected one array, or one named x")
-            return np.asarray(loaded["x" if "x" in names else names[0]])
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = "it holds pickled objects" if "pickle" in str(error).lower() else "it is damaged or not such a file"
+            return {"x": np.lib.format.read_array(file, allow_pickle=False)}, ()
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
+        reason = "it holds pickled objects" if "Object arrays" in str(error) else BROKEN
         raise UsageError(f"can't read {path}: {reason}") from None
 
 
-def _read_csv(path: Path) -> np.ndarray[Any, Any]:
-    import csv
+def _read_csv(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Rows of numbers, and the names of the columns where the first line has no number in it.
 
-    import numpy as np
-
+    Columns are separated by tabs, semicolons or commas, whichever the first line has; beside semicolons a comma is a
+    decimal one.
+    """
     rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for number, cells in enumerate(csv.reader(file), 1):
-            if not cells:
+    columns: tuple[str, ...] = ()
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline()
+        file.seek(0)
+        separator = next((mark for mark in "\t;" if mark in first), ",")
+        reader = csv.reader(file, delimiter=separator)
+        for cells in filter(None, reader):
+            values = [_number(cell, separator) for cell in cells]
+            if not rows and not columns and not any(isinstance(value, float) for value in values):
+                columns = tuple([cell.strip() for cell in cells])
                 continue
-            try:
-                rows.append([float(cell) for cell in cells])
-            except ValueError:
-                column, cell = next((i, c) for i, c in enumerate(cells, 1) if not _is_number(c))
-                raise UsageError(f"{path}, line {number}, column {column}: {cell!r} is not a number") from None
-            if len(cells) != len(rows[0]):
-                raise UsageError(f"{path}, line {number} has {len(cells)} columns, expected {len(rows[0])}")
+            for i, value in enumerate(values, 1):
+                if value is None:
+                    raise UsageError(f"{path}, line {reader.line_num}, column {i}: {cells[i - 1]!r} is not a number")
+            expected = len(columns or (rows[0] if rows else cells))
+            if len(cells) != expected:
+                raise UsageError(f"{path}, line {reader.line_num} has {len(cells)} columns, expected {expected}")
+            rows.append(values)  # type: ignore[arg-type]
     if not rows:
         raise UsageError(f"{path} is empty, expected rows of numbers")
-    return np.array(rows)
+    return {"x": np.array(rows)}, columns
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str, separator: str) -> float | None:
     try:
-        float(cell)
+        return float(cell.replace(",", ".") if separator == ";" else cell)
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def writable_folder(path: str) -> Path:
+def writable_folder(path: str | Path) -> Path:
     """The folder, made if it is missing; `UsageError` where nothing can be written there."""
-    import tempfile
-
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"can't write to the folder {path}: {error.strerror or error}") from None
+        raise UsageError(f"can't write to the folder {path}: {words(error)}") from None
     return folder
 
 
-def world(option: str) -> Any:
-    """All ranks that mpiexec started, which from here on end together; `UsageError` without mpi4py."""
-    import signal
+def output_file(path: str, suffixes: Sequence[str]) -> Path:
+    """A file to write, in a folder that is made if it is missing; `UsageError` for another suffix."""
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise UsageError(f"{path} ends in {target.suffix!r}, expected {' or '.join(suffixes)}")
+    writable_folder(target.parent)
+    if target.is_dir():
+        raise UsageError(f"can't write {path}: it is a folder")
+    return target
 
+
+@contextmanager
+def progress(total: int, text: str, done: int = 0, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, where tqdm is installed; the function moves it on by a step and sets the text beside it."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda text: None
+        return
+    with tqdm(total=total, initial=done, disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
+        bar.set_postfix_str(text)
+
+        def show(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        yield show
+
+
+def world(option: str) -> Any:
+    """All ranks that mpiexec started; `UsageError` without mpi4py."""
     try:
         from mpi4py import MPI
     except ImportError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,59 +14,43 @@ import numpy as np
 from .. import batch_norm, grad, tensor
 from ..batch_norm.backends import describe_backend
 from ..engine import Graph
-from . import UsageError
+from . import UsageError, output_file, progress
 
 HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
 
-example: autograd-bn bench -o bench.svg
-It runs {describe_backend()}."""
+It runs {describe_backend()}.
+
+example: autograd-bn bench -o bench.svg"""
 
 SHAPES = ((64, 100), (1024, 256), (1024, 1024), (8192, 1024), (65536, 64))
 REPEATS = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Declare the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("-o", "--output", metavar="FILE.png|svg", help="draw a plot (needs matplotlib)")
-    parser.add_argument("--mpi", action="store_true", help="measure the exchanges between the ranks of an MPI job")
+    parser.add_argument("-o", "--output", metavar="FILE", help="draw a plot, .svg or .png (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report; the exit status."""
-    if args.mpi:
-        from . import bench_mpi
-
-        return bench_mpi.run(args.json)
-    plt = _pyplot(args.output)
-    rows = [_measure(shape) for shape in _progress(SHAPES, not args.json)]
+    """Measure, print, plot; the exit status."""
+    path = None if args.output is None else output_file(args.output, (".svg", ".png"))
+    if path is not None:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise UsageError('-o needs matplotlib, which is not installed: pip install "autograd_bn[plot]"') from None
+    rows = []
+    with progress(len(SHAPES), "measuring", quiet=args.json) as show:
+        for shape in SHAPES:
+            rows.append(_measure(shape))
+            show(f"{shape[0]} x {shape[1]}")
     print(json.dumps(rows, indent=2) if args.json else _table(rows))
-    if plt is not None:
-        _draw(plt, rows, args.output)
+    if path is not None:
+        _draw(rows, path)
+        if not args.json:
+            print(f"\nplot: {path}")
     return 0
-
-
-def _pyplot(path: str | None) -> Any:
-    if path is None:
-        return None
-    if Path(path).suffix not in (".png", ".svg"):
-        raise UsageError(f"-o {path}: expected a name that ends in .png or .svg")
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError('-o needs matplotlib, which is not installed: pip install "autograd_bn[plot]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _progress(shapes: Sequence[tuple[int, int]], shown: bool) -> Iterator[tuple[int, int]]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return iter(shapes)
-    return iter(tqdm(shapes, desc="bench", disable=None if shown else True, leave=False))
 
 
 def _measure(shape: tuple[int, int]) -> dict[str, Any]:
@@ -93,29 +76,29 @@ def _measure(shape: tuple[int, int]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"Batch norm, forward plus backward, float32, by {describe_backend()}",
-        "",
-        f"{'shape':>14} {'composed ms':>12} {'fused ms':>10} {'speedup':>8} "
-        f"{'composed MB':>12} {'fused MB':>9} {'ratio':>6}",
+        f"Batch norm, forward plus backward, float32, by {describe_backend()}.",
+        "ms: median time. MB: what is kept from forward to backward.\n",
+        "         shape  composed ms  fused ms  speedup  composed MB  fused MB  ratio",
     ]
     for r in rows:
         shape = f"{r['rows']} x {r['features']}"
         lines.append(
-            f"{shape:>14} {r['composed_ms']:12.3f} {r['fused_ms']:10.3f} {r['speedup']:7.1f}x "
+            f"{shape:>14} {r['composed_ms']:12.3f} {r['fused_ms']:9.3f} {r['speedup']:7.1f}x "
             f"{r['composed_bytes'] / 1e6:12.2f} {r['fused_bytes'] / 1e6:9.2f} {r['bytes_ratio']:6.2f}"
         )
     return "\n".join(lines)
 
 
-def _draw(plt: Any, rows: list[dict[str, Any]], path: str) -> None:
-    names = [f"{r['rows']} x {r['features']}" for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     places = np.arange(len(rows))
     for axes, unit, title in ((left, "ms", "time, ms"), (right, "bytes", "bytes kept for backward")):
         for form, offset, hatch in (("composed", -0.2, "//"), ("fused", 0.2, "")):
             axes.bar(places + offset, [r[f"{form}_{unit}"] for r in rows], 0.4, label=form, hatch=hatch)
         axes.set(title=title, yscale="log")
-        axes.set_xticks(places, names, rotation=30, ha="right")
+        axes.set_xticks(places, [f"{r['rows']} x {r['features']}" for r in rows], rotation=30, ha="right")
     left.legend()
     figure.savefig(path)
-    plt.close(figure)

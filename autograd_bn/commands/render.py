@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from . import UsageError, load_data
+from . import UsageError, load_data, words, writable_folder
 
 HELP = """draw the graph of batch norm on data
 
@@ -31,14 +32,23 @@ def run(args: argparse.Namespace) -> int:
 
     import autograd_bn as ag
 
-    _, data = load_data(args.data)
+    if args.expand and args.form != "fused":
+        raise UsageError("--expand opens the fused node: it needs --form fused")
+    writable_folder(Path(args.output).parent)
+    data = load_data(args.data)
     rng = np.random.default_rng(0)
-    x = ag.as_tensor(data, requires_grad=True, name="x")
-    gamma = ag.tensor(np.ones(data.shape[-1], data.dtype), requires_grad=True, name="gamma")
-    beta = ag.tensor(np.zeros(data.shape[-1], data.dtype), requires_grad=True, name="beta")
-    weights = rng.normal(size=data.shape) if args.grads else None
+    features = data.x.shape[-1:]
+    x = ag.as_tensor(data.x, requires_grad=True, name="x")
+    gamma = np.ones(features, data.x.dtype) if data.gamma is None else data.gamma
+    beta = np.zeros(features, data.x.dtype) if data.beta is None else data.beta
+    weights = rng.normal(size=data.x.shape) if args.grads else None
     try:
-        y = ag.batch_norm(x, gamma, beta, form=args.form)
+        y = ag.batch_norm(
+            x,
+            ag.tensor(gamma, requires_grad=True, name="gamma"),
+            ag.tensor(beta, requires_grad=True, name="beta"),
+            form=args.form,
+        )
         y.name = "y"
         path = ag.render(
             y,
@@ -48,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
             expand=args.expand,
             direction=args.direction,
         )
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"can't write {args.output}: {words(error)}") from None
     print(path)
     return 0

@@ -5,26 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import UsageError, world, writable_folder
+import numpy as np
 
-if TYPE_CHECKING:
-    from ..nn import Sequential
+import autograd_bn as ag
+
+from .. import nn
+from ..distributed import allreduce, sum_gradients
+from ..distributed.collectives import raising_together
+from . import UsageError, complain, output_file, progress, words, world, writable_folder
 
 HELP = """train on the packaged digits with and without batch norm, and plot both
 
-The experiment of S. Ioffe and C. Szegedy, "Batch Normalization", 2015, section 4.1: three layers of 100 sigmoid
-units, batches of 60, plain gradient descent. A fifth of the digits, chosen by the seed, is held out as the test set.
-With --conv, a small LeNet with batch norm. The plot shows the test accuracy over the steps, and how the input of one
-unit in the last hidden layer moves: its 15th, 50th and 85th percentile over the test set. Ctrl-C finishes the step and
-saves the state; --resume goes on from there, to the same bits as without the stop. With --mpi the ranks of an MPI job
-divide every batch, with batch norm over all of it.
+The experiment of S. Ioffe and C. Szegedy, "Batch Normalization", 2015, section 4.1: three layers of 100 sigmoid units,
+batches of 60, plain gradient descent. A fifth of the digits, chosen by the seed, is held out as the test set. With
+--conv, a small LeNet with batch norm.
+
+The plot shows the test accuracy over the steps, and how the input of one unit in the last hidden layer moves: its
+15th, 50th and 85th percentile over the test set.
+
+Ctrl-C finishes the step and saves the state; --resume goes on from there, to the same bits as without the stop. With
+--mpi the ranks of an MPI job divide every batch, with batch norm over all of it.
 
 example: autograd-bn train --seed 1 -o training.png
          mpiexec -n 4 autograd-bn train --mpi"""
@@ -38,7 +44,7 @@ DEFAULTS: dict[bool, dict[str, Any]] = {
     False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0},
     True: {"conv": True, "steps": 600, "lr": 0.1, "seed": 0},
 }
-INSTALL = "matplotlib is not installed, so there is no plot: pip install autograd_bn[plot]"
+INSTALL = 'matplotlib is not installed, so there is no plot: pip install "autograd_bn[plot]"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
 
 
-def sigmoid_net(batch_norm: bool, seed: int, comm: Any = None, dtype: str = "float32") -> Sequential:
+def sigmoid_net(batch_norm: bool, seed: int, comm: Any = None, dtype: str = "float32") -> nn.Sequential:
     """Three hidden layers of 100 sigmoids; where batch norm follows, beta takes the place of the bias."""
-    import numpy as np
-
-    from .. import nn
-
     rng = np.random.default_rng(seed)
     layers: list[nn.Module] = []
     for features in (64, 100, 100):
@@ -70,12 +72,8 @@ def sigmoid_net(batch_norm: bool, seed: int, comm: Any = None, dtype: str = "flo
     return nn.Sequential(*layers, nn.Linear(100, 10, rng=rng, dtype=dtype))
 
 
-def lenet(seed: int, comm: Any = None) -> Sequential:
+def lenet(seed: int, comm: Any = None) -> nn.Sequential:
     """Two convolutions with pooling and one hidden layer, each with batch norm."""
-    import numpy as np
-
-    from .. import nn
-
     rng = np.random.default_rng(seed)
     layers: list[nn.Module] = []
     for channels, features in ((1, 16), (16, 32)):
@@ -88,52 +86,33 @@ def lenet(seed: int, comm: Any = None) -> Sequential:
 class Run:
     """A net on its way, with what the plot needs of its history."""
 
-    def __init__(self, name: str, net: Sequential, lr: float, momentum: float, comm: Any = None) -> None:
-        import numpy as np
-
-        from ..nn.optim import SGD
-
+    def __init__(self, name: str, net: nn.Sequential, lr: float, momentum: float, comm: Any = None) -> None:
         self.name = name
         self.net = net
         self.comm = comm
-        self.optimiser = SGD(net.parameters(), lr, momentum)
+        self.optimiser = ag.optim.SGD(net.parameters(), lr, momentum)
         self.loss = float("nan")
         self.history = np.empty((0, 2 + len(PERCENTILES)))  # step, accuracy, percentiles
 
     def step(self, x: Any, labels: Any) -> None:
-        """One batch."""
-        from ..nn import cross_entropy
-
+        """One batch, of which every rank of a job computes a part."""
         self.optimiser.zero_grad()
         if self.comm is None:
-            loss = cross_entropy(self.net(x), labels)
+            loss = nn.cross_entropy(self.net(x), labels)
             loss.backward()
         else:
-            loss = self._divided(x, labels)
+            x, own = (np.array_split(rows, self.comm.size)[self.comm.rank] for rows in (x, labels))
+            logits = self.net(x)
+            # A rank without rows takes part too: its sum of no logits is a loss of 0.
+            loss = nn.cross_entropy(logits, own) * (len(own) / len(labels)) if len(own) else logits.sum()
+            loss.backward()
+            sum_gradients(self.optimiser.params, self.comm)
+            loss = allreduce(loss.data, self.comm)
         self.optimiser.step()
         self.loss = loss.item()
 
-    def _divided(self, x: Any, labels: Any) -> Any:
-        """The loss and the gradients of a batch of which every rank computes a part."""
-        import numpy as np
-
-        from ..distributed import allreduce, sum_gradients
-        from ..nn import cross_entropy
-
-        x, own = (np.array_split(rows, self.comm.size)[self.comm.rank] for rows in (x, labels))
-        logits = self.net(x)
-        # A rank without rows takes part too: its sum of no logits is a loss of 0.
-        loss = cross_entropy(logits, own) * (len(own) / len(labels)) if len(own) else logits.sum()
-        loss.backward()
-        sum_gradients(self.optimiser.params, self.comm)
-        return allreduce(loss.data, self.comm)
-
     def evaluate(self, x: Any, labels: Any) -> tuple[float, Any]:
         """The accuracy on a test set, and the percentiles of what the first unit of the last activation gets."""
-        import numpy as np
-
-        import autograd_bn as ag
-
         watched = x
         self.net.eval()
         with ag.no_grad():
@@ -146,8 +125,6 @@ class Run:
 
     def record(self, step: int, x: Any, labels: Any) -> None:
         """Add a line to the history."""
-        import numpy as np
-
         accuracy, percentiles = self.evaluate(x, labels)
         self.history = np.vstack([self.history, [step, accuracy, *percentiles]])
 
@@ -180,20 +157,13 @@ class Run:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print, plot; the exit status."""
-    import numpy as np
-
-    import autograd_bn as ag
-
-    from ..distributed import allreduce
-    from ..distributed.collectives import raising_together
-
     comm = world("--mpi") if args.mpi else None
     first = comm is None or comm.rank == 0  # the rank that looks at the test set, prints and writes
     with raising_together(comm):
-        plot = _plot_path(args)
+        plot = output_file(args.output, (".svg", ".png"))
+        target = output_file(args.save, (".npz",)) if args.save else Path(args.resume or plot.with_suffix(".npz"))
         settings, done, state = _settings(args)
-        target = Path(args.save or args.resume or plot.with_suffix(".npz"))
-        writable_folder(str(target.parent))
+        writable_folder(target.parent)
         x, labels = ag.data.load_digits()
         x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
         order = np.random.default_rng(settings["seed"]).permutation(len(x))
@@ -205,8 +175,9 @@ def run(args: argparse.Namespace) -> int:
         except (KeyError, ValueError) as error:
             raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
 
-    stopped = done
-    with _stop_after_step() as asked, _progress(settings["steps"], done, args.json or not first) as show:
+    stopped, text = done, ""
+    bar = progress(settings["steps"], text, done, quiet=args.json or not first)
+    with _one_blas_thread(), _stop_after_step() as asked, bar as show:
         for step, batch in enumerate(batches(x[learn], labels[learn], settings["seed"], done), done + 1):
             if comm is not None and allreduce(np.asarray(len(asked)), comm) and not asked:
                 asked.append(signal.SIGINT)  # another rank heard Ctrl-C first
@@ -217,7 +188,10 @@ def run(args: argparse.Namespace) -> int:
                 if first and step % EVERY == 0:
                     each.record(step, x[test], labels[test])
             stopped = step
-            show(step, runs)
+            if first and step % EVERY == 0:
+                losses = " / ".join([f"{each.loss:.3f}" for each in runs])
+                text = f"loss {losses}, accuracy " + " / ".join([f"{100 * each.history[-1, 1]:.1f} %" for each in runs])
+            show(text)
     if not first:
         return 130 if asked else 0
     if asked or args.save:
@@ -226,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
             state |= each.state()
         ag.save(target, state)
     if asked:
-        print(f"stopped after step {stopped}; go on with: autograd-bn train --resume {target}", file=sys.stderr)
+        complain(f"stopped after step {stopped}; go on with: autograd-bn train --resume {target}")
         return 130
     rows = [
         {
@@ -238,15 +212,18 @@ def run(args: argparse.Namespace) -> int:
         for each in runs
     ]
     drawn = draw(runs, plot)
+    saved = str(target) if args.save else None
     if args.json:
-        print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None}))
+        print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None, "saved": saved}))
         return 0
     print(
-        f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out; "
+        f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out;\n"
         f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n"
     )
     print(_table(rows))
     print(f"\nplot: {plot}" if drawn else f"\n{INSTALL}")
+    if saved:
+        print(f"state: {saved}")
     return 0
 
 
@@ -260,20 +237,14 @@ def make_runs(settings: dict[str, Any], comm: Any = None) -> list[Run]:
 
 def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, Any]]:
     """Batches without end, from the one after `done`; each epoch has its own order, which the seed gives."""
-    import numpy as np
-
-    from ..nn.data import batches
-
     epoch, skip = divmod(done, -(-len(x) // BATCH))
     while True:
-        yield from islice(batches(x, labels, BATCH, np.random.default_rng([seed, epoch])), skip, None)
+        yield from islice(ag.data.batches(x, labels, BATCH, np.random.default_rng([seed, epoch])), skip, None)
         epoch, skip = epoch + 1, 0
 
 
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """What to train, how many steps of it are done, and the state they led to."""
-    import autograd_bn as ag
-
     asked = {name: getattr(args, name) for name in ("steps", "lr", "seed") if getattr(args, name) is not None}
     if asked.get("steps", 1) < 1 or not 0 <= asked.get("lr", 0) < float("inf") or asked.get("seed", 0) < 0:
         raise UsageError("expected --steps of at least 1, a finite --lr and a --seed of at least 0")
@@ -283,7 +254,7 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, 
         state: dict[str, Any] = ag.load(args.resume)
         settings, done = json.loads(state["settings"].item()), int(state["step"])
     except OSError as error:
-        raise UsageError(f"can't read {args.resume}: {error.strerror or error}") from None
+        raise UsageError(f"can't read {args.resume}: {words(error)}") from None
     except KeyError:
         raise UsageError(f"{args.resume} was not saved by autograd-bn train") from None
     except ValueError as error:
@@ -291,15 +262,19 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, 
     for name, value in {**asked, **({"conv": True} if args.conv else {})}.items():
         if name != "steps" and settings[name] != value:
             raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
-    return {**settings, **asked}, done, state
+    settings |= asked
+    if settings["steps"] < done:
+        raise UsageError(f"{args.resume} has {done} steps behind it, so --steps {settings['steps']} is too few")
+    return settings, done, state
 
 
-def _plot_path(args: argparse.Namespace) -> Path:
-    path = Path(args.output)
-    if path.suffix not in (".svg", ".png"):
-        raise UsageError(f"{path} ends in {path.suffix!r}, expected .svg or .png")
-    writable_folder(str(path.parent))
-    return path
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """The threads of a BLAS hold each other up on products this small; nothing is done without threadpoolctl."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    return threadpool_limits(1, user_api="blas")  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -316,26 +291,6 @@ def _stop_after_step() -> Iterator[list[int]]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(steps: int, done: int, quiet: bool) -> Iterator[Any]:
-    """A function that shows how far the runs are: a bar on a terminal, where tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda step, runs: None
-        return
-    with tqdm(total=steps, initial=done, unit="step", disable=True if quiet else None) as bar:
-
-        def show(step: int, runs: list[Run]) -> None:
-            if step % EVERY == 0:
-                losses = " / ".join(f"{each.loss:.3f}" for each in runs)
-                accuracies = " / ".join(f"{100 * each.history[-1, 1]:.1f} %" for each in runs if len(each.history))
-                bar.set_postfix_str(f"loss {losses}, accuracy {accuracies}", refresh=False)
-            bar.update()
-
-        yield show
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
