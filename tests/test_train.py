@@ -126,9 +126,9 @@ def test_without_tqdm_it_trains(monkeypatch, capsys):
 
 def test_the_bar_shows_loss_and_accuracy(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert main(["train", "--steps", "30"]) == 0
+    assert main(["train", "--steps", "200"]) == 0
     bar = capsys.readouterr().err
-    assert "loss 2." in bar
+    assert "loss " in bar
     assert "accuracy " in bar
 
 
