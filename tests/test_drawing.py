@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autograd_bn as ag
+from autograd_bn.drawing import layout
 from autograd_bn.drawing.dot import LEFT_TO_RIGHT
 from autograd_bn.drawing.layout import draw
 from autograd_bn.nn.functions import linear
@@ -65,6 +66,13 @@ def options():
     return ag.stack(sums, axis=0)
 
 
+def recurrent(steps=12):
+    weight, h = leaf([[0.5, 0.25], [0.0, 0.5]], "weight"), leaf([[1.0, 2.0]], "h0", requires_grad=False)
+    for _ in range(steps):
+        h = ag.tanh(h @ weight)
+    return h.sum()
+
+
 PICTURES = {
     "composed": lambda: ag.to_dot(normed("composed")),
     "fused": lambda: ag.to_dot(normed()),
@@ -77,6 +85,8 @@ PICTURES = {
     "images_expanded": lambda: ag.to_dot(images("fused"), expand=True, direction="TB"),
     "expression_values_grads": lambda: ag.to_dot(expression(), values=True, grads=True),
     "cut_values_grads": lambda: ag.to_dot(cut(), values=True, grads=True),
+    "recurrent_grads": lambda: ag.to_dot(recurrent(), grads=True),
+    "around": lambda: ag.to_dot(y := recurrent(), around=ag.Tensor(np.zeros((1, 2)), ag.Graph(y).nodes[8]), hops=2),
     "options": lambda: ag.to_dot(options()),
 }
 
@@ -311,6 +321,41 @@ def test_a_long_chain_needs_no_recursion(tmp_path):
     assert path.read_text().count(" -> ") == 40_002
 
 
+def test_a_leaf_is_drawn_again_only_where_its_readers_are_far_apart():
+    x = leaf(2.0, "x")
+    y = x
+    for _ in range(8):
+        y = -y
+    found = labels(ag.to_dot(y + x).source)
+    assert list(found.values()).count("x") == 1
+    source = ag.to_dot(-y + x, values=True).source
+    assert [text for text in labels(source).values() if text.startswith("x")] == ["x\\n2", "x"]
+    assert source.count("dashed") == 1
+    assert len(arrows(source)) == 12
+
+
+def test_a_neighbourhood_has_what_is_near_and_dots_where_the_graph_goes_on():
+    x, w = leaf(2.0, "x"), leaf(3.0, "w")
+    a = x * w
+    b = ag.exp(a)
+    c = ag.square(b)
+    d = c + w
+    y = ag.tanh(d)
+    near = labels(ag.to_dot(y, around=c, hops=1, values=True).source)
+    assert near == {0: "w\\n3", 1: "…", 2: "exp\\n403.4", 3: "square\\n1.628e+05", 4: "add\\n1.628e+05", 5: "…"}
+    assert list(labels(ag.to_dot(y, around=(c,), hops=0).source).values()) == ["…", "square", "…"]
+    assert len(labels(ag.to_dot(y, around=w, hops=1).source)) == 7
+    assert ag.to_dot(y, around=b, hops=9).source == ag.to_dot(y).source
+
+
+def test_a_part_of_a_huge_graph_is_drawn():
+    t, middle = leaf(1.0, "x"), None
+    for i in range(20_000):
+        t = t * 1.0
+        middle = t if i == 10_000 else middle
+    assert list(labels(ag.to_dot(t, around=middle).source).values()) == ["…", *["multiply 1"] * 7, "…"]
+
+
 # --- Text comes out as typed -------------------------------------------------------------------------------
 
 NASTY = [
@@ -415,6 +460,9 @@ def test_a_path_may_be_a_string(tmp_path):
         (np.ones(3), "a.svg", {}, TypeError, "outputs is a ndarray"),
         ([1.5], "a.svg", {}, TypeError, r"outputs\[0\] is a float"),
         ([], "a.svg", {}, ValueError, "at least one output"),
+        (None, "a.svg", {"around": ag.tensor(1.0, name="z")}, ValueError, "around has <Node leaf 'z'.*not below"),
+        (None, "a.svg", {"around": "y"}, TypeError, "around is a str"),
+        (None, "a.svg", {"around": normed(), "hops": -1}, ValueError, "hops is -1"),
         (None, "missing/a.svg", {}, FileNotFoundError, r"path can't be written: No such file.*missing/a\.svg"),
         (None, "file/a.dot", {}, NotADirectoryError, "path can't be written: Not a directory"),
         (None, "folder.dot", {}, IsADirectoryError, "path can't be written: Is a directory"),
@@ -452,6 +500,17 @@ def test_a_failing_graphviz_is_reported(tmp_path, monkeypatch, script, match):
     with pytest.raises(RuntimeError, match=f"failed to draw svg .*{match}"):
         ag.render(normed(), tmp_path / "a.svg")
     assert not (tmp_path / "a.svg").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+def test_a_slow_graphviz_is_reported_and_stopped(tmp_path, monkeypatch, capsys):
+    fake_dot(tmp_path, "exec sleep 60")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(layout, "QUIET", 0.1)
+    monkeypatch.setattr(layout, "LIMIT", 0.2)
+    with pytest.raises(RuntimeError, match=r"0.2 s: cut a part out with around= and hops=, or write a \.dot"):
+        draw("digraph { 0 [label=a] }", "svg")
+    assert capsys.readouterr().err == "Graphviz is drawing 1 nodes and edges ...\n"
 
 
 def test_without_graphviz_only_text_is_written(tmp_path, monkeypatch):

@@ -24,9 +24,11 @@ STYLES = {
     "output": ' shape=ellipse margin="0.02,0.01" penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white',
     "constant": ' shape=note fillcolor="#ECECEC"',
     "stop_gradient": f' shape=octagon penwidth=2.5 color="{GRADIENT}"',
+    "more": " shape=plaintext fillcolor=white",
     "allreduce": ' shape=hexagon fillcolor="#E3D5EE"',
 }
 CLUSTER = {"style": "rounded,filled", "color": "#8796A5", "fillcolor": "#F1F4F7", "labeljust": "l", "margin": "10"}
+AGAIN = ' style="filled,dashed"'
 CUT = " arrowhead=normaltee minlen=2"
 GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
 LEGEND = {"input": "○ input", "parameter": "◎ parameter", "output": "● output"}
@@ -81,7 +83,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     for i, shape in enumerate(picture.shapes):
         lines = graph.body if shape.cluster is None else members.setdefault(shape.cluster, [])
         text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
-        lines.append(f"\t{i} [label={_quoted(text)}{STYLES[shape.kind]}]\n")
+        lines.append(f"\t{i} [label={_quoted(text)}{STYLES[shape.kind]}{AGAIN * shape.again}]\n")
     for cluster, lines in members.items():
         with graph.subgraph(name=f"cluster_{cluster}") as box:
             # The title stands at the end where few arrows cross it.

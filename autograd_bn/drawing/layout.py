@@ -25,6 +25,7 @@ if not graphviz.gvLayout(context, graph.handle, b"dot"):
     sys.stdout.flush()
 os._exit(0)
 """
+QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
 RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
 # Boxes are sized by the font: with one of our own they fit on a machine that has no fonts, too.
 _FONTS = Path(__file__).with_name("fonts")
@@ -42,7 +43,7 @@ def draw(source: str, format: str) -> bytes:
     """The picture of a DOT text, as a file of the given format.
 
     A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries. `RuntimeError` where there
-    is neither, or where it fails.
+    is neither, where it fails, and where it needs more than a minute.
     """
     if dot := shutil.which("dot"):
         command = [dot, f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
@@ -59,9 +60,29 @@ def draw(source: str, format: str) -> bytes:
         fonts = Path(folder, "fonts.conf")
         fonts.write_text(_FONTCONFIG)
         environment = {"FONTCONFIG_FILE": str(fonts), **os.environ}
-        done = subprocess.run(command, input=source.encode(), capture_output=True, check=False, env=environment)
-    if done.returncode or not done.stdout:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            try:
+                drawn, words = _wait(process, source)
+            finally:
+                process.kill()
+    if process.returncode or not drawn:
+        lines = words.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines and process.returncode > 0 else f"exit status {process.returncode}"
         raise RuntimeError(f"Graphviz failed to draw {format} ({reason}); a .dot file can still be written")
-    return done.stdout
+    return drawn
+
+
+def _wait(process: subprocess.Popen[bytes], source: str) -> tuple[bytes, bytes]:
+    """What a Graphviz that reads `source` writes."""
+    try:
+        return process.communicate(source.encode(), timeout=QUIET)
+    except subprocess.TimeoutExpired:
+        print(f"Graphviz is drawing {source.count('[label=')} nodes and edges ...", file=sys.stderr, flush=True)
+    try:
+        return process.communicate(timeout=LIMIT - QUIET)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
+            ".dot file for other programs"
+        ) from None

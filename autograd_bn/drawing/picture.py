@@ -15,7 +15,7 @@ from ..engine import Graph, Leaf, Node, Tensor
 from ..engine.derivatives import propagate
 from .expansion import expansion
 from .layout import draw
-from .records import picture
+from .records import neighbourhood, picture
 
 if TYPE_CHECKING:
     import graphviz
@@ -31,6 +31,8 @@ def render(
     grads: Any = False,
     expand: bool = False,
     direction: str | None = None,
+    around: Any = None,
+    hops: int = 3,
 ) -> Path:
     """Draw the graph below `outputs`, a tensor or a sequence of tensors, to a file, and return its path.
 
@@ -48,14 +50,19 @@ def render(
     For other outputs it is what the leaves hold in `.grad`. An array as `grads`, of the shape of the only
     output, weighs its elements as in `backward`. Where there is no gradient the picture says "not computed".
 
+    `around`, a tensor of the graph or a sequence of them, cuts out what is at most `hops` edges away, so that a
+    part of a graph of any size can be looked at; dots stand where it goes on. A leaf that is read far away is
+    drawn again, dashed, beside its readers there.
+
     `direction` is "LR" (left to right) or "TB" (top to bottom); by default pictures of up to 25 nodes run
     left to right. Values, gradients and exact rationals are computed anew: a graph with `allreduce` nodes
     then needs the call on every rank.
 
     A `dot` program on PATH draws, else the Graphviz in the pygraphviz wheel; `.dot` and `.gv` need neither.
     The file is written whole or not at all. `TypeError` for outputs that aren't tensors, `ValueError` for an
-    unknown suffix or direction or a gradient of another shape, `RuntimeError` where there is no Graphviz or
-    it fails or where a value was overwritten by `assign`, `OSError` where the file can't be written.
+    unknown suffix or direction, a gradient of another shape or an `around` that is not in the graph,
+    `RuntimeError` where there is no Graphviz, where it fails or needs more than a minute, or where a value was
+    overwritten by `assign`, `OSError` where the file can't be written.
 
     >>> import autograd_bn as ag, tempfile
     >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
@@ -66,7 +73,7 @@ def render(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
-    graph = to_dot(outputs, values=values, grads=grads, expand=expand, direction=direction)
+    graph = to_dot(outputs, values=values, grads=grads, expand=expand, direction=direction, around=around, hops=hops)
     if path.suffix.lower() in (".dot", ".gv"):
         content = graph.source.encode()
     else:
@@ -82,6 +89,8 @@ def to_dot(
     grads: Any = False,
     expand: bool = False,
     direction: str | None = None,
+    around: Any = None,
+    hops: int = 3,
 ) -> graphviz.Digraph:
     """The picture that `render` draws, with the same options, as a `graphviz.Digraph`.
 
@@ -96,7 +105,8 @@ def to_dot(
 
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
-    graph = Graph(*_tensors(outputs))
+    graph = Graph(*_tensors(outputs, "outputs"))
+    only = None if around is None else _near(graph, around, hops)
     # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
     exact = any(node.dtype == object for node in graph.nodes)
     known = graph.values() if values or (expand and (grads is not False or exact)) else None
@@ -107,16 +117,26 @@ def to_dot(
             known.update(opened.values(known))
         if gradients is not None and node in gradients:
             gradients.update(opened.gradients(gradients[node]))
-    records = picture(graph, expansions=expansions, values=known if values else None, gradients=gradients)
+    records = picture(graph, expansions=expansions, values=known if values else None, gradients=gradients, only=only)
     return digraph(records, direction)
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if not isinstance(outputs, list | tuple):
-        raise TypeError(f"outputs is a {type(outputs).__name__}, expected a tensor or a sequence of tensors")
-    return list(outputs)
+def _tensors(given: Any, name: str) -> list[Tensor]:
+    if isinstance(given, Tensor):
+        return [given]
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
+    return list(given)
+
+
+def _near(graph: Graph, around: Any, hops: int) -> set[Node]:
+    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
+        raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
+    centre = Graph(*_tensors(around, "around")).outputs
+    for node in centre:
+        if node not in graph.nodes:
+            raise ValueError(f"around has {node!r}, which is not below outputs")
+    return neighbourhood(graph, centre, hops)
 
 
 def _gradients(graph: Graph, weights: Any) -> dict[Node, Any]:
