@@ -159,13 +159,6 @@ def test_a_stop_is_told_from_a_mistake():
         ag.gradcheck(lambda x: ag.batch_norm(x, stop=("var",)), rng.normal(size=(4, 2)))
 
 
-def test_projections_catch_what_is_large_and_say_so():
-    x = rng.normal(size=(300, 20))
-    assert ag.gradcheck(ag.batch_norm, x, projections=3)
-    with pytest.raises(ag.GradientError, match="projection 0 of the outputs"):
-        ag.gradcheck(lambda x: ag.batch_norm(x, stop=("mean",)), x, projections=3)
-
-
 # --- What can't be judged ------------------------------------------------------------------------------------
 
 
@@ -214,9 +207,8 @@ def test_what_cannot_be_judged_is_refused_with_the_reason():
     for f, inputs, error, text in refusals:
         with np.errstate(all="ignore"), pytest.raises(error, match=text):
             ag.gradcheck(f, inputs)
-    for bad in ({"order": 0}, {"projections": 0}, {"projections": 1, "power": True}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            ag.gradcheck(ag.tanh, x, **bad)
+    with pytest.raises(ValueError, match="order is 0"):
+        ag.gradcheck(ag.tanh, x, order=0)
 
 
 def test_tighter_limits_than_differences_can_hold_are_refused():
@@ -241,7 +233,7 @@ def test_it_runs_in_float64_whatever_comes_in(dtype):
         return ag.batch_norm(x)
 
     assert ag.gradcheck(f, [ag.tensor(x, requires_grad=True)])
-    assert seen <= {np.dtype(np.float64), np.dtype(np.complex128)}
+    assert seen == {np.dtype(np.float64)}
 
 
 def test_inputs_and_gradients_stay_as_they_are():
@@ -262,41 +254,3 @@ def test_a_training_module_keeps_its_running_statistics():
         assert np.array_equal(value, before[name]), name
     model(ag.tensor(rng.normal(size=(5, 3))))
     assert not np.array_equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
-
-
-# --- Its own power -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["fused", "composed"])
-def test_it_measures_its_power(form):
-    inputs = (rng.normal(size=(3, 2)), rng.normal(size=2), rng.normal(size=2))
-    power = ag.gradcheck(
-        lambda x, g, b: ag.batch_norm(x, g, b, form=form), inputs, power=True, order=1 if form == "composed" else 2
-    )
-    assert power
-    assert power.share == 1
-    assert power.survivors == ()
-    assert sum(power.planted.values()) >= 60
-    assert power.planted == power.caught
-    assert "scaled by 1 - 1e-4" in str(power)
-
-
-def test_square_terms_are_transposed_too():
-    power = ag.gradcheck(lambda a, b: a @ b, [rng.normal(size=(3, 3)), rng.normal(size=(3, 3))], power=True)
-    assert power.caught["transposed"] == power.planted["transposed"] > 0
-
-
-def test_a_planted_mistake_that_survives_fails_the_check():
-    def nearly_linear(x):  # rounding hides the second term's derivative
-        return (x + 1e6) - 1e6 + 3e-9 * ag.square(x)
-
-    x = rng.normal(size=4)
-    assert ag.gradcheck(nearly_linear, x)
-    with pytest.raises(ag.GradientError, match="mistakes planted in the rules went unseen"):
-        ag.gradcheck(nearly_linear, x, power=True)
-
-
-def test_changes_that_change_nothing_are_not_counted():
-    power = ag.gradcheck(lambda x: x + 0 * ag.tanh(x), rng.normal(size=3), power=True)
-    assert power.harmless > 0
-    assert power.share == 1

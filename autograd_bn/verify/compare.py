@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +14,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
+from .orders import function_names, input_names
 from .report import html_table, text_table
 
 # How far apart two right results may be, relative to the largest entry. Beyond it stands the rounding error of
@@ -233,24 +233,3 @@ def _in_ulp(error: float, scale: float, dtype: np.dtype[Any]) -> float:
     if dtype.kind == "O" or error == 0:
         return error
     return error / float(np.spacing(np.asarray(scale, dtype)))
-
-
-def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
-    """What to call each input: its tensor's name, else the parameter of `f`, or of a module's `forward`."""
-    try:
-        listed = inspect.signature(getattr(f, "forward", f)).parameters.values()
-        parameters = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    except (TypeError, ValueError):
-        parameters = []
-    names = []
-    for i, given in enumerate(inputs):
-        named = given.name if isinstance(given, Tensor) else None
-        names.append(named or (parameters[i] if i < len(parameters) else f"input {i}"))
-    return names
-
-
-def function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, str]:
-    first, second = (getattr(h, "__name__", "<lambda>") for h in (f, g))
-    if "<lambda>" in (first, second) or first == second:
-        return "f", "g"
-    return first, second

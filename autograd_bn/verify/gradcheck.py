@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,49 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array, no_update, topological_order
 from ..engine.tensor import check_differentiable
-from .compare import input_names
 from .finite_differences import Differences
-from .mutations import Power, measure
+from .orders import check_order, derivatives, input_names, pull
 
 # Below it products of derivatives with each other vanish in float64.
 _UNDERFLOW = 1e-60
 
 
+@dataclass(frozen=True)
+class Block:
+    """The derivatives of all outputs (rows) by the elements of one input (columns), as the check saw them.
+
+    `analytic` comes from the rules, `measured` from differences, `bound` is how far apart the two may be;
+    `limit` is atol + rtol * |measured|, and `shape` the input's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    analytic: Array
+    measured: Array
+    bound: Array
+    limit: Array
+
+    @property
+    def wrong(self) -> Array:
+        """Where the rules are further from what was measured than that can be off."""
+        return np.asarray(~(np.abs(self.analytic - self.measured) <= self.bound) & (self.bound <= self.limit))
+
+
 class GradientError(AssertionError):
-    """A derivative is wrong; the text says which, where, by how much, and what mistake it looks like."""
+    """A derivative is wrong; the text says which, where, by how much, and what mistake it looks like.
+
+    `rows` has a `Block` for each input, right or wrong, `order` is the order of the derivatives in it. `f`, `inputs`
+    (float64 arrays; constants as they were given) and `names` are what was checked.
+    """
+
+    rows: tuple[Block, ...] = ()
+    order: int = 1
+    f: Callable[..., Any] | None = None
+    inputs: tuple[Any, ...] = ()
+    names: tuple[str, ...] = ()
 
 
-class CannotJudge(GradientError, ValueError):
+class Unjudgeable(GradientError, ValueError):
     """The check can't tell a right derivative from a wrong one here; the text says why."""
 
 
@@ -37,9 +67,7 @@ def gradcheck(
     atol: float = 1e-5,
     rtol: float = 1e-3,
     seed: int = 0,
-    projections: int | None = None,
-    power: bool = False,
-) -> bool | Power:
+) -> bool:
     """Check the derivatives of `f(*inputs)` against numeric ones: True, or `GradientError`.
 
     `f` takes tensors and returns a tensor or several. `inputs` are arrays of floats, whatever their width:
@@ -48,60 +76,44 @@ def gradcheck(
     weights. `order=2` also checks the gradient of the gradient, with respect to the inputs and to the
     weights, and so on upwards. Running statistics and every `.grad` stay as they are.
 
-    The numeric derivative n comes with an estimate e of its own error (see `Differences`): complex steps where
-    `f` takes complex arrays, else central differences extrapolated twice. With it a derivative a is judged by
+    The numeric derivative n comes with an estimate e of its own error (see `Differences`). With it a derivative
+    a is judged by
 
         bound = 10 (e + r) + 1e-11 m        limit = atol + rtol |n|
 
-    where r is what moving the inputs by their last bit does to the rules' results, and m the largest
+    where r is what moving the inputs by their last bits does to the rules' results, and m the largest
     derivative of the same output with respect to the same input. It passes within both. It is wrong beyond
     the bound, however small that is: so a factor of 1 - 1e-4 is found. Where the bound is wider than the
     limit the differences are too coarse, and what they can't hold to the limit is refused. `eps` is the
     smallest step, in units of the standard deviation of the input.
 
-    `projections=k` is for large inputs, and weaker: k random directions an input and k random weightings of
-    the outputs in the place of every entry. A mistake in few entries of many may hide in the sum.
-
-    `power=True` measures what the check is worth: it drops, flips, scales by 1 +- 1e-4 and transposes every
-    term of the rules that `f` uses, one at a time, and counts what would be caught. A mistake that changes a
-    gradient and survives fails the check. The result is a `Power`, with `share`, `planted`, `caught` and
-    `survivors`, in the place of True.
-
-    `GradientError` names the input, the worst entry, both values and the likely mistake. What can't be judged
-    is refused with the reason, by a `GradientError` that is a `ValueError` too: a kink nearer than `eps`,
-    inputs that share memory, nothing that requires a gradient, outputs that don't depend on the inputs or
-    differ from call to call. `TypeError` for inputs that aren't floats and results that aren't tensors.
+    `GradientError` names the input, the worst entry, both values and the likely mistake; it holds the figures of
+    every entry. What can't be judged is refused with the reason, by a `GradientError` that is a `ValueError` too:
+    a kink nearer than `eps`, inputs that share memory, nothing that requires a gradient, outputs that don't depend
+    on the inputs or differ from call to call.
+    `TypeError` for inputs that aren't floats and results that aren't tensors.
 
     >>> import autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
     >>> ag.gradcheck(ag.batch_norm, [x, [2.0, 3.0], [0.0, 1.0]], order=2)
     True
-    >>> ag.gradcheck(ag.batch_norm, [x], power=True).share
-    1.0
     """
-    if order < 1:
-        raise ValueError(f"order is {order}, expected 1 or more")
-    if projections is not None and projections < 1:
-        raise ValueError(f"projections is {projections}, expected None (every entry) or 1 or more")
-    if projections is not None and power:
-        raise ValueError("power=True needs every entry of the Jacobian: leave projections out")
+    check_order(order)
     given = [inputs] if isinstance(inputs, np.ndarray | Tensor) else list(inputs)
     names = input_names(f, given)
     arrays, checked = _checked_inputs(given, names)
     rng = np.random.default_rng(seed)
     with no_update():
-        level = level_of(f, arrays, checked, names)
-        _refuse_what_cannot_be_judged(level)
-        total = None
+        level = Level(f, arrays, checked, names, 0, [])
+        level.refuse_what_cannot_be_judged()
         for k in range(1, order + 1):
-            check = _Check(level, k, eps, atol, rtol, projections, rng)
-            blocks = check.run()
-            if power:
-                found = check.power(blocks)
-                total = found if total is None else total + found
-            if k < order:
-                level = level.gradient(lambda shape: np.asarray(rng.normal(size=shape)))
-    return total or True
+            try:
+                _Check(level, k, eps, atol, rtol, rng).run()
+            except GradientError as error:
+                error.f, error.inputs, error.names, error.order = f, tuple(arrays), tuple(names), k
+                raise
+            level = level.gradient(rng)
+    return True
 
 
 def _checked_inputs(given: list[Any], names: list[str]) -> tuple[list[Any], list[bool]]:
@@ -122,222 +134,127 @@ def _checked_inputs(given: list[Any], names: list[str]) -> tuple[list[Any], list
         if array.dtype.kind in "fO":
             array = np.array(array, dtype=np.float64)
             if not np.isfinite(array).all():
-                raise CannotJudge(f"{where} holds {array[~np.isfinite(array)][0]}: differences need finite numbers")
+                raise Unjudgeable(f"{where} holds {array[~np.isfinite(array)][0]}: differences need finite numbers")
         arrays.append(array)
         checked.append(not constant)
-    if not any(checked) or not any(a.size for a, wanted in zip(arrays, checked, strict=True) if wanted):
-        raise CannotJudge(
-            f"nothing to check: none of the {len(given)} inputs requires a gradient"
-            if not any(checked)
-            else "nothing to check: the inputs are empty"
-        )
+    if not any(checked):
+        raise Unjudgeable(f"nothing to check: none of the {len(given)} inputs requires a gradient")
+    if not any(a.size for a, wanted in zip(arrays, checked, strict=True) if wanted):
+        raise Unjudgeable("nothing to check: the inputs are empty")
     views = [np.asarray(value) for value in given]
     for i, a in enumerate(views):
         for j in range(i):
             if np.shares_memory(a, views[j]):
-                raise CannotJudge(
+                raise Unjudgeable(
                     f"inputs[{j}] ({names[j]}) and inputs[{i}] ({names[i]}) share memory, so neither can change "
                     "alone: pass a copy of one"
                 )
     return arrays, checked
 
 
-# --- What is differentiated --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Level:
-    """A function of arrays whose derivative is checked: `f` itself, or the gradient of a lower level.
+    """What is differentiated at one order: `f`, or the gradient of the level below, weighed by `weights`."""
 
-    `function(tensors, recorded)` gives the outputs; unless `recorded`, it need not record its last step.
-    """
-
-    function: Callable[[list[Tensor], bool], list[Any]]
-    arrays: list[Array]
+    f: Callable[..., Any]
+    given: list[Any]
+    checked: list[bool]
     names: list[str]
-    outputs: list[str]
+    order: int
+    weights: list[Array]
 
-    def record(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The inputs as fresh leaves, and the outputs recorded on them."""
-        leaves = [
-            ag.as_tensor(array.copy(), requires_grad=True, name=name)
-            for array, name in zip(self.arrays, self.names, strict=True)
-        ]
-        return leaves, self.function(leaves, True)
+    @property
+    def arrays(self) -> list[Array]:
+        """The variables: the inputs that are checked, then the weights of each order."""
+        return [a for a, wanted in zip(self.given, self.checked, strict=True) if wanted] + self.weights
 
-    def values(self, arrays: Sequence[Array]) -> Array:
-        """All outputs as one vector, without a record."""
-        tensors = [ag.as_tensor(array, requires_grad=array.dtype.kind == "f") for array in arrays]
-        return np.concatenate([np.ravel(np.asarray(output)) for output in self.function(tensors, False)])
+    def record(self, arrays: Sequence[Array], record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The variables, as fresh leaves, and the outputs by name."""
+        rest = iter([ag.as_tensor(array.copy(), requires_grad=True) for array in arrays])
+        inputs = [next(rest) if wanted else ag.as_tensor(a) for a, wanted in zip(self.given, self.checked, strict=True)]
+        for tensor, name in zip(inputs, self.names, strict=True):
+            tensor.name = name
+        *_, last = derivatives(self.f, inputs, self.order, lambda _: next(rest), record=record, label="f")
+        return last
 
-    def outputs_at(self, arrays: Sequence[Array]) -> list[Array]:
-        """All outputs, without a record."""
-        tensors = [ag.as_tensor(array, requires_grad=True) for array in arrays]
-        return [np.asarray(output) for output in self.function(tensors, False)]
+    def values(self, arrays: Sequence[Array]) -> list[Array]:
+        """The outputs, without a record."""
+        return [output.data for output in self.record(arrays, False)[1].values()]
 
-    def gradient(self, weigh: Callable[[tuple[int, ...]], Array]) -> Level:
-        """The gradient of this level's outputs, as a function of its inputs and of the outputs' weights."""
-        count = len(self.arrays)
-        shapes = [output.shape for output in self.function([ag.as_tensor(a) for a in self.arrays], False)]
+    def gradient(self, rng: np.random.Generator) -> Level:
+        """The next order, weighed by random numbers."""
+        weights = [np.asarray(rng.normal(size=value.shape)) for value in self.values(self.arrays)]
+        return Level(self.f, self.given, self.checked, self.names, self.order + 1, self.weights + weights)
 
-        def function(tensors: list[Tensor], recorded: bool) -> list[Any]:
-            inputs, weights = tensors[:count], tensors[count:]
-            outputs = self.function(inputs, True)
-            used = [(t, w) for t, w in zip(outputs, weights, strict=True) if t.requires_grad]
-            found: Sequence[Any] = [None] * count
-            if used:
-                found = ag.grad(*_unzip(used, inputs), create_graph=recorded, allow_unused=True)
-            return [
-                ag.as_tensor(np.zeros(t.shape, t.dtype)) if g is None else g for t, g in zip(inputs, found, strict=True)
-            ]
-
-        return Level(
-            function,
-            [*self.arrays, *[weigh(shape) for shape in shapes]],
-            [*self.names, *[f"(weights of {output})" for output in self.outputs]],
-            [f"d{name}" for name in self.names],
-        )
-
-
-def level_of(f: Callable[..., Any], arrays: list[Any], checked: list[bool], names: list[str], what: str = "f") -> Level:
-    """`f` as a function of those of its inputs that are checked; the others are constants."""
-
-    def function(tensors: list[Tensor], recorded: bool) -> list[Any]:
-        given = iter(tensors)
-        args = [next(given) if wanted else ag.as_tensor(a) for a, wanted in zip(arrays, checked, strict=True)]
-        if recorded:
-            result = f(*args)
-        else:
-            with ag.no_grad():
-                result = f(*args)
-        several = isinstance(result, tuple | list)
-        outputs = list(result) if several else [result]
-        for k, output in enumerate(outputs):
-            if not isinstance(output, Tensor):
-                which = f" as its output {k}" if several else ""
-                raise TypeError(f"{what} returned a {type(output).__name__}{which}, expected a tensor")
-        return outputs
-
-    variable = [array for array, wanted in zip(arrays, checked, strict=True) if wanted]
-    kept = [name for name, wanted in zip(names, checked, strict=True) if wanted]
-    level = Level(function, variable, kept, [what])
-    count = len(level.record()[1])
-    return level if count == 1 else replace(level, outputs=[f"{what}[{k}]" for k in range(count)])
-
-
-def _pull(leaves: list[Tensor], outputs: list[Tensor], weights: Array) -> list[Array]:
-    """The gradients with respect to `leaves` of all outputs, weighed by one vector."""
-    used, start = [], 0
-    for output in outputs:
-        if output.requires_grad:
-            used.append((output, weights[start : start + output.size].reshape(output.shape)))
-        start += output.size
-    if not used:
-        return [np.zeros(leaf.shape) for leaf in leaves]
-    found = ag.grad(*_unzip(used, leaves), allow_unused=True)
-    return [np.zeros(leaf.shape) if g is None else np.asarray(g) for leaf, g in zip(leaves, found, strict=True)]
-
-
-def _unzip(used: list[tuple[Tensor, Any]], inputs: list[Tensor]) -> tuple[Any, Any, Any]:
-    outputs, weights = zip(*used, strict=True)
-    return outputs, inputs, list(weights)
-
-
-def _refuse_what_cannot_be_judged(level: Level) -> None:
-    """Raise where no difference of `f` could say whether its derivative is right."""
-    leaves, outputs = level.record()
-    for name, output in zip(level.outputs, outputs, strict=True):
-        if output.dtype.kind != "f":
-            raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
-        if not np.isfinite(output.data).all():
-            raise CannotJudge(f"{name} holds {output.data[~np.isfinite(output.data)][0]}: there is no derivative there")
-    recorded = np.concatenate([output.data.ravel() for output in outputs])
-    for again in (level.values(level.arrays), level.values(level.arrays)):
-        if not np.array_equal(again, recorded):
-            raise CannotJudge(
-                "f is not deterministic: it returned other values for the same inputs "
-                f"(they differ by up to {np.max(np.abs(again - recorded)):.3g}); fix its seed inside f"
-            )
-    moving = {leaf.node for leaf in leaves}
-    for node in topological_order([output.node for output in outputs]):
-        if not moving.isdisjoint(node.inputs):
-            moving.add(node)
-        if node in moving and node.dtype.kind == "f" and node.dtype.itemsize < 8:
-            raise CannotJudge(f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f")
-    if not any(output.requires_grad for output in outputs):
-        raise CannotJudge(f"no output of f depends on its inputs ({', '.join(level.names)}): every gradient would pass")
-
-
-# --- The check ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """The derivatives of all outputs (rows) with respect to one input (columns): by rule, and measured."""
-
-    name: str
-    shape: tuple[int, ...]
-    got: Array
-    want: Array
-    bound: Array
-    limit: Array
-
-    def wrong(self, got: Array) -> Any:
-        """Where `got` is further from the measured derivative than that can be off."""
-        return ~(np.abs(got - self.want) <= self.bound) & (self.bound <= self.limit)
+    def refuse_what_cannot_be_judged(self) -> None:
+        """Raise where no difference of `f` could say whether its derivative is right."""
+        leaves, outputs = self.record(self.arrays)
+        for name, output in outputs.items():
+            if output.dtype.kind != "f":
+                raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
+            if not np.isfinite(output.data).all():
+                bad = output.data[~np.isfinite(output.data)][0]
+                raise Unjudgeable(f"{name} holds {bad}: there is no derivative there")
+        for _ in range(2):
+            again = self.values(self.arrays)
+            apart = [np.max(np.abs(b - a.data), initial=0) for a, b in zip(outputs.values(), again, strict=True)]
+            if max(apart, default=0) > 0:
+                raise Unjudgeable(
+                    "f is not deterministic: it returned other values for the same inputs "
+                    f"(they differ by up to {max(apart):.3g}); fix its seed inside f"
+                )
+        moving = {leaf.node for leaf in leaves.values()}
+        for node in topological_order([output.node for output in outputs.values()]):
+            if not moving.isdisjoint(node.inputs):
+                moving.add(node)
+            if node in moving and node.dtype.kind == "f" and node.dtype.itemsize < 8:
+                raise Unjudgeable(
+                    f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f"
+                )
+        if not any(output.requires_grad for output in outputs.values()):
+            names = ", ".join(leaves)
+            raise Unjudgeable(f"no output of f depends on its inputs ({names}): every gradient would pass")
 
 
 class _Check:
     """One order of `gradcheck`."""
 
-    def __init__(
-        self,
-        level: Level,
-        order: int,
-        eps: float,
-        atol: float,
-        rtol: float,
-        projections: int | None,
-        rng: np.random.Generator,
-    ) -> None:
-        self.level, self.order, self.projections, self.rng = level, order, projections, rng
-        self.atol, self.rtol = atol, rtol
-        self.leaves, self.outputs = level.record()
-        self.size = sum(output.size for output in self.outputs)
-        floats = [a for a in map(np.asarray, ag.Graph(*self.outputs).values().values()) if a.dtype.kind == "f"]
-        magnitude = max([float(np.max(np.abs(a), initial=0, where=np.isfinite(a))) for a in floats], default=0.0)
-        self.differences = Differences(level.outputs_at, level.arrays, smallest=eps, magnitude=magnitude, rng=rng)
+    def __init__(self, level: Level, order: int, eps: float, atol: float, rtol: float, rng: np.random.Generator):
+        self.level, self.order, self.atol, self.rtol, self.rng = level, order, atol, rtol, rng
+        self.leaves, self.outputs = level.record(level.arrays)
+        self.size = sum(output.size for output in self.outputs.values())
+        self.differences = Differences(
+            level.values, level.arrays, smallest=eps, magnitude=_magnitude(self.outputs), rng=rng
+        )
         kink = self.differences.kink()
         if kink is not None:
             i, index = kink
-            raise CannotJudge(
-                f"f is not smooth within {eps * self.differences.scale[i]:.1g} of {level.names[i]}{_at(index)} = "
+            raise Unjudgeable(
+                f"f is not smooth within {eps * self.differences.scale[i]:.1g} of {[*self.leaves][i]}{_at(index)} = "
                 f"{level.arrays[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
                 "there is no derivative to compare with, move that element"
             )
-        self.rounding = self.measured_rounding()
 
-    def run(self) -> list[Block]:
-        if self.projections is None:
-            blocks = self.entries()
-            self.check_linear(blocks)
-        else:
-            blocks = self.projected(self.projections)
-        self.judge(blocks)
-        return blocks
-
-    def power(self, blocks: list[Block]) -> Power:
-        found = measure(self.leaves, self.outputs, [b.got for b in blocks], [b.wrong for b in blocks])
-        if found.survivors:
-            raise GradientError(
-                f"the check is too weak here: {len(found.survivors)} of {sum(found.planted.values())} mistakes planted "
-                "in the rules went unseen\n  " + "\n  ".join(found.survivors[:5])
-            )
-        return found
+    def run(self) -> None:
+        rounding = self.measured_rounding()
+        analytic = self.jacobians()
+        blocks = []
+        for i, (name, leaf) in enumerate(self.leaves.items()):
+            measured, error = self.differences.jacobian(i)
+            floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
+            limit = self.atol + self.rtol * np.abs(measured)
+            bound = 10 * (error + rounding[i]) + floor
+            blocks.append(Block(name, leaf.shape, analytic[i], measured, bound, limit))
+        try:
+            self.check_linear(blocks, rounding)
+            self.judge(blocks)
+        except GradientError as error:
+            error.rows = tuple(blocks)
+            raise
 
     def pull(self, weights: Array) -> list[Array]:
         """The gradients of the outputs weighed by a vector."""
-        return _pull(self.leaves, self.outputs, weights)
+        return _pulled(self.leaves, self.outputs, weights)
 
     def measured_rounding(self) -> list[float]:
         """How far rounding may throw the rules' results: what moving the inputs by their last bits does to them."""
@@ -346,60 +263,31 @@ class _Check:
         most = [0.0] * len(here)
         for _ in range(2):
             moved = [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.level.arrays]
-            there = _pull(*replace(self.level, arrays=moved).record(), weights)
+            there = _pulled(*self.level.record(moved), weights)
             most = [max(m, float(np.max(np.abs(a - b), initial=0))) for m, a, b in zip(most, here, there, strict=True)]
         return most
 
-    def entries(self) -> list[Block]:
-        """Every entry of the Jacobian."""
-        got = [np.empty((self.size, leaf.size)) for leaf in self.leaves]
+    def jacobians(self) -> list[Array]:
+        """Every derivative by the rules, for each variable an array of outputs by elements."""
+        found = [np.empty((self.size, leaf.size)) for leaf in self.leaves.values()]
         # A weight of 1 would not show a rule that squares it.
         for k, weight in enumerate(self.rng.uniform(0.5, 2, self.size) * self.rng.choice([-1, 1], self.size)):
             seed = np.zeros(self.size)
             seed[k] = weight
-            for rows, gradient in zip(got, self.pull(seed), strict=True):
+            for rows, gradient in zip(found, self.pull(seed), strict=True):
                 rows[k] = gradient.ravel() / weight
-        blocks = []
-        for i, array in enumerate(self.level.arrays):
-            want, error = self.differences.jacobian(i)
-            floor = 1e-11 * np.max(np.abs(want), axis=1, keepdims=True, initial=0) + _UNDERFLOW
-            noise = self.rounding[i] + self.differences.noise[i][:, None] / self.differences.scale[i]
-            bound = 10 * (error + noise) + floor
-            blocks.append(self.block(i, array.shape, got[i], want, bound))
-        return blocks
+        return found
 
-    def projected(self, count: int) -> list[Block]:
-        """Random combinations of the outputs along random directions of the inputs."""
-        weights = self.rng.normal(size=(count, self.size))
-        pulled = [self.pull(row) for row in weights]
-        blocks = []
-        for i, array in enumerate(self.level.arrays):
-            shape = (count, count)
-            got, want, bound = np.empty(shape), np.empty(shape), np.empty(shape)
-            for j in range(count):
-                direction = np.asarray(self.rng.normal(size=array.shape))
-                slope, error = self.differences.along(i, direction)
-                want[:, j] = weights @ slope
-                floor = 10 * self.rounding[i] * np.abs(direction).sum()
-                bound[:, j] = np.abs(weights) @ (10 * error + 1e-11 * np.abs(slope)) + floor
-                got[:, j] = [np.vdot(row[i], direction) for row in pulled]
-            blocks.append(self.block(i, (count,), got, want, bound))
-        return blocks
-
-    def block(self, i: int, shape: tuple[int, ...], got: Array, want: Array, bound: Array) -> Block:
-        limit = self.atol + self.rtol * np.abs(want)
-        return Block(self.level.names[i], shape, got, want, bound, limit)
-
-    def check_linear(self, blocks: list[Block]) -> None:
+    def check_linear(self, blocks: list[Block], rounding: list[float]) -> None:
         """A backward pass is linear in the weights of the outputs, so that its rows give every other."""
         first = self.rng.normal(size=self.size)
         for weights in (first, -1.5 * first):
             for i, (block, gradient) in enumerate(zip(blocks, self.pull(weights), strict=True)):
-                expected = weights @ block.got
+                expected = weights @ block.analytic
                 error = np.abs(gradient.ravel() - expected)
-                size = np.max(np.abs(weights) @ np.abs(block.got), initial=0)
+                size = np.max(np.abs(weights) @ np.abs(block.analytic), initial=0)
                 noise = np.abs(weights) @ self.differences.noise[i] / self.differences.scale[i]
-                if np.any(~(error <= 1e-11 * size + _UNDERFLOW + 100 * (self.rounding[i] + noise))):
+                if np.any(~(error <= 1e-11 * size + _UNDERFLOW + 100 * (rounding[i] + noise))):
                     j = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
                     raise GradientError(
                         f"{self.title([block.name])}\n  at {block.name}{_at(np.unravel_index(j, block.shape))}: "
@@ -408,17 +296,20 @@ class _Check:
                     )
 
     def judge(self, blocks: list[Block]) -> None:
-        bad = [block for block in blocks if block.wrong(block.got).any()]
+        bad = [block for block in blocks if block.wrong.any()]
         if bad:
-            raise GradientError(
-                "\n".join([self.title([block.name for block in bad]), *[self.report(b) for b in bad]]) + self.note()
-            )
+            text = [self.title([block.name for block in bad]), *map(self.report, bad)]
+            if any(node.op == "stop_gradient" or node.params.get("stop") for node in _nodes(self.outputs)):
+                text.append(
+                    "  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"
+                )
+            raise GradientError("\n".join(text))
         for block in blocks:
-            coarse = ~(np.abs(block.got - block.want) <= block.limit)
+            coarse = ~(np.abs(block.analytic - block.measured) <= block.limit)
             if coarse.any():
                 row, column = np.argwhere(coarse)[0]
                 good, limit = block.bound[row, column], block.limit[row, column]
-                raise CannotJudge(
+                raise Unjudgeable(
                     f"the numeric value of {self.entry(block, row, column)} is good to {good:.3g} only, "
                     f"more than atol + rtol * |value| = {limit:.3g}: f is too noisy, too steep or too near a kink here"
                 )
@@ -428,41 +319,32 @@ class _Check:
         return f"the {what} with respect to {', '.join(names)} is wrong"
 
     def entry(self, block: Block, row: int, column: int) -> str:
-        if self.projections is not None:
-            return f"projection {row} of the outputs along direction {column} of {block.name}"
-        k = 0
-        while row >= self.outputs[k].size:
-            row -= self.outputs[k].size
-            k += 1
-        where = _at(np.unravel_index(row, self.outputs[k].shape))
-        return f"d {self.level.outputs[k]}{where} / d {block.name}{_at(np.unravel_index(column, block.shape))}"
+        for name, output in self.outputs.items():
+            if row < output.size:
+                where = _at(np.unravel_index(row, output.shape))
+                return f"d {name}{where} / d {block.name}{_at(np.unravel_index(column, block.shape))}"
+            row -= output.size
+        raise IndexError(row)
 
     def report(self, block: Block) -> str:
-        off = np.abs(block.got - block.want)
+        off = np.abs(block.analytic - block.measured)
         off = np.where(np.isnan(off), np.inf, off)
-        wrong = block.wrong(block.got)
-        row, column = np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)
-        shapes = [output.shape for output in self.outputs]
-        kind = likely(block, shapes[0] if len(shapes) == 1 and self.projections is None else off.shape[:1])
+        row, column = map(int, np.unravel_index(np.argmax(np.where(block.wrong, off, -1)), off.shape))
+        shapes = [output.shape for output in self.outputs.values()]
         return (
-            f"  {block.name}: {wrong.sum()} of {wrong.size} entries, worst {self.entry(block, int(row), int(column))}: "
-            f"got {block.got[row, column]:.10g}, expected {block.want[row, column]:.10g} "
-            f"(measured to {block.bound[row, column]:.1g})\n  likely mistake: {kind}"
+            f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {self.entry(block, row, column)}: "
+            f"got {block.analytic[row, column]:.10g}, expected {block.measured[row, column]:.10g} "
+            f"(measured to {block.bound[row, column]:.1g})\n"
+            f"  likely mistake: {likely(block, shapes[0] if len(shapes) == 1 else off.shape[:1])}"
         )
-
-    def note(self) -> str:
-        nodes = topological_order([output.node for output in self.outputs])
-        if any(node.op == "stop_gradient" or node.params.get("stop") for node in nodes):
-            return "\n  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"
-        return ""
 
 
 def likely(block: Block, output: tuple[int, ...]) -> str:
     """The kind of mistake that a wrong block looks like."""
-    got, want, shape = block.got, block.want, block.shape
+    got, want, shape, wrong = block.analytic, block.measured, block.shape, block.wrong
 
-    def fits(guess: Array, slack: float = 1) -> bool:
-        return bool(np.all(np.abs(guess - want) <= slack * block.bound + 1e-9 * np.max(np.abs(want))))
+    def fits(guess: Array) -> bool:
+        return bool(np.all(np.abs(guess - want) <= block.bound + 1e-9 * np.max(np.abs(want))))
 
     if not np.isfinite(got).all():
         return "an overflow or a division by 0"
@@ -471,28 +353,17 @@ def likely(block: Block, output: tuple[int, ...]) -> str:
     if not want.any():
         return "a gradient where there should be none"
     factor = float(np.vdot(want, got) / np.vdot(want, want))
-    if abs(factor + 1) < 1e-7 and fits(-got):
+    if fits(-got):
         return "the sign is flipped"
-    if factor and abs(factor - 1) > 1e-7 and fits(got / factor):
+    if factor and fits(got / factor):
         return f"every entry is {factor:.7g} times the right one"
-    for axes, what in ((shape, block.name), (output, "the output")):
-        if len(axes) == 2 and axes[0] == axes[1]:
-            square = got.reshape(-1, *axes) if what != "the output" else got.T.reshape(-1, *axes)
-            turned = square.swapaxes(1, 2).reshape(square.shape[0], -1)
-            if fits(turned if what != "the output" else turned.T):
-                return f"transposed: the two axes of {what} are exchanged"
+    if len(shape) == 2 and shape[0] == shape[1] and fits(got.reshape(-1, *shape).swapaxes(1, 2).reshape(got.shape)):
+        return f"transposed: the two axes of {block.name} are exchanged"
     for axis, length in enumerate(output):
-        by_index = [np.moveaxis(a.reshape(*output, -1), axis, 0) for a in (got, want, block.bound)]
-        same = [bool(np.all(np.abs(g - w) <= b)) for g, w, b in zip(*by_index, strict=True)]
-        none = [not g.any() for g in by_index[0]]
-        if any(same) and not all(same) and all(s or n for s, n in zip(same, none, strict=True)):
-            counted = [i for i in range(length) if same[i]]
+        by_index = [np.moveaxis(a.reshape(*output, -1), axis, 0) for a in (wrong, got)]
+        counted = [i for i in range(length) if not by_index[0][i].any()]
+        if 0 < len(counted) < length and not np.delete(by_index[1], counted, axis=0).any():
             return f"not summed over a broadcast axis: only index {counted} of axis {axis} of the output is counted"
-    wrong = block.wrong(got)
-    if output == shape and not (wrong & ~np.eye(len(wrong), dtype=bool)).any():
-        return "the direct term, of each element with itself, is missing or has a wrong factor"
-    if not got[wrong].any():
-        return "a term is missing: every wrong entry is 0"
     columns = wrong.any(axis=0)
     if not columns.all():
         first = _at(np.unravel_index(int(np.argmax(columns)), shape))
@@ -502,6 +373,27 @@ def likely(block: Block, output: tuple[int, ...]) -> str:
         if shape[axis] > 1 and np.ptp(rest, axis=axis + 1).max() <= 1e-7 * np.abs(rest).max():
             return f"a term through a sum or mean over axis {axis} of {block.name} is missing or wrong"
     return "a term is missing, or has a wrong factor"
+
+
+def _pulled(leaves: dict[str, Tensor], outputs: dict[str, Tensor], weights: Array) -> list[Array]:
+    parts = np.split(weights, np.cumsum([output.size for output in outputs.values()])[:-1])
+    shaped = [part.reshape(output.shape) for part, output in zip(parts, outputs.values(), strict=True)]
+    return [g.data for g in pull(outputs.values(), leaves.values(), shaped)]
+
+
+def _nodes(outputs: dict[str, Tensor]) -> list[Any]:
+    return topological_order([output.node for output in outputs.values()])
+
+
+def _magnitude(outputs: dict[str, Tensor]) -> float:
+    """The largest finite number that the recorded outputs were computed with."""
+
+    def sizes() -> Iterator[float]:
+        for value in ag.Graph(*outputs.values()).values().values():
+            if np.asarray(value).dtype.kind == "f":
+                yield float(np.max(np.abs(value), initial=0, where=np.isfinite(value)))
+
+    return max(sizes(), default=0.0)
 
 
 def _at(index: Any) -> str:

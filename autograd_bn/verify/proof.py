@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array, no_update
 from ..engine.operations import Axis, reduced_axes
-from .compare import function_names, input_names
-from .gradcheck import Level, level_of
+from .orders import check_order, derivatives, function_names, input_names
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
       g = 1/8 = 0.125
           -0.125 apart
     """
-    if order < 1:
-        raise ValueError(f"order is {order}, expected 1 or more")
+    check_order(order)
     names = input_names(f, inputs)
     checked = [not isinstance(given, Tensor) or given.requires_grad for given in inputs]
     arrays = [
@@ -105,10 +104,14 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     ]
     compared: dict[str, tuple[int, ...]] = {}
     with no_update():
-        left, right = (_level(h, arrays, checked, names, what) for h, what in ((f, "f"), (g, "g")))
-        for k in range(order + 1):
-            labels = _labels(left, k)
-            for label, a, b in zip(labels, _outputs(left, "f"), _outputs(right, "g"), strict=True):
+        walks = []
+        for h, what in ((f, "f"), (g, "g")):
+            leaves = [ag.tensor(a, requires_grad=w, name=n) for a, w, n in zip(arrays, checked, names, strict=True)]
+            walks.append(_exactly(derivatives(h, leaves, order, _weights(), what=what), what))
+        for left, right in zip(*walks, strict=True):
+            if len(left) != len(right):
+                raise ValueError(f"f returned {len(left)} outputs and g {len(right)}: expected the same")
+            for (label, a), b in zip(left.items(), right.values(), strict=True):
                 if a.shape != b.shape:
                     raise ValueError(f"{label} has shape {a.shape} from f and {b.shape} from g: expected the same")
                 compared[label] = a.shape
@@ -116,18 +119,39 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
                     if a[index] != b[index]:
                         found = Difference(label, index, *[Fraction(side.item(index)) for side in (a, b)])
                         return Proof(function_names(f, g), compared, order, found)
-            left, right = (level.gradient(_Weights(k)) for level in (left, right))
     return Proof(function_names(f, g), compared, order, None)
 
 
-class _Weights:
-    """Random rationals, the same for both functions."""
+def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> Iterator[dict[str, Array]]:
+    """The quantities of a function, order by order, each of rationals only."""
+    while True:
+        try:
+            _, outputs = next(walk)
+        except StopIteration:
+            return
+        except ZeroDivisionError as error:
+            raise ZeroDivisionError(f"{what} divides by zero at these inputs: it has no value to compare") from error
+        except TypeError as error:
+            raise TypeError(f"{what} can't be computed in rational arithmetic: {error}") from error
+        for output in outputs.values():
+            for element in output.data.flat:
+                if not isinstance(element, Rational):
+                    raise TypeError(
+                        f"{what} left the rationals: it gave {element} ({type(element).__name__}). "
+                        "Write its constants as integers or Fractions"
+                    )
+        yield {name: output.data for name, output in outputs.items()}
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
 
-    def __call__(self, shape: tuple[int, ...]) -> Array:
-        return _fractions(self.rng.integers(1, 10**6, shape) * self.rng.choice([-1, 1], shape), 10**3)
+def _weights() -> Callable[[Tensor], Tensor]:
+    """Random rationals, the same for every function."""
+    rng = np.random.default_rng(0)
+
+    def draw(output: Tensor) -> Tensor:
+        numerators = rng.integers(1, 10**6, output.shape) * rng.choice([-1, 1], output.shape)
+        return ag.tensor(_fractions(numerators, 10**3), requires_grad=True)
+
+    return draw
 
 
 def rational_batch(shape: Sequence[int], *, axes: Axis = None, seed: int = 0) -> tuple[Array, Array, Array, Array]:
@@ -176,32 +200,6 @@ def _exact(given: Any, where: str) -> Array:
         return np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{where} holds what is not a rational number: {error}") from None
-
-
-def _level(f: Callable[..., Any], arrays: list[Any], checked: list[bool], names: list[str], what: str) -> Level:
-    try:
-        return level_of(f, arrays, checked, names, what)
-    except TypeError as error:
-        raise TypeError(f"{what} can't be computed in rational arithmetic: {error}") from error
-
-
-def _labels(level: Level, order: int) -> list[str]:
-    if order == 0:
-        return ["output" + output[1:] for output in level.outputs]
-    power = "" if order == 1 else str(order)
-    return [f"d{power}{output[1:]}" for output in level.outputs]
-
-
-def _outputs(level: Level, what: str) -> list[Array]:
-    _, outputs = level.record()
-    for output in outputs:
-        for element in output.data.flat:
-            if not isinstance(element, Rational):
-                raise TypeError(
-                    f"{what} left the rationals: it gave {element} ({type(element).__name__}). "
-                    "Write its constants as integers or Fractions"
-                )
-    return [output.data for output in outputs]
 
 
 def _told(value: Fraction) -> str:

@@ -1,0 +1,90 @@
+"""A function and its derivatives of every order: what `gradcheck`, `compare` and `prove_equal` walk through."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import engine as ag
+from ..engine import Tensor
+from ..engine.node import recording
+
+
+def derivatives(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    order: int,
+    weigh: Callable[[Tensor], Any],
+    *,
+    record: bool = False,
+    what: str = "f",
+    label: str = "output",
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Yield the outputs of `f`, then the gradient of these weighed by numbers, then that one's, up to `order`.
+
+    Each comes with the variables that it depends on: the inputs that require a gradient, by their names, and
+    those of the weights so far that do. `weigh` gives the weights of an output, an array or a tensor. The last order
+    is recorded only if `record` is set. Outputs are called `label`, then "d" or "d2" and the variable's name.
+
+    >>> x = ag.tensor([2.0, 3.0], requires_grad=True, name="x")
+    >>> (_, value), (_, gradient) = derivatives(ag.square, [x], 1, lambda t: np.ones(t.shape))
+    >>> gradient["dx"].data
+    array([4., 6.])
+    """
+    variables = {t.name or "": t for t in inputs if t.requires_grad}
+    with recording(record or order > 0):
+        result = f(*inputs)
+    several = isinstance(result, tuple | list)
+    for k, output in enumerate(result if several else [result]):
+        if not isinstance(output, Tensor):
+            which = f" as its output {k}" if several else ""
+            raise TypeError(f"{what} returned a {type(output).__name__}{which}, expected a tensor")
+    outputs = {f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}
+    yield variables, outputs
+    for k in range(1, order + 1):
+        weights = {name: weigh(output) for name, output in outputs.items()}
+        found = pull(outputs.values(), variables.values(), weights.values(), record=record or k < order)
+        names = [f"d{k if k > 1 else ''}{name}" for name in variables]
+        variables |= {f"(weights of {name})": w for name, w in weights.items() if getattr(w, "requires_grad", False)}
+        outputs = dict(zip(names, found, strict=True))
+        yield variables, outputs
+
+
+def pull(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:
+    """The gradients of all outputs together, each weighed by an array of its shape; 0 where none flows."""
+    leaves = list(variables)
+    found = ag.grad(list(outputs), leaves, list(weights), create_graph=record, allow_unused=True)
+    return [
+        ag.as_tensor(np.zeros(leaf.shape, leaf.dtype) if g is None else g)
+        for g, leaf in zip(found, leaves, strict=True)
+    ]
+
+
+def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
+    """What to call each input: its tensor's name, else the parameter of `f`, or of a module's `forward`."""
+    try:
+        listed = inspect.signature(getattr(f, "forward", f)).parameters.values()
+        parameters = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):
+        parameters = []
+    names: list[str] = []
+    for i, given in enumerate(inputs):
+        name = given.name if isinstance(given, Tensor) else None
+        name = name or (parameters[i] if i < len(parameters) else f"input {i}")
+        names.append(name if name not in names else f"{name} (input {i})")
+    return names
+
+
+def function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, str]:
+    """The two functions' names, or f and g where these don't tell them apart."""
+    first, second = (getattr(h, "__name__", "<lambda>") for h in (f, g))
+    return ("f", "g") if "<lambda>" in (first, second) or first == second else (first, second)
+
+
+def check_order(order: int) -> None:
+    """Raise `ValueError` unless `order` is that of a derivative."""
+    if order < 1:
+        raise ValueError(f"order is {order}, expected 1 or more")
