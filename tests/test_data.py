@@ -71,6 +71,15 @@ def test_without_a_generator_batches_come_in_order_as_views():
     assert np.shares_memory(found[0], x)
 
 
+def test_the_last_batch_is_left_out_on_demand_unless_it_is_a_full_one():
+    def sizes(rows, size):
+        return [len(x) for x, _ in ag.data.batches(np.zeros(rows), np.zeros(rows), size, rng=0, drop_last=True)]
+
+    assert sizes(7, 3) == [3, 3]
+    assert sizes(6, 3) == [3, 3]
+    assert sizes(2, 3) == []
+
+
 def test_no_rows_give_no_batches():
     assert list(ag.data.batches(np.zeros((0, 3)), np.zeros(0), 4, rng=0)) == []
 

@@ -44,6 +44,8 @@ LAYERS = {
     "dropout": (lambda: nn.Dropout(0.3, rng=0), (4, 3)),
     "batch_norm": (lambda: nn.BatchNorm(3, dtype=float), (4, 3)),
     "batch_norm_composed": (lambda: nn.BatchNorm(5, channel_axis=1, form="composed", dtype=float), IMAGE),
+    "layer_norm": (lambda: nn.LayerNorm((6, 3), dtype=float), IMAGE),
+    "linear_over_axes": (lambda: nn.Linear(3, 4, rng=0, dtype=float), (2, 2, 3)),
     "batch_norm_eval": (lambda: nn.BatchNorm(3, dtype=float).eval(), (4, 3)),
 }
 
@@ -297,6 +299,13 @@ def test_dropout_is_the_identity_in_evaluation_and_at_zero_and_nothing_at_one():
     assert not x.grad.any()
 
 
+def test_dropout_makes_floats_of_integers():
+    image = rng(0).integers(0, 255, size=(40, 40)).astype("uint8")
+    found = nn.Dropout(0.5, rng=0)(image)
+    assert found.dtype == np.float64
+    assert set(np.unique(found / np.maximum(image, 1))) == {0, 2}
+
+
 def test_dropout_keeps_float32():
     assert nn.Dropout(0.5, rng=0)(np.ones(4, dtype="float32")).dtype == np.float32
 
@@ -346,10 +355,12 @@ def test_flatten_and_convolution_take_an_empty_batch():
     [
         (lambda: nn.Linear(3, 2), (5, 4), r"\(5, 4\), expected 3 features"),
         (lambda: nn.Linear(3, 2), (), "expected 3 features"),
-        (lambda: nn.Conv2d(3, 2, 3), (5, 8, 8), r"expected 4 axes: \(N, H, W, C\)"),
-        (lambda: nn.Conv2d(3, 2, 3), (5, 8, 8, 1), "expected 3 channels"),
+        (lambda: nn.Conv2d(3, 2, 3), (5, 8, 8), r"\(5, 8, 8\), expected \(N, H, W, C\)$"),
+        (lambda: nn.Conv2d(3, 2, 3), (5, 8, 8, 1), r"expected \(N, H, W, C\) with 3 channels$"),
+        (lambda: nn.Conv2d(3, 2, 3), (5, 3, 8, 8), r"with 3 channels; this looks like \(N, C, H, W\): x.transpose"),
+        (lambda: nn.LayerNorm(3), (5, 4), r"\(5, 4\), expected \(3,\) as its last axes"),
         (lambda: nn.Conv2d(3, 2, 9), (5, 8, 8, 3), "smaller than the kernel"),
-        (lambda: nn.MaxPool2d(2), (5, 8, 8), "expected 4 axes"),
+        (lambda: nn.MaxPool2d(2), (5, 8, 8), "expected .N, H, W, C"),
         (lambda: nn.AvgPool2d(9), (5, 8, 8, 3), "smaller than the kernel"),
     ],
 )
@@ -369,8 +380,66 @@ def test_wrong_shapes_are_named(make, shape, message):
         (lambda: nn.Conv2d(1, 1, 3, padding=-1), "padding is -1"),
         (lambda: nn.MaxPool2d(2, padding=2), "at most half of kernel_size"),
         (lambda: nn.BatchNorm(0), "num_features is 0"),
+        (lambda: nn.LayerNorm((3, 0)), "normalized_shape is 0"),
     ],
 )
 def test_wrong_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- Layer norm, and memory that changes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_layer_norm_equals_pytorch(axes):
+    torch = pytest.importorskip("torch")
+    shape = IMAGE[-axes:]
+    layer, theirs = nn.LayerNorm(shape, 1e-3, dtype=float), torch.nn.LayerNorm(shape, 1e-3, dtype=torch.float64)
+    for p, q in zip(layer.parameters(), theirs.parameters(), strict=True):
+        p.assign(rng(2).normal(size=p.shape))
+        with torch.no_grad():
+            q.copy_(torch.tensor(p.data))
+    x, g = rng(0).normal(size=(2, *IMAGE))
+    mine, other = ag.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y, z = layer(mine), theirs(other)
+    y.backward(g)
+    z.backward(torch.tensor(g))
+    np.testing.assert_allclose(y.data, z.detach().numpy(), atol=1e-12)
+    for p, q in zip([mine, *layer.parameters()], [other, *theirs.parameters()], strict=True):
+        np.testing.assert_allclose(p.grad, q.grad.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (1, 1), (3, 1)])
+def test_an_image_overwritten_before_backward_is_an_error_or_makes_no_difference(kernel, padding):
+    layer = nn.Conv2d(1, 1, kernel, padding=padding, rng=0, dtype=float)
+    image = rng(0).normal(size=(1, 4, 4, 1))
+    x = ag.tensor(image, requires_grad=True)
+    layer(x).sum().backward()
+    right = layer.weight.grad
+    layer.zero_grad()
+    y = layer(x).sum()
+    x.assign(image * 100)
+    if kernel == 1 and padding == 0:  # the windows are the image itself
+        with pytest.raises(RuntimeError, match="overwritten"):
+            y.backward()
+    else:
+        y.backward()
+        np.testing.assert_array_equal(layer.weight.grad, right)
+
+
+def test_a_pooled_image_overwritten_before_backward_is_an_error():
+    x = ag.tensor(rng(0).normal(size=(1, 4, 4, 1)), requires_grad=True)
+    y = nn.MaxPool2d(2)(x).sum()
+    x.assign(-x.data)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        y.backward()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_layer_with_parameters_takes_a_dtype(dtype):
+    x = np.ones((2, 4, 4, 3), dtype)
+    for layer in (nn.Linear(3, 2, dtype=dtype), nn.Conv2d(3, 2, 3, dtype=dtype), nn.BatchNorm(3, dtype=dtype)):
+        assert {p.dtype for p in layer.parameters()} == {np.dtype(dtype)}
+        assert layer(x).dtype == dtype
+    assert nn.LayerNorm(3, dtype=dtype)(x).dtype == dtype

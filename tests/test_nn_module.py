@@ -116,6 +116,54 @@ def test_what_does_not_match_is_all_listed_and_nothing_changes():
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_read_only_parameter_is_listed_before_anything_changes():
+    net = nn.Sequential(nn.Linear(2, 2, rng=0), nn.Linear(2, 2, rng=0))
+    frozen = np.ones((2, 2), "float32")
+    frozen.flags.writeable = False
+    net[1].weight = ag.as_tensor(frozen, requires_grad=True)
+    before = net.state_dict()
+    with pytest.raises(ValueError, match=r"1\.weight is read-only"):
+        net.load_state_dict({name: array + 1 for name, array in before.items()})
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_summary_has_a_line_for_every_pass_and_changes_nothing():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm(2), nn.Dropout(0.5, rng=0)), nn.Flatten())
+    net[0].eval()
+    before, modes = net.state_dict(), [module.training for module in net.modules()]
+    lines = [line.split("  ") for line in net.summary(np.ones((1, 5, 5, 1))).splitlines()]
+    assert [[cell.strip() for cell in line if cell] for line in lines] == [
+        ["module", "kind", "result", "parameters"],
+        ["0", "Conv2d", "1 x 3 x 3 x 2", "20"],
+        ["1.0", "BatchNorm", "1 x 3 x 3 x 2", "4"],
+        ["1.1", "Dropout", "1 x 3 x 3 x 2", "0"],
+        ["1", "Sequential", "1 x 3 x 3 x 2", "4"],
+        ["2", "Flatten", "1 x 18", "0"],
+        ["Sequential", "1 x 18", "24"],
+    ]
+    assert [module.training for module in net.modules()] == modes
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    with pytest.raises(ValueError, match="expected"):
+        net.summary(np.ones((1, 5)))
+    assert [module.training for module in net.modules()] == modes
+    assert all("forward" not in vars(module) for module in net.modules())
+
+
+def test_watching_tells_every_pass_and_leaves_a_forward_of_the_users_own():
+    net, seen = Net(), []
+    net.first.forward = lambda x: x @ np.ones((4, 3))
+    own = net.first.forward
+    with net.watching(lambda path, module, args, result: seen.append((path, args[0].shape, result.shape))):
+        net(rows())
+    assert seen[0] == ("first", (6, 4), (6, 3))
+    assert [path for path, *_ in seen] == ["first", "rest.0", "rest.1.0", "rest.1.1", "rest.1", "Net"]
+    assert net.first.forward is own
+    net(rows())
+    assert len(seen) == 6
+
+
 def test_loading_is_counted_as_an_overwrite():
     net = Net()
     loss = net(rows()).sum()

@@ -67,6 +67,8 @@ OPTIMISERS = {
     "decay": lambda o, p: o.SGD(p, lr=0.1, weight_decay=0.01),
     "adam": lambda o, p: o.Adam(p),
     "adam_with_betas": lambda o, p: o.Adam(p, 0.01, (0.8, 0.95), 1e-4),
+    "adam_with_decay": lambda o, p: o.Adam(p, eps=1e-4, weight_decay=0.1),
+    "adamw": lambda o, p: o.AdamW(p, eps=1e-4, weight_decay=0.1),
 }
 
 
@@ -186,6 +188,11 @@ def test_float32_stays_and_a_step_allocates_next_to_nothing():
         (lambda w: optim.SGD([w], 0.1, weight_decay=-1), ValueError, "weight_decay is -1"),
         (lambda w: optim.Adam([w], betas=(0.9, 1.0)), ValueError, "betas is"),
         (lambda w: optim.Adam([w], eps=-1), ValueError, "eps is"),
+        (lambda w: optim.Adam([w], weight_decay=float("inf")), ValueError, "weight_decay is inf"),
+        (lambda w: optim.StepLR(optim.SGD([w], 0.1), 0), ValueError, "step_size is 0"),
+        (lambda w: optim.StepLR(optim.SGD([w], 0.1), 1, -1), ValueError, "gamma is -1"),
+        (lambda w: optim.CosineAnnealingLR(optim.SGD([w], 0.1), 2.5), ValueError, "T_max is 2.5"),
+        (lambda w: optim.CosineAnnealingLR(optim.SGD([w], 0.1), 2, -1), ValueError, "eta_min is -1"),
     ],
 )
 def test_bad_settings_are_named(call, error, message):
@@ -199,9 +206,62 @@ def test_a_state_that_does_not_fit_changes_nothing():
     optimiser = optim.Adam([w])
     optimiser.step()
     before = optimiser.state_dict()
-    with pytest.raises(ValueError, match="expected"):
-        optimiser.load_state_dict({"steps": 1})
+    with pytest.raises(ValueError, match=r"missing first\.0; missing second\.0; unexpected third\.0"):
+        optimiser.load_state_dict({"steps.0": 1, "third.0": 1})
+    with pytest.raises(ValueError, match=r"second\.0 has dtype complex128"):
+        optimiser.load_state_dict({**before, "first.0": np.ones(2), "second.0": np.ones(2) * 1j})
     with pytest.raises(ValueError, match=r"second.0 has shape \(3,\), expected \(2,\)"):
         optimiser.load_state_dict({**before, "first.0": np.ones(2), "second.0": np.ones(3)})
     for name, array in optimiser.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("name", ["adam", "adam_with_decay", "adamw", "momentum"])
+def test_a_parameter_that_joins_late_is_counted_from_its_own_first_step_as_in_pytorch(name):
+    torch = pytest.importorskip("torch")
+    values = rng(0).normal(size=(2, 5))
+    mine = [ag.tensor(value, requires_grad=True) for value in values]
+    theirs = [torch.tensor(value, requires_grad=True) for value in values]
+    a, b = OPTIMISERS[name](optim, mine), OPTIMISERS[name](torch.optim, theirs)
+    for step in range(8):
+        a.zero_grad()
+        b.zero_grad()
+        used = 1 if step < 5 else 2
+        for p, q in zip(mine[:used], theirs[:used], strict=True):
+            ((p - 2.0) ** 2).sum().backward()
+            ((q - 2.0) ** 2).sum().backward()
+        a.step()
+        b.step()
+        for p, q in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=1e-13)
+
+
+SCHEDULES = {
+    "steps": lambda o, optimiser: o.StepLR(optimiser, 3, 0.5),
+    "steps_by_default": lambda o, optimiser: o.StepLR(optimiser, 4),
+    "cosine": lambda o, optimiser: o.CosineAnnealingLR(optimiser, 6),
+    "cosine_to_a_floor": lambda o, optimiser: o.CosineAnnealingLR(optimiser, 5, 0.01),
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_equal_pytorchs_and_go_on_from_their_state(make):
+    torch = pytest.importorskip("torch")
+    a = optim.SGD([ag.tensor(1.0, requires_grad=True)], 0.3)
+    b = torch.optim.SGD([torch.tensor(1.0, requires_grad=True)], 0.3)
+    mine, theirs = make(optim, a), make(torch.optim.lr_scheduler, b)
+    for _ in range(15):
+        b.step()
+        mine.step()
+        theirs.step()
+        assert a.lr == pytest.approx(b.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+    again = optim.SGD([ag.tensor(1.0, requires_grad=True)], 7.0)
+    other = make(optim, again)
+    other.load_state_dict(mine.state_dict())
+    assert again.lr == a.lr
+    mine.step()
+    other.step()
+    assert again.lr == a.lr
+    with pytest.raises(ValueError, match="missing base_lr"):
+        other.load_state_dict({"last_epoch": 3})
+    assert other.last_epoch == mine.last_epoch

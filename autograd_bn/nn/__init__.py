@@ -1,6 +1,6 @@
 """Toy models: layers, losses, optimisers, data and checkpoints, with PyTorch's habits."""
 
-from .layers import AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
+from .layers import AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, LayerNorm, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from .losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from .module import Module, Sequential
 
@@ -17,6 +17,7 @@ __all__ = [
     "Sigmoid",
     "Tanh",
     "BatchNorm",
+    "LayerNorm",
     "cross_entropy",
     "mse_loss",
     "binary_cross_entropy_with_logits",

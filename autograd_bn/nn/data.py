@@ -26,8 +26,12 @@ def load_digits() -> tuple[Array, Array]:
         return archive["images"].astype(np.float32) / 16, archive["labels"].astype(np.int64)
 
 
-def batches(x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
+def batches(
+    x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None, drop_last: bool = False
+) -> Iterator[tuple[Array, Array]]:
     """One pass over the rows of `x` and `y`, `size` at a time; the last batch has the rows that are left.
+
+    `drop_last` leaves that batch out if it is not a full one: batch norm can't learn from a single row.
 
     `rng`, a generator or a seed, shuffles the rows; without it they come in order, as views. Bad arguments
     raise `ValueError` or `TypeError` at the call, before the first batch.
@@ -45,7 +49,7 @@ def batches(x: Any, y: Any, size: int, rng: int | np.random.Generator | None = N
     order = None if rng is None else np.random.default_rng(rng).permutation(len(x))
 
     def rows() -> Iterator[tuple[Array, Array]]:
-        for start in range(0, len(x), size):
+        for start in range(0, len(x) - (size - 1 if drop_last else 0), size):
             some = slice(start, start + size)
             yield (x[some], y[some]) if order is None else (x[order[some]], y[order[some]])
 

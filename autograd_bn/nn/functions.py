@@ -17,7 +17,11 @@ def _rows(x: Any) -> Any:
     return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]))
 
 
-@primitive(lambda g, weight: g @ weight, lambda g, x: _rows(g).T @ _rows(x), lambda g: g)
+def _input_gradient(g: Any, weight: Any, shape: tuple[int, ...]) -> Any:
+    return g @ weight if len(shape) == 2 else reshape(_rows(g) @ weight, shape)
+
+
+@primitive(_input_gradient, lambda g, x: _rows(g).T @ _rows(x), lambda g: g)
 def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     """`x @ weight.T + bias`: x (..., in), weight (out, in), bias (out,) or None; the result is (..., out).
 
@@ -25,17 +29,17 @@ def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     >>> linear([[1.0, 2.0]], [[3.0, 4.0]], [0.5])
     array([[11.5]])
     """
-    y = x @ weight.T
-    if bias is None:
-        return y
-    return np.add(y, bias, out=y if y.dtype == bias.dtype else None)
+    y = _rows(x) @ weight.T  # one product, where NumPy would make one for each leading index
+    if bias is not None:
+        y = np.add(y, bias, out=y if y.dtype == bias.dtype else None)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
 
 
 def _folded(g: Any, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
     return fold(g, shape, stride, padding)
 
 
-@primitive(_folded)
+@primitive(_folded, view=True)
 def windows(x: Any, /, size: Pair, stride: Pair, padding: Pair, fill: float = 0.0) -> Any:
     """Every window of `x` (N, H, W, C): shape (N, rows, columns, *size, C), a view unless there is padding.
 

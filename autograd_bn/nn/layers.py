@@ -88,7 +88,7 @@ class _Window(Module):
     def _check(self, x: Any) -> None:
         shape = _shape(x)
         if len(shape) != 4:
-            raise ValueError(f"x has shape {shape}, expected 4 axes: (N, H, W, C)")
+            raise ValueError(f"x has shape {shape}, expected (N, H, W, C)")
         for length, pad, size in zip(shape[1:3], self.padding, self.kernel_size, strict=True):
             if length + 2 * pad < size:
                 raise ValueError(
@@ -136,9 +136,11 @@ class Conv2d(_Window):
 
     def forward(self, x: Any) -> Any:
         """`x` is (N, H, W, in_channels), the result (N, rows, columns, out_channels)."""
+        shape = _shape(x)
+        if len(shape) == 4 and shape[3] != self.in_channels:
+            turned = "; this looks like (N, C, H, W): x.transpose(0, 2, 3, 1)" if shape[1] == self.in_channels else ""
+            raise ValueError(f"x has shape {shape}, expected (N, H, W, C) with {self.in_channels} channels{turned}")
         self._check(x)
-        if _shape(x)[3] != self.in_channels:
-            raise ValueError(f"x has shape {_shape(x)}, expected {self.in_channels} channels on its last axis")
         view = windows(x, self.kernel_size, self.stride, self.padding)
         fan_in = math.prod(view.shape[3:])
         weight = reshape(transpose(self.weight, (0, 2, 3, 1)), (self.out_channels, fan_in))
@@ -242,6 +244,7 @@ class Dropout(Module):
         if not self.training or self.p == 0:
             return x
         x = x if isinstance(x, Tensor) else np.asarray(x)
+        x = x.astype(float) if x.dtype.kind in "iub" else x
         rng = copy.deepcopy(self.rng) if not mode.updating else self.rng
         keep = rng.random(x.shape) >= self.p
         return x * (keep / x.dtype.type(1 - self.p) if self.p < 1 else keep)
@@ -350,3 +353,35 @@ class BatchNorm(Module):
 
     def _settings(self) -> str:
         return f"{self.num_features}, channel_axis={self.channel_axis}, eps={self.eps}, momentum={self.momentum}"
+
+
+class LayerNorm(Module):
+    """Each row normalised by its own mean and biased variance over the last axes, then times `gamma` plus `beta`.
+
+    `normalized_shape`, an integer or a tuple, is the shape of those axes and of `gamma` and `beta`. It is batch norm
+    over the other axes: one node, followed by a product and a sum. `ValueError` where the last axes of x differ.
+
+    J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer Normalization", 2016, section 3.
+
+    >>> import autograd_bn as ag
+    >>> ag.nn.LayerNorm(2)([[1.0, 3.0], [10.0, 30.0]]).data.round(3)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+
+    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
+        given = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        self.normalized_shape = tuple([_positive(n, "normalized_shape") for n in given])
+        self.eps = eps
+        self.gamma = as_tensor(np.ones(given, dtype), requires_grad=True, name="gamma")
+        self.beta = as_tensor(np.zeros(given, dtype), requires_grad=True, name="beta")
+
+    def forward(self, x: Any) -> Any:
+        """The result has the shape of `x`."""
+        shape, count = _shape(x), len(self.normalized_shape)
+        if not count or shape[-count:] != self.normalized_shape:
+            raise ValueError(f"x has shape {shape}, expected {self.normalized_shape} as its last axes")
+        return batch_norm(x, axes=tuple(range(-count, 0)), eps=self.eps) * self.gamma + self.beta
+
+    def _settings(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"

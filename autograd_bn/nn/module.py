@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..engine import Leaf, Tensor
-from ..engine.node import Array
+from ..engine import Leaf, Tensor, no_grad
+from ..engine.node import Array, no_update
 
 
 class Module:
@@ -110,28 +111,85 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Overwrite every parameter and buffer with the values in `state`, in place, keeping their dtypes.
 
-        Names and shapes must match exactly: otherwise one `ValueError` lists all that is missing, unexpected
-        or doesn't fit, and nothing has changed.
+        Names and shapes must match exactly: otherwise one `ValueError` lists all that is missing, unexpected,
+        read-only or doesn't fit, and nothing has changed.
         """
         entries = {name: (owner, attribute) for name, owner, attribute in self._entries()}
-        values = {name: np.asarray(state[name]) for name in entries if name in state}
-        problems = [f"missing {name}" for name in entries if name not in state]
-        problems += [f"unexpected {name}" for name in state if name not in entries]
-        for name, value in values.items():
-            mine = getattr(*entries[name])
-            if value.shape != mine.shape:
-                problems.append(f"{name} has shape {value.shape}, expected {mine.shape}")
-            elif not np.can_cast(value.dtype, mine.dtype, "same_kind"):
-                problems.append(f"{name} has dtype {value.dtype}, which does not fit {mine.dtype}")
-        if problems:
-            raise ValueError(f"state does not match {type(self).__name__}: " + "; ".join(problems))
-        for name, value in values.items():
-            owner, attribute = entries[name]
-            mine = getattr(owner, attribute)
-            if isinstance(mine, Tensor):
-                mine.assign(value)
+        mine = {name: getattr(*entry) for name, entry in entries.items()}
+        for name, value in matched(state, mine, type(self).__name__).items():
+            if isinstance(mine[name], Tensor):
+                mine[name].assign(value)
             else:
-                setattr(owner, attribute, value.astype(mine.dtype))
+                setattr(*entries[name], value)
+
+    @contextmanager
+    def watching(self, seen: Callable[[str, Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
+        """Inside the block `seen(path, module, args, result)` is called after every forward pass of a module below."""
+        paths = {id(self): (type(self).__name__, self)}
+        stack = [("", self)]
+        while stack:
+            prefix, module = stack.pop()
+            for name, child in module.named_children():
+                if id(child) not in paths:
+                    paths[id(child)] = prefix + name, child
+                    stack.append((f"{prefix}{name}.", child))
+
+        def watch(path: str, module: Module) -> Callable[..., Any]:
+            forward = module.forward
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                result = forward(*args, **kwargs)
+                seen(path, module, args, result)
+                return result
+
+            return watched
+
+        own = {id(module): vars(module).get("forward") for _, module in paths.values()}
+        for path, module in paths.values():
+            vars(module)["forward"] = watch(path, module)
+        try:
+            yield
+        finally:
+            for _, module in paths.values():
+                del vars(module)["forward"]
+                if own[id(module)] is not None:
+                    vars(module)["forward"] = own[id(module)]
+
+    def summary(self, x: Any) -> str:
+        """A table of the modules that a batch passes: path, kind, shape of the result, number of parameters.
+
+        The pass is one of evaluation: it changes nothing.
+
+        >>> import numpy as np
+        >>> import autograd_bn as ag
+        >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3), ag.nn.ReLU(), ag.nn.Linear(3, 2))
+        >>> print(net.summary(np.ones((8, 4))))
+        module      kind    result  parameters
+        0           Linear  8 x 3           15
+        1           ReLU    8 x 3            0
+        2           Linear  8 x 2            8
+        Sequential          8 x 2           23
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        rows = [("module", "kind", "result", "parameters")]
+
+        def seen(path: str, module: Module, args: tuple[Any, ...], result: Any) -> None:
+            kind = "" if module is self else type(module).__name__
+            count = sum(p.size for p in module.parameters())
+            rows.append((path, kind, " x ".join(map(str, np.shape(result))), f"{count:,}"))
+
+        try:
+            with self.eval().watching(seen), no_grad(), no_update():
+                self(x)
+        finally:
+            for module, training in modes:
+                module.training = training
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join([*cells[:3], row[3].rjust(widths[3])]))
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
@@ -181,3 +239,23 @@ class Sequential(Module):
 
     def __getitem__(self, index: int) -> Module:
         return self.layers[index]
+
+
+def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> dict[str, Array]:
+    """The values of `state` in the dtypes of `mine`; one `ValueError` lists all that doesn't fit."""
+    problems = [f"missing {name}" for name in mine if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in mine]
+    values = {}
+    for name in [name for name in mine if name in state]:
+        value, old = np.asarray(state[name]), mine[name]
+        if value.shape != old.shape:
+            problems.append(f"{name} has shape {value.shape}, expected {old.shape}")
+        elif not np.can_cast(value.dtype, old.dtype, "same_kind"):
+            problems.append(f"{name} has dtype {value.dtype}, which does not fit {old.dtype}")
+        elif isinstance(old, Tensor) and not old.data.flags.writeable:
+            problems.append(f"{name} is read-only here")
+        else:
+            values[name] = value.astype(old.dtype)
+    if problems:
+        raise ValueError(f"state does not match {owner}: " + "; ".join(problems))
+    return values

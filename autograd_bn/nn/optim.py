@@ -1,4 +1,4 @@
-"""The optimisers, with PyTorch's formulas."""
+"""The optimisers and the schedules of their learning rate, with PyTorch's formulas."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor
 from ..engine.node import Array
+from .module import matched
 
 
 class Optimiser:
@@ -21,7 +22,7 @@ class Optimiser:
 
     slots: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         self.params = [params] if isinstance(params, Tensor) else list(params)
         if not self.params:
             raise ValueError("params is empty: there is nothing to optimise")
@@ -29,13 +30,15 @@ class Optimiser:
             if not isinstance(p, Tensor) or not isinstance(p.node, Leaf):
                 raise TypeError(f"params[{i}] is {type(p).__name__}, expected a leaf tensor")
         self.lr = _at_least_zero(lr, "lr")
-        self.steps = 0
-        self.kept: list[tuple[Array, ...]] = [tuple([np.zeros_like(p.data) for _ in self.slots]) for p in self.params]
+        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        self.kept: list[tuple[Array, ...]] = [
+            tuple([np.zeros(()) if slot == "steps" else np.zeros_like(p.data) for slot in self.slots])
+            for p in self.params
+        ]
         self._scratch = [np.empty_like(p.data) for p in self.params]
 
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        self.steps += 1
         for p, kept, scratch in zip(self.params, self.kept, self._scratch, strict=True):
             leaf = cast(Leaf, p.node)
             if leaf.grad is not None:
@@ -44,7 +47,7 @@ class Optimiser:
                 leaf.buffer.version += 1  # type: ignore[union-attr]
 
     def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
-        """What is subtracted from a parameter; `kept` is updated, `g` and `value` are only read."""
+        """What is subtracted from a parameter; `kept` is updated, `g` is only read."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -52,27 +55,22 @@ class Optimiser:
         for p in self.params:
             p.zero_grad()
 
-    def state_dict(self) -> dict[str, Array]:
-        """A copy of all that the next steps depend on, by name, as `save` takes it; `lr` and its like are not in it."""
-        kept = {
-            f"{slot}.{i}": array.copy()
+    def _named(self) -> dict[str, Array]:
+        return {
+            f"{slot}.{i}": array
             for i, arrays in enumerate(self.kept)
             for slot, array in zip(self.slots, arrays, strict=True)
         }
-        return {"steps": np.array(self.steps), **kept}
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of all that the next steps depend on, by name, as `save` takes it; `lr` and its like are not in it."""
+        return {name: array.copy() for name, array in self._named().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another optimiser of this kind; `ValueError`, and no change, if it doesn't fit."""
-        mine = self.state_dict()
-        if state.keys() != mine.keys():
-            raise ValueError(f"state has {sorted(state)}, expected {sorted(mine)}")
-        for name, array in mine.items():
-            if np.shape(state[name]) != array.shape:
-                raise ValueError(f"{name} has shape {np.shape(state[name])}, expected {array.shape}")
-        self.steps = int(state["steps"])
-        for i, arrays in enumerate(self.kept):
-            for slot, array in zip(self.slots, arrays, strict=True):
-                array[...] = state[f"{slot}.{i}"]
+        mine = self._named()
+        for name, value in matched(state, mine, type(self).__name__).items():
+            mine[name][...] = value
 
 
 class SGD(Optimiser):
@@ -88,10 +86,9 @@ class SGD(Optimiser):
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         self.momentum = _at_least_zero(momentum, "momentum")
-        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
         if momentum:
             self.slots = ("velocity",)  # type: ignore[misc]
-        super().__init__(params, lr)
+        super().__init__(params, lr, weight_decay)
 
     def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
         if self.weight_decay:
@@ -107,6 +104,9 @@ class SGD(Optimiser):
 class Adam(Optimiser):
     """Steps of about `lr`: the running mean of the gradient over the root of the running mean of its square.
 
+    The steps are counted for each parameter, those without gradient left out. `weight_decay` times the parameter is
+    added to the gradient.
+
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.
 
     >>> import autograd_bn as ag
@@ -117,7 +117,8 @@ class Adam(Optimiser):
     array([ 0.9, -1.1])
     """
 
-    slots = ("first", "second")
+    slots = ("first", "second", "steps")
+    coupled = True
 
     def __init__(
         self,
@@ -125,27 +126,142 @@ class Adam(Optimiser):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas is {betas!r}, expected two numbers from 0 to below 1")
         self.betas = betas
         self.eps = _at_least_zero(eps, "eps")
-        super().__init__(params, lr)
+        super().__init__(params, lr, weight_decay)
 
     def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
-        first, second = kept
+        first, second, steps = kept
         beta1, beta2 = self.betas
-        first += np.multiply(np.subtract(g, first, out=scratch), 1 - beta1, out=scratch)
+        if self.weight_decay and self.coupled:
+            g = np.add(g, np.multiply(value, self.weight_decay, out=scratch), out=scratch)
+        elif self.weight_decay:
+            value *= 1 - self.lr * self.weight_decay
+        np.multiply(g, 1 - beta1, out=scratch)
+        first *= beta1
+        first += scratch
+        scratch *= scratch  # the gradient's square, times (1 - beta1) ** 2
+        scratch *= (1 - beta2) / (1 - beta1) ** 2
         second *= beta2
-        second += np.multiply(np.multiply(g, g, out=scratch), 1 - beta2, out=scratch)
+        second += scratch
+        steps += 1
         np.sqrt(second, out=scratch)
-        scratch /= math.sqrt(1 - beta2**self.steps)
+        scratch /= math.sqrt(1 - beta2 ** steps.item())
         scratch += self.eps
         np.divide(first, scratch, out=scratch)
-        return np.multiply(scratch, self.lr / (1 - beta1**self.steps), out=scratch)
+        scratch *= self.lr / (1 - beta1 ** steps.item())
+        return scratch
+
+
+class AdamW(Adam):
+    """Adam whose weight decay does not pass through the running means: p -= lr * weight_decay * p beside Adam's step.
+
+    I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2.
+
+    >>> import autograd_bn as ag
+    >>> w = ag.tensor([1.0], requires_grad=True)
+    >>> w.sum().backward()
+    >>> ag.optim.AdamW([w], lr=0.5, weight_decay=0.5).step()
+    >>> w.data.round(6)
+    array([0.25])
+    """
+
+    coupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+class Schedule:
+    """What the schedules share: `step`, called after each epoch, sets the optimiser's `lr` from its first value."""
+
+    def __init__(self, optimizer: Optimiser) -> None:
+        self.optimizer = optimizer
+        self.base_lr = optimizer.lr
+        self.last_epoch = 0
+
+    def step(self) -> None:
+        """Go on to the next epoch."""
+        self.last_epoch += 1
+        self.optimizer.lr = self._lr()
+
+    def _lr(self) -> float:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Array]:
+        """The epoch and the first learning rate, as `save` takes them."""
+        return {"last_epoch": np.array(self.last_epoch), "base_lr": np.array(self.base_lr)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of another schedule, and set the optimiser's `lr`; `ValueError` if it doesn't fit."""
+        found = matched(state, self.state_dict(), type(self).__name__)
+        self.last_epoch, self.base_lr = found["last_epoch"].item(), found["base_lr"].item()
+        self.optimizer.lr = self._lr()
+
+
+class StepLR(Schedule):
+    """The learning rate times `gamma` after every `step_size` epochs.
+
+    >>> import autograd_bn as ag
+    >>> sgd = ag.optim.SGD([ag.tensor(1.0, requires_grad=True)], lr=1.0)
+    >>> schedule = ag.optim.StepLR(sgd, step_size=2, gamma=0.5)
+    >>> for epoch in range(4):
+    ...     schedule.step()
+    >>> sgd.lr
+    0.25
+    """
+
+    def __init__(self, optimizer: Optimiser, step_size: int, gamma: float = 0.1) -> None:
+        self.step_size = _at_least_one(step_size, "step_size")
+        self.gamma = _at_least_zero(gamma, "gamma")
+        super().__init__(optimizer)
+
+    def _lr(self) -> float:
+        return float(self.base_lr * self.gamma ** (self.last_epoch // self.step_size))
+
+
+class CosineAnnealingLR(Schedule):
+    """The learning rate down to `eta_min` in `T_max` epochs along half a cosine; after that up and down again.
+
+    I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
+
+    >>> import autograd_bn as ag
+    >>> sgd = ag.optim.SGD([ag.tensor(1.0, requires_grad=True)], lr=1.0)
+    >>> schedule = ag.optim.CosineAnnealingLR(sgd, T_max=10)
+    >>> for epoch in range(5):
+    ...     schedule.step()
+    >>> round(sgd.lr, 6)
+    0.5
+    """
+
+    def __init__(self, optimizer: Optimiser, T_max: int, eta_min: float = 0.0) -> None:
+        self.T_max = _at_least_one(T_max, "T_max")
+        self.eta_min = _at_least_zero(eta_min, "eta_min")
+        super().__init__(optimizer)
+
+    def _lr(self) -> float:
+        cosine = math.cos(math.pi * self.last_epoch / self.T_max)
+        return self.eta_min + (self.base_lr - self.eta_min) * (1 + cosine) / 2
 
 
 def _at_least_zero(value: float, name: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
     return value
+
+
+def _at_least_one(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    return int(value)
