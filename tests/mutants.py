@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -488,8 +489,8 @@ def _changed_after(change: Callable[[Any], Any]) -> Wrapper:
     """Change a rule's result: of a joint rule, the first gradient."""
 
     def wrapper(rule: Callable[..., Any]) -> Callable[..., Any]:
-        def wrong(g: Any, *read: Any) -> Any:
-            result = rule(g, *read)
+        def wrong(g: Any, *read: Any, **about: Any) -> Any:
+            result = rule(g, *read, **about)
             return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
 
         return wrong
@@ -498,17 +499,17 @@ def _changed_after(change: Callable[[Any], Any]) -> Wrapper:
 
 
 def _changed_before(change: Callable[[Any], Any]) -> Wrapper:
-    return lambda rule: lambda g, *read: rule(change(g), *read)
+    return lambda rule: lambda g, *read, **about: rule(change(g), *read, **about)
 
 
 def _replaced(wrong: Callable[..., Any]) -> Wrapper:
-    return lambda rule: wrong
+    return lambda rule: lambda g, *read, **about: wrong(g, *read, *about.values())
 
 
 def _edges(f: Callable[..., Any], inputs: tuple[np.ndarray, ...], op: str) -> Iterator[tuple[int, Any]]:
     for node in ag.Graph(f(*[ag.tensor(a, requires_grad=True) for a in inputs])).nodes:
         if node.op == op:
-            yield from ((edge[1], node) for edge in node.edges)
+            yield from ((position, node) for position in node.wanted)
 
 
 def _with_rule(f: Callable[..., Any], op: str, position: int, wrapper: Callable[..., Any]) -> Callable[..., Any]:
@@ -516,9 +517,11 @@ def _with_rule(f: Callable[..., Any], op: str, position: int, wrapper: Callable[
         out = f(*tensors)
         for node in ag.Graph(out).nodes:
             if node.op == op:
-                node.edges = tuple(
-                    [(p, at, wrapper(rule) if at == position else rule, read) for p, at, rule, read in node.edges]
-                )
+                node.primitive = copy(node.primitive)
+                at = 0 if len(node.primitive.rules) == 1 else position
+                rules = node.primitive.rules = list(node.primitive.rules)
+                rules[at] = copy(rules[at])
+                rules[at].function = wrapper(rules[at].function)
         return out
 
     return wrong

@@ -154,9 +154,9 @@ def test_gradients_of_an_expanded_node_are_those_of_the_composed_form():
 
 def test_drawing_changes_nothing():
     y = normed()
-    before = [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes]
+    before = [(node, node.op, node.args, node.wanted) for node in ag.Graph(y).nodes]
     ag.to_dot(y, values=True, grads=WEIGHTS, expand=True)
-    assert [(node, node.op, node.args, node.edges) for node in ag.Graph(y).nodes] == before
+    assert [(node, node.op, node.args, node.wanted) for node in ag.Graph(y).nodes] == before
     assert all(node.grad is None for node, op, *_ in before if op is None)
 
 

@@ -45,7 +45,7 @@ def test_a_value_that_nothing_reads_is_freed():
     buffer = np.asarray(y)
     z = y * 3 + 1
     del y
-    held = [value for node in ag.Graph(z).nodes for edge in node.edges for value in edge[3]]
+    held = [value for node in ag.Graph(z).nodes for value in node.saved]
     assert not any(value is buffer for value in held)
 
 

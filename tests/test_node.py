@@ -28,7 +28,7 @@ def test_a_constant_is_an_argument_but_no_input():
 def test_a_tensor_without_gradient_is_recorded_and_keeps_nothing():
     x = ag.tensor([1.0, 2.0])
     y = x * x
-    assert (y.requires_grad, y.node.edges, y.node.op) == (False, (), "multiply")
+    assert (y.requires_grad, y.node.wanted, y.node.saved, y.node.op) == (False, (), (), "multiply")
 
 
 def test_become_rewires_the_consumers():

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batch_norm.definition import body
 from ..engine import Leaf, Node
-from ..engine.derivatives import propagate
+from ..engine.backward import propagate
 from ..engine.graph import compute
 from ..engine.node import Array, recording
 

@@ -53,9 +53,9 @@ def edge_names(node: Node) -> list[str]:
 def operand_names(node: Node) -> list[str]:
     """What an operation calls its operands."""
     made = node.primitive
-    if made is None or made.arrays is None:
+    if made is None or made.variadic:
         return [str(i) for i in range(len(node.args))]
-    return list(made.forward.__code__.co_varnames[: made.arrays])
+    return list(made.arrays)
 
 
 def constant(node: Node, position: int, with_value: bool) -> list[str]:

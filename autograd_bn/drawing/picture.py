@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..engine import Graph, Leaf, Node, Tensor
-from ..engine.derivatives import propagate
+from ..engine.backward import propagate
 from .expansion import expansion
 from .layout import draw
 from .records import neighbourhood, picture

@@ -193,5 +193,4 @@ def _kind(node: Node) -> Kind:
 
 def _receivers(node: Node) -> list[Node]:
     """The inputs that the derivative of a node has a gradient for."""
-    targets = [parent for edge in node.edges for parent in (edge[0] if type(edge[0]) is tuple else (edge[0],))]
-    return [parent for parent in targets if parent is not None]
+    return list(node.receivers)

@@ -1,7 +1,8 @@
 """The engine: tensors, the operations on them with their derivatives, and the backward pass."""
 
 from . import protocols as protocols
-from .derivatives import grad, hessian, jacobian, jvp
+from .backward import grad
+from .functional import hessian, jacobian, jvp
 from .graph import Graph
 from .node import Leaf, Node, no_grad
 from .operations import (

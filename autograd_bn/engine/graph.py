@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .backward import owner_of
 from .node import Leaf, Node, topological_order
-from .primitive import OUT
 from .tensor import Tensor
 
 
@@ -48,13 +48,12 @@ class Graph:
         backward pass.
         """
         held: dict[int, int] = {}
-        own = {id(_owner(node.data)) for node in self.nodes if isinstance(node, Leaf)}
+        own = {id(owner_of(node.data)) for node in self.nodes if isinstance(node, Leaf)}
         for node in self.nodes:
-            for edge in node.edges:
-                for array in _arrays(edge[3]):
-                    owner = _owner(array)
-                    if id(owner) not in own:
-                        held[id(owner)] = owner.nbytes
+            for array in _arrays(node.saved):
+                owner = owner_of(array)
+                if id(owner) not in own:
+                    held[id(owner)] = owner.nbytes
         return sum(held.values())
 
     def __len__(self) -> int:
@@ -82,15 +81,12 @@ class Values(Mapping[Node, Any]):
         self.nodes = nodes
         self.known: dict[Node, Any] = {}
         for node in nodes:
-            node.check_guards()
+            node.check_versions(all_operands=True)
             if isinstance(node, Leaf):
                 self.known[node] = node.data
-            for _, position, _, read in node.edges:
-                for code, value in zip(node.primitive.position_reads(position), read, strict=True):  # type: ignore[union-attr]
-                    if code == OUT:
-                        self.known[node] = value
-                    elif code >= 0 and isinstance(node.args[code], Node):
-                        self.known[node.args[code]] = value
+            for source, value in zip((*node.args, node), node.saved, strict=False):
+                if value is not None and isinstance(source, Node):
+                    self.known[source] = value
 
     def __getitem__(self, node: Node) -> Any:
         known, stack = self.known, [node]
@@ -125,9 +121,3 @@ def _arrays(read: Any) -> Iterator[np.ndarray[Any, Any]]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _arrays(value)
-
-
-def _owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array

@@ -1,4 +1,4 @@
-"""The graph: nodes, what each keeps for its derivative, and their order."""
+"""The graph: nodes, what each saves for its derivative, and their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .primitive import Primitive
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Edge = tuple[Any, int, Any, tuple[Any, ...]]
 
 
 class Buffer:
@@ -26,13 +25,15 @@ class Buffer:
 
 
 class Node:
-    """One recorded operation: where its inputs came from and how a gradient flows back to them.
+    """One recorded operation: where its inputs came from and what the derivative reads.
 
-    A node holds no value. `args` are the positional operands in order, each a `Node` or a constant;
-    `params` is the keyword metadata. `edges` has one entry for every input that a gradient may flow to:
-    `(input, position, rule, read)`, where `read` are just those values that the rule needs. `guards` are the buffers
-    of leaves that stand in `read`, each with the version it had. `buffer` is the leaf's memory that this
-    node's value is a view of, if it is one.
+    `args` are the positional operands in order, each a `Node` or a constant; `params` is the keyword metadata.
+    `wanted` are the positions of the inputs that a gradient may flow to. `saved` has a place for each operand, for the
+    result and for what the forward pass `kept`, with None in those that no rule reads; it is () where all would be
+    None. `versions` are those of the leaves' memory among the operands when they were read. `buffer` is the leaf's
+    memory that this node's value is a view of, if it is one.
+
+    The collector visits a node and its `args`, and nothing else that a recorded number makes.
     """
 
     __slots__ = (
@@ -40,25 +41,38 @@ class Node:
         "args",
         "buffer",
         "dtype",
-        "edges",
-        "guards",
         "name",
         "params",
         "primitive",
         "requires_grad",
+        "saved",
         "shape",
+        "versions",
+        "wanted",
     )
 
-    primitive: Primitive | None
-    args: tuple[Any, ...]
-    params: dict[str, Any]
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    edges: tuple[Edge, ...]
-    guards: tuple[tuple[Buffer, int], ...]
-    buffer: Buffer | None
-    requires_grad: bool
-    name: str | None
+    def __init__(
+        self,
+        primitive: Primitive | None,
+        args: tuple[Any, ...],
+        params: dict[str, Any],
+        out: Any,
+        wanted: tuple[int, ...] = (),
+        saved: tuple[Any, ...] = (),
+        versions: tuple[int | None, ...] = (),
+        buffer: Buffer | None = None,
+    ) -> None:
+        self.primitive = primitive
+        self.args = args
+        self.params = params
+        self.shape: tuple[int, ...] = out.shape
+        self.dtype: np.dtype[Any] = out.dtype
+        self.wanted = wanted
+        self.saved = saved
+        self.versions = versions
+        self.buffer = buffer
+        self.requires_grad = wanted != ()
+        self.name: str | None = None
 
     @property
     def op(self) -> str | None:
@@ -70,24 +84,31 @@ class Node:
         """The nodes this one was computed from, in argument order; constants are left out."""
         return tuple([arg for arg in self.args if isinstance(arg, Node)])
 
+    @property
+    def receivers(self) -> tuple[Node, ...]:
+        """Those of the inputs that a gradient may flow to."""
+        return tuple([self.args[position] for position in self.wanted])
+
     def become(self, other: Node) -> None:
         """Take over `other`'s operation: whoever reads this node now gets its value the other way.
 
         Shape, dtype and name stay. This is the one step that a rewrite of the graph is made of.
         """
-        for slot in ("primitive", "args", "params", "edges", "guards", "buffer"):
+        for slot in ("primitive", "args", "params", "wanted", "saved", "versions", "buffer"):
             setattr(self, slot, getattr(other, slot))
 
-    def check_guards(self) -> None:
-        """Raise `RuntimeError` if a value that a derivative would read was overwritten by `assign`."""
-        for buffer, version in self.guards:
-            if buffer.version != version:
-                names = [repr(node.name) for node in self.inputs if node.buffer is buffer and node.name]
-                raise RuntimeError(
-                    f"{names[0] if names else 'an input'} of {self.op!r} was overwritten by assign() after "
-                    f"the forward pass read it (version {version} then, {buffer.version} now): "
-                    "run the forward pass again before asking for its gradient"
-                )
+    def check_versions(self, *, all_operands: bool = False) -> None:
+        """Raise `RuntimeError` if an operand that was saved (or any of them) was overwritten by `assign` since."""
+        for position, version in enumerate(self.versions):
+            read = self.saved and (self.saved[position] is not None or self.buffer is not None)
+            if version is not None and (all_operands or read):
+                arg = self.args[position]
+                if arg.buffer.version != version:
+                    raise RuntimeError(
+                        f"{repr(arg.name) if arg.name else 'an input'} of {self.op!r} was overwritten by assign() "
+                        f"after the forward pass read it (version {version} then, {arg.buffer.version} now): "
+                        "run the forward pass again"
+                    )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -100,14 +121,8 @@ class Leaf(Node):
     __slots__ = ("data", "grad")
 
     def __init__(self, data: Array, requires_grad: bool = False, buffer: Buffer | None = None) -> None:
-        self.primitive = None
-        self.args = self.edges = self.guards = ()
-        self.params = {}
-        self.shape = data.shape
-        self.dtype = data.dtype
-        self.buffer = buffer or Buffer()
+        super().__init__(None, (), {}, data, buffer=buffer or Buffer())
         self.requires_grad = requires_grad
-        self.name = None
         self.data = data
         self.grad: Array | None = None
 
@@ -139,25 +154,28 @@ def topological_order(outputs: Iterable[Node]) -> list[Node]:
 
 
 class _Mode(threading.local):
-    """Whether a recorded training forward may move statistics; per thread."""
+    """What a forward pass leaves behind, per thread: a record of its operations, moved running statistics."""
 
+    recording = True
     updating = True
 
 
 mode = _Mode()
-paused: set[int] = set()  # the threads that record nothing; to see it empty takes a fifth of a thread-local's time
 
 
 @contextmanager
-def recording(on: bool) -> Iterator[None]:
-    """Record operations inside the block, or don't, in this thread; the former state is restored at its end."""
-    thread = threading.get_ident()
-    before = thread not in paused
-    (paused.discard if on else paused.add)(thread)
+def _set(switch: str, on: bool) -> Iterator[None]:
+    before = getattr(mode, switch)
+    setattr(mode, switch, on)
     try:
         yield
     finally:
-        (paused.discard if before else paused.add)(thread)
+        setattr(mode, switch, before)
+
+
+def recording(on: bool) -> AbstractContextManager[None]:
+    """Record operations inside the block, or don't, in this thread; the former state is restored at its end."""
+    return _set("recording", on)
 
 
 def no_grad() -> AbstractContextManager[None]:
@@ -171,14 +189,9 @@ def no_grad() -> AbstractContextManager[None]:
     ...     (x * 2).requires_grad
     False
     """
-    return recording(False)
+    return _set("recording", False)
 
 
-@contextmanager
-def no_update() -> Iterator[None]:
+def no_update() -> AbstractContextManager[None]:
     """A forward pass inside the block, in this thread, leaves running statistics as they are."""
-    before, mode.updating = mode.updating, False
-    try:
-        yield
-    finally:
-        mode.updating = before
+    return _set("updating", False)

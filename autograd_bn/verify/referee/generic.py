@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...engine.derivatives import propagate
+from ...engine.backward import propagate
 from ...engine.node import Array, Node, topological_order
 from .matching import Step
 from .mistakes import RTOL, Factor, Finding, plural

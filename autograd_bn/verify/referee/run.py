@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...engine import Tensor, as_tensor, grad
-from ...engine.derivatives import propagate
+from ...engine.backward import propagate, pull
 from ...engine.node import Array, Node, recording, topological_order
-from ...engine.operations import sum_to
 
 
 class Unjudgeable(ValueError):
@@ -72,14 +71,8 @@ def contributions(y: Node, gradients: dict[Node, Any]) -> Iterator[tuple[Node, N
 
 def parts_of(node: Node, gradient: Any) -> Iterator[tuple[Node, Array]]:
     """What a node hands on of its own gradient, to each of its inputs."""
-    for parent, _, rule, values in node.edges:
-        if type(parent) is tuple:
-            results = rule(gradient, tuple([p is not None for p in parent]), *values)
-            pairs = [(p, r) for p, r in zip(parent, results, strict=True) if p is not None]
-        else:
-            pairs = [(parent, rule(gradient, *values))]
-        for p, r in pairs:
-            yield p, np.asarray(sum_to(np.asarray(r), p.shape))
+    for parent, part in pull(node, gradient):
+        yield parent, np.asarray(part)
 
 
 @dataclass

@@ -1,0 +1,265 @@
+"""The backward pass: gradients flow from outputs to inputs, each node once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+
+from .node import Array, Leaf, Node, recording
+from .operations import sum_to
+from .tensor import Tensor, as_tensor, exact
+
+_accumulating = threading.Lock()
+
+
+def backward(self: Tensor, gradient: Any = None) -> None:
+    """Add the derivative of this tensor into `.grad` of every leaf that requires it.
+
+    `gradient` weighs the elements of the tensor and has its shape; a tensor of one element may leave it out.
+    The graph stays as it was, so that a second call adds the same again. If anything raises, no `.grad` has
+    changed. `ValueError` for a missing gradient or a wrong shape, `RuntimeError` if nothing requires a
+    gradient or a value was overwritten by `assign`.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).backward([1.0, 10.0])
+    >>> x.grad
+    array([ 2., 40.])
+    """
+    seed = _seed(self, gradient, "gradient")
+    found = propagate([(self.node, seed)], None, create_graph=False)
+    leaves = [(node, value) for node, value in found.items() if isinstance(node, Leaf)]
+    with _accumulating:
+        # Sums first: where one of them fails, no gradient has changed.
+        sums = [value if leaf.grad is None else leaf.grad + value for leaf, value in leaves]
+        for (leaf, _), total in zip(leaves, sums, strict=True):
+            leaf.grad = np.asarray(total)
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    *,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """The derivative of `outputs` with respect to each of `inputs`, without touching any `.grad`.
+
+    `outputs` and `inputs` are a tensor or a sequence of tensors; `grad_outputs` has one array (or tensor) an
+    output, of its shape, or `None` for 1 where the output has one element. The results have the inputs'
+    shapes and dtypes. They are arrays, or with `create_graph=True` recorded tensors that can be
+    differentiated again, to any order. An input that no output depends on raises `RuntimeError`; with
+    `allow_unused=True` its result is `None`.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor(2.0, requires_grad=True)
+    >>> (slope,) = ag.grad(x * x * x, x, create_graph=True)
+    >>> ag.grad(slope, x)
+    (array(12.),)
+    """
+    outputs = _tensors(outputs, "outputs")
+    inputs = _tensors(inputs, "inputs")
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif not isinstance(grad_outputs, list | tuple) or (len(outputs) == 1 and len(grad_outputs) != 1):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
+    for i, given in enumerate(inputs):
+        if not given.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
+    seeds = []
+    for i, (output, given) in enumerate(zip(outputs, grad_outputs, strict=True)):
+        if output.requires_grad or not allow_unused:
+            seed = _seed(output, given, f"grad_outputs[{i}]")
+            if create_graph:
+                seed = given if isinstance(given, Tensor) else as_tensor(seed)
+            seeds.append((output.node, seed))
+    with recording(create_graph):
+        found = propagate(seeds, {given.node for given in inputs}, create_graph)
+    results = []
+    for i, given in enumerate(inputs):
+        result = found.get(given.node)
+        if result is None and not allow_unused:
+            raise RuntimeError(
+                f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
+                "pass allow_unused=True to get None for it"
+            )
+        results.append(result)
+    return tuple(results)
+
+
+def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, create_graph: bool) -> dict[Node, Any]:
+    """The gradients that reach `targets` (`None`: all leaves) from the seeds, each in memory of its own.
+
+    A node is visited once, after all its consumers, by counting them; there is no recursion. With `create_graph`
+    seeds and results are tensors and the rules run on tensors. The order of the visits follows from the structure
+    of the graph alone: processes that hold the same graph run in step.
+    """
+    useful = None if targets is None else _leading_to(targets, [node for node, _ in seeds])
+    waiting: dict[Node, int] = {}  # how many parts of a node's gradient are still to come
+    stack = [node for node, _ in seeds]
+    while stack:
+        node = stack.pop()
+        if node in waiting:
+            waiting[node] += 1
+        elif useful is None or node in useful:
+            waiting[node] = 1
+            for position in node.wanted:
+                stack.append(node.args[position])  # noqa: PERF401, twice as fast for one or two
+
+    sums: dict[Node, Any] = {}  # of the parts that have come
+    ours: set[Node] = set()  # nodes whose sum was made here, and so may be added to in place
+    ready: list[tuple[Node, Any]] = []
+    found: dict[Node, Any] = {}
+
+    parts = [(node, seed) for node, seed in seeds if node in waiting]
+    while parts or ready:
+        for node, part in parts:
+            if node in ours:
+                part = np.add(sums[node], part, out=sums[node])
+            elif node in sums:
+                part = sums[node] + part
+                if type(part) is np.ndarray:
+                    ours.add(node)
+            if waiting[node] == 1:
+                ready.append((node, part))
+            else:
+                waiting[node] -= 1
+                sums[node] = part
+        node, g = ready.pop()
+        if node in targets if targets is not None else not node.wanted:
+            found[node] = g
+        parts = pull(node, g, waiting, create_graph)
+    return found if create_graph else _owned(found, [seed for _, seed in seeds])
+
+
+def pull(
+    node: Node, g: Any, within: Container[Node] | None = None, create_graph: bool = False
+) -> list[tuple[Node, Any]]:
+    """What a node hands on of its gradient `g`: each input (of those `within`) with its part. Here rules are called.
+
+    With `create_graph` a rule reads tensors at their places in the graph, and so is itself recorded.
+    """
+    if node.versions:
+        node.check_versions()
+    op, saved, args = node.primitive, node.saved, node.args
+    if create_graph and saved:
+        sources = zip((*args, node, None), saved, strict=True)
+        saved = tuple([v if v is None or not isinstance(s, Node) else Tensor(v, s) for s, v in sources])
+    parts = []
+    joint: Any = None
+    for position in node.wanted:
+        parent = args[position]
+        if within is not None and parent not in within:
+            continue
+        rule = op.rules[position if op.many else 0]  # type: ignore[union-attr]
+        if op.joint:  # type: ignore[union-attr]
+            if joint is None:
+                asked = tuple([p in node.wanted and (within is None or args[p] in within) for p in range(len(args))])
+                joint = rule.function(g, asked, *rule.pick(saved), **rule.about(node, position))
+            part = joint[position]
+        elif rule.metadata:
+            part = rule.function(g, *rule.pick(saved), **rule.about(node, position))
+        elif rule.place is not None:
+            part = rule.function(g, saved[rule.place])
+        else:
+            part = rule.function(g, *rule.pick(saved))
+        if getattr(part, "dtype", None) is not parent.dtype or part.shape != parent.shape:
+            part = _fitted(part, parent, node, position)
+        parts.append((parent, part))
+    return parts
+
+
+def _owned(found: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
+    """The arrays found, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
+    taken = {id(owner_of(array)) for array in seeds}
+    for node, g in found.items():
+        if type(g) is not np.ndarray or not g.flags.writeable or id(owner_of(g)) in taken:
+            found[node] = g = np.array(g)
+        taken.add(id(owner_of(g)))
+    return found
+
+
+def owner_of(array: Any) -> Any:
+    """The array whose memory an array is a view of."""
+    while isinstance(getattr(array, "base", None), np.ndarray):
+        array = array.base
+    return array
+
+
+def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
+    """A rule's result as a gradient of `parent`: summed over broadcast axes, in the parent's dtype."""
+    what = f"the rule of {node.op!r} for its argument {position + 1}"
+    if part is None:
+        raise TypeError(f"{what} gave None")
+    if not isinstance(part, (np.ndarray, np.generic, Tensor)):
+        part = exact(part, what)
+    if part.shape != parent.shape:
+        try:
+            broadcasts = np.broadcast_shapes(part.shape, parent.shape) == part.shape
+        except ValueError:
+            broadcasts = False
+        if not broadcasts:
+            raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
+        part = sum_to(part, parent.shape)
+    if part.dtype != parent.dtype:
+        if part.dtype.kind == "c":
+            raise TypeError(f"{what} gave complex numbers: they have no derivative here")
+        part = part.astype(parent.dtype)
+    return part
+
+
+def _leading_to(targets: set[Node], outputs: list[Node]) -> set[Node]:
+    """The nodes below `outputs` from which a gradient reaches one of `targets`."""
+    consumers: dict[Node, list[Node]] = {node: [] for node in outputs}
+    stack = list(consumers)
+    while stack:
+        node = stack.pop()
+        for parent in node.receivers:
+            if parent not in consumers:
+                consumers[parent] = []
+                stack.append(parent)
+            consumers[parent].append(node)
+    useful: set[Node] = set()
+    stack = [node for node in targets if node in consumers]
+    while stack:
+        node = stack.pop()
+        if node not in useful:
+            useful.add(node)
+            stack += consumers[node]
+    return useful
+
+
+def _seed(output: Tensor, gradient: Any, what: str) -> Any:
+    if not output.requires_grad:
+        raise RuntimeError(f"{output.node!r} does not require a gradient: nothing below it has requires_grad=True")
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(
+                f"{what} is needed for an output of shape {output.shape}: only a single element has a default of 1"
+            )
+        gradient = np.ones(output.shape, dtype=output.dtype)
+    array = np.asarray(gradient)
+    if array.shape != output.shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {output.shape}")
+    if array.dtype.kind not in "fiubO" and array.dtype != output.dtype:
+        raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
+    return exact(array, what) if output.dtype == object else array.astype(output.dtype, copy=False)
+
+
+def _tensors(given: Any, what: str) -> list[Tensor]:
+    if not isinstance(given, (Tensor, list, tuple)):
+        raise TypeError(f"{what} is a {type(given).__name__}, expected a tensor or a list of tensors")
+    tensors = [given] if isinstance(given, Tensor) else list(given)
+    for i, item in enumerate(tensors):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")
+    return tensors
+
+
+Tensor.backward = backward
