@@ -502,7 +502,7 @@ def test_an_input_overwritten_before_the_forward_pass_is_fine_and_after_it_raise
     assert ag.fuse(y).fused
     y = NORMALISED["square"](x, EPS)
     x.assign(x.data + 1)
-    with pytest.raises(RuntimeError, match="'x' was overwritten by assign"):
+    with pytest.raises(RuntimeError, match="'x' of 'mean' was overwritten by assign"):
         ag.fuse(y)
     assert y.node.op == "divide"
 
