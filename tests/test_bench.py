@@ -23,9 +23,12 @@ def test_json_has_a_row_a_shape(capsys):
 
 def test_table_and_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert main(["bench", "-o", str(tmp_path / "plot.svg")]) == 0
-    assert "64 x 10" in capsys.readouterr().out
-    assert (tmp_path / "plot.svg").stat().st_size > 1000
+    path = tmp_path / "new" / "plot.svg"
+    assert main(["bench", "-o", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "64 x 10" in out
+    assert f"plot: {path}" in out
+    assert path.stat().st_size > 1000
 
 
 def test_a_plot_of_another_kind_is_refused_in_one_line(capsys):

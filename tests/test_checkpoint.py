@@ -2,9 +2,11 @@
 
 import os
 import random
+import stat
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,74 @@ def test_a_link_is_followed(tmp_path):
     assert ag.load(tmp_path / "first.npz")["n"] == 4
 
 
+def test_threads_that_save_to_one_path_leave_one_whole_file(tmp_path):
+    path = tmp_path / "net.npz"
+
+    def saves(thread):
+        for i in range(25):
+            ag.save(path, {"thread": thread, "weight": np.full(3000, float(thread * 100 + i))})
+            assert len(set(ag.load(path)["weight"].tolist())) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(saves, range(4)))
+    assert os.listdir(tmp_path) == ["net.npz"]
+    found = ag.load(path)
+    assert found["weight"][0] // 100 == found["thread"]
+
+
+def test_a_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path):
+    path = tmp_path / "net.npz"
+    before = os.umask(0o027)
+    try:
+        ag.save(path, STATE)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o600)
+    ag.save(path, STATE)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link.npz"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read_bytes)
+        ag.save(link, STATE)
+        (tmp_path / "copy.npz").write_bytes(reading.result())
+    assert ag.load(tmp_path / "copy.npz")["n"] == 3
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+    with pytest.raises(IsADirectoryError):
+        ag.save(tmp_path, STATE)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ({1: [1.0], "1": [2.0]}, TypeError, "state has the name 1, expected strings"),
+        ({"a\0b": [1.0]}, ValueError, r"state has the name 'a\\x00b'"),
+        ({"é" * 33_000: [1.0]}, ValueError, "which a checkpoint can't hold"),
+        (dict.fromkeys(map(str, range(65_536)), 0), ValueError, "65536 arrays, a checkpoint holds at most 65535"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused(tmp_path, state, error, message):
+    with pytest.raises(error, match=message):
+        ag.save(tmp_path / "net.npz", state)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_longest_name_comes_back(tmp_path):
+    ag.save(tmp_path / "net.npz", {"x" * 65_531: 1})
+    assert list(ag.load(tmp_path / "net.npz")) == ["x" * 65_531]
+
+
+def test_arguments_in_the_other_order_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"path is a dict, expected save\(path, state\)"):
+        ag.save(STATE, tmp_path / "net.npz")
+
+
 KILLS = """
 import os, random, signal, sys, time
 import numpy as np
@@ -183,7 +253,9 @@ for _ in range(40):
     time.sleep(moments.uniform(0, 0.03))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    interrupted += os.path.exists(f"{os.path.dirname(path)}/.net.npz.{child}")
+    interrupted += len(os.listdir(os.path.dirname(path))) > 1
+    for left in set(os.listdir(os.path.dirname(path))) - {"net.npz"}:
+        os.unlink(f"{os.path.dirname(path)}/{left}")
     found = load(path)
     assert found["count"] == found["last"] and (found["weight"] == found["count"]).all()
 print(interrupted)

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit statuses, and its one-line errors."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from autograd_bn.__main__ import COMMANDS, main
+from autograd_bn.commands import compare, load_data
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,11 @@ def test_render_writes_the_file_it_names(capsys):
         ("empty.csv", b"", "empty.csv is empty"),
         ("broken.npy", b"\x93NUMPY\x01\x00", "can't read broken.npy: it is damaged or not such a file"),
         ("broken.npz", b"PK\x03\x04", "can't read broken.npz: it is damaged or not such a file"),
+        ("text.npy", b"1 2", "can't read text.npy: it is damaged or not such a file"),
+        ("text.npz", b"1 2", "can't read text.npz: it is damaged or not such a file"),
+        ("typo.csv", b"1,four\n3,4\n", "typo.csv, line 1, column 2: 'four' is not a number"),
+        ("header.csv", b"a,b\n", "header.csv is empty"),
+        ("hole.csv", b"a;b\n1;\n", "hole.csv, line 2, column 2: '' is not a number"),
         ("data.txt", b"1 2", "data.txt ends in '.txt', expected .npy, .npz or .csv"),
         ("one_row.csv", b"1,2\n", "one value per feature"),
     ],
@@ -83,6 +90,60 @@ def test_a_bad_file_gives_one_clear_line(capsys, name, content, message):
     with open(name, "wb") as file:
         file.write(content)
     assert message in error_of(capsys, "compare", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("header", b"height,weight\n1,2\n3,5\n4,9\n"),
+        ("bom", b"\xef\xbb\xbfheight,weight\r\n1,2\r\n3,5\r\n4,9\r\n"),
+        ("bom_without_header", b"\xef\xbb\xbf1,2\n3,5\n4,9"),
+        ("semicolons", b"height;weight\n1,0;2\n3;5,0\n4;9\n"),
+        ("tabs", b"height\tweight\n1\t2\n\n3\t5\n4\t9\n"),
+        ("quoted", b'"height, in m","weight"\n"1","2"\n3,5\n4,9\n'),
+    ],
+)
+def test_csv_as_people_have_it(name, content):
+    Path("data.csv").write_bytes(content)
+    data = load_data("data.csv")
+    np.testing.assert_array_equal(data.x, [[1, 2], [3, 5], [4, 9]])
+    assert len(data.columns) == (0 if name == "bom_without_header" else 2)
+    if data.columns:
+        assert data.columns[1] == "weight"
+    assert main(["compare", "data.csv"]) == 0
+
+
+def test_columns_that_are_not_finite_are_named_before_anything_is_compared(capsys):
+    Path("data.csv").write_text("height,weight,age\n1,2,3\nnan,3,4\ninf,5,7\n2,-inf,1\n")
+    main(["compare", "data.csv"])
+    out = capsys.readouterr().out
+    assert "NaN or infinite values, by column: 2 in height, 1 in weight\n" in out
+    assert out.index("NaN or infinite") < out.index("nodes in the graph")
+    main(["compare", "data.csv", "--json"])
+    assert json.loads(capsys.readouterr().out)["not_finite"] == {"height": 2, "weight": 1}
+    np.save("data.npy", np.where(np.arange(20) % 2, np.nan, 1.0) * np.ones((4, 20)))
+    main(["compare", "data.npy"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "4 in 2, 4 in 4, 4 in 6, 4 in 8, 4 in 10, 4 in 12, 4 in 14, 4 in 16 and 2 more" in out
+
+
+def test_gamma_and_beta_of_an_archive_are_used(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "fused", lambda *inputs: seen.append(inputs) or compare.composed(*inputs))
+    x, gamma = np.random.default_rng(0).normal(size=(20, 3)), np.array([1.0, 2.0, 3.0])
+    np.savez("data.npz", rows=x, gamma=gamma, beta=np.array([4, 5, 6]))
+    assert main(["compare", "data.npz"]) == 0
+    for inputs in seen:
+        np.testing.assert_array_equal(np.asarray(inputs[1], float), gamma)
+        np.testing.assert_array_equal(np.asarray(inputs[2], float), [4, 5, 6])
+    assert seen
+    assert main(["render", "data.npz", "--values", "-o", "new/folder/graph.dot"]) == 0
+    assert "gamma" in Path("new/folder/graph.dot").read_text()
+
+
+def test_gamma_of_another_shape_is_named(capsys):
+    np.savez("data.npz", x=np.random.default_rng(0).normal(size=(20, 3)), gamma=np.ones(2))
+    assert "gamma has shape (2,), expected (3,)" in error_of(capsys, "compare", "data.npz")
 
 
 class Bomb:
@@ -114,6 +175,12 @@ def test_other_bad_input(capsys):
     assert "unrecognized arguments" in error_of(capsys, "compare", "--colour")
     assert "invalid choice: 'paint'" in error_of(capsys, "paint")
     assert "'.jpg'" in error_of(capsys, "render", "-o", "graph.jpg")
+    assert "--expand opens the fused node" in error_of(capsys, "render", "--expand", "-o", "graph.svg")
+    os.mkdir("folder.svg")
+    assert "can't write folder.svg: it is a folder" in error_of(capsys, "train", "-o", "folder.svg")
+    os.mkdir("graphs")
+    os.mkdir("graphs/composed.svg")
+    assert "can't write graphs/composed.svg: is a directory" in error_of(capsys, "compare", "-o", "graphs")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -129,3 +196,71 @@ def test_the_module_runs_as_a_program_and_shows_no_traceback():
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "autograd-bn compare: can't read no.npy: no such file or directory\n"
+
+
+def shell(line, **environment):
+    """A command line as a shell runs it; the command is `$cli`."""
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "cli": f"{sys.executable} -m autograd_bn", **environment}
+    environment.pop("PYTHONUNBUFFERED", None)
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("command", ["compare", "--help"])
+def test_a_full_disk_ends_with_status_2_and_a_line(command):
+    done = shell(f"$cli {command} > /dev/full")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"autograd-bn {command.split()[0]}: can't write to standard output: no space left on device\n"
+
+
+def test_a_pipe_whose_reader_has_gone_ends_with_status_2_and_a_line():
+    done = shell("set -o pipefail; $cli compare --json | true")
+    assert done.returncode == 2
+    assert done.stderr == "autograd-bn compare: can't write to standard output: broken pipe\n"
+
+
+def test_a_closed_output_ends_with_status_2_and_a_line():
+    done = shell("$cli compare >&-")
+    assert done.returncode == 2
+    assert done.stderr == "autograd-bn compare: standard output is closed\n"
+
+
+def test_a_mismatch_ends_with_status_1(monkeypatch, capsys):
+    def wrong(x, gamma, beta):
+        return compare.composed(x, gamma, beta) * 1.01
+
+    monkeypatch.setitem(compare.FORMS, "fused", wrong)
+    monkeypatch.setattr(compare, "fused", wrong)
+    assert main([]) == 1
+    assert "differ in output" in capsys.readouterr().out
+    assert main(["compare", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys):
+    assert main([]) == 0
+    table = capsys.readouterr().out.split("\n\n")
+    assert table[1].splitlines()[2].split() == ["of", "them", "operations", "9", "1"]
+    assert "units in the last place" in table[2]
+    sentence = " ".join(table[2].split()).split("costs 0.5. ")[1]
+    assert sentence.startswith("One fused node in place of 9 operations took ")
+    assert sentence.count(". ") == 0
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    np.save("data.npy", np.where(np.arange(20) % 2, np.nan, 1.0) * np.ones((4, 20)))
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out.split("\nexample:")[0]
+        assert max(map(len, text.splitlines())) <= int(columns)
+    main(["compare", "data.npy"])
+    for paragraph in capsys.readouterr().out.split("\n\n")[:3:2]:
+        assert max(map(len, paragraph.splitlines())) <= int(columns)
+
+
+def test_no_colour_is_ever_printed():
+    done = shell('script -qec "$cli" /dev/null', NO_COLOR="1")
+    assert "batch norm" in done.stdout.lower()
+    assert "\x1b[3" not in done.stdout

@@ -169,6 +169,9 @@ def test_the_net_is_the_papers():
         (["--resume", "other.npz"], "other.npz was not saved by autograd-bn train"),
         (["--resume", "part.npz", "--seed", "1"], "part.npz was made with --seed 0, not 1"),
         (["--resume", "part.npz", "--conv"], "part.npz was made with --conv False, not True"),
+        (["--resume", "part.npz", "--steps", "2"], "part.npz has 3 steps behind it, so --steps 2 is too few"),
+        (["--save", "plot.svg", "-o", "plot.svg"], "plot.svg ends in '.svg', expected .npz"),
+        (["--save", "part.npz", "-o", "part.npz"], "part.npz ends in '.npz', expected .svg or .png"),
         (["--resume", "broken.npz"], "broken.npz does not fit its own settings"),
     ],
 )
@@ -176,7 +179,7 @@ def test_bad_arguments_end_in_one_line(arguments, message, capsys):
     Path("file").write_text("text")
     ag.save("other.npz", {"weight": 1.0})
     if "part.npz" in arguments or "broken.npz" in arguments:
-        assert main(["train", "--steps", "1", "--save", "part.npz"]) == 0
+        assert main(["train", "--steps", "3", "--save", "part.npz"]) == 0
         state = ag.load("part.npz")
         del state["with batch norm/net/1.gamma"]
         ag.save("broken.npz", state)

@@ -6,6 +6,7 @@ Here is what they share: the user's data, the files that they write, and the bar
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sys
 import tempfile
@@ -29,7 +30,7 @@ class UsageError(Exception):
 
 def words(error: OSError) -> str:
     """What went wrong with a file, as one would say it."""
-    return (error.strerror or str(error)).lower()
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def complain(text: str) -> None:

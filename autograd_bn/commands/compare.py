@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     given = [p if q is None else q for p, q in zip(drawn, (data.gamma, data.beta), strict=True)]
     pictures = [folder / f"{which}.{suffix}" for which in FORMS for suffix in ("svg", "png")]
 
-    with progress(2 + len(pictures), "comparing", quiet=args.json) as show:
+    bar = progress(2 + len(pictures), "comparing", quiet=args.json)
+    with np.errstate(all="ignore"), bar as show:  # what isn't finite is in the report
         try:
             comparison = ag.compare(composed, fused, [data.x, *given], order=args.order)
         except (ValueError, TypeError) as error:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..engine.node import Array
 
+MOST = 65535  # what an archive can count and a name can have of bytes
+
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
 
-    The file is written beside `path`, flushed to the disk and renamed: whatever happens on the way, `path`
-    is the old file or the new one. `TypeError` for an array of Python objects, before anything is written.
+    The file is written beside `path`, flushed to the disk and renamed: whatever happens on the way, and however many
+    threads save at once, `path` is one whole file. It keeps its mode, a link keeps leading to it, and a device is
+    written to. Before anything is written: `TypeError` for arguments in the other order, names that aren't strings and
+    arrays of Python objects, `ValueError` for what `load` couldn't read: too many arrays, names with a NUL or too long.
 
     >>> import tempfile
     >>> import autograd_bn as ag
@@ -27,18 +33,34 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     ...     ag.load(f"{folder}/net.npz")
     {'weight': array([1., 2.])}
     """
+    first: Any = path
+    if isinstance(first, Mapping):
+        raise TypeError(f"path is a {type(first).__name__}, expected save(path, state)")
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"state has the name {name!r}, expected strings")
+        if "\0" in name or len(f"{name}.npy".encode()) > MOST:
+            raise ValueError(f"state has the name {name[:40]!r}, which a checkpoint can't hold")
         if array.dtype.hasobject:
             raise TypeError(f"state[{name!r}] is an array of Python objects, which a checkpoint can't hold")
+    if len(arrays) > MOST:
+        raise ValueError(f"state has {len(arrays)} arrays, a checkpoint holds at most {MOST}")
     path = Path(os.path.realpath(path))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = 0
+    if mode and not stat.S_ISREG(mode):  # a device or a pipe, or a folder, which raises
+        with path.open("wb") as file:
+            _write(file, arrays)
+        return
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    try:
+        with unfinished.open("xb") as file:
+            if mode and os.name == "posix":
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            _write(file, arrays)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -50,6 +72,13 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
