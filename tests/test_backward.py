@@ -1,6 +1,7 @@
 """The backward pass and what is made of it: sums, ownership, errors, depth, threads, memory."""
 
 import gc
+import sys
 import threading
 import time
 import tracemalloc
@@ -523,3 +524,45 @@ def test_chains_agree_with_pytorch_to_second_order(chain, seed):
         peer = np.zeros((3, 4)) if peer is None else peer.numpy(force=True)
         scale = 1 + np.abs(peer).max()
         np.testing.assert_allclose(found / scale, peer / scale, atol=1e-8)
+
+
+def test_an_input_given_twice_gets_two_arrays():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    first, second = ag.grad((x * x).sum(), [x, x])
+    first += 1
+    assert np.array_equal(second, [2.0, 4.0])
+
+
+def test_jvp_hands_out_nothing_of_the_callers():
+    x, t = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    for f in (lambda x: x, lambda x: x * 1, lambda x: ag.reshape(x, (2, 1))):
+        value, tangent = ag.jvp(f, [x], [t])
+        value += 1
+        tangent += 1
+        assert np.array_equal(x, [1.0, 2.0])
+        assert np.array_equal(t, [3.0, 4.0])
+
+
+def test_gradients_are_never_the_callers_array():
+    x, seed = leaf(3), np.ones(3)
+    for y in (x + 0, ag.stack([x, x])[0], x.reshape(3)):
+        x.zero_grad()
+        y.backward(seed)
+        x.grad += 1
+        assert np.array_equal(seed, np.ones(3))
+
+
+def test_sums_added_up_by_many_threads_are_whole():
+    x, times, before = leaf(3), 200, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [(x * 1.0).backward(np.ones(3)) for _ in range(times)]) for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert np.array_equal(x.grad, np.full(3, 6.0 * times))

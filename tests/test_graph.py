@@ -79,3 +79,13 @@ def test_bad_outputs():
         ag.Graph()
     with pytest.raises(TypeError, match=r"outputs\[1\] is a int"):
         ag.Graph(leaf(), 3)
+
+
+def test_values_of_another_pass_are_never_shown():
+    w = ag.tensor([1.0, 2.0], requires_grad=True, name="w")
+    y = ag.exp(w * 2)  # nothing saves w itself
+    w.assign([5.0, 6.0])
+    with pytest.raises(RuntimeError, match="'w' of 'multiply' was overwritten"):
+        ag.Graph(y).values()
+    y.sum().backward()
+    np.testing.assert_allclose(w.grad, 2 * np.exp([2.0, 4.0]))  # what was saved is still right

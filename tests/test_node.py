@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.engine.node import topological_order
+from autograd_bn.engine.node import mode, no_update, topological_order
 
 
 def test_inputs_come_before_their_consumers_in_recorded_order():
@@ -90,3 +90,41 @@ def test_no_grad_is_of_one_thread():
         looked.wait(10)
     thread.join()
     assert seen == [True]
+
+
+def test_recording_left_off_in_a_thread_that_ended_is_of_that_thread_alone():
+    def leave_open():
+        next(suspended())
+
+    def suspended():
+        with ag.no_grad():
+            yield
+
+    for _ in range(20):  # so that a number of a thread comes again
+        thread = threading.Thread(target=leave_open)
+        thread.start()
+        thread.join()
+        found = []
+        other = threading.Thread(
+            target=lambda out=found: out.append((ag.tensor(1.0, requires_grad=True) * 2).requires_grad)
+        )
+        other.start()
+        other.join()
+        assert found == [True]
+
+
+def test_a_block_without_updates_may_stand_in_another():
+    with no_update():
+        with no_update():
+            pass
+        assert not mode.updating
+    assert mode.updating
+
+
+def test_become_takes_over_the_versions_it_reads():
+    w = ag.tensor([1.0, 2.0], requires_grad=True, name="w")
+    y, other = w * 3, ag.square(w)
+    y.node.become(other.node)
+    w.assign([5.0, 6.0])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        y.sum().backward()

@@ -455,3 +455,169 @@ def test_an_irrational_root_says_so():
             f(x)
     with pytest.raises(TypeError, match="exact"):
         x ** Fraction(1, 3)
+
+
+# --- What forward code calls, against NumPy and PyTorch ------------------------------------------------------
+
+
+def torch_gradients(f, arrays, weights):
+    torch = pytest.importorskip("torch")
+    leaves = [torch.tensor(a, requires_grad=True) for a in arrays]
+    (f(*leaves) * torch.tensor(weights)).sum().backward()
+    return [leaf.grad.numpy() for leaf in leaves]
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)]),
+        ("ij,jk", [(2, 3), (3, 4)]),
+        ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)]),
+        ("i,j->ij", [(2,), (3,)]),
+        ("ii->i", [(3, 3)]),
+        ("ii", [(3, 3)]),
+        ("iij->j", [(3, 3, 2)]),
+        ("ij->ji", [(2, 3)]),
+        ("ij,ij->", [(2, 3), (2, 3)]),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 2)]),
+        ("ij,k->i", [(2, 3), (4,)]),
+        ("bhqd,bhkd->bhqk", [(2, 2, 3, 4), (2, 2, 5, 4)]),
+        ("ia,ib,ic->abc", [(2, 3), (2, 4), (2, 2)]),
+    ],
+)
+def test_einsum(subscripts, shapes):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    expected = np.einsum(subscripts, *arrays)
+    np.testing.assert_allclose(ag.einsum(subscripts, *arrays), expected, rtol=1e-12, atol=1e-12)
+    leaves = [ag.tensor(a, requires_grad=True) for a in arrays]
+    weights = rng.normal(size=expected.shape)
+    (np.einsum(subscripts, *leaves) * weights).sum().backward()
+    for leaf, g in zip(leaves, torch_gradients(lambda *t: torch.einsum(subscripts, *t), arrays, weights), strict=True):
+        np.testing.assert_allclose(leaf.grad, g, rtol=1e-12, atol=1e-12)
+
+
+def test_einsum_refuses_what_it_cannot_read():
+    a = np.ones((2, 3))
+    for subscripts, operands in (
+        ("i...->i", [a]),
+        ("ij,jk->ik", [a]),
+        ("ijk->i", [a]),
+        ("ij->x", [a]),
+        ("ij->ii", [a]),
+        ("ij,jk->ik", [a, a]),
+        ("ii->i", [a]),
+    ):
+        with pytest.raises(ValueError, match="subscript"):
+            ag.einsum(subscripts, *operands)
+
+
+ROWS = {
+    "cumsum": (lambda m, x: m.cumsum(x, 1), (2, 3)),
+    "trace": (lambda m, x: m.trace(x), (3, 4)),
+    "hstack": (lambda m, x: m.hstack([x, 2 * x]), (2, 3)),
+    "hstack of vectors": (lambda m, x: m.hstack([x, 2 * x]), (3,)),
+    "vstack": (lambda m, x: m.vstack([x, 2 * x]), (3,)),
+    "sin": (lambda m, x: m.sin(x), (2, 3)),
+    "cos": (lambda m, x: m.cos(x), (2, 3)),
+    "log1p": (lambda m, x: m.log1p(x * x), (2, 3)),
+    "expm1": (lambda m, x: m.expm1(x), (2, 3)),
+    "clip": (lambda m, x: m.clip(x, -0.5, 0.5), (4, 3)),
+    "prod": (lambda m, x: m.prod(x), (7,)),
+    "prod of rows": (lambda m, x: m.prod(x, 1), (2, 5)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_numpy_names_agree_with_numpy_and_pytorch(name):
+    torch = pytest.importorskip("torch")
+    f, shape = ROWS[name]
+    x = np.random.default_rng(1).normal(size=shape)
+    leaf = ag.tensor(x, requires_grad=True)
+    y = f(np, leaf)
+    np.testing.assert_allclose(y.data, f(np, x), rtol=1e-14)
+    weights = np.random.default_rng(2).normal(size=y.shape)
+    (y * weights).sum().backward()
+    (expected,) = torch_gradients(lambda t: f(torch, t), [x], weights)
+    np.testing.assert_allclose(leaf.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_repeat_and_pad_and_offset_traces():
+    torch = pytest.importorskip("torch")
+    x = np.arange(6.0).reshape(2, 3)
+    t = ag.tensor(x, requires_grad=True)
+    for ours, theirs in (
+        (lambda a: a.repeat(2), lambda a: np.repeat(a, 2)),
+        (lambda a: np.repeat(a, [1, 0, 2], axis=-1), lambda a: np.repeat(a, [1, 0, 2], axis=-1)),
+        (lambda a: np.pad(a, 1), lambda a: np.pad(a, 1)),
+        (lambda a: np.pad(a, ((0, 1), (2, 0))), lambda a: np.pad(a, ((0, 1), (2, 0)))),
+        (lambda a: a.trace(1), lambda a: a.trace(1)),
+        (lambda a: a.trace(-1), lambda a: a.trace(-1)),
+        (lambda a: a.trace(5), lambda a: a.trace(5)),
+    ):
+        assert np.array_equal(ours(t).data, theirs(x))
+    np.pad(t.repeat(2, axis=0) * np.arange(12.0).reshape(4, 3), 1).sum().backward()
+    (expected,) = torch_gradients(lambda a: torch.repeat_interleave(a, 2, 0), [x], np.arange(12.0).reshape(4, 3))
+    assert np.array_equal(t.grad, expected)
+    with pytest.raises(ValueError, match="mode='edge'"):
+        np.pad(t, 1, mode="edge")
+
+
+def test_a_product_with_zeros_hides_no_derivative():
+    x = np.array([2.0, 0.0, 3.0])
+    assert np.array_equal(ag.grad(ag.prod(t := ag.tensor(x, requires_grad=True)), t)[0], [0.0, 6.0, 0.0])
+    assert ag.hessian(lambda x: ag.prod(x), x)[0, 1] == 3
+    assert ag.prod(np.ones((0, 2)), 0).tolist() == [1.0, 1.0]
+    assert ag.prod(np.ones((2, 3)), 1, keepdims=True).shape == (2, 1)
+
+
+def test_piecewise_constant_functions_give_values():
+    x = ag.tensor([[0.4, 1.6]], requires_grad=True)
+    assert type(np.round(x)) is np.ndarray
+    assert x.round().tolist() == [[0.0, 2.0]]
+    assert (x.argmax(), x.argmin(1).tolist(), np.argmax(x)) == (1, [0], 1)
+    assert x.view(2).shape == (2,)
+    assert np.array_equal(x.clip(0.5, 1.0).exp().log().data, np.log(np.exp([[0.5, 1.0]])))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "bool"])
+@pytest.mark.parametrize(
+    "name", "exp log sqrt rsqrt tanh sigmoid softmax log_softmax logsumexp sin cos log1p expm1".split()
+)
+def test_integers_become_floats_first(name, dtype):
+    data = np.array([1, 1, 1] if dtype == "bool" else [1, 3, 100], dtype)
+    f = getattr(ag, name)
+    expected = f(data.astype(float))
+    for out in (f(data), f(ag.tensor(data)).data):
+        assert out.dtype == np.float64
+        assert np.array_equal(out, expected)
+
+
+def test_a_power_of_small_integers_is_differentiated_in_float64():
+    b = ag.tensor([2.0, 3.0], requires_grad=True)
+    y = np.array([3, 5], np.int8) ** b
+    assert np.array_equal(ag.grad(y.sum(), b)[0], [9 * np.log(3.0), 125 * np.log(5.0)])
+
+
+def test_complex_operands_are_refused():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    for f in (lambda: x * 1j, lambda: 1j + x, lambda: x @ np.array([1j, 2]), lambda: np.array([1j, 2]) * x):
+        with pytest.raises(TypeError, match="dtype complex128, expected real numbers"):
+            f()
+
+
+def test_empty_indices_and_index_arrays_as_axes():
+    x = ag.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    assert x[[]].shape == (0, 3)
+    assert x[[], 0].shape == (0,)
+    y = ag.transpose(x, np.array([1, 0]))
+    y.backward(np.arange(6.0).reshape(3, 2))
+    assert np.array_equal(x.grad, np.arange(6.0).reshape(3, 2).T)
+
+
+def test_every_function_without_an_underscore_is_exported_or_a_helper():
+    from autograd_bn.engine import operations
+
+    assert set(operations.__all__) <= set(vars(operations))
+    assert operations.__all__ == sorted(operations.__all__)

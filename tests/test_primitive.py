@@ -71,6 +71,12 @@ SAMPLES: dict[str, list[Sample]] = {
     "rsqrt": [Sample(ag.rsqrt, (positive(2, 3),))],
     "square": [Sample(ag.square, ((2, 3),))],
     "abs": [Sample(ag.abs, (signed(2, 3),), sign_times)],
+    "sin": [Sample(ag.sin, ((2, 3),))],
+    "cos": [Sample(ag.cos, ((2, 3),))],
+    "log1p": [Sample(ag.log1p, (positive(2, 3),))],
+    "expm1": [Sample(ag.expm1, ((2, 3),))],
+    "cumsum": [Sample(ag.cumsum, ((2, 3),)), Sample(lambda x: ag.cumsum(x, -1), ((2, 3),))],
+    "pad": [Sample(lambda x: ag.pad(x, ((1, 0), (0, 2)), constant_values=3.0), ((2, 3),))],
     "tanh": [Sample(ag.tanh, ((2, 3),))],
     "sigmoid": [Sample(ag.sigmoid, ((2, 3),))],
     "relu": [Sample(ag.relu, (signed(2, 3),))],
@@ -170,7 +176,7 @@ def leaf(array: np.ndarray) -> ag.Tensor:
 
 def first_order(f: Any, inputs: list[np.ndarray], weights: np.ndarray) -> list[np.ndarray]:
     leaves = [leaf(array) for array in inputs]
-    return list(ag.grad(ag.sum(f(*leaves) * weights), leaves))
+    return list(ag.grad(f(*leaves), leaves, [weights]))
 
 
 def second_order(f: Any, inputs: list[np.ndarray], weights: np.ndarray, directions: list[np.ndarray]) -> Any:
@@ -332,3 +338,55 @@ def test_joint_rule_gets_the_gradients_that_are_wanted():
         assert asked == [(True, False), (True, True), (True, False)]
     finally:
         del registry["product"]
+
+
+WORKING = "def op(x, /):\n    return x"
+REFUSED = {
+    "no slash": ("primitive(lambda g: g)", "def op(x):\n    return x", "op takes no arrays: put a /"),
+    "too few rules": ("primitive(lambda g: g)", "def op(a, b, /):\n    return a", "op has 1 rules for 2 arrays"),
+    "too many rules": ("primitive(lambda g: g, None)", WORKING, "op has 2 rules for 1 arrays"),
+    "two joint rules": ("primitive(lambda g: g, None, joint=True)", WORKING, "op has 2 rules for 1"),
+    "an unknown name": ("primitive(lambda g, inp: g)", WORKING, "op: a rule reads 'inp', which is none of x, out"),
+    "kept alone": ("primitive(lambda g, kept: g)", WORKING, "a rule reads 'kept'"),
+    "values of many": ("primitive(lambda g, out: g)", "def op(*xs):\n    return xs[0]", "any number of arrays"),
+    "a ufunc": ("primitive(np.cos)", WORKING, "a rule of op is a ufunc"),
+    "no brackets": ("primitive", WORKING, "without brackets"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_declaration_that_cannot_work_is_refused_when_it_is_made(name):
+    decorator, function, message = REFUSED[name]
+    before = dict(registry)
+    with pytest.raises(TypeError, match=message):
+        exec(f"@{decorator}\n{function}", {"primitive": primitive, "np": np})
+    with pytest.raises(TypeError, match="decorates a Python function, got a Tensor"):
+        primitive(lambda g: g)(ag.tensor(1.0))
+    assert registry == before
+
+
+def test_a_rule_with_a_wrong_result_names_its_operation():
+    results = {"shape": lambda g: g[:1, :2], "smaller": lambda g: g[0, 0], "None": lambda g: None}
+    for what, rule in results.items():
+
+        @primitive(rule)
+        def crooked(x, /):
+            return x * 1
+
+        try:
+            x = ag.tensor(np.ones((2, 3)), requires_grad=True)
+            error = TypeError if what == "None" else ValueError
+            with pytest.raises(error, match=r"the rule of 'crooked' for its argument 1 gave (shape|None)"):
+                crooked(x).sum().backward()
+            assert x.grad is None
+        finally:
+            del registry["crooked"]
+
+
+def test_a_list_among_the_options_is_the_callers_to_change():
+    x = ag.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    axis = [0, 1]
+    y = ag.sum(x, axis)
+    axis.remove(0)
+    y.backward()
+    assert np.array_equal(x.grad, np.ones((2, 3)))

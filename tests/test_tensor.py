@@ -16,7 +16,12 @@ def test_tensor_copies_and_as_tensor_shares():
     assert copied.data[0] == 0
     assert shared.data[0] == 1
     assert ag.as_tensor(shared) is shared
-    assert ag.tensor(shared).data is not array
+    with pytest.raises(TypeError, match=r"copy\(\).*detach\(\)"):
+        ag.tensor(shared)
+    for data in ([shared, shared], [[1.0], (shared,)]):
+        for make in (ag.tensor, ag.as_tensor):
+            with pytest.raises(TypeError, match=r"stack\(\).*detach\(\)"):
+                make(data)
 
 
 def test_dtypes_of_new_tensors():
@@ -24,7 +29,11 @@ def test_dtypes_of_new_tensors():
     assert ag.tensor([1, 2], dtype=np.float16, requires_grad=True).dtype == np.float16
     assert ag.tensor(np.float32(2)).dtype == np.float32
     assert ag.tensor([True]).dtype == bool
-    for data in (1, [1, 2], [True], [1j], np.array(["a"]), np.array([0.5, Fraction(1)], dtype=object)):
+    for data in ([1j], ["a"], np.array(["2026"], "M8[D]")):
+        for make in (ag.tensor, ag.as_tensor):
+            with pytest.raises(TypeError, match="expected real numbers"):
+                make(data)
+    for data in (1, [1, 2], [True], np.array([0.5, Fraction(1)], dtype=object)):
         with pytest.raises(TypeError, match="requires_grad=True"):
             ag.tensor(data, requires_grad=True)
         with pytest.raises(TypeError, match="requires_grad=True"):

@@ -1,92 +1,15 @@
 """The engine: tensors, the operations on them with their derivatives, and the backward pass."""
 
+from . import operations
 from . import protocols as protocols
 from .backward import grad
 from .functional import hessian, jacobian, jvp
 from .graph import Graph
 from .node import Leaf, Node, no_grad
-from .operations import (
-    abs,
-    add,
-    broadcast_to,
-    concatenate,
-    divide,
-    exp,
-    log,
-    log_softmax,
-    logsumexp,
-    matmul,
-    max,
-    maximum,
-    mean,
-    min,
-    minimum,
-    multiply,
-    negative,
-    power,
-    relu,
-    reshape,
-    rsqrt,
-    sigmoid,
-    softmax,
-    sqrt,
-    square,
-    stack,
-    stop_gradient,
-    subtract,
-    sum,
-    tanh,
-    transpose,
-    var,
-    where,
-)
+from .operations import *  # noqa: F403
 from .primitive import primitive
 from .tensor import Tensor, as_tensor, tensor
 
-__all__ = [
-    "Graph",
-    "Leaf",
-    "Node",
-    "Tensor",
-    "abs",
-    "add",
-    "as_tensor",
-    "broadcast_to",
-    "concatenate",
-    "divide",
-    "exp",
-    "grad",
-    "hessian",
-    "jacobian",
-    "jvp",
-    "log",
-    "log_softmax",
-    "logsumexp",
-    "matmul",
-    "max",
-    "maximum",
-    "mean",
-    "min",
-    "minimum",
-    "multiply",
-    "negative",
-    "no_grad",
-    "power",
-    "primitive",
-    "relu",
-    "reshape",
-    "rsqrt",
-    "sigmoid",
-    "softmax",
-    "sqrt",
-    "square",
-    "stack",
-    "stop_gradient",
-    "subtract",
-    "sum",
-    "tanh",
-    "tensor",
-    "transpose",
-    "var",
-    "where",
-]
+__all__ = ["Graph", "Leaf", "Node", "Tensor", "as_tensor", "grad", "hessian", "jacobian", "jvp", "no_grad", "primitive"]
+__all__ += ["tensor"]
+__all__ += operations.__all__

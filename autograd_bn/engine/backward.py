@@ -81,7 +81,7 @@ def grad(
             seeds.append((output.node, seed))
     with recording(create_graph):
         found = propagate(seeds, {given.node for given in inputs}, create_graph)
-    results = []
+    results: list[Any] = []
     for i, given in enumerate(inputs):
         result = found.get(given.node)
         if result is None and not allow_unused:
@@ -89,7 +89,8 @@ def grad(
                 f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
                 "pass allow_unused=True to get None for it"
             )
-        results.append(result)
+        repeated = result is not None and any(result is other for other in results)
+        results.append(np.array(result) if repeated and not create_graph else result)
     return tuple(results)
 
 

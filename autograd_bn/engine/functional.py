@@ -95,16 +95,16 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
         if direction.shape != leaf.shape:
             raise ValueError(f"tangents[{i}] has shape {direction.shape}, expected its input's shape {leaf.shape}")
     output = _output(f, leaves)
-    nothing = np.zeros(output.shape, dtype=output.dtype)
+    value, nothing = np.array(output.data), np.zeros(output.shape, dtype=output.dtype)
     if not output.requires_grad:
-        return output.data, nothing
+        return value, nothing
     weights = as_tensor(np.ones(output.shape, dtype=output.dtype), requires_grad=True)
     rows = grad(output, leaves, [weights], create_graph=True, allow_unused=True)
     used = [(row, d) for row, d in zip(rows, directions, strict=True) if row is not None and row.requires_grad]
     if not used:
-        return output.data, nothing
+        return value, nothing
     (tangent,) = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)
-    return output.data, nothing if tangent is None else tangent
+    return value, nothing if tangent is None else tangent
 
 
 def hessian(f: Callable[..., Any], *inputs: Any) -> Any:

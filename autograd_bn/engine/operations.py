@@ -18,6 +18,13 @@ import numpy as np
 from .node import Array
 from .primitive import primitive
 
+# What the package exports of this module; tests hold it to the functions that have no underscore.
+__all__ = [
+    "abs", "add", "broadcast_to", "concatenate", "cos", "cumsum", "divide", "einsum", "exp", "expm1", "log", "log1p",
+    "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "negative", "pad",
+    "power", "prod", "relu", "repeat", "reshape", "rsqrt", "sigmoid", "sin", "softmax", "sqrt", "square", "stack",
+    "stop_gradient", "subtract", "sum", "tanh", "trace", "transpose", "var", "where",
+]  # fmt: skip
 Axis = int | Sequence[int] | None
 
 
@@ -151,7 +158,7 @@ def exp(x: Any, /) -> Any:
     >>> ag.exp([0.0, 1.0])
     array([1.        , 2.71828183])
     """
-    return np.exp(x)
+    return np.exp(_real(x))
 
 
 @primitive(lambda g, x: g / x)
@@ -162,7 +169,7 @@ def log(x: Any, /) -> Any:
     >>> ag.log([1.0, 2.0])
     array([0.        , 0.69314718])
     """
-    return np.log(x)
+    return np.log(_real(x))
 
 
 @primitive(lambda g, out: g / (2 * out))
@@ -173,7 +180,7 @@ def sqrt(x: Any, /) -> Any:
     >>> ag.sqrt([4.0, 9.0])
     array([2., 3.])
     """
-    return exact_sqrt(x) if x.dtype == object else np.sqrt(x)
+    return exact_sqrt(x) if x.dtype == object else np.sqrt(_real(x))
 
 
 @primitive(lambda g, out: g * (out * out * out) / -2)
@@ -184,7 +191,7 @@ def rsqrt(x: Any, /) -> Any:
     >>> ag.rsqrt([4.0, 16.0])
     array([0.5 , 0.25])
     """
-    return 1 / (exact_sqrt(x) if x.dtype == object else np.sqrt(x))
+    return 1 / sqrt(x)
 
 
 @primitive(lambda g, x: g * (2 * x))
@@ -209,6 +216,50 @@ def abs(x: Any, /) -> Any:
     return np.abs(x)
 
 
+@primitive(lambda g, x: g * cos(x))
+def sin(x: Any, /) -> Any:
+    """The sine of `x` in radians.
+
+    >>> import autograd_bn as ag
+    >>> ag.sin([0.0, 1.0])
+    array([0.        , 0.84147098])
+    """
+    return np.sin(_real(x))
+
+
+@primitive(lambda g, x: -g * sin(x))
+def cos(x: Any, /) -> Any:
+    """The cosine of `x` in radians.
+
+    >>> import autograd_bn as ag
+    >>> ag.cos([0.0, 1.0])
+    array([1.        , 0.54030231])
+    """
+    return np.cos(_real(x))
+
+
+@primitive(lambda g, x: g / (1 + x))
+def log1p(x: Any, /) -> Any:
+    """log(1 + x), exact for small `x` too.
+
+    >>> import autograd_bn as ag
+    >>> ag.log1p([0.0, 1e-20])
+    array([0.e+00, 1.e-20])
+    """
+    return np.log1p(_real(x))
+
+
+@primitive(lambda g, out: g * (out + 1))
+def expm1(x: Any, /) -> Any:
+    """exp(x) - 1, exact for small `x` too.
+
+    >>> import autograd_bn as ag
+    >>> ag.expm1([0.0, 1e-20])
+    array([0.e+00, 1.e-20])
+    """
+    return np.expm1(_real(x))
+
+
 @primitive(lambda g, out: g * (1 - out * out))
 def tanh(x: Any, /) -> Any:
     """The hyperbolic tangent.
@@ -217,7 +268,7 @@ def tanh(x: Any, /) -> Any:
     >>> ag.tanh([0.0, 1.0])
     array([0.        , 0.76159416])
     """
-    return np.tanh(x)
+    return np.tanh(_real(x))
 
 
 def _logistic_slope(g: Any, out: Any) -> Any:
@@ -235,6 +286,7 @@ def sigmoid(x: Any, /) -> Any:
     >>> ag.sigmoid([0.0, -1000.0])
     array([0.5, 0. ])
     """
+    x = _real(x)
     if x.dtype == np.float16:  # whose exp(12) overflows, though 1 / exp(12) has a place
         return sigmoid(x.astype(np.float32)).astype(np.float16)
     with np.errstate(over="ignore"):  # the inverse of infinity is the right 0
@@ -291,6 +343,11 @@ def stop_gradient(x: Any, /) -> Any:
     (array(3.),)
     """
     return x[...]
+
+
+def _real(x: Any) -> Any:
+    """Integers as float64, for functions of real numbers: NumPy would compute small ones in float16."""
+    return x.astype(np.float64) if x.dtype.kind in "iub" else x
 
 
 def exact_sqrt(x: Array) -> Array:
@@ -422,6 +479,7 @@ def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.logsumexp([1000.0, 1000.0])
     array(1000.69314718)
     """
+    x = _real(x)
     shift = _finite_max(x, axis)
     with np.errstate(divide="ignore"):  # where every x is -inf, so is the answer
         total = np.log(np.sum(np.exp(x - shift), axis=_axis(axis), keepdims=True)) + shift
@@ -436,6 +494,7 @@ def softmax(x: Any, /, axis: Axis = -1) -> Any:
     >>> ag.softmax([1.0, 1.0])
     array([0.5, 0.5])
     """
+    x = _real(x)
     e = np.exp(x - _finite_max(x, axis))
     return e / np.sum(e, axis=_axis(axis), keepdims=True)
 
@@ -448,8 +507,42 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
     >>> ag.log_softmax([0.0, -1000.0])
     array([    0., -1000.])
     """
+    x = _real(x)
     shifted = x - _finite_max(x, axis)
     return shifted - np.log(np.sum(np.exp(shifted), axis=_axis(axis), keepdims=True))
+
+
+@primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
+def cumsum(x: Any, /, axis: int | None = None) -> Any:
+    """The running sum along `axis` (of all elements in a row by default).
+
+    >>> import autograd_bn as ag
+    >>> ag.cumsum([1.0, 2.0, 3.0])
+    array([1., 3., 6.])
+    """
+    return np.cumsum(x, axis)
+
+
+def _flip(x: Any, axis: int) -> Any:
+    return x[(slice(None),) * (axis % x.ndim) + (slice(None, None, -1),)]
+
+
+def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The product over `axis` (all axes by default), halved again and again, so that a zero hides no derivative.
+
+    >>> import autograd_bn as ag
+    >>> ag.prod([1.0, 2.0, 3.0])
+    array(6.)
+    """
+    shape = np.shape(x)
+    axes = reduced_axes(axis, len(shape))
+    kept = [i for i in range(len(shape)) if i not in axes]
+    x = reshape(transpose(x, (*axes, *kept)), (count(shape, axes), *[shape[i] for i in kept]))
+    while len(x) > 1:
+        half = len(x) // 2
+        x = concatenate([x[:half] * x[half : 2 * half], x[2 * half :]])
+    x = x if len(x) else np.ones((1, *x.shape[1:]), x.dtype)
+    return reshape(x, [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
 
 
 def _finite_max(x: Any, axis: Axis) -> Any:
@@ -480,7 +573,7 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(np.argsort([axis % len(axes) for axis in axes]).tolist())
 
 
-@primitive(lambda g, axes: transpose(g, axes and _inverse(axes)), view=True)
+@primitive(lambda g, axes: transpose(g, None if axes is None else _inverse(axes)), view=True)
 def transpose(x: Any, /, axes: Sequence[int] | None = None) -> Any:
     """`x` with its axes in the order `axes` (reversed by default).
 
@@ -569,7 +662,9 @@ def getitem(x: Any, index: Any) -> Any:
 
 
 def _frozen(index: Any) -> Any:
-    return index if isinstance(index, (int, slice, type(None), type(...))) else np.array(index)
+    if isinstance(index, (int, slice, type(None), type(...))):
+        return index
+    return np.array(index, dtype=None if np.size(index) else getattr(index, "dtype", int))
 
 
 @primitive(lambda g, index: _getitem(g, index))
@@ -662,3 +757,105 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
     """`x` kept between two bounds."""
     x = x if a_min is None else maximum(x, a_min)
     return x if a_max is None else minimum(x, a_max)
+
+
+def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
+    """Each element of `x` along `axis` (of all in a row by default) so many times."""
+    x, axis = (ravel(x), 0) if axis is None else (x, axis % np.ndim(x))
+    index = np.repeat(np.arange(np.shape(x)[axis]), repeats)
+    return getitem(x, (slice(None),) * axis + (index,))
+
+
+def trace(x: Any, offset: int = 0) -> Any:
+    """The sum along a diagonal of the first two axes."""
+    rows, columns, *rest = np.shape(x)
+    diagonal = np.diagonal(np.arange(rows * columns).reshape(rows, columns), offset)
+    return sum(getitem(reshape(x, (rows * columns, *rest)), diagonal), 0)
+
+
+def vstack(arrays: Sequence[Any]) -> Any:
+    """The arrays as rows, joined along their first axis."""
+    return concatenate([reshape(a, (1, -1)) if np.ndim(a) < 2 else a for a in arrays])
+
+
+def hstack(arrays: Sequence[Any]) -> Any:
+    """The arrays joined along their second axis; vectors along their only one."""
+    arrays = [reshape(a, -1) if np.ndim(a) < 2 else a for a in arrays]
+    return concatenate(arrays, axis=0 if np.ndim(arrays[0]) < 2 else 1)
+
+
+@primitive(lambda g, shape, widths: g[tuple([slice(a, a + n) for (a, _), n in zip(widths, shape, strict=True)])])
+def _pad(x: Any, /, widths: tuple[tuple[int, int], ...], value: Any) -> Any:
+    return np.pad(x, widths, constant_values=value)
+
+
+def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+    """`x` with a border of `constant_values`, so wide on each side of each axis; `ValueError` for other modes.
+
+    >>> import autograd_bn as ag
+    >>> ag.pad([1.0, 2.0], (1, 0))
+    array([0., 1., 2.])
+    """
+    if mode != "constant" or np.ndim(constant_values):
+        raise ValueError(
+            f"pad has a rule for one constant only, got mode={mode!r}, constant_values={constant_values!r}"
+        )
+    widths = np.broadcast_to(pad_width, (np.ndim(x), 2)).tolist()
+    return _pad(x, tuple(map(tuple, widths)), constant_values)
+
+
+def einsum(subscripts: str, *operands: Any) -> Any:
+    """Einstein's sums of products, as `numpy.einsum` with letters, from products of two matrices at a time.
+
+    `ValueError` for subscripts that don't match the operands, or that have an ellipsis.
+
+    >>> import autograd_bn as ag
+    >>> ag.einsum("ij,j->i", [[1.0, 2.0]], [3.0, 4.0])
+    array([11.])
+    """
+    left, arrow, out = subscripts.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or len(terms) != len(operands) or [len(t) for t in terms] != [np.ndim(a) for a in operands]:
+        dims = [np.ndim(a) for a in operands]
+        raise ValueError(f"subscripts {subscripts!r} don't spell the axes of operands with {dims} axes by letters")
+    if not arrow:
+        out = "".join(sorted({i for i in left if left.count(i) == 1} - {","}))
+    parts = []
+    for k, (term, a) in enumerate(zip(terms, operands, strict=True)):
+        parts.append(_summed(term, a, out + "".join(terms[:k] + terms[k + 1 :])))
+    term, a = parts[0]
+    for k, (other, b) in enumerate(parts[1:], 2):
+        later = out + "".join(t for t, _ in parts[k:])
+        both = [i for i in term if i in other]
+        batch, inner = [i for i in both if i in later], [i for i in both if i not in later]
+        rows, columns = [i for i in term if i not in other], [i for i in other if i not in term]
+        sizes = dict(zip(term + other, np.shape(a) + np.shape(b), strict=True))
+        if [sizes[i] for i in term] != list(np.shape(a)):
+            raise ValueError(f"subscripts {subscripts!r} join axes of different lengths: {np.shape(a)}, {np.shape(b)}")
+
+        def block(x: Any, names: str, *groups: list[str], sizes: dict[str, int] = sizes) -> Any:
+            x = transpose(x, tuple([names.index(i) for group in groups for i in group]))
+            lengths = [math.prod([sizes[i] for i in group]) for group in groups[1:]]
+            return reshape(x, (*[sizes[i] for i in groups[0]], *lengths))
+
+        a = matmul(block(a, term, batch, rows, inner), block(b, other, batch, inner, columns))
+        term = "".join(batch + rows + columns)
+        term, a = _summed(term, reshape(a, tuple([sizes[i] for i in term])), later)
+    if sorted(term) != sorted(out):
+        raise ValueError(f"subscripts {subscripts!r} name an axis of the result that no operand has, or twice")
+    return transpose(a, tuple([term.index(i) for i in out]))
+
+
+def _summed(term: str, a: Any, kept: str) -> tuple[str, Any]:
+    """An operand of `einsum` with each letter once, and none that is not kept."""
+    for i in term:
+        while term.count(i) > 1:
+            first, second = term.index(i), term.rindex(i)
+            n = np.shape(a)[first]
+            if np.shape(a)[second] != n:
+                raise ValueError(f"subscript {i!r} stands for axes of {n} and {np.shape(a)[second]} elements")
+            rest = [k for k in range(len(term)) if k not in (first, second)]
+            a = getitem(transpose(a, (first, second, *rest)), (np.arange(n), np.arange(n)))
+            term = i + "".join([term[k] for k in rest])
+    lost = tuple([k for k, i in enumerate(term) if i not in kept])
+    return "".join([i for i in term if i in kept]), sum(a, lost) if lost else a

@@ -19,7 +19,7 @@ R = TypeVar("R")
 OBJECT = np.dtype(object)
 NO_PARAMS: dict[str, Any] = {}
 # What an operation takes as it is; anything else becomes an array. A Python number stays one, and so stays weak.
-OPERANDS = frozenset([Tensor, np.ndarray, float, int, bool, complex, type(None), *np.sctypeDict.values()])
+OPERANDS = frozenset([Tensor, np.ndarray, float, int, bool, type(None), *np.sctypeDict.values()])
 registry: dict[str, Primitive] = {}
 
 
@@ -109,6 +109,10 @@ class Primitive:
                 if node.requires_grad:
                     wanted.append(position)
             else:
+                if getattr(arg, "dtype", OBJECT).kind == "c":
+                    raise TypeError(
+                        f"{self.name} of a tensor got an operand of dtype {arg.dtype}, expected real numbers"
+                    )
                 operands.append(arg)
                 values.append(arg)
         out, kept = self.forward(*values, **params), None
@@ -150,7 +154,8 @@ class Primitive:
                 raise TypeError(f"{self.name}() got the option {name!r}, but {known}")
         given = {**self.defaults, **named, **params}
         try:
-            return arrays, {name: given[name] for name in self.keywords}
+            # A list is the caller's to change, so a tuple is kept.
+            return arrays, {n: tuple(v) if isinstance(v := given[n], list) else v for n in self.keywords}
         except KeyError as error:
             raise TypeError(f"{self.name}() needs {error}") from None
 
@@ -221,7 +226,7 @@ def _of_two(op: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
         if type(y) is np.ndarray and not y.shape:
             y = y[()]
         out = forward(x, y)
-        if getattr(out, "dtype", OBJECT) is OBJECT:
+        if getattr(out, "dtype", OBJECT).kind in "Oc":
             return general(a, b)
         wanted: tuple[int, ...] = ()
         leaf = False

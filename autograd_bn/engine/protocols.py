@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from . import operations as ops
+from .node import Leaf, mode
 from .tensor import Tensor
 
 # NumPy's function -> ours. A function in neither table has no rule, and raises.
 _RECORDED: dict[Any, Callable[..., Any]] = {
     getattr(np, name): getattr(ops, name)
     for name in (
-        "add subtract multiply divide negative power matmul exp log sqrt square abs tanh "
-        "maximum minimum where sum mean var std max min reshape transpose broadcast_to "
-        "concatenate stack squeeze expand_dims ravel dot swapaxes reciprocal clip copy"
+        "add subtract multiply divide negative power matmul exp log sqrt square abs tanh sin cos log1p expm1 "
+        "maximum minimum where sum mean var std max min prod cumsum trace einsum reshape transpose broadcast_to pad "
+        "concatenate stack hstack vstack repeat squeeze expand_dims ravel dot swapaxes reciprocal clip copy"
     ).split()
 } | {np.positive: ops.copy, np.conjugate: ops.copy, np.amax: ops.max, np.amin: ops.min}
 
@@ -26,14 +27,14 @@ _PLAIN = {
     getattr(np, name)
     for name in (
         "greater greater_equal less less_equal equal not_equal sign isnan isfinite isinf floor "
-        "ceil rint argmax argmin argsort shape ndim size zeros_like ones_like full_like "
+        "ceil rint round argmax argmin argsort shape ndim size zeros_like ones_like full_like "
         "empty_like allclose isclose array_equal array_repr array_str array2string "
         "count_nonzero may_share_memory shares_memory"
     ).split()
 }
 
 # Functions whose third argument is `dtype` or `out` to NumPy.
-_BY_NAME = {np.sum, np.mean, np.var, np.std, np.max, np.amax, np.min, np.amin}
+_BY_NAME = {np.sum, np.mean, np.var, np.std, np.max, np.amax, np.min, np.amin, np.prod, np.cumsum, np.trace}
 
 _REDUCTIONS = {np.add: ops.sum, np.maximum: ops.max, np.minimum: ops.min}
 
@@ -62,11 +63,35 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _RECORDED[func](*args, **kwargs)
     if func in _PLAIN:
         return func(*map(_values, args), **{name: _values(value) for name, value in kwargs.items()})
-    raise TypeError(f"np.{func.__name__} has no rule for tensors; use t.data for a result without gradient")
+    raise TypeError(
+        f"np.{func.__name__} has no rule for tensors: declare one with @ag.primitive(rule), "
+        "or use t.data for a result without gradient"
+    )
 
 
 def _values(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
+
+
+def _of_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that computes on the values, without gradient."""
+    return lambda self, *args, **kwargs: function(self.data, *args, **kwargs)
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Tensor, other: Any) -> Tensor:
+        if isinstance(self.node, Leaf):
+            if not mode.recording:
+                self.assign(function(self, other))
+                return self
+            if self.requires_grad:
+                raise RuntimeError(
+                    "a leaf that requires a gradient can't be changed in place while operations are recorded: "
+                    "write t = t - step for a new node, or change it inside `with ag.no_grad():`"
+                )
+        return function(self, other)  # type: ignore[no-any-return]
+
+    return method
 
 
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -86,6 +111,7 @@ def _variadic(function: Callable[[Any, Any], Any], default: Any = None) -> Calla
     return method
 
 
+# Of Tensor's methods, each declared once in its class, those that go by another name here or take axes spelled out.
 _METHODS: dict[str, Callable[..., Any]] = {
     "__array_ufunc__": _array_ufunc,
     "__array_function__": _array_function,
@@ -94,35 +120,20 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "__abs__": ops.abs,
     "__getitem__": ops.getitem,
     "reshape": _variadic(ops.reshape),
+    "view": _variadic(ops.reshape),
     "transpose": _variadic(ops.transpose),
     "flatten": ops.ravel,
+    "__hash__": object.__hash__,
 }
-for _name in (
-    "sum",
-    "mean",
-    "var",
-    "std",
-    "max",
-    "min",
-    "ravel",
-    "squeeze",
-    "swapaxes",
-    "dot",
-    "copy",
-    "astype",
-):
-    _METHODS[_name] = getattr(ops, _name)
-for _name, _function in (
-    ("add", ops.add),
-    ("sub", ops.subtract),
-    ("mul", ops.multiply),
-    ("truediv", ops.divide),
-    ("pow", ops.power),
-    ("matmul", ops.matmul),
-):
-    _METHODS[f"__{_name}__"] = _function
-    _METHODS[f"__r{_name}__"] = _reflected(_function)
+for _name in ("add subtract:sub multiply:mul divide:truediv power:pow matmul").split():
+    _name, _, _short = _name.partition(":")
+    _METHODS[f"__{_short or _name}__"] = getattr(ops, _name)
+    _METHODS[f"__r{_short or _name}__"] = _reflected(getattr(ops, _name))
+    _METHODS[f"__i{_short or _name}__"] = _in_place(getattr(ops, _name))
 for _compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
     _METHODS[f"__{_compare.__name__}__"] = _comparison(_compare)
+for _name in Tensor.__annotations__:
+    if _name not in _METHODS and _name != "backward":
+        _METHODS[_name] = getattr(ops, _name, None) or _of_values(getattr(np, _name))
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function)

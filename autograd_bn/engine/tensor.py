@@ -167,8 +167,6 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.data)
 
-    __hash__ = object.__hash__
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.data, dtype=dtype, copy=copy)
 
@@ -182,7 +180,7 @@ class Tensor:
         value = np.array2string(np.asarray(self._value), separator=", ", prefix="tensor(")
         return f"tensor({value}, shape={self.shape}, dtype={self.dtype}{op}{name}{grad})"
 
-    # Bound where the operations are declared.
+    # Each is bound to the operation of its name in `protocols`.
     backward: Callable[..., None]
     sum: Callable[..., Tensor]
     mean: Callable[..., Tensor]
@@ -198,7 +196,18 @@ class Tensor:
     swapaxes: Callable[..., Tensor]
     dot: Callable[..., Tensor]
     copy: Callable[..., Tensor]
+    view: Callable[..., Tensor]
+    clip: Callable[..., Tensor]
+    exp: Callable[..., Tensor]
+    log: Callable[..., Tensor]
+    prod: Callable[..., Tensor]
+    cumsum: Callable[..., Tensor]
+    repeat: Callable[..., Tensor]
+    trace: Callable[..., Tensor]
     astype: Callable[..., Any]
+    argmax: Callable[..., Any]
+    argmin: Callable[..., Any]
+    round: Callable[..., Any]
     __add__: Callable[..., Tensor]
     __radd__: Callable[..., Tensor]
     __sub__: Callable[..., Tensor]
@@ -237,6 +246,27 @@ def exact(values: Any, what: str) -> Array:
     return out
 
 
+def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
+    """`data` as an array of real numbers; `TypeError` for tensors in a list, for text, complex and other elements."""
+    if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) for item in _flat(data)):
+        raise TypeError(
+            f"{what} is a {type(data).__name__} of tensors, which would cut the graph: join them with "
+            "stack(), or take the values of each with detach()"
+        )
+    array = np.asarray(data, dtype=dtype)
+    if array.dtype.kind not in "fiubO":
+        raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def _flat(items: Any) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, (list, tuple)):
+            yield from _flat(item)
+        else:
+            yield item
+
+
 def check_differentiable(data: Array) -> None:
     """Raise `TypeError` unless `data` are floats or exact rational numbers."""
     if data.dtype.kind == "f":
@@ -265,7 +295,11 @@ def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: s
     >>> ag.tensor([1, 2], dtype="float32", requires_grad=True)
     tensor([1., 2.], shape=(2,), dtype=float32, requires_grad=True)
     """
-    array = np.array(data, dtype=dtype)
+    if isinstance(data, Tensor):
+        raise TypeError(
+            "data is a tensor, and a copy would cut the graph: use copy(), or detach() to cut it on purpose"
+        )
+    array = np.array(checked(data, dtype))
     if requires_grad:
         check_differentiable(array)
         array = exact(array, "data") if array.dtype == object else array
@@ -285,7 +319,7 @@ def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, nam
     """
     if isinstance(array, Tensor) and not requires_grad and dtype is None and name is None:
         return array
-    data = np.asarray(array, dtype=dtype)
+    data = checked(array, dtype, "array")
     shared = isinstance(array, Tensor) and np.may_share_memory(data, array.data)
     return _leaf(data, requires_grad, name, array.node.buffer if shared else None)
 
