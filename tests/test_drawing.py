@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import autograd_bn as ag
 from autograd_bn.drawing import layout
-from autograd_bn.drawing.dot import LEFT_TO_RIGHT
+from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.layout import draw
 from autograd_bn.nn.functions import linear
 
@@ -229,7 +229,7 @@ def test_an_operand_that_was_left_out_is_left_out():
 def test_dtypes_are_shown_where_they_are_not_the_outputs():
     x = ag.tensor([1.0, 2.0], dtype="float32", name="x")
     source = ag.to_dot(ag.where(np.array([True, False]), x, np.zeros(2))).source
-    assert re.findall(r'label=" (.*) "', source) == ["(2,) bool", "a (2,) float32", "b (2,)", "(2,)"]
+    assert re.findall(r'label="  (.*) "', source) == ["(2,) bool", "a (2,) float32", "b (2,)", "(2,)"]
 
 
 @pytest.mark.parametrize(
@@ -297,20 +297,57 @@ def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages(monkey
     for y in (composed, fused):
         lines = [line for line in ag.to_dot(y, expand=True).source.splitlines() if '[label="allreduce' in line]
         assert len(lines) == 3
-        assert all(line.endswith('[label="allreduce" shape=hexagon fillcolor="#E3D5EE"]') for line in lines)
+        assert all('[label="allreduce" shape=hexagon fillcolor="#E3D5EE"' in line for line in lines)
 
 
-def test_direction():
+def test_the_direction_suits_the_shape_and_the_page():
     def chain(n):
         t = leaf(1.0)
-        for _ in range(n - 2):
+        for _ in range(n):
             t = -t
         return t
 
-    assert "rankdir=LR" in ag.to_dot(chain(LEFT_TO_RIGHT)).source
-    assert "rankdir=TB" in ag.to_dot(chain(LEFT_TO_RIGHT + 1)).source
-    assert "rankdir=TB" in ag.to_dot(chain(3), direction="TB").source
-    assert "rankdir=LR" in ag.to_dot(chain(LEFT_TO_RIGHT + 1), direction="LR").source
+    def width(y):
+        return float(ET.fromstring(draw(ag.to_dot(y).source, "svg")).get("viewBox").split()[2])
+
+    assert "rankdir=LR" in ag.to_dot(chain(2)).source
+    assert "rankdir=TB" in ag.to_dot(chain(20)).source
+    assert "rankdir=TB" in ag.to_dot(chain(2), direction="TB").source
+    assert "rankdir=LR" in ag.to_dot(chain(20), direction="LR").source
+    wide = ag.stack([leaf(float(i), f"x{i}") for i in range(40)])
+    assert "rankdir=LR" in ag.to_dot(wide).source
+    assert all(width(y) < PAGE for y in (chain(2), chain(20), wide, normed(), normed("composed"), images("composed")))
+
+
+def test_the_way_forward_is_straight_and_avoids_the_statistics():
+    svg = ET.fromstring(draw(PICTURES["expanded"]().source, "svg"))
+    places = {}
+    for group in svg.iter("{http://www.w3.org/2000/svg}g"):
+        if group.get("class") == "node":
+            (*_, text) = group.iter("{http://www.w3.org/2000/svg}text")
+            places[text.text] = float(text.get("x"))
+    names = "x", "centred = subtract", "x̂ = multiply", "multiply", "add", "y"
+    assert np.ptp([places[name] for name in names]) < 1
+    bold = re.findall(r"(\d+) -> (\d+) .*penwidth=2.2", PICTURES["expanded"]().source)
+    assert len(bold) == len(names) - 1
+
+
+@pytest.mark.parametrize("spelling", ["composed", "opened", "spelled out", "stopped", "two"])
+def test_statistics_are_named_and_framed(spelling):
+    x = leaf(np.arange(8.0).reshape(4, 2) ** 2, "x")
+    if spelling == "spelled out":
+        y = (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(0) / 4 + 1e-5) + 1
+    else:
+        stop = ("mean", "var") if spelling == "stopped" else ()
+        y = ag.batch_norm(x, form="fused" if spelling == "opened" else "composed", stop=stop)
+    y = ag.batch_norm(ag.relu(y), form="composed") if spelling == "two" else y
+    source = ag.to_dot(y, expand=True, direction="TB").source
+    frames = re.findall(r'label="batch statistics"(.*?)\}', source, re.DOTALL)
+    assert len(frames) == 1 + (spelling == "two")
+    for frame in frames:
+        names = {text.split(" = ")[0].split("\\n")[0] for text in labels(frame).values()}
+        assert {"mean", "var"} <= names
+        assert not names & {"x", "relu", "centred", "x̂", "output"}
 
 
 def test_a_long_chain_needs_no_recursion(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 
@@ -10,8 +11,8 @@ import graphviz
 from .layout import draw
 from .records import Picture
 
-LEFT_TO_RIGHT = 25  # the most shapes that are drawn in a row
-
+PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can
+FACE, LINE = 7.4, 15  # of a letter and a line, in points
 # DejaVu and Verdana have the same widths: what one measures, the other fits.
 FONT = "DejaVu Sans,Verdana,sans-serif"
 INK = "#22303C"
@@ -20,6 +21,7 @@ GRADIENT = "#B03A00"
 STYLES = {
     "operation": "",
     "input": ' shape=ellipse margin="0.02,0.01" fillcolor="#DCEBF7"',
+    "variable": ' shape=ellipse margin="0.02,0.01" peripheries=2 fillcolor="#DCEBF7"',
     "parameter": ' shape=ellipse margin="0.02,0.01" peripheries=2 fillcolor="#F6C667"',
     "output": ' shape=ellipse margin="0.02,0.01" penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white',
     "constant": ' shape=note fillcolor="#ECECEC"',
@@ -27,11 +29,27 @@ STYLES = {
     "more": " shape=plaintext fillcolor=white",
     "allreduce": ' shape=hexagon fillcolor="#E3D5EE"',
 }
-CLUSTER = {"style": "rounded,filled", "color": "#8796A5", "fillcolor": "#F1F4F7", "labeljust": "l", "margin": "10"}
+CLUSTER = {"style": "rounded,filled", "labeljust": "l", "labelloc": "t", "margin": "10"}
+FRAMES = {
+    "fused": {"color": "#8796A5", "fillcolor": "#F1F4F7"},
+    "statistics": {"color": "#5E9C76", "fillcolor": "#E3F1E6"},
+}
 AGAIN = ' style="filled,dashed"'
 CUT = " arrowhead=normaltee minlen=2"
+SPINE, BOLD = " weight=100", " penwidth=2.2"
+INNER = " weight=100"
 GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
-LEGEND = {"input": "○ input", "parameter": "◎ parameter", "output": "● output"}
+LEGEND = {
+    "input": "○ input",
+    "variable": "◎ input that requires a gradient",
+    "parameter": "◎ parameter",
+    "constant": "◳ constant",
+    "operation": "□ operation",
+    "stop_gradient": "⊣ cut for gradients",
+    "allreduce": "⬡ sum over the ranks",
+    "output": "● output",
+    "more": "… the graph goes on",
+}
 
 
 class Sketch(graphviz.Digraph):  # type: ignore[misc]
@@ -45,12 +63,14 @@ class Sketch(graphviz.Digraph):  # type: ignore[misc]
 
 
 def digraph(picture: Picture, direction: str | None) -> Sketch:
-    """The DOT of a picture; `direction` is "LR", "TB", or None for what suits its size."""
+    """The DOT of a picture; `direction` is "LR", "TB", or None for what fits a page."""
     if direction is None:
-        direction = "LR" if len(picture.shapes) <= LEFT_TO_RIGHT else "TB"
+        across, down = _widths(picture)
+        direction = "LR" if across <= max(PAGE, down) else "TB"
     graph = Sketch(
         graph_attr={
             "rankdir": direction,
+            "newrank": "true",
             "bgcolor": "white",
             "fontname": FONT,
             "fontsize": "9",
@@ -79,32 +99,75 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         },
     )
     # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
-    members: dict[int, list[str]] = {}
+    on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
+    members: dict[int | None, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
-        lines = graph.body if shape.cluster is None else members.setdefault(shape.cluster, [])
         text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
-        lines.append(f"\t{i} [label={_quoted(text)}{STYLES[shape.kind]}{AGAIN * shape.again}]\n")
-    for cluster, lines in members.items():
-        with graph.subgraph(name=f"cluster_{cluster}") as box:
-            # The title stands at the end where few arrows cross it.
-            side = "t" if direction == "LR" else "b"
-            box.attr(label=_escaped(picture.clusters[cluster]), labelloc=side, **CLUSTER)
-            box.body.extend(lines)
+        style = f"{STYLES[shape.kind]}{AGAIN * shape.again}"
+        if i in on_spine or (shape.cluster is not None and shape.node and shape.node.primitive):
+            style += " group=spine" if i in on_spine else f" group=branch{shape.cluster}"
+        members.setdefault(shape.cluster, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
+
+    within: dict[int | None, list[int]] = {}
+    for i, frame in enumerate(picture.clusters):
+        within.setdefault(frame.parent, []).append(i)
+
+    def fill(outer: graphviz.Digraph, cluster: int | None) -> None:
+        outer.body.extend(members.get(cluster, ()))
+        for i in within.get(cluster, ()):
+            frame = picture.clusters[i]
+            with outer.subgraph(name=f"cluster_{i}") as box:
+                box.attr(label=_escaped(frame.title), **CLUSTER, **FRAMES[frame.kind])
+                fill(box, i)
+
+    fill(graph, None)
     for arrow in picture.arrows:
+        tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
         if arrow.gradient:
-            graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{GRADIENT_EDGE}]\n")
+            style = GRADIENT_EDGE
         else:
-            cut = CUT if picture.shapes[arrow.head].kind == "stop_gradient" else ""
-            graph.body.append(f"\t{arrow.tail} -> {arrow.head} [label={_quoted(f' {arrow.label} ')}{cut}]\n")
+            inner = tail.cluster is not None and tail.cluster == head.cluster
+            nested = inner and picture.clusters[tail.cluster].parent is not None  # type: ignore[index]
+            style = _beside(arrow.label) if nested and direction == "TB" else f"label={_quoted(f'  {arrow.label} ')}"
+            style += f"{CUT * (head.kind == 'stop_gradient')}{SPINE * arrow.spine or INNER * inner}"
+            style += BOLD * (arrow.spine and bool(picture.clusters))
+        graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{style}]\n")
     return graph
+
+
+def _beside(label: str) -> str:
+    """A label on the right of an arrow that points down, where Graphviz counts the width of a plain one twice."""
+    right, down = 6 + 2.2 * len(label), 13
+    distance, angle = math.hypot(right, down) / 10, math.degrees(math.atan2(right, down))
+    return f"taillabel={_quoted(label)} labeldistance={distance:.2f} labelangle={angle:.0f}"
+
+
+def _widths(picture: Picture) -> tuple[float, float]:
+    """About how wide a picture is, in points: left to right, and top to bottom."""
+    rank = [0] * len(picture.shapes)
+    forward = sorted([arrow for arrow in picture.arrows if not arrow.gradient], key=lambda arrow: arrow.head)
+    for arrow in forward:
+        rank[arrow.head] = max(rank[arrow.head], rank[arrow.tail] + 1)
+    read = {arrow.head for arrow in forward}
+    for arrow in reversed(forward):
+        if arrow.tail not in read:  # a leaf stands beside its first reader
+            rank[arrow.tail] = rank[arrow.head] - 1
+    rows: dict[int, list[float]] = {}
+    for i, shape in enumerate(picture.shapes):
+        text = "\n".join([*shape.lines, shape.value, shape.gradient])
+        rows.setdefault(rank[i], []).append(20 + FACE * max(map(len, text.split("\n"))))
+    label = 40 + max([FACE * 0.75 * len(arrow.label) for arrow in forward], default=0)
+    return sum(map(max, rows.values())) + label * (len(rows) - 1), max(
+        sum(row) + 22 * len(row) for row in rows.values()
+    )
 
 
 def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
     entries = [text for kind, text in LEGEND.items() if kind in kinds]
-    if any(arrow.gradient for arrow in picture.arrows):
-        entries.append("⇠ gradient")
-    return "\\n" + "     ".join(entries)
+    entries += ["◌ drawn again"] * any(shape.again for shape in picture.shapes)
+    entries += ["⇠ gradient"] * any(arrow.gradient for arrow in picture.arrows)
+    return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])
 
 
 @lru_cache(maxsize=1024)

@@ -15,7 +15,8 @@ from ..engine import Graph, Leaf, Node, Tensor
 from ..engine.backward import propagate
 from .expansion import expansion
 from .layout import draw
-from .records import neighbourhood, picture
+from .records import picture
+from .structure import neighbourhood
 
 if TYPE_CHECKING:
     import graphviz

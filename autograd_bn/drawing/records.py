@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..batch_norm.fusion import roles
 from ..engine import Graph, Leaf, Node
-from . import labels
+from . import labels, structure
 from .expansion import Expansion
 
-Kind = Literal["input", "parameter", "constant", "operation", "stop_gradient", "allreduce", "output", "more"]
-FAR = 8  # a leaf with readers further apart than so many ranks is drawn again for each rank
+Kind = Literal[
+    "input", "variable", "parameter", "constant", "operation", "stop_gradient", "allreduce", "output", "more"
+]
+PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
 
 @dataclass(slots=True)
 class Shape:
-    """A node of the picture: what it is called, the cluster that it is in, and of whose node it shows the value."""
+    """A node of the picture: what it is called, the frame that it is in, and of whose node it shows the value."""
 
     kind: Kind
     lines: list[str]
@@ -35,15 +38,25 @@ class Arrow:
     head: int
     label: str = ""
     gradient: bool = False
+    spine: bool = False  # on the way forward to the first output
+
+
+@dataclass(slots=True)
+class Frame:
+    """What is drawn around shapes that belong together, perhaps inside another frame."""
+
+    title: str
+    kind: Literal["fused", "statistics"]
+    parent: int | None = None
 
 
 @dataclass(slots=True)
 class Picture:
-    """All that is drawn. A shape's place in `shapes` is its id; `clusters` are titles."""
+    """All that is drawn. A shape's place in `shapes` is its id, a frame's place in `clusters` too."""
 
     shapes: list[Shape] = field(default_factory=list)
     arrows: list[Arrow] = field(default_factory=list)
-    clusters: list[str] = field(default_factory=list)
+    clusters: list[Frame] = field(default_factory=list)
 
 
 def picture(
@@ -61,27 +74,37 @@ def picture(
     `neighbourhood` has them, and dots where the graph goes on.
     """
     drawn = Picture()
-    rows: list[tuple[Node, int | None]] = []  # each node with its cluster
+    frame_of: dict[Node, int | None] = {}  # every node that is drawn, inputs first
     shown: dict[Node, Node] = {}  # a node that is opened -> the one that has its value
     for node in graph.nodes:
         if only is not None and node not in only:
             continue
         if node.op != "batch_norm":
-            rows.append((node, None))
+            frame_of[node] = None
         elif node in expansions:
-            rows.extend([(inner, len(drawn.clusters)) for inner in expansions[node].nodes])
+            frame_of |= dict.fromkeys(expansions[node].nodes, len(drawn.clusters))
             shown[node] = expansions[node].result
-            drawn.clusters.append(", ".join(labels.title(node)))
+            drawn.clusters.append(Frame(", ".join(labels.title(node)), "fused"))
         else:
-            rows.append((node, len(drawn.clusters)))
-            drawn.clusters.append("fused")
+            frame_of[node] = len(drawn.clusters)
+            drawn.clusters.append(Frame("fused", "fused"))
+    exact = any(node.dtype == object for node in graph.nodes)
+    named = {} if exact else roles([*graph.outputs, *shown.values()])
+    branch = structure.statistics(list(frame_of), named)
+    frames: dict[Node, int] = {}
+    for node in [node for node in frame_of if node in branch]:
+        if (last := branch[node]) not in frames:
+            frames[last] = len(drawn.clusters)
+            drawn.clusters.append(Frame("batch statistics", "statistics", frame_of[last]))
+        frame_of[node] = frames[last]
+    inputs = {node: [shown.get(parent, parent) for parent in node.inputs] for node in frame_of}
+    again = structure.drawn_again(inputs)
     outputs = dict.fromkeys([shown.get(node, node) for node in graph.outputs if only is None or node in only])
-    cut = () if only is None else {parent for node in graph.nodes if node not in only for parent in node.inputs}
-    again = _drawn_again([node for node, _ in rows], shown)
+    spine = {*structure.spine(shown.get(graph.outputs[0], graph.outputs[0]), inputs, branch)}
     main_dtype = graph.outputs[0].dtype
     on_path = set(outputs)  # where a gradient comes by on its way to the leaves
     if gradients is not None:
-        for node, _ in reversed(rows):
+        for node in reversed(frame_of):
             if node in on_path:
                 on_path.update([shown.get(parent, parent) for parent in _receivers(node)])
 
@@ -95,99 +118,60 @@ def picture(
         drawn.shapes.append(shape)
         return len(drawn.shapes) - 1
 
-    def connect(tail: int, head: int, given: Any, name: str = "") -> None:
+    def connect(tail: int, head: int, given: Any, name: str = "", main: bool = False) -> None:
         dtype = "" if given.dtype == main_dtype else f" {given.dtype}"
-        drawn.arrows.append(Arrow(tail, head, f"{name} {given.shape}{dtype}".lstrip()))
+        drawn.arrows.append(Arrow(tail, head, f"{name} {given.shape}{dtype}".lstrip(), spine=main))
 
     place: dict[Any, int] = {}
 
-    def tail_of(arg: Node, reader: Node, cluster: int | None) -> int:
-        arg = shown.get(arg, arg)
-        if (copy := again.get((arg, reader))) is None:
-            return place[arg] if arg in place else add("more", ["…"], cluster, None)
-        if (arg, copy) not in place:
-            place[arg, copy] = add(_kind(arg), labels.title(arg), None, arg, detailed=False)
+    def tail_of(arg: Node, reader: Node) -> int:
+        if (rank := again.get((arg, reader))) is None:
+            return place[arg] if arg in place else add("more", ["…"], frame_of[reader], None)
+        if (arg, rank) not in place:
+            place[arg, rank] = add(_kind(arg), labels.title(arg), None, arg, detailed=False)
             drawn.shapes[-1].again = True
-        return place[arg, copy]
+        return place[arg, rank]
 
-    for node, cluster in rows:
-        tails = {arg: tail_of(arg, node, cluster) for arg in node.inputs}
+    for node, frame in frame_of.items():
+        tails = {arg: tail_of(shown.get(arg, arg), node) for arg in node.inputs}
+        aside = None if node.op == "batch_norm" else frame
         constants = {
-            position: add("constant", labels.constant(node, position, values is not None), None, None)
+            position: add("constant", labels.constant(node, position, values is not None), aside, None)
             for position, arg in enumerate(node.args)
             if not isinstance(arg, Node) and labels.is_array(arg)
         }
         lines = labels.title(node)
         if node.op == "batch_norm":
             lines[1:] = [labels.formula(node), ", ".join(lines[1:])]
-        if node.name and node.op and node not in outputs:
-            lines[0] = f"{node.name} = {lines[0]}"
+        name = named.get(node, "" if node in outputs else node.name) if node.op else ""
+        if name and name != node.op:
+            lines[0] = f"{name} = {lines[0]}"
         # The value of an operation that is an output stands there.
-        here = place[node] = add(_kind(node), lines, cluster, node, not node.op or node not in outputs)
+        here = place[node] = add(_kind(node), lines, frame, node, not node.op or node not in outputs)
         receivers = _receivers(node) if gradients is not None and node in on_path else []
         for position, (arg, name) in enumerate(zip(node.args, labels.edge_names(node), strict=True)):
             if isinstance(arg, Node):
-                connect(tails[arg], here, arg, "" if name == arg.name else name)
+                main = (shown.get(arg, arg), node) in spine
+                connect(tails[arg], here, arg, "" if name == arg.name else name, main)
                 if arg in receivers and gradients is not None and arg in gradients:
                     drawn.arrows.append(Arrow(here, tails[arg], gradient=True))
             elif position in constants:
                 connect(constants[position], here, arg, name if len(name) == 1 else "")
     for node in outputs:
         here = add("output", [node.name if node.name and node.op else "output"], None, node)
-        connect(place[node], here, node)
+        connect(place[node], here, node, main=node is next(iter(outputs)))
         if gradients is not None and node in gradients:
             drawn.arrows.append(Arrow(here, place[node], gradient=True))
-    for node in graph.nodes:
-        if node in cut and node.primitive is not None and node in only:  # type: ignore[operator]
+    if only is not None:
+        cut = {parent for node in graph.nodes if node not in only for parent in node.inputs if parent.primitive}
+        for node in [node for node in graph.nodes if node in only and node in cut]:
             connect(place[shown.get(node, node)], add("more", ["…"], None, None), node)
     return drawn
 
 
-def neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]:
-    """The nodes at most `hops` edges away from `around`, either way, and the leaves that these read.
-
-    A leaf is no way through: what else reads a shared weight is not near.
-    """
-    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    for node in graph.nodes:
-        for parent in node.inputs:
-            readers[parent].append(node)
-    found = edge = set(around)
-    for hop in range(hops):
-        near = {parent for node in edge for parent in node.inputs}
-        near |= {reader for node in edge if node.primitive or not hop for reader in readers[node]}
-        edge = near - found
-        found = found | near
-    return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
-
-
-def _drawn_again(rows: list[Node], shown: Mapping[Node, Node]) -> dict[tuple[Node, Node], int]:
-    """Which further copy of a leaf each of its far readers has; Graphviz needs minutes for many long edges."""
-    rank: dict[Node, int] = {}  # of a node just above its first reader, as Graphviz will have it
-    inputs = {node: [shown.get(arg, arg) for arg in node.inputs] for node in rows}
-    for node in rows:
-        rank[node] = 1 + max([rank.get(parent, 0) for parent in inputs[node]], default=0)
-    readers: dict[Node, list[Node]] = {}
-    near: dict[Node, int] = {}
-    for node in reversed(rows):
-        rank[node] = near.get(node, rank[node])
-        for parent in inputs[node]:
-            near[parent] = min(near.get(parent, rank[node] - 1), rank[node] - 1)
-            if isinstance(parent, Leaf):
-                readers.setdefault(parent, []).append(node)
-    first = {leaf: min([rank[reader] for reader in found]) for leaf, found in readers.items()}
-    return {
-        (leaf, reader): rank[reader]
-        for leaf, found in readers.items()
-        if max([rank[reader] for reader in found]) - first[leaf] > FAR
-        for reader in found
-        if rank[reader] > first[leaf]
-    }
-
-
 def _kind(node: Node) -> Kind:
     if isinstance(node, Leaf):
-        return "parameter" if node.requires_grad else "input"
+        return ("parameter" if node.name in PARAMETERS else "variable") if node.requires_grad else "input"
     return node.op if node.op in ("stop_gradient", "allreduce") else "operation"  # type: ignore[return-value]
 
 

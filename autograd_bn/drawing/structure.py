@@ -1,0 +1,100 @@
+"""How a graph is arranged: what is near, which leaves are drawn again, batch norm's statistics, the way forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from ..engine import Graph, Leaf, Node
+
+FAR = 8  # a leaf with readers further apart than so many ranks is drawn again for each rank
+STATISTICS = ("mean", "var", "σ", "1/σ")
+Inputs = Mapping[Node, Sequence[Node]]
+
+
+def neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]:
+    """The nodes at most `hops` edges away from `around`, either way, and the leaves that these read.
+
+    A leaf is no way through: what else reads a shared weight is not near.
+    """
+    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
+    for node in graph.nodes:
+        for parent in node.inputs:
+            readers[parent].append(node)
+    found = edge = set(around)
+    for hop in range(hops):
+        near = {parent for node in edge for parent in node.inputs}
+        near |= {reader for node in edge if node.primitive or not hop for reader in readers[node]}
+        edge = near - found
+        found = found | near
+    return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
+
+
+def ranks(inputs: Inputs) -> dict[Node, int]:
+    """How far down each node stands: just above its first reader, as Graphviz will have it."""
+    rank: dict[Node, int] = {}
+    for node, parents in inputs.items():
+        rank[node] = 1 + max([rank.get(parent, 0) for parent in parents], default=0)
+    near: dict[Node, int] = {}
+    for node in reversed(list(inputs)):
+        rank[node] = near.get(node, rank[node])
+        for parent in inputs[node]:
+            near[parent] = min(near.get(parent, rank[node]), rank[node] - 1)
+    return rank
+
+
+def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
+    """The leaves that are read far away: (leaf, reader) -> rank of the copy that the reader has.
+
+    Graphviz needs minutes for many long edges.
+    """
+    rank = ranks(inputs)
+    readers: dict[Node, list[Node]] = {}
+    for node, parents in inputs.items():
+        for parent in parents:
+            if isinstance(parent, Leaf):
+                readers.setdefault(parent, []).append(node)
+    copies: dict[tuple[Node, Node], int] = {}
+    for leaf, found in readers.items():
+        places = [rank[reader] for reader in found]
+        if max(places) - min(places) > FAR:
+            copies |= {(leaf, reader): rank[reader] for reader in found if rank[reader] > min(places)}
+    return copies
+
+
+def statistics(nodes: Sequence[Node], roles: Mapping[Node, str]) -> dict[Node, Node]:
+    """The nodes that compute a batch's statistics, each with the last one of its branch."""
+    branch: dict[Node, Node] = {}
+
+    def inner(parent: Node, reader: Node, last: Node) -> bool:
+        role = roles.get(parent)
+        if role == "x̂" or role in STATISTICS or role == "centred":
+            return role != "x̂"
+        if any(roles.get(above) in ("mean", "centred") for above in parent.inputs):
+            return True
+        return roles.get(reader) != "centred" and math.prod(parent.shape) <= math.prod(last.shape)
+
+    batch: dict[Node, Node] = {}  # what statistics are taken of -> the branch, as there may be several means of it
+    for last in reversed(nodes):
+        stack = [last] if roles.get(last) in STATISTICS and last not in branch else []
+        found: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack += [parent for parent in node.inputs if inner(parent, node, last)]
+        outside = {parent for node in found for parent in node.inputs} - found
+        name = next((batch[parent] for parent in outside if parent in batch), last)
+        batch |= dict.fromkeys(outside, name)
+        branch |= dict.fromkeys(found, name)
+    return {node: last for node, last in branch.items() if roles.get(node) != "centred"}
+
+
+def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> list[tuple[Node, Node]]:
+    """The way forward to `last`, as edges: each from the input that took the longest and is not `aside`."""
+    rank, edges = ranks(inputs), []
+    while parents := [parent for parent in inputs.get(last, ()) if parent not in aside]:
+        before = max(parents, key=lambda parent: rank[parent] if parent.primitive else 0)
+        edges.append((before, last))
+        last = before
+    return edges
