@@ -10,7 +10,7 @@ import numpy as np
 
 from . import operations as ops
 from .node import Leaf, mode
-from .tensor import Tensor
+from .tensor import Tensor, computed, recorded
 
 # NumPy's function -> ours. A function in neither table has no rule, and raises.
 _RECORDED: dict[Any, Callable[..., Any]] = {
@@ -132,8 +132,8 @@ for _name in ("add subtract:sub multiply:mul divide:truediv power:pow matmul").s
     _METHODS[f"__i{_short or _name}__"] = _in_place(getattr(ops, _name))
 for _compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
     _METHODS[f"__{_compare.__name__}__"] = _comparison(_compare)
-for _name in Tensor.__annotations__:
-    if _name not in _METHODS and _name != "backward":
+for _name, _method in vars(Tensor).items():
+    if _method in (recorded, computed) and _name not in _METHODS:
         _METHODS[_name] = getattr(ops, _name, None) or _of_values(getattr(np, _name))
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function)

@@ -12,6 +12,16 @@ import numpy as np
 from .node import Array, Buffer, Leaf, Node
 
 
+def recorded(self: Any, *args: Any, **options: Any) -> Tensor:
+    """The signature of a method that records a node; a placeholder for it in the class."""
+    raise NotImplementedError
+
+
+def computed(self: Any, *args: Any, **options: Any) -> Any:
+    """The signature of a method that computes on the values alone; a placeholder for it in the class."""
+    raise NotImplementedError
+
+
 @final
 class Tensor:
     """An array that remembers how it was computed.
@@ -180,54 +190,14 @@ class Tensor:
         value = np.array2string(np.asarray(self._value), separator=", ", prefix="tensor(")
         return f"tensor({value}, shape={self.shape}, dtype={self.dtype}{op}{name}{grad})"
 
-    # Each is bound to the operation of its name in `protocols`.
+    # Bound in `protocols`, each to the operation of its name.
     backward: Callable[..., None]
-    sum: Callable[..., Tensor]
-    mean: Callable[..., Tensor]
-    var: Callable[..., Tensor]
-    std: Callable[..., Tensor]
-    max: Callable[..., Tensor]
-    min: Callable[..., Tensor]
-    reshape: Callable[..., Tensor]
-    transpose: Callable[..., Tensor]
-    ravel: Callable[..., Tensor]
-    flatten: Callable[..., Tensor]
-    squeeze: Callable[..., Tensor]
-    swapaxes: Callable[..., Tensor]
-    dot: Callable[..., Tensor]
-    copy: Callable[..., Tensor]
-    view: Callable[..., Tensor]
-    clip: Callable[..., Tensor]
-    exp: Callable[..., Tensor]
-    log: Callable[..., Tensor]
-    prod: Callable[..., Tensor]
-    cumsum: Callable[..., Tensor]
-    repeat: Callable[..., Tensor]
-    trace: Callable[..., Tensor]
-    astype: Callable[..., Any]
-    argmax: Callable[..., Any]
-    argmin: Callable[..., Any]
-    round: Callable[..., Any]
-    __add__: Callable[..., Tensor]
-    __radd__: Callable[..., Tensor]
-    __sub__: Callable[..., Tensor]
-    __rsub__: Callable[..., Tensor]
-    __mul__: Callable[..., Tensor]
-    __rmul__: Callable[..., Tensor]
-    __truediv__: Callable[..., Tensor]
-    __rtruediv__: Callable[..., Tensor]
-    __pow__: Callable[..., Tensor]
-    __rpow__: Callable[..., Tensor]
-    __matmul__: Callable[..., Tensor]
-    __rmatmul__: Callable[..., Tensor]
-    __neg__: Callable[..., Tensor]
-    __pos__: Callable[..., Tensor]
-    __abs__: Callable[..., Tensor]
-    __getitem__: Callable[..., Tensor]
-    __lt__: Callable[..., Array]
-    __le__: Callable[..., Array]
-    __gt__: Callable[..., Array]
-    __ge__: Callable[..., Array]
+    sum = mean = var = std = max = min = prod = cumsum = trace = dot = repeat = clip = exp = log = recorded
+    reshape = view = transpose = swapaxes = ravel = flatten = squeeze = copy = __getitem__ = recorded
+    __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = recorded
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = recorded
+    __neg__ = __pos__ = __abs__ = recorded
+    argmax = argmin = round = astype = __lt__ = __le__ = __gt__ = __ge__ = computed
 
 
 def exact(values: Any, what: str) -> Array:
