@@ -1,0 +1,256 @@
+"""Pairs from PyTorch, JAX and layer objects: the referee sees them as NumPy, with their own autodiff as the truth."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn.verify.referee.adapters import adapt
+
+rng = np.random.default_rng(0)
+X, GAMMA, BETA = rng.normal(size=(6, 3)) + 0.5, rng.uniform(0.5, 2, 3), rng.normal(size=3)
+
+
+def check(target, inputs):
+    """The verdict on an adapted target, its truth confirmed by differences."""
+    a = adapt(target, inputs)
+    verdict = ag.check_backward(a.forward, a.backward, a.inputs, names=a.names)
+    if a.truth is not None:
+        values = dict(zip(a.names, copy.deepcopy(a.inputs), strict=True))
+        y, cache = a.forward(*values.values())
+        dy = np.random.default_rng(1).normal(size=np.shape(y))
+        truth, found = a.truth(values, dy), a.backward(dy, cache)
+        agree = [np.allclose(found[a.names.index(n)], g, atol=1e-12) for n, g in truth.items()]
+        assert all(agree) == verdict.ok
+    return verdict
+
+
+def wrong(verdict):
+    return [row.name for row in verdict.rows if not row.ok and row.what == "gradient"]
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def jax():
+    return pytest.importorskip("jax")
+
+
+def batch_norm(torch, apart, slip):
+    """Batch norm as a Function, in either style, right or without the path through the variance."""
+
+    def passed(x, gamma, beta, eps):
+        mean, var = x.mean(0), x.var(0, unbiased=False)
+        inv = 1 / torch.sqrt(var + eps)
+        return gamma * (x - mean) * inv + beta, (x - mean) * inv, inv
+
+    class Base(torch.autograd.Function):
+        @staticmethod
+        def backward(ctx, dy):
+            xhat, inv, gamma = ctx.saved_tensors
+            dx = dgamma = dbeta = None
+            if ctx.needs_input_grad[1]:
+                dgamma, dbeta = (dy * xhat).sum(0), dy.sum(0)
+            if ctx.needs_input_grad[0]:
+                through_var = 0 if slip else xhat * (dy * xhat).mean(0)
+                dx = gamma * inv * (dy - dy.mean(0) - through_var)
+            return dx, dgamma, dbeta, None
+
+    class InForward(Base):
+        @staticmethod
+        def forward(ctx, x, gamma, beta, eps=0.01):
+            y, xhat, inv = passed(x, gamma, beta, eps)
+            ctx.save_for_backward(xhat, inv, gamma)
+            return y
+
+    class Apart(Base):
+        @staticmethod
+        def forward(x, gamma, beta, eps=0.01):
+            return passed(x, gamma, beta, eps)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.save_for_backward(*output[1:], inputs[1])
+
+        @staticmethod
+        def backward(ctx, dy, *_):
+            return Base.backward(ctx, dy)
+
+    return Apart if apart else InForward
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_function_of_either_style_is_judged(torch, apart):
+    inputs = [torch.tensor(a, dtype=torch.float32) for a in (X, GAMMA, BETA)]
+    before, default = [t.clone() for t in inputs], torch.get_default_dtype()
+    assert check(batch_norm(torch, apart, False), (*inputs, 0.01))
+    assert wrong(check(batch_norm(torch, apart, True), (*inputs, 0.01))) == ["dx"]
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    assert torch.get_default_dtype() is default
+
+
+def test_arrays_that_a_function_makes_itself_are_double(torch):
+    class Shifted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x @ torch.eye(3) + torch.tensor(0.1)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy @ torch.eye(3)
+
+    assert check(Shifted, (X,))
+
+
+def test_a_gradient_overwritten_in_place_is_seen(torch):
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy.mul_(2)
+
+    verdict = ag.check_backward(*[getattr(adapt(Twice, (X,)), n) for n in ("forward", "backward", "inputs")])
+    assert "overwrites dy" in str(verdict)
+
+
+def test_two_outputs_are_declined(torch):
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x, x * 2
+
+        @staticmethod
+        def backward(ctx, a, b):
+            return a + 2 * b
+
+    with pytest.raises(ValueError, match="2 differentiable outputs"):
+        check(Both, (X,))
+
+
+def jax_norm(jax, slip, steps=()):
+    jnp = jax.numpy
+
+    def plain(x, gamma, power):
+        return gamma * x / jnp.sqrt((x**power).mean(-1, keepdims=True) + 0.1)
+
+    def fwd(x, gamma, power):
+        return plain(x, gamma, power), (x, gamma, 1 / jnp.sqrt((x**2).mean(-1, keepdims=True) + 0.1))
+
+    def bwd(power, kept, g):
+        x, gamma, r = kept
+        h = g * gamma
+        dx = r * h - (0 if slip else x * r**3 * (h * x).mean(-1, keepdims=True))
+        return dx, (g * x * r).sum(0)
+
+    from functools import partial
+
+    f = partial(jax.custom_vjp, nondiff_argnums=(2,))(plain)
+    f.defvjp(fwd, bwd)
+    return f
+
+
+def test_a_custom_vjp_is_judged_in_double_precision(jax):
+    inputs = jax.numpy.asarray(X), jax.numpy.asarray(GAMMA), 2
+    assert check(jax_norm(jax, False), inputs)
+    assert wrong(check(jax_norm(jax, True), inputs)) == ["dx"]
+    assert jax.numpy.zeros(1).dtype == "float32"
+
+
+def test_a_custom_vjp_without_rules_or_with_another_output_is_declined(jax):
+    with pytest.raises(TypeError, match="no derivative yet"):
+        adapt(jax.custom_vjp(lambda x: x), (X,))
+    f = jax.custom_vjp(lambda x: x)
+    f.defvjp(lambda x: (2 * x, None), lambda _, g: (g,))
+    with pytest.raises(ValueError, match="isn't what"):
+        adapt(f, (X,)).forward(X)
+
+
+class Affine:
+    """Parameters and gradients as attributes."""
+
+    def __init__(self, slip=False):
+        self.W, self.b, self.slip = rng.normal(size=(3, 2)), np.zeros(2), slip
+        self.dW = np.zeros((3, 2))
+        self.db = None
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, dy):
+        self.dW += self.x.T @ dy  # adds
+        self.db = dy.mean(0) if self.slip else dy.sum(0)
+        self.dx = dy @ self.W.T
+        return self.dx
+
+
+class Scale:
+    """Parameters and gradients in dicts."""
+
+    def __init__(self):
+        self.params, self.grads = {"weight": np.array([2.0, 0.5, 1.5])}, {"weight": None}
+
+    def forward(self, x):
+        self.kept = x
+        return x * self.params["weight"]
+
+    def backward(self, dout):
+        self.grads["weight"] = np.sum(dout * self.kept, axis=0)
+        return dout * self.params["weight"]
+
+
+class Listed:
+    """Parameters and gradients in lists, under other names too."""
+
+    def __init__(self):
+        self.W = rng.normal(size=(3, 2))
+        self.params, self.grads = [self.W], [np.zeros((3, 2))]
+
+    def forward(self, x):
+        self.kept = x
+        return x @ self.W
+
+    def backward(self, dout):
+        self.grads[0][...] = self.kept.T @ dout
+        return dout @ self.params[0].T
+
+
+@pytest.mark.parametrize(("make", "names"), [(Affine, "x W b"), (Scale, "x weight"), (Listed, "x params[0]")])
+def test_a_layer_is_judged_with_its_parameters(make, names):
+    layer = make()
+    layer.backward(np.ones(layer.forward(X).shape))  # a layer that has run before keeps a cache
+    before = str(vars(layer))
+    assert adapt(layer, (X,)).names == names.split()
+    verdict = check(layer, (X,))
+    assert verdict.ok, verdict
+    assert str(vars(layer)) == before
+
+
+def test_a_wrong_gradient_of_a_layers_parameter_is_seen():
+    assert wrong(check(Affine(slip=True), (X,))) == ["db"]
+
+
+def test_an_edited_backward_takes_the_place_of_the_authors():
+    adapted = adapt(Affine(), (X,))
+    assert adapted.source is Affine.backward
+    y, cache = adapted.forward(*adapted.inputs)
+    edited = adapted.rebuild(lambda self, dy: 3 * Affine.backward(self, dy))
+    np.testing.assert_array_equal(edited(np.ones(y.shape), cache)[0], 3 * np.ones(y.shape) @ adapted.inputs[1].T)
+
+
+def test_anything_else_is_declined_by_name():
+    with pytest.raises(TypeError, match="target is a int, expected a torch"):
+        adapt(3, (X,))
+    with pytest.raises(TypeError, match="target is the class Affine, expected an object of it"):
+        adapt(Affine, (X,))
+    with pytest.raises(TypeError, match="inputs is a ndarray, expected a tuple"):
+        adapt(Affine(), X)
