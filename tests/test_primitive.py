@@ -383,6 +383,20 @@ def test_a_rule_with_a_wrong_result_names_its_operation():
             del registry["crooked"]
 
 
+def test_a_complex_gradient_is_no_gradient():
+    @primitive(lambda g: g * (1 + 1j))
+    def turned(x, /):
+        return x * 1
+
+    try:
+        x = ag.tensor([1.0, 2.0], requires_grad=True)
+        with pytest.raises(TypeError, match=r"'turned'.* complex numbers"):
+            turned(x).sum().backward()
+        assert x.grad is None
+    finally:
+        del registry["turned"]
+
+
 def test_a_list_among_the_options_is_the_callers_to_change():
     x = ag.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
     axis = [0, 1]

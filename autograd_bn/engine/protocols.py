@@ -12,14 +12,11 @@ from . import operations as ops
 from .node import Leaf, mode
 from .tensor import Tensor, computed, recorded
 
-# NumPy's function -> ours. A function in neither table has no rule, and raises.
+# NumPy's function -> ours of the same name. A function in neither table has no rule, and raises.
 _RECORDED: dict[Any, Callable[..., Any]] = {
-    getattr(np, name): getattr(ops, name)
-    for name in (
-        "add subtract multiply divide negative power matmul exp log sqrt square abs tanh sin cos log1p expm1 "
-        "maximum minimum where sum mean var std max min prod cumsum trace einsum reshape transpose broadcast_to pad "
-        "concatenate stack hstack vstack repeat squeeze expand_dims ravel dot swapaxes reciprocal clip copy"
-    ).split()
+    getattr(np, name): operation
+    for name, operation in vars(ops).items()
+    if hasattr(np, name) and getattr(operation, "__module__", None) == ops.__name__
 } | {np.positive: ops.copy, np.conjugate: ops.copy, np.amax: ops.max, np.amin: ops.min}
 
 # Piecewise constant, or not numbers at all: computed on the values, not recorded.
