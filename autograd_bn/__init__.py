@@ -24,6 +24,7 @@ _ROOMS: dict[str, str] = {
     "load": "nn.checkpoint:load",
     "nn": "nn",
     "optim": "nn.optim",
+    "page": "drawing.page:page",
     "prove_equal": "verify.proof:prove_equal",
     "rational_batch": "verify.proof:rational_batch",
     "render": "drawing.picture:render",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from .batch_norm.fusion import expand as expand
     from .batch_norm.fusion import fuse as fuse
+    from .drawing.page import page as page
     from .drawing.picture import render as render
     from .drawing.picture import to_dot as to_dot
     from .nn import data as data

@@ -492,7 +492,7 @@ def test_a_path_may_be_a_string(tmp_path):
         (None, "noending", {}, ValueError, "ends in ''"),
         (None, "a.svg", {"direction": "RL"}, ValueError, "direction is 'RL'"),
         (None, "a.svg", {"grads": np.ones(3)}, ValueError, r"grads is ndarray of shape \(3,\).*\(4, 2\)"),
-        (None, "a.svg", {"grads": None}, ValueError, "grads is NoneType"),
+        (None, "a.svg", {"grads": "all"}, ValueError, "grads is str"),
         (3, "a.svg", {}, TypeError, "outputs is a int"),
         (np.ones(3), "a.svg", {}, TypeError, "outputs is a ndarray"),
         ([1.5], "a.svg", {}, TypeError, r"outputs\[0\] is a float"),

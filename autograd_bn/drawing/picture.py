@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,15 @@ from .structure import neighbourhood
 if TYPE_CHECKING:
     import graphviz
 
-SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv")
+SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv", ".html")
 
 
 def render(
     outputs: Any,
     path: str | os.PathLike[str],
     *,
-    values: bool = False,
-    grads: Any = False,
+    values: bool | None = None,
+    grads: Any = None,
     expand: bool = False,
     direction: str | None = None,
     around: Any = None,
@@ -37,11 +38,12 @@ def render(
 ) -> Path:
     """Draw the graph below `outputs`, a tensor or a sequence of tensors, to a file, and return its path.
 
-    The suffix picks the format: `.svg`, `.png`, `.pdf`, or `.dot` (also `.gv`), the text that Graphviz draws
-    from. Ovals are tensors: inputs, parameters (leaves that require a gradient, with a double outline) and
-    outputs (dark). Boxes are operations, with their scalar constants and options; arrays among their operands
-    are notes. Edges show shapes, and a dtype where it is not the first output's. A fused batch norm is a
-    cluster, which `expand=True` opens into its composed body; the graph itself stays as it is.
+    The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), the text that Graphviz draws
+    from, or `.html`, the page of `ag.page`, on which values and gradients are shown unless False. Ovals are
+    tensors: inputs, parameters (leaves that require a gradient, with a double outline) and outputs (dark). Boxes
+    are operations, with their scalar constants and options; arrays among their operands are notes. Edges show
+    shapes, and a dtype where it is not the first output's. A fused batch norm is a cluster, which `expand=True`
+    opens into its composed body; the graph itself stays as it is.
     `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
 
     `values=True` shows the value of every node: up to six numbers in full, of more their shape, mean and range.
@@ -74,6 +76,12 @@ def render(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() == ".html":
+        from .page import page
+
+        return page(
+            outputs, values=values, grads=grads, expand=expand, direction=direction, around=around, hops=hops
+        ).save(path)
     graph = to_dot(outputs, values=values, grads=grads, expand=expand, direction=direction, around=around, hops=hops)
     if path.suffix.lower() in (".dot", ".gv"):
         content = graph.source.encode()
@@ -86,8 +94,8 @@ def render(
 def to_dot(
     outputs: Any,
     *,
-    values: bool = False,
-    grads: Any = False,
+    values: bool | None = None,
+    grads: Any = None,
     expand: bool = False,
     direction: str | None = None,
     around: Any = None,
@@ -108,10 +116,11 @@ def to_dot(
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     graph = Graph(*_tensors(outputs, "outputs"))
     only = None if around is None else _near(graph, around, hops)
+    bare = grads is None or grads is False
     # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
     exact = any(node.dtype == object for node in graph.nodes)
-    known = graph.values() if values or (expand and (grads is not False or exact)) else None
-    gradients = None if grads is False else _gradients(graph, grads)
+    known = graph.values() if values or (expand and (not bare or exact)) else None
+    gradients = None if bare else _gradients(graph, grads)
     expansions = {node: expansion(node, known) for node in graph.nodes if expand and node.op == "batch_norm"}
     for node, opened in expansions.items():
         if known is not None:
@@ -148,14 +157,19 @@ def _gradients(graph: Graph, weights: Any) -> dict[Node, Any]:
             return {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
         seeds = [(node, np.ones(node.shape, node.dtype)) for node in outputs if node.requires_grad]
     else:
-        array = np.asarray(weights)
-        if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO" or weights is None:
-            raise ValueError(
-                f"grads is {type(weights).__name__} of shape {array.shape}, expected True, False or the gradient of "
-                f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
-            )
-        seeds = [(outputs[0], array.astype(outputs[0].dtype))]
+        seeds = [(outputs[0], _weighed(outputs, weights))]
     return propagate(seeds, {node for node in graph.nodes if node.requires_grad}, create_graph=False)
+
+
+def _weighed(outputs: Sequence[Node], weights: Any) -> Any:
+    """The gradient of the only output, as it was given."""
+    array = np.asarray(weights)
+    if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO":
+        raise ValueError(
+            f"grads is {type(weights).__name__} of shape {array.shape}, expected True, False or the gradient of "
+            f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
+        )
+    return array.astype(outputs[0].dtype)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -201,7 +201,10 @@ def _roles(reader: Reader, nodes: list[Node], last: Node, match: Match) -> dict[
             first = reader.same[parent]
             values.setdefault(first, values.get(parent, rng.uniform(0.5, 2, parent.shape)))
             values.setdefault(parent, values[first])
-        values[node] = compute(node, [values[arg] if isinstance(arg, Node) else arg for arg in node.args])
+        args = [values[arg] if isinstance(arg, Node) else arg for arg in node.args]
+        # What stands in for exact numbers are floats, which have a root each.
+        exact = [isinstance(arg, np.ndarray) and arg.dtype == object for arg in args]
+        values[node] = compute(node, [arg.astype(float) if e else arg for arg, e in zip(args, exact, strict=True)])
     x = values[reader.source(match.x)]
     mean, var = (f(x, axis=match.axes, keepdims=True) for f in (np.mean, np.var))
     eps = match.eps

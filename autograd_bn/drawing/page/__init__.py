@@ -1,0 +1,189 @@
+"""A page that steps through a graph, forward and back: one HTML file that needs nothing else, and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...engine import Graph, Node
+from ..picture import _near, _replace, _tensors, _weighed
+from .arrays import Arrays
+from .views import View, view
+
+MOST = 1500  # shapes: a page with more is no longer one that a reader can walk through
+BRIEF = 200  # shapes from which on arrays are summaries
+ALONE = 8  # fused nodes that have a view of their own
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """A page: `str()` is its HTML, `save` writes it, and a notebook shows it with its still picture above it."""
+
+    html: str
+    still: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"<Page of {len(self.html):,} characters>"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page to a file, whole or not at all, and return its path."""
+        _replace(Path(path), self.html.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.still.encode()).decode()
+        # The picture is what is left of this in a notebook that is not trusted.
+        return (
+            f'<img alt="the graph" src="data:image/svg+xml;base64,{picture}" style="max-width:100%">'
+            f'<iframe sandbox="allow-scripts" title="the graph, step by step" srcdoc="{escape(self.html)}" '
+            'style="width:100%;height:820px;border:0"></iframe>'
+        )
+
+
+def page(
+    outputs: Any,
+    *,
+    values: bool | None = None,
+    grads: Any = None,
+    expand: bool = False,
+    direction: str | None = None,
+    around: Any = None,
+    hops: int = 3,
+) -> Page:
+    """The graph below `outputs`, a tensor or several, as a page that steps through it forward and back.
+
+    The page shows every operation in topological order and every visit of the backward pass in the engine's, with
+    the value, the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed
+    body; and where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
+
+    `values=False` leaves values out, `grads=False` the backward pass. The gradient is that of the sum of outputs of
+    one element; for another output `grads` is an array of its shape, and without it the page steps forward only and
+    says so. `expand=True` shows the open form first. `direction` is "TB" (top to bottom) or "LR". `around`, a tensor
+    of the graph or several, shows only what is at most `hops` edges away from it.
+
+    A page has at most 1,500 nodes, and above 200 shows summaries of arrays. `ValueError` for more, for an unknown
+    direction or a gradient of another shape; `RuntimeError` where there is no Graphviz or a value was overwritten.
+
+    >>> import autograd_bn as ag
+    >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    >>> ag.page((x * x).sum())  # doctest: +SKIP
+    <Page of 40,000 characters>
+    """
+    if direction not in (None, "LR", "TB"):
+        raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
+    graph = Graph(*_tensors(outputs, "outputs"))
+    only = None if around is None else _near(graph, around, hops)
+    shown = graph.nodes if only is None else [node for node in graph.nodes if node in only]
+    if len(shown) > MOST:
+        raise ValueError(
+            f"outputs have {len(shown)} nodes to show, and a page shows up to {MOST}: "
+            "cut a neighbourhood out with around=tensor, hops=number"
+        )
+    seeds, why = _seeds(graph, grads)
+    arrays = Arrays(brief=len(shown) > BRIEF)
+
+    def made(name: str, opened: list[Node]) -> View:
+        return view(name, graph, seeds, arrays, opened, values is not False, direction, why, only)
+
+    fused = [node for node in shown if node.op == "batch_norm"]
+    views = [made("closed" if fused else "graph", [])]
+    if fused:
+        views.append(made("open", fused))
+    if len(fused) > 1 and len(shown) <= BRIEF:
+        views += [made(f"open {k}", [node]) for k, node in enumerate(fused[:ALONE], 1)]
+    twin = _twins(views)
+    title = ", ".join([node.name or node.op or "graph" for node in graph.outputs])
+    return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and len(views) > 1))
+
+
+def _seeds(graph: Graph, grads: Any) -> tuple[dict[Node, Any], str]:
+    """The gradient of each output that the backward pass begins with; none, and the reason for it."""
+    if grads is False:
+        return {}, ""
+    if grads is not None and grads is not True:
+        return {graph.outputs[0]: _weighed(graph.outputs, grads)}, ""
+    wide = [node for node in graph.outputs if node.shape not in ((), (1,) * len(node.shape))]
+    if wide:
+        return {}, f"There is no backward pass: an output has shape {wide[0].shape}, so pass its gradient as grads=."
+    seeds = {node: np.ones(node.shape, node.dtype) for node in graph.outputs if node.requires_grad}
+    return seeds, "" if seeds else "There is no backward pass: nothing requires a gradient."
+
+
+def _twins(views: list[View]) -> dict[str, dict[str, int]]:
+    """Which node of the second view is that of the first, and which of the first that of any other."""
+    twins: dict[str, dict[str, int]] = {}
+    first = views[0]
+    for other in views[1:]:
+        back = {i: first.ids[first.trace.twins[other.trace.origins[node]]] for node, i in other.ids.items()}
+        # Of a body's nodes the last one has the fused node's value.
+        twins.setdefault(first.data["name"], {str(there): i for i, there in back.items()})
+        twins[other.data["name"]] = {str(i): there for i, there in back.items()}
+    return twins
+
+
+def _document(
+    title: str,
+    views: list[View],
+    twin: dict[str, dict[str, int]],
+    arrays: Arrays,
+    *,
+    start: int = 0,
+    beside: bool = False,
+) -> Page:
+    """The HTML of a page, the same bytes for the same graph."""
+    folder = files(__package__)
+    parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}
+    css, js = (" ".join([line.strip() for line in parts[name].splitlines()]) for name in ("css", "js"))
+    data = {
+        "format": "autograd-bn-page",
+        "version": 1,
+        "beside": beside,
+        "start": start,
+        "arrays": arrays.listed,
+        "views": [made.data for made in views],
+        "twin": twin,
+    }
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    fill = {
+        "title": escape(title),
+        "policy": f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'",
+        "css": css,
+        "js": js,
+        "data": text,
+        "stages": _stages(views, start, beside),
+        "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
+    }
+    html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
+    return Page(html, views[start].svg)
+
+
+def _stages(views: list[View], start: int, beside: bool) -> str:
+    """The pictures: all in one place, of which one shows, or beside each other, each with its name."""
+    drawn = [f'<div class="view"{"" if beside or i == start else " hidden"}>{v.svg}</div>' for i, v in enumerate(views)]
+    if not beside:
+        return f'<section class="stage" aria-label="Graph">{"".join(drawn)}</section>'
+    names = [escape(made.data["name"]) for made in views]
+    sections = [
+        f'<section class="stage" aria-label="{name}"><p class="caption">{name}</p>{svg}</section>'
+        for name, svg in zip(names, drawn, strict=True)
+    ]
+    return "".join(sections)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

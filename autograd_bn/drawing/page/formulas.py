@@ -1,0 +1,131 @@
+"""Formulas as text, read off what was recorded: of an operation, and of its rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...batch_norm.fusion import roles
+from ...engine import Graph, Leaf, Node, Tensor, as_tensor
+from ...engine.node import recording
+from .. import labels
+
+SUM, PRODUCT, POWER, ATOM = 1, 2, 3, 4
+INFIX = {
+    "add": ("+", SUM),
+    "subtract": ("−", SUM),
+    "multiply": ("·", PRODUCT),
+    "divide": ("/", PRODUCT),
+    "matmul": ("@", PRODUCT),
+    "power": ("^", POWER),
+}
+# What stands around the only operand, and how tightly the result and the operand bind.
+AROUND = {
+    "negative": ("−", "", PRODUCT, PRODUCT),
+    "square": ("", "²", POWER, ATOM),
+    "sqrt": ("√", "", POWER, ATOM),
+    "rsqrt": ("1/√", "", PRODUCT, ATOM),
+    "transpose": ("", "ᵀ", ATOM, ATOM),
+    "abs": ("|", "|", ATOM, 0),
+    "sum": ("Σ(", ")", ATOM, 0),
+    "broadcast_to": ("spread(", ")", ATOM, 0),
+}
+SILENT = ("reshape", "astype", "copy")
+# Operations whose derivative is a factor for each element.
+ELEMENTWISE = frozenset(
+    "add subtract multiply divide power negative exp expm1 log log1p sqrt rsqrt square abs tanh sigmoid sin cos relu "
+    "maximum minimum where copy astype".split()
+)
+
+
+def symbols(graph: Graph) -> dict[Node, str]:
+    """What to call every node: its own name, its part in a batch norm, or its operation with a number."""
+    known = roles([*graph.outputs])
+    bases = {node: node.name or known.get(node) or node.op or labels.title(node)[0] for node in graph.nodes}
+    many, seen, found = Counter(bases.values()), Counter[str](), {}
+    for node, base in bases.items():
+        seen[base] += 1
+        number = str(seen[base]).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+        found[node] = base if many[base] == 1 or node.name else base + number
+    return found
+
+
+def formula(node: Node, names: Mapping[Node, str]) -> str:
+    """What an operation computes."""
+    if node.op == "batch_norm":
+        return labels.formula(node)
+    return "" if isinstance(node, Leaf) else _text({**names, node: ""}, node, 0)
+
+
+def _text(names: Mapping[Node, str], node: Any, level: int) -> str:
+    """An expression; in brackets where it binds less tightly than `level`."""
+    if not isinstance(node, Node):
+        return (
+            _bracketed(labels.number_text(node), SUM if str(node)[0] == "-" else ATOM, level)
+            if not np.ndim(node)
+            else "c"
+        )
+    if names.get(node):
+        return names[node]
+    if isinstance(node, Leaf):
+        return "c" if node.shape else _text(names, node.data, level)
+    args = node.args
+    if node.op in SILENT:
+        return _text(names, args[0], level)
+    if node.op in INFIX:
+        sign, own = INFIX[node.op]
+        right = own if sign in "+·@" else own + 1
+        return _bracketed(f"{_text(names, args[0], own)} {sign} {_text(names, args[1], right)}", own, level)
+    if node.op in AROUND:
+        before, after, own, inner = AROUND[node.op]
+        return _bracketed(before + _text(names, args[0], inner) + after, own, level)
+    inside = ", ".join([_text(names, arg, 0) for arg in args if arg is not None])
+    return f"{node.op}({inside})"
+
+
+def _bracketed(text: str, own: int, level: int) -> str:
+    return f"({text})" if own < level else text
+
+
+def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str, Any]]:
+    """For each input that gets a part: the rule's formula in `g`, and the local derivative where it is elementwise.
+
+    The rule runs once on tensors that stand for what it reads, and what that records is the formula: so a wrong rule
+    shows its wrong formula.
+    """
+    op: Any = node.primitive
+    called: dict[Node, str] = {}
+
+    def stand_in(source: Any, value: Any) -> Any:
+        if value is None or not isinstance(source, Node):
+            return value
+        tensor = as_tensor(np.asarray(value), requires_grad=source.requires_grad)
+        called[tensor.node] = names[source]
+        return tensor
+
+    saved = [stand_in(s, v) for s, v in zip((*node.args, node, None), node.saved, strict=False)]
+    flags = tuple([position in node.wanted for position in range(len(node.args))])
+    found: dict[int, tuple[str, Any]] = {}
+    for position in node.wanted:
+        rule = op.rule(position)
+        about = rule.about(node, position) if rule.metadata else {}
+        with recording(True):
+            upstream = as_tensor(np.asarray(g), requires_grad=True)
+            called[upstream.node] = "g"
+            try:
+                out = rule.function(upstream, *((flags,) if op.joint else ()), *rule.pick(saved), **about)
+            except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
+                found[position] = ("its own rule", None)
+                continue
+        out = out[position] if op.joint else out
+        if not isinstance(out, Tensor):
+            found[position] = ("a constant", None)
+            continue
+        text, local = _text({**roles([out]), **called}, out.node, 0), None
+        if not op.joint and {inner.op for inner in Graph(out).nodes if inner.op} <= ELEMENTWISE:
+            local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **about)
+        found[position] = (text if out.shape == node.args[position].shape else f"Σ({text})", local)
+    return found

@@ -1,0 +1,700 @@
+"""The page: as data, equal to what the engine computes; and in a real Chromium, where nothing leaves the file."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn.engine import primitive
+
+CHROMIUM = os.environ.get("AUTOGRAD_BN_CHROMIUM") or shutil.which("chromium")
+HOSTILE = [
+    "</script><script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=2>",
+    '"><svg onload=window.pwned=3>',
+    "]]><!--<script>",
+    "&lt;b&gt;&amp;#60;",
+    "{{js}}",
+    '\\N \\G \\l \\"',
+    "é漢 \u2028\u202e",
+    "<TABLE><TR><TD HREF='javascript:window.pwned=4'>x</TD></TR></TABLE>",
+    "' autofocus onfocus=window.pwned=5 x='",
+]
+GOLDEN = Path(__file__).parent / "golden" / "page.json"
+
+
+def norm(form="fused", dtype=np.float32, **options):
+    """A weighted batch norm of four rows, and its inputs."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=(4, 3)).astype(dtype) for _ in range(2))
+    gamma, beta = np.array([[1.5, 2, 0.5], [0.1, 0, 0.2]], dtype)
+    inputs = [ag.tensor(a, requires_grad=True, name=n) for a, n in ((x + 3, "x"), (gamma, "gamma"), (beta, "beta"))]
+    loss = (ag.batch_norm(*inputs, form=form, **options) * ag.tensor(w, name="w")).sum()
+    loss.name = "loss"
+    return loss, inputs
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', str(page), re.S)[1])
+
+
+def array(data, index):
+    entry = data["arrays"][index]
+    numbers = entry["data"]
+    if entry["dtype"] == "object":
+        numbers = [Fraction(n) for n in numbers]
+    return np.array(numbers, entry["dtype"]).reshape(entry["shape"])
+
+
+def same(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and (a.tobytes() == b.tobytes() or bool((a == b).all()))
+
+
+@pytest.mark.parametrize("form", ["fused", "composed"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_every_gradient_is_the_engines_to_the_bit_and_the_sum_of_its_shares(form, dtype):
+    loss, inputs = norm(form, dtype)
+    data = data_of(ag.page(loss))
+    view = data["views"][0]
+    leaves = {node["symbol"]: node for node in view["nodes"]}
+    for given, want in zip(inputs, ag.grad(loss, inputs), strict=True):
+        assert same(array(data, leaves[given.name]["grad"]), want)
+        assert same(array(data, leaves[given.name]["value"]), given.data)
+    for view in data["views"]:
+        sums = {}
+        for part in [part for step in view["steps"] for part in step["parts"]]:
+            share = array(data, part["part"])
+            sums[part["to"]] = sums[part["to"]] + share if part["to"] in sums else share
+            assert same(sums[part["to"]], array(data, part["total"]))
+        grads = {node["id"]: array(data, node["grad"]) for node in view["nodes"] if node["grad"] is not None}
+        assert grads.keys() == sums.keys()
+        assert all(same(sums[i], grads[i]) for i in grads)
+
+
+def test_steps_run_through_every_operation_forward_and_in_the_engines_order_back():
+    loss, _ = norm("composed")
+    view = data_of(ag.page(loss))["views"][0]
+    steps = view["steps"]
+    assert [step["pass"] for step in steps[:2]] == ["start", "forward"]
+    ops = [node["id"] for node in view["nodes"] if node["op"]]
+    assert [step["node"] for step in steps if step["pass"] == "forward"] == ops
+    known = set()
+    for step in steps:
+        if step["pass"] == "backward":
+            assert step["node"] in known  # its gradient is complete
+        known |= {part["to"] for part in step["parts"] if part["n"] == part["of"]}
+    shares = [(p["n"], p["of"]) for step in steps for p in step["parts"] if view["nodes"][p["to"]]["symbol"] == "x"]
+    assert shares == [(1, 2), (2, 2)]
+
+
+def test_formulas_are_read_off_what_the_rules_record():
+    loss, _ = norm("fused")
+    closed, opened = data_of(ag.page(loss))["views"]
+    rules = {
+        closed["nodes"][p["to"]]["symbol"]: p["rule"]
+        for step in closed["steps"]
+        for p in step["parts"]
+        if closed["nodes"][step["node"]]["op"] == "batch_norm"
+    }
+    assert rules["x"] == "(g − Σ(g) / 4 − x̂ · Σ(g · x̂) / 4) · 1/σ · gamma"
+    assert (rules["gamma"], rules["beta"]) == ("Σ(g · x̂)", "Σ(g)")
+    said = [step["say"] for step in opened["steps"]]
+    assert "Forward: centred = x − mean" in said
+    assert "Backward through square: centred gets g · 2 · centred, share 2 of 2" in said
+
+
+def test_a_wrong_rule_shows_its_wrong_formula_and_one_that_has_none_says_so():
+    @primitive(lambda g, x: g * 3 * x)
+    def cube_page(x, /):
+        return x * x * x
+
+    @primitive(lambda g, x: np.asarray(g).astype(float) * 1)
+    def stubborn_page(x, /):
+        return x * 1
+
+    x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    (view,) = data_of(ag.page(stubborn_page(cube_page(x)).sum()))["views"]
+    said = [step["say"] for step in view["steps"]]
+    assert "Backward through cube_page: x gets g · 3 · x" in said
+    assert {p["rule"] for step in view["steps"] for p in step["parts"]} >= {"its own rule"} or "a constant" in str(said)
+
+
+def test_local_derivatives_times_g_are_the_products():
+    loss, _ = norm("composed", np.float64)
+    data = data_of(ag.page(loss))
+    view = data["views"][0]
+    checked = 0
+    for step in view["steps"]:
+        for part in step["parts"]:
+            if part["local"] is not None:
+                g = array(data, view["nodes"][step["node"]]["grad"])
+                product = array(data, part["part"] if part["raw"] is None else part["raw"])
+                np.testing.assert_allclose(g * array(data, part["local"]), product, rtol=1e-14)
+                checked += 1
+    assert checked >= 8
+
+
+def test_paths_are_named_and_add_up_and_the_means_own_path_is_exactly_zero_on_fractions():
+    x, gamma, beta, eps = ag.rational_batch((4, 2), seed=0)
+    inputs = [ag.tensor(a, requires_grad=True, name=n) for a, n in ((x, "x"), (gamma, "gamma"), (beta, "beta"))]
+    loss = (ag.batch_norm(*inputs, eps=eps) * ag.tensor(x[::-1].copy(), name="w")).sum()
+    data = data_of(ag.page(loss))
+    (paths,) = data["views"][1]["paths"]
+    parts = {path["label"]: array(data, path["part"]) for path in paths["paths"]}
+    labels = ["direct", "through the mean", "through the variance", "through the variance's own mean"]
+    assert list(parts) == labels
+    assert not parts[labels[3]].any()
+    assert all(parts[name].any() for name in labels[:3])
+    (dx,) = ag.grad(loss, inputs[0])
+    assert (sum(parts.values()) == dx).all()
+    assert (array(data, paths["sum"]) == dx).all()
+
+
+def test_two_paths_without_a_batch_norm_are_told_apart_by_what_they_lead_through():
+    x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    (view,) = data_of(ag.page((ag.exp(x) + ag.tanh(x) * x).sum()))["views"]
+    assert [len(p["paths"]) for p in view["paths"]] == [3]
+    assert len({path["label"] for path in view["paths"][0]["paths"]}) == 3
+
+
+def test_the_open_form_is_computed_by_itself_and_its_nodes_have_twins():
+    loss, _ = norm("fused")
+    data = data_of(ag.page(loss))
+    closed, opened = data["views"]
+    assert [view["name"] for view in data["views"]] == ["closed", "open"]
+    names = [[node["symbol"] for node in view["nodes"]] for view in (closed, opened)]
+    fused = names[0].index("batch_norm")
+    twin = data["twin"]["open"]
+    assert {names[1][int(i)] for i, j in twin.items() if j == fused} == {
+        *("mean", "centred", "square", "var", "add₁", "1/σ", "x̂", "multiply₁", "add₂")
+    }
+    for name in ("x", "gamma", "beta", "w", "loss"):
+        assert twin[str(names[1].index(name))] == names[0].index(name)
+        assert data["twin"]["closed"][str(names[0].index(name))] == names[1].index(name)
+
+
+def test_each_fused_node_opens_alone():
+    x = ag.tensor(np.arange(6.0).reshape(3, 2) ** 2, requires_grad=True, name="x")
+    y = x
+    for _ in range(10):
+        y = ag.batch_norm(y)
+    data = data_of(ag.page((y * y).sum(), values=False))
+    assert [view["name"] for view in data["views"]] == ["closed", "open", *[f"open {k}" for k in range(1, 9)]]
+    assert [sum(node["op"] == "batch_norm" for node in view["nodes"]) for view in data["views"]] == [10, 0, *[9] * 8]
+
+
+def test_a_wide_output_steps_forward_only_and_says_why():
+    loss, inputs = norm()
+    y = ag.batch_norm(*inputs)
+    data = data_of(ag.page(y))
+    assert {step["pass"] for step in data["views"][0]["steps"]} == {"start", "forward"}
+    assert "shape (4, 3)" in data["views"][0]["steps"][0]["say"]
+    weights = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    data = data_of(ag.page(y, grads=weights))
+    leaves = {node["symbol"]: node for node in data["views"][0]["nodes"]}
+    assert same(array(data, leaves["x"]["grad"]), ag.grad(y, inputs[0], weights)[0])
+    assert {s["pass"] for s in data_of(ag.page(loss, grads=False))["views"][0]["steps"]} == {"start", "forward"}
+    assert all(node["value"] is None for node in data_of(ag.page(loss, values=False))["views"][0]["nodes"])
+    with pytest.raises(ValueError, match=r"grads .* shape \(2,\)"):
+        ag.page(y, grads=np.ones(2))
+    with pytest.raises(ValueError, match="direction"):
+        ag.page(y, direction="BT")
+    with pytest.raises(TypeError, match="outputs"):
+        ag.page(3)
+
+
+def test_an_output_that_another_output_reads_counts_its_seed_as_a_share():
+    x = ag.tensor(2.0, requires_grad=True, name="x")
+    a = x * x
+    b = ag.exp(a)
+    (view,) = data_of(data := ag.page([a, b]))["views"]
+    shares = [(p["n"], p["of"]) for step in view["steps"] for p in step["parts"] if p["to"] == 1]
+    assert shares == [(1, 2), (2, 2)]
+    assert same(array(data_of(data), view["nodes"][0]["grad"]), ag.grad([a, b], x)[0])
+
+
+def test_a_page_leaves_the_graph_alone_and_refuses_what_was_overwritten():
+    loss, inputs = norm()
+    nodes = ag.Graph(loss).nodes
+    before = [[getattr(n, slot) for slot in ("primitive", "args", "saved", "wanted")] for n in nodes]
+    ag.page(loss, expand=True)
+    for node, (op, *rest) in zip(nodes, before, strict=True):
+        assert node.primitive is op
+        assert all(a is b for a, b in zip((node.args, node.saved, node.wanted), rest, strict=True))
+    assert all(given.grad is None for given in inputs)
+    inputs[0].assign(inputs[0].data * 2)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        ag.page(loss)
+
+
+def test_long_arrays_are_summaries():
+    values = np.linspace(-1, 3, 20 * 30).reshape(20, 30)
+    values[3, 4] = np.nan
+    values[0, 0] = 1e308
+    values[0, 1] = 0
+    data = data_of(ag.page(ag.tensor(values, name="x") * 1))
+    entry = data["arrays"][data["views"][0]["nodes"][0]["value"]]
+    assert entry.keys() == {"shape", "dtype", "stats", "hist", "tile", "first", "last"}
+    known = values[np.isfinite(values)]
+    stats = entry["stats"]
+    assert (stats["zeros"], stats["nonfinite"]) == (1, 1)
+    assert np.isclose(stats["min"], known.min())
+    assert np.isclose(stats["max"], 1e308)
+    assert sum(entry["hist"]) == known.size
+    assert entry["first"][:2] == [1e308, 0]
+    assert len(entry["tile"]["of127"]) == 12 * entry["tile"]["columns"]
+    assert max(map(abs, entry["tile"]["of127"])) == 127
+
+
+def test_numbers_keep_their_bits_and_what_json_lacks_is_text():
+    given = np.array([0.1, -0.0, np.nan, np.inf, -np.inf, 5e-324, 1.7976931348623157e308, 1e22])
+    for dtype in (np.float32, np.float64, np.longdouble):
+        with np.errstate(over="ignore"):
+            x = given.astype(dtype)
+        data = data_of(ag.page(ag.tensor(x, name="x") * 1))
+        entry = data["arrays"][data["views"][0]["nodes"][0]["value"]]
+        back = np.array(entry["data"]).astype(dtype)
+        assert np.array_equal(back, x, equal_nan=True)
+        assert np.signbit(back[1])
+        assert entry["data"][2:5] == ["NaN", "Infinity", "-Infinity"]
+    data = data_of(ag.page(ag.tensor(np.array([Fraction(1, 3), 2], dtype=object), name="x") * 1))
+    assert data["arrays"][data["views"][0]["nodes"][0]["value"]]["data"] == ["1/3", 2]
+
+
+def chain(length):
+    x = ag.tensor(np.linspace(0.1, 1, 12).reshape(4, 3), requires_grad=True, name="x")
+    w = ag.tensor(np.ones(3), requires_grad=True, name="w")
+    y = x
+    for k in range(length):
+        y = ag.tanh(y) if k % 2 else y * w
+    return y.sum()
+
+
+def test_pages_stay_small_and_each_array_stands_once():
+    page = ag.page(ag.tanh(norm()[0] + norm()[0]) * chain(4))
+    data = data_of(page)
+    assert max(len(view["nodes"]) for view in data["views"]) == 40
+    assert len(str(page).encode()) <= 250_000
+    listed = [json.dumps(entry) for entry in data["arrays"]]
+    assert len(set(listed)) == len(listed)
+    large = ag.page(chain(597))
+    data = data_of(large)
+    assert len(data["views"][0]["nodes"]) == 600
+    assert len(str(large).encode()) <= 1_500_000
+    assert not any("hist" in entry or len(entry.get("data", ())) > 8 for entry in data["arrays"])
+    with pytest.raises(ValueError, match=r"1,?503 .*around=.*hops="):
+        ag.page(chain(1500))
+
+
+def test_the_same_graph_gives_the_same_bytes_in_every_process(tmp_path):
+    code = (
+        "import sys, numpy as np, autograd_bn as ag\n"
+        "x = ag.tensor(np.arange(6.0).reshape(3, 2) ** 2, requires_grad=True, name='x')\n"
+        "ag.render((ag.batch_norm(x, np.ones(2)) * x).sum(), sys.argv[1])"
+    )
+    pages = []
+    for seed in ("1", "2"):
+        path = tmp_path / f"{seed}.html"
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=env)
+        pages.append(path.read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_script_and_style_are_admitted_by_their_hashes_alone():
+    html = str(ag.page(norm()[0]))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+        assert "\n" not in text
+        assert "//" not in text.replace("http://www.w3.org", "")
+    assert policy.startswith("default-src 'none'")
+    assert not re.search(r"\sstyle=|\son\w+=|innerHTML|eval\(|fetch\(|localStorage", html)
+
+
+def test_a_page_is_saved_whole_and_shows_itself_in_a_notebook(tmp_path):
+    loss, _ = norm()
+    page = ag.page(loss)
+    path = page.save(tmp_path / "a.html")
+    assert path.read_text("utf-8") == str(page)
+    assert ag.render(loss, tmp_path / "b.html").read_text("utf-8") == str(page)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.html", "b.html"]
+    shown = page._repr_html_()
+    assert shown.index("<img ") < shown.index('<iframe sandbox="allow-scripts"')
+    assert "characters" in repr(page)
+
+
+def test_the_data_are_those_of_the_golden_file():
+    """`python tests/test_page.py` writes the file anew."""
+    assert golden() == json.loads(GOLDEN.read_text("utf-8"))
+
+
+def golden():
+    """A page's data on exact numbers, so that no machine's rounding shows in them."""
+    x = np.array([[Fraction(n) for n in row] for row in ([1, 3], [2, 6], [3, 9])], dtype=object)
+    t = ag.tensor(x, requires_grad=True, name="x")
+    c = ag.tensor(np.array([Fraction(1, 2), Fraction(2)], dtype=object), requires_grad=True, name="c")
+    centred = t - ag.mean(t, axis=0, keepdims=True)
+    return data_of(ag.page((centred * centred * c).sum()))
+
+
+# --- In a browser
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if not CHROMIUM:
+        pytest.skip("there is no chromium, and AUTOGRAD_BN_CHROMIUM names none")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if root else [])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, tmp_path):
+    """Opens a page from a file, without a network; at the end nothing was said, and nothing asked for."""
+    noise, contexts = [], []
+
+    def opened(page, width=1300, height=900, **options):
+        path = page.save(tmp_path / "page.html")
+        context = chromium.new_context(viewport={"width": width, "height": height}, offline=True, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: noise.append(message.text))
+        tab.on("pageerror", lambda error: noise.append(str(error)))
+        tab.on("request", lambda request: noise.append(request.url) if request.url != path.as_uri() else None)
+        tab.goto(path.as_uri())
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert noise == []
+
+
+def step(tab):
+    return int(tab.get_attribute("#app", "data-step"))
+
+
+def say(tab):
+    return tab.inner_text("#say")
+
+
+def press(tab, keys):
+    for key in keys.split():
+        tab.keyboard.press(key)
+
+
+def node(symbol, view):
+    """A selector of a node in a view."""
+    found = next(n["id"] for n in view["nodes"] if n["symbol"] == symbol)
+    return f'[data-view="{view["name"]}"][data-node="{found}"]'
+
+
+def classes(tab, selector):
+    return set(tab.locator(selector).first.get_attribute("class").split())
+
+
+def test_n_alone_leads_to_the_end_and_p_back(visit):
+    page = ag.page(norm()[0], expand=True)
+    tab, view = visit(page), data_of(page)["views"][1]
+    assert step(tab) == 0
+    for i, expected in enumerate(view["steps"]):
+        assert (step(tab), say(tab)) == (i, expected["say"])
+        current = tab.locator(f'.now[data-view="{view["name"]}"]')
+        assert {current.nth(k).get_attribute("data-node") for k in range(current.count())} == {
+            *([] if expected["node"] is None else [str(expected["node"])])
+        }
+        assert tab.locator("#steps [aria-current]").text_content() == expected["say"]
+        press(tab, "n")
+    assert step(tab) == len(view["steps"]) - 1
+    press(tab, "p")
+    assert say(tab) == view["steps"][-2]["say"]
+
+
+def test_what_is_not_known_yet_is_dashed_and_shares_are_counted(visit):
+    page = ag.page(norm("composed")[0])
+    tab, (view,) = visit(page), data_of(page)["views"]
+    mean, x, gamma = (node(name, view) for name in ("mean", "x", "gamma"))
+    assert "nov" in classes(tab, mean)
+    assert "nov" not in classes(tab, x)
+    assert tab.locator(f"{mean} .v").first.evaluate("e => getComputedStyle(e).visibility") == "hidden"
+    assert "not computed yet" in tab.get_attribute(mean, "aria-label")
+    press(tab, "n")
+    assert "nov" not in classes(tab, mean)
+    assert tab.locator(f"{mean} .v").first.evaluate("e => getComputedStyle(e).visibility") == "visible"
+    press(tab, "End p")
+    assert tab.locator(f"{x} .badge").text_content() == "∂ 1 of 2"
+    assert "gradient 1 of 2 shares" in tab.get_attribute(x, "aria-label")
+    assert tab.locator(f"{gamma} .g").first.evaluate("e => getComputedStyle(e).visibility") == "visible"
+    press(tab, "n")
+    assert tab.locator(f"{x} .badge").count() == 0
+    assert "gradient complete" in tab.get_attribute(x, "aria-label")
+
+
+def test_the_panel_multiplies_out_a_visit(visit):
+    page = ag.page(norm("composed")[0])
+    tab, (view,) = visit(page), data_of(page)["views"]
+    index = next(i for i, s in enumerate(view["steps"]) if s["say"].startswith("Backward through multiply₁"))
+    tab.locator("#steps").evaluate("e => { document.getElementById('all').open = true }")
+    tab.locator("#steps li").nth(index).click()
+    assert step(tab) == index
+    text = tab.inner_text("#panel")
+    order = ["incoming gradient g", "to gamma: Σ(g · x̂)", "local derivative", "product", "→ Σ →", "gradient"]
+    places = [text.index(words, text.index("to gamma") if i else 0) for i, words in enumerate(order)]
+    assert places == sorted(places)
+    cell = tab.locator("#panel td").first
+    assert float(cell.get_attribute("title")) == pytest.approx(float(cell.inner_text().replace("−", "-")), rel=1e-3)
+
+
+def test_paths_light_up_and_add_up(visit):
+    page = ag.page(norm("composed")[0])
+    tab, (view,) = visit(page), data_of(page)["views"]
+    press(tab, "End")
+    buttons = tab.locator("#panel .path")
+    assert buttons.all_inner_texts() == [path["label"] for path in view["paths"][0]["paths"]]
+    assert "4 paths to x" in tab.inner_text("#panel")
+    buttons.nth(2).click()
+    assert tab.locator(".way").count() == len(view["paths"][0]["paths"][2]["nodes"]) - 1
+    assert tab.locator("#panel .path").nth(2).get_attribute("aria-pressed") == "true"
+    press(tab, "Escape")
+    assert tab.locator(".way").count() == 0
+
+
+def test_o_opens_at_every_step_and_comes_back(visit):
+    page = ag.page(norm()[0])
+    closed, opened = data_of(page)["views"]
+    tab = visit(page)
+    for i, at in enumerate(closed["steps"]):
+        assert step(tab) == i
+        press(tab, "o")
+        there = opened["steps"][step(tab)]
+        assert there["pass"] == at["pass"]
+        assert tab.locator('[data-view="open"]').first.is_visible()
+        press(tab, "o")
+        assert step(tab) == i
+        press(tab, "n")
+    press(tab, "Home o")
+    for i, at in enumerate(opened["steps"]):
+        assert step(tab) == i
+        press(tab, "o")
+        assert closed["steps"][step(tab)]["pass"] == at["pass"]
+        press(tab, "o n")
+
+
+def test_keys(visit):
+    page = ag.page(norm()[0], expand=True)
+    tab, view = visit(page), data_of(page)["views"][1]
+    last = len(view["steps"]) - 1
+    passes = [s["pass"] for s in view["steps"]]
+    for key, expected in (
+        ("End", last),
+        ("Home", 0),
+        ("f", passes.index("seed") - 1),
+        ("b", passes.index("seed")),
+    ):
+        press(tab, key)
+        assert step(tab) == expected
+    press(tab, "?")
+    assert tab.locator("#help").is_visible()
+    press(tab, "Escape")
+    assert not tab.locator("#help").is_visible()
+    size = "() => document.querySelector('.view:not([hidden]) svg').getBoundingClientRect().width"
+    before = tab.evaluate(size)
+    press(tab, "+")
+    assert tab.evaluate(size) > before
+    press(tab, "- -")
+    assert tab.evaluate(size) < before
+    press(tab, "0")
+    fits = "() => { const s = document.querySelector('.stage'); return s.scrollHeight <= s.clientHeight }"
+    assert tab.evaluate(fits)
+    press(tab, "Home Space")
+    assert tab.get_attribute("[data-do=play]", "aria-pressed") == "true"
+    tab.wait_for_function("() => document.getElementById('app').dataset.step === '1'")
+    press(tab, "Space")
+    assert tab.get_attribute("[data-do=play]", "aria-pressed") == "false"
+    tab.click("[data-do=keys]")
+    press(tab, "End")
+    assert step(tab) == 1
+    tab.click("[data-do=next]")
+    assert step(tab) == 2
+
+
+def test_arrows_walk_the_graph_and_enter_goes_to_the_nodes_step(visit):
+    page = ag.page(norm("composed")[0])
+    tab, (view,) = visit(page), data_of(page)["views"]
+    press(tab, "f")
+    tab.locator(node("centred", view)).click()
+    at = lambda: tab.evaluate("() => document.activeElement.getAttribute('aria-label')").split(",")[0]
+    assert at() == "centred"
+    press(tab, "ArrowUp")
+    assert at() == "x"
+    press(tab, "ArrowDown ArrowDown")
+    assert at() == "centred"
+    press(tab, "ArrowDown")
+    assert at() == "square"
+    press(tab, "ArrowDown Enter")
+    assert say(tab).startswith("Forward: var")
+    tabbable = tab.locator('[data-node][tabindex="0"]')
+    assert tabbable.count() == 1
+
+
+def test_the_view_follows_the_current_node_at_a_readable_size(visit):
+    tab = visit(ag.page(chain(40)))
+    for _ in range(25):
+        press(tab, "n")
+        inside = tab.evaluate(
+            "() => { const a = document.querySelector('.now').getBoundingClientRect(),"
+            " b = document.querySelector('.stage').getBoundingClientRect();"
+            " return a.top >= b.top && a.bottom <= b.bottom && a.left >= b.left && a.right <= b.right }"
+        )
+        assert inside
+    assert tab.evaluate("() => document.querySelector('.now text').getBoundingClientRect().height") >= 11
+
+
+def test_a_wheel_scrolls_and_with_ctrl_zooms(visit):
+    tab = visit(ag.page(chain(40)))
+    tab.mouse.move(300, 500)
+    size = "() => document.querySelector('.view svg').getBoundingClientRect().width"
+    before = tab.evaluate(size)
+    tab.mouse.wheel(0, 200)
+    tab.wait_for_function("() => document.querySelector('.stage').scrollTop > 0")
+    assert tab.evaluate(size) == before
+    tab.keyboard.down("Control")
+    tab.mouse.wheel(0, -200)
+    tab.keyboard.up("Control")
+    tab.wait_for_function(f"() => ({size})() > {before}")
+
+
+def test_hostile_names_are_shown_as_typed_and_harmless(visit):
+    y = None
+    for k, name in enumerate(HOSTILE):
+        t = ag.tensor([float(k + 1)], requires_grad=True, name=name)
+        y = t if y is None else y * t
+    loss = y.sum()
+    loss.name = HOSTILE[0]
+    page = ag.page(loss)
+    tab, (view,) = visit(page), data_of(page)["views"]
+    press(tab, "End")
+    assert tab.evaluate("() => window.pwned") is None
+    shown = tab.evaluate("() => [...document.querySelectorAll('.view text')].map(e => e.textContent)")
+    for name in HOSTILE[:7]:
+        assert name in shown
+    assert HOSTILE[0] in tab.title()
+    assert say(tab) == view["steps"][-1]["say"]
+    labels = tab.evaluate("() => [...document.querySelectorAll('[data-node]')].map(e => e.ariaLabel)")
+    assert all(any(label.startswith(name) for label in labels) for name in HOSTILE)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(visit, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    tab = visit(ag.page(norm()[0]), color_scheme=scheme, bypass_csp=True)
+    for keys in ("", "o End", "?"):
+        press(tab, keys)
+        found = axe.run(tab).response["violations"]
+        assert [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found] == []
+
+
+def test_a_narrow_screen_does_not_scroll_sideways_and_targets_are_large(visit):
+    tab = visit(ag.page(norm()[0]), width=375, height=740)
+    for keys in ("", "o", "End"):
+        press(tab, keys)
+        assert tab.evaluate("() => document.documentElement.scrollWidth") <= 375
+    targets = tab.locator("button:visible, select:visible, input:visible, summary:visible")
+    for i in range(targets.count()):
+        box = targets.nth(i).bounding_box()
+        assert min(box["height"], box["width"]) >= 34
+
+
+def test_motion_stops_where_it_is_not_wanted(visit):
+    for motion, animation in (("reduce", "none"), ("no-preference", "flow")):
+        tab = visit(ag.page(norm()[0]), reduced_motion=motion)
+        press(tab, "End")
+        assert tab.locator(".flow").first.evaluate("e => getComputedStyle(e).animationName") == animation
+
+
+def test_print_shows_the_whole_graph_and_every_step(visit):
+    tab = visit(ag.page(norm()[0], expand=True))
+    tab.emulate_media(media="print")
+    assert tab.locator("#steps li").last.is_visible()
+    assert not tab.locator("#bar").is_visible()
+    assert tab.evaluate("() => document.querySelector('.view:not([hidden]) svg').getBoundingClientRect().height") < 900
+    visible = "e => getComputedStyle(e).visibility === 'visible'"
+    values = f"() => [...document.querySelectorAll('.view:not([hidden]) .v')].every({visible})"
+    assert tab.evaluate(values)
+
+
+def test_without_scripts_the_picture_and_the_list_are_there(visit):
+    page = ag.page(norm()[0])
+    tab = visit(page, java_script_enabled=False)
+    assert tab.locator(".view").first.is_visible()
+    assert tab.locator("#steps li").count() == len(data_of(page)["views"][0]["steps"])
+    assert tab.locator("#steps li").last.is_visible()
+    assert "Scripts are off" in tab.inner_text("main")
+
+
+def test_long_arrays_have_bars_and_a_tile(visit):
+    x = ag.tensor(np.random.default_rng(0).normal(size=(20, 30)), requires_grad=True, name="x")
+    tab = visit(ag.page((x * x).sum()))
+    panel = tab.locator("#panel")
+    assert panel.locator('[aria-label="histogram"] rect').count() == 24
+    assert panel.locator('[aria-label*="blocks"] rect').count() > 100
+    assert "sd 1" in panel.inner_text() or "sd 0.9" in panel.inner_text()
+
+
+def test_a_step_of_a_large_graph_takes_less_than_50_ms(visit):
+    tab = visit(ag.page(chain(597)))
+    click = (
+        "const t = performance.now(); document.querySelector('[data-do=next]').click(); return performance.now() - t"
+    )
+    times = sorted(tab.evaluate(f"() => [...Array(40)].map(() => {{ {click} }})"))
+    assert times[20] < 50
+    press(tab, "End")
+    assert (
+        step(tab)
+        == len(tab.evaluate("() => JSON.parse(document.getElementById('data').textContent).views[0].steps")) - 1
+    )
+
+
+def test_each_fused_node_can_be_opened_alone(visit):
+    x = ag.tensor(np.arange(6.0).reshape(3, 2) ** 2, requires_grad=True, name="x")
+    y = ag.batch_norm(ag.batch_norm(x) * x)
+    tab = visit(ag.page((y * y).sum()))
+    tab.select_option("#views", "3")
+    assert tab.locator('[data-view="open 2"]').first.is_visible()
+    press(tab, "End o")
+    assert tab.locator('[data-view="closed"]').first.is_visible()
+
+
+def test_a_frame_that_starts_without_a_size_fits_once_it_has_one(chromium):
+    page = ag.page(chain(20))
+    with contextlib.closing(chromium.new_page()) as tab:
+        tab.set_content('<iframe sandbox="allow-scripts" style="display:none"></iframe>')
+        tab.evaluate("html => { document.querySelector('iframe').srcdoc = html }", str(page))
+        tab.wait_for_function("() => document.querySelector('iframe').contentWindow.length === 0")
+        tab.evaluate("() => { document.querySelector('iframe').style = 'width:900px;height:700px' }")
+        frame = tab.frames[1]
+        frame.wait_for_function("() => document.querySelector('.view svg').style.width !== ''")
+        assert frame.evaluate("() => document.querySelector('.view text').getBoundingClientRect().height") >= 10
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), indent=1, sort_keys=True) + "\n", "utf-8")
