@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 
 import numpy as np
 from mpi4py import MPI
@@ -370,6 +372,56 @@ def one_rank_raises_before_its_layer_is_called():
     if comm.rank == 1:
         raise RuntimeError("planted")
     layer(np.ones((4, 3)))
+
+
+def one_rank_exits():
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+    if comm.rank == 1:
+        sys.exit(0)
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def one_rank_exits_before_it_says_anything():
+    if comm.rank == 1:
+        sys.exit(0)
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def one_rank_fails_in_a_thread():
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+    def work():
+        if comm.rank == 1:
+            raise RuntimeError("planted")
+        ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if comm.rank == 1:
+        time.sleep(3600)
+
+
+def one_rank_fails_in_a_thread_before_it_says_anything():
+    if comm.rank == 1:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        sys.exit(0)
+    ag.batch_norm(np.ones((4, 3)), comm=comm)
+
+
+def a_rank_of_another_group_may_leave():
+    """The first half of the ranks leaves; the others go on by themselves for longer than the grace."""
+    part = comm.Split(comm.rank >= comm.size // 2, comm.rank)
+    if comm.rank >= comm.size // 2:
+        ag.batch_norm(np.ones((4, 3)), comm=part)
+        if comm.rank == comm.size - 1:
+            time.sleep(4)  # the others wait for this one meanwhile
+        ag.batch_norm(np.ones((4, 3)), comm=part)
+        sys.stdout.write("went on\n")
+        sys.stdout.flush()
+    sys.exit(0)
 
 
 def one_rank_is_killed():

@@ -68,6 +68,12 @@ def test_ten_thousand_allreduces_leak_nothing():
         ("one_rank_raises_before_it_says_anything", ["-m", "mpi4py"], "planted"),
         ("one_rank_raises_before_its_layer_is_called", [], "planted"),
         ("a_second_ctrl_c_on_one_rank_ends_the_job", [], "BAD TERMINATION"),
+        ("one_rank_raises_before_it_says_anything", [], "planted"),
+        ("one_rank_exits", [], "rank 1 left the job; rank "),
+        ("one_rank_exits_before_it_says_anything", [], "rank 1 left the job; rank "),
+        ("one_rank_exits_before_it_says_anything", ["-m", "mpi4py"], "rank 1 left the job; rank "),
+        ("one_rank_fails_in_a_thread", [], "rank 1 failed in a thread by RuntimeError: planted; rank "),
+        ("one_rank_fails_in_a_thread_before_it_says_anything", [], "ZeroDivisionError"),
         ("one_rank_is_killed", [], "signal 9"),
         ("one_rank_does_something_else", [], "the ranks disagree"),
     ],
@@ -79,6 +85,11 @@ def test_a_rank_that_fails_ends_the_job(fault, command, message):
         if said := done.stdout + done.stderr:
             break
     assert message in said
+
+
+def test_a_rank_that_nobody_waits_for_may_leave():
+    done = mpiexec(4, SCRIPT, "a_rank_of_another_group_may_leave", timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n" * 2, "")
 
 
 def test_the_command_trains_on_ranks_and_the_first_one_reports(tmp_path):

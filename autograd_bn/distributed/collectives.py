@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import pickle
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..engine.node import Array
 from ..engine.primitive import primitive
+from .leaving import end_together, waiting_for
 
 # Every exchange begins with one message of this many bytes, however much a rank has to say: thus messages match even
 # where the ranks disagree, and hardly an exchange needs a second one.
 FRAME = 1 << 12
 # Up to this many bytes an array travels in the frame. A larger one follows as it is, once the ranks are known to agree.
 SMALL = FRAME * 3 // 4
-_hooked = False
 
 
 def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
@@ -32,7 +29,8 @@ def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
     `call`: it is then raised on every rank.
     """
     end_together(comm)
-    everyone = _framed(comm, (call if isinstance(call, Exception) else str(call), payload))
+    with waiting_for(comm):
+        everyone = _framed(comm, (call if isinstance(call, Exception) else str(call), payload))
     calls = [call for call, _ in everyone]
     failed = [rank for rank, told in enumerate(calls) if isinstance(told, Exception)]
     if failed:
@@ -110,27 +108,3 @@ def gather(comm: Any, call: object, count: int, array: Array) -> list[tuple[int,
 def _travels_along(array: Array) -> bool:
     # MPI knows no float16 and no rational numbers.
     return array.nbytes <= SMALL or array.dtype.char not in "fdg"
-
-
-def end_together(comm: Any) -> None:
-    """From now on an exception that nothing catches on this rank ends the whole job, with status 1.
-
-    The other ranks would wait for it for ever. `BatchNorm` with `comm` and the first exchange of a job see to it.
-    What fails before, and a rank that leaves by `sys.exit`, is the business of
-    `mpiexec -n 4 python -m mpi4py script.py`. `TypeError` for what isn't a communicator.
-    """
-    global _hooked
-    if not callable(getattr(comm, "Allgather", None)):
-        raise TypeError(f"comm is a {type(comm).__name__}, expected an mpi4py communicator such as MPI.COMM_WORLD")
-    if _hooked or comm.size == 1 or not hasattr(comm, "Abort"):  # a picture's stand-in has no job to end
-        return
-    _hooked = True
-    report = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        report(kind, error, trace)
-        print(f"rank {comm.rank} of {comm.size} failed, and so ends the job", file=sys.stderr, flush=True)
-        time.sleep(0.5)  # the launcher drops what it has not yet passed on when the job is aborted
-        comm.Abort(1)
-
-    sys.excepthook = hook

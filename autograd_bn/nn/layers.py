@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..batch_norm import batch_norm
-from ..distributed.collectives import end_together, raising_together
+from ..distributed import end_together
+from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import mode
 from .functions import Pair, linear, max_pool, windows
