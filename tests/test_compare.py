@@ -1,11 +1,14 @@
-"""`compare`: that it passes what is equal, fails what is not, and measures rounding errors."""
+"""`compare`: that it passes what is equal, fails what is not, says which is wrong, and measures rounding errors."""
 
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import autograd_bn as ag
+from autograd_bn.engine.primitive import primitive
 
 
 def composed(x, gamma, beta):
@@ -102,6 +105,7 @@ def test_html_and_text_hold_every_row():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"g": lambda x: (x * x, x)}, ValueError, "f returned 1 outputs and g 2"),
         ({"order": 0}, ValueError, "order is 0, expected 1 or more"),
         ({"inputs": [np.arange(3)]}, TypeError, r"inputs\[0\].*int64"),
         ({"g": lambda x: x[:1]}, ValueError, r"output has shape \(3,\) from f and \(1,\) from g"),
@@ -112,3 +116,217 @@ def test_bad_input_names_itself(arguments, error, message):
     call = {"f": lambda x: x * x, "g": lambda x: x * x, "inputs": [np.ones(3)]} | arguments
     with pytest.raises(error, match=message):
         ag.compare(call.pop("f"), call.pop("g"), call.pop("inputs"), **call)
+
+
+# --- Which side is wrong -------------------------------------------------------------------------------------
+
+
+def wrong(result):
+    """Row by row, who is wrong."""
+    sides = {(False, False): "", (True, False): "f", (False, True): "g", (True, True): "both"}
+    return {row.name: sides[row.wrong] for row in result.rows}
+
+
+@pytest.fixture(params=[True, False], ids=["long double", "no long double"])
+def wide(request, monkeypatch):
+    """Whether the machine has a long double that is wider than a double."""
+    if not request.param:
+        monkeypatch.setattr(np, "longdouble", np.float64)
+    return request.param
+
+
+def test_a_first_function_that_is_wrong_excuses_nothing(wide):
+    result = ag.compare(ag.exp, lambda x: x * 0, [np.array([100.0], "f4")])
+    assert wrong(result) == {"output": "g", "dx": "g"}
+    assert ag.compare(ag.exp, lambda x: ag.exp(x) * 1, [np.array([100.0], "f4")]).ok
+
+
+def test_a_side_that_overflows_is_named():
+    x, gamma, beta = inputs("float32")
+    result = ag.compare(composed, fused, [x * np.float32(1e30), gamma, beta])
+    assert wrong(result) == {"output": "f", "dx": "f", "dgamma": "f", "dbeta": ""}
+    assert "composed and fused differ in output, dx, dgamma; composed is wrong in output, dx, dgamma" in str(result)
+    assert str(result).count("composed WRONG") == 3
+    assert wrong(ag.compare(fused, composed, [x * np.float32(1e30), gamma, beta]))["dx"] == "g"
+
+
+def test_infinity_equals_itself_only(wide):
+    x = np.array([[1.0, -2.0], [np.nan, 1e-30]])
+    overflowing = lambda x: x * 1e308 * 10
+    assert ag.compare(overflowing, lambda x: x * 1e307 * 100, [x]).ok
+    for other in (
+        lambda x: x,
+        lambda x: overflowing(ag.abs(x)),
+        lambda x: ag.where(x.data < 0, np.nan, overflowing(x)),
+    ):
+        result = ag.compare(overflowing, other, [x])
+        assert not result.rows[0].ok
+        assert result.rows[0].max_abs == np.inf
+    assert result.rows[0].non_finite == (3, 3)
+    assert result.rows[0].columns == (0, 1)
+    plain = ag.compare(overflowing, lambda x: x, [x])
+    assert "output: entries that are not finite: 3 of f and 1 of g, in columns 0, 1." in str(plain)
+    assert "3 of f and 1 of g" in plain._repr_html_()
+
+
+def test_both_overflow_where_the_exact_result_does_not():
+    result = ag.compare(lambda x: ag.exp(x) / ag.exp(x), lambda x: ag.exp(x) / ag.exp(x), [np.array([100.0], "f4")])
+    assert wrong(result)["output"] == "both"
+
+
+def test_a_large_output_hides_no_gradient(wide):
+    x = np.linspace(-1, 1, 10, dtype="f4")
+    result = ag.compare(lambda x: x.sum() + 1e4, lambda x: (x * 1.01).sum() + 1e4, [x])
+    assert wrong(result)["dx"] == "g"
+    pixels = np.arange(256.0, dtype="f4").reshape(16, 16)
+    cut = lambda x: x * x + ag.stop_gradient(ag.tanh(x))
+    assert wrong(ag.compare(lambda x: x * x + ag.tanh(x), cut, [pixels])) == {"output": "", "dx": "g"}
+    assert ag.compare(lambda x: x * x + ag.tanh(x), lambda x: x**2 + ag.tanh(x), [pixels]).ok
+
+
+def test_no_weight_is_near_0():
+    for seed in range(200):
+        result = ag.compare(lambda x: x.sum(), lambda x: ag.stop_gradient(x.sum()), [np.ones(3)], seed=seed)
+        assert wrong(result) == {"output": "", "dx": "g"}
+
+
+def test_running_statistics_stay_as_they_are():
+    norm = ag.nn.BatchNorm(5)
+    before = {name: np.copy(value) for name, value in norm.state_dict().items()}
+    assert ag.compare(norm, lambda x: ag.batch_norm(x, np.ones(5), np.zeros(5)), inputs("float32")[:1])
+    assert all(np.array_equal(before[name], value) for name, value in norm.state_dict().items())
+
+
+def test_several_outputs_are_rows_of_their_own():
+    result = ag.compare(lambda x: (x * x, ag.exp(x)), lambda x: (x**2, ag.exp(x) + 1), [np.ones(3)])
+    assert wrong(result) == {"output[0]": "", "output[1]": "g", "dx": ""}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gradient_that_is_0_but_for_rounding_is_equal(dtype, seed, wide):
+    """That of a bias before batch norm."""
+    rng = np.random.default_rng(seed)
+
+    def net(form):
+        return lambda x, w, b: ag.tanh(ag.batch_norm(x @ w + b, form=form))
+
+    data = [rng.normal(size=shape).astype(dtype) for shape in ((16, 5), (5, 4), 4)]
+    result = ag.compare(net("composed"), net("fused"), data)
+    assert result.ok, str(result)
+    assert wrong(ag.compare(net("fused"), lambda x, w, b: net("fused")(x, w, b) + 1e-3 * (b - b.data), data))["db"] == (
+        "g" if wide or dtype == "float32" else ""
+    )
+
+
+# --- Planted errors ------------------------------------------------------------------------------------------
+
+
+@primitive(lambda g, by: g * (1 + by))
+def mistaken(x, /, *, by):
+    """The identity, whose gradient is wrong."""
+    return x
+
+
+def planted(f, row, by):
+    """`f` with a relative error in one row alone: 0 is the output, above it the gradients."""
+
+    def wrong(*tensors):
+        given = [mistaken(t, by=by) if i == row - 1 else t for i, t in enumerate(tensors)]
+        y = f(*given)
+        return y + ag.stop_gradient(y) * by if row == 0 else y
+
+    return wrong
+
+
+@settings(max_examples=100)
+@given(
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    row=st.integers(0, 3),
+    scales=st.tuples(*[st.floats(-30, 30)] * 3),
+    sign=st.sampled_from([-1, 1]),
+    seed=st.integers(0, 10**6),
+)
+def test_an_error_of_a_thousandth_in_any_row_at_any_scale_is_found(dtype, row, scales, sign, seed):
+    rng = np.random.default_rng(seed)
+    most = 4 if dtype == "float16" else 30
+    data = [
+        (rng.uniform(0.5, 2, shape) * 10.0 ** (scale * most / 30)).astype(dtype)
+        for shape, scale in zip(((3, 2), 2, (3, 1)), scales, strict=True)
+    ]
+    f = lambda x, a, b: x * a + b
+    result = ag.compare(f, planted(f, row, sign * 1e-3), data, seed=seed)
+    name = ["output", "dx", "da", "db"][row]
+    assert wrong(result) == {"output": "", "dx": "", "da": "", "db": "", name: "g"}
+    assert ag.compare(f, lambda x, a, b: b + a * x, data, seed=seed)
+
+
+@settings(max_examples=50)
+@given(
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    row=st.integers(0, 3),
+    mean=st.sampled_from([0.0, 1.0, 30.0]),
+    order=st.integers(1, 2),
+    seed=st.integers(0, 10**6),
+)
+def test_an_error_of_a_thousandth_in_batch_norm_is_found(dtype, row, mean, order, seed):
+    rng = np.random.default_rng(seed)
+    data = [(rng.normal(size=shape) + mean).astype(dtype) for shape in ((12, 3), 3, 3)]
+    result = ag.compare(composed, planted(fused, row, 1e-3), data, seed=seed, order=order)
+    assert not result.rows[row].ok
+    assert ag.compare(composed, fused, data, seed=seed, order=order)
+
+
+@pytest.mark.parametrize(("dtype", "by"), [("float16", 5e-4), ("float32", 2e-6), ("float64", 2e-10)])
+@pytest.mark.parametrize("row", range(4))
+def test_the_tolerance_of_formulas_is_no_wider_than_stated(dtype, by, row):
+    assert not ag.compare(fused, planted(fused, row, by), inputs(dtype)).rows[row].ok
+
+
+@pytest.mark.parametrize(("dtype", "by"), [("float16", 1e-1), ("float32", 2e-5), ("float64", 2e-10)])
+@pytest.mark.parametrize("row", range(4))
+def test_an_error_in_the_inputs_own_dtype_alone_is_found(dtype, by, row):
+    """As of a kernel for float32 that is wrong, where that for other dtypes is right."""
+
+    def native(x, *rest):
+        return (planted(fused, row, by) if x.dtype == dtype else fused)(x, *rest)
+
+    assert list(wrong(ag.compare(fused, native, inputs(dtype))).values())[row] == "g"
+    assert list(wrong(ag.compare(native, fused, inputs(dtype))).values())[row] == "f"
+
+
+def test_rounding_passes_up_to_what_the_inputs_last_bits_move():
+    x = np.random.default_rng(0).uniform(1, 2, 50).astype("f4")
+    through = lambda offset: lambda x: (x + offset) - offset
+    assert ag.compare(lambda x: x * 1, through(1e2), [x]).ok
+    assert wrong(ag.compare(lambda x: x * 1, through(1e3), [x]))["output"] == "g"
+    far = x + np.float32(1e4)
+    off = lambda by: lambda x: x - 1e4 + (by if x.dtype == np.float32 else 0)
+    assert ag.compare(off(0), off(5e-3), [far]).ok  # an input's last bit is 1e-3
+    assert wrong(ag.compare(off(0), off(0.1), [far]))["output"] == "g"
+
+
+def test_without_wider_arithmetic_the_sides_are_held_against_each_other(monkeypatch):
+    monkeypatch.setattr(np, "longdouble", np.float64)
+    assert ag.compare(composed, fused, inputs(), order=2)
+    assert ag.compare(composed, fused, inputs(mean=1e7))
+    assert not ag.compare(lambda x: x * 1, lambda x: (x + 1e10) - 1e10, [np.linspace(1, 2, 50)])
+    for row in range(4):
+        for by in (1e-3, 2e-10):
+            result = ag.compare(composed, planted(fused, row, by), inputs())
+            assert not result.rows[row].ok
+            assert result.rows[row].wrong == (False, False)
+            assert result.rows[row].ulp == (None, None)
+    assert "DIFFERS" in str(result)
+    assert "no wider arithmetic" in str(result)
+    assert ag.compare(composed, fused, inputs("float32")).rows[0].ulp[1] < 1
+
+
+def test_functions_that_refuse_long_double_are_compared_without():
+    def picky(x):
+        if x.dtype == np.longdouble:
+            raise NotImplementedError
+        return x * x
+
+    assert ag.compare(picky, ag.square, [np.ones(3)]).reference is None
+    assert "float64" in ag.compare(picky, ag.square, [np.ones(3, "f4")]).reference

@@ -1,10 +1,11 @@
-"""`compare`: two functions side by side, with the rounding error of each."""
+"""`compare`: two functions side by side, each with its own errors."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -12,20 +13,27 @@ import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array
+from ..engine.node import Array, no_update
 from ..engine.tensor import check_differentiable
-from .orders import function_names, input_names
+from .orders import check_order, derivatives, function_names, input_names
 from .report import html_table, text_table
 
-# How far apart two right results may be, relative to the largest entry. Beyond it stands the rounding error of
-# the first function itself, so that ill-conditioned data do not fail a right formula.
-_TOLERANCE = {"float16": 1e-2, "float32": 1e-5}
-_DOUBLE_TOLERANCE = 1e-10
+# Part of a row's largest entry by which the formulas may differ in wide arithmetic (a constant may have been rounded
+# to the inputs' dtype), and by which a result in the inputs' dtype may be off.
+_TOLERANCE = {"float16": (4e-4, 1e-2), "float32": (1e-6, 1e-5)}
+_DOUBLE_TOLERANCE = (1e-10, 1e-10)
+_SLACK = 16  # times what moving the inputs by their last bits does
+_DRAWS = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """One compared quantity: the output, or the gradient of one input."""
+    """One compared quantity: the output, or the gradient of one input.
+
+    `ulp` and `wrong` have an entry for each side; both sides may be unsuspected in a row that is not `ok` where there
+    is no reference to tell which is wrong. `non_finite` counts each side's entries that are not finite, `columns` are
+    their indices on the last axis.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,17 +41,26 @@ class Row:
     max_rel: float
     ulp: tuple[float | None, float | None]
     ok: bool
+    wrong: tuple[bool, bool]
+    non_finite: tuple[int, int]
+    columns: tuple[int, ...]
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The result of `compare`; `str()` is a table, and notebooks show it as one."""
+    """The result of `compare`; `str()` is a table, and notebooks show it as one. True where every row is equal.
+
+    `functions`, `inputs` (arrays) and `input_names` are what was compared.
+    """
 
     names: tuple[str, str]
     rows: tuple[Row, ...]
-    reference: str
+    reference: str | None
     dtype: str
     seed: int
+    functions: tuple[Callable[..., Any], Callable[..., Any]] = field(compare=False)
+    inputs: tuple[Array, ...] = field(compare=False)
+    input_names: tuple[str, ...] = field(compare=False)
 
     @property
     def ok(self) -> bool:
@@ -55,14 +72,19 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The result in one line."""
-        wrong = [row.name for row in self.rows if not row.ok]
-        first, second = self.names
-        return f"{first} and {second} " + (f"differ in {', '.join(wrong)}" if wrong else "agree in every row")
+        """The result in one line: in which rows they differ, and which side is wrong there."""
+        both = " and ".join(self.names)
+        differ = [row.name for row in self.rows if not row.ok]
+        if not differ:
+            return f"{both} agree in every row"
+        wrong = [[row.name for row in self.rows if row.wrong[side]] for side in (0, 1)]
+        blamed = [f"{name} is wrong in {', '.join(rows)}" for name, rows in zip(self.names, wrong, strict=True) if rows]
+        return "; ".join([f"{both} differ in {', '.join(differ)}", *blamed])
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
         head = ["", "shape", "max difference", "relative", f"ulp {first}", f"ulp {second}", ""]
+        results = {(True, False): f"{first} WRONG", (False, True): f"{second} WRONG", (True, True): "BOTH WRONG"}
         return head, [
             [
                 row.name,
@@ -70,24 +92,39 @@ class Comparison:
                 f"{row.max_abs:.2e}",
                 f"{row.max_rel:.2e}",
                 *("-" if ulp is None else f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.2e}" for ulp in row.ulp),
-                "equal" if row.ok else "DIFFERS",
+                "equal" if row.ok else results.get(row.wrong, "DIFFERS"),
             ]
             for row in self.rows
         ]
 
-    def _notes(self) -> str:
-        return (
-            f"{self.verdict}. Inputs {self.dtype}, random output weights (seed {self.seed}).\n"
-            f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
+    def _notes(self) -> Iterator[str]:
+        yield f"{self.verdict}. Inputs {self.dtype}, random output weights (seed {self.seed})."
+        for row in self.rows:
+            if any(row.non_finite):
+                counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
+                where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
+                yield f"{row.name}: entries that are not finite: {counts}{where}."
+        if self.dtype == "object":
+            yield "equal: exactly."
+            return
+        formula, rounding = _tolerance(np.dtype(self.dtype))
+        moved = "or within what the inputs' last bits move"
+        if self.reference is None:
+            yield f"equal: within {formula:g} of the row's largest entry, {moved}; no wider arithmetic to measure in."
+            return
+        yield f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
+        yield (
+            f"equal: formulas within {formula:g} of the row's largest entry in that arithmetic, and each side within "
+            f"{rounding:g} of the reference, {moved}."
         )
 
     def __str__(self) -> str:
-        return f"{text_table(*self._table(), right=range(2, 6))}\n\n{self._notes()}"
+        return "\n".join([text_table(*self._table(), right=range(2, 6)), "", *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{html_table(*self._table())}<p>{html.escape(self._notes())}</p>"
+        return html_table(*self._table()) + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
 
 def compare(
@@ -95,17 +132,19 @@ def compare(
 ) -> Comparison:
     """Run two functions of tensors on the same inputs and compare outputs and gradients.
 
-    The gradients are those of the output weighted by random numbers drawn from `seed`; with `order` above 1,
-    those of the gradients so weighted, and so on. Each side's error is measured in ulp (units in the last
-    place, of the largest entry and in the inputs' dtype) against a run of `f` in wider arithmetic: long
-    double where the machine has one wider than the inputs, else float64 for narrower inputs, else exact
-    rationals where the functions allow it. The table says which.
+    The gradients are those of the outputs weighted by random numbers drawn from `seed`; with `order` above 1,
+    those of the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double where
+    the machine has one wider than the inputs, else float64 for narrower inputs. There the formulas must agree, to
+    1e-10 of a row's largest entry (float32: 1e-6, float16: 4e-4); and the run of `f` there is the reference that
+    each side's results are held against, to 1e-10 (1e-5, 1e-2) of the largest entry. A larger error is rounding, and
+    passes, only within 16 times what moving the inputs by their last bits does to the reference, or where that is
+    0, to the side itself. Non-finite entries must be those of the reference, in place and kind. So where a side
+    overflows or loses its digits, the row says which is wrong. Without wider arithmetic the sides are held against
+    each other, and rounding passes up to half of the digits. Running statistics stay as they are.
 
-    `inputs` are float arrays or tensors, of any shapes. A row is equal if its largest difference is within
-    1e-10 (float32: 1e-5, float16: 1e-2) of its largest entry, or within the rounding error of `f`. The result
-    has `ok`, `rows` with `name`, `shape`, `max_abs`, `max_rel`, `ulp` and `ok`, and a table as `str`.
-    `ValueError` where the outputs' shapes differ or `order` is below 1; `TypeError` for inputs that aren't
-    floats or results that aren't tensors.
+    `inputs` are float arrays or tensors, of any shapes, or arrays of exact rationals, which must be equal
+    exactly. The result has `ok`, `rows` (see `Row`), and a table as `str`. `ValueError` where the outputs' numbers or
+    shapes differ or `order` is below 1; `TypeError` for inputs that aren't floats or results that aren't tensors.
 
     >>> import autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
@@ -113,8 +152,7 @@ def compare(
     >>> result.ok, [row.name for row in result.rows]
     (True, ['output', 'dx'])
     """
-    if order < 1:
-        raise ValueError(f"order is {order}, expected 1 or more")
+    check_order(order)
     arrays = [np.asarray(given) for given in inputs]
     for i, array in enumerate(arrays):
         try:
@@ -123,113 +161,157 @@ def compare(
             raise TypeError(f"inputs[{i}]: {error}") from None
     names = input_names(f, inputs)
     dtype = np.result_type(*arrays)
-
-    first = _run(f, arrays, names, order, seed, "f")
-    second = _run(g, arrays, names, order, seed, "g")
-    for name, (a, b) in _paired(first, second):
+    sides = _Run(f, arrays, names, order, seed, "f"), _Run(g, arrays, names, order, seed, "g")
+    first, second = (side.values for side in sides)
+    if len(first) != len(second):
+        count = 1 + order * len(arrays)
+        raise ValueError(
+            f"f returned {len(first) - count + 1} outputs and g {len(second) - count + 1}: expected the same"
+        )
+    for (name, a), b in zip(first.items(), second.values(), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"{name} has shape {a.shape} from f and {b.shape} from g: expected the same")
-    exact, reference = _reference(f, arrays, names, order, seed, dtype)
-    return Comparison(function_names(f, g), tuple(_rows(first, second, exact, dtype)), reference, str(dtype), seed)
+    wide, reference = _in_wide_arithmetic(sides, dtype)
+    rows = tuple([_row(k, name, sides, wide, dtype) for k, name in enumerate(first)])
+    return Comparison(function_names(f, g), rows, reference, str(dtype), seed, (f, g), tuple(arrays), tuple(names))
 
 
-def _run(
-    f: Callable[..., Any], arrays: list[Array], names: list[str], order: int, seed: int, what: str
-) -> dict[str, Array]:
-    """The output of `f` and its weighted gradients by name, computed in the arrays' arithmetic."""
+def weighing(seed: int) -> Callable[[Tensor], Array]:
+    """Draws an output's weights: multiples of 1/1024 from 1/2 to 2 with signs, the same in every arithmetic."""
     rng = np.random.default_rng(seed)
-    leaves = [ag.tensor(array, requires_grad=True, name=name) for array, name in zip(arrays, names, strict=True)]
-    output = f(*leaves)
-    if not isinstance(output, Tensor):
-        raise TypeError(f"{what} returned a {type(output).__name__}, expected a tensor")
-    results = {"output": output.data}
-    gradients: list[Any] = [output]
-    for k in range(1, order + 1):
-        weighed = [(t, _weights(rng, t)) for t in gradients]
-        used = [(t, w) for t, w in weighed if isinstance(t, Tensor) and t.requires_grad]
-        gradients = [None] * len(leaves)
-        if used:
-            outputs, weights = zip(*used, strict=True)
-            gradients = list(ag.grad(outputs, leaves, weights, create_graph=k < order, allow_unused=True))
-        gradients = [
-            np.zeros(leaf.shape, leaf.dtype) if t is None else t for t, leaf in zip(gradients, leaves, strict=True)
-        ]
-        power = "" if k == 1 else str(k)
-        for name, t in zip(names, gradients, strict=True):
-            results[f"d{power}{name}"] = np.asarray(t)
-    return results
+
+    def draw(output: Tensor) -> Array:
+        numerators = rng.integers(512, 2049, output.shape) * rng.choice([-1, 1], output.shape)
+        one = Fraction(1) if output.dtype.kind == "O" else output.dtype.type(1)
+        return np.asarray(numerators.astype(output.dtype) * (one / 1024))
+
+    return draw
 
 
-def _weights(rng: np.random.Generator, t: Any) -> Array:
-    """Multiples of 1/8 within -2 to 2: the same numbers in every arithmetic, rationals included."""
-    eighths = rng.integers(-16, 17, np.shape(t))
-    if t.dtype.kind == "O":
-        return np.asarray(eighths.astype(object) * Fraction(1, 8), dtype=object)
-    return np.asarray(eighths.astype(t.dtype) / 8)
+class _Run:
+    """A function and its weighted gradients, in the arithmetic of the inputs: `values` has each by name."""
+
+    def __init__(
+        self, f: Callable[..., Any], arrays: Sequence[Array], names: list[str], order: int, seed: int, what: str
+    ) -> None:
+        self.arrays = arrays
+        self.at: Callable[[Sequence[Array]], _Run] = lambda there: _Run(f, there, names, order, seed, what)
+        self.dtype = np.result_type(*arrays)
+        self.moves: dict[float, Any] = {}
+        leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
+        with no_update(), np.errstate(all="ignore"):
+            walk = derivatives(f, leaves, order, weighing(seed), what=what)
+            self.values = {name: output.data for _, outputs in walk for name, output in outputs.items()}
+
+    def moved(self, k: int, dtype: np.dtype[Any]) -> Any:
+        """How far row `k` moves, at most, when the inputs move by their last bits in `dtype`."""
+        unit = float(np.finfo(dtype).eps)
+        if unit not in self.moves:
+            rng = np.random.default_rng(0)
+            found = []
+            for _ in range(_DRAWS):
+                steps = [unit * np.asarray(rng.uniform(-2, 2, a.shape), np.longdouble) for a in self.arrays]
+                there = self.at([(a + a * step).astype(a.dtype) for a, step in zip(self.arrays, steps, strict=True)])
+                pairs = zip(there.values.values(), self.values.values(), strict=True)
+                found.append([_largest(_apart(a, b)) for a, b in pairs])
+            self.moves[unit] = np.max(found, axis=0)
+        return self.moves[unit][k]
 
 
-def _reference(
-    f: Callable[..., Any], arrays: list[Array], names: list[str], order: int, seed: int, dtype: np.dtype[Any]
-) -> tuple[dict[str, Array] | None, str]:
-    if dtype.kind == "O":
-        return _run(f, arrays, names, order, seed, "f"), "the first function itself, which is exact"
+def _in_wide_arithmetic(sides: tuple[_Run, _Run], dtype: np.dtype[Any]) -> tuple[tuple[_Run, _Run] | None, str | None]:
+    """Both functions in arithmetic wider than `dtype`, and what to call it."""
     for wide, label in ((np.longdouble, "long double"), (np.float64, "float64")):
-        if np.finfo(wide).nmant > np.finfo(dtype).nmant:
-            bits = np.finfo(wide).nmant
-            return _run(f, [a.astype(wide) for a in arrays], names, order, seed, "f"), (
-                f"the first function in {label} ({bits} bits)"
-            )
-    try:
-        exact = [np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object) for array in arrays]
-        return _run(f, exact, names, order, seed, "f"), "the first function in exact rationals"
-    except (TypeError, ValueError, OverflowError):
-        return None, "nothing: this machine has no arithmetic wider than the inputs'"
+        if dtype.kind == "f" and np.finfo(wide).nmant > np.finfo(dtype).nmant:
+            try:
+                runs = [side.at([a.astype(wide) for a in side.arrays]) for side in sides]
+            except Exception:  # whatever they raise on wide numbers, they don't take them
+                continue
+            return (runs[0], runs[1]), f"the first function in {label} ({np.finfo(wide).nmant} bits)"
+    return None, "the first function itself, which is exact" if dtype.kind == "O" else None
 
 
-def _paired(a: dict[str, Array], b: dict[str, Array]) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    for name in a:
-        yield name, (a[name], b[name])
-
-
-def _rows(
-    first: dict[str, Array], second: dict[str, Array], exact: dict[str, Array] | None, dtype: np.dtype[Any]
-) -> Iterator[Row]:
-    exactly = dtype.kind == "O"
-    tolerance = 0.0 if exactly else _TOLERANCE.get(str(dtype), _DOUBLE_TOLERANCE)
-    unit = 0.0 if exactly else float(np.finfo(dtype).eps)
-    overall = max((_largest(value) for value in (exact or first).values()), default=0.0)
-    for name, (a, b) in _paired(first, second):
-        difference = _distance(a, b)
-        scale = max(_largest(a), _largest(b)) if exact is None else _largest(exact[name])
-        ulp: tuple[float | None, float | None] = (None, None)
-        allowed = tolerance * scale + 16 * unit * overall
-        if exact is not None:
-            errors = _distance(a, exact[name]), _distance(b, exact[name])
-            allowed += 16 * errors[0]
-            ulp = (_in_ulp(errors[0], scale, dtype), _in_ulp(errors[1], scale, dtype))
-        relative = difference / scale if scale else (0.0 if difference == 0 else np.inf)
-        yield Row(name, a.shape, difference, relative, ulp, bool(difference <= allowed))
-
-
-def _distance(a: Array, b: Array) -> float:
-    """The largest difference; infinite where one is NaN or infinite and the other isn't the same."""
-    if not a.size:
-        return 0.0
-    if a.dtype.kind == "O":
-        return float(np.max(np.abs(a - b)))
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+def _row(k: int, name: str, sides: Sequence[_Run], wide: Sequence[_Run] | None, dtype: np.dtype[Any]) -> Row:
+    a, b = (side.values[name] for side in sides)
+    difference, scale = _distance(a, b), max(_largest(a), _largest(b))
+    ulp: tuple[float | None, float | None] = (None, None)
+    wrong = (False, False)
+    if dtype.kind == "O":
+        ok = difference == 0
+    elif wide is None:
+        ok = _agree(k, name, sides, dtype, careful=True)
+    else:
+        exact = wide[0].values[name]
+        scale = _largest(exact)
+        errors = [_error(side.values[name], exact) for side in sides]
+        ulp = (_in_ulp(errors[0], scale, dtype), _in_ulp(errors[1], scale, dtype))
+        right = [_is_rounding(error, k, name, side, wide[0], dtype) for error, side in zip(errors, sides, strict=True)]
+        wrong = (not right[0], not right[1] or not _agree(k, name, wide, dtype))
+        ok = not any(wrong)
     with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0, np.abs(a - b))
-    return float(np.max(np.where(np.isnan(apart), np.inf, apart)))
+        relative = float(difference / scale) if scale else (0.0 if difference == 0 else np.inf)
+    bad = [np.zeros(value.shape, bool) if dtype.kind == "O" else ~np.isfinite(value) for value in (a, b)]
+    columns = np.unique(np.nonzero(bad[0] | bad[1])[-1]).tolist() if a.ndim else []
+    counts = (int(bad[0].sum()), int(bad[1].sum()))
+    return Row(name, a.shape, float(difference), relative, ulp, ok, wrong, counts, tuple(columns))
 
 
-def _largest(a: Array) -> float:
+def _agree(k: int, name: str, runs: Sequence[_Run], dtype: np.dtype[Any], careful: bool = False) -> bool:
+    """Whether two runs in one arithmetic agree in a row; `careful` where no other arithmetic stands behind it."""
+    a, b = (run.values[name] for run in runs)
+    apart, scale = _distance(a, b), max(_largest(a), _largest(b))
+    if apart <= _tolerance(dtype)[0] * scale:
+        return True
+    moved = [run.moved(k, run.dtype) for run in runs]
+    vanish = all(_largest(value) <= _SLACK * by for value, by in zip((a, b), moved, strict=True))
+    half = float(np.sqrt(np.finfo(dtype).eps))
+    return bool(apart <= _SLACK * sum(moved) and (vanish or not careful or apart <= half * scale))
+
+
+def _is_rounding(error: Any, k: int, name: str, side: _Run, exact: _Run, dtype: np.dtype[Any]) -> bool:
+    """Whether one side's error may come from rounding in its own arithmetic."""
+    scale = _largest(exact.values[name])
+    if error <= _tolerance(dtype)[1] * scale + float(np.finfo(dtype).smallest_subnormal):
+        return True
+    if error <= _SLACK * exact.moved(k, dtype):
+        return True
+    vanishes = scale <= _SLACK * exact.moved(k, exact.dtype)
+    return bool(vanishes and error <= _SLACK * side.moved(k, dtype))
+
+
+def _tolerance(dtype: np.dtype[Any]) -> tuple[float, float]:
+    return _TOLERANCE.get(str(dtype), _DOUBLE_TOLERANCE)
+
+
+def _apart(a: Array, b: Array) -> Array:
+    """The difference of every entry; infinite where one isn't finite and the other not the same."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = abs(a - b)
     if a.dtype.kind == "O":
-        return float(np.max(np.abs(a), initial=0))
-    return float(np.max(np.abs(a), initial=0, where=np.isfinite(a)))
+        return np.asarray(difference)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.where(same, 0, np.where(np.isfinite(a) & np.isfinite(b), difference, np.inf))
 
 
-def _in_ulp(error: float, scale: float, dtype: np.dtype[Any]) -> float:
-    if dtype.kind == "O" or error == 0:
-        return error
-    return error / float(np.spacing(np.asarray(scale, dtype)))
+def _distance(a: Array, b: Array) -> Any:
+    return _largest(_apart(a, b), finite=False)
+
+
+def _error(value: Array, exact: Array) -> Any:
+    """The largest distance from the exact values, where those that overflow in the value's dtype are infinite there."""
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(value.dtype).astype(exact.dtype)
+    finite = np.isfinite(value) & np.isfinite(exact)
+    return _distance(value.astype(exact.dtype), np.where(finite, exact, rounded))
+
+
+def _largest(a: Array, finite: bool = True) -> Any:
+    """The largest entry, or finite entry, in the widest arithmetic: what float64 can't hold is not infinite there."""
+    if a.dtype.kind == "O":
+        return np.max(np.abs(a), initial=0)
+    return np.longdouble(np.max(np.abs(a), initial=0, where=np.isfinite(a) if finite else True))
+
+
+def _in_ulp(error: Any, scale: Any, dtype: np.dtype[Any]) -> float:
+    limits = np.finfo(dtype)
+    _, exponent = math.frexp(min(float(scale), float(limits.max)))
+    return float(error) / max(math.ldexp(float(limits.eps), exponent - 1), float(limits.smallest_subnormal))
