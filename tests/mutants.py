@@ -8,6 +8,7 @@ text, and two of them are two edits. A `WrongRule` is a primitive whose derivati
 from __future__ import annotations
 
 import itertools
+import linecache
 import math
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -149,7 +150,9 @@ def _run(pair: Pair, seed: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 def _build(name: str, kind: str, source: str, shape: tuple[int, ...], eps: float, edits: tuple[Edit, ...] = ()) -> Pair:
     namespace: dict[str, Any] = {"np": np, "EPS": eps}
-    exec(compile(source, f"<{name}>", "exec"), namespace)
+    file = f"<{name}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
     pair = Pair(name, kind, source, shape, eps, edits, namespace["forward"], namespace["backward"])
     got, want = _run(pair, 0)
     changes = {

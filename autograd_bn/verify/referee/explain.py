@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...engine.node import Array
-from .mistakes import RTOL, Dictionary, Factor, Finding, gamma_power, number, plural
+from .mistakes import RTOL, Dictionary, Factor, gamma_power, number, plural
 from .normalisation import Normalisation, close
+from .verdict import Finding
 
 PATH_NAMES = {"direct": "direct path", "mean": "path through the mean", "var": "path through the variance"}
 
@@ -60,7 +61,7 @@ def _structures(norm: Normalisation, gamma_per_feature: bool) -> dict[str, list[
     paths = norm.paths()
     direct, weighted = paths["direct"], paths["direct"] * xhat
     options: dict[str, list[Option]] = {path: [([], term)] for path, term in paths.items()}
-    mean, var, w = options["mean"], options["var"], norm._var_weight()
+    mean, var, w = options["mean"], options["var"], norm.var_weight()
 
     def both(kind: str, words: str, repair: str, reduced: Callable[[Array], Array]) -> None:
         """A mistake in the averaging, which either path may have."""
@@ -295,7 +296,7 @@ def explain_sum(dictionary: Dictionary, name: str, given: Array) -> Explanation 
     return best
 
 
-def tell(norm: Normalisation, explanations: list[Explanation]) -> list[Finding]:
+def findings_of(norm: Normalisation, explanations: list[Explanation]) -> list[Finding]:
     """Explanations of several gradients as findings, with the same reason said once."""
     reasons: dict[str, tuple[Factor, list[tuple[str, str]]]] = {}
     for explanation in explanations:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ...engine.node import Array
-from .explain import Explanation, explain_dx, explain_sum, tell
-from .generic import alone, generic, not_linear, one_path, say, shape_finding, swapped
-from .matching import Returned, Step, right, shows, sort, steps, vanishing
-from .mistakes import RTOL, Dictionary, Finding
-from .normalisation import Normalisation, canonical, close, recognise, telling_inputs
-from .run import Pair, Run, Unjudgeable
-from .verdict import Row, Verdict
+from ..gradcheck import Unjudgeable
+from .adapters import adapt
+from .explain import Explanation, explain_dx, explain_sum, findings_of
+from .generic import alone, as_finding, generic, shape_finding, swapped
+from .matching import Returned, Step, right, right_in, sort, steps, vanishing
+from .mistakes import RTOL, Dictionary, Factor
+from .normalisation import Normalisation, canonical, close, plain, recognise, telling_inputs
+from .repair import NoSearch, Trial, search, take_apart
+from .run import Inputs, Pair, Run, lengthened, moved
+from .verdict import Finding, Repair, Row, Verdict
 
 
 def check_backward(
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
-    inputs: Sequence[Any],
+    forward: Any,
+    backward: Any,
+    inputs: Sequence[Any] | None = None,
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    seconds: float = 2.0,
 ) -> Verdict:
     """Judge a hand-written backward pass against the forward pass it belongs to.
 
@@ -36,9 +43,16 @@ def check_backward(
 
     The truth comes from running `forward` itself on tensors, confirmed by a difference of its output; where
     it can't be recorded, from central differences with Richardson's extrapolation, and the verdict says so.
-    It is judged in float64 with a random cotangent, at the inputs given, at others near them, and if it is a
-    normalisation at inputs on which every mistake shows: eps of the variance's size, gamma far from 1.
-    A gradient is right if no entry is further from the truth than 1e-9 of the largest (1e-6 by differences).
+    It is judged in float64 with a random cotangent (1 for a loss whose backward doesn't read it), at the inputs
+    given, at others near them, of other signs and of lengths that don't collide, and if it is a normalisation at
+    inputs on which every mistake shows: eps of the variance's size, gamma far from 1. A gradient is right if no entry
+    is further from the truth than 1e-9 of the largest (1e-6 by differences). Entries at a kink are not judged.
+
+    `check_backward(target, inputs)` judges a `torch.autograd.Function`, a function with a `jax.custom_vjp`, or a layer
+    object with `y = layer.forward(x)` and `dx = layer.backward(dy)` in the same way; the truth is the framework's own
+    derivative of the forward code.
+
+    For wrong gradients it looks for the smallest edit of `backward` that makes them right, for `seconds` at most.
 
     Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't
     be judged; whatever is wrong with `backward`, an exception too, is in the verdict.
@@ -52,127 +66,306 @@ def check_backward(
     ...     return dy @ w.T, -x.T @ dy
     >>> rng = np.random.default_rng(0)
     >>> verdict = ag.check_backward(forward, backward, (rng.normal(size=(5, 3)), rng.normal(size=(3, 2))))
-    >>> verdict.ok, str(verdict.diagnosis[0])
-    (False, 'dw has the wrong sign. Flip its sign.')
+    >>> verdict.ok, [row.name for row in verdict.rows if not row.ok]
+    (False, ['dw'])
     """
-    pair = Pair(forward, backward, inputs, names)
-    rng = np.random.default_rng([seed, 9157])  # a stream of its own: the caller's x may come from the same seed
-    given = pair.run(pair.inputs, rng)
-    runs = [given]
-    norm = None
-    if given.failure is None:
-        near = _another(pair, _jittered(pair, rng), rng)
-        runs += [near] if near is not None else []
-        norm = recognise(near or given)
+    if inputs is not None:
+        return Referee(Pair(forward, backward, inputs, names), take_apart(backward), seed, seconds).verdict()
+    adapted = adapt(forward, backward)
+    pair = Pair(adapted.forward, adapted.backward, adapted.inputs, names or adapted.names, adapted.truth)
+    return Referee(pair, (adapted.source, adapted.rebuild), seed, seconds).verdict()
+
+
+class Referee:
+    """One check: the runs that it makes of a pair, and what it makes of them."""
+
+    def __init__(self, pair: Pair, source: tuple[Any, Callable[[Any], Any]], seed: int, seconds: float) -> None:
+        self.pair, self.source, self.seconds = pair, source, seconds
+        self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
+        self.given = pair.run(pair.inputs, self.rng)
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        if pair.ignores_dy(self.given) and self.given.failure is None:
+            pair.unit = True
+            if self.given.y.size == 1:
+                self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
+            else:
+                labels = tuple([f"d{name}" for name in pair.floats])
+                what = "backward ignores dy: it returns the same for every gradient that it is handed."
+                repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
+                self.findings.append(Finding("ignores dy", labels, what, repair))
+            self.given = pair.run(pair.inputs, self.rng)
+        self.runs = [(self.given, sort(pair, self.given.returned, self.given.truth))]
+        self.norm: Normalisation | None = None
+        if self.given.failure is None:
+            self._run_elsewhere()
+
+    def _run_elsewhere(self) -> None:
+        """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
+        pair, rng, given = self.pair, self.rng, self.runs[0][1]
+        judged = [name for name in pair.floats if name in given.gradients]
+
+        def near(names: Sequence[str], turned: bool) -> Inputs:
+            return {**pair.inputs, **{n: moved(pair.inputs[n], rng, turned=turned) for n in names}}
+
+        near_run = self._another(near(judged, False))
+        alone = ([name] for name in judged if len(judged) > 1)
+        next(filter(None, (self._another(near(names, True)) for names in itertools.chain([judged], alone))), None)
+        for other in itertools.islice(lengthened(pair, rng), 3):
+            self._another(other)
+        norm = recognise(near_run or self.given)
         if norm is not None:
-            told = _another(pair, telling_inputs(norm, near.inputs if near is not None else pair.inputs, rng), rng)
+            told = self._another(telling_inputs(norm, (near_run or self.given).inputs, rng))
             told_norm = recognise(told) if told is not None else None
-            if told is not None and told_norm is not None:
-                runs, norm = [*runs, told], told_norm
-    return _verdict(pair, runs, norm)
+            self.norm = told_norm or norm
+            if told_norm is None and near_run is not None:
+                self.runs.sort(key=lambda item: item[0] is near_run)
 
+    def _another(self, inputs: Inputs) -> Run | None:
+        """A run on other inputs, where the pair takes them."""
+        try:
+            run = self.pair.run(inputs, self.rng)
+        except Unjudgeable:
+            return None
+        if run.failure is None:
+            self.runs.append((run, sort(self.pair, run.returned, run.truth)))
+        return run if run.failure is None else None
 
-def _jittered(pair: Pair, rng: np.random.Generator) -> dict[str, Any]:
-    """Inputs near the caller's, in which no two entries are equal: a gamma of ones hides mistakes."""
-    moved = dict(pair.inputs)
-    for name in pair.floats:
-        value = pair.inputs[name]
-        noise = rng.uniform(0.5, 1.5, size=value.shape)
-        moved[name] = value * noise if np.any(value) else noise - 1
-    return moved
+    def verdict(self) -> Verdict:
+        """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
+        pair, given, returned = self.pair, self.given, self.runs[0][1]
+        if given.failure is not None:
+            rows = [self._unreturned(name, "not computed") for name in pair.floats]
+            self.findings.append(Finding("raised", (), f"{given.failure}.", ""))
+            repairs = self._repairs(set(pair.floats))
+            return self._made(rows, repairs)
+        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in given.faults] + returned.findings
+        self.notes += returned.notes
+        rows, wrong = [], []
+        for name in pair.floats:
+            if name in returned.gradients:
+                rows.append(self._judged(name))
+                wrong += [] if rows[-1].ok else [name]
+            elif any(f"d{name}" in finding.gradients for finding in self.findings):
+                rows.append(self._unreturned(name, "missing"))
+        repairs = self._repairs(set(wrong)) if wrong or given.faults else []
+        showing = [(run, r) for run, r in self.runs if not any(self._right(run, r, n) for n in wrong)] or self.runs[:1]
+        coefficients: dict[str, dict[str, float]] = {}
+        if wrong:
+            self._diagnose(showing, wrong, repairs, coefficients)
+        run, r = showing[0]
+        intermediates = steps(run, r, recognise(run) if self.norm is not None else None)
+        intermediates = [step for step in intermediates if wrong or step.returned]
+        if not wrong:
+            self.findings += _wrong_steps(run, intermediates)
+        rows += [_step_row(step) for step in intermediates]
+        if given.why_differences:
+            why = given.why_differences
+            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
+        named = {canonical(plain(step.name).removeprefix("d")) for step in intermediates if step.ok}
+        if self.norm is not None and self.norm.spelling == "standard" and "mean" in named:
+            self.notes.append(
+                "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
+                "No input can show it: with or without it the gradient is right."
+            )
+        return self._made(rows, repairs, coefficients)
 
-
-def _another(pair: Pair, inputs: dict[str, Any], rng: np.random.Generator) -> Run | None:
-    """A run on inputs that the caller didn't give, where the pair can take them."""
-    try:
-        run = pair.run(inputs, rng)
-    except Unjudgeable:
-        return None
-    return run if run.failure is None else None
-
-
-def _verdict(pair: Pair, runs: list[Run], norm: Normalisation | None) -> Verdict:
-    """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
-    first = runs[0]
-    if first.failure is not None:
-        empty = tuple([_unreturned(first, name, "not computed") for name in pair.floats])
-        return Verdict(False, empty, (Finding("raised", (), f"{first.failure}.", ""),), ())
-    sorted_runs = [(run, sort(pair, run)) for run in runs]
-    returned = sorted_runs[0][1]
-    repair = "Work on a copy: a = a * b, not a *= b."
-    findings = [Finding("overwritten", (), f"{words}.", repair) for words in first.faults] + returned.findings
-    notes = list(returned.notes)
-    rows, wrong = [], []
-    for name in pair.floats:
-        if name in returned.gradients:
-            rows.append(_judged(name, sorted_runs))
-            wrong += [] if rows[-1].ok else [name]
-        elif any(f"d{name}" in finding.gradients for finding in findings):
-            rows.append(_unreturned(first, name, "missing"))
-    showing = [(run, r) for run, r in sorted_runs if shows(run, r, wrong)] or sorted_runs[:1]
-    if wrong:
-        findings += _diagnosed(pair, showing, wrong, norm if showing[-1][0] is runs[-1] else None)
-    run, r = showing[0]
-    intermediates = steps(run, r, recognise(run) if norm is not None else None)
-    intermediates = [step for step in intermediates if wrong or step.returned]
-    if not wrong:
-        findings += _wrong_steps(run, intermediates)
-    rows += [_row(step) for step in intermediates]
-    findings += [
-        Finding("overwritten", (), f"{words}.", "Work on a copy: a = a * b, not a *= b.") for words in first.faults
-    ]
-    if first.why_differences:
-        why = first.why_differences
-        notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
-    named = {canonical(step.name.lower().removeprefix("d").strip("_")) for step in intermediates if step.ok}
-    if norm is not None and norm.spelling == "standard" and "mean" in named:
-        notes.append(
-            "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
-            "No input can show it: with or without it the gradient is right."
+    def _made(self, rows: list[Row], repairs: list[Repair], coefficients: Any = None) -> Verdict:
+        findings = tuple(dict.fromkeys(self.findings))
+        return Verdict(
+            all(row.ok for row in rows if row.what == "gradient") and not findings,
+            tuple(rows),
+            findings,
+            tuple(dict.fromkeys(self.notes)),
+            tuple(repairs),
+            coefficients or {},
+            self.pair.forward,
+            self.given.inputs,
+            self.given.dy,
         )
-    return Verdict(not findings, tuple(rows), tuple(findings), tuple(dict.fromkeys(notes)))
+
+    def _right(self, run: Run, returned: Returned, name: str) -> bool:
+        return name in returned.gradients and right_in(run, name, returned.gradients[name])
+
+    def _judged(self, name: str) -> Row:
+        """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
+        judged = [(run, returned.gradients[name]) for run, returned in self.runs if name in returned.gradients]
+        bad = [(run, g) for run, g in judged if not right_in(run, name, g)]
+        run, given = (bad or judged)[0]
+        truth, note = run.truth[name], ""
+        if given.shape != truth.shape:
+            note = f"shape {given.shape} for {name} of shape {truth.shape}"
+        elif not np.isfinite(given).all():
+            note = "not finite"
+        elif bad and run is not self.given:
+            note = "shows at other inputs than those given"
+        elif bad and vanishing(run, name):
+            note = "should be 0"
+        undecided = np.isinf(self.given.noise[name])
+        if np.any(undecided):
+            some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])
+            count = np.count_nonzero(undecided)
+            self.notes.append(
+                f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
+                "where forward has a kink."
+            )
+        return Row(
+            f"d{name}", "gradient", given.shape, *_error(given, run, name), not bad, note, returned=given, truth=truth
+        )
+
+    def _unreturned(self, name: str, note: str) -> Row:
+        truth = self.given.truth[name]
+        return Row(f"d{name}", "gradient", truth.shape, np.nan, np.nan, False, note, truth=truth)
+
+    def _repairs(self, wrong: set[str]) -> list[Repair]:
+        """The edits of the author's code that make wrong gradients right."""
+        trials = [self._trial(run) for run, _ in reversed(self.runs)]
+        try:
+            return search(*self.source, trials, wrong, self.seconds)
+        except NoSearch as why:
+            self.notes.append(f"No repair was looked for in backward: {why}.")
+        return []
+
+    def _trial(self, run: Run) -> Trial:
+        def gradients(backward: Callable[..., Any]) -> dict[str, Array] | None:
+            try:
+                with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+                    returned, faults = self.pair.call_backward(backward, run)
+                return sort(self.pair, returned, run.truth).gradients if not faults or run.faults else None
+            except Exception:
+                return None
+
+        return Trial(gradients, lambda name, g: name in run.truth and right_in(run, name, g))
+
+    def _diagnose(
+        self,
+        showing: list[tuple[Run, Returned]],
+        wrong: list[str],
+        repairs: list[Repair],
+        coefficients: dict[str, dict[str, float]],
+    ) -> None:
+        """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
+
+        Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
+        caller's own figures.
+        """
+        norm = self.norm if showing[-1][0] is self.runs[-1][0] else None
+        run, returned = showing[-1]
+        findings: list[Finding] = []
+        left = list(self._shaped(*showing[0], wrong, None if norm is None else recognise(showing[0][0]), findings))
+        shaped = self._shaped(run, returned, wrong, norm, [])
+        exchanged = swapped(run, shaped)
+        if exchanged is not None:
+            findings.append(exchanged)
+            left = [name for name in left if f"d{name}" not in exchanged.gradients]
+        curved = self._not_linear(showing[0][0], self._shaped(*showing[0], left, None, []), findings)
+        left = [name for name in left if name not in curved]
+        if norm is not None:
+            roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
+            dictionary, explained = Dictionary(norm), list[Explanation]()
+            for name in [n for n in left if n in roles and n in shaped and not close(shaped[n], run.truth[n], 5e-7)]:
+                role, g = roles[name], shaped[name]
+                found = explain_dx(dictionary, g) if role == "dx" else explain_sum(dictionary, role, g)
+                repaired = any(name in repair.gradients for repair in repairs)
+                if found is not None and 0.5 < found.cost < (3 if repaired else 4):
+                    left.remove(name)
+                    explained.append(found)
+                    if found.coefficients:
+                        coefficients[f"d{name}"] = found.coefficients
+            findings += findings_of(norm, explained)
+        run, returned = showing[0]
+        shaped = self._shaped(run, returned, left, None, [])
+        for repair in repairs:
+            if set(repair.gradients) & set(shaped):
+                shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
+                findings.append(_slip(repair))
+        intermediates = steps(run, returned, recognise(run) if self.norm is not None else None)
+        self.findings += findings + (generic(run, shaped, intermediates) if shaped else [])
+
+    def _not_linear(self, run: Run, shaped: dict[str, Array], findings: list[Finding]) -> list[str]:
+        """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""
+        found = []
+        for factor in (1, -2) if shaped and not self.pair.unit else ():
+            try:
+                again, _ = self.pair.call_backward(self.pair.backward, run, factor * run.dy)
+            except Exception:
+                return []
+            gradients = sort(self.pair, again, run.truth).gradients
+            same = [n for n in shaped if n in gradients and gradients[n].shape == shaped[n].shape]
+            found.append({n: gradients[n] / factor for n in same})
+        for rtol, values, kind, words, repair in zip((1e-12, 1e-7), found, *_NOT_LINEAR, strict=False):
+            off = [n for n, g in values.items() if not close(g, shaped[n], rtol)]
+            if off:
+                findings.append(as_finding(Factor.of(kind, words, repair), [f"d{name}" for name in off]))
+                return off
+        return []
+
+    def _shaped(
+        self, run: Run, returned: Returned, wrong: list[str], norm: Normalisation | None, findings: list[Finding]
+    ) -> dict[str, Array]:
+        """The gradients that are left to explain, brought into shape; findings on values and shapes."""
+        shaped: dict[str, Array] = {}
+        for name in wrong:
+            given, truth = returned.gradients[name], run.truth[name]
+            if not np.isfinite(given).all():
+                what = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
+                repair = "Look for a division by 0 or a root below 0."
+                findings.append(Finding("not finite", (f"d{name}",), what, repair))
+                continue
+            others = [run.truth[other] for other in wrong if other != name]
+            if given.shape != truth.shape and not any(close(given, other, RTOL) for other in others):
+                terms = [run.dy] if norm is None else [run.dy, run.dy * norm.xhat]
+                finding, made = shape_finding(name, given, truth, terms)
+                findings.append(finding)
+                if made is None or right(made, truth, run.noise[name]):
+                    continue
+                given = made
+            shaped[name] = given
+        return shaped
 
 
-def _judged(name: str, sorted_runs: list[tuple[Run, Returned]]) -> Row:
-    """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
-    judged = [(run, returned.gradients[name]) for run, returned in sorted_runs if name in returned.gradients]
-    bad = [
-        (run, given)
-        for run, given in judged
-        if not right(given, run.truth[name], run.noise[name], vanishing(run, name))
-    ]
-    run, given = (bad or judged)[0]
-    truth, note = run.truth[name], ""
-    if given.shape != truth.shape:
-        note = f"shape {given.shape} for {name} of shape {truth.shape}"
-    elif not np.isfinite(given).all():
-        note = "not finite"
-    elif bad and run is not sorted_runs[0][0]:
-        note = "shows at other inputs than those given"
-    elif bad and vanishing(run, name):
-        note = "should be 0"
-    return Row(f"d{name}", "gradient", given.shape, *_error(given, truth, vanishing(run, name)), not bad, note)
+_NOT_LINEAR = (
+    ("accumulates", "not linear"),
+    (
+        "comes back otherwise when backward is called again: something is kept from call to call",
+        "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not",
+    ),
+    ("Start from zero in every call", "Use dy itself: no |dy|, dy**2 or clipping of it"),
+)
+_COPY = "Work on a copy: a = a * b, not a *= b."
 
 
-def _error(given: Array, truth: Array, size: float = 0.0) -> tuple[float, float]:
-    """The worst entry's error, and that over the truth's largest entry, which has none where it vanishes."""
+def _slip(repair: Repair) -> Finding:
+    """A repair as a finding."""
+    labels = tuple([f"d{name}" for name in repair.gradients])
+    verb = "is" if len(labels) == 1 else "are"
+    what = f"{' and '.join(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
+    return Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`.")
+
+
+def _error(given: Array, run: Run, name: str) -> tuple[float, float]:
+    """The worst judged entry's error, and that over the truth's largest entry, which has none where it vanishes."""
+    truth = run.truth[name]
     if given.shape != truth.shape:
         return np.nan, np.nan
     with np.errstate(all="ignore"):
-        absolute = float(np.max(np.abs(given - truth), initial=0))
+        absolute = float(np.max(np.abs(given - truth), where=np.isfinite(run.noise[name]), initial=0))
     largest = float(np.max(np.abs(truth), initial=0))
-    return absolute, absolute / largest if largest > 1e-12 * size else np.nan
+    return absolute, absolute / largest if largest > 1e-12 * vanishing(run, name) else np.nan
 
 
-def _unreturned(run: Run, name: str, note: str) -> Row:
-    return Row(f"d{name}", "gradient", run.truth[name].shape, np.nan, np.nan, False, note)
-
-
-def _row(step: Step) -> Row:
-    note = f"the part through {step.part}" if step.part else ""
+def _step_row(step: Step) -> Row:
+    note, error = f"the part through {step.part}" if step.part else "", (np.nan, np.nan)
     if step.given.shape != step.truth.shape:
         note = f"shape {step.given.shape}, expected {step.truth.shape}"
-    return Row(step.name, "intermediate", step.given.shape, *_error(step.given, step.truth), step.ok, note)
+    else:
+        with np.errstate(all="ignore"):
+            absolute = float(np.max(np.abs(step.given - step.truth), initial=0))
+        largest = float(np.max(np.abs(step.truth), initial=0))
+        error = absolute, absolute / largest if largest else np.nan
+    return Row(
+        step.name, "intermediate", step.given.shape, *error, step.ok, note, returned=step.given, truth=step.truth
+    )
 
 
 def _wrong_steps(run: Run, intermediates: list[Step]) -> list[Finding]:
@@ -182,80 +375,5 @@ def _wrong_steps(run: Run, intermediates: list[Step]) -> list[Finding]:
             reason = alone(run, step.given, step.truth)
             if reason is None:
                 return [Finding("unexplained", (step.name,), f"{step.name} is wrong.", "Check its formula.")]
-            finding = say(reason, [step.name])
-            return [Finding(finding.kind, (step.name,), finding.what, finding.repair)]
+            return [as_finding(reason, [step.name])]
     return []
-
-
-def _diagnosed(
-    pair: Pair, showing: list[tuple[Run, Returned]], wrong: list[str], norm: Normalisation | None
-) -> list[Finding]:
-    """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
-
-    Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
-    caller's own figures.
-    """
-    run, returned = showing[-1]
-    findings, shaped = _shaped(run, returned, wrong, norm)
-    exchanged = swapped(run, shaped, list(shaped))
-    if exchanged is not None:
-        findings.append(exchanged)
-    left = [name for name in shaped if exchanged is None or f"d{name}" not in exchanged.gradients]
-    doubled = _doubled(pair, run)
-    if norm is not None:
-        roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
-        if any(name not in roles for name in left):
-            joint = one_path(showing[0][0], _shaped(*showing[0], left, None)[1], left)
-            if joint is not None:
-                return [*findings, joint]
-        dictionary, explained = Dictionary(norm), list[Explanation]()
-        for name in [name for name in left if name in roles and not close(shaped[name], run.truth[name], 5e-7)]:
-            role, given = roles[name], shaped[name]
-            found = explain_dx(dictionary, given) if role == "dx" else explain_sum(dictionary, role, given)
-            if found is None or not 0.5 < found.cost < 4:
-                continue
-            left.remove(name)
-            curved = not_linear(given, doubled().get(name)) if found.cost >= 3 else None
-            if curved is not None:
-                findings.append(say(curved, [f"d{name}"]))
-            else:
-                explained.append(found)
-        findings += tell(norm, explained)
-    run, returned = showing[0]
-    shaped = _shaped(run, returned, left, None)[1]
-    intermediates = steps(run, returned, recognise(run) if norm is not None else None)
-    return findings + generic(run, shaped, list(shaped), _doubled(pair, run), intermediates)
-
-
-def _doubled(pair: Pair, run: Run) -> Callable[[], dict[str, Array]]:
-    """What backward returns in this run for -2 * dy, computed when it is asked for."""
-
-    @cache
-    def doubled() -> dict[str, Array]:
-        again = pair.run(run.inputs, np.random.default_rng(0), -2 * run.dy)
-        return sort(pair, again).gradients if again.failure is None else {}
-
-    return doubled
-
-
-def _shaped(
-    run: Run, returned: Returned, wrong: list[str], norm: Normalisation | None
-) -> tuple[list[Finding], dict[str, Array]]:
-    """Findings on values and shapes, and the gradients that are left to explain, brought into shape."""
-    findings: list[Finding] = []
-    shaped: dict[str, Array] = {}
-    for name in wrong:
-        given, truth = returned.gradients[name], run.truth[name]
-        if not np.isfinite(given).all():
-            words = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
-            findings.append(Finding("not finite", (f"d{name}",), words, "Look for a division by 0 or a root below 0."))
-            continue
-        others = [run.truth[other] for other in wrong if other != name]
-        if given.shape != truth.shape and not any(close(given, other, RTOL) for other in others):
-            terms = [run.dy] if norm is None else [run.dy, run.dy * norm.xhat]
-            finding, given = shape_finding(name, given, truth, terms)
-            findings.append(finding)
-            if not np.isfinite(given).all() or right(given, truth, run.noise[name]):
-                continue
-        shaped[name] = given
-    return findings, shaped

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...engine.node import Array
-from .mistakes import Finding
-from .normalisation import Normalisation, canonical
+from .normalisation import Normalisation, canonical, plain
 from .run import Pair, Run
+from .verdict import Finding
 
 TOLERANCE = 1e-9  # of a gradient's largest entry; more only where rounding alone carries a right one further
 
@@ -42,18 +41,20 @@ class Step:
     part: str = ""
 
 
-def sort(pair: Pair, run: Run) -> Returned:
+def sort(pair: Pair, returned: Any, truth: dict[str, Array]) -> Returned:
     """Match what came back with the inputs, by place or by name."""
     out = Returned()
-    if isinstance(run.returned, dict):
-        inputs = {_plain(name): name for name in pair.names}
-        for key, value in run.returned.items():
+    if isinstance(returned, dict):
+        inputs = {plain(name): name for name in pair.names}
+        for key, value in returned.items():
             name = next((inputs[n] for n in _derivative_of(str(key)) if n in inputs), None)
             array = _array(str(key), value, out)
             if array is not None:
                 (out.others if name is None or name in out.gradients else out.gradients)[name or str(key)] = array
     else:
-        listed = list(run.returned) if isinstance(run.returned, tuple | list) else [run.returned]
+        listed = list(returned) if isinstance(returned, tuple | list) else [returned]
+        while len(listed) > len(pair.names) and listed[-1] is None:
+            listed.pop()  # for an argument left to its default
         wanted = pair.names if len(listed) == len(pair.names) else pair.floats
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
@@ -66,36 +67,35 @@ def sort(pair: Pair, run: Run) -> Returned:
                 if array is not None:
                     out.gradients[name] = array
             else:
-                kind = pair.inputs[name]
-                kind = f"dtype {kind.dtype}" if isinstance(kind, np.ndarray) else f"a {type(kind).__name__}"
+                kind = getattr(pair.inputs[name], "dtype", type(pair.inputs[name]).__name__)
                 out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
     refused = {label for finding in out.findings for label in finding.gradients}
     for name in pair.floats:
-        if name in out.gradients or f"d{name}" in refused:
-            continue
-        if np.any(run.truth[name]) and not any(word in name.lower() for word in _CONSTANTS):
-            what = f"backward returned no gradient for {name}."
-            out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
-        else:
-            out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
+        if name not in out.gradients and f"d{name}" not in refused:
+            if np.any(truth[name]) and not _constant(name, pair.inputs[name]):
+                what = f"backward returned no gradient for {name}."
+                out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
+            else:
+                out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
     return out
 
 
 _ONE_EACH = "Return one gradient an input, in forward's order."
-_CONSTANTS = ("running", "moving", "population", "eps")  # inputs that backward may leave out
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "")
+def _constant(name: str, value: Array) -> bool:
+    """Whether backward may leave an input out: by its name, or as labels, masks and one-hot rows are whole numbers."""
+    words = ("running", "moving", "population", "eps", "target", "label", "mask")
+    return any(word in name.lower() for word in words) or bool(np.all(value == np.round(value)))
 
 
 def _derivative_of(key: str) -> list[str]:
     """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
-    plain = _plain(key)
+    short = plain(key)
     prefixes = ("dlossd", "dld", "gradient", "grad", "delta", "d", "g")
-    found = [plain[len(prefix) :] for prefix in prefixes if plain.startswith(prefix)]
-    found += [plain[: -len(suffix)] for suffix in ("gradient", "grad") if plain.endswith(suffix)]
-    return [name for name in [*found, plain] if name]
+    found = [short[len(prefix) :] for prefix in prefixes if short.startswith(prefix)]
+    found += [short[: -len(suffix)] for suffix in ("gradient", "grad") if short.endswith(suffix)]
+    return [name for name in [*found, short] if name]
 
 
 def _array(label: str, value: Any, out: Returned) -> Array | None:
@@ -110,12 +110,23 @@ def _array(label: str, value: Any, out: Returned) -> Array | None:
     return array.astype(np.float64)
 
 
-def right(given: Array, truth: Array, noise: float = 0.0, size: float = 0.0) -> bool:
-    """Whether a gradient is the true one, up to rounding; `size` is that of terms that cancel in it."""
-    if given.shape != truth.shape or not np.isfinite(given).all():
-        return False
+def wrong_entries(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> Array:
+    """Where a gradient is not the true one, up to rounding; `size` is that of terms that cancel in it."""
+    if given.shape != truth.shape:
+        return np.ones(given.shape, bool)
     size = max(float(np.max(np.abs(truth), initial=0)), size)
-    return float(np.max(np.abs(given - truth), initial=0)) <= TOLERANCE * size + noise
+    with np.errstate(all="ignore"):
+        return np.asarray(~(np.abs(given - truth) <= TOLERANCE * size + noise) | ~np.isfinite(given))
+
+
+def right(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> bool:
+    """Whether a gradient is the true one, up to rounding."""
+    return given.shape == truth.shape and not np.any(wrong_entries(given, truth, noise, size))
+
+
+def right_in(run: Run, name: str, given: Array) -> bool:
+    """Whether a gradient is right in a run; one that should be 0 is measured by dy."""
+    return right(given, run.truth[name], run.noise[name], vanishing(run, name))
 
 
 def vanishing(run: Run, name: str) -> float:
@@ -125,20 +136,11 @@ def vanishing(run: Run, name: str) -> float:
     return 1e-3 * float(np.max(np.abs(run.dy), initial=0))
 
 
-def shows(run: Run, returned: Returned, names: list[str]) -> bool:
-    """Whether each of these gradients is wrong in this run."""
-    return all(
-        name in returned.gradients
-        and not right(returned.gradients[name], run.truth[name], run.noise[name], vanishing(run, name))
-        for name in names
-    )
-
-
 def steps(run: Run, returned: Returned, norm: Normalisation | None) -> list[Step]:
     """The intermediates in backward order: those of a returned dict, and backward's own variables."""
     known = _known(run, norm)
     roles = {canonical(name): name for name in known if canonical(name) and norm is not None}
-    inputs = {_plain(name) for name in run.inputs}
+    inputs = {plain(name) for name in run.inputs}
     found: list[tuple[float, Step]] = []
     local = {name: value for name, value in run.locals.items() if name not in returned.others}
     for key, value in [*returned.others.items(), *local.items()]:
@@ -157,33 +159,27 @@ def _known(run: Run, norm: Normalisation | None) -> Known:
     """The true gradients of intermediates, by plain names: place in forward, gradient, shares by consumer."""
     known: Known = {}
     if run.trace is not None:
-        ranks = run.trace.rank()
-        for name, (total, parts) in run.trace.named_gradients(run.dy).items():
-            node = run.trace.named[name].node
-            if node is not run.trace.y.node:
-                known[_plain(name)] = (ranks[node], total, parts)
+        found, shares = run.trace.flow(run.trace.y.node, run.dy)
+        ranks = {node: i for i, node in enumerate(run.trace.order)}
+        for name, tensor in run.trace.named.items():
+            node = tensor.node
+            if node in found and node is not run.trace.y.node:
+                parts = [(run.trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
+                known[plain(name)] = (ranks[node], found[node], parts)
     if norm is not None:
         # Steps of the textbook that forward has no name for, in the order of the textbook.
         order = {"xhat": 0.9, "invstd": 0.8, "std": 0.7, "var": 0.6, "mean": 0.3}
         height = max([rank for rank, _, _ in known.values()], default=1)
         have = {canonical(name) for name in known}
-        for role, value in norm.intermediates().items():
-            if role not in have:
-                known[role] = (order[role] * height, value, [])
+        known |= {r: (order[r] * height, value, []) for r, value in norm.intermediates().items() if r not in have}
     return known
 
 
 def _step(key: str, value: Array, truth: Array, parts: list[tuple[str, Array]], returned: bool) -> Step:
     given = value.reshape(truth.shape) if value.size == truth.size else value
-    for consumer, share in _shares(truth, parts):
-        size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
-        if right(given, share, size=0.0 if consumer else size):
+    # Authors call the whole gradient or the share through one consumer by the value's name.
+    for consumer, share in [("", truth), *(parts if len(parts) > 1 else ())]:
+        size = 0.0 if consumer else 1e-3 * max([float(np.max(np.abs(p), initial=0)) for _, p in parts], default=0.0)
+        if right(given, share, size=size):
             return Step(key, given, share, True, returned, consumer)
     return Step(key, given, truth, False, returned)
-
-
-def _shares(truth: Array, parts: list[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
-    """The whole gradient, then the share through each consumer: authors call either by the value's name."""
-    yield "", truth
-    if len(parts) > 1:
-        yield from parts

@@ -16,19 +16,6 @@ RTOL = 1e-7  # how well an explanation must reproduce what came back, of its lar
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One mistake: its kind for machines, the gradients it shows in, what is wrong and how to repair it."""
-
-    kind: str
-    gradients: tuple[str, ...]
-    what: str
-    repair: str
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.repair}".strip()
-
-
-@dataclass(frozen=True)
 class Factor:
     """One reason why a term isn't what it should be; `key` is the same for the same mistake elsewhere."""
 
@@ -37,6 +24,11 @@ class Factor:
     words: str
     repair: str
     cost: float = 1.0
+
+    @classmethod
+    def of(cls, kind: str, words: str, repair: str) -> Factor:
+        """A reason that its own words tell from others."""
+        return cls(kind, words, words, repair)
 
 
 def plural(words: str) -> str:

@@ -73,10 +73,10 @@ class Normalisation:
         """The three terms of dx: direct, through the mean, through the variance."""
         direct = (self.dy * self.gamma if dxhat is None else dxhat) / self.sigma
         through_mean = -self.average(direct) + np.zeros_like(direct)
-        through_var = -self.xhat * self.average(direct * self.xhat) * self._var_weight()
+        through_var = -self.xhat * self.average(direct * self.xhat) * self.var_weight()
         return {"direct": direct, "mean": through_mean, "var": through_var}
 
-    def _var_weight(self) -> Any:
+    def var_weight(self) -> Any:
         if self.spelling == "centred":
             return 0.0
         if self.spelling == "outside":
@@ -89,7 +89,7 @@ class Normalisation:
         centred = self.x - self.mean
         summed = np.sum(dxhat, axis=self.axes, keepdims=True)
         product = np.sum(dxhat * centred, axis=self.axes, keepdims=True)
-        weight = self._var_weight()
+        weight = self.var_weight()
         found = {"xhat": dxhat}
         if self.training:
             dvar = product * self.sigma**-3 / -2 * weight
@@ -109,8 +109,12 @@ ALIASES = {
 
 def canonical(name: str) -> str | None:
     """The textbook's name for what somebody called `name`."""
-    plain = name.lower().replace("_", "")
-    return next((role for role, names in ALIASES.items() if plain in names.split()), None)
+    return next((role for role, names in ALIASES.items() if plain(name) in names.split()), None)
+
+
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.lower().replace("_", "")
 
 
 def laid(parameter: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array | None:
@@ -125,7 +129,7 @@ def laid(parameter: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Arr
 
 def recognise(run: Run) -> Normalisation | None:
     """The normalisation that this run computed, if it was one: found from values and true gradients alone."""
-    for x_name in run.floats:
+    for x_name in run.truth:
         x = run.inputs[x_name]
         if x.shape != run.y.shape or x.ndim == 0 or x.size < 2:
             continue
@@ -145,7 +149,7 @@ def _axes(ndim: int) -> list[tuple[int, ...]]:
 
 
 def _candidates(run: Run, x_name: str, x: Array) -> Iterator[tuple[str, Any, Any, tuple[int, ...], Array, Array]]:
-    others: list[str | None] = [name for name in run.floats if name != x_name]
+    others: list[str | None] = [name for name in run.truth if name != x_name]
     for axes in _axes(x.ndim):
         if count(x.shape, axes) < 2:
             continue

@@ -5,71 +5,53 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ...engine import Tensor, as_tensor, grad
-from ...engine.backward import propagate, pull
+from ...engine import Tensor, as_tensor
+from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
+from ..finite_differences import Differences
+from ..gradcheck import Unjudgeable
+
+Inputs = dict[str, Any]
+Derivative = Callable[[Array], dict[str, Array]]
 
 
-class Unjudgeable(ValueError):
-    """The forward function can't be taken as the truth; the message says why."""
-
-
-class BackwardFailed(Exception):
-    """The backward function gave nothing to judge; the message says why."""
-
-
-@dataclass
 class Trace:
     """A forward pass recorded on tensors: its output, its inputs, and every name its author gave a value."""
 
-    y: Tensor
-    leaves: dict[str, Tensor]
-    named: dict[str, Tensor]
+    def __init__(self, y: Tensor, leaves: dict[str, Tensor], named: dict[str, Tensor]) -> None:
+        self.y, self.leaves, self.named = y, leaves, named
+        self.order = topological_order([y.node])
+
+    def flow(
+        self, start: Node, gradient: Array, cut: Sequence[Node] = ()
+    ) -> tuple[dict[Node, Array], list[tuple[Node, Node, Array]]]:
+        """What flows back from a node to all below it, and the share of each edge: (consumer, input, share)."""
+        found, shares = {start: gradient}, []
+        for node in reversed(self.order):
+            if node in found and node not in cut:
+                for parent, part in _parts(node, found[node]):
+                    found[parent] = found[parent] + part if parent in found else part
+                    shares.append((node, parent, part))
+        return found, shares
 
     def gradients(self, dy: Array) -> dict[str, Array]:
         """The gradient of `sum(y * dy)` with respect to each input."""
-        found = grad(self.y, list(self.leaves.values()), [dy], allow_unused=True)
-        return {
-            name: np.zeros(leaf.shape) if g is None else g
-            for (name, leaf), g in zip(self.leaves.items(), found, strict=True)
-        }
-
-    def named_gradients(self, dy: Array) -> dict[str, tuple[Array, list[tuple[str, Array]]]]:
-        """For each named value: its gradient, and the part of it that comes back from each consumer."""
-        nodes = {tensor.node for tensor in self.named.values()}
-        everything = {node for node in topological_order([self.y.node]) if node.requires_grad}
-        found = propagate([(self.y.node, dy)], everything, create_graph=False)
-        parts: dict[Node, list[tuple[str, Array]]] = {node: [] for node in nodes}
-        for consumer, parent, part in contributions(self.y.node, found):
-            if parent in parts:
-                parts[parent].append((self.label(consumer), part))
-        return {name: (np.asarray(found[t.node]), parts[t.node]) for name, t in self.named.items() if t.node in found}
+        found, _ = self.flow(self.y.node, dy)
+        return {name: np.array(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
     def label(self, node: Node) -> str:
         """The name that the author gave a node, else its operation."""
         return next((name for name, t in self.named.items() if t.node is node), node.op or node.name or "an input")
 
-    def rank(self) -> dict[Node, int]:
-        """Where each node stands in the order of the forward pass."""
-        return {node: i for i, node in enumerate(topological_order([self.y.node]))}
 
-
-def contributions(y: Node, gradients: dict[Node, Any]) -> Iterator[tuple[Node, Node, Array]]:
-    """What flows back along each edge of the graph: (consumer, input, the consumer's part of its gradient)."""
-    for consumer in topological_order([y]):
-        if consumer in gradients:
-            for parent, part in parts_of(consumer, gradients[consumer]):
-                yield consumer, parent, part
-
-
-def parts_of(node: Node, gradient: Any) -> Iterator[tuple[Node, Array]]:
+def _parts(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
     """What a node hands on of its own gradient, to each of its inputs."""
     for parent, part in pull(node, gradient):
         yield parent, np.asarray(part)
@@ -77,14 +59,16 @@ def parts_of(node: Node, gradient: Any) -> Iterator[tuple[Node, Array]]:
 
 @dataclass
 class Run:
-    """One passage through the pair: what went in, what came back, and what should have."""
+    """One passage through the pair: what went in, what came back, and what should have.
 
-    inputs: dict[str, Any]
-    floats: list[str]
+    `noise` is how far rounding may carry an entry of a right gradient; it is infinite where forward has a kink.
+    """
+
+    inputs: Inputs
     y: Array
     dy: Array
     truth: dict[str, Array]
-    noise: dict[str, float]
+    noise: dict[str, Array]
     trace: Trace | None
     why_differences: str | None
     returned: Any = None
@@ -94,25 +78,33 @@ class Run:
 
 
 class Pair:
-    """A hand-written `forward` and `backward`, always called on copies of what the caller holds."""
+    """A hand-written `forward` and `backward`, always called on copies of what the caller holds.
 
-    def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Any, names: Any):
+    `truth` gives the gradients where forward is not NumPy; `unit` says that backward takes its gradient dy to be 1.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        inputs: Any,
+        names: Any = None,
+        truth: Callable[[Inputs, Array], dict[str, Array]] | None = None,
+    ):
         for what, function in (("forward", forward), ("backward", backward)):
             if not callable(function):
                 raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
         if not isinstance(inputs, tuple | list):
             raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes: (x, ...)")
-        self.forward, self.backward = forward, backward
+        self.forward, self.backward, self.truth, self.unit = forward, backward, truth, False
         self.names = _names(forward, len(inputs), names)
         self.inputs = {name: _checked(name, given) for name, given in zip(self.names, inputs, strict=True)}
         self.floats = [n for n, v in self.inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
         if not self.floats:
-            kinds = ", ".join(
-                f"{n}: {v.dtype if isinstance(v, np.ndarray) else type(v).__name__}" for n, v in self.inputs.items()
-            )
+            kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in self.inputs.items())
             raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")
 
-    def call_forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    def call_forward(self, inputs: Inputs) -> tuple[Any, Any]:
         """`forward` on these inputs, which it may overwrite: its output and its cache."""
         result = self.forward(*inputs.values())
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -120,113 +112,177 @@ class Pair:
             raise Unjudgeable(f"forward returned {got}, expected a pair (y, cache)")
         return result[0], result[1]
 
-    def output(self, inputs: dict[str, Any]) -> Array:
+    def output(self, inputs: Inputs) -> Array:
         """The plain output for these inputs, as floats."""
-        y, _ = self.call_forward(copy.deepcopy(inputs))
-        return _output(y)
-
-    def run(self, inputs: dict[str, Any], rng: np.random.Generator, dy: Array | None = None) -> Run:
-        """Forward and backward once, with a random cotangent unless it is given, beside the true gradients."""
-        handed = copy.deepcopy(inputs)
         try:
             with np.errstate(all="ignore"):
-                y, cache = self.call_forward(handed)
+                return _output(self.call_forward(copy.deepcopy(inputs))[0])
         except Unjudgeable:
             raise
         except Exception as error:
-            raise Unjudgeable(f"forward raised {_told(error, self.forward)}") from error
-        y_array = _output(y).copy()
-        faults = [
-            f"forward overwrites its input {name} in place"
-            for name in self.floats
-            if not np.array_equal(handed[name], inputs[name])
-        ]
-        if not np.array_equal(y_array, self.output(inputs)):
+            raise Unjudgeable(f"forward raised {_reported(error, self.forward)}") from error
+
+    def run(self, inputs: Inputs, rng: np.random.Generator) -> Run:
+        """Forward and backward once, with a random cotangent, beside the true gradients."""
+        y = self.output(inputs)
+        if not np.array_equal(y, self.output(inputs)):
             raise Unjudgeable("forward gives another result when it is called again: fix its seed inside it")
-        if dy is None:
-            dy = np.asarray(rng.normal(size=y_array.shape) + 0.3)
-        trace, why = self._traced(inputs, y_array)
-        if trace is not None:
-            truth = trace.gradients(dy)
-            noise = self._noise(inputs, truth, dy, rng)
-        else:
-            truth = {name: _differences(self.output, inputs, name, dy) for name in self.floats}
-            noise = {name: 1e-6 * float(np.max(np.abs(g), initial=0)) for name, g in truth.items()}
-        run = Run(inputs, self.floats, y_array, dy, truth, noise, trace, why, faults=faults)
-        self._judge(run, cache)
+        dy = np.ones(y.shape) if self.unit else np.asarray(rng.normal(size=y.shape) + 0.3)
+        derive, trace, why = self._derived(inputs, y)
+        if derive and not self._trusted(derive, inputs):
+            derive, trace, why = None, None, "the derivative of forward's code disagrees with differences of its output"
+        truth, noise = self._exact(derive, inputs, dy, rng) if derive else self._differences(inputs, dy)
+        run = Run(inputs, y, dy, truth, noise, trace, why)
+        self._judge(run)
         return run
 
-    def _judge(self, run: Run, cache: Any) -> None:
-        handed_dy = run.dy.copy() if run.dy.ndim else np.float64(run.dy)
-        before = [array.copy() for array in _arrays(cache)]
-        try:
-            with np.errstate(all="ignore"), _local_values(self.backward) as seen:
-                run.returned = copy.deepcopy(self.backward(handed_dy, cache))
-        except Exception as error:
-            run.failure = f"backward raised {_told(error, self.backward)}"
-            return
-        run.locals = {
-            name: np.array(value) for name, value in seen.items() if isinstance(value, np.ndarray | np.floating | float)
-        }
-        if not np.array_equal(handed_dy, run.dy):
-            run.faults.append("backward overwrites dy in place")
+    def call_backward(self, backward: Callable[..., Any], run: Run, dy: Array | None = None) -> tuple[Any, list[str]]:
+        """What a backward pass returns right after forward, and what the two overwrite."""
+        handed, dy = copy.deepcopy(run.inputs), run.dy if dy is None else dy
+        handed_dy = dy.copy() if dy.ndim else np.float64(dy)
+        with np.errstate(all="ignore"):
+            _, cache = self.call_forward(handed)
+            moved = [name for name in self.floats if not np.array_equal(handed[name], run.inputs[name])]
+            before = [array.copy() for array in _arrays(cache)]
+            returned = copy.deepcopy(backward(handed_dy, cache))
+        faults = [f"forward overwrites its input {name} in place" for name in moved]
+        if not np.array_equal(handed_dy, dy):
+            faults.append("backward overwrites dy in place")
         after = list(_arrays(cache))
         if len(after) != len(before) or not all(map(_same, before, after)):
-            run.faults.append("backward overwrites an array of the cache in place")
+            faults.append("backward overwrites an array of the cache in place")
+        return returned, faults
 
-    def _traced(self, inputs: dict[str, Any], y: Array) -> tuple[Trace | None, str | None]:
-        """The forward pass recorded on tensors, or why that can't be trusted."""
+    def ignores_dy(self, run: Run) -> bool:
+        """Whether backward returns the same whatever the gradient is that it is handed."""
+        if not any(np.any(g) for g in run.truth.values()):
+            return False
+        try:
+            other, _ = self.call_backward(self.backward, run, -2 * run.dy)
+        except Exception:
+            return False
+        before, after = list(_arrays(run.returned)), list(_arrays(other))
+        return len(before) == len(after) and bool(before) and all(map(_same, before, after))
+
+    def _judge(self, run: Run) -> None:
+        try:
+            with _local_values(self.backward) as seen:
+                run.returned, run.faults = self.call_backward(self.backward, run)
+        except Exception as error:
+            run.failure = f"backward raised {_reported(error, self.backward)}"
+            return
+        kinds = np.ndarray | np.floating | float
+        run.locals = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)}
+
+    def _derived(self, inputs: Inputs, y: Array) -> tuple[Derivative | None, Trace | None, str | None]:
+        """The derivative of the forward pass by automatic differentiation, or why there is none."""
+        if self.truth is None:
+            trace, why = self._traced(inputs, y)
+            return trace.gradients if trace else None, trace, why
+
+        def derive(dy: Array) -> dict[str, Array]:
+            assert self.truth is not None
+            found = self.truth(copy.deepcopy(inputs), dy.copy())
+            return {name: np.asarray(found[name], dtype=np.float64) for name in self.floats}
+
+        try:
+            derive(np.ones(y.shape))
+        except Exception as error:
+            return None, None, f"forward can't be differentiated by its framework ({_reported(error, self.forward)})"
+        return derive, None, None
+
+    def _trusted(self, derive: Derivative, inputs: Inputs) -> bool:
+        """Whether differences confirm a derivative, here or at inputs near by.
+
+        A forward pass that leaves the tensors half way, by `np.asarray`, is recorded in part only. Where differences
+        can't tell, at a kink or a steep place, those near by decide.
+        """
+        if self._confirmed(derive, inputs):
+            return True
+        rng = np.random.default_rng(0)
+        near = {**inputs, **{n: moved(inputs[n], rng) for n in self.floats}}
+        try:
+            other, _, _ = self._derived(near, self.output(near))
+        except Unjudgeable:
+            return False
+        return other is not None and self._confirmed(other, near)
+
+    def _traced(self, inputs: Inputs, y: Array) -> tuple[Trace | None, str | None]:
         handed = copy.deepcopy(inputs)
         leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
         try:
             with recording(True), np.errstate(all="ignore"), _local_values(self.forward) as seen:
                 recorded, cache = self.call_forward({**handed, **leaves})
         except Exception as error:
-            return None, f"forward can't be recorded on tensors ({_told(error, self.forward)})"
+            return None, f"forward can't be recorded on tensors ({_reported(error, self.forward)})"
         if not isinstance(recorded, Tensor) or not recorded.requires_grad:
             return None, "forward leaves the tensors it is given, so it can't be recorded"
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
             return None, "forward gives another result on tensors than on arrays"
-        named = {name: t for name, t in {**_named(cache), **seen}.items() if isinstance(t, Tensor)}
-        trace = Trace(recorded, leaves, named)
-        if not self._confirmed(trace, inputs):
-            return None, "the recorded forward pass disagrees with differences of its output"
-        return trace, None
+        named = {**(cache if isinstance(cache, dict) else getattr(cache, "__dict__", {})), **seen}
+        return Trace(recorded, leaves, {str(n): t for n, t in named.items() if isinstance(t, Tensor)}), None
 
-    def _confirmed(self, trace: Trace, inputs: dict[str, Any]) -> bool:
-        """Whether the recorded gradient agrees with a difference along a random direction.
-
-        A forward pass that leaves the tensors half way, by `np.asarray`, records a part of its graph only.
-        """
+    def _confirmed(self, derive: Derivative, inputs: Inputs) -> bool:
+        """Whether a derivative agrees with a difference along a random direction."""
         rng = np.random.default_rng(0)
-        for _ in range(3):
-            dy = np.asarray(rng.normal(size=trace.y.shape))
-            truth = trace.gradients(dy)
-            steps = {n: np.asarray(rng.normal(size=truth[n].shape) * _scale(inputs[n])) for n in self.floats}
+        shape = self.output(inputs).shape
+        for h in (1e-4, 1e-4, 1e-6):
+            dy = np.asarray(rng.normal(size=shape))
+            truth = derive(dy)
+            steps = {n: rng.normal(size=truth[n].shape) * _scale(inputs[n]) for n in self.floats}
             expected = sum(float(np.sum(truth[n] * steps[n])) for n in self.floats)
             size = sum(float(np.sum(np.abs(truth[n] * steps[n]))) for n in self.floats)
-
-            def along(h: float, steps: dict[str, Array] = steps, dy: Array = dy) -> float:
-                moved = {**inputs, **{n: inputs[n] + h * steps[n] for n in self.floats}}
-                return float(np.sum(self.output(moved) * dy))
-
-            h = 1e-4
-            if abs((along(h) - along(-h)) / (2 * h) - expected) <= 1e-4 * size:
+            sides = []
+            for t in (h, -h):
+                try:
+                    y = self.output({**inputs, **{n: inputs[n] + t * steps[n] for n in self.floats}})
+                except Unjudgeable:
+                    return False
+                sides.append(float(np.sum(y * dy)) if y.shape == dy.shape else np.nan)
+            if abs((sides[0] - sides[1]) / (2 * h) - expected) <= 1e-4 * size:
                 return True
         return False
 
-    def _noise(
-        self, inputs: dict[str, Any], truth: dict[str, Array], dy: Array, rng: np.random.Generator
-    ) -> dict[str, float]:
-        """How far rounding may carry a right gradient: what moves it when the inputs move by their last bits."""
-        moved = dict(inputs)
-        for name in self.floats:
-            moved[name] = inputs[name] * (1 + 4e-16 * rng.choice([-1, 1], size=np.shape(inputs[name])))
-        trace, _ = self._traced(moved, self.output(moved))
-        if trace is None:
-            return dict.fromkeys(truth, 0.0)
-        other = trace.gradients(dy)
-        return {name: 100 * float(np.max(np.abs(other[name] - g), initial=0)) for name, g in truth.items()}
+    def _exact(
+        self, derive: Derivative, inputs: Inputs, dy: Array, rng: np.random.Generator
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The gradients, and how far they move when the inputs move by their last bits: at a kink they jump."""
+        truth = derive(dy)
+        sides = {n: rng.choice([-1.0, 1.0], size=np.shape(inputs[n])) for n in self.floats}
+        noise = {n: np.zeros(g.shape) for n, g in truth.items()}
+        for t in (1, -1):
+            near = dict(inputs)
+            for n in self.floats:
+                near[n] = inputs[n] * (1 + 4e-16 * t * sides[n]) + 1e-20 * _scale(inputs[n]) * t * sides[n]
+            try:
+                other = self._derived(near, self.output(near))[0]
+            except Unjudgeable:
+                continue
+            moves = other(dy) if other else truth
+            for n, g in truth.items():
+                off = np.abs(moves[n] - g)
+                jumps = off > 1e-6 * np.max(np.abs(g), initial=0) + 1e-300
+                off = np.where(jumps, np.inf, np.max(100 * off, where=~jumps, initial=0))
+                noise[n] = np.maximum(noise[n], off)
+        return truth, noise
+
+    def _differences(self, inputs: Inputs, dy: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The gradients by differences of the output, each with its error, which is infinite at a kink."""
+
+        def loss(at: Sequence[Array]) -> list[Array]:
+            try:
+                return [np.asarray(np.sum(self.output({**inputs, **dict(zip(self.floats, at, strict=True))}) * dy))]
+            except Unjudgeable:
+                return [np.asarray(np.nan)]
+
+        slopes = Differences(loss, [inputs[name] for name in self.floats], rng=np.random.default_rng(0))
+        truth, noise = {}, {}
+        for i, name in enumerate(self.floats):
+            value, error = slopes.jacobian(i)
+            shape = inputs[name].shape
+            truth[name], error = np.nan_to_num(value[0].reshape(shape)), error[0].reshape(shape)
+            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + 1e-6 * np.max(np.abs(truth[name]), initial=0)
+        return truth, noise
 
 
 def _names(forward: Callable[..., Any], count: int, given: Any) -> list[str]:
@@ -262,20 +318,17 @@ def _checked(name: str, given: Any) -> Any:
 
 def _output(y: Any) -> Array:
     array = np.asarray(y)
-    if array.dtype.kind not in "fiu":
-        raise Unjudgeable(f"forward returned a y of dtype {array.dtype}, expected floats")
     if array.dtype.kind != "f":
-        raise Unjudgeable(f"forward returned integers (dtype {array.dtype}): give it floats")
+        raise Unjudgeable(f"forward returned a y of dtype {array.dtype}, expected floats")
     if not np.isfinite(array).all():
         bad = array[~np.isfinite(array)].flat[0]
         raise Unjudgeable(f"forward returned a y with {bad} in it: no gradient can be judged there")
     return array.astype(np.float64)
 
 
-def _told(error: Exception, function: Callable[..., Any]) -> str:
+def _reported(error: Exception, function: Callable[..., Any]) -> str:
     """An exception as one line, with the line of the user's file that it came from."""
-    where, step = "", error.__traceback__
-    code = _code(function)
+    where, step, code = "", error.__traceback__, _code(function)
     while step is not None:
         if code is not None and step.tb_frame.f_code.co_filename == code.co_filename:
             where = f" (line {step.tb_lineno})"
@@ -306,23 +359,15 @@ def _local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
         sys.setprofile(before)
 
 
-def _named(cache: Any) -> dict[str, Any]:
-    if isinstance(cache, dict):
-        return {str(name): value for name, value in cache.items()}
-    return dict(vars(cache)) if hasattr(cache, "__dict__") else {}
-
-
-def _arrays(cache: Any) -> Iterator[Array]:
-    if isinstance(cache, np.ndarray):
-        yield cache
-    elif isinstance(cache, dict):
-        for value in cache.values():
-            yield from _arrays(value)
-    elif isinstance(cache, tuple | list):
-        for value in cache:
-            yield from _arrays(value)
-    elif hasattr(cache, "__dict__"):
-        yield from _arrays(vars(cache))
+def _arrays(value: Any) -> Iterator[Array]:
+    """Every array in a cache or in what backward returned."""
+    if isinstance(value, np.ndarray | np.floating):
+        yield np.asarray(value)
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _arrays(item)
+    elif hasattr(value, "__dict__"):
+        yield from _arrays(vars(value))
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -331,23 +376,81 @@ def _same(a: Array, b: Array) -> bool:
 
 def _scale(array: Any) -> float:
     """The size of a step that moves an array noticeably."""
-    spread = float(np.std(array))
-    return spread or float(np.max(np.abs(array), initial=0)) or 1.0
+    return float(np.std(array)) or float(np.max(np.abs(array), initial=0)) or 1.0
 
 
-def _differences(f: Callable[[dict[str, Any]], Array], inputs: dict[str, Any], name: str, dy: Array) -> Array:
-    """The gradient by central differences at two steps, with Richardson's extrapolation."""
-    h = 2e-3 * _scale(inputs[name])
-    out = np.zeros(np.shape(inputs[name]))
-    for index in np.ndindex(out.shape):
+# --- Other inputs --------------------------------------------------------------------------------------------
 
-        def slope(h: float, index: tuple[int, ...] = index) -> float:
-            values = []
-            for step in (h, -h):
-                moved = inputs[name].copy()
-                moved[index] += step
-                values.append(float(np.sum(f({**inputs, name: moved}) * dy)))
-            return (values[0] - values[1]) / (2 * h)
 
-        out[index] = (4 * slope(h / 2) - slope(h)) / 3
-    return out
+def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Array:
+    """Values near the caller's, no two of them equal, with other signs if `turned`: a gamma of ones hides mistakes.
+
+    What the caller's values promise is kept: a symmetric matrix, rows that sum to 1.
+    """
+    factor = rng.uniform(0.5, 1.5, size=value.shape)
+    new = np.where(value == 0, (factor - 1) * _scale(value), value * factor)
+    if value.ndim and np.all(value >= 0) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6):
+        new = np.abs(new)
+        return np.asarray(new / new.sum(axis=-1, keepdims=True))
+    if turned:
+        new = new * rng.choice([-1.0, 1.0], size=value.shape)
+    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and np.array_equal(value, value.T):
+        new = (new + new.T) / 2
+    return np.asarray(new)
+
+
+def lengthened(pair: Pair, rng: np.random.Generator) -> Iterator[Inputs]:
+    """Inputs in which axes of the same length get different ones, as far as forward takes them.
+
+    With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. A length that the code has as a
+    number of its own stays.
+    """
+    arrays = {n: v for n, v in pair.inputs.items() if isinstance(v, np.ndarray)}
+    axes: dict[int, list[tuple[str, int]]] = {}
+    for name, value in arrays.items():
+        for axis, length in enumerate(value.shape):
+            axes.setdefault(length, []).append((name, axis))
+    written = _numbers(pair.forward) | _numbers(pair.backward) | _whole(list(pair.inputs.values()))
+    tries = 0
+    for length, places in axes.items():
+        if length < 2 or length in written:
+            continue
+        for chosen in range(1, 2 ** len(places)):
+            tries += 1
+            if tries > 40:
+                return
+            inputs = dict(pair.inputs)
+            taken = [place for i, place in enumerate(places) if chosen >> i & 1]
+            # Labels go with the rows that they belong to: an index reaches into longer arrays without a word.
+            first = next((name for name, _ in places if name in pair.floats), "")
+            if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if n not in pair.floats):
+                continue
+            for name, axis in taken:
+                inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
+            for name in pair.floats:
+                if inputs[name].shape != pair.inputs[name].shape:
+                    inputs[name] = moved(inputs[name], rng)
+            try:
+                pair.output(inputs)
+            except Unjudgeable:
+                continue
+            yield inputs
+
+
+def _numbers(function: Any) -> set[int]:
+    """The whole numbers that a function finds in its text, its file, its closure and its object."""
+    code, owner = _code(function), getattr(function, "__self__", None)
+    if code is None:
+        return set()
+    plain = getattr(function, "__func__", inspect.unwrap(function))
+    space = getattr(plain, "__globals__", {})
+    cells = [c.cell_contents for c in getattr(plain, "__closure__", None) or () if c != type(c)()]
+    values = [*code.co_consts, *[space.get(name) for name in code.co_names], *cells]
+    values += vars(owner).values() if hasattr(owner, "__dict__") else []
+    return _whole(values)
+
+
+def _whole(value: Any) -> set[int]:
+    if isinstance(value, tuple | list | dict):
+        return set().union(*map(_whole, value.values() if isinstance(value, dict) else value))
+    return {value} if type(value) is int else set()

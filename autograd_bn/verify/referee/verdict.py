@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .mistakes import Finding
+from ...engine.node import Array
+from ..report import html_table, text_table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake: its kind for machines, the gradients it shows in, what is wrong and how to repair it."""
+
+    kind: str
+    gradients: tuple[str, ...]
+    what: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.repair}".strip()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The smallest edit found that makes `gradients` right: in `file` from `line` on, the lines `old` become `new`."""
+
+    file: str
+    line: int
+    old: str
+    new: str
+    gradients: tuple[str, ...]
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        lines = [f"-{line}" for line in self.old.splitlines()] + [f"+{line}" for line in self.new.splitlines()]
+        return "\n".join([f"@@ {self.file}, line {self.line} @@", *lines])
 
 
 @dataclass(frozen=True)
 class Row:
-    """One judged gradient: `what` is "gradient" or "intermediate", errors are of the worst entry."""
+    """One judged gradient: `what` is "gradient" or "intermediate", errors are of the worst entry.
+
+    `returned` and `truth` are the arrays compared, where there are any.
+    """
 
     name: str
     what: str
@@ -23,6 +58,8 @@ class Row:
     max_rel: float
     ok: bool
     note: str = ""
+    returned: Array | None = field(default=None, repr=False, compare=False)
+    truth: Array | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -31,14 +68,21 @@ class Verdict:
 
     `rows` has an entry for each gradient, and for each intermediate gradient that could be matched with the
     forward pass, in backward order. `diagnosis` holds the findings, the most telling first: each has
-    `kind`, `gradients`, `what` and `repair`, and reads as a sentence or two. `notes` say what else a reader
-    should know, such as how the truth was found.
+    `kind`, `gradients`, `what` and `repair`, and reads as a sentence or two. `repair` holds the edits of the author's
+    code that were found to make the gradients right: each has `file`, `line`, `old`, `new` and `gradients`, and reads
+    as a diff. `coefficients` says how much of each path of a normalisation its gradient carries. `notes` say what
+    else a reader should know, such as how the truth was found. `forward`, `inputs` and `dy` are what was judged.
     """
 
     ok: bool
     rows: tuple[Row, ...]
     diagnosis: tuple[Finding, ...]
     notes: tuple[str, ...]
+    repair: tuple[Repair, ...] = ()
+    coefficients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    forward: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    dy: Array | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -48,15 +92,21 @@ class Verdict:
         """The first wrong step in the order of the backward pass, where steps could be judged."""
         return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
 
+    @property
+    def diff(self) -> str:
+        """The repairs as one diff."""
+        return "\n".join(map(str, self.repair))
+
     def __str__(self) -> str:
         lines = [self._headline()]
         many = len(self.diagnosis) > 1
         for i, finding in enumerate(self.diagnosis, 1):
             lines += [f"{i}. {finding.what}" if many else finding.what]
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
+        lines += ["", self.diff, ""] if self.repair else []
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
-        lines += ["", *_table(self.rows)]
+        lines += ["", text_table(_HEAD, self._cells("  "), right=(2, 3))]
         lines += ["", *[f"Note: {note}" for note in self.notes]] if self.notes else []
         return "\n".join(lines)
 
@@ -71,36 +121,40 @@ class Verdict:
             return "WRONG, though the gradients of the inputs are right."
         return f"WRONG: {', '.join(wrong)}" + (f" ({len(wrong)} of {total} gradients)." if total > 1 else ".")
 
+    def _cells(self, indent: str) -> list[tuple[str, ...]]:
+        return [
+            (
+                row.name if row.what == "gradient" else indent + row.name,
+                "x".join(map(str, row.shape)) or "scalar",
+                _figure(row.max_abs),
+                _figure(row.max_rel),
+                ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else ""),
+            )
+            for row in self.rows
+        ]
+
     def _repr_html_(self) -> str:
         escape = html.escape
         items = "".join(
             f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
             for f in self.diagnosis
         )
-        cells = "".join(
-            f"<tr><td><code>{escape(r.name)}</code></td><td>{r.shape}</td><td>{_figure(r.max_abs)}</td>"
-            f"<td>{_figure(r.max_rel)}</td><td>{'right' if r.ok else '<b>wrong</b>'}</td><td>{escape(r.note)}</td></tr>"
-            for r in self.rows
-        )
-        first = (
-            f"<p>First wrong step in backward order: <code>{escape(self.first_wrong)}</code>.</p>"
-            if self.first_wrong
-            else ""
-        )
+        diff = f"<pre>{escape(self.diff)}</pre>" if self.repair else ""
+        step = escape(self.first_wrong or "")
+        first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
         notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
-        head = "".join(f"<th>{h}</th>" for h in ("gradient", "shape", "max |error|", "relative", "verdict", ""))
-        return (
-            f"<div><p><b>{escape(self._headline())}</b></p><ol>{items}</ol>{first}"
-            f"<table><tr>{head}</tr>{cells}</table>{notes}</div>"
-        )
+        head = f"<p><b>{escape(self._headline())}</b></p>"
+        return f"<div>{head}<ol>{items}</ol>{diff}{first}{html_table(_HEAD, self._cells(''))}{notes}</div>"
 
     def to_json(self) -> str:
         """The verdict as JSON, for graders."""
+        names = [name for name in Row.__dataclass_fields__ if name not in ("returned", "truth")]
         return json.dumps(
             {
                 "ok": self.ok,
-                "rows": [asdict(row) for row in self.rows],
+                "rows": [{name: getattr(row, name) for name in names} for row in self.rows],
                 "diagnosis": [asdict(finding) for finding in self.diagnosis],
+                "repair": [asdict(repair) for repair in self.repair],
                 "first_wrong": self.first_wrong,
                 "notes": list(self.notes),
             },
@@ -108,25 +162,8 @@ class Verdict:
         )
 
 
+_HEAD = ("gradient", "shape", "max |error|", "relative", "verdict")
+
+
 def _figure(value: float) -> str:
     return "-" if np.isnan(value) else "0" if value == 0 else f"{value:.1e}"
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    head = ("gradient", "shape", "max |error|", "relative", "verdict")
-    cells = [
-        (
-            row.name if row.what == "gradient" else f"  {row.name}",
-            "x".join(map(str, row.shape)) or "scalar",
-            _figure(row.max_abs),
-            _figure(row.max_rel),
-            ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else ""),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    aligned = [
-        f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}  {line[4]}"
-        for line in [head, *cells]
-    ]
-    return [aligned[0], "-" * len(aligned[0]), *aligned[1:]]
