@@ -12,9 +12,13 @@ from ..engine.primitive import primitive
 
 
 def _cross_entropy_gradient(g: Any, wanted: Any, logits: Any, labels: Array, kept: Array) -> Any:
-    probabilities = softmax(logits) if isinstance(g, Tensor) else kept
-    one_hot = labels[..., None] == np.arange(logits.shape[-1])
-    return (probabilities - one_hot) * (g / labels.size), None
+    if isinstance(g, Tensor):
+        one_hot = labels[..., None] == np.arange(logits.shape[-1])
+        return (softmax(logits) - one_hot) * (g / labels.size), None
+    share = g / labels.size
+    out = kept * share
+    out.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()] -= share
+    return out, None
 
 
 @primitive(_cross_entropy_gradient, joint=True)

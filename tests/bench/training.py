@@ -95,6 +95,47 @@ def mygrad(weights, data):
     return step
 
 
+def jax_jit(weights, data):
+    """JAX, the whole step compiled; its parameters are given away and so written in place."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss_of(parameters, x, labels):
+        moments = []
+        for weight, gamma, beta in zip(*parameters[:3], strict=True):
+            z = x @ weight.T
+            mean, var = z.mean(axis=0), z.var(axis=0)
+            moments.append((mean, var))
+            x = jax.nn.sigmoid((z - mean) / jnp.sqrt(var + EPS) * gamma + beta)
+        logits = x @ parameters[3].T + parameters[4]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        return -chosen.mean(), moments
+
+    def update(parameters, running, x, labels):
+        (loss, moments), grads = jax.value_and_grad(loss_of, has_aux=True)(parameters, x, labels)
+        parameters = jax.tree.map(lambda p, g: p - LR * g, parameters, grads)
+        running = [
+            (0.9 * mean + 0.1 * m, 0.9 * var + 0.1 * BATCH / (BATCH - 1) * v)
+            for (mean, var), (m, v) in zip(running, moments, strict=True)
+        ]
+        return parameters, running, loss
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    hidden = [jnp.array(weight) for weight in weights[:-1]]
+    ones, zeros = ([jnp.full(len(weight), value, jnp.float32) for weight in hidden] for value in (1, 0))
+    state = [
+        (hidden, ones, zeros, jnp.array(weights[-1]), jnp.zeros(10)),
+        [(z + 0, o + 0) for z, o in zip(zeros, ones, strict=True)],
+    ]
+
+    def step(i):
+        x, labels = data[i % len(data)]
+        state[0], state[1], loss = compiled(*state, x, labels)
+        return float(loss)
+
+    return step
+
+
 def by_hand(weights, data):
     """NumPy, with forward and backward written out."""
     weights = [weight.copy() for weight in weights]
@@ -154,6 +195,7 @@ def main():
     steps = {
         "autograd_bn": project(weights, data),
         "PyTorch eager": pytorch(weights, data),
+        "jax.jit": jax_jit(weights, data),
         "MyGrad": mygrad(weights, data),
         "NumPy by hand": by_hand(weights, data),
     }
