@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 from mpi4py import MPI
@@ -128,6 +129,12 @@ def exact_rationals_are_summed_exactly():
             sum_gradients(part[1:], comm)
             for found, expected in zip(part, [whole[0].grad[rows], whole[1].grad, whole[2].grad], strict=True):
                 assert (found.grad == expected).all()
+
+
+def many_fractions_are_summed_exactly():
+    mine = np.array([Fraction(i + 1, comm.rank + 2) for i in range(500)], dtype=object)  # more than fits one message
+    total = allreduce(mine, comm)
+    assert [sum(Fraction(i + 1, rank + 2) for rank in range(comm.size)) for i in range(500)] == total.tolist()
 
 
 def float16_does_not_overflow():

@@ -22,6 +22,7 @@ CHECKS = """
     batch_norm_of_each_rank_alone_differs
     statistics_have_the_same_bits_on_every_rank
     exact_rationals_are_summed_exactly
+    many_fractions_are_summed_exactly
     float16_does_not_overflow
     an_empty_batch_is_empty_on_every_rank
     allreduce_is_its_own_derivative
