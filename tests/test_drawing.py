@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autograd_bn as ag
+from autograd_bn import nn
 from autograd_bn.drawing import layout
 from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.layout import draw
@@ -73,6 +74,19 @@ def recurrent(steps=12):
     return h.sum()
 
 
+class Block(nn.Module):
+    def __init__(self):
+        self.body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, rng=0), nn.BatchNorm(2), nn.ReLU())
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def net():
+    return nn.Sequential(Block(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3, rng=0))
+
+
+IMAGES = np.arange(64.0, dtype="float32").reshape(2, 4, 4, 2) ** 2
 PICTURES = {
     "composed": lambda: ag.to_dot(normed("composed")),
     "fused": lambda: ag.to_dot(normed()),
@@ -85,6 +99,8 @@ PICTURES = {
     "images_expanded": lambda: ag.to_dot(images("fused"), expand=True, direction="TB"),
     "expression_values_grads": lambda: ag.to_dot(expression(), values=True, grads=True),
     "cut_values_grads": lambda: ag.to_dot(cut(), values=True, grads=True),
+    "net": lambda: ag.to_dot(net(), inputs=IMAGES),
+    "net_opened": lambda: ag.to_dot(net(), inputs=IMAGES, expand=True),
     "recurrent_grads": lambda: ag.to_dot(recurrent(), grads=True),
     "around": lambda: ag.to_dot(y := recurrent(), around=ag.Tensor(np.zeros((1, 2)), ag.Graph(y).nodes[8]), hops=2),
     "options": lambda: ag.to_dot(options()),
@@ -167,20 +183,53 @@ def test_gradients_agree_with_backward():
     leaves = {node.name: node for node in ag.Graph(loss).nodes if node.op is None}
     for name in ("a", "b"):
         assert f"{name}\\ngrad {leaves[name].grad:g}" in found.values()
-    assert "c\\ngrad not computed" in found.values()
+    assert "c" in found.values()
     assert "loss\\ngrad 1" in found.values()
 
 
-def test_stored_gradients_of_a_non_scalar_output():
+def test_stored_gradients_of_a_non_scalar_output_claim_nothing_more():
     y = normed()
     before = ag.to_dot(y, grads=True).source
-    assert before.count("grad not computed") == 4
-    assert not any(gradient for *_, gradient in arrows(before))
+    assert before.count("no .grad") == 2  # gamma and beta, not x, which requires none
     y.backward(WEIGHTS)
     source = ag.to_dot(y, grads=True).source
-    assert "beta\\ngrad [0.25, 1.5]" in labels(source).values()
-    assert source.count("grad not computed") == 2  # x and the output
-    assert [(tail, head) for tail, head, gradient in arrows(source) if gradient] == [(3, 1), (3, 2)]
+    assert "beta\\n.grad [0.25, 1.5]" in labels(source).values()
+    assert source.count("grad") == 2
+    assert not any(gradient for *_, gradient in arrows(source + before))
+
+
+def test_a_leaf_that_no_gradient_reaches_says_so():
+    x, w = leaf(2.0, "x"), leaf(3.0, "w")
+    found = labels(ag.to_dot(x * ag.stop_gradient(w), grads=True).source)
+    assert list(found.values()) == ["x\\ngrad 3", "w\\nno gradient", "stop_gradient", "multiply", "output\\ngrad 1"]
+
+
+def test_noise_is_not_shown_as_digits():
+    noisy = np.array([1.0, -2.9e-17, 1e-3])
+    assert labels(ag.to_dot(leaf(noisy, "t"), values=True).source)[0] == "t\\n[1, ≈ 0, 0.001]"
+    assert labels(ag.to_dot(leaf([-2.9e-17], "t"), values=True).source)[0] == "t\\n[-2.9e-17]"
+    assert "mean ≈ 0" in labels(ag.to_dot(leaf([2, -2, 0.1, 0.2, -0.3, 0, 0], "t"), values=True).source)[0]
+    assert labels(ag.to_dot(leaf([1.0, 1e-9], "t"), values=True).source)[0] == "t\\n[1, 1e-09]"
+
+
+def test_the_legend_has_every_kind_that_occurs():
+    x = leaf([1.0, 2.0], "x")
+    y = leaf(2.0, "weight") * ag.stop_gradient(x) + np.arange(2.0) + leaf(1.0, "c", requires_grad=False)
+    legend = re.search('label="(.*?)"', ag.to_dot(y, grads=np.ones(2)).source)[1]
+    found = [entry for line in legend.split("\\n") for entry in line.split("     ") if entry]
+    assert found == [
+        "○ input", "◎ input that requires a gradient", "◎ parameter", "◳ constant", "□ operation",
+        "⊣ cut for gradients", "● output", "⇠ gradient",
+    ]  # fmt: skip
+
+
+def test_long_names_are_wrapped():
+    name = "encoder.layers.11.attention.self.query.projection.weight.of.the.teacher"
+    (text, *_) = labels(ag.to_dot(leaf(1.0, name)).source).values()
+    lines = text.split("\\n")
+    assert "".join(lines) == name
+    assert max(map(len, lines)) <= 44
+    assert lines[0].endswith(".")
 
 
 def test_no_gradient_passes_a_cut():
@@ -229,7 +278,7 @@ def test_an_operand_that_was_left_out_is_left_out():
 def test_dtypes_are_shown_where_they_are_not_the_outputs():
     x = ag.tensor([1.0, 2.0], dtype="float32", name="x")
     source = ag.to_dot(ag.where(np.array([True, False]), x, np.zeros(2))).source
-    assert re.findall(r'label="  (.*) "', source) == ["(2,) bool", "a (2,) float32", "b (2,)", "(2,)"]
+    assert re.findall(r'label="  (.*) "', source) == ["a (2,) float32", "(2,) bool", "b (2,)", "(2,)"]
 
 
 @pytest.mark.parametrize(
@@ -244,10 +293,10 @@ def test_dtypes_are_shown_where_they_are_not_the_outputs():
         ([[1.5, 2], [3, 4]], "[[1.5, 2],\\n[3, 4]]"),
         ([True, False], "[True, False]"),
         (np.zeros((0, 3)), "(0, 3)"),
-        (np.arange(7), "(7,)\\nmean 3\\n0 .. 6"),
-        (np.full(9, 60000, "float16"), "(9,)\\nmean 6e+04\\n6e+04 .. 6e+04"),
-        ([Fraction(1, 2)] * 8, "(8,)\\nmean 0.5\\n0.5 .. 0.5"),
-        ([1, np.inf, -np.inf] * 3, "(9,)\\nmean nan\\n-inf .. inf"),
+        (np.arange(7), "mean 3\\nrange 0 to 6"),
+        (np.full(9, 60000, "float16"), "all 6e+04"),
+        ([Fraction(1, 2)] * 8, "all 0.5"),
+        ([1, np.inf, -np.inf] * 3, "mean nan\\nrange -inf to inf"),
     ],
 )
 def test_values_in_short(value, text):
@@ -289,7 +338,7 @@ def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages(monkey
             assert not self.closed
             everyone[:] = np.frombuffer(part, everyone.dtype)
 
-    monkeypatch.setattr("autograd_bn.distributed.collectives._hooked", True)
+    monkeypatch.setattr("autograd_bn.distributed.collectives.end_together", lambda comm: None)
     comm = Comm()
     x = leaf(X[:1], "x")
     composed, fused = (ag.batch_norm(x, form=form, comm=comm) for form in ("composed", "fused"))
@@ -391,6 +440,74 @@ def test_a_part_of_a_huge_graph_is_drawn():
         t = t * 1.0
         middle = t if i == 10_000 else middle
     assert list(labels(ag.to_dot(t, around=middle).source).values()) == ["…", *["multiply 1"] * 7, "…"]
+
+
+# --- Models ------------------------------------------------------------------------------------------------
+
+
+def frames(source):
+    """The titles of all frames."""
+    return re.findall(r'fillcolor="#(?:FAFBFC|F1F4F7|E3F1E6)" label="?(.*?)"? labeljust', source)
+
+
+def test_a_model_shows_its_modules():
+    source = PICTURES["net"]().source
+    assert frames(source) == ["0: Block", "0.body: Sequential"]
+    found = [text.split("\\n")[0] for text in labels(source).values()]
+    boxes = "0.body.0: Conv2d(2, 2)", "0.body.1: BatchNorm(2)", "0.body.2: ReLU", "1: MaxPool2d", "2: Flatten"
+    assert {*boxes, "add", "3: Linear(8, 3)", "x", "output"} < set(found)
+    assert {name for name, _ in net().named_parameters()} < set(found)
+    opened = PICTURES["net_opened"]().source
+    titles = [
+        "0: Block",
+        "0.body: Sequential",
+        "0.body.0: Conv2d(2, 2)",
+        "0.body.1: BatchNorm(2), axes 0, 1, 2, eps 1e-05",
+    ]
+    assert frames(opened) == [*titles, "batch statistics"]
+    assert "windows" in opened
+
+
+def test_drawing_a_model_changes_nothing_in_it():
+    model = net()
+    norm = model[0].body[1]
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    ag.to_dot(model, inputs=(ag.tensor(IMAGES),), values=True, grads=True)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert norm.training
+    assert "forward" not in vars(norm)
+
+
+def test_gradients_of_a_model_with_a_scalar_output_flow_through_its_boxes():
+    class Loss(nn.Module):
+        def __init__(self):
+            self.net = net()
+
+        def forward(self, images, labels):
+            return nn.cross_entropy(self.net(images), labels)
+
+    source = ag.to_dot(Loss(), inputs=(IMAGES, np.array([0, 1])), grads=True).source
+    names = labels(source)
+    assert "labels" in names.values() or any("labels" in text for text in names.values())
+    flows = {
+        (names[tail].split("\\n")[0], names[head].split("\\n")[0]) for tail, head, dashed in arrows(source) if dashed
+    }
+    assert ("net.0.body.0: Conv2d(2, 2)", "net.0.body.0.weight") in flows
+    assert not any(head == "images" for _, head in flows)
+
+
+def test_a_module_that_is_called_twice_has_two_boxes():
+    class Twice(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(2, 2, rng=0)
+
+        def forward(self, x):
+            return self.layer(ag.relu(self.layer(x)))
+
+    source = ag.to_dot(Twice(), inputs=np.ones((1, 2), "float32")).source
+    assert list(labels(source).values()).count("layer: Linear(2, 2)") == 2
+    assert list(labels(source).values()).count("layer.weight") == 1
 
 
 # --- Text comes out as typed -------------------------------------------------------------------------------
@@ -498,6 +615,8 @@ def test_a_path_may_be_a_string(tmp_path):
         ([1.5], "a.svg", {}, TypeError, r"outputs\[0\] is a float"),
         ([], "a.svg", {}, ValueError, "at least one output"),
         (None, "a.svg", {"around": ag.tensor(1.0, name="z")}, ValueError, "around has <Node leaf 'z'.*not below"),
+        (None, "a.svg", {"inputs": [1.0]}, TypeError, "inputs is for a model, but outputs is a Tensor"),
+        (nn.ReLU(), "a.svg", {}, TypeError, "inputs is None, expected what the model is to be called with"),
         (None, "a.svg", {"around": "y"}, TypeError, "around is a str"),
         (None, "a.svg", {"around": normed(), "hops": -1}, ValueError, "hops is -1"),
         (None, "missing/a.svg", {}, FileNotFoundError, r"path can't be written: No such file.*missing/a\.svg"),
@@ -511,6 +630,18 @@ def test_errors_name_the_argument_and_leave_nothing_behind(tmp_path, outputs, pa
     with pytest.raises(error, match=match):
         ag.render(normed() if outputs is None else outputs, tmp_path / path, **options)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "folder.dot"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and modes are those of Unix")
+def test_a_link_is_followed_and_a_file_keeps_its_mode(tmp_path):
+    real, link = tmp_path / "real.dot", tmp_path / "link.dot"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    ag.render(normed(), link)
+    assert link.is_symlink()
+    assert real.read_text(encoding="utf-8").startswith("digraph")
+    assert real.stat().st_mode & 0o777 == 0o640
 
 
 def fake_dot(folder, script):

@@ -32,6 +32,7 @@ STYLES = {
 CLUSTER = {"style": "rounded,filled", "labeljust": "l", "labelloc": "t", "margin": "10"}
 FRAMES = {
     "fused": {"color": "#8796A5", "fillcolor": "#F1F4F7"},
+    "module": {"color": "#8796A5", "fillcolor": "#FAFBFC"},
     "statistics": {"color": "#5E9C76", "fillcolor": "#E3F1E6"},
 }
 AGAIN = ' style="filled,dashed"'
@@ -121,16 +122,21 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
                 fill(box, i)
 
     fill(graph, None)
+    framed = bool(picture.clusters) or any(shape.kind == "parameter" for shape in picture.shapes)
+    modules = any(frame.kind == "module" for frame in picture.clusters)
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
         if arrow.gradient:
             style = GRADIENT_EDGE
         else:
             inner = tail.cluster is not None and tail.cluster == head.cluster
-            nested = inner and picture.clusters[tail.cluster].parent is not None  # type: ignore[index]
+            home = None if head.cluster is None else picture.clusters[head.cluster]
+            nested = inner and home and home.kind == "statistics" and home.parent is not None
             style = _beside(arrow.label) if nested and direction == "TB" else f"label={_quoted(f'  {arrow.label} ')}"
             style += f"{CUT * (head.kind == 'stop_gradient')}{SPINE * arrow.spine or INNER * inner}"
-            style += BOLD * (arrow.spine and bool(picture.clusters))
+            # The first rank of a module's frame is its parameters', which stand aside of the way forward.
+            style += " minlen=2" * bool(arrow.spine and modules and home and tail.cluster != head.cluster)
+            style += BOLD * (arrow.spine and framed)
         graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{style}]\n")
     return graph
 

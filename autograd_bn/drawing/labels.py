@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from numbers import Rational
 from typing import Any
 
@@ -13,13 +14,14 @@ from ..engine.node import Array
 COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
 # What the shapes on the edges show, and whom an allreduce talks to.
 UNSHOWN = {"keepdims", "shape", "to", "comm", "call"}
+WIDE = 44  # letters in a line
 SHORT = 6  # the most elements that are printed one by one
 
 
 def title(node: Node) -> list[str]:
     """The name of a leaf, or what an operation does: its name with its scalar constants, then its options."""
     if node.primitive is None:
-        return [node.name or ("parameter" if node.requires_grad else "input")]
+        return [node.name or "input"]
     name = node.op or ""
     options = [
         f"[{text}]" if key == "index" else f"{key} {text}"
@@ -97,21 +99,33 @@ def number_text(number: Any, digits: int = 6) -> str:
     return text if len(text) <= 12 or not isinstance(number, Rational) else f"{float(number):.{digits}g}"
 
 
-def value_text(value: Any) -> str:
-    """A short array as it stands, of a long one its shape, mean and range."""
+def value_text(value: Any, what: str = "") -> str:
+    """A short array as it stands, of a long one its mean and range; `what` it is stands before."""
     array = np.asarray(value)
     if not array.size or array.dtype.kind not in "biufO":
-        return str(array.shape)
-    if array.size <= SHORT:
-        return _listed(array)
+        return f"{what}{array.shape}"
     numbers = array.astype(float)
+    noise = 0.0  # what is so small beside the largest is rounding
+    if array.dtype.kind == "f" and array.size > 1:
+        noise = 16 * float(np.finfo(array.dtype).eps) * np.max(np.abs(numbers), initial=0, where=np.isfinite(numbers))
+    if array.size <= SHORT:
+        return what + _listed(array, noise)
     with np.errstate(all="ignore"):
-        mean, low, high = [number_text(f(numbers), 4) for f in (np.mean, np.min, np.max)]
-    return f"{array.shape}\nmean {mean}\n{low} .. {high}"
+        mean, low, high = [_number(f(numbers), noise) for f in (np.mean, np.min, np.max)]
+    return f"{what}all {low}" if low == high else f"{what}mean {mean}\n{what}range {low} to {high}"
 
 
-def _listed(array: Array) -> str:
+def _number(number: Any, noise: float) -> str:
+    return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4)
+
+
+def _listed(array: Array, noise: float) -> str:
     if not array.ndim:
-        return number_text(array, 4)
+        return _number(array.item() if array.dtype == object else array[()], noise)
     separator = ", " if array.ndim == 1 else ",\n"
-    return f"[{separator.join([_listed(np.asarray(row)) for row in array])}]"
+    return f"[{separator.join([_listed(np.asarray(row), noise) for row in array])}]"
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of text in parts of at most `WIDE` letters, broken behind blanks and signs where there are some."""
+    return re.findall(rf".{{1,{WIDE}}}(?=$)|.{{1,{WIDE - 1}}}[\s_.,:;/-]|.{{{WIDE}}}", line, re.DOTALL) or [line]

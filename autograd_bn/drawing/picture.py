@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..engine import Graph, Leaf, Node, Tensor
 from ..engine.backward import propagate
+from . import modules
 from .expansion import expansion
 from .layout import draw
 from .records import picture
@@ -35,30 +37,37 @@ def render(
     direction: str | None = None,
     around: Any = None,
     hops: int = 3,
+    inputs: Any = None,
 ) -> Path:
     """Draw the graph below `outputs`, a tensor or a sequence of tensors, to a file, and return its path.
 
     The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), the text that Graphviz draws
     from, or `.html`, the page of `ag.page`, on which values and gradients are shown unless False. Ovals are
-    tensors: inputs, parameters (leaves that require a gradient, with a double outline) and outputs (dark). Boxes
+    tensors: inputs (with a double outline where they require a gradient), parameters and outputs (dark). Boxes
     are operations, with their scalar constants and options; arrays among their operands are notes. Edges show
     shapes, and a dtype where it is not the first output's. A fused batch norm is a cluster, which `expand=True`
-    opens into its composed body; the graph itself stays as it is.
+    opens into its composed body; the graph itself stays as it is. The mean, var, 1/σ and x̂ of a batch norm have
+    their names, and what computes the statistics a frame, however it is spelled.
     `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
 
-    `values=True` shows the value of every node: up to six numbers in full, of more their shape, mean and range.
+    `values=True` shows the value of every node: up to six numbers in full, of more their mean and range.
 
     `grads=True` shows the gradient of every node, and dashed edges against the arrows where it flows. Where
     all outputs have one element it is the gradient of their sum, computed here; no `.grad` is read or changed.
-    For other outputs it is what the leaves hold in `.grad`. An array as `grads`, of the shape of the only
-    output, weighs its elements as in `backward`. Where there is no gradient the picture says "not computed".
+    For other outputs the leaves show what they hold in `.grad`, from whatever pass it came. An array as `grads`,
+    of the shape of the only output, weighs its elements as in `backward`. Leaves that require a gradient and get
+    none say so.
+
+    `outputs` may also be a model: it is called with `inputs` (an array, a tensor, or a sequence of them), and its
+    modules are frames with their paths, its parameters have their full names. A layer of few nodes, such as a
+    convolution, is one box, which `expand=True` opens.
 
     `around`, a tensor of the graph or a sequence of them, cuts out what is at most `hops` edges away, so that a
     part of a graph of any size can be looked at; dots stand where it goes on. A leaf that is read far away is
     drawn again, dashed, beside its readers there.
 
-    `direction` is "LR" (left to right) or "TB" (top to bottom); by default pictures of up to 25 nodes run
-    left to right. Values, gradients and exact rationals are computed anew: a graph with `allreduce` nodes
+    `direction` is "LR" (left to right) or "TB" (top to bottom); by default what keeps to the width of a
+    page, 900 pixels. Values, gradients and exact rationals are computed anew: a graph with `allreduce` nodes
     then needs the call on every rank.
 
     A `dot` program on PATH draws, else the Graphviz in the pygraphviz wheel; `.dot` and `.gv` need neither.
@@ -76,13 +85,13 @@ def render(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    options: dict[str, Any] = {"direction": direction, "around": around, "hops": hops}
     if path.suffix.lower() == ".html":
         from .page import page
 
-        return page(
-            outputs, values=values, grads=grads, expand=expand, direction=direction, around=around, hops=hops
-        ).save(path)
-    graph = to_dot(outputs, values=values, grads=grads, expand=expand, direction=direction, around=around, hops=hops)
+        outputs, _ = _called(outputs, inputs, expand)
+        return page(outputs, values=values, grads=grads, expand=expand, **options).save(path)
+    graph = to_dot(outputs, values=values, grads=grads, expand=expand, inputs=inputs, **options)
     if path.suffix.lower() in (".dot", ".gv"):
         content = graph.source.encode()
     else:
@@ -100,6 +109,7 @@ def to_dot(
     direction: str | None = None,
     around: Any = None,
     hops: int = 3,
+    inputs: Any = None,
 ) -> graphviz.Digraph:
     """The picture that `render` draws, with the same options, as a `graphviz.Digraph`.
 
@@ -107,13 +117,14 @@ def to_dot(
 
     >>> import autograd_bn as ag
     >>> x = ag.tensor([1.0, 2.0], name="x")
-    >>> '0 -> 1 [label=" (2,) "]' in ag.to_dot(ag.exp(x)).source
-    True
+    >>> print(ag.to_dot(ag.exp(x)).source[:9])
+    digraph {
     """
     from .dot import digraph
 
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
+    outputs, calls = _called(outputs, inputs, expand)
     graph = Graph(*_tensors(outputs, "outputs"))
     only = None if around is None else _near(graph, around, hops)
     bare = grads is None or grads is False
@@ -127,8 +138,27 @@ def to_dot(
             known.update(opened.values(known))
         if gradients is not None and node in gradients:
             gradients.update(opened.gradients(gradients[node]))
-    records = picture(graph, expansions=expansions, values=known if values else None, gradients=gradients, only=only)
+    records = picture(
+        graph,
+        expansions=expansions,
+        values=known if values else None,
+        gradients=gradients,
+        stored=grads is True and any(math.prod(node.shape) != 1 for node in graph.outputs),
+        only=only,
+        calls=calls,
+    )
     return digraph(records, direction)
+
+
+def _called(outputs: Any, inputs: Any, opened: bool) -> tuple[Any, modules.Calls]:
+    """`outputs`, or if it is a model what it gives for `inputs`; and the calls of its modules."""
+    if not hasattr(outputs, "named_parameters"):
+        if inputs is not None:
+            raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
+        return outputs, modules.Calls()
+    if inputs is None:
+        raise TypeError("inputs is None, expected what the model is to be called with")
+    return modules.run(outputs, inputs, opened)
 
 
 def _tensors(given: Any, name: str) -> list[Tensor]:
@@ -173,10 +203,16 @@ def _weighed(outputs: Sequence[Node], weights: Any) -> Any:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, through links, with the mode that it had."""
+    path = Path(os.path.realpath(path))
     part = path.with_name(f".{uuid4().hex}.part")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe
+            path.write_bytes(content)
+            return
         part.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, part)
         part.replace(path)
     except OSError as error:
         raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None

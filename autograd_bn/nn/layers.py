@@ -81,6 +81,8 @@ class Linear(Module):
 class _Window(Module):
     """What convolution and pooling share: the windows that they slide over an image."""
 
+    one_box: ClassVar[bool] = True  # in a picture, until it is opened
+
     def __init__(self, kernel_size: int | Pair, stride: int | Pair, padding: int | Pair) -> None:
         self.kernel_size = _pair(kernel_size, "kernel_size", 1)
         self.stride = _pair(stride, "stride", 1)
