@@ -352,6 +352,153 @@ def golden():
     return data_of(ag.page((centred * centred * c).sum()))
 
 
+def forms():
+    """Both forms of batch norm compared on float32 rows."""
+
+    def composed(x, gamma, beta):
+        return ag.batch_norm(x, gamma, beta, form="composed")
+
+    def fused(x, gamma, beta):
+        return ag.batch_norm(x, gamma, beta)
+
+    rng = np.random.default_rng(3)
+    inputs = [(rng.normal(size=(6, 3)) * 2 + 5), rng.normal(size=3), rng.normal(size=3)]
+    return ag.compare(composed, fused, [a.astype(np.float32) for a in inputs])
+
+
+def test_a_comparison_shows_each_nodes_errors_as_the_table_does():
+    comparison = forms()
+    data = data_of(ag.page(comparison))
+    assert data["beside"]
+    first, second = data["views"]
+    assert [first["name"], second["name"]] == list(comparison.names)
+    rows = {row.name: row for row in comparison.rows}
+    for k, view in enumerate(data["views"]):
+        ids = {node["symbol"]: str(node["id"]) for node in view["nodes"]}
+        for name in ("x", "gamma", "beta"):
+            ulp = view["notes"][ids[name]]["ulp"]
+            assert ulp["value"] == {"own": 0, "other": 0, "apart": 0}
+            assert ulp["grad"]["own"] == pytest.approx(rows[f"d{name}"].ulp[k], abs=0.01)
+            assert ulp["grad"]["other"] == pytest.approx(rows[f"d{name}"].ulp[1 - k], abs=0.01)
+        last = view["notes"][str(len(view["nodes"]) - 1)]["ulp"]
+        assert last["value"]["own"] == pytest.approx(rows["output"].ulp[k], abs=0.01)
+    mean = next(n for n in first["nodes"] if n["symbol"] == "mean")
+    assert "other" not in first["notes"][str(mean["id"])]["ulp"]["value"]
+    assert first["notes"][str(mean["id"])]["ulp"]["value"]["own"] <= 2
+
+
+def test_a_comparison_locks_the_steps_of_matching_nodes():
+    data = data_of(ag.page(forms()))
+    first, second = data["views"]
+    names = [[node["symbol"] for node in view["nodes"]] for view in data["views"]]
+    there = {names[0][int(i)]: names[1][j] for i, j in data["twin"][first["name"]].items()}
+    assert {there[name] for name in ("x", "gamma", "beta")} == {"x", "gamma", "beta"}
+    assert {there[name] for name in ("mean", "var", "x̂")} == {"batch_norm"}
+    back = {names[1][int(i)]: j for i, j in data["twin"][second["name"]].items()}
+    assert back["batch_norm"] == len(names[0]) - 1
+
+
+def test_a_wrong_form_parts_where_it_is_wrong():
+    @primitive(lambda g, x: g * 2.1 * x)
+    def crooked_square(x, /):
+        return x * x
+
+    def f(x):
+        return ag.exp(ag.square(x) * 0.5)
+
+    def g(x):
+        return ag.exp(crooked_square(x) * 0.5)
+
+    data = data_of(ag.page(ag.compare(f, g, [np.linspace(0.5, 1, 6)])))
+    ids = {node["symbol"]: str(node["id"]) for node in data["views"][1]["nodes"]}
+    notes = {name: data["views"][1]["notes"][i]["ulp"] for name, i in ids.items()}
+    assert notes["multiply"]["grad"]["own"] < 10
+    assert notes["crooked_square"]["grad"]["own"] < 10
+    assert notes["x"]["grad"]["own"] > 1e12
+
+
+def test_exact_comparisons_have_no_errors_to_show():
+    x, gamma, beta, eps = ag.rational_batch((3, 2), seed=1)
+    comparison = ag.compare(
+        lambda x: ag.batch_norm(x, gamma, beta, eps=eps), lambda x: ag.batch_norm(x, gamma, beta, eps=eps), [x]
+    )
+    assert [view["notes"] for view in data_of(ag.page(comparison))["views"]] == [{}, {}]
+    with pytest.raises(ValueError, match="for tensors, outputs is a Comparison"):
+        ag.page(comparison, values=True)
+
+
+def failed_check():
+    @primitive(lambda g, x: g * 2.1 * x)
+    def bent_square(x, /):
+        return x * x
+
+    def f(x, gamma):
+        centred = x - ag.mean(x, axis=0)
+        return centred * (ag.mean(bent_square(centred), axis=0) + 1e-5) ** -0.5 * gamma
+
+    rng = np.random.default_rng(0)
+    with pytest.raises(ag.GradientError) as caught:
+        ag.gradcheck(f, [rng.normal(size=(4, 3)), np.array([1.5, 0.5, 2])])
+    return caught.value
+
+
+def test_a_failed_gradcheck_shows_analytic_measured_and_bound_where_it_is_worst():
+    error = failed_check()
+    data = data_of(ag.page(error))
+    (view,) = data["views"]
+    ids = {node["symbol"]: node["id"] for node in view["nodes"]}
+    notes = {name: view["notes"][str(ids[name])]["verdict"] for name in ("x", "gamma")}
+    assert (notes["x"]["ok"], notes["gamma"]["ok"]) == (False, True)
+    tables = {name: array(data, a) for name, a in notes["x"]["tables"]}
+    assert np.max(np.abs(tables["analytic"] - tables["measured"]) / tables["bound"]) > 100
+    np.testing.assert_allclose(tables["analytic"], array(data, view["nodes"][ids["x"]]["grad"]), rtol=1e-12, atol=1e-15)
+    assert str(error) in notes["x"]["say"]
+    assert "centred gets g · 2.1 · " in str([s["say"] for s in view["steps"]]) or "2.1" in str(view["steps"])
+    with pytest.raises(ValueError, match="no graph to show"):
+        ag.page(ag.GradientError("of another kind"))
+
+
+def verdict():
+    """A backward pass without the path through the variance."""
+
+    def forward(x, gamma, beta):
+        mean = np.mean(x, axis=0)
+        centred = x - mean
+        var = np.mean(centred * centred, axis=0)
+        xhat = centred / np.sqrt(var + 1e-5)
+        return gamma * xhat + beta, (xhat, gamma, var)
+
+    def backward(dy, cache):
+        xhat, gamma, var = cache
+        dxhat = dy * gamma
+        dcentred = dxhat / np.sqrt(var + 1e-5)
+        return dcentred - dcentred.mean(axis=0), (dy * xhat).sum(axis=0), dy.sum(axis=0)
+
+    rng = np.random.default_rng(1)
+    return ag.check_backward(forward, backward, [rng.normal(size=(4, 3)), rng.normal(size=3), rng.normal(size=3)])
+
+
+def test_a_verdict_shows_what_was_returned_and_the_coefficient_of_each_path():
+    found = verdict()
+    data = data_of(ag.page(found))
+    (view,) = data["views"]
+    ids = {node["symbol"]: node["id"] for node in view["nodes"]}
+    notes = {name: view["notes"][str(ids[name])]["verdict"] for name in ("x", "gamma", "beta")}
+    assert [notes[name]["ok"] for name in ("x", "gamma", "beta")] == [False, True, True]
+    tables = {name: array(data, a) for name, a in notes["x"]["tables"]}
+    np.testing.assert_allclose(tables["true"], array(data, view["nodes"][ids["x"]]["grad"]), rtol=1e-8)
+    np.testing.assert_array_equal(tables["returned"] - tables["true"], tables["returned − true"])
+    assert "path through the variance" in notes["x"]["say"][0]
+    (paths,) = [p for p in view["paths"] if p["leaf"] == ids["x"]]
+    coefficients = {way["label"]: way["coef"] for way in paths["paths"]}
+    assert coefficients["direct"] == pytest.approx(1)
+    assert coefficients["through the mean"] == pytest.approx(1)
+    assert coefficients["through the variance"] == pytest.approx(0, abs=1e-9)
+    assert coefficients["through the variance's own mean"] is None
+    right = view["notes"][str(ids["x̂"])]["verdict"]
+    assert right["ok"]
+
+
 # --- In a browser
 
 
@@ -694,6 +841,58 @@ def test_a_frame_that_starts_without_a_size_fits_once_it_has_one(chromium):
         frame = tab.frames[1]
         frame.wait_for_function("() => document.querySelector('.view svg').style.width !== ''")
         assert frame.evaluate("() => document.querySelector('.view text').getBoundingClientRect().height") >= 10
+
+
+def test_a_verdict_opens_at_the_first_wrong_step(visit):
+    page = ag.page(verdict())
+    tab, (view,) = visit(page), data_of(page)["views"]
+    x = node("x", view)
+    assert "bad" in classes(tab, x)
+    assert tab.locator(f"{x} .badge").text_content() == "✗ wrong"
+    assert tab.locator(f"{node('gamma', view)} .badge").text_content() == "✓ right"
+    text = tab.inner_text("#panel")
+    assert "the gradient of x: ✗ wrong" in text
+    for words in ("returned", "true", "returned − true", "through the variance × 0.00", "any: its term is 0"):
+        assert words in text
+    lost = next(way for p in view["paths"] for way in p["paths"] if way["coef"] == 0)
+    assert tab.locator(".way.lost").count() == len(lost["nodes"]) - 1
+    tab.locator("#panel .path", has_text="direct").click()
+    assert tab.locator(".way.lost").count() == 0
+    assert tab.locator(".way").count() > 3
+    press(tab, "p")
+    assert "bad" not in classes(tab, x)
+
+
+def test_a_failed_gradcheck_opens_at_the_wrong_gradient(visit):
+    tab = visit(ag.page(failed_check()))
+    text = tab.inner_text("#panel")
+    assert all(words in text for words in ("the gradient of x: ✗ wrong", "analytic", "measured", "bound"))
+
+
+@pytest.mark.parametrize("width", [1300, 375])
+def test_two_columns_step_together(visit, width):
+    page = ag.page(forms())
+    tab, (first, second) = visit(page, width=width), data_of(page)["views"]
+    boxes = [tab.locator(".stage").nth(k).bounding_box() for k in (0, 1)]
+    assert (boxes[0]["y"] == boxes[1]["y"]) == (width == 1300)
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= width
+    press(tab, "f")
+    mean = node("mean", first)
+    press(tab, "Home n")
+    assert "now" in classes(tab, mean)
+    assert "now" in classes(tab, node("batch_norm", second))
+    badge = tab.locator(f"{mean} .badge")
+    assert re.fullmatch(r"[\d.]+", badge.text_content())
+    assert re.search(r"\bb[0-4]\b", badge.get_attribute("class"))
+    press(tab, "End")
+    assert "Δ" in tab.locator(f"{node('x', first)} .badge").text_content()
+    press(tab, "c")
+    assert tab.locator(".badge").count() == 0
+    press(tab, "c o")
+    assert tab.locator(".stage").nth(1).get_attribute("class") == "stage main"
+    assert tab.locator("#steps li").count() == len(second["steps"])
+    press(tab, "Home n n n n")
+    assert "now" in classes(tab, node("batch_norm", second))
 
 
 if __name__ == "__main__":

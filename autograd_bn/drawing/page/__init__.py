@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 
 from ...engine import Graph, Node
+from ...verify.compare import Comparison
+from ...verify.gradcheck import GradientError
+from ...verify.referee.verdict import Verdict
 from ..picture import _near, _replace, _tensors, _weighed
+from . import judged
 from .arrays import Arrays
 from .views import View, view
 
@@ -65,6 +69,9 @@ def page(
 ) -> Page:
     """The graph below `outputs`, a tensor or several, as a page that steps through it forward and back.
 
+    `outputs` may also be a `Comparison`, which shows both graphs side by side, each node with its errors in ulp; a
+    `Verdict`, or a `GradientError`: then the page opens at the first wrong step.
+
     The page shows every operation in topological order and every visit of the backward pass in the engine's, with
     the value, the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed
     body; and where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
@@ -84,6 +91,10 @@ def page(
     """
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
+    if isinstance(outputs, Comparison | Verdict | GradientError):
+        if (values, grads, expand, around) != (None, None, False, None):
+            raise ValueError(f"values, grads, expand and around are for tensors, outputs is a {type(outputs).__name__}")
+        return _judged(outputs, direction)
     graph = Graph(*_tensors(outputs, "outputs"))
     only = None if around is None else _near(graph, around, hops)
     shown = graph.nodes if only is None else [node for node in graph.nodes if node in only]
@@ -107,6 +118,23 @@ def page(
     twin = _twins(views)
     title = ", ".join([node.name or node.op or "graph" for node in graph.outputs])
     return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and len(views) > 1))
+
+
+def _judged(given: Comparison | Verdict | GradientError, direction: str | None) -> Page:
+    arrays = Arrays(brief=False)
+    if isinstance(given, Comparison):
+        views, pairs = judged.compared(given, direction, arrays)
+        places = {node: i for made in views for node, i in made.ids.items()}
+        twin = {}
+        for made in views:
+            for node in reversed(made.trace.graph.nodes):
+                for parent in node.inputs:
+                    # What has no partner goes with what it leads to.
+                    pairs.setdefault(parent, pairs[node])
+            twin[made.data["name"]] = {str(i): places[pairs[node]] for node, i in made.ids.items()}
+        return _document(f"{' and '.join(given.names)}, side by side", views, twin, arrays, beside=True)
+    made = (judged.judged if isinstance(given, Verdict) else judged.failed)(given, direction, arrays)  # type: ignore
+    return _document("What the check found, step by step", [made], {}, arrays)
 
 
 def _seeds(graph: Graph, grads: Any) -> tuple[dict[Node, Any], str]:

@@ -63,11 +63,8 @@ def formula(node: Node, names: Mapping[Node, str]) -> str:
 def _text(names: Mapping[Node, str], node: Any, level: int) -> str:
     """An expression; in brackets where it binds less tightly than `level`."""
     if not isinstance(node, Node):
-        return (
-            _bracketed(labels.number_text(node), SUM if str(node)[0] == "-" else ATOM, level)
-            if not np.ndim(node)
-            else "c"
-        )
+        text = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
+        return _bracketed(text, SUM if text[0] == "−" else ATOM, level)
     if names.get(node):
         return names[node]
     if isinstance(node, Leaf):

@@ -96,23 +96,29 @@ const paint = (pane) => {
   for (const n of view(pane).nodes) {
     const got = k.grads.get(n.id), note = view(pane).notes[n.id] || {}, done = got && got.n === got.of;
     const state = `${n.symbol}, ${n.op || n.kind}, ${size(n.shape)}${k.values.has(n.id) ? "" : ", not computed yet"}${!got ? "" : done ? ", gradient complete" : `, gradient ${got.n} of ${got.of} shares`}`;
-    (nodes.get(n.id) || []).forEach((e, i) => {
+    const worn = nodes.get(n.id) || [], wearer = worn.find((e) => e.querySelector(".v")) || worn[0];
+    worn.forEach((e, i) => {
       const c = e.classList;
       c.toggle("nov", !k.values.has(n.id)); c.toggle("nog", !done); c.toggle("now", st.node === n.id); c.toggle("sel", mine && S.sel === n.id);
       e.setAttribute("role", "button"); e.setAttribute("aria-label", state); e.setAttribute("tabindex", i === 0 && n.id === focus ? 0 : -1);
       const verdict = done && note.verdict;
       c.toggle("bad", Boolean(verdict && !verdict.ok));
+      if (e !== wearer) { return; }
       if (got && !done) { badge(e, [`∂ ${got.n} of ${got.of}`], ""); }
       if (verdict) { badge(e, [verdict.ok ? "✓ right" : "✗ wrong"], verdict.ok ? "ok" : "no"); }
       if (S.ulp && note.ulp && k.values.has(n.id)) {
-        const shown = ["value", "grad"].filter((which) => note.ulp[which] && (which === "value" || done));
-        const own = shown.map((which) => note.ulp[which][pane.view]).map((x) => x === null ? Infinity : x);
-        badge(e, shown.map((which) => `${which === "grad" ? "∂ " : ""}${note.ulp[which].slice(0, 2).map(ulp).join(" | ")} Δ${ulp(note.ulp[which][2])}`), `b${[0.5, 1, 4, 64].filter((limit) => Math.max(...own) > limit).length}`);
+        const shown = ["value", "grad"].filter((which) => note.ulp[which] && (which === "value" || done)).map((which) => [which === "grad" ? "∂ " : "", note.ulp[which]]);
+        const worst = Math.max(...shown.map(([, u]) => u.own === null ? Infinity : u.own));
+        badge(e, shown.map(([sign, u]) => `${sign}${ulp(u.own)}${u.other === undefined ? "" : ` | ${ulp(u.other)} Δ${ulp(u.apart)}`}`), `b${[0.5, 1, 4, 64].filter((limit) => worst > limit).length}`);
       }
     });
   }
   if (st.pass === "backward") { st.parts.forEach((p) => overlay(pane, `${p.to}-${st.node}-${p.pos}`, "flow")); }
-  if (mine && S.way) { S.way.nodes.slice(1).forEach((to, i) => { const e = view().edges.find((edge) => edge[0] === to && edge[1] === S.way.nodes[i]); overlay(pane, e.join("-"), S.way.coef === 0 ? "way lost" : "way"); }); }
+  const lost = (way) => way.coef === 0, missing = view(pane).paths.filter((p) => st.parts.some((q) => q.to === p.leaf && q.n === q.of)).flatMap((p) => p.paths.filter(lost));
+  (!mine ? [] : S.way ? [S.way] : missing).forEach((way) => way.nodes.slice(1).forEach((to, i) => {
+    const edge = view().edges.find((e) => e[0] === to && e[1] === way.nodes[i]);
+    overlay(pane, edge.join("-"), lost(way) ? "way lost" : "way");
+  }));
 };
 
 /* --- the panel --- */
@@ -123,6 +129,13 @@ const details = (chosen = S.sel) => {
   } else {
     const n = view().nodes[id], got = k.grads.get(id), done = got && got.n === got.of;
     out.push(el("h2", {}, n.formula ? `${n.symbol} = ${n.formula}` : n.symbol));
+    const complete = (leaf) => { const g = k.grads.get(leaf); return g && g.n === g.of; };
+    [id, ...(chosen === null ? st.parts.map((p) => p.to) : [])].filter(complete).forEach((i) => {
+      const { verdict } = view().notes[i] || {};
+      if (!verdict) { return; }
+      out.push(el("h3", { class: verdict.ok ? "right" : "wrong" }, `the gradient of ${view().nodes[i].symbol}: ${verdict.ok ? "✓ right" : "✗ wrong"}`));
+      out.push(...verdict.say.map((text) => el("pre", {}, text)), el("div", { class: "equation" }, ...verdict.tables.map(([caption, a]) => array(a, caption))));
+    });
     out.push(k.values.has(id) ? array(n.value, "value") : el("p", { class: "cap" }, "value: not computed yet"));
     if (chosen === null && st.pass === "backward") {
       out.push(array(n.grad, "incoming gradient g"));
@@ -137,25 +150,20 @@ const details = (chosen = S.sel) => {
     } else if (done) { out.push(array(n.grad, "gradient"));
     } else if (got) { out.push(array(got.total, `gradient so far, ${got.n} of ${got.of} shares`));
     } else { out.push(el("p", { class: "cap" }, n.grad === null ? "gradient: none" : "gradient: not computed yet")); }
-    const complete = (leaf) => { const g = k.grads.get(leaf); return g && g.n === g.of; };
     view().paths.filter((p) => complete(p.leaf) && (p.leaf === id || st.parts.some((q) => q.to === p.leaf))).forEach((p) => {
       const name = view().nodes[p.leaf].symbol;
       out.push(el("h3", {}, `${p.paths.length} paths to ${name}, which add up to its gradient`));
       p.paths.forEach((way) => {
-        const b = el("button", { type: "button", class: "path", "aria-pressed": S.way === way }, way.label + (way.coef === undefined ? "" : `  × ${way.coef === null ? "any: its term is 0" : way.coef.toFixed(2)}`));
+        const b = el("button", { type: "button", class: "path", "aria-pressed": S.way === way }, way.label + (way.coef === undefined ? "" : ` × ${way.coef === null ? "any: its term is 0" : way.coef.toFixed(2)}`));
         b.addEventListener("click", () => { S.way = S.way === way ? null : way; show(); });
         out.push(b, array(way.part, way.nodes.map((i) => view().nodes[i].symbol).join(" → ")));
       });
       out.push(array(p.sum, "their sum"));
     });
     const note = view().notes[id] || {};
-    if (note.verdict && done) {
-      out.push(el("h3", { class: note.verdict.ok ? "right" : "wrong" }, note.verdict.ok ? "✓ right" : "✗ wrong"), ...note.verdict.say.map((text) => el("pre", {}, text)));
-      out.push(...note.verdict.tables.map(([caption, a]) => array(a, caption)));
-    }
     if (S.ulp && note.ulp && k.values.has(id)) {
-      const line = (what, [a, b, d]) => el("p", {}, `${what}: ${D.views[0].name} ${ulp(a)}, ${D.views[1].name} ${ulp(b)}, apart ${ulp(d)}`);
-      out.push(el("h3", {}, "Rounding error, in units of the last place"), line("value", note.ulp.value), note.ulp.grad && done ? line("gradient", note.ulp.grad) : "");
+      const other = D.views[1 - main().view].name, line = (what, u) => el("p", {}, `${what}: ${view().name} ${ulp(u.own)}${u.other === undefined ? "" : `, ${other} ${ulp(u.other)}, apart ${ulp(u.apart)}`}`);
+      out.push(el("h3", {}, "Largest error, in units in the last place"), line("value", note.ulp.value), note.ulp.grad && done ? line("gradient", note.ulp.grad) : "");
     }
   }
   panel.replaceChildren(...out);

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from ...engine import Node
-from ..dot import digraph
+from ..dot import FONT, digraph
 from ..layout import draw
 from ..records import Picture
 
@@ -18,7 +18,7 @@ ATTRIBUTES = frozenset(
     "stroke-width stroke-dasharray".split()
 )
 VALUE = re.compile(r"[-\w#., ()]*")  # of an attribute: no url, no style
-INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c"}
+INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "font-family": FONT}
 
 
 def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: str) -> str:
@@ -62,7 +62,13 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
     root.clear()
     root.tag = "svg"
     root.append(graph)
-    root.attrib |= {"viewBox": box, "role": "group", "aria-label": f"computation graph, {name}", **INHERITED}
+    root.attrib |= {
+        "xmlns": SVG[1:-1],
+        "viewBox": box,
+        "role": "group",
+        "aria-label": f"computation graph, {name}",
+        **INHERITED,
+    }
     return ElementTree.tostring(root, encoding="unicode")
 
 
