@@ -352,6 +352,48 @@ def golden():
     return data_of(ag.page((centred * centred * c).sum()))
 
 
+def test_a_neighbourhood_of_a_large_graph_is_a_page():
+    x = ag.tensor(np.linspace(0.1, 1, 3), requires_grad=True, name="x")
+    y, middle = x, None
+    for k in range(2000):
+        y = ag.tanh(y) + x * 0.1
+        middle = y if k == 1000 else middle
+    page = ag.page(y.sum(), around=middle, hops=2)
+    data = data_of(page)
+    (view,) = data["views"]
+    assert 6 <= len(view["nodes"]) <= 20
+    centre = next(n for n in view["nodes"] if same(array(data, n["value"]), middle.data))
+    (dx,) = ag.grad(y.sum(), x)
+    leaf = next(n for n in view["nodes"] if n["symbol"] == "x")
+    assert same(array(data, leaf["grad"]), dx)
+    assert centre["grad"] is not None
+    ids = {n["id"] for n in view["nodes"]}
+    assert all({a, b} <= ids for a, b, _ in view["edges"])
+    assert all(s["node"] in ids for s in view["steps"] if s["pass"] == "forward")
+    finished = {p["to"] for s in view["steps"] for p in s["parts"] if p["n"] == p["of"]}
+    assert centre["id"] in finished
+    with pytest.raises(ValueError, match="around"):
+        ag.page(y.sum(), around=ag.tensor(1.0))
+
+
+def test_a_model_has_its_modules_as_frames_and_full_names():
+    rng = np.random.default_rng(0)
+    model = ag.nn.Sequential(ag.nn.Linear(4, 3, rng=rng), ag.nn.BatchNorm(3), ag.nn.ReLU())
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    before = model.state_dict()
+    page = ag.page(model, inputs=x, grads=np.ones((5, 3), np.float32))
+    closed, opened = data_of(page)["views"]
+    for view in (closed, opened):
+        symbols = {node["symbol"] for node in view["nodes"]}
+        assert {"0.weight", "0.bias", "1.gamma", "1.beta"} <= symbols
+    assert "0: Linear(4, 3)" in str(page)
+    assert "1: BatchNorm(3)" in str(page)
+    assert all(np.array_equal(before[k], v) for k, v in model.state_dict().items())
+    assert next(model.parameters()).name == "weight"
+    with pytest.raises(TypeError, match="inputs"):
+        ag.page(model)
+
+
 def forms():
     """Both forms of batch norm compared on float32 rows."""
 
@@ -423,7 +465,7 @@ def test_exact_comparisons_have_no_errors_to_show():
         lambda x: ag.batch_norm(x, gamma, beta, eps=eps), lambda x: ag.batch_norm(x, gamma, beta, eps=eps), [x]
     )
     assert [view["notes"] for view in data_of(ag.page(comparison))["views"]] == [{}, {}]
-    with pytest.raises(ValueError, match="for tensors, outputs is a Comparison"):
+    with pytest.raises(ValueError, match="outputs is a Comparison"):
         ag.page(comparison, values=True)
 
 

@@ -89,8 +89,7 @@ def render(
     if path.suffix.lower() == ".html":
         from .page import page
 
-        outputs, _ = _called(outputs, inputs, expand)
-        return page(outputs, values=values, grads=grads, expand=expand, **options).save(path)
+        return page(outputs, values=values, grads=grads, expand=expand, inputs=inputs, **options).save(path)
     graph = to_dot(outputs, values=values, grads=grads, expand=expand, inputs=inputs, **options)
     if path.suffix.lower() in (".dot", ".gv"):
         content = graph.source.encode()

@@ -19,7 +19,7 @@ from ...engine import Graph, Node
 from ...verify.compare import Comparison
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
-from ..picture import _near, _replace, _tensors, _weighed
+from ..picture import _called, _near, _replace, _tensors, _weighed
 from . import judged
 from .arrays import Arrays
 from .views import View, view
@@ -66,6 +66,7 @@ def page(
     direction: str | None = None,
     around: Any = None,
     hops: int = 3,
+    inputs: Any = None,
 ) -> Page:
     """The graph below `outputs`, a tensor or several, as a page that steps through it forward and back.
 
@@ -81,6 +82,8 @@ def page(
     says so. `expand=True` shows the open form first. `direction` is "TB" (top to bottom) or "LR". `around`, a tensor
     of the graph or several, shows only what is at most `hops` edges away from it.
 
+    `outputs` may also be a model, called with `inputs`: its modules are frames with their paths.
+
     A page has at most 1,500 nodes, and above 200 shows summaries of arrays. `ValueError` for more, for an unknown
     direction or a gradient of another shape; `RuntimeError` where there is no Graphviz or a value was overwritten.
 
@@ -92,9 +95,10 @@ def page(
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     if isinstance(outputs, Comparison | Verdict | GradientError):
-        if (values, grads, expand, around) != (None, None, False, None):
-            raise ValueError(f"values, grads, expand and around are for tensors, outputs is a {type(outputs).__name__}")
+        if any(option is not None for option in (values, grads, around, inputs)) or expand:
+            raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
         return _judged(outputs, direction)
+    outputs, calls = _called(outputs, inputs, True)
     graph = Graph(*_tensors(outputs, "outputs"))
     only = None if around is None else _near(graph, around, hops)
     shown = graph.nodes if only is None else [node for node in graph.nodes if node in only]
@@ -107,7 +111,7 @@ def page(
     arrays = Arrays(brief=len(shown) > BRIEF)
 
     def made(name: str, opened: list[Node]) -> View:
-        return view(name, graph, seeds, arrays, opened, values is not False, direction, why, only)
+        return view(name, graph, seeds, arrays, opened, values is not False, direction, why, only, calls)
 
     fused = [node for node in shown if node.op == "batch_norm"]
     views = [made("closed" if fused else "graph", [])]

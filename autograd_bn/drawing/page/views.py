@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ...engine import Graph, Node
 from .. import labels
+from ..modules import Calls
 from ..records import picture
 from . import formulas
 from .arrays import Arrays, short
@@ -38,16 +39,18 @@ def view(
     direction: str | None = None,
     why: str = "",
     only: Container[Node] | None = None,
+    calls: Calls | None = None,
 ) -> View:
     """A view of a graph, or of its nodes in `only`, with the fused nodes in `opened` open.
 
-    `why` says why there is no backward pass.
+    `why` says why there is no backward pass; `calls` are those of a model's modules.
     """
     run = trace(graph, seeds, opened)
+    frames = _again(calls or Calls(), run)
     shown = run.graph.nodes if only is None else [node for node in run.graph.nodes if run.origins[node] in only]
     ids = {node: i for i, node in enumerate(shown)}
     names = formulas.symbols(run.graph)
-    drawn = picture(run.graph, expansions={}, only=None if only is None else set(shown))
+    drawn = picture(run.graph, expansions={}, only=None if only is None else set(shown), calls=frames)
     drawn.arrows = [arrow for arrow in drawn.arrows if not arrow.gradient]
     kinds: dict[Node, str] = {}
     for shape in drawn.shapes:
@@ -56,10 +59,10 @@ def view(
             if shape.kind == "output" or node not in run.graph.outputs or not node.op:
                 shape.value = short(run.values[node]) if values else ""
                 shape.gradient = f"∂ {short(run.grads[node])}" if node in run.grads else ""
-            first, symbol = shape.lines[0], names[node]
-            if node.op and not node.name and shape.kind != "output" and symbol not in first:
-                head = symbol if symbol.startswith(node.op) else f"{symbol} = {node.op}"
-                shape.lines[0] = head + first.removeprefix(node.op)
+            title, symbol = labels.title(node)[0], names[node]
+            if node.op and not node.name and shape.kind == "operation" and node.op in shape.lines[0]:
+                rest = title.removeprefix(node.op)
+                shape.lines[0] = symbol + rest if symbol.startswith(node.op) else f"{symbol} = {title}"
     nodes = [
         {
             "id": i,
@@ -91,6 +94,22 @@ def view(
         "notes": {},
     }
     return View(data, draw_view(drawn, name, ids, direction or "TB"), run, ids)
+
+
+def _again(calls: Calls, run: Trace) -> Calls:
+    """The calls of a model's modules on the copy of their graph, whose parameters take their full names."""
+    made = {}
+    for call in calls.found:
+        own = set(call.nodes)
+        nodes = [node for node in run.graph.nodes if run.origins[node] in own]
+        if nodes:
+            made[call] = replace(call, nodes=nodes, result=run.twins.get(call.result, nodes[-1]))
+    for call in made.values():
+        call.parent = made.get(call.parent) if call.parent else None
+    names = {run.twins[node]: name for node, name in calls.names.items() if node in run.twins}
+    for node, name in names.items():
+        node.name = name
+    return Calls(list(made.values()), names)
 
 
 def _steps(
