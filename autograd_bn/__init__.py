@@ -54,6 +54,15 @@ if TYPE_CHECKING:
     from .verify.referee import check_backward as check_backward
 
 
+def _html(shown: Any) -> str | None:
+    from .drawing.notebook import html
+
+    return html(shown)
+
+
+Graph._repr_html_ = Tensor._repr_html_ = _html  # type: ignore[attr-defined]  # noqa: F405
+
+
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 `python tests/test_drawing.py` writes the golden files anew; look at the difference before you keep it.
 """
 
+import base64
 import os
 import re
 import subprocess
@@ -703,6 +704,29 @@ def test_a_notebook_shows_the_picture(monkeypatch, tmp_path):
     assert isinstance(graph, graphviz.Digraph)
     assert graph._repr_mimebundle_()["image/svg+xml"].startswith("<?xml")
     assert graph._repr_mimebundle_(include=["image/png"])["image/png"].startswith(b"\x89PNG")
+
+
+def test_graphs_and_tensors_show_themselves_in_notebooks(monkeypatch, tmp_path):
+    y = normed()
+    for shown in (y, ag.Graph(y)):
+        text = shown._repr_html_()
+        pre, image = ET.fromstring(f"<p>{text}</img></p>")
+        assert pre.text == repr(shown)
+        svg = base64.b64decode(image.get("src").partition("base64,")[2])
+        assert "batch_norm" in svg.decode()
+        assert "max-width:100%" in image.get("style")
+    assert leaf([1.0])._repr_html_() is None
+    assert recurrent(100)._repr_html_() is None  # too much to draw without being asked
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    assert y._repr_html_() is None
+
+
+def test_a_model_shows_its_modules_in_notebooks():
+    rows = re.findall(r"<tr>(.*?)</tr>", net()._repr_html_())
+    assert re.findall("<td>(.*?)</td>", rows[4])[0] == "0.body.0"
+    assert re.findall("<td>(.*?)</td>", rows[4])[2] == "38"
+    assert len(rows) == 1 + 9
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def render(
     hops: int = 3,
     inputs: Any = None,
 ) -> Path:
-    """Draw the graph below `outputs`, a tensor or a sequence of tensors, to a file, and return its path.
+    """Draw the graph below `outputs`, a tensor, a sequence of tensors or a `Graph`, to a file, and return its path.
 
     The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), the text that Graphviz draws
     from, or `.html`, the page of `ag.page`, on which values and gradients are shown unless False. Ovals are
@@ -124,7 +124,7 @@ def to_dot(
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     outputs, calls = _called(outputs, inputs, expand)
-    graph = Graph(*_tensors(outputs, "outputs"))
+    graph = outputs if isinstance(outputs, Graph) else Graph(*_tensors(outputs, "outputs"))
     only = None if around is None else _near(graph, around, hops)
     bare = grads is None or grads is False
     # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.

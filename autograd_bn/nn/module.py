@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
+from ..verify.report import html_table
 
 
 class Module:
@@ -195,6 +196,20 @@ class Module:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
         inside = "".join(f"\n  {line}" for line in lines)
         return f"{type(self).__name__}({self._settings()}{inside}{chr(10) * bool(lines)})"
+
+    def _repr_html_(self) -> str:
+        """A table of the modules, for notebooks."""
+        rows = []
+
+        def add(path: str, module: Module) -> None:
+            own = [getattr(module, name) for name in module._parameters]
+            count = sum([parameter.size for parameter in own if parameter is not None])
+            rows.append([path, f"{type(module).__name__}({module._settings()})", f"{count:,}" if count else ""])
+            for name, child in module.named_children():
+                add(f"{path}.{name}" if path else name, child)
+
+        add("", self)
+        return html_table(["path", "module", "parameters"], rows)
 
     def _settings(self) -> str:
         """What `repr` shows of this module itself."""
