@@ -154,6 +154,107 @@ def test_the_text_names_input_entry_values_and_mistake():
         assert "worst d f[" in text
 
 
+def with_rule(forward, rule):
+    """`forward` of one array, with a rule of the gradient and that array."""
+    made = primitive(rule)(lambda_with_slash(forward))
+    return lambda x: made(x)
+
+
+def lambda_with_slash(forward):
+    def operation(x, /):
+        return forward(x)
+
+    return operation
+
+
+@pytest.mark.parametrize(
+    ("forward", "rule", "hint"),
+    [
+        (np.exp, lambda g, x: g * np.exp(x) / 0.0, "an overflow or a division by 0"),
+        (np.exp, lambda g, x: g * 0, "the whole term is missing, the gradient is 0"),
+        (np.exp, lambda g, x: -g * np.exp(x), "the sign is flipped"),
+        (np.exp, lambda g, x: 2 * g * np.exp(x), "every entry is 2 times the right one"),
+        (np.exp, lambda g, x: (g * np.exp(x)).T, "transposed: the two axes of x are exchanged"),
+        (np.exp, lambda g, x: g * np.exp(x) * (np.arange(9.0).reshape(3, 3) < 7), "2 of 9 elements of x get a wrong"),
+        (np.exp, lambda g, x: g * np.exp(x) * (1 + x), "a term is missing, or has a wrong factor"),
+        (lambda x: x - x.mean(0), lambda g, x: g, "a term through a sum or mean over axis 0 of x"),
+        (lambda x: x - x.mean(1, keepdims=True), lambda g, x: g, "a term through a sum or mean over axis 1 of x"),
+        (lambda x: 0 * x, lambda g, x: g, "a gradient where there should be none"),
+    ],
+)
+def test_the_likely_mistake_is_named(forward, rule, hint):
+    x = np.random.default_rng(3).normal(size=(3, 3))
+    with np.errstate(all="ignore"), pytest.raises(ag.GradientError, match=hint) as caught:
+        ag.gradcheck(with_rule(forward, rule), x)
+    assert not isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_unsummed_axis_is_named(axis):
+    @primitive(lambda g: g, lambda g, axis: np.take(np.asarray(g), [1], axis))
+    def plus(x, w, /, axis):
+        return x + w
+
+    x = np.random.default_rng(3).normal(size=(3, 3))
+    with pytest.raises(ag.GradientError, match=rf"only index \[1\] of axis {axis} of the output is counted"):
+        ag.gradcheck(lambda x, w: plus(x, w, axis=axis), [x, x.sum(axis, keepdims=True)])
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("entry", [0, 2])
+def test_a_wrong_entry_of_any_output_is_found_and_named(wrong, entry):
+    mask = 1 + (np.arange(3) == entry)
+
+    @primitive(lambda g: g * 2 * mask)
+    def double(x, /):
+        return 2 * x
+
+    f = lambda x: (double(x), ag.exp(x)) if wrong == 0 else (ag.exp(x), double(x))
+    with pytest.raises(ag.GradientError) as caught:
+        ag.gradcheck(f, np.array([0.5, 1.0, 2.0]))
+    assert f"worst d f[{wrong}][{entry}] / d x[{entry}]: got 4, expected 2" in str(caught.value)
+    assert "1 of 18 entries" in str(caught.value)
+
+
+def test_the_error_holds_what_a_page_can_show():
+    x, w = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    with pytest.raises(ag.GradientError) as caught:
+        ag.gradcheck(lambda x, w: x * w + ag.stop_gradient(x), (x, w))
+    error = caught.value
+    block, other = error.rows
+    assert (block.name, other.name, error.names, error.order) == ("x", "w", ("x", "w"), 1)
+    assert np.allclose(block.analytic, np.diag(w))
+    assert np.allclose(block.measured, np.diag(w + 1))
+    assert np.array_equal(block.wrong, np.eye(2, dtype=bool))
+    assert not other.wrong.any()
+    assert (block.bound < 1e-7).all()
+    assert np.allclose(block.limit, 1e-5 + 1e-3 * block.measured)
+    assert all(map(np.array_equal, error.inputs, (x, w)))
+
+
+@pytest.mark.parametrize("by", [1e-6, -1e-6, 1e-8])
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_a_factor_near_1_is_found(by, form):
+    """However wide the limits: the bound alone decides."""
+
+    @primitive(lambda g: g * (1 + by))
+    def nearly(x, /):
+        return x
+
+    x = np.random.default_rng(0).normal(size=(4, 2))
+    with pytest.raises(ag.GradientError, match=r"every entry is \(?\d[^1].* times"):
+        ag.gradcheck(lambda x: ag.batch_norm(nearly(x), form=form), x, atol=1, rtol=1)
+
+
+def test_a_rule_that_is_not_linear_far_out_is_refused():
+    @primitive(lambda g, out: g * abs(g) * out)
+    def exp(x, /):
+        return np.exp(x)
+
+    with pytest.raises(ag.GradientError):
+        ag.gradcheck(lambda x: exp(x), np.array([0.0, 50.0]))
+
+
 def test_a_stop_is_told_from_a_mistake():
     with pytest.raises(ag.GradientError, match="stops a gradient on purpose"):
         ag.gradcheck(lambda x: ag.batch_norm(x, stop=("var",)), rng.normal(size=(4, 2)))
@@ -216,6 +317,38 @@ def test_tighter_limits_than_differences_can_hold_are_refused():
     assert ag.gradcheck(ag.batch_norm, x, atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match=r"more than atol \+ rtol"):
         ag.gradcheck(ag.batch_norm, x, atol=1e-17, rtol=0)
+
+
+# --- What is right, and far out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("far", [20.0, 30.0, 36.0, 40.0, 100.0])
+def test_right_rules_pass_far_out(far, order):
+    margin = np.array([[far, 0.1, -0.2], [0.3, far, 0.0]])
+    at = np.array([-far, far, 0.5])
+    assert ag.gradcheck(lambda z: ag.nn.cross_entropy(z, np.array([0, 1])), margin, order=order)
+    assert ag.gradcheck(lambda x: ag.log(1 + ag.exp(x)), at, order=order)
+    assert ag.gradcheck(lambda x: ag.log(1 + ag.exp(x)), at[:1], order=order)
+    for f in (ag.sigmoid, ag.tanh, ag.softmax, ag.logsumexp):
+        assert ag.gradcheck(f, at, order=order), f
+
+
+def test_a_jump_of_the_second_derivative_passes_at_order_1_and_is_refused_at_order_2():
+    x = np.array([0.0, 1.0, -2.0])
+    softsign = lambda x: x / (1 + ag.abs(x))
+    assert ag.gradcheck(softsign, x[:1])
+    for f in (softsign, lambda x: x * ag.abs(x), lambda x: ag.relu(x) ** 2):
+        assert ag.gradcheck(f, x)
+        with pytest.raises(ValueError, match=r"not smooth within .* of x\[0\] = 0"):
+            ag.gradcheck(f, x, order=2)
+
+
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_batch_norm_of_batch_norm_passes_at_order_2(form):
+    for shape, mean in (((4, 2), 0), ((3, 2), 100), ((8, 1), 5)):
+        x = rng.normal(size=shape) + mean
+        assert ag.gradcheck(lambda x: ag.batch_norm(ag.batch_norm(x, form=form), form=form), x, order=2)
 
 
 # --- What it leaves alone ------------------------------------------------------------------------------------

@@ -286,13 +286,27 @@ class _Check:
                 expected = weights @ block.analytic
                 error = np.abs(gradient.ravel() - expected)
                 size = np.max(np.abs(weights) @ np.abs(block.analytic), initial=0)
-                noise = np.abs(weights) @ self.differences.noise[i] / self.differences.scale[i]
-                if np.any(~(error <= 1e-11 * size + _UNDERFLOW + 100 * (rounding[i] + noise))):
-                    j = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
-                    raise GradientError(
-                        f"{self.title([block.name])}\n  at {block.name}{_at(np.unravel_index(j, block.shape))}: "
+                noise = np.abs(weights) @ self.differences.noise[i]
+                noise += 2**-52 * np.max(np.abs(weights)) * self.differences.magnitude  # of terms that cancelled
+                bound = 1e-11 * size + _UNDERFLOW + 100 * (rounding[i] + noise / self.differences.scale[i])
+                if not error.size or not np.isfinite(block.analytic).all():
+                    continue
+                j = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
+                limit = self.atol + self.rtol * np.abs(expected[j])
+                if not error[j] <= min(bound, limit):
+                    place = f"{block.name}{_at(np.unravel_index(j, block.shape))}"
+                    text = (
                         f"{gradient.ravel()[j]:.10g} for weights w on the outputs, but {expected[j]:.10g} as the sum "
-                        "over the outputs one by one\n  likely mistake: the rule is not linear in the incoming gradient"
+                        "over the outputs one by one"
+                    )
+                    if error[j] <= bound:
+                        raise Unjudgeable(
+                            f"the gradient at {place} is {text}: rounding may do that here, but it is more than "
+                            f"atol + rtol * |value| = {limit:.3g}: f is too noisy here"
+                        )
+                    raise GradientError(
+                        f"{self.title([block.name])}\n  at {place}: {text}\n"
+                        "  likely mistake: the rule is not linear in the incoming gradient"
                     )
 
     def judge(self, blocks: list[Block]) -> None:
@@ -356,7 +370,8 @@ def likely(block: Block, output: tuple[int, ...]) -> str:
     if fits(-got):
         return "the sign is flipped"
     if factor and fits(got / factor):
-        return f"every entry is {factor:.7g} times the right one"
+        times = f"{factor:.7g}" if abs(factor - 1) > 1e-6 else f"(1 {factor - 1:+.1e})"
+        return f"every entry is {times} times the right one"
     if len(shape) == 2 and shape[0] == shape[1] and fits(got.reshape(-1, *shape).swapaxes(1, 2).reshape(got.shape)):
         return f"transposed: the two axes of {block.name} are exchanged"
     for axis, length in enumerate(output):
