@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from functools import lru_cache
-from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,20 +13,30 @@ from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.operations import count
 from ..engine.primitive import primitive
-from . import kernels, ranks
+from . import arithmetic, ranks
+from .arguments import checked, kept_shape, lay_along
+from .arithmetic import Mean, native
+
+# Variances from which on squares and products come near the end of a double's range, and the factor that brings the
+# numbers back: batch norm doesn't depend on the unit of x.
+LARGEST = 1e280
+UNIT = 2.0**-600
 
 
 def composed(
     x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
 ) -> tuple[Any, Any, Any, int]:
     """Batch norm as nine recorded operations; returns the mean, the variance and their count too."""
+    half = all(p is None or p.dtype == np.float16 for p in (x, gamma, beta))
+    if x.dtype == np.float16:  # the squares of its numbers are out of its range
+        x, gamma, beta = (None if p is None else p.astype(np.float32) for p in (x, gamma, beta))
     centred, mean, var, n = _centred(x, mean, var, axes, stop, comm)
     y = ag.multiply(centred, ag.rsqrt(ag.add(var, eps)))
     if gamma is not None:
         y = ag.multiply(y, lay_along(gamma, x.shape, axes))
     if beta is not None:
         y = ag.add(y, lay_along(beta, x.shape, axes))
-    return y, mean, var, n
+    return y.astype(np.float16) if half else y, mean, var, n
 
 
 def _centred(
@@ -53,9 +59,49 @@ def _centred(
     return centred, mean, var, n
 
 
-def _gradients(
+class Statistics(NamedTuple):
+    """What the fused node keeps for its backward pass: its statistics, those of `x * unit` where there is a unit."""
+
+    mean: Mean
+    var: Array
+    scale: Array  # 1 / sqrt(var + eps)
+    n: int
+    unit: Any
+
+    def values(self) -> tuple[Array, Array, int]:
+        """The mean, the variance and the count."""
+        mean = self.mean.value()
+        return (
+            (mean, self.var, self.n)
+            if self.unit is None
+            else (mean / self.unit, self.var / self.unit / self.unit, self.n)
+        )
+
+
+def _statistics(
+    x: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any, unit: Any = None
+) -> Statistics:
+    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range."""
+    n = count(x.shape, axes)
+    if mean is not None:
+        centre = Mean(mean, np.zeros_like(mean)) if unit is None else Mean(mean * unit, np.zeros_like(mean))
+        spread = var if unit is None else var * unit * unit
+    else:
+        scaled = x if unit is None else x * unit
+        if comm is None:
+            centre, squares = arithmetic.statistics(scaled, axes)
+        else:
+            centre, squares, n = ranks.statistics(scaled, axes, stop, comm)
+        spread = squares / max(n, 1)
+    if unit is None and x.dtype.char == "d" and not (spread < LARGEST).all():
+        return _statistics(x, mean, var, eps, axes, stop, comm, np.where(spread < LARGEST, 1, UNIT))
+    scale = arithmetic.reciprocal_deviation(spread, eps if unit is None else eps * unit * unit)
+    return Statistics(centre, spread, scale, n, unit)
+
+
+def _rule(
     g: Any,
-    wanted: tuple[bool, ...],
+    wanted: Any,
     x: Any,
     gamma: Any,
     beta: Any,
@@ -73,41 +119,64 @@ def _gradients(
     dgamma = sum(g * n), dbeta = sum(g), with `comm` over this rank's rows alone: every rank holds a copy of
     gamma and beta, and theirs is the derivative by the copy. The averages are over all ranks' rows.
 
-    Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. The kept statistics
-    are constants, so they serve a pass on plain arrays only: on tensors they are recorded anew as functions
+    Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. What the node kept is
+    a constant, so it serves a pass on plain arrays only: on tensors the statistics are recorded anew as functions
     of `x`, which makes every further derivative right.
     """
-    training = mean is None
-    laid_gamma = None if gamma is None else lay_along(gamma, x.shape, axes)
-    dx: Any = None
-    if isinstance(g, Tensor):
-        centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
-        scale = ag.rsqrt(ag.add(var, eps))
-        normal = centred * scale
-        total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
-    else:
-        centre, _, _, scale, n = kept
-        with np.errstate(all="ignore"):
-            total, weighted = kernels.backward_sums(g, x, axes, centre, scale)
+    through = tuple([mean is None and kept.n > 0 and name not in stop for name in ("mean", "var")])
+    if not isinstance(g, Tensor):
+        return _on_arrays(g, wanted, x, gamma, beta, kept, axes, through, comm)
+    centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
+    return _on_tensors(g, wanted, x, gamma, beta, centred, ag.rsqrt(ag.add(var, eps)), n, axes, through, comm)
+
+
+def _on_tensors(
+    g: Any,
+    wanted: Any,
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    centred: Any,
+    scale: Any,
+    n: int,
+    axes: Any,
+    through: Any,
+    comm: Any,
+) -> tuple[Any, ...]:
+    normal = centred * scale
+    total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
     dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
     dbeta = total.reshape(beta.shape) if wanted[2] else None
-    through_mean = training and n > 0 and "mean" not in stop
-    through_var = training and n > 0 and "var" not in stop
-    if comm is not None and wanted[0] and (through_mean or through_var):
-        total, weighted = ranks.sums(total, weighted, comm)
-    if wanted[0] and isinstance(g, Tensor):
-        dx = g
-        dx = dx - total / n if through_mean else dx
-        dx = dx - normal * (weighted / n) if through_var else dx
-        dx = dx * (scale if laid_gamma is None else scale * laid_gamma)
-    elif wanted[0]:
-        with np.errstate(all="ignore"):
-            averages = total / n if through_mean else None, weighted / n if through_var else None
-            dx = kernels.input_gradient(g, x, axes, centre, scale, laid_gamma, *averages)
+    dx: Any = None
+    if wanted[0]:
+        if comm is not None and any(through):
+            total, weighted = ranks.sums(total, weighted, comm)
+        dx = g - total / n if through[0] else g
+        dx = dx - normal * (weighted / n) if through[1] else dx
+        dx = dx * (scale if gamma is None else scale * lay_along(gamma, x.shape, axes))
     return dx, dgamma, dbeta, None, None, None
 
 
-@primitive(_gradients, joint=True)
+def _on_arrays(
+    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Statistics, axes: Any, through: Any, comm: Any
+) -> tuple[Any, ...]:
+    centre, _, scale, n, unit = kept
+    with np.errstate(all="ignore"):
+        g, x = native(g), native(x) if unit is None else native(x) * unit
+        total, weighted = arithmetic.backward_sums(g, x, axes, centre, scale)
+        dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
+        dbeta = total.reshape(beta.shape) if wanted[2] else None
+        dx: Any = None
+        if wanted[0]:
+            if comm is not None and any(through):
+                total, weighted = ranks.sums(total, weighted, comm)
+            averages = [total / n if used else None for total, used in zip((total, weighted), through, strict=True)]
+            dx = arithmetic.input_gradient(g, x, axes, centre, scale, lay_along(gamma, x.shape, axes), *averages)
+            dx = dx if unit is None else dx * unit
+    return dx, dgamma, dbeta, None, None, None
+
+
+@primitive(_rule, joint=True)
 def _batch_norm(
     x: Any,
     gamma: Any,
@@ -120,21 +189,11 @@ def _batch_norm(
     stop: frozenset[str],
     comm: Any,
 ) -> Any:
-    gamma, beta = (None if p is None else lay_along(p, x.shape, axes) for p in (gamma, beta))
-    n = count(x.shape, axes)
+    x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
     with np.errstate(all="ignore"):
-        if mean is not None:
-            centre = kernels.centre((mean, mean * 0), var, x)
-        else:
-            if comm is None:
-                whole, squares = kernels.statistics(x, axes)
-            else:
-                whole, squares, n = ranks.statistics(x, axes, stop, comm)
-            mean = whole[1] if whole[0] is None else whole[0] + whole[1]
-            var = squares / max(n, 1)
-            centre = kernels.centre(whole, var, x)
-        scale = kernels.reciprocal_deviation(var, eps, x)
-        return kernels.normalise(x, axes, centre, scale, gamma, beta), (centre, mean, var, scale, n)
+        kept = _statistics(x, mean, var, eps, axes, stop, comm)
+        x = x if kept.unit is None else x * kept.unit
+        return arithmetic.normalise(x, axes, kept.mean, kept.scale, gamma, beta), kept
 
 
 def batch_norm(
@@ -191,16 +250,18 @@ def batch_norm(
     (2, Counter({'batch_norm': 1}))
     """
     with raising_together(comm if mean is None else None):
-        x, gamma, beta, over, eps, mean, var = _checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
+        x, gamma, beta, over, eps, mean, var = checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:
-        y, (_, mean, var, _, n) = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
+        y, kept = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
+        if return_stats:
+            mean, var, n = kept.values()
     if not return_stats:
         return y
-    kept = kept_shape(x.shape, over)
+    shape, dtype = kept_shape(x.shape, over), arithmetic.wide(x.dtype) if return_stats == "count" else x.dtype
     with np.errstate(over="ignore"):
-        statistics = [np.array(statistic, x.dtype).reshape(kept) for statistic in (mean, var)]
+        statistics = [np.array(statistic, dtype).reshape(shape) for statistic in (mean, var)]
     return (y, *statistics, n) if return_stats == "count" else (y, *statistics)
 
 
@@ -209,131 +270,3 @@ def body(node: Node, values: Mapping[Node, Any]) -> Node:
     args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
     y, *_ = composed(*args, **node.params)
     return y.node  # type: ignore[no-any-return]
-
-
-@lru_cache
-def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
-    """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
-    return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
-
-
-def lay_along(parameter: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
-    """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`."""
-    target = _broadcasting(parameter.shape, shape, axes)
-    return parameter if target is None else ag.reshape(parameter, target)
-
-
-@lru_cache
-def _broadcasting(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape in which a parameter of the shape `given` broadcasts against `shape`; None if it does already."""
-    target = kept_shape(shape, axes, keepdims=True)
-    fits = given == target[len(target) - len(given) :] and math.prod(given) == math.prod(target)
-    return None if fits else target
-
-
-def _checked(
-    x: Any, gamma: Any, beta: Any, axes: Any, eps: Any, mean: Any, var: Any, stop: Any, form: Any, comm: Any
-) -> tuple[Any, ...]:
-    """The arguments of `batch_norm` made ready, or the error that they deserve."""
-    recorded = any(isinstance(given, Tensor) for given in (x, gamma, beta))
-    x = x if isinstance(x, Tensor) else ag.as_tensor(x) if recorded else np.asarray(x)
-    if x.dtype.kind in "iub":
-        x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
-    if x.dtype.kind not in "fO":
-        raise TypeError(f"x has dtype {x.dtype}, expected floating-point numbers or exact rationals")
-    axes = _checked_axes(axes, x.shape)
-    kept = kept_shape(x.shape, axes)
-    gamma = _checked_parameter(gamma, "gamma", kept, axes, x)
-    beta = _checked_parameter(beta, "beta", kept, axes, x)
-    eps = _checked_eps(eps, kept, axes, x)
-    if form not in ("fused", "composed"):
-        raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
-    if stop != () and (isinstance(stop, str) or not np.iterable(stop) or not all(s in ("mean", "var") for s in stop)):
-        raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
-    if (mean is None) != (var is None):
-        raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
-    n = count(x.shape, axes)
-    if mean is not None:
-        mean, var = (
-            _checked_statistic(mean, "mean", kept, axes, x),
-            _checked_statistic(var, "var", kept, axes, x),
-        )
-        if (var < 0).any():
-            raise ValueError(f"var has a negative entry, {np.min(var)}: a variance is at least 0")
-    elif n == 1 and comm is None:
-        raise ValueError(
-            f"x of shape {x.shape} has one value per feature over axes {axes}, whose variance is 0: "
-            "give more rows, or mean= and var= for inference"
-        )
-    elif n == 0 and comm is None:
-        shape = kept_shape(x.shape, axes, keepdims=True)
-        mean, var = np.zeros(shape, x.dtype), np.ones(shape, x.dtype)
-    return x, gamma, beta, axes, eps, mean, var
-
-
-def _checked_axes(axes: int | Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    ndim = len(shape)
-    if axes is None:
-        return tuple(range(ndim - 1))
-    listed: tuple[Any, ...] = tuple(axes) if np.iterable(axes) else (axes,)
-    for axis in listed:
-        if not isinstance(axis, int | np.integer) or not -ndim <= axis < ndim:
-            raise ValueError(f"axes has {axis!r}, expected integers from {-ndim} to {ndim - 1} for x of shape {shape}")
-    found = sorted(int(axis) % ndim for axis in listed)
-    if len(set(found)) < len(found):
-        raise ValueError(f"axes is {axes!r}, which names an axis twice")
-    return tuple(found)
-
-
-def _check_shape(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> None:
-    full = kept_shape(x.shape, axes, keepdims=True)
-    if given.shape not in (kept, full):
-        also = "" if kept == full else f" or {full}"
-        raise ValueError(
-            f"{name} has shape {given.shape}, expected {kept}{also} for x of shape {x.shape} averaged over axes {axes}"
-        )
-
-
-def _checked_parameter(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
-    if given is None:
-        return None
-    if not isinstance(given, Tensor):
-        given = np.asarray(given)
-    if given.dtype.kind not in "fiubO":
-        raise TypeError(f"{name} has dtype {given.dtype}, expected real numbers")
-    _check_shape(given, name, kept, axes, x)
-    return given
-
-
-def _checked_statistic(given: Any, name: str, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Array:
-    if isinstance(given, Tensor):
-        if given.requires_grad:
-            raise TypeError(f"{name} requires a gradient, but given statistics are constants: pass {name}.detach()")
-        given = given.data
-    given = np.asarray(given)
-    if given.dtype.kind not in "fiubO":
-        raise TypeError(f"{name} has dtype {given.dtype}, expected real numbers")
-    _check_shape(given, name, kept, axes, x)
-    given = _fractions(given) if x.dtype == object else given.astype(x.dtype)
-    return np.reshape(given, kept_shape(x.shape, axes, keepdims=True))
-
-
-def _checked_eps(eps: Any, kept: tuple[int, ...], axes: tuple[int, ...], x: Any) -> Any:
-    if isinstance(eps, Tensor) and eps.requires_grad:
-        raise TypeError("eps requires a gradient, but it is a constant: pass eps.detach()")
-    if type(eps) is float and 0 < eps < math.inf and x.dtype != object:
-        return eps
-    array = np.asarray(eps)
-    if array.dtype.kind not in "fiuO":
-        raise TypeError(f"eps has dtype {array.dtype}, expected a positive number")
-    if not all(isinstance(number, Real) and 0 < number < math.inf for number in array.flat):  # type: ignore[operator]
-        raise ValueError(f"eps is {eps!r}, expected a positive finite number or one for each feature")
-    array = _fractions(array) if x.dtype == object else array.astype(float)
-    if array.ndim == 0:
-        return array.item()
-    _check_shape(array, "eps", kept, axes, x)
-    return array.astype(x.dtype).reshape(kept_shape(x.shape, axes, keepdims=True))
-
-
-def _fractions(numbers: Array) -> Array:
-    return np.asarray(np.frompyfunc(Fraction, 1, 1)(numbers), dtype=object)

@@ -13,8 +13,8 @@ from ..distributed.collectives import allreduce, gather
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
-from . import kernels
-from .kernels import Mean
+from . import arithmetic
+from .arithmetic import Mean
 
 
 def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[int, Callable[..., Any]]:
@@ -40,11 +40,16 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
 
 def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
-    own = kernels.stacked(*kernels.statistics(x, axes))
-    parts = gather(comm, _Call("fused", x, axes, stop), count(x.shape, axes), own)
-    parts = [(n, statistics) for n, statistics in parts if n] or parts[:1]
-    n, mean, squares = kernels.merge(parts, x.dtype)
-    return mean, squares, _at_least_two(n)
+    (high, low), own = arithmetic.statistics(x, axes)
+    call = _Call("fused", x, axes, stop)
+    parts = gather(
+        comm, call, count(x.shape, axes), np.stack((low if high is None else high, low * (high is not None), own))
+    )
+    counts = np.array([n for n, _ in parts if n] or [1])
+    highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
+    n = _at_least_two(sum(n for n, _ in parts))
+    distance, square = arithmetic.merge(counts.reshape(-1, *[1] * x.ndim), (highs - highs[0]) + lows, squares)
+    return Mean.at(highs[0], distance), square, n
 
 
 def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import batch_norm, grad, tensor
-from ..batch_norm.backends import describe_backend
+from ..batch_norm.kernels import describe_backend
 from ..engine import Graph
 from . import UsageError, output_file, progress
 

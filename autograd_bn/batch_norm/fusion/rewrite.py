@@ -12,7 +12,8 @@ from ...engine import Tensor
 from ...engine.graph import Graph, Values, compute
 from ...engine.node import Leaf, Node, recording, topological_order
 from ...engine.operations import broadcast_to, reshape
-from ..definition import batch_norm, body, kept_shape
+from ..arguments import kept_shape
+from ..definition import batch_norm, body
 from .pattern import Match, NearMiss, Partly, find, inside, label, sources
 from .reading import Factor, Reader, long_axes
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...batch_norm.definition import kept_shape
+from ...batch_norm.arguments import kept_shape
 from ...engine.node import Array
 from ...engine.operations import count, sum_to
 from .run import Run

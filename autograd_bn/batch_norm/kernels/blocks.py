@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine.node import Array
+from ...engine.node import Array
 
 # All measured. Elements of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which
 # threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..engine.node import Array
-from .layout import Block, Layout
+from ...engine.node import Array
+from .blocks import Block, Layout
 from .threads import share
 
 # Above this many elements a second thread pays.
 PARALLEL = 1 << 18
+# From so many rows on they are added by halves.
+HALVED = 32
 
 
 class _Scratch(threading.local):
@@ -27,10 +30,6 @@ class _Scratch(threading.local):
         if buffer is None or buffer.size < size:
             buffer = self.buffers[slot, dtype] = np.empty(size, dtype)
         return buffer[:size]
-
-    def like(self, lines: Array, slot: int) -> Array:
-        """A buffer in the shape and dtype of `lines`."""
-        return self.take(slot, lines.size, lines.dtype).reshape(lines.shape)
 
 
 scratch = _Scratch()
@@ -58,19 +57,31 @@ def run(layout: Layout, work: Callable[[Block], None]) -> None:
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """For each part and feature a centre, the mean's distance from it, and the sum of squares about the mean.
 
-    The centre is the first element: the subtraction is all but exact, and exactly 0 for a constant feature.
+    The centre is the first element where the dtype has bits to spare, so that the subtraction is all but exact, else
+    the rounded mean; in nearly constant features the first element too: a constant one is exactly its own mean.
     """
+    spare = x.dtype != distances.dtype
 
     def work(block: Block) -> None:
         t = load(x, block, distances.dtype)
-        n = block.rows * block.inner
-        centre = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
+        n, where = block.rows * block.inner, (block.part, block.features)
+        first = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
+        centre = first if spare else summed(t, layout, block) / n
         t -= layout.along(centre, block.lanes[0])
-        distance = folded(np.add.reduce(t, axis=layout.axis), block) / n
+        distance = summed(t, layout, block) / n
+        correction = n * distance * distance
         t *= t
-        where = block.part, block.features
-        centres[where], distances[where] = centre, distance
-        squares[where] = folded(np.add.reduce(t, axis=layout.axis), block) - n * distance * distance
+        square = summed(t, layout, block)
+        far = correction + correction > square
+        if not spare and far.any():
+            t = load(x, block, distances.dtype)
+            t -= layout.along(first, block.lanes[0])
+            near = summed(t, layout, block) / n
+            t -= layout.along(near, block.lanes[0])
+            t *= t
+            square, correction = np.where(far, summed(t, layout, block), square), np.where(far, 0, correction)
+            centre, distance = np.where(far, first, centre), np.where(far, near, distance)
+        centres[where], distances[where], squares[where] = centre, distance, square - correction
 
     run(layout, work)
 
@@ -96,27 +107,43 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array,
 
     def work(block: Block) -> None:
         h = load(g, block, totals.dtype, slot=1)
-        totals[block.part, block.features] = folded(np.add.reduce(h, axis=layout.axis), block)
+        totals[block.part, block.features] = summed(h, layout, block)
         t = load(x, block, totals.dtype)
         if means is not None:
             t -= means[block.place]
         t *= h
-        weighted[block.part, block.features] = folded(np.add.reduce(t, axis=layout.axis), block)
+        weighted[block.part, block.features] = summed(t, layout, block)
 
     run(layout, work)
 
 
-def folded(lanes: Array, block: Block) -> Array:
-    """A number for each of a block's lanes, summed over those of one feature."""
-    repeats, _, inner = block.lanes
-    if inner > 1:
-        lanes = np.add.reduce(lanes.reshape(block.lanes), axis=2)
-    elif repeats > 1:
-        lanes = lanes.reshape(block.lanes[:2])
-    else:
-        return lanes.reshape(-1)
-    folded: Array = np.add.reduce(lanes, axis=0)
-    return folded
+def summed(lines: Array, layout: Layout, block: Block) -> Array:
+    """The sum of each feature's numbers: over the lines, then over the lanes that belong to it."""
+    spare = scratch.take(2, lines.size, lines.dtype).reshape(lines.shape)
+    lanes = added(lines, (layout.axis,), spare).reshape(block.lanes)
+    return added(lanes, (0, 2)).reshape(-1)
+
+
+def added(t: Array, axes: tuple[int, ...], spare: Array | None = None) -> Array:
+    """The sum over `axes`, which it keeps, by halves of the first: they round less than rows, and run in longer loops.
+
+    Memory for half of `t` may be given; it may be that of `t` itself.
+    """
+    shape = tuple([1 if i in axes else n for i, n in enumerate(t.shape)])
+    first = tuple([i for i, axis in enumerate(axes) if i == axis])
+    if len(first) < len(axes):
+        t, spare = np.add.reduce(t, axis=axes[len(first) :], keepdims=True), None
+    if first:
+        rows = math.prod(t.shape[: len(first)]), *t.shape[len(first) :]
+        t, spare = t.reshape(rows), None if spare is None else spare.reshape(rows)
+        while len(t) >= HALVED:
+            half, odd = divmod(len(t), 2)
+            halves = np.add(t[:half], t[half : 2 * half], out=None if spare is None else spare[:half])
+            if odd:
+                halves[0] += t[-1]
+            t = spare = halves
+        t = np.add.reduce(t, axis=0)
+    return t.reshape(shape)
 
 
 def input_gradient(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ..engine.node import Array
-from .layout import Layout
+from ...engine.node import Array
+from .blocks import Layout
 from .threads import share
 
 # Below this many elements a second thread costs more than it saves.

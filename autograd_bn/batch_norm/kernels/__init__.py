@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from ..engine.node import Array
-from . import numpy_kernels, pair_kernels
-from .layout import Layout
+from ...engine.node import Array
+from . import numpy
+from .blocks import Layout
 
 # Elements from which on numba's kernels are worth the import.
 LARGE = 1 << 18
 
-# Rows from which on float64 is computed in pairs of doubles: sums of fewer may cancel further than these reach.
-FEWEST = 32
-
 _backend: str | None = None
+
+
+class Kernels(Protocol):
+    """The four steps on views in the order of a layout. What is None is left out."""
+
+    def statistics(self, layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None: ...
+
+    def normalise(self, layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None: ...
+
+    def backward_sums(self, layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None: ...
+
+    def input_gradient(
+        self, layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
+    ) -> None: ...
 
 
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
@@ -51,31 +59,15 @@ def describe_backend() -> str:
     return "the numpy kernels (numba is not installed)"
 
 
-def choose(layout: Layout, *views: Array, vectors: Iterable[Any] = ()) -> Any:
-    """The module of kernels for arrays with this layout, and vectors of features that they work with."""
-    kinds = {view.dtype.char for view in views}
-    doubles = kinds == {"d"} and layout.count >= FEWEST and all(map(_in_range, vectors))
-    if _backend == "numpy" or (_backend is None and (layout.size < LARGE or not _has_numba())):
-        compiled = False
-    else:
-        compiled = all(view.flags.c_contiguous for view in views)
-    if doubles and compiled:
-        from . import numba_pair_kernels
+def choose(layout: Layout, *views: Array) -> Kernels:
+    """The kernels for arrays with this layout: by shape, dtype, memory and what is installed alone."""
+    dtypes = {view.dtype.char for view in views}
+    wanted = _backend == "numba" or (_backend is None and layout.size >= LARGE and _has_numba())
+    if wanted and dtypes == {"f"} and all(view.flags.c_contiguous for view in views):
+        from . import numba
 
-        return numba_pair_kernels
-    if kinds == {"f"} and compiled:
-        from . import numba_kernels
-
-        return numba_kernels
-    return pair_kernels if doubles else numpy_kernels
-
-
-def _in_range(vector: Any) -> bool:
-    """Whether products with a vector's numbers are far from a double's largest and smallest."""
-    if vector is None:
-        return True
-    sizes = np.abs(vector[vector != 0])
-    return bool(((sizes > 1e-140) & (sizes < 1e140)).all())
+        return numba
+    return numpy
 
 
 @cache

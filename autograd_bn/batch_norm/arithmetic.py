@@ -1,0 +1,196 @@
+"""The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
+
+Statistics and parameters have the shape of `x` with 1s for `axes`. Small arrays and exact rationals are computed by the
+direct formula, all others block by block by the kernels of a backend. NumPy's warnings are the caller's to silence: an
+infinity here can be the right answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..engine.memory import empty_like
+from ..engine.node import Array
+from ..engine.operations import count, exact_sqrt
+from .kernels import choose
+from .kernels.blocks import walk
+from .kernels.numpy import added
+
+# Up to so many elements the direct formula is quicker than a walk over blocks.
+SMALL = 1 << 14
+# Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
+NEAR = 2.0**16
+
+
+class Mean(NamedTuple):
+    """A mean in two parts: what is subtracted from `x` first, or None, and what is left for last, an error term."""
+
+    high: Any
+    low: Array
+
+    @classmethod
+    def at(cls, origin: Array, distance: Array) -> Mean:
+        """The mean that lies at `distance` from `origin`, so that it is exact where all numbers equal `origin`."""
+        high = origin + distance
+        return cls(high, (origin - high) + distance)
+
+    def value(self) -> Array:
+        """Both parts together."""
+        return self.low if self.high is None else self.high + self.low
+
+
+def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which statistics of `dtype` are computed and kept: double precision at least."""
+    return dtype if dtype.kind == "O" else np.result_type(dtype, float)
+
+
+def native(x: Array) -> Array:
+    """`x` in this machine's byte order, in which alone kernels compute."""
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def direct(x: Array) -> bool:
+    """Whether `x` is computed by the direct formula."""
+    return x.size <= SMALL or x.dtype == object
+
+
+def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
+    """A new array of `x - mean`; `mean` may be None."""
+    if mean is not None and x.dtype == dtype:
+        return x - mean  # type: ignore[no-any-return]
+    t = x.astype(dtype)
+    if mean is not None:
+        t -= mean
+    return t
+
+
+def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
+    """The mean over `axes` and the sum of squares about it, in a wide dtype."""
+    if direct(x):
+        return _direct_statistics(x, axes)
+    layout, (view,) = walk(axes, x)
+    centres, distances, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
+    choose(layout, view).statistics(layout, view, centres, distances, squares)
+    np.maximum(squares, 0, out=squares)
+    distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
+    mean = Mean.at(centres[0], distance)
+    if x.dtype != centres.dtype and (mean.high**2 <= NEAR**2 / layout.count * square).all():
+        return Mean(None, layout.unflat(mean.high)), layout.unflat(square)
+    return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square)
+
+
+def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
+    n = max(count(x.shape, axes), 1)
+    t = x.astype(wide(x.dtype))
+    total = added(t, axes)
+    high = total / n
+    if x.dtype != t.dtype:  # squares have the bits to be summed about 0, unless a mean is large
+        squares = added(t * t, axes) - total * high
+        if (total * high <= 2.0**20 * squares).all():
+            return Mean(None, high), squares
+    t -= high
+    low = added(t, axes) / n
+    correction = low * low * n
+    t *= t
+    squares = added(t, axes, t)
+    far = correction + correction > squares
+    if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
+        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(t.dtype)
+        t = x - origin
+        distance = added(t, axes) / n
+        t -= distance
+        t *= t
+        near = Mean.at(origin, distance)
+        high, low = np.where(far, near.high, high), np.where(far, near.low, low)
+        correction, squares = (
+            np.where(far, 0, correction),
+            np.where(far, added(t, axes), squares),
+        )
+    return Mean(high, low), squares - correction
+
+
+def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
+    """The mean and the centred squares of parts that lie along the first axis, from those of each.
+
+    The parts' means are a sample in their turn: T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a
+    pairwise algorithm for computing sample variances", 1979, for all parts at once.
+
+    >>> merge(np.array([[2], [1]]), np.array([[1.0], [4.0]]), np.array([[2.0], [0.0]]))
+    (array([2.]), array([8.]))
+    """
+    if len(means) == 1:
+        return means[0], squares[0]
+    distances = means - means[0]
+    shift = np.add.reduce(counts * distances, axis=0) / np.add.reduce(counts, axis=0)
+    distances -= shift
+    return means[0] + shift, np.add.reduce(squares, axis=0) + np.add.reduce(counts * distances * distances, axis=0)
+
+
+def reciprocal_deviation(var: Array, eps: Any) -> Array:
+    """1 / sqrt(var + eps)."""
+    root = exact_sqrt(np.asarray(var + eps)) if var.dtype == object else np.sqrt(var + eps)
+    return np.asarray(1 / root)
+
+
+def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any) -> Array:
+    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None."""
+    dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
+    dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mean.low * scale if beta is None else beta - mean.low * scale
+    return _affine(x, axes, dtype, mean.high, scale, shift)
+
+
+def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
+    """(x - mean) * scale + shift; `mean` may be None."""
+    if direct(x):
+        t = _less(x, mean, scale.dtype)
+        t *= scale
+        t += shift
+        return t.astype(dtype, copy=False)
+    y = empty_like(x, dtype)
+    layout, views = walk(axes, x, y)
+    vectors = [layout.flat(statistic, scale.dtype) for statistic in (mean, scale, shift)]
+    choose(layout, *views).normalise(layout, *views, *vectors)
+    return y
+
+
+def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array]:
+    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
+    dtype = wide(x.dtype)
+    if direct(x):
+        h, t = g.astype(dtype, copy=False), _less(x, mean.high, dtype)
+        t *= h
+        total, weighted = added(h, axes), added(t, axes, t)
+    else:
+        layout, (source, gradient) = walk(axes, x, g)
+        sums = np.empty((2, layout.parts, layout.features), dtype)
+        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.flat(mean.high, dtype), *sums)
+        total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
+    return total, (weighted - mean.low * total) * scale
+
+
+def input_gradient(
+    g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, average: Any, weighted_average: Any
+) -> Array:
+    """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path."""
+    factor = scale if gamma is None else scale * gamma
+    constant = np.zeros_like(factor) if average is None else -factor * average
+    if weighted_average is None:
+        return _affine(g, axes, x.dtype, None, factor, constant)
+    slope = -factor * scale * weighted_average
+    constant = constant - mean.low * slope
+    if direct(x):
+        t, h = _less(x, mean.high, factor.dtype), g.astype(factor.dtype)
+        t *= slope
+        t += constant
+        h *= factor
+        t += h
+        return t.astype(x.dtype, copy=False)
+    dx = empty_like(x)
+    layout, (source, gradient, target) = walk(axes, x, g, dx)
+    vectors = [layout.flat(statistic, factor.dtype) for statistic in (mean.high, factor, slope, constant)]
+    choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *vectors)
+    return dx
