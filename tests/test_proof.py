@@ -134,3 +134,33 @@ def test_running_statistics_stay_as_they_are():
     assert ag.prove_equal(norm, lambda x: (x - ag.mean(x, 0)) / ag.sqrt(ag.var(x, 0) + Fraction(3, 4)), [x], order=2)
     for name, value in norm.state_dict().items():
         assert np.array_equal(before[name], value)
+
+
+def test_it_claims_no_more_than_these_inputs():
+    square, line = (lambda x: x * x), (lambda x: 2 * x - 1)
+    assert "f = g at these inputs, exactly, to order 1" in str(ag.prove_equal(square, line, [[1]]))
+    assert ag.prove_equal(square, line, [[1]], order=2).difference.quantity == "d2x"
+    assert ag.prove_equal(square, line, [[2]]).difference.quantity == "output"
+
+
+def test_a_division_by_zero_is_named():
+    with pytest.raises(ValueError, match="f divides by zero at these inputs"):
+        ag.prove_equal(lambda x: 1 / x, lambda x: x, [[0, 1]])
+    with pytest.raises(ValueError, match="g divides by zero at these inputs"):
+        ag.prove_equal(lambda x: x, lambda x: x / (x - x), [[0, 1]])
+
+
+def test_powers_of_a_single_number():
+    x = [[Fraction(1), Fraction(-2, 3)]]
+    assert ag.prove_equal(lambda x: (x * x).sum() ** 2, lambda x: ag.square((x * x).sum()), x, order=2)
+    assert ag.prove_equal(lambda x: x.sum() ** -2, lambda x: 1 / (x.sum() * x.sum()), x, order=2)
+    assert ag.prove_equal(lambda x: (x.sum() ** 2) ** Fraction(1, 2), lambda x: abs(x.sum()), x)
+
+
+def test_every_output_counts():
+    f, g = (lambda x: (x, x * x)), (lambda x: (x, x * x + (x - 1) ** 2))
+    proof = ag.prove_equal(f, g, [[1, 2]])
+    assert (proof.difference.quantity, proof.difference.index) == ("output[1]", (1,))
+    assert ag.prove_equal(f, f, [[1, 2]]).shapes == {"output[0]": (2,), "output[1]": (2,), "dx": (2,)}
+    with pytest.raises(ValueError, match="f returned 2 outputs and g 1"):
+        ag.prove_equal(f, lambda x: x, [[1]])

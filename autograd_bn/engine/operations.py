@@ -94,7 +94,8 @@ def power(a: Any, b: Any, /) -> Any:
     >>> ag.power([1.0, 2.0], 3)
     array([1., 8.])
     """
-    return np.frompyfunc(_exact_power, 2, 1)(a, b) if np.result_type(a, b).hasobject else a**b
+    exact = isinstance(a, Fraction) or isinstance(b, Fraction) or np.result_type(a, b).hasobject
+    return np.frompyfunc(_exact_power, 2, 1)(a, b) if exact else a**b
 
 
 @primitive(

@@ -51,7 +51,8 @@ class Proof:
         f, g = self.names
         if self.difference is None:
             entries = sum(math.prod(shape) for shape in self.shapes.values())
-            return f"{f} = {g}, exactly, to order {self.order}: {entries} entries of {', '.join(self.shapes)}"
+            quantities = f"{entries} entries of {', '.join(self.shapes)}"
+            return f"{f} = {g} at these inputs, exactly, to order {self.order}: {quantities}"
         at = self.difference
         place = f"{at.quantity}[{', '.join(map(str, at.index))}]" if at.index else at.quantity
         width = max(len(f), len(g))
@@ -74,12 +75,14 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     `inputs` are arrays of rationals (`Fraction`, int), or of floats, which are taken for the exact binary
     fractions that they are; tensors that don't require a gradient are constants. Compared with ==, without a
     tolerance, are all entries of the outputs, of their gradient weighed by random rationals, of the weighed
-    gradient of that (`order=2`, also with respect to the first weights), and so on. Two rational functions
-    that differ agree at random weights with a probability of about 1e-6 (Schwartz 1980).
+    gradient of that (`order=2`, also with respect to the first weights), and so on. Gradients that differ agree at
+    random weights with a probability of about 1e-6 (Schwartz 1980). All of it holds at these inputs: x * x and
+    2 * x - 1 are equal to order 1 at x = 1, so take inputs as general as those of `rational_batch`.
 
     The result has `equal`, and `difference` with `quantity`, `index`, `left` and `right` where it isn't so.
-    `ValueError` for a square root that isn't rational (see `rational_batch`) and for outputs of different
-    shapes; `TypeError` where a function leaves the rationals: an `exp`, a float constant.
+    `ValueError` for a square root that isn't rational (see `rational_batch`), for a division by zero, and for
+    outputs of different numbers or shapes; `TypeError` where a function leaves the rationals: an `exp`, a float
+    constant.
 
     >>> import autograd_bn as ag
     >>> x, gamma, beta, eps = ag.rational_batch((4, 3))
@@ -88,7 +91,7 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     >>> def composed(x, gamma, beta):
     ...     return ag.batch_norm(x, gamma, beta, eps=eps, form="composed")
     >>> print(ag.prove_equal(fused, composed, (x, gamma, beta)))
-    fused = composed, exactly, to order 1: 30 entries of output, dx, dgamma, dbeta
+    fused = composed at these inputs, exactly, to order 1: 30 entries of output, dx, dgamma, dbeta
     >>> print(ag.prove_equal(lambda x: x * x, lambda x: x * x * x, [[1, Fraction(1, 2)]]))
     f and g differ, first in output[1]:
       f = 1/4 = 0.25
@@ -130,7 +133,7 @@ def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> Iterat
         except StopIteration:
             return
         except ZeroDivisionError as error:
-            raise ZeroDivisionError(f"{what} divides by zero at these inputs: it has no value to compare") from error
+            raise ValueError(f"{what} divides by zero at these inputs: it has no value to compare") from error
         except TypeError as error:
             raise TypeError(f"{what} can't be computed in rational arithmetic: {error}") from error
         for output in outputs.values():
