@@ -124,7 +124,7 @@ def test_columns_that_are_not_finite_are_named_before_anything_is_compared(capsy
     np.save("data.npy", np.where(np.arange(20) % 2, np.nan, 1.0) * np.ones((4, 20)))
     main(["compare", "data.npy"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "4 in 2, 4 in 4, 4 in 6, 4 in 8, 4 in 10, 4 in 12, 4 in 14, 4 in 16 and 2 more" in out
+    assert "4 in x[..., 1], 4 in x[..., 3], 4 in x[..., 5], 4 in x[..., 7], 4 in x[..., 9], 4 in x[..., 11], 4 in x[..., 13], 4 in x[..., 15] and 2 more" in out
 
 
 def test_gamma_and_beta_of_an_archive_are_used(monkeypatch):
@@ -256,7 +256,7 @@ def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns):
         text = capsys.readouterr().out.split("\nexample:")[0]
         assert max(map(len, text.splitlines())) <= int(columns)
     main(["compare", "data.npy"])
-    for paragraph in capsys.readouterr().out.split("\n\n")[:3:2]:
+    for paragraph in capsys.readouterr().out.split("\n\n")[:5:2]:
         assert max(map(len, paragraph.splitlines())) <= int(columns)
 
 

@@ -52,7 +52,7 @@ class Data(NamedTuple):
     def not_finite(self) -> dict[str, int]:
         """How many values of each feature are NaN or infinite, for the features that have any."""
         counts = np.count_nonzero(~np.isfinite(self.x), axis=tuple(range(self.x.ndim - 1)))
-        names = self.columns or [str(i + 1) for i in range(len(counts))]
+        names = self.columns or [f"x[..., {i}]" for i in range(len(counts))]
         return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import textwrap
 import time
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -96,19 +97,18 @@ def run(args: argparse.Namespace) -> int:
             "not_finite": data.not_finite(),
             "ok": comparison.ok,
             "reference": comparison.reference,
-            "rows": [{name: getattr(row, name) for name in _ROW} for row in comparison.rows],
+            "rows": [asdict(row) for row in comparison.rows],
             "forms": forms,
             "pictures": [str(path) for path in pictures],
         }
         print(json.dumps(_finite(report), indent=2))
     else:
         print(_about(data))
-        print(f"\n{_table(forms)}\n\n{comparison}")
+        table, _, notes = str(comparison).partition("\n\n")
+        print(f"\n{_table(forms)}\n\n{table}\n")
+        print("\n".join(map(_fill, notes.splitlines())))
         print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in pictures))
     return 0 if comparison.ok else 1
-
-
-_ROW = ("name", "shape", "max_abs", "max_rel", "ulp", "ok")
 
 
 def _measure(leaves: list[Any]) -> dict[str, dict[str, Any]]:
