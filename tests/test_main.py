@@ -34,7 +34,9 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
     assert "composed and fused agree in every row" in out
     folder = tmp_path / "batch_norm_graphs"
     assert f"Pictures in {folder.name}" in out
-    assert sorted(path.name for path in folder.iterdir()) == ["composed.png", "composed.svg", "fused.png", "fused.svg"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("compare.html", "composed.png", "composed.svg", "fused.png", "fused.svg")
+    ]
     for path in folder.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 

@@ -22,7 +22,8 @@ from . import Data, UsageError, load_data, progress, words, writable_folder
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
 Prints how far outputs and gradients are apart and the rounding error of each form, counts nodes and bytes kept for
-backward, takes the time, and writes both graphs as SVG and PNG. DATA is a .npy, .npz or .csv file with rows of features
+backward, takes the time, and writes both graphs as SVG and PNG, and compare.html, a page that steps through both side
+by side with each node's errors. DATA is a .npy, .npz or .csv file with rows of features
 (an .npz may hold x, gamma and beta); without it, the packaged digits. Exit status 0 where the forms agree, 1 where they
 differ.
 
@@ -57,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(args.data)
     folder = writable_folder(args.output)
     rng = np.random.default_rng(0)
-    drawn = [rng.uniform(low, high, data.x.shape[-1:]).astype(data.x.dtype) for low, high in ((0.5, 1.5), (-1, 1))]
-    given = [p if q is None else q for p, q in zip(drawn, (data.gamma, data.beta), strict=True)]
+    random = [rng.uniform(low, high, data.x.shape[-1:]).astype(data.x.dtype) for low, high in ((0.5, 1.5), (-1, 1))]
+    given = [p if q is None else q for p, q in zip(random, (data.gamma, data.beta), strict=True)]
     pictures = [folder / f"{which}.{suffix}" for which in FORMS for suffix in ("svg", "png")]
+    pictures.append(folder / "compare.html")
 
     bar = progress(2 + len(pictures), "comparing", quiet=args.json)
     with np.errstate(all="ignore"), bar as show:  # what isn't finite is in the report
@@ -76,10 +78,12 @@ def run(args: argparse.Namespace) -> int:
         leaves[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
         for path in pictures:
             show(f"drawing {path.name}")
-            y = FORMS[path.stem](*leaves)
-            y.name = "y"
+            drawn: Any = comparison
+            if path.stem in FORMS:
+                drawn = FORMS[path.stem](*leaves)
+                drawn.name = "y"
             try:
-                ag.render(y, path)
+                ag.render(drawn, path)
             except RuntimeError as error:
                 raise UsageError(str(error)) from None
             except OSError as error:

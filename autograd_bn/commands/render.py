@@ -10,7 +10,7 @@ from . import UsageError, load_data, words, writable_folder
 HELP = """draw the graph of batch norm on data
 
 DATA is a .npy, .npz or .csv file with rows of features; without it, the packaged digits. The suffix of FILE picks the
-format: .svg, .png, .pdf or .dot.
+format: .svg, .png, .pdf or .dot, or .html, a page that steps through the graph with every value and gradient.
 
 example: autograd-bn render measurements.csv --form fused --expand -o graph.svg"""
 
@@ -18,7 +18,9 @@ example: autograd-bn render measurements.csv --form fused --expand -o graph.svg"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the picture: .svg, .png, .pdf or .dot")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="the picture: .svg, .png, .pdf, .dot or .html"
+    )
     parser.add_argument("--form", choices=("composed", "fused"), default="composed", help="default: composed")
     parser.add_argument("--values", action="store_true", help="show every value")
     parser.add_argument("--grads", action="store_true", help="show every gradient, of randomly weighted outputs")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     x = ag.as_tensor(data.x, requires_grad=True, name="x")
     gamma = np.ones(features, data.x.dtype) if data.gamma is None else data.gamma
     beta = np.zeros(features, data.x.dtype) if data.beta is None else data.beta
-    weights = rng.normal(size=data.x.shape) if args.grads else None
+    weights = rng.normal(size=data.x.shape) if args.grads or args.output.lower().endswith(".html") else None
     try:
         y = ag.batch_norm(
             x,
@@ -53,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         path = ag.render(
             y,
             args.output,
-            values=args.values,
-            grads=False if weights is None else weights,
+            values=args.values or None,
+            grads=weights,
             expand=args.expand,
             direction=args.direction,
         )
