@@ -38,7 +38,8 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
         *("compare.html", "composed.png", "composed.svg", "fused.png", "fused.svg")
     ]
     for path in folder.iterdir():
-        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+        start = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>"}[path.suffix]
+        assert path.read_bytes().startswith(start)
 
 
 def test_json_is_one_object(capsys):

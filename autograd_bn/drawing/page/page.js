@@ -155,7 +155,12 @@ const details = (chosen = S.sel) => {
       out.push(el("h3", {}, `${p.paths.length} paths to ${name}, which add up to its gradient`));
       p.paths.forEach((way) => {
         const b = el("button", { type: "button", class: "path", "aria-pressed": S.way === way }, way.label + (way.coef === undefined ? "" : ` × ${way.coef === null ? "any: its term is 0" : way.coef.toFixed(2)}`));
-        b.addEventListener("click", () => { S.way = S.way === way ? null : way; show(); });
+        b.addEventListener("click", () => {
+          const at = [...panel.querySelectorAll(".path")].indexOf(b);
+          S.way = S.way === way ? null : way;
+          show();
+          panel.querySelectorAll(".path")[at].focus({ preventScroll: true });
+        });
         out.push(b, array(way.part, way.nodes.map((i) => view().nodes[i].symbol).join(" → ")));
       });
       out.push(array(p.sum, "their sum"));
