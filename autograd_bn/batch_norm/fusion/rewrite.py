@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...engine import Tensor
-from ...engine.graph import Graph, Values, compute
+from ...engine.graph import Graph, Values
 from ...engine.node import Leaf, Node, recording, topological_order
-from ...engine.operations import broadcast_to, reshape
-from ..arguments import kept_shape
+from ...engine.operations import broadcast_to
 from ..definition import batch_norm, body
-from .pattern import Match, NearMiss, Partly, find, inside, label, sources
-from .reading import Factor, Reader, long_axes
+from .recognise import PARTLY, Argument, Match, Recogniser, Region, label
 
 
 class Refusal(NamedTuple):
@@ -27,20 +26,20 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What `fuse` did: the nodes that are fused now, and those that were refused, inputs first."""
+    """What `fuse` did: the nodes that were fused, and those that were refused, inputs first."""
 
     fused: tuple[Node, ...]
     refused: tuple[Refusal, ...]
+    rows: tuple[tuple[str, str, str], ...]  # verdict, node, what it computes or why it was refused
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} fused, {len(self.refused)} refused"]
-        for node in self.fused:
-            stop = f", stop={tuple(sorted(node.params['stop']))}" if node.params["stop"] else ""
-            lines.append(
-                f"  fused    {label(node)}: batch norm of {label(node.inputs[0])}, axes={node.params['axes']}{stop}"
-            )
-        lines += [f"  refused  {label(node)}: {reason}" for node, reason in self.refused]
-        return "\n".join(lines)
+        lines = [f"  {verdict:<8} {node}: {text}" for verdict, node, text in self.rows]
+        return "\n".join([f"{len(self.fused)} fused, {len(self.refused)} refused", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [("", "node", ""), *self.rows]
+        cells = ["".join([f"<td>{escape(cell)}</td>" for cell in row]) for row in rows]
+        return "<table>" + "".join([f"<tr>{row}</tr>" for row in cells]) + "</table>"
 
 
 def fuse(*outputs: Tensor) -> Report:
@@ -68,73 +67,69 @@ def fuse(*outputs: Tensor) -> Report:
     Counter({'batch_norm': 1})
     """
     graph = Graph(*outputs)
-    reader, values = Reader(graph.nodes), Values(graph.nodes)
-    asked = set(graph.outputs)
-    live, settled = set(graph.outputs), set[Node]()
-    made: dict[Node, Node] = {}
+    values = Values(graph.nodes)
+    values.known |= {output.node: output.data for output in outputs}
+    assigned = any(isinstance(node, Leaf) and node.buffer and node.buffer.version for node in graph.nodes)
+    made: dict[Node, tuple[Node, str]] = {}
     refused: dict[Node, str] = {}
     partly: dict[Node, tuple[str, set[Node]]] = {}
-    # Consumers first: so the longest spelling is found, and what only it read is not looked at again.
-    for node in reversed(graph.nodes):
-        if node not in live:
-            continue
-        try:
-            match = None if node in settled else find(reader, node)
-            if match:
-                made[node] = _fused(reader, values, node, match, asked)
-                live.update(sources(reader, match))
-                continue
-        except Partly as reason:
-            partly[node] = str(reason), inside(reader, node)
-        except NearMiss as reason:
-            refused[node] = str(reason)
-            settled |= inside(reader, node)
-        live.update(node.inputs)
+    for node, region in Recogniser(graph.nodes).search(graph.outputs):
+        verdict = region.verdict
+        if isinstance(verdict, Match):
+            try:
+                made[node] = _fused(verdict, values), _described(verdict)
+            except (TypeError, ValueError) as error:
+                refused[node] = str(error)
+            if assigned:
+                _check_unchanged(node, region, values)
+        elif verdict and verdict.rank == PARTLY:
+            partly[node] = verdict.reason, region.inside(node)
+        elif verdict:
+            refused[node] = verdict.reason
     for node, (text, interior) in reversed(partly.items()):
         if not interior & (made.keys() | refused.keys()):
             refused[node] = text
-    for node, fused in made.items():
+    for node, (fused, _) in made.items():
         node.become(fused)
+    looked_at = [node for node in graph.nodes if node in made or node in refused]
     return Report(
-        tuple([node for node in graph.nodes if node in made]),
-        tuple([Refusal(node, refused[node]) for node in graph.nodes if node in refused]),
+        tuple([node for node in looked_at if node in made]),
+        tuple([Refusal(node, refused[node]) for node in looked_at if node in refused]),
+        tuple(
+            [
+                ("fused", label(node), made[node][1]) if node in made else ("refused", label(node), refused[node])
+                for node in looked_at
+            ]
+        ),
     )
 
 
-def argument(reader: Reader, values: Values, factor: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
-    """What a factor stands for, as `batch_norm` takes it: of the kept axes' shape, or with 1s for the others."""
-    if not isinstance(factor, Factor):
-        return factor
-    source = reader.source(factor)
-    given = Tensor(values[source], source) if isinstance(source, Node) else source
-    kept, full = kept_shape(shape, axes), kept_shape(shape, axes, keepdims=True)
-    if given.shape == shape or (factor.along == long_axes(full) and given.shape in (kept, full)):
-        return given
-    lengths = [n if i - len(full) in factor.along else 1 for i, n in enumerate(full)]
-    return broadcast_to(reshape(given, lengths), full)
-
-
-def _fused(reader: Reader, values: Values, node: Node, match: Match, asked: set[Node]) -> Node:
+def _fused(match: Match, values: Values) -> Node:
     """The fused node that computes `match`, recorded on the same inputs."""
-    interior = inside(reader, node, match)
-    for inner in interior & asked:
-        raise NearMiss(f"{label(inner)} inside it is itself asked for")
+
+    def given(argument: Argument | None) -> Any:
+        if argument is None:
+            return None
+        source, shape = argument
+        value = Tensor(values[source], source) if isinstance(source, Node) else source
+        return value if np.shape(value) == shape else broadcast_to(value, shape)
+
     with recording(True):
-        x, gamma, beta, *given = [argument(reader, values, factor, node.shape, match.axes) for factor in match[:6]]
-        mean, var, eps = (a.data if isinstance(a, Tensor) else a for a in given)
-        try:
-            y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
-        except (TypeError, ValueError) as error:
-            raise NearMiss(str(error)) from None
-    if (y.shape, y.dtype) != (node.shape, node.dtype):
-        raise Partly(f"the fused node would have shape {y.shape} and dtype {y.dtype}, not {node.shape}, {node.dtype}")
-    if isinstance(x.node, Leaf) and x.node.buffer and x.node.buffer.version:
-        _check_unchanged(x.node, interior, values)
+        x = Tensor(values[match.x], match.x)
+        gamma, beta, *constants = [given(argument) for argument in match[1:6]]
+        eps, mean, var = [a.data if isinstance(a, Tensor) else a for a in constants]
+        y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
     return y.node  # type: ignore[no-any-return]
 
 
-def _check_unchanged(x: Leaf, interior: set[Node], values: Values) -> None:
-    """`RuntimeError` where what was saved inside is not what `x`, once assigned to, gives now."""
+def _described(match: Match) -> str:
+    stop = f", stop={match.stop}" if match.stop else ""
+    return f"batch norm of {label(match.x)}, axes={match.axes}{stop}"
+
+
+def _check_unchanged(last: Node, region: Region, values: Values) -> None:
+    """`RuntimeError` where what was saved is not what the leaves, some of them assigned to, give now."""
+    interior = region.inside(last) | {last}
     again = Values(())
     again.known.update(
         (parent, values[parent]) for node in interior for parent in node.inputs if parent not in interior
@@ -142,8 +137,14 @@ def _check_unchanged(x: Leaf, interior: set[Node], values: Values) -> None:
     for node in interior & values.known.keys():
         now = again[node]
         if not np.all((now == values[node]) | (now != now)):
+            leaves = [
+                leaf
+                for leaf in topological_order([last])
+                if isinstance(leaf, Leaf) and leaf.buffer and leaf.buffer.version
+            ]
             raise RuntimeError(
-                f"{label(x)} was overwritten by assign() after the forward pass read it: run the forward pass again"
+                f"{' or '.join(map(label, leaves))} was overwritten by assign() after the forward pass read it: "
+                "run the forward pass again"
             )
 
 
@@ -180,49 +181,10 @@ def roles(outputs: Sequence[Tensor | Node]) -> dict[Node, str]:
     >>> list(roles([y]).values())
     ['mean', 'centred', 'var', '1/σ', 'x̂']
     """
-    nodes = topological_order([output.node if isinstance(output, Tensor) else output for output in outputs])
-    reader = Reader(nodes)
+    ends = [output.node if isinstance(output, Tensor) else output for output in outputs]
+    nodes = topological_order(ends)
     found: dict[Node, str] = {}
-    for node in nodes:
-        try:
-            match = find(reader, node)
-        except NearMiss:
-            continue
-        if match and match.mean is None and 0 not in node.shape:
-            found = _roles(reader, nodes, node, match) | found
-    return found
-
-
-def _roles(reader: Reader, nodes: list[Node], last: Node, match: Match) -> dict[Node, str]:
-    rng = np.random.default_rng(0)
-    interior = inside(reader, last, match) | {last}
-    values: dict[Node, Any] = {}
-    for node in [node for node in nodes if node in interior]:
-        for parent in node.inputs:
-            first = reader.same[parent]
-            values.setdefault(first, values.get(parent, rng.uniform(0.5, 2, parent.shape)))
-            values.setdefault(parent, values[first])
-        args = [values[arg] if isinstance(arg, Node) else arg for arg in node.args]
-        # What stands in for exact numbers are floats, which have a root each.
-        exact = [isinstance(arg, np.ndarray) and arg.dtype == object for arg in args]
-        values[node] = compute(node, [arg.astype(float) if e else arg for arg, e in zip(args, exact, strict=True)])
-    x = values[reader.source(match.x)]
-    mean, var = (f(x, axis=match.axes, keepdims=True) for f in (np.mean, np.var))
-    eps = match.eps
-    if isinstance(eps, Factor):
-        source = reader.source(eps)
-        given = values[source] if isinstance(source, Node) else source
-        eps = np.asarray(given, float).reshape([n if i - x.ndim in eps.along else 1 for i, n in enumerate(x.shape)])
-    scale = 1 / np.sqrt(var + float(eps) if np.ndim(eps) == 0 else var + eps)
-    known = {"mean": mean, "var": var, "1/σ": scale, "centred": x - mean, "x̂": (x - mean) * scale}
-    found: dict[Node, str] = {}
-    for node in [node for node in nodes if node in interior]:
-        for name, value in known.items():
-            if np.size(values[node]) != value.size and node.shape != last.shape:
-                continue
-            shown = values[node] if node.shape == last.shape else np.reshape(values[node], value.shape)
-            if np.allclose(np.asarray(shown, float), value, rtol=1e-9, atol=1e-12):
-                if not any(found.get(parent) == name for parent in node.inputs):
-                    found[node] = name
-                break
-    return found
+    for node, region in Recogniser(nodes).search(ends):
+        if isinstance(region.verdict, Match):
+            found |= region.roles(region.inside(node) | {node})
+    return {node: found[node] for node in nodes if node in found}
