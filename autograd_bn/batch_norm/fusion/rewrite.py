@@ -11,10 +11,10 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.graph import Graph, Values
-from ...engine.node import Leaf, Node, recording, topological_order
+from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
 from ..definition import batch_norm, body
-from .recognise import PARTLY, Argument, Match, Recogniser, Region, label
+from .recognise import PARTLY, Argument, Match, Recogniser, label
 
 
 class Refusal(NamedTuple):
@@ -68,8 +68,6 @@ def fuse(*outputs: Tensor) -> Report:
     """
     graph = Graph(*outputs)
     values = Values(graph.nodes)
-    values.known |= {output.node: output.data for output in outputs}
-    assigned = any(isinstance(node, Leaf) and node.buffer and node.buffer.version for node in graph.nodes)
     made: dict[Node, tuple[Node, str]] = {}
     refused: dict[Node, str] = {}
     partly: dict[Node, tuple[str, set[Node]]] = {}
@@ -80,8 +78,6 @@ def fuse(*outputs: Tensor) -> Report:
                 made[node] = _fused(verdict, values), _described(verdict)
             except (TypeError, ValueError) as error:
                 refused[node] = str(error)
-            if assigned:
-                _check_unchanged(node, region, values)
         elif verdict and verdict.rank == PARTLY:
             partly[node] = verdict.reason, region.inside(node)
         elif verdict:
@@ -125,27 +121,6 @@ def _fused(match: Match, values: Values) -> Node:
 def _described(match: Match) -> str:
     stop = f", stop={match.stop}" if match.stop else ""
     return f"batch norm of {label(match.x)}, axes={match.axes}{stop}"
-
-
-def _check_unchanged(last: Node, region: Region, values: Values) -> None:
-    """`RuntimeError` where what was saved is not what the leaves, some of them assigned to, give now."""
-    interior = region.inside(last) | {last}
-    again = Values(())
-    again.known.update(
-        (parent, values[parent]) for node in interior for parent in node.inputs if parent not in interior
-    )
-    for node in interior & values.known.keys():
-        now = again[node]
-        if not np.all((now == values[node]) | (now != now)):
-            leaves = [
-                leaf
-                for leaf in topological_order([last])
-                if isinstance(leaf, Leaf) and leaf.buffer and leaf.buffer.version
-            ]
-            raise RuntimeError(
-                f"{' or '.join(map(label, leaves))} was overwritten by assign() after the forward pass read it: "
-                "run the forward pass again"
-            )
 
 
 def expand(*outputs: Tensor) -> tuple[Node, ...]:
