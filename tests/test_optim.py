@@ -180,6 +180,7 @@ def test_float32_stays_and_a_step_allocates_next_to_nothing():
     ("call", "error", "message"),
     [
         (lambda w: optim.SGD([], 0.1), ValueError, "params is empty"),
+        (lambda w: optim.SGD([w, w], 0.1), ValueError, "params has a tensor twice"),
         (lambda w: optim.SGD([w, w * 2], 0.1), TypeError, r"params\[1\]"),
         (lambda w: optim.SGD([w.data], 0.1), TypeError, r"params\[0\] is ndarray"),
         (lambda w: optim.SGD([w], -0.1), ValueError, "lr is -0.1"),

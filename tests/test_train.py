@@ -124,6 +124,25 @@ def test_without_tqdm_it_trains(monkeypatch, capsys):
     assert "without batch norm" in capsys.readouterr().out
 
 
+def test_the_blas_keeps_to_one_thread(monkeypatch):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    seen = []
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    monkeypatch.setattr(train.Run, "step", lambda self, x, labels: seen.append(threads()))
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        assert main(["train", "--steps", "2"]) == 0
+        assert threads() == {2}
+    assert seen == [{1}] * 4
+
+
+def test_without_threadpoolctl_it_trains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert main(["train", "--steps", "2"]) == 0
+
+
 def test_the_bar_shows_loss_and_accuracy(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["train", "--steps", "200"]) == 0

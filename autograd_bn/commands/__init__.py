@@ -80,12 +80,13 @@ def load_data(path: str | None) -> Data:
 
 
 def _read(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
-    if path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
         return _read_csv(path)
-    if path.suffix not in (".npy", ".npz"):
+    if suffix not in (".npy", ".npz"):
         raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz or .csv")
     try:
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             return load(path), ()
         with path.open("rb") as file:
             return {"x": np.lib.format.read_array(file, allow_pickle=False)}, ()

@@ -177,7 +177,8 @@ class Module:
         def seen(path: str, module: Module, args: tuple[Any, ...], result: Any) -> None:
             kind = "" if module is self else type(module).__name__
             count = sum(p.size for p in module.parameters())
-            rows.append((path, kind, " x ".join(map(str, np.shape(result))), f"{count:,}"))
+            shape = " x ".join(map(str, getattr(result, "shape", "-")))
+            rows.append((path, kind, shape, f"{count:,}"))
 
         try:
             with self.eval().watching(seen), no_grad(), no_update():

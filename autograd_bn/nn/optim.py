@@ -29,6 +29,8 @@ class Optimiser:
         for i, p in enumerate(self.params):
             if not isinstance(p, Tensor) or not isinstance(p.node, Leaf):
                 raise TypeError(f"params[{i}] is {type(p).__name__}, expected a leaf tensor")
+        if len({id(p.node) for p in self.params}) < len(self.params):
+            raise ValueError("params has a tensor twice, which every step would move twice")
         self.lr = _at_least_zero(lr, "lr")
         self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
         self.kept: list[tuple[Array, ...]] = [
