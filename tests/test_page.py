@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -935,6 +936,71 @@ def test_two_columns_step_together(visit, width):
     assert tab.locator("#steps li").count() == len(second["steps"])
     press(tab, "Home n n n n")
     assert "now" in classes(tab, node("batch_norm", second))
+
+
+def notebook(path, page):
+    """A notebook file with a page among its results, as it stands before any kernel has run."""
+    nbformat = pytest.importorskip("nbformat")
+    shown = {"text/html": page._repr_html_(), "text/plain": repr(page)}
+    output = nbformat.v4.new_output("execute_result", shown, execution_count=1)
+    cell = nbformat.v4.new_code_cell("page", outputs=[output], execution_count=1)
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "none", "display_name": "none"}})
+    nbformat.write(book, path)
+    return book
+
+
+def step_inside(tab, selector):
+    """Step a page inside a frame by a click; where it then is."""
+    tab.locator(selector).scroll_into_view_if_needed()
+    inside = tab.locator(selector).element_handle().content_frame()
+    inside.wait_for_selector("#app[data-step]")
+    inside.evaluate("() => document.querySelector('[data-do=next]').click()")
+    return inside.get_attribute("#app", "data-step")
+
+
+def test_an_exported_notebook_steps(chromium, tmp_path):
+    exporters = pytest.importorskip("nbconvert.exporters")
+    html, _ = exporters.HTMLExporter(embed_images=True).from_notebook_node(
+        notebook(tmp_path / "a.ipynb", ag.page(norm()[0]))
+    )
+    (tmp_path / "a.html").write_text(html, "utf-8")
+    with contextlib.closing(chromium.new_page()) as tab:
+        tab.route("http**", lambda route: route.abort())
+        tab.goto((tmp_path / "a.html").as_uri())
+        assert tab.locator("img[alt='the graph']").evaluate("e => e.naturalWidth") > 100
+        assert step_inside(tab, "iframe") == "1"
+
+
+def test_jupyterlab_shows_the_page_where_it_trusts_the_notebook_and_its_picture_where_not(chromium, tmp_path):
+    pytest.importorskip("jupyterlab")
+    for name in ("trusted", "untrusted"):
+        notebook(tmp_path / f"{name}.ipynb", ag.page(norm()[0]))
+    folders = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    log = (tmp_path / "log").open("w+")
+    options = {"cwd": tmp_path, "env": {**os.environ, **folders, "HOME": str(tmp_path)}, "stderr": log, "stdout": log}
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", "trusted.ipynb"], check=True, **options)
+    arguments = ["--no-browser", "--allow-root", "--ServerApp.port=0", "--IdentityProvider.token="]
+    with log, subprocess.Popen([sys.executable, "-m", "jupyterlab", *arguments], **options) as server:
+        try:
+            jupyterlab_shows(chromium, tmp_path / "log")
+        finally:
+            server.kill()
+
+
+def jupyterlab_shows(chromium, log):
+    address = None
+    for _ in range(600):
+        if address := re.search(r"http://(?:localhost|127[.0-9]*):(\d+)/lab", log.read_text("utf-8")):
+            break
+        time.sleep(0.1)
+    for name, frames in (("trusted", 1), ("untrusted", 0)):
+        with contextlib.closing(chromium.new_page()) as tab:
+            tab.goto(f"http://127.0.0.1:{address[1]}/lab/tree/{name}.ipynb?reset")
+            picture = tab.wait_for_selector(".jp-OutputArea img[alt='the graph']", timeout=60_000)
+            assert picture.evaluate("async e => { await e.decode(); return e.naturalWidth }") > 100
+            assert tab.locator(".jp-OutputArea iframe").count() == frames
+            if frames:
+                assert step_inside(tab, ".jp-OutputArea iframe") == "1"
 
 
 if __name__ == "__main__":
