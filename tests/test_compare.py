@@ -105,7 +105,7 @@ def test_html_and_text_hold_every_row():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"g": lambda x: (x * x, x)}, ValueError, "f returned 1 outputs and g 2"),
+        ({"g": lambda x: (x * x, x)}, ValueError, r"f gives output, dx and g output\[0\], output\[1\], dx"),
         ({"order": 0}, ValueError, "order is 0, expected 1 or more"),
         ({"inputs": [np.arange(3)]}, TypeError, r"inputs\[0\].*int64"),
         ({"g": lambda x: x[:1]}, ValueError, r"output has shape \(3,\) from f and \(1,\) from g"),

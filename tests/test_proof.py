@@ -115,7 +115,7 @@ def test_what_has_no_exact_answer_says_so():
         ag.prove_equal(ag.exp, ag.exp, [[Fraction(1, 2)]])
     with pytest.raises(TypeError, match=r"float 0\.25"):
         ag.prove_equal(lambda x: x * 0.5, lambda x: x / 2, [[Fraction(1, 2)]])
-    with pytest.raises(TypeError, match=r"g left the rationals: it gave 0\.5"):
+    with pytest.raises(TypeError, match=r"g left the rational numbers: it gave 0\.5"):
         ag.prove_equal(lambda x: x, lambda x: ag.tensor([0.5]), [[Fraction(1, 2)]])
     with pytest.raises(ValueError, match=r"output has shape \(1,\) from f and \(\) from g"):
         ag.prove_equal(lambda x: x, lambda x: x.sum(), [[Fraction(1, 2)]])
@@ -162,5 +162,5 @@ def test_every_output_counts():
     proof = ag.prove_equal(f, g, [[1, 2]])
     assert (proof.difference.quantity, proof.difference.index) == ("output[1]", (1,))
     assert ag.prove_equal(f, f, [[1, 2]]).shapes == {"output[0]": (2,), "output[1]": (2,), "dx": (2,)}
-    with pytest.raises(ValueError, match="f returned 2 outputs and g 1"):
+    with pytest.raises(ValueError, match="expected the same outputs"):
         ag.prove_equal(f, lambda x: x, [[1]])

@@ -15,7 +15,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array, no_update
 from ..engine.tensor import check_differentiable
-from .orders import check_order, derivatives, function_names, input_names
+from .orders import check_order, check_same, derivatives, function_names, input_names
 from .report import html_table, text_table
 
 # Part of a row's largest entry by which the formulas may differ in wide arithmetic (a constant may have been rounded
@@ -104,19 +104,18 @@ class Comparison:
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
                 where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
                 yield f"{row.name}: entries that are not finite: {counts}{where}."
-        if self.dtype == "object":
-            yield "equal: exactly."
-            return
         formula, rounding = _tolerance(np.dtype(self.dtype))
         moved = "or within what the inputs' last bits move"
-        if self.reference is None:
+        if self.dtype == "object":
+            yield "equal: exactly."
+        elif self.reference is None:
             yield f"equal: within {formula:g} of the row's largest entry, {moved}; no wider arithmetic to measure in."
-            return
-        yield f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
-        yield (
-            f"equal: formulas within {formula:g} of the row's largest entry in that arithmetic, and each side within "
-            f"{rounding:g} of the reference, {moved}."
-        )
+        else:
+            yield f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
+            yield (
+                f"equal: formulas within {formula:g} of the row's largest entry in that arithmetic, and each side "
+                f"within {rounding:g} of the reference, {moved}."
+            )
 
     def __str__(self) -> str:
         return "\n".join([text_table(*self._table(), right=range(2, 6)), "", *self._notes()])
@@ -162,17 +161,9 @@ def compare(
     names = input_names(f, inputs)
     dtype = np.result_type(*arrays)
     sides = _Run(f, arrays, names, order, seed, "f"), _Run(g, arrays, names, order, seed, "g")
-    first, second = (side.values for side in sides)
-    if len(first) != len(second):
-        count = 1 + order * len(arrays)
-        raise ValueError(
-            f"f returned {len(first) - count + 1} outputs and g {len(second) - count + 1}: expected the same"
-        )
-    for (name, a), b in zip(first.items(), second.values(), strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"{name} has shape {a.shape} from f and {b.shape} from g: expected the same")
+    check_same(sides[0].values, sides[1].values)
     wide, reference = _in_wide_arithmetic(sides, dtype)
-    rows = tuple([_row(k, name, sides, wide, dtype) for k, name in enumerate(first)])
+    rows = tuple([_row(name, sides, wide, dtype) for name in sides[0].values])
     return Comparison(function_names(f, g), rows, reference, str(dtype), seed, (f, g), tuple(arrays), tuple(names))
 
 
@@ -194,88 +185,84 @@ class _Run:
     def __init__(
         self, f: Callable[..., Any], arrays: Sequence[Array], names: list[str], order: int, seed: int, what: str
     ) -> None:
-        self.arrays = arrays
+        self.arrays, self.dtype = arrays, np.result_type(*arrays)
         self.at: Callable[[Sequence[Array]], _Run] = lambda there: _Run(f, there, names, order, seed, what)
-        self.dtype = np.result_type(*arrays)
-        self.moves: dict[float, Any] = {}
+        self.moves: dict[float, dict[str, Any]] = {}
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
         with no_update(), np.errstate(all="ignore"):
             walk = derivatives(f, leaves, order, weighing(seed), what=what)
             self.values = {name: output.data for _, outputs in walk for name, output in outputs.items()}
 
-    def moved(self, k: int, dtype: np.dtype[Any]) -> Any:
-        """How far row `k` moves, at most, when the inputs move by their last bits in `dtype`."""
+    def moved(self, name: str, dtype: np.dtype[Any]) -> Any:
+        """How far a row moves, at most, when the inputs move by their last bits in `dtype`."""
         unit = float(np.finfo(dtype).eps)
         if unit not in self.moves:
             rng = np.random.default_rng(0)
-            found = []
+            self.moves[unit] = dict.fromkeys(self.values, 0)
             for _ in range(_DRAWS):
                 steps = [unit * np.asarray(rng.uniform(-2, 2, a.shape), np.longdouble) for a in self.arrays]
                 there = self.at([(a + a * step).astype(a.dtype) for a, step in zip(self.arrays, steps, strict=True)])
-                pairs = zip(there.values.values(), self.values.values(), strict=True)
-                found.append([_largest(_apart(a, b)) for a, b in pairs])
-            self.moves[unit] = np.max(found, axis=0)
-        return self.moves[unit][k]
+                for row, most in self.moves[unit].items():
+                    self.moves[unit][row] = max(most, _largest(_apart(there.values[row], self.values[row])))
+        return self.moves[unit][name]
+
+    def vanishes(self, name: str) -> bool:
+        """Whether a row holds nothing but rounding errors."""
+        return bool(_largest(self.values[name]) <= _SLACK * self.moved(name, self.dtype))
 
 
-def _in_wide_arithmetic(sides: tuple[_Run, _Run], dtype: np.dtype[Any]) -> tuple[tuple[_Run, _Run] | None, str | None]:
-    """Both functions in arithmetic wider than `dtype`, and what to call it."""
+def _in_wide_arithmetic(sides: Sequence[_Run], dtype: np.dtype[Any]) -> tuple[list[_Run], str | None]:
+    """Both functions in arithmetic wider than `dtype`, and what to call it; none where there is none."""
     for wide, label in ((np.longdouble, "long double"), (np.float64, "float64")):
         if dtype.kind == "f" and np.finfo(wide).nmant > np.finfo(dtype).nmant:
             try:
                 runs = [side.at([a.astype(wide) for a in side.arrays]) for side in sides]
             except Exception:  # whatever they raise on wide numbers, they don't take them
                 continue
-            return (runs[0], runs[1]), f"the first function in {label} ({np.finfo(wide).nmant} bits)"
-    return None, "the first function itself, which is exact" if dtype.kind == "O" else None
+            return runs, f"the first function in {label} ({np.finfo(wide).nmant} bits)"
+    return [], "the first function itself, which is exact" if dtype.kind == "O" else None
 
 
-def _row(k: int, name: str, sides: Sequence[_Run], wide: Sequence[_Run] | None, dtype: np.dtype[Any]) -> Row:
+def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run], dtype: np.dtype[Any]) -> Row:
     a, b = (side.values[name] for side in sides)
     difference, scale = _distance(a, b), max(_largest(a), _largest(b))
     ulp: tuple[float | None, float | None] = (None, None)
     wrong = (False, False)
-    if dtype.kind == "O":
-        ok = difference == 0
-    elif wide is None:
-        ok = _agree(k, name, sides, dtype, careful=True)
-    else:
+    if wide:
         exact = wide[0].values[name]
         scale = _largest(exact)
         errors = [_error(side.values[name], exact) for side in sides]
         ulp = (_in_ulp(errors[0], scale, dtype), _in_ulp(errors[1], scale, dtype))
-        right = [_is_rounding(error, k, name, side, wide[0], dtype) for error, side in zip(errors, sides, strict=True)]
-        wrong = (not right[0], not right[1] or not _agree(k, name, wide, dtype))
-        ok = not any(wrong)
+        right = [_is_rounding(error, name, side, wide[0]) for error, side in zip(errors, sides, strict=True)]
+        wrong = (not right[0], not (right[1] and _agree(name, wide, dtype)))
+    ok = not any(wrong) if wide else _agree(name, sides, dtype)
     with np.errstate(invalid="ignore"):
         relative = float(difference / scale) if scale else (0.0 if difference == 0 else np.inf)
-    bad = [np.zeros(value.shape, bool) if dtype.kind == "O" else ~np.isfinite(value) for value in (a, b)]
+    bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in (a, b)]
     columns = np.unique(np.nonzero(bad[0] | bad[1])[-1]).tolist() if a.ndim else []
     counts = (int(bad[0].sum()), int(bad[1].sum()))
     return Row(name, a.shape, float(difference), relative, ulp, ok, wrong, counts, tuple(columns))
 
 
-def _agree(k: int, name: str, runs: Sequence[_Run], dtype: np.dtype[Any], careful: bool = False) -> bool:
-    """Whether two runs in one arithmetic agree in a row; `careful` where no other arithmetic stands behind it."""
+def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
+    """Whether two runs in one arithmetic agree in a row: in that of the inputs, `dtype`, or in a wider one."""
     a, b = (run.values[name] for run in runs)
     apart, scale = _distance(a, b), max(_largest(a), _largest(b))
-    if apart <= _tolerance(dtype)[0] * scale:
-        return True
-    moved = [run.moved(k, run.dtype) for run in runs]
-    vanish = all(_largest(value) <= _SLACK * by for value, by in zip((a, b), moved, strict=True))
-    half = float(np.sqrt(np.finfo(dtype).eps))
-    return bool(apart <= _SLACK * sum(moved) and (vanish or not careful or apart <= half * scale))
+    if dtype.kind == "O" or apart <= _tolerance(dtype)[0] * scale:
+        return bool(apart == 0 or dtype.kind != "O")
+    if apart > _SLACK * sum(run.moved(name, run.dtype) for run in runs):
+        return False
+    half_of_the_digits = float(np.sqrt(np.finfo(dtype).eps)) * scale  # what may pass where nothing wider confirms it
+    wider = runs[0].dtype != dtype
+    return bool(wider or apart <= half_of_the_digits or all(run.vanishes(name) for run in runs))
 
 
-def _is_rounding(error: Any, k: int, name: str, side: _Run, exact: _Run, dtype: np.dtype[Any]) -> bool:
+def _is_rounding(error: Any, name: str, side: _Run, exact: _Run) -> bool:
     """Whether one side's error may come from rounding in its own arithmetic."""
-    scale = _largest(exact.values[name])
-    if error <= _tolerance(dtype)[1] * scale + float(np.finfo(dtype).smallest_subnormal):
+    small = _tolerance(side.dtype)[1] * _largest(exact.values[name]) + float(np.finfo(side.dtype).smallest_subnormal)
+    if error <= small or error <= _SLACK * exact.moved(name, side.dtype):
         return True
-    if error <= _SLACK * exact.moved(k, dtype):
-        return True
-    vanishes = scale <= _SLACK * exact.moved(k, exact.dtype)
-    return bool(vanishes and error <= _SLACK * side.moved(k, dtype))
+    return exact.vanishes(name) and bool(error <= _SLACK * side.moved(name, side.dtype))
 
 
 def _tolerance(dtype: np.dtype[Any]) -> tuple[float, float]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Rational
 from typing import Any
 
 import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array, no_update, topological_order
-from ..engine.tensor import check_differentiable
+from ..engine.node import Array, no_update
 from .finite_differences import Differences
 from .orders import check_order, derivatives, input_names, pull
 
@@ -101,150 +102,121 @@ def gradcheck(
     check_order(order)
     given = [inputs] if isinstance(inputs, np.ndarray | Tensor) else list(inputs)
     names = input_names(f, given)
-    arrays, checked = _checked_inputs(given, names)
+    constants = [isinstance(value, Tensor) and not value.requires_grad for value in given]
+    arrays = _checked_inputs(given, names, constants)
     rng = np.random.default_rng(seed)
+
+    def record(variables: Sequence[Array], k: int, record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The inputs and the weights of `k` orders as fresh leaves, and what is differentiated next, both by name."""
+        rest = iter([ag.as_tensor(array.copy(), requires_grad=True) for array in variables])
+        tensors = [ag.as_tensor(a) if constant else next(rest) for a, constant in zip(arrays, constants, strict=True)]
+        for tensor, name in zip(tensors, names, strict=True):
+            tensor.name = name
+        *_, last = derivatives(f, tensors, k, lambda _: next(rest), record=record, label="f")
+        return last
+
     with no_update():
-        level = Level(f, arrays, checked, names, 0, [])
-        level.refuse_what_cannot_be_judged()
-        for k in range(1, order + 1):
+        variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
+        for k in range(order):
             try:
-                _Check(level, k, eps, atol, rtol, rng).run()
+                check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
+                check.run()
             except GradientError as error:
-                error.f, error.inputs, error.names, error.order = f, tuple(arrays), tuple(names), k
+                error.f, error.inputs, error.names, error.order = f, tuple(arrays), tuple(names), k + 1
                 raise
-            level = level.gradient(rng)
+            variables = [*variables, *[np.asarray(rng.normal(size=t.shape)) for t in check.outputs.values()]]
     return True
 
 
-def _checked_inputs(given: list[Any], names: list[str]) -> tuple[list[Any], list[bool]]:
-    """Every input as a private float64 array, and which of them to check."""
-    arrays, checked = [], []
-    for i, value in enumerate(given):
-        where = f"inputs[{i}] ({names[i]})"
-        constant = isinstance(value, Tensor) and not value.requires_grad
-        array = np.asarray(value)
-        if not constant:
-            try:
-                check_differentiable(array)
-            except TypeError:
-                raise TypeError(
-                    f"{where} has dtype {array.dtype}, expected floats: convert it, or pass a constant as a tensor "
-                    "without requires_grad"
-                ) from None
-        if array.dtype.kind in "fO":
-            array = np.array(array, dtype=np.float64)
-            if not np.isfinite(array).all():
-                raise Unjudgeable(f"{where} holds {array[~np.isfinite(array)][0]}: differences need finite numbers")
-        arrays.append(array)
-        checked.append(not constant)
-    if not any(checked):
-        raise Unjudgeable(f"nothing to check: none of the {len(given)} inputs requires a gradient")
-    if not any(a.size for a, wanted in zip(arrays, checked, strict=True) if wanted):
-        raise Unjudgeable("nothing to check: the inputs are empty")
-    views = [np.asarray(value) for value in given]
-    for i, a in enumerate(views):
+def _checked_inputs(given: list[Any], names: list[str], constants: list[bool]) -> list[Array]:
+    """Every input as a private float64 array."""
+    arrays = [np.asarray(value) for value in given]
+    for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        where = f"inputs[{i}] ({name})"
+        exact = array.dtype == object and all(isinstance(number, Rational) for number in array.flat)
+        if not (array.dtype.kind == "f" or exact or constants[i]):
+            raise TypeError(
+                f"{where} has dtype {array.dtype}, expected floats: convert it, or pass a constant as a tensor "
+                "without requires_grad"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Unjudgeable(f"{where} holds {array[~np.isfinite(array)][0]}: differences need finite numbers")
         for j in range(i):
-            if np.shares_memory(a, views[j]):
+            if np.shares_memory(array, arrays[j]):
                 raise Unjudgeable(
-                    f"inputs[{j}] ({names[j]}) and inputs[{i}] ({names[i]}) share memory, so neither can change "
-                    "alone: pass a copy of one"
+                    f"inputs[{j}] ({names[j]}) and {where} share memory, so neither can change alone: pass a copy"
                 )
-    return arrays, checked
-
-
-@dataclass(frozen=True)
-class Level:
-    """What is differentiated at one order: `f`, or the gradient of the level below, weighed by `weights`."""
-
-    f: Callable[..., Any]
-    given: list[Any]
-    checked: list[bool]
-    names: list[str]
-    order: int
-    weights: list[Array]
-
-    @property
-    def arrays(self) -> list[Array]:
-        """The variables: the inputs that are checked, then the weights of each order."""
-        return [a for a, wanted in zip(self.given, self.checked, strict=True) if wanted] + self.weights
-
-    def record(self, arrays: Sequence[Array], record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The variables, as fresh leaves, and the outputs by name."""
-        rest = iter([ag.as_tensor(array.copy(), requires_grad=True) for array in arrays])
-        inputs = [next(rest) if wanted else ag.as_tensor(a) for a, wanted in zip(self.given, self.checked, strict=True)]
-        for tensor, name in zip(inputs, self.names, strict=True):
-            tensor.name = name
-        *_, last = derivatives(self.f, inputs, self.order, lambda _: next(rest), record=record, label="f")
-        return last
-
-    def values(self, arrays: Sequence[Array]) -> list[Array]:
-        """The outputs, without a record."""
-        return [output.data for output in self.record(arrays, False)[1].values()]
-
-    def gradient(self, rng: np.random.Generator) -> Level:
-        """The next order, weighed by random numbers."""
-        weights = [np.asarray(rng.normal(size=value.shape)) for value in self.values(self.arrays)]
-        return Level(self.f, self.given, self.checked, self.names, self.order + 1, self.weights + weights)
-
-    def refuse_what_cannot_be_judged(self) -> None:
-        """Raise where no difference of `f` could say whether its derivative is right."""
-        leaves, outputs = self.record(self.arrays)
-        for name, output in outputs.items():
-            if output.dtype.kind != "f":
-                raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
-            if not np.isfinite(output.data).all():
-                bad = output.data[~np.isfinite(output.data)][0]
-                raise Unjudgeable(f"{name} holds {bad}: there is no derivative there")
-        for _ in range(2):
-            again = self.values(self.arrays)
-            apart = [np.max(np.abs(b - a.data), initial=0) for a, b in zip(outputs.values(), again, strict=True)]
-            if max(apart, default=0) > 0:
-                raise Unjudgeable(
-                    "f is not deterministic: it returned other values for the same inputs "
-                    f"(they differ by up to {max(apart):.3g}); fix its seed inside f"
-                )
-        moving = {leaf.node for leaf in leaves.values()}
-        for node in topological_order([output.node for output in outputs.values()]):
-            if not moving.isdisjoint(node.inputs):
-                moving.add(node)
-            if node in moving and node.dtype.kind == "f" and node.dtype.itemsize < 8:
-                raise Unjudgeable(
-                    f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f"
-                )
-        if not any(output.requires_grad for output in outputs.values()):
-            names = ", ".join(leaves)
-            raise Unjudgeable(f"no output of f depends on its inputs ({names}): every gradient would pass")
+    if all(constants):
+        raise Unjudgeable(f"nothing to check: none of the {len(given)} inputs requires a gradient")
+    if not any(a.size for a, constant in zip(arrays, constants, strict=True) if not constant):
+        raise Unjudgeable("nothing to check: the inputs are empty")
+    return [np.array(a, dtype=np.float64) if a.dtype.kind in "fO" else a for a in arrays]
 
 
 class _Check:
-    """One order of `gradcheck`."""
+    """The check of one order: of the outputs that `record` gives, by its variables."""
 
-    def __init__(self, level: Level, order: int, eps: float, atol: float, rtol: float, rng: np.random.Generator):
-        self.level, self.order, self.atol, self.rtol, self.rng = level, order, atol, rtol, rng
-        self.leaves, self.outputs = level.record(level.arrays)
+    def __init__(
+        self, record: Any, at: list[Array], k: int, eps: float, atol: float, rtol: float, rng: np.random.Generator
+    ) -> None:
+        self.record, self.at, self.k, self.atol, self.rtol, self.rng = record, at, k, atol, rtol, rng
+        self.leaves, self.outputs = record(at)
         self.size = sum(output.size for output in self.outputs.values())
-        self.differences = Differences(
-            level.values, level.arrays, smallest=eps, magnitude=_magnitude(self.outputs), rng=rng
-        )
+        self.nodes = ag.Graph(*self.outputs.values()).nodes
+        if k == 0:
+            self.refuse_what_cannot_be_judged()
+        values = ag.Graph(*self.outputs.values()).values().values()
+        floats = [a for a in map(np.asarray, values) if a.dtype.kind == "f"]
+        magnitude = max(float(np.max(np.abs(a), initial=0, where=np.isfinite(a))) for a in floats)
+        self.differences = Differences(self.values, at, smallest=eps, magnitude=magnitude, rng=rng)
         kink = self.differences.kink()
         if kink is not None:
             i, index = kink
             raise Unjudgeable(
                 f"f is not smooth within {eps * self.differences.scale[i]:.1g} of {[*self.leaves][i]}{_at(index)} = "
-                f"{level.arrays[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
+                f"{at[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
                 "there is no derivative to compare with, move that element"
             )
 
+    def values(self, at: Sequence[Array]) -> list[Array]:
+        """The outputs elsewhere."""
+        return [output.data for output in self.record(at, record=False)[1].values()]
+
+    def refuse_what_cannot_be_judged(self) -> None:
+        """Raise where no difference of `f` could say whether its derivative is right."""
+        for name, output in self.outputs.items():
+            if output.dtype.kind != "f":
+                raise TypeError(f"{name} has dtype {output.dtype}, expected floats")
+            if not np.isfinite(output.data).all():
+                bad = output.data[~np.isfinite(output.data)][0]
+                raise Unjudgeable(f"{name} holds {bad}: there is no derivative there")
+        for again in (self.values(self.at), self.values(self.at)):
+            apart = [np.max(np.abs(b - a.data), initial=0) for a, b in zip(self.outputs.values(), again, strict=True)]
+            if max(apart) > 0:
+                raise Unjudgeable(
+                    "f is not deterministic: it returned other values for the same inputs "
+                    f"(they differ by up to {max(apart):.3g}); fix its seed inside f"
+                )
+        moving = {leaf.node for leaf in self.leaves.values()}
+        for node in self.nodes:
+            if node in moving or not moving.isdisjoint(node.inputs):
+                moving.add(node)
+                if node.dtype.kind == "f" and node.dtype.itemsize < 8:
+                    raise Unjudgeable(
+                        f"f computes in {node.dtype} ({node.op}) on float64 inputs: take the conversion out of f"
+                    )
+        if not any(output.requires_grad for output in self.outputs.values()):
+            names = ", ".join(self.leaves)
+            raise Unjudgeable(f"no output of f depends on its inputs ({names}): every gradient would pass")
+
     def run(self) -> None:
         rounding = self.measured_rounding()
-        analytic = self.jacobians()
         blocks = []
-        for i, (name, leaf) in enumerate(self.leaves.items()):
+        for i, ((name, leaf), analytic) in enumerate(zip(self.leaves.items(), self.jacobians(), strict=True)):
             measured, error = self.differences.jacobian(i)
             floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
             limit = self.atol + self.rtol * np.abs(measured)
-            bound = 10 * (error + rounding[i]) + floor
-            blocks.append(Block(name, leaf.shape, analytic[i], measured, bound, limit))
+            blocks.append(Block(name, leaf.shape, analytic, measured, 10 * (error + rounding[i]) + floor, limit))
         try:
             self.check_linear(blocks, rounding)
             self.judge(blocks)
@@ -252,9 +224,12 @@ class _Check:
             error.rows = tuple(blocks)
             raise
 
-    def pull(self, weights: Array) -> list[Array]:
-        """The gradients of the outputs weighed by a vector."""
-        return _pulled(self.leaves, self.outputs, weights)
+    def pull(self, weights: Array, at: Sequence[Array] | None = None) -> list[Array]:
+        """The gradients of the outputs weighed by a vector, here or elsewhere."""
+        leaves, outputs = (self.leaves, self.outputs) if at is None else self.record(at)
+        parts = np.split(weights, np.cumsum([output.size for output in outputs.values()])[:-1])
+        shaped = [part.reshape(output.shape) for part, output in zip(parts, outputs.values(), strict=True)]
+        return [g.data for g in pull(outputs.values(), leaves.values(), shaped)]
 
     def measured_rounding(self) -> list[float]:
         """How far rounding may throw the rules' results: what moving the inputs by their last bits does to them."""
@@ -262,8 +237,7 @@ class _Check:
         here = self.pull(weights)
         most = [0.0] * len(here)
         for _ in range(2):
-            moved = [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.level.arrays]
-            there = _pulled(*self.level.record(moved), weights)
+            there = self.pull(weights, [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.at])
             most = [max(m, float(np.max(np.abs(a - b), initial=0))) for m, a, b in zip(most, here, there, strict=True)]
         return most
 
@@ -272,77 +246,58 @@ class _Check:
         found = [np.empty((self.size, leaf.size)) for leaf in self.leaves.values()]
         # A weight of 1 would not show a rule that squares it.
         for k, weight in enumerate(self.rng.uniform(0.5, 2, self.size) * self.rng.choice([-1, 1], self.size)):
-            seed = np.zeros(self.size)
-            seed[k] = weight
-            for rows, gradient in zip(found, self.pull(seed), strict=True):
+            for rows, gradient in zip(found, self.pull(weight * (np.arange(self.size) == k)), strict=True):
                 rows[k] = gradient.ravel() / weight
         return found
 
     def check_linear(self, blocks: list[Block], rounding: list[float]) -> None:
         """A backward pass is linear in the weights of the outputs, so that its rows give every other."""
-        first = self.rng.normal(size=self.size)
-        for weights in (first, -1.5 * first):
-            for i, (block, gradient) in enumerate(zip(blocks, self.pull(weights), strict=True)):
-                expected = weights @ block.analytic
-                error = np.abs(gradient.ravel() - expected)
-                size = np.max(np.abs(weights) @ np.abs(block.analytic), initial=0)
-                noise = np.abs(weights) @ self.differences.noise[i]
-                noise += 2**-52 * np.max(np.abs(weights)) * self.differences.magnitude  # of terms that cancelled
-                bound = 1e-11 * size + _UNDERFLOW + 100 * (rounding[i] + noise / self.differences.scale[i])
-                if not error.size or not np.isfinite(block.analytic).all():
-                    continue
-                j = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
-                limit = self.atol + self.rtol * np.abs(expected[j])
-                if not error[j] <= min(bound, limit):
-                    place = f"{block.name}{_at(np.unravel_index(j, block.shape))}"
-                    text = (
-                        f"{gradient.ravel()[j]:.10g} for weights w on the outputs, but {expected[j]:.10g} as the sum "
-                        "over the outputs one by one"
-                    )
-                    if error[j] <= bound:
-                        raise Unjudgeable(
-                            f"the gradient at {place} is {text}: rounding may do that here, but it is more than "
-                            f"atol + rtol * |value| = {limit:.3g}: f is too noisy here"
-                        )
-                    raise GradientError(
-                        f"{self.title([block.name])}\n  at {place}: {text}\n"
-                        "  likely mistake: the rule is not linear in the incoming gradient"
-                    )
+        weights = self.rng.normal(size=self.size)
+        for i, (block, gradient) in enumerate(zip(blocks, self.pull(weights), strict=True)):
+            if not np.isfinite(block.analytic).all():
+                continue
+            expected = weights @ block.analytic
+            error = np.abs(gradient.ravel() - expected)
+            size = np.max(np.abs(weights) @ np.abs(block.analytic), initial=0)
+            noise = np.abs(weights) @ self.differences.noise[i]
+            noise += 2**-52 * np.max(np.abs(weights)) * self.differences.magnitude  # of terms that cancelled
+            bound = 1e-11 * size + _UNDERFLOW + 100 * (rounding[i] + noise / self.differences.scale[i])
+            limit = self.atol + self.rtol * np.abs(expected)
+            for j in np.flatnonzero(~(error <= np.minimum(bound, limit)))[:1]:
+                text = (
+                    f"at {block.name}{_at(np.unravel_index(j, block.shape))}: {gradient.ravel()[j]:.10g} for weights w "
+                    f"on the outputs, but {expected[j]:.10g} as the sum over the outputs one by one"
+                )
+                if error[j] <= bound:
+                    raise Unjudgeable(f"{text}: more than atol + rtol * |value|, but rounding may do that here")
+                mistake = "the rule is not linear in the incoming gradient"
+                raise GradientError(f"{self.title([block])}\n  {text}\n  likely mistake: {mistake}")
 
     def judge(self, blocks: list[Block]) -> None:
         bad = [block for block in blocks if block.wrong.any()]
         if bad:
-            text = [self.title([block.name for block in bad]), *map(self.report, bad)]
-            if any(node.op == "stop_gradient" or node.params.get("stop") for node in _nodes(self.outputs)):
-                text.append(
-                    "  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"
-                )
+            text = [self.title(bad), *map(self.report, bad)]
+            if any(node.op == "stop_gradient" or node.params.get("stop") for node in self.nodes):
+                text += ["  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"]
             raise GradientError("\n".join(text))
         for block in blocks:
-            coarse = ~(np.abs(block.analytic - block.measured) <= block.limit)
-            if coarse.any():
-                row, column = np.argwhere(coarse)[0]
+            for row, column in np.argwhere(~(np.abs(block.analytic - block.measured) <= block.limit))[:1]:
                 good, limit = block.bound[row, column], block.limit[row, column]
                 raise Unjudgeable(
                     f"the numeric value of {self.entry(block, row, column)} is good to {good:.3g} only, "
                     f"more than atol + rtol * |value| = {limit:.3g}: f is too noisy, too steep or too near a kink here"
                 )
 
-    def title(self, names: list[str]) -> str:
-        what = "gradient" if self.order == 1 else f"derivative of order {self.order}"
-        return f"the {what} with respect to {', '.join(names)} is wrong"
+    def title(self, bad: list[Block]) -> str:
+        what = f"derivative of order {self.k + 1}" if self.k else "gradient"
+        return f"the {what} with respect to {', '.join(block.name for block in bad)} is wrong"
 
     def entry(self, block: Block, row: int, column: int) -> str:
-        for name, output in self.outputs.items():
-            if row < output.size:
-                where = _at(np.unravel_index(row, output.shape))
-                return f"d {name}{where} / d {block.name}{_at(np.unravel_index(column, block.shape))}"
-            row -= output.size
-        raise IndexError(row)
+        places = [f"{name}{_at(index)}" for name, output in self.outputs.items() for index in np.ndindex(output.shape)]
+        return f"d {places[row]} / d {block.name}{_at(np.unravel_index(column, block.shape))}"
 
     def report(self, block: Block) -> str:
-        off = np.abs(block.analytic - block.measured)
-        off = np.where(np.isnan(off), np.inf, off)
+        off = np.nan_to_num(np.abs(block.analytic - block.measured), nan=np.inf)
         row, column = map(int, np.unravel_index(np.argmax(np.where(block.wrong, off, -1)), off.shape))
         shapes = [output.shape for output in self.outputs.values()]
         return (
@@ -388,27 +343,6 @@ def likely(block: Block, output: tuple[int, ...]) -> str:
         if shape[axis] > 1 and np.ptp(rest, axis=axis + 1).max() <= 1e-7 * np.abs(rest).max():
             return f"a term through a sum or mean over axis {axis} of {block.name} is missing or wrong"
     return "a term is missing, or has a wrong factor"
-
-
-def _pulled(leaves: dict[str, Tensor], outputs: dict[str, Tensor], weights: Array) -> list[Array]:
-    parts = np.split(weights, np.cumsum([output.size for output in outputs.values()])[:-1])
-    shaped = [part.reshape(output.shape) for part, output in zip(parts, outputs.values(), strict=True)]
-    return [g.data for g in pull(outputs.values(), leaves.values(), shaped)]
-
-
-def _nodes(outputs: dict[str, Tensor]) -> list[Any]:
-    return topological_order([output.node for output in outputs.values()])
-
-
-def _magnitude(outputs: dict[str, Tensor]) -> float:
-    """The largest finite number that the recorded outputs were computed with."""
-
-    def sizes() -> Iterator[float]:
-        for value in ag.Graph(*outputs.values()).values().values():
-            if np.asarray(value).dtype.kind == "f":
-                yield float(np.max(np.abs(value), initial=0, where=np.isfinite(value)))
-
-    return max(sizes(), default=0.0)
 
 
 def _at(index: Any) -> str:

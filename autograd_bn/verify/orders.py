@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import recording
+from ..engine.node import Array, recording
 
 
 def derivatives(
@@ -88,3 +88,12 @@ def check_order(order: int) -> None:
     """Raise `ValueError` unless `order` is that of a derivative."""
     if order < 1:
         raise ValueError(f"order is {order}, expected 1 or more")
+
+
+def check_same(left: Mapping[str, Array], right: Mapping[str, Array]) -> None:
+    """Raise `ValueError` unless f and g gave the same quantities, in the same shapes."""
+    if [*left] != [*right]:
+        raise ValueError(f"f gives {', '.join(left)} and g {', '.join(right)}: expected the same outputs")
+    for name, value in left.items():
+        if value.shape != right[name].shape:
+            raise ValueError(f"{name} has shape {value.shape} from f and {right[name].shape} from g: expected the same")

@@ -17,7 +17,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array, no_update
 from ..engine.operations import Axis, reduced_axes
-from .orders import check_order, derivatives, function_names, input_names
+from .orders import check_order, check_same, derivatives, function_names, input_names
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Proof:
         width = max(len(f), len(g))
         return (
             f"{f} and {g} differ, first in {place}:\n"
-            f"  {f:{width}} = {_told(at.left)}\n"
-            f"  {g:{width}} = {_told(at.right)}\n"
+            f"  {f:{width}} = {_exact_and_decimal(at.left)}\n"
+            f"  {g:{width}} = {_exact_and_decimal(at.right)}\n"
             f"  {'':{width}}   {_decimal(at.right - at.left, 3)} apart"
         )
 
@@ -112,11 +112,8 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
             leaves = [ag.tensor(a, requires_grad=w, name=n) for a, w, n in zip(arrays, checked, names, strict=True)]
             walks.append(_exactly(derivatives(h, leaves, order, _weights(), what=what), what))
         for left, right in zip(*walks, strict=True):
-            if len(left) != len(right):
-                raise ValueError(f"f returned {len(left)} outputs and g {len(right)}: expected the same")
+            check_same(left, right)
             for (label, a), b in zip(left.items(), right.values(), strict=True):
-                if a.shape != b.shape:
-                    raise ValueError(f"{label} has shape {a.shape} from f and {b.shape} from g: expected the same")
                 compared[label] = a.shape
                 for index in np.ndindex(a.shape):
                     if a[index] != b[index]:
@@ -127,27 +124,21 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
 
 def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> Iterator[dict[str, Array]]:
     """The quantities of a function, order by order, each of rationals only."""
-    while True:
-        try:
-            _, outputs = next(walk)
-        except StopIteration:
-            return
-        except ZeroDivisionError as error:
-            raise ValueError(f"{what} divides by zero at these inputs: it has no value to compare") from error
-        except TypeError as error:
-            raise TypeError(f"{what} can't be computed in rational arithmetic: {error}") from error
-        for output in outputs.values():
-            for element in output.data.flat:
+    try:
+        for _, outputs in walk:
+            for element in [element for output in outputs.values() for element in output.data.flat]:
                 if not isinstance(element, Rational):
-                    raise TypeError(
-                        f"{what} left the rationals: it gave {element} ({type(element).__name__}). "
-                        "Write its constants as integers or Fractions"
-                    )
-        yield {name: output.data for name, output in outputs.items()}
+                    kind = type(element).__name__
+                    raise TypeError(f"it gave {element} ({kind}); write its constants as integers or Fractions")
+            yield {name: output.data for name, output in outputs.items()}
+    except ZeroDivisionError as error:
+        raise ValueError(f"{what} divides by zero at these inputs: it has no value to compare") from error
+    except TypeError as error:
+        raise TypeError(f"{what} left the rational numbers: {error}") from error
 
 
 def _weights() -> Callable[[Tensor], Tensor]:
-    """Random rationals, the same for every function."""
+    """Draws random rationals, the same for every function."""
     rng = np.random.default_rng(0)
 
     def draw(output: Tensor) -> Tensor:
@@ -205,20 +196,12 @@ def _exact(given: Any, where: str) -> Array:
         raise TypeError(f"{where} holds what is not a rational number: {error}") from None
 
 
-def _told(value: Fraction) -> str:
-    """A fraction and its decimals; of a long one the digits are counted."""
+def _exact_and_decimal(value: Fraction) -> str:
+    """A fraction, or the number of its digits where it is long, and its decimals."""
     exact = str(value)
     if len(exact) > 60:
-        exact = (
-            f"{_short(value.numerator)}/{_short(value.denominator)} "
-            f"({len(str(abs(value.numerator)))} and {len(str(value.denominator))} digits)"
-        )
+        exact = f"a fraction of {len(str(abs(value.numerator)))} over {len(str(value.denominator))} digits"
     return f"{exact} = {_decimal(value, 20)}"
-
-
-def _short(n: int) -> str:
-    digits = str(n)
-    return digits if len(digits) < 20 else f"{digits[:8]}...{digits[-6:]}"
 
 
 def _decimal(value: Fraction, digits: int) -> str:
