@@ -312,6 +312,10 @@ def test_what_cannot_be_judged_is_refused_with_the_reason():
         ag.gradcheck(ag.tanh, x, order=0)
 
 
+def test_an_empty_input_beside_others_is_no_hindrance():
+    assert ag.gradcheck(lambda x, e: x * x + e.sum(), [np.ones(2), np.empty((0, 3))], order=2)
+
+
 def test_tighter_limits_than_differences_can_hold_are_refused():
     x = rng.normal(size=(4, 3))
     assert ag.gradcheck(ag.batch_norm, x, atol=1e-9, rtol=1e-9)

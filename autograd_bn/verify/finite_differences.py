@@ -65,11 +65,9 @@ class Differences:
 
     def jacobian(self, i: int) -> tuple[Array, Array]:
         """The derivatives of all outputs (rows) by the elements of input `i` (columns), and their errors."""
-        columns = [self.along(i, unit) for unit in _units(self.at[i].shape)]
-        if not columns:
-            return np.empty((self.value.size, 0)), np.empty((self.value.size, 0))
-        values, errors = zip(*columns, strict=True)
-        return np.stack(values, axis=1), np.stack(errors, axis=1)
+        columns = np.array([self.along(i, unit) for unit in _units(self.at[i].shape)])
+        value, error = columns.reshape(self.at[i].size, 2, self.value.size).transpose(1, 2, 0)
+        return value, error
 
     def kink(self) -> tuple[int, Index] | None:
         """An element of an input that has a kink of `f` within the smallest step of it, or None.
@@ -166,12 +164,15 @@ def _richardson(estimates: Sequence[Array]) -> tuple[Array, Array]:
 
 def _units(shape: Index) -> list[Array]:
     """The unit vectors of a space, in the order of `np.ndindex`."""
-    return list(np.eye(math.prod(shape)).reshape(-1, *shape))
+    size = math.prod(shape)
+    return list(np.eye(size).reshape(size, *shape))
 
 
 def _scale(array: Array) -> float:
     """The standard deviation; of a constant array its magnitude, but 1 at most while 1 can be told from 0 there."""
-    spread, size = float(np.std(array)), float(np.max(np.abs(array), initial=0))
+    if not array.size:
+        return 1.0
+    spread, size = float(np.std(array)), _largest(array)
     return spread if spread > 1e-8 * size else min(size, max(1, 1e-8 * size)) or 1.0
 
 
