@@ -52,7 +52,8 @@ def check_backward(
     object with `y = layer.forward(x)` and `dx = layer.backward(dy)` in the same way; the truth is the framework's own
     derivative of the forward code.
 
-    For wrong gradients it looks for the smallest edit of `backward` that makes them right, for `seconds` at most.
+    For wrong gradients it looks for the smallest edit of `backward` that makes them right, for `seconds` of computing
+    at most.
 
     Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't
     be judged; whatever is wrong with `backward`, an exception too, is in the verdict.

@@ -11,7 +11,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -123,12 +123,12 @@ def search(
     if before is None and trials[0].gradients(rebuild(source)) is not None:
         raise NoSearch("its source does not run by itself")
     fixed = trials[0].passed(workshop.backward) - wrong
-    deadline = perf_counter() + seconds
+    deadline = process_time() + seconds
     touching = workshop.touching(trials[0], before, wrong, fixed, deadline)
     found: dict[str, Repair] = {}
     tried: set[bytes] = set()
     for owner, edit in touching:
-        if perf_counter() > deadline or wrong <= set(found):
+        if process_time() > deadline or wrong <= set(found):
             break
         text = owner.edited(edit)
         if text in tried:
@@ -206,7 +206,7 @@ class Workshop:
         for source, edit in sorted(edits, key=lambda pair: pair[1].cost):
             start, end = source.span(edit.place)
             key = (self.sources.index(source), start, end)
-            if key not in reaches and perf_counter() < deadline:
+            if key not in reaches and process_time() < deadline:
                 reaches[key] = before is None or self._reaches(source, start, end, trial, before, wrong, fixed)
             if reaches.get(key):
                 yield source, edit
