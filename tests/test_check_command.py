@@ -1,10 +1,12 @@
-"""`autograd-bn check`: exit statuses, JSON, and one line for whatever can't be judged."""
+"""`autograd-bn check`: course files as they stand, each pair by itself, exit statuses, JSON, one line for errors."""
 
 import json
+import sys
 
 import pytest
 
 from autograd_bn.__main__ import main
+from autograd_bn.commands import check as command
 
 RIGHT = """
 import numpy as np
@@ -43,6 +45,191 @@ def scale_backward(dy, cache):
     x, w = cache
     return dy * w.sum(), (dy * x).sum() * np.ones(w.shape)
 """
+COURSE = """
+import numpy as np
+from past.builtins import xrange
+from .compiled_helpers import *
+from .neighbour import pad_images
+try:
+    import no_such_package as numbers
+except ImportError:
+    numbers = np
+
+def affine_forward(x, w, b):
+    return x.reshape(len(x), -1).dot(w) + b, (x, w, b)
+
+def affine_backward(dout, cache):
+    x, w, b = cache
+    return dout.dot(w.T).reshape(x.shape), x.reshape(len(x), -1).T.dot(dout), dout.sum(axis=0)
+
+def batchnorm_forward(x, gamma, beta, bn_param):
+    eps, out, cache = bn_param.get("eps", 1e-5), None, None
+    if bn_param["mode"] == "train":
+        mu, var = x.mean(0), x.var(0)
+        bn_param["running_mean"] = 0.9 * bn_param.get("running_mean", np.zeros(x.shape[1])) + 0.1 * mu
+        xhat = (x - mu) / np.sqrt(var + eps)
+        out, cache = gamma * xhat + beta, (xhat, gamma, np.sqrt(var + eps))
+    return out, cache
+
+def batchnorm_backward(dout, cache):
+    xhat, gamma, std = cache
+    d = dout * gamma
+    return (d - d.mean(0) - xhat * (d * xhat).mean(0)) / std, (dout * xhat).sum(0), dout.sum(0)
+
+def batchnorm_backward_alt(dout, cache):
+    dx, dgamma, dbeta = None, None, None
+    return dx, dgamma, dbeta
+
+def layernorm_forward(x, gamma, beta, ln_param):
+    out, cache = None, None
+    return out, cache
+
+def layernorm_backward(dout, cache):
+    return None, None, None
+
+def dropout_forward(x, dropout_param):
+    p, mode = dropout_param["p"], dropout_param["mode"]
+    mask = (np.random.rand(*x.shape) < p) / p if mode == "train" else None
+    return x * mask if mode == "train" else x, (dropout_param, mask)
+
+def dropout_backward(dout, cache):
+    dropout_param, mask = cache
+    return dout * mask if dropout_param["mode"] == "train" else dout
+
+def conv_forward_naive(x, w, b, conv_param):
+    stride, pad = conv_param["stride"], conv_param["pad"]
+    N, C, H, W = x.shape
+    F, _, R, S = w.shape
+    xp = pad_images(x, pad)
+    out = np.zeros((N, F, (H + 2 * pad - R) // stride + 1, (W + 2 * pad - S) // stride + 1))
+    for i in xrange(out.shape[2]):
+        for j in xrange(out.shape[3]):
+            window = xp[:, :, i * stride : i * stride + R, j * stride : j * stride + S]
+            out[:, :, i, j] = np.tensordot(window, w, ((1, 2, 3), (1, 2, 3))) + b
+    return out, (x, w, b, conv_param)
+
+def conv_backward_naive(dout, cache):
+    x, w, b, conv_param = cache
+    stride, pad = conv_param["stride"], conv_param["pad"]
+    xp, dw = pad_images(x, pad), np.zeros_like(w)
+    dxp = np.zeros_like(xp)
+    for i in range(dout.shape[2]):
+        for j in range(dout.shape[3]):
+            rows, cols = slice(i * stride, i * stride + w.shape[2]), slice(j * stride, j * stride + w.shape[3])
+            dw += np.tensordot(dout[:, :, i, j], xp[:, :, rows, cols], (0, 0))
+            dxp[:, :, rows, cols] += np.tensordot(dout[:, :, i, j], w, (1, 0))
+    return dxp[:, :, pad:-pad, pad:-pad], dw, dout.sum((0, 2, 3))
+
+def conv_forward_fast(x, w, b, conv_param):
+    return im2col(x), None
+
+def conv_backward_fast(dout, cache):
+    return dout
+
+def spatial_groupnorm_forward(x, gamma, beta, G, gn_param):
+    N, C, H, W = x.shape
+    xg = x.reshape(N, G, C // G, H, W)
+    std = np.sqrt(xg.var(axis=(2, 3, 4), keepdims=True) + gn_param.get("eps", 1e-5))
+    xhat = ((xg - xg.mean(axis=(2, 3, 4), keepdims=True)) / std).reshape(x.shape)
+    return gamma * xhat + beta, (xhat, std, gamma, G)
+
+def spatial_groupnorm_backward(dout, cache):
+    xhat, std, gamma, G = cache
+    d, h = (dout * gamma).reshape(len(dout), G, -1), xhat.reshape(len(dout), G, -1)
+    dx = (d - d.mean(2, keepdims=True) - h * (d * h).mean(2, keepdims=True)) / std.reshape(len(dout), G, 1)
+    return dx.reshape(dout.shape), (dout * xhat).sum((0, 2, 3), keepdims=True), dout.sum((0, 2, 3), keepdims=True)
+
+def lstm_step_forward(x, prev_h, prev_c, Wx, Wh, b):
+    H = prev_h.shape[1]
+    a = x.dot(Wx) + prev_h.dot(Wh) + b
+    i, f, o = [1 / (1 + np.exp(-a[:, k * H : k * H + H])) for k in range(3)]
+    g = np.tanh(a[:, 3 * H :])
+    next_c = f * prev_c + i * g
+    return o * np.tanh(next_c), next_c, (x, prev_h, prev_c, Wx, Wh, i, f, o, g, next_c)
+
+def lstm_step_backward(dnext_h, dnext_c, cache):
+    x, prev_h, prev_c, Wx, Wh, i, f, o, g, next_c = cache
+    t = np.tanh(next_c)
+    dc = dnext_c + dnext_h * o * (1 - t * t)
+    gates = dc * g * i * (1 - i), dc * prev_c * f * (1 - f), dnext_h * t * o * (1 - o), dc * i * (1 - g * g)
+    da = np.hstack(gates)
+    return da.dot(Wx.T), da.dot(Wh.T), dc * f, x.T.dot(da), prev_h.T.dot(da), da.sum(0)
+
+def word_embedding_forward(x, W):
+    return W[x], (x, W)
+
+def word_embedding_backward(dout, cache):
+    x, W = cache
+    dW = np.zeros_like(W)
+    np.add.at(dW, x, dout)
+    return dW
+
+def softmax_loss(x, y):
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    n = len(x)
+    loss = -np.log(p[np.arange(n), y]).mean()
+    dx = p.copy()
+    dx[np.arange(n), y] -= 1
+    return loss, dx / n
+
+def regularized_loss(W, X, y, reg):
+    loss, dlogits = softmax_loss(X.dot(W), y)
+    return loss + reg * (W * W).sum(), X.T.dot(dlogits) + 2 * reg * W
+
+def plot_loss(history):
+    return len(history)
+
+def stuck_forward(x):
+    while True:
+        pass
+
+def stuck_backward(dout, cache):
+    return dout
+
+class Layer:
+    def forward(self, x):
+        raise NotImplementedError
+
+    def backward(self, dout):
+        raise NotImplementedError
+
+class Linear(Layer):
+    def __init__(self, in_features, out_features):
+        self.params = {"weight": np.ones((out_features, in_features)), "bias": np.zeros(out_features)}
+        self.grads = {}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["weight"].T + self.params["bias"]
+
+    def backward(self, dout):
+        self.grads["weight"], self.grads["bias"] = dout.T @ self.x, dout.sum(0)
+        return dout @ self.params["weight"]
+
+class CrossEntropy(Layer):
+    def forward(self, x, y):
+        return softmax_loss(x, y)[0]
+
+    def backward(self, x, y):
+        return softmax_loss(x, y)[1]
+
+class Tanh(Layer):
+    pass
+"""
+NEIGHBOUR = """
+import numpy as np
+
+def pad_images(x, pad):
+    return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+"""
+UNFINISHED = {
+    "batchnorm_backward_alt": "unwritten",
+    "layernorm_backward": "unwritten",
+    "conv_backward_fast": "unjudged",
+    "stuck_backward": "unjudged",
+    "Tanh.backward": "unwritten",
+}
 
 
 @pytest.fixture
@@ -52,6 +239,22 @@ def check(tmp_path, capsys):
         path.write_text(text, encoding="utf-8")
         status = main(["check", str(path), *options])
         return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def course(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SECONDS", 5)
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR, encoding="utf-8")
+
+    def call(*edits):
+        text = COURSE
+        for old, new in edits:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        status, out, _ = check(text, "--json")
+        return status, {line["backward"]: line for line in map(json.loads, out.splitlines())}
 
     return call
 
@@ -66,22 +269,99 @@ def test_a_right_pair_exits_0(check):
 def test_a_wrong_pair_exits_1_and_names_the_mistake(check):
     status, out, _ = check(WRONG)
     assert status == 1
-    assert "dx carries 0.00 of the path through the variance" in out
+    assert "path through the variance" in out
 
 
-def test_json_is_the_only_output(check):
+def test_json_is_an_object_a_pair_on_a_line(check):
     status, out, _ = check(WRONG, "--json")
-    report = json.loads(out)
+    found = json.loads(out)
     assert status == 1
-    assert report["ok"] is False
-    assert report["pairs"]["forward"]["diagnosis"][0]["kind"] == "missing path"
-    assert [row["ok"] for row in report["pairs"]["forward"]["rows"][:3]] == [False, True, True]
+    assert list(found) == ["forward", "backward", "verdict", "diagnosis", "repair"]
+    assert (found["forward"], found["backward"], found["verdict"]) == ("forward", "backward", "wrong")
+    assert "variance" in found["diagnosis"]
 
 
-def test_every_pair_of_a_file_is_judged_on_its_own_inputs(check):
-    status, out, _ = check(LINEAR, "--json")
+def test_pairs_are_judged_on_the_inputs_that_the_file_gives(check):
+    status, out, _ = check(LINEAR)
     assert status == 0, out
-    assert list(json.loads(out)["pairs"]) == ["linear", "scale"]
+    assert out.splitlines() == [
+        "linear_backward: RIGHT: all 2 gradients are right.",
+        "scale_backward: RIGHT: all 2 gradients are right.",
+        "",
+        "2 right",
+    ]
+
+
+def test_a_course_file_is_judged_as_it_stands(course):
+    modules, paths = set(sys.modules), list(sys.path)
+    status, found = course()
+    assert status == 0
+    assert {name: line["verdict"] for name, line in found.items()} == {
+        name: UNFINISHED.get(name, "right") for name in found
+    }
+    assert len(found) == 16
+    assert found["batchnorm_backward_alt"]["forward"] == "batchnorm_forward"
+    assert found["layernorm_backward"]["diagnosis"] == "forward returned None"
+    assert found["stuck_backward"]["diagnosis"] == "it took more than 5 s"
+    assert "im2col" in found["conv_backward_fast"]["diagnosis"]
+    assert sys.path == paths
+    assert not {name for name in set(sys.modules) - modules if "past" in name or "neighbour" in name}
+
+
+def test_mistakes_in_a_course_file_are_found_each_by_itself(course):
+    status, found = course(
+        ("return dout.dot(w.T).reshape(x.shape), x", "dout *= 1.5\n    return dout.dot(w.T).reshape(x.shape), x"),
+        ('if dropout_param["mode"] == "train" else dout', "if mask is not None else 2 * dout"),
+        ("(dout * xhat).sum((0, 2, 3), keepdims=True)", "(dout * xhat).sum((0, 2, 3))"),
+        ("dnext_c + dnext_h * o", "dnext_h * o"),
+        ("return loss, dx / n", "return loss, dx"),
+        ("np.add.at(dW, x, dout)", "dW[x] += dout"),
+        ("while True:\n        pass", "return x[:, :, 0] * 2, None"),
+    )
+    assert status == 1
+    wrong = {name for name, line in found.items() if line["verdict"] == "wrong"}
+    assert wrong == {
+        "affine_backward",
+        "dropout_backward",
+        "spatial_groupnorm_backward",
+        "lstm_step_backward",
+        "softmax_loss",
+        "regularized_loss",
+        "word_embedding_backward",
+        "CrossEntropy.backward",
+        "stuck_backward",
+    }
+    assert found["batchnorm_backward"]["verdict"] == "right"
+
+
+def test_functions_of_pytorch_and_jax_are_found(check):
+    pytest.importorskip("torch")
+    pytest.importorskip("jax")
+    status, out, _ = check(
+        """
+import jax, torch
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, power=2):
+        ctx.save_for_backward(x)
+        return x**power
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 3 * ctx.saved_tensors[0] * dy, None
+
+@jax.custom_vjp
+def double(x):
+    return 2 * x
+
+double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+""",
+        "--json",
+    )
+    found = [json.loads(line) for line in out.splitlines()]
+    assert status == 1
+    assert [(line["forward"], line["verdict"]) for line in found] == [("Square.forward", "wrong"), ("double", "right")]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +370,41 @@ def test_every_pair_of_a_file_is_judged_on_its_own_inputs(check):
         ("x = 1", "mine.py", "defines no pair of functions forward and backward"),
         ("def forward(:", "mine.py", "line 1: SyntaxError"),
         ("\nraise SystemExit(3)", "mine.py", "line 2: SystemExit: 3"),
-        (RIGHT.replace("gamma", "what"), "mine.py", "no inputs are known for forward's parameter what"),
-        (RIGHT + "\ninputs = 3", "mine.py", "inputs is a int, expected a tuple"),
-        (RIGHT.replace("return gamma * xhat + beta, (xhat", "return (gamma, xhat"), "mine.py", "expected a pair"),
+        ("import absent_package\n\nabsent_package.x.y.z", "mine.py", "(without absent_package)"),
         (RIGHT, "mine.txt", "expected a Python file"),
     ],
 )
-def test_what_cannot_be_judged_exits_2_with_one_line(check, text, name, message):
+def test_what_cannot_be_run_exits_2_with_one_line(check, text, name, message):
     status, out, err = check(text, name=name)
     assert status == 2
     assert out == ""
     lines = [line for line in err.splitlines() if not line.startswith("a line that")]
     assert len(lines) == 1, err
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RIGHT + "\ninputs = 3", "inputs is a int, expected a tuple"),
+        (RIGHT.replace("return gamma * xhat + beta, (xhat", "return (gamma, xhat"), "takes other arguments than (dy"),
+        (
+            RIGHT.replace("def forward(x", "def forward(path, x").replace("= x.mean", "= open(path).mean"),
+            "define inputs in the file",
+        ),
+        (RIGHT.replace("backward(dy, cache)", "backward(dy, cache, axis)"), "takes other arguments than (dy, cache)"),
+    ],
+)
+def test_what_cannot_be_judged_exits_2_and_says_why(check, text, message):
+    status, out, _ = check(text)
+    assert status == 2
+    assert out.startswith("UNJUDGED: ")
+    assert message in out
+
+
+def test_a_gradient_left_out_is_unwritten(check):
+    status, out, _ = check(RIGHT.replace("return dx, (dy * xhat).sum(axis=0)", "return dx, None"))
+    assert (status, out) == (2, "UNWRITTEN: backward returned None for gamma\n")
 
 
 def test_a_missing_file_exits_2(tmp_path, capsys):

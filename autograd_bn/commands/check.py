@@ -1,89 +1,277 @@
-"""`autograd-bn check`: the referee on the hand-written pairs in a file."""
+"""`autograd-bn check`: the referee on every hand-written pair in a file."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import inspect
+import itertools
 import json
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, wraps
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from ..verify.referee import Verdict, check_backward
+from ..verify.referee.adapters import Adapted, adapt
 from . import UsageError
 
-HELP = """judge a hand-written forward and backward pass, and say where the mistake is
+HELP = """judge hand-written forward and backward passes, and say where the mistake is
 
-FILE.py defines forward(x, gamma, beta) -> y, cache and backward(dy, cache) -> dx, dgamma, dbeta in NumPy, or several
-such pairs named NAME_forward and NAME_backward. If their inputs are not x, or x, gamma, beta and the like, the file
-also defines inputs, a tuple of arrays or a function that returns one (NAME_inputs for a pair of its own). FILE.py is
-run. Exit status 0 where every gradient is right, 1 where one is wrong, 2 where nothing could be judged.
+FILE.py is run. Judged is what it defines of: NumPy pairs such as NAME_forward(x, ...) -> y, cache with
+NAME_backward(dy, cache) -> dx, ...; losses NAME_loss(x, y) -> loss, dx; layer classes with forward and backward;
+torch.autograd.Function classes; jax.custom_vjp functions. Inputs are found by the parameters' names and by trying;
+a file can give its own: NAME_inputs (or inputs), a tuple of what forward takes or a function that returns one.
+Exit status 0 where what could be judged is right, 1 where something is wrong, 2 where nothing could be judged.
 
-example: autograd-bn check my_batch_norm.py"""
+examples: autograd-bn check my_batch_norm.py
+          autograd-bn check --json layers.py"""
 
-ROWS, COLUMNS = 7, 4
+SECONDS, TRIALS = 20, 3000
+# Sizes that can't be mistaken for each other, by the letters that stand for them below.
+SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 5, "J": 7, "K": 6, "L": 8, "P": 3}
+# What a parameter of this name may be, likeliest first: a shape (after +, positive; after int, whole numbers below the
+# last size; after bool, a mask), or, after =, a value.
+CANDIDATES = (
+    (r"x\d?|inputs?|data|a|z|images?|scores|logits|pred\w*|y_?hat", "ND BDIJ BDKL BTD D +ND int:BTV"),
+    (r"w|weights?|kernels?|filters?|theta|table", "DM MD D +D MDPP VM"),
+    (r"b|bias", "M D F"),
+    (r"gamma|scale", "+D +1D11 +1D"),
+    (r"beta|shift", "D 1D11 1D"),
+    (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c", "NM BM"),
+    (r"w_?(x|xh|ih)", "DM DF"),
+    (r"w_?(h|hh)", "MM MF"),
+    (r"y|labels?|targets?|y_?true|t", "int:NM int:BTM int:NMM ND N +ND"),
+    (r"mask", "bool:BT bool:ND"),
+    (r"(running_?)?(mean|mu)", "D"),
+    (r"(running_?)?(var|sigma2)", "+D"),
+    (r"(in|n_in|input|fan_in|num|dim|d)(_?(features|channels|size|dims?|dim))?|size|features", "=4"),
+    (r"(out|n_out|output|fan_out|hidden|n_hidden)(_?(features|channels|size|dims?|dim))?|units|classes", "=3"),
+    (r"g|n?_?groups?|stride|\w*pool\w*_size|k|kernel_?size", "=2"),
+    (r"pad(ding)?", "=1"),
+    (r"eps(ilon)?", "=0.001"),
+    (r"p|keep\w*|\w*rate|\w*ratio|prob\w*", "=0.6"),
+    (r"reg|alpha|lam\w*|slope|delta|momentum", "=0.1"),
+)
+UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM"
+OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
+CONSTANTS = r"y|labels?|targets?|y_?true|t|mask|(running_?)?(mean|mu|var)|p|q"
+
+
+@dataclass
+class Pair:
+    """Something to judge: its functions' names, the names of what it takes, and how it runs on such values."""
+
+    forward: str
+    backward: str
+    parameters: list[str]
+    run_on: Callable[[Sequence[Any]], Adapted]
+
+
+@dataclass
+class Judged:
+    """What became of a pair: "right", "wrong", "unwritten" or "unjudged", and why."""
+
+    pair: Pair
+    verdict: str
+    reason: str = ""
+    report: Verdict | None = None
+
+    def __str__(self) -> str:
+        return str(self.report) if self.report is not None else f"{self.verdict.upper()}: {self.reason}"
+
+    def json(self) -> str:
+        """One line for machines."""
+        repairs = getattr(self.report, "repair", ()) or ()
+        return json.dumps(
+            {
+                "forward": self.pair.forward,
+                "backward": self.pair.backward,
+                "verdict": self.verdict,
+                "diagnosis": " ".join(map(str, self.report.diagnosis)) if self.report is not None else self.reason,
+                "repair": [{k: getattr(r, k) for k in ("file", "line", "old", "new")} for r in repairs],
+            }
+        )
+
+
+class _Outcome(Exception):
+    """A verdict without a judgement: "unwritten", "unjudged", or "" for what is no pair at all; and why."""
+
+
+class _TimeUp(BaseException):
+    """A pair took too long; no handler of the file's own catches it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE.py", help="Python file with the functions to judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a pair, each on a line of its own")
 
 
 def run(args: argparse.Namespace) -> int:
     """Judge every pair in the file; the exit status."""
-    import autograd_bn as ag
-
     if args.seed < 0:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
-    verdicts = {}
+    path, found = Path(args.file), list[Judged]()
     # What the file prints must not mix with the report.
-    with contextlib.redirect_stdout(sys.stderr):
-        space = _load(Path(args.file))
-        for name, (forward, backward) in _pairs(space, args.file).items():
-            inputs = _inputs(name, forward, space)
-            try:
-                verdicts[name] = ag.check_backward(forward, backward, inputs, seed=args.seed)
-            except (ValueError, TypeError) as error:
-                raise UsageError(f"{name}: {' '.join(str(error).split())}") from None
-    ok = all(verdict.ok for verdict in verdicts.values())
-    if args.json:
-        pairs = {name: json.loads(verdict.to_json()) for name, verdict in verdicts.items()}
-        print(json.dumps({"file": args.file, "ok": ok, "pairs": pairs}, indent=2))
-    else:
-        texts = [f"{name}: {verdict}" if len(verdicts) > 1 else str(verdict) for name, verdict in verdicts.items()]
-        print("\n\n".join(texts))
-    return 0 if ok else 1
+    with contextlib.redirect_stdout(sys.stderr), _surroundings(path) as absent:
+        module = _load(path, absent)
+        for pair in _pairs(module):
+            found += [] if (judged := _judge(pair, vars(module), args.seed)) is None else [judged]
+    if not found:
+        raise UsageError(f"{args.file} defines no pair of functions forward and backward")
+    several = len(found) > 1
+    for judged in found:
+        text = str(judged).splitlines()[0] if several and judged.verdict == "right" else str(judged)
+        print(judged.json() if args.json else f"{judged.pair.backward}: {text}" if several else text)
+    counts = Counter(judged.verdict for judged in found)
+    if several and not args.json:
+        print("\n" + ", ".join(f"{counts[v]} {v}" for v in ("right", "wrong", "unwritten", "unjudged") if counts[v]))
+    return 1 if counts["wrong"] else 0 if counts["right"] else 2
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Run the file and return what it defines."""
+def _judge(pair: Pair, space: dict[str, Any], seed: int) -> Judged | None:
+    """What the referee makes of a pair; None for a function that isn't one."""
+    try:
+        with _limited(SECONDS):
+            inputs = _given_inputs(pair, space) or _found_inputs(pair)
+            verdict = _verdict(pair, inputs, seed)
+            dropped = [
+                {**value, "mode": "test"} if isinstance(value, dict) and "dropout" in name else value
+                for name, value in zip(pair.parameters, inputs, strict=False)
+            ]
+            if verdict.ok and str(dropped) != str(list(inputs)):  # in test mode backward is another one
+                verdict = _verdict(pair, dropped, seed)
+    except _TimeUp:
+        return Judged(pair, "unjudged", f"it took more than {SECONDS} s")
+    except _Outcome as outcome:
+        return Judged(pair, *outcome.args) if outcome.args[0] else None
+    except Exception as error:  # the file's own, or what the referee declines
+        return Judged(pair, "unjudged", " ".join(str(error).split()) or type(error).__name__)
+    return Judged(pair, "right" if verdict.ok else "wrong", report=verdict)
+
+
+def _verdict(pair: Pair, inputs: Sequence[Any], seed: int) -> Verdict:
+    adapted = _seeded(pair, inputs)
+    _try(adapted)
+    return check_backward(adapted.forward, adapted.backward, adapted.inputs, names=adapted.names, seed=seed)
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Stop what runs longer, where the platform can."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TimeUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# The file, and what it imports
+
+
+class _Absent(ModuleType):
+    """In the place of a module that isn't there: what is called of it raises."""
+
+    __path__: list[str] = []  # noqa: RUF012
+    __all__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*_: Any, **__: Any) -> Any:
+            raise ImportError(f"{self.__name__}.{name} is called, but {self.__name__} isn't there")
+
+        return range if name == "xrange" else call
+
+
+class _Stubs:
+    """Finds the modules that were missed."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in self.names else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Absent(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None: ...
+
+
+@contextlib.contextmanager
+def _surroundings(path: Path) -> Iterator[_Stubs]:
+    """Imports as the file expects them, from its own folders; nothing of them stays."""
+    folders = [str(folder) for folder in path.resolve().parents[:2]]
+    before, writes, modules = list(sys.path), sys.dont_write_bytecode, set(sys.modules)
+    stubs = _Stubs()
+    sys.path[:0], sys.dont_write_bytecode = folders, True
+    sys.meta_path.append(stubs)
+    try:
+        yield stubs
+    finally:
+        sys.meta_path.remove(stubs)
+        sys.path[:], sys.dont_write_bytecode = before, writes
+        for name in set(sys.modules) - modules:
+            if name in stubs.names or str(getattr(sys.modules[name], "__file__", "")).startswith(folders[0]):
+                del sys.modules[name]
+
+
+def _load(path: Path, absent: _Stubs) -> ModuleType:
+    """Run the file, as a module of a package if it imports its neighbours so."""
     if path.suffix != ".py":
         raise UsageError(f"{path} ends in {path.suffix!r}, expected a Python file, .py")
     if not path.is_file():
         raise UsageError(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"can't run {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: the file is not ours
-        line = getattr(error, "lineno", None) or _line(error, str(path))
-        where = f", line {line}" if line else ""
-        told = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-        raise UsageError(f"{path}{where}: {type(error).__name__}: {told}") from None
-    finally:
-        sys.dont_write_bytecode = writes
-        sys.path.remove(str(path.parent))
-    return vars(module)
+    name = ""
+    for folder in path.resolve().parents[1::-1]:
+        name = f"{name}." * bool(name) + f"checked_{folder.name.replace('.', '_')}"
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+    while True:
+        spec = importlib.util.spec_from_file_location(f"{name}.{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        try:
+            with _limited(SECONDS):
+                spec.loader.exec_module(module)
+            return module
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: the file is not ours
+            if isinstance(error, ModuleNotFoundError) and error.name and error.name not in absent.names:
+                absent.names.append(error.name)
+                continue
+            line = getattr(error, "lineno", None) or _line(error, str(path))
+            where = f", line {line}" if line else ""
+            told = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+            needs = f" (without {', '.join(absent.names)})" if absent.names else ""
+            raise UsageError(f"{path}{where}: {type(error).__name__}: {told}{needs}") from None
 
 
 def _line(error: BaseException, file: str) -> int | None:
@@ -96,55 +284,215 @@ def _line(error: BaseException, file: str) -> int | None:
     return line
 
 
-def _pairs(space: dict[str, Any], file: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """The functions whose names end in `forward`, each with the one that ends in `backward`."""
-    found = {}
-    for name, forward in space.items():
-        backward = space.get(name.removesuffix("forward") + "backward")
-        if name.endswith("forward") and callable(forward) and callable(backward):
-            found[name] = forward, backward
-    if not found:
-        raise UsageError(f"{file} defines no pair of functions forward and backward")
-    return {name.removesuffix("forward").rstrip("_") or "forward": pair for name, pair in found.items()}
+# What there is to judge
 
 
-def _inputs(name: str, forward: Callable[..., Any], space: dict[str, Any]) -> tuple[Any, ...]:
-    """The pair's inputs: the file's, or random ones by the names of forward's parameters."""
-    import numpy as np
+def _pairs(module: ModuleType) -> Iterator[Pair]:
+    """Everything in the file that has a forward and a backward pass, in the file's order."""
+    own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
+    functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
+    for name, value in own.items():
+        if "backward" in name and name in functions:
+            wanted = name.replace("backward", "forward")
+            forward = max((n for n in functions if wanted == n or wanted.startswith(f"{n}_")), key=len, default=None)
+            if forward is not None:
+                yield Pair(forward, name, _required(functions[forward]), _numpy_pair(functions[forward], value))
+        elif name in functions and re.search(r"loss(_|$)", name, re.IGNORECASE) and "forward" not in name:
+            yield Pair(name, name, _required(value), _loss(value))
+        elif isinstance(value, type) and not value.__subclasses__() and {"forward", "backward"} <= set(dir(value)):
+            yield _class_pair(name, value)
+        elif "jax" in sys.modules and isinstance(value, sys.modules["jax"].custom_vjp):
+            yield Pair(name, getattr(value.bwd, "__name__", "bwd"), _required(value.fun), partial(adapt, value))
 
-    given = space.get(f"{name}_inputs", space.get("inputs"))
-    if given is not None:
+
+def _class_pair(name: str, what: Any) -> Pair:
+    """A `torch.autograd.Function`, or a layer class, whose object is made first."""
+    takes, torch = _required(what.forward), sys.modules.get("torch")
+    if torch is not None and issubclass(what, torch.autograd.Function):
+        apart = what.setup_context is not torch.autograd.Function.setup_context
+        return Pair(f"{name}.forward", f"{name}.backward", takes[not apart :], partial(adapt, what))
+    made = _required(what)
+    run_on = lambda values: adapt(what(*values[: len(made)]), values[len(made) :])
+    return Pair(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], run_on)
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """The parameters that a caller must give."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
+
+
+@dataclass
+class _Outputs:
+    """The cache of a forward pass with several outputs, beside their shapes."""
+
+    shapes: list[tuple[int, ...]]
+    cache: Any
+
+
+def _numpy_pair(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
+    """`y, cache = forward(...)` and `backward(dy, cache)`; several outputs are laid end to end."""
+
+    @wraps(forward)
+    def one(*values: Any) -> Any:
+        result = forward(*values)
+        if not isinstance(result, tuple | list) or len(result) < 3:
+            return (None, None) if result is None else result
+        *outputs, cache = result
+        return np.concatenate([np.reshape(y, -1) for y in outputs]), _Outputs([np.shape(y) for y in outputs], cache)
+
+    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def other(dy: Any, cache: Any) -> Any:
+            if not isinstance(cache, _Outputs):
+                return function(dy, cache)
+            parts = np.split(dy, np.cumsum([int(np.prod(shape)) for shape in cache.shapes])[:-1])
+            return function(*[p.reshape(s) for p, s in zip(parts, cache.shapes, strict=True)], cache.cache)
+
+        return other
+
+    return lambda values: Adapted(one, tuple(values), _names(forward, values), backward, rebuild)
+
+
+def _loss(function: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
+    """`loss, dx = function(x, ...)`; several gradients are those of the first inputs, or a dict by their names."""
+
+    def run_on(values: Sequence[Any]) -> Adapted:
+        first = function(*copy.deepcopy(values))
+        if not isinstance(first, tuple | list) or len(first) != 2 or np.ndim(first[0]):
+            raise _Outcome("", "")
+        count = len(values) if isinstance(first[1], dict) else len(first[1]) if isinstance(first[1], tuple) else 1
+
+        def forward(*moved: Any) -> Any:
+            return function(*moved, *values[count:])[0], moved
+
+        def rebuild(edited: Callable[..., Any]) -> Callable[..., Any]:
+            def backward(dy: Any, moved: Any) -> Any:
+                found = edited(*moved, *values[count:])[1]
+                if isinstance(found, dict):
+                    return {name: dy * value for name, value in found.items()}
+                return None if found is None else tuple([dy * d for d in (found if count > 1 else (found,))])
+
+            return backward
+
+        return Adapted(forward, tuple(values[:count]), _names(function, values[:count]), function, rebuild)
+
+    return run_on
+
+
+def _names(function: Callable[..., Any], values: Sequence[Any]) -> list[str]:
+    names = list(inspect.signature(function).parameters)[: len(values)]
+    return names + [f"input{i}" for i in range(len(names), len(values))]
+
+
+# Inputs
+
+
+def _given_inputs(pair: Pair, space: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The inputs that the file gives."""
+    given = space.get(_inputs_name(pair), space.get("inputs"))
+    given = given() if callable(given) else given
+    if given is not None and not isinstance(given, tuple | list):
+        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
+    return None if given is None else tuple(given)
+
+
+def _inputs_name(pair: Pair) -> str:
+    return re.sub(r"([._]?forward.*)?$", "_", pair.forward, count=1).lstrip("_") + "inputs"
+
+
+def _candidates(name: str) -> list[str]:
+    if re.fullmatch(r"\w*(params?|config|cfg)", name):
+        return ["options"]
+    return next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, name.lower())), UNKNOWN).split()
+
+
+def _drawn(kind: str, rng: np.random.Generator) -> Any:
+    """A value of a kind as `CANDIDATES` lists them."""
+    if kind == "options":
+        return dict(OPTIONS)
+    if kind.startswith("="):
+        return json.loads(kind[1:])
+    what, _, letters = kind.rpartition(":")
+    shape = tuple([SIZES[letter] for letter in letters.lstrip("+")])
+    if what == "int":
+        return rng.integers(0, shape[-1], shape[:-1])
+    if what == "bool":
+        return rng.random(shape) < 0.8
+    return rng.uniform(0.5, 2, shape) if letters.startswith("+") else rng.normal(size=shape) * 1.5 + 0.2
+
+
+def _found_inputs(pair: Pair) -> tuple[Any, ...]:
+    """Inputs that forward accepts, best such that backward's gradients fit their shapes."""
+    kinds = [_candidates(name) for name in pair.parameters]
+    accepted, first = None, ""
+    for chosen in itertools.islice(itertools.product(*kinds), TRIALS):
+        rng = np.random.default_rng(1)
+        values = tuple([_drawn(kind, rng) for kind in chosen])
         try:
-            given = given() if callable(given) else given
-        except Exception as error:
-            raise UsageError(f"inputs() raised {type(error).__name__}: {' '.join(str(error).split())}") from None
-        if not isinstance(given, tuple | list):
-            raise UsageError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
-        return tuple(given)
-    rng = np.random.default_rng(1)
-    made: list[Any] = []
-    for parameter in inspect.signature(forward).parameters.values():
-        plain = parameter.name.lower()
-        if parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        ):
+            with np.errstate(all="ignore"):
+                fits = _try(_seeded(pair, values))
+        except _Outcome:
+            raise
+        except Exception as error:  # not these
+            first = first or f" ({type(error).__name__}: {' '.join(str(error).split())})"
             continue
-        if not made:
-            made.append(rng.normal(size=(ROWS, COLUMNS)) * 1.5 + rng.normal(size=COLUMNS))
-        elif plain in ("gamma", "scale", "weight", "g"):
-            made.append(rng.uniform(0.5, 2, COLUMNS))
-        elif plain in ("beta", "shift", "bias", "b") or plain in ("running_mean", "mean", "mu"):
-            made.append(rng.normal(size=COLUMNS))
-        elif plain in ("running_var", "var"):
-            made.append(rng.uniform(0.5, 2, COLUMNS))
-        elif plain in ("eps", "epsilon"):
-            made.append(1e-5)
-        elif plain in ("bn_param", "ln_param"):
-            made.append({"mode": "train"})
-        else:
-            raise UsageError(
-                f"no inputs are known for {name}'s parameter {parameter.name}: define inputs = (...) in the file"
-            )
-    return tuple(made)
+        if fits:
+            return values
+        accepted = accepted or values
+    known = all(UNKNOWN.split() != candidates for candidates in kinds)
+    if accepted is None or not known:
+        call = f"{pair.forward}({', '.join(pair.parameters)})"
+        raise ValueError(f"no inputs are known for {call}: define {_inputs_name(pair)} in the file{first}")
+    return accepted
+
+
+def _seeded(pair: Pair, values: Sequence[Any]) -> Adapted:
+    """A pair on these values, with the same random numbers in every call."""
+    adapted = pair.run_on(copy.deepcopy(tuple(values)))
+    inner = adapted.forward
+
+    @wraps(inner)
+    def forward(*values: Any) -> Any:
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            return inner(*values)
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+
+    return replace(adapted, forward=forward)
+
+
+def _try(adapted: Adapted) -> bool:
+    """Whether backward's gradients have the inputs' shapes; raises what forward raises, or that one isn't written."""
+    try:
+        result = adapted.forward(*copy.deepcopy(adapted.inputs))
+    except NotImplementedError:
+        raise _Outcome("unwritten", "forward raises NotImplementedError") from None
+    if result[0] is None:
+        raise _Outcome("unwritten", "forward returned None")
+    y = np.asarray(result[0], dtype=np.float64)
+    if not y.size or not np.isfinite(y).all():
+        raise ValueError("forward's output is empty or not finite")
+    try:
+        given = adapted.backward(np.ones(y.shape), result[1])
+    except NotImplementedError:
+        raise _Outcome("unwritten", "backward raises NotImplementedError") from None
+    except Exception as error:
+        if isinstance(error, TypeError) and re.search(r"required positional|positional arguments? but", str(error)):
+            raise _Outcome("unjudged", f"backward takes other arguments than (dy, cache): {error}") from None
+        return False  # for the verdict to report
+    if given is None or (isinstance(given, tuple | list) and all(d is None for d in given)):
+        raise _Outcome("unwritten", "backward returned None")
+    if isinstance(given, dict):
+        return True
+    gradients = dict(zip(adapted.names, given if isinstance(given, tuple | list) else [given], strict=False))
+    for name, d in gradients.items():
+        if d is None and not re.fullmatch(CONSTANTS, name.lower()):
+            value = adapted.inputs[adapted.names.index(name)]
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                raise _Outcome("unwritten", f"backward returned None for {name}")
+    shapes = {name: np.shape(value) for name, value in zip(adapted.names, adapted.inputs, strict=True)}
+    return all(d is None or np.shape(d) == shapes[name] for name, d in gradients.items())

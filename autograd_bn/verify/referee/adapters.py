@@ -139,7 +139,10 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
                 gradients = [torch.zeros_like(t) if torch.is_tensor(t) else None for t in outputs]
                 gradients[place] = torch.as_tensor(dy)
                 found = function(context, *gradients)
-            return tuple(map(_array, found)) if isinstance(found, tuple) else (_array(found),)
+            given = list(map(_array, found if isinstance(found, tuple) else (found,)))
+            while len(given) > len(inputs) and given[-1] is None:  # of arguments with defaults
+                given.pop()
+            return tuple(given)
 
         return backward
 
@@ -200,7 +203,8 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
 def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
     """A layer object, which keeps its cache, its parameters and their gradients: `dx = layer.backward(dy)`."""
     names = _parameters(type(layer).forward, len(inputs), skip=1)
-    slots = {name: slot for name, slot in _slots(layer, inputs).items() if name not in names}
+    again = len(names) > 1 and _parameters(type(layer).backward, len(inputs), skip=1) == names  # loss.backward(x, y)
+    slots = {name: slot for name, slot in _slots(layer, inputs, again).items() if name not in names}
 
     def forward(*values: Any) -> tuple[Any, Any]:
         one = copy.deepcopy(layer)
@@ -211,11 +215,12 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
                     holder[k] = value
             if isinstance(kept := _get(one, other, gradient), np.ndarray):
                 kept[...] = 0  # some layers add to it
-        return one.forward(*values[: len(names)]), lambda: one
+        return one.forward(*values[: len(names)]), lambda: (one, values[: len(names)])
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
         def backward(dy: Any, cache: Any) -> Any:
-            given = function(one := cache(), dy)
+            one, taken = cache()
+            given = dy * function(one, *taken) if again else function(one, dy)
             given = tuple(given) if isinstance(given, tuple | list) else (given,)
             filled = (*given, *[None] * (len(names) - len(given)))
             return (*filled, *[_get(one, other, key) for _, _, other, key in slots.values()])
@@ -240,13 +245,15 @@ def _get(layer: Any, place: str, key: Any) -> Any:
     return _items(_holder(layer, place)).get(key)
 
 
-def _slots(layer: Any, inputs: Sequence[Any]) -> dict[str, tuple[str, Any, str, Any]]:
+def _slots(layer: Any, inputs: Sequence[Any], again: bool) -> dict[str, tuple[str, Any, str, Any]]:
     """Where a layer keeps each parameter and its gradient: (place, key, the gradient's place, its key)."""
     one, held = copy.deepcopy(layer), dict[tuple[str, Any], Array]()
     for place in _PLACES:
         held |= {(place, key): value for key, value in _items(_holder(one, place)).items() if _is_float(value)}
     with np.errstate(all="ignore"), suppress(Exception):  # what it raises is for the verdict to report
-        one.backward(np.ones(np.shape(one.forward(*copy.deepcopy(list(inputs))))))
+        given = copy.deepcopy(tuple(inputs))
+        y = one.forward(*given)
+        one.backward(*given) if again else one.backward(np.ones(np.shape(y)))
     found = dict[str, tuple[str, Any, str, Any]]()
     for (place, key), value in held.items():
         names = [g.format(key) for g in _GRADIENT_NAMES]
