@@ -17,16 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from importlib.machinery import ModuleSpec
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from ..drawing.picture import render
 from ..verify.referee import Verdict, check_backward
 from ..verify.referee.adapters import Adapted, adapt
-from . import UsageError
+from . import UsageError, complain, output_file
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
 
@@ -41,7 +42,7 @@ examples: autograd-bn check my_batch_norm.py
 
 SECONDS, TRIALS = 20, 3000
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
-SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 5, "J": 7, "K": 6, "L": 8, "P": 3}
+SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
 # What a parameter of this name may be, likeliest first: a shape (after +, positive; after int, whole numbers below the
 # last size; after bool, a mask), or, after =, a value.
 CANDIDATES = (
@@ -72,42 +73,30 @@ CONSTANTS = r"y|labels?|targets?|y_?true|t|mask|(running_?)?(mean|mu|var)|p|q"
 
 @dataclass
 class Pair:
-    """Something to judge: its functions' names, the names of what it takes, and how it runs on such values."""
+    """Something to judge: its functions, what it takes, how it runs on such values; then what became of it."""
 
     forward: str
     backward: str
     parameters: list[str]
     run_on: Callable[[Sequence[Any]], Adapted]
-
-
-@dataclass
-class Judged:
-    """What became of a pair: "right", "wrong", "unwritten" or "unjudged", and why."""
-
-    pair: Pair
-    verdict: str
+    verdict: str = ""  # right, wrong, unwritten, unjudged, or nothing where this is no pair
     reason: str = ""
     report: Verdict | None = None
 
     def __str__(self) -> str:
-        return str(self.report) if self.report is not None else f"{self.verdict.upper()}: {self.reason}"
+        return f"{self.verdict.upper()}: {self.reason}" if self.report is None else str(self.report)
 
     def json(self) -> str:
         """One line for machines."""
-        repairs = getattr(self.report, "repair", ()) or ()
-        return json.dumps(
-            {
-                "forward": self.pair.forward,
-                "backward": self.pair.backward,
-                "verdict": self.verdict,
-                "diagnosis": " ".join(map(str, self.report.diagnosis)) if self.report is not None else self.reason,
-                "repair": [{k: getattr(r, k) for k in ("file", "line", "old", "new")} for r in repairs],
-            }
-        )
+        fields = {name: getattr(self, name) for name in ("forward", "backward", "verdict")}
+        diagnosis = self.reason if self.report is None else " ".join(map(str, self.report.diagnosis))
+        repairs = () if self.report is None else self.report.repair
+        edits = [{name: getattr(r, name) for name in ("file", "line", "old", "new")} for r in repairs]
+        return json.dumps({**fields, "diagnosis": diagnosis, "repair": edits})
 
 
 class _Outcome(Exception):
-    """A verdict without a judgement: "unwritten", "unjudged", or "" for what is no pair at all; and why."""
+    """A verdict without a judgement, and why."""
 
 
 class _TimeUp(BaseException):
@@ -119,55 +108,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.py", help="Python file with the functions to judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair, each on a line of its own")
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="also step through the wrong ones on a page")
 
 
 def run(args: argparse.Namespace) -> int:
     """Judge every pair in the file; the exit status."""
     if args.seed < 0:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
-    path, found = Path(args.file), list[Judged]()
+    page = output_file(args.output, (".html",)) if args.output else None
     # What the file prints must not mix with the report.
-    with contextlib.redirect_stdout(sys.stderr), _surroundings(path) as absent:
-        module = _load(path, absent)
-        for pair in _pairs(module):
-            found += [] if (judged := _judge(pair, vars(module), args.seed)) is None else [judged]
+    with contextlib.redirect_stdout(sys.stderr), _surroundings(Path(args.file)):
+        module = _load(Path(args.file))
+        found = list(_pairs(module))
+        for pair in found:
+            _judge(pair, vars(module), args.seed)
+    found = [pair for pair in found if pair.verdict]
     if not found:
         raise UsageError(f"{args.file} defines no pair of functions forward and backward")
     several = len(found) > 1
-    for judged in found:
-        text = str(judged).splitlines()[0] if several and judged.verdict == "right" else str(judged)
-        print(judged.json() if args.json else f"{judged.pair.backward}: {text}" if several else text)
-    counts = Counter(judged.verdict for judged in found)
+    for pair in found:
+        text = str(pair).splitlines()[0] if several and pair.verdict == "right" else str(pair)
+        print(pair.json() if args.json else f"{pair.backward}: {text}" if several else text)
+        if page is not None and pair.report is not None and (pair.verdict == "wrong" or not several):
+            try:
+                render(pair.report, page.with_stem(f"{page.stem}-{pair.backward}") if several else page)
+            except ValueError as error:  # it has no graph
+                complain(f"{pair.backward}: {error}")
+    counts = Counter(pair.verdict for pair in found)
     if several and not args.json:
         print("\n" + ", ".join(f"{counts[v]} {v}" for v in ("right", "wrong", "unwritten", "unjudged") if counts[v]))
     return 1 if counts["wrong"] else 0 if counts["right"] else 2
 
 
-def _judge(pair: Pair, space: dict[str, Any], seed: int) -> Judged | None:
-    """What the referee makes of a pair; None for a function that isn't one."""
+def _judge(pair: Pair, space: dict[str, Any], seed: int) -> None:
+    """What the referee makes of a pair."""
     try:
         with _limited(SECONDS):
             inputs = _given_inputs(pair, space) or _found_inputs(pair)
-            verdict = _verdict(pair, inputs, seed)
-            dropped = [
-                {**value, "mode": "test"} if isinstance(value, dict) and "dropout" in name else value
-                for name, value in zip(pair.parameters, inputs, strict=False)
-            ]
-            if verdict.ok and str(dropped) != str(list(inputs)):  # in test mode backward is another one
-                verdict = _verdict(pair, dropped, seed)
-    except _TimeUp:
-        return Judged(pair, "unjudged", f"it took more than {SECONDS} s")
+            pair.report = _verdict(pair, inputs, seed)
+            for i, name in enumerate(pair.parameters):
+                if (
+                    pair.report.ok and "dropout" in name and isinstance(inputs[i], dict)
+                ):  # another backward in test mode
+                    pair.report = _verdict(pair, (*inputs[:i], {**inputs[i], "mode": "test"}, *inputs[i + 1 :]), seed)
+            pair.verdict = "right" if pair.report.ok else "wrong"
     except _Outcome as outcome:
-        return Judged(pair, *outcome.args) if outcome.args[0] else None
-    except Exception as error:  # the file's own, or what the referee declines
-        return Judged(pair, "unjudged", " ".join(str(error).split()) or type(error).__name__)
-    return Judged(pair, "right" if verdict.ok else "wrong", report=verdict)
+        pair.verdict, pair.reason = outcome.args
+    except _TimeUp:
+        pair.verdict, pair.reason, pair.report = "unjudged", f"it took more than {SECONDS} s", None
+    except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
+        pair.verdict, pair.reason = "unjudged", " ".join(str(error).split()) or type(error).__name__
 
 
 def _verdict(pair: Pair, inputs: Sequence[Any], seed: int) -> Verdict:
     adapted = _seeded(pair, inputs)
     _try(adapted)
-    return check_backward(adapted.forward, adapted.backward, adapted.inputs, names=adapted.names, seed=seed)
+    return check_backward(adapted, adapted.inputs, seed=seed)
 
 
 @contextlib.contextmanager
@@ -195,8 +191,11 @@ def _limited(seconds: float) -> Iterator[None]:
 class _Absent(ModuleType):
     """In the place of a module that isn't there: what is called of it raises."""
 
-    __path__: list[str] = []  # noqa: RUF012
     __all__ = ()
+
+    def __init__(self, name: str, *folders: str) -> None:
+        super().__init__(name)
+        self.__path__ = list(folders)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -208,55 +207,37 @@ class _Absent(ModuleType):
         return range if name == "xrange" else call
 
 
-class _Stubs:
-    """Finds the modules that were missed."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in self.names else None  # type: ignore[arg-type]
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Absent(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None: ...
-
-
 @contextlib.contextmanager
-def _surroundings(path: Path) -> Iterator[_Stubs]:
+def _surroundings(path: Path) -> Iterator[None]:
     """Imports as the file expects them, from its own folders; nothing of them stays."""
     folders = [str(folder) for folder in path.resolve().parents[:2]]
     before, writes, modules = list(sys.path), sys.dont_write_bytecode, set(sys.modules)
-    stubs = _Stubs()
     sys.path[:0], sys.dont_write_bytecode = folders, True
-    sys.meta_path.append(stubs)
     try:
-        yield stubs
+        yield
     finally:
-        sys.meta_path.remove(stubs)
         sys.path[:], sys.dont_write_bytecode = before, writes
         for name in set(sys.modules) - modules:
-            if name in stubs.names or str(getattr(sys.modules[name], "__file__", "")).startswith(folders[0]):
+            module = sys.modules[name]
+            if isinstance(module, _Absent) or str(getattr(module, "__file__", "")).startswith(folders[0]):
                 del sys.modules[name]
 
 
-def _load(path: Path, absent: _Stubs) -> ModuleType:
-    """Run the file, as a module of a package if it imports its neighbours so."""
+def _load(path: Path) -> ModuleType:
+    """Run the file, as a module of a package since it may import its neighbours so."""
     if path.suffix != ".py":
         raise UsageError(f"{path} ends in {path.suffix!r}, expected a Python file, .py")
     if not path.is_file():
         raise UsageError(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
-    name = ""
+    name, absent = "checked", list[str]()
     for folder in path.resolve().parents[1::-1]:
-        name = f"{name}." * bool(name) + f"checked_{folder.name.replace('.', '_')}"
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = [str(folder)]
+        sys.modules[name] = _Absent(name, str(folder))
+        name += f".{path.resolve().parent.name.replace('.', '_')}" if name == "checked" else f".{path.stem}"
     while True:
-        spec = importlib.util.spec_from_file_location(f"{name}.{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             with _limited(SECONDS):
                 spec.loader.exec_module(module)
@@ -264,24 +245,17 @@ def _load(path: Path, absent: _Stubs) -> ModuleType:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: the file is not ours
-            if isinstance(error, ModuleNotFoundError) and error.name and error.name not in absent.names:
-                absent.names.append(error.name)
+            if isinstance(error, ModuleNotFoundError) and error.name and error.name not in absent:
+                absent.append(error.name)
+                sys.modules[error.name] = _Absent(error.name)
                 continue
-            line = getattr(error, "lineno", None) or _line(error, str(path))
-            where = f", line {line}" if line else ""
-            told = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-            needs = f" (without {', '.join(absent.names)})" if absent.names else ""
-            raise UsageError(f"{path}{where}: {type(error).__name__}: {told}{needs}") from None
-
-
-def _line(error: BaseException, file: str) -> int | None:
-    """The last line of the file on the way to an exception."""
-    line, step = None, error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_code.co_filename == file:
-            line = step.tb_lineno
-        step = step.tb_next
-    return line
+            steps = [step.lineno for step in extract_tb(error.__traceback__) if step.filename == str(path)]
+            line = getattr(error, "lineno", None) or (steps or [None])[-1]
+            words = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+            needs = f" (without {', '.join(absent)})" if absent else ""
+            raise UsageError(
+                f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {words}{needs}"
+            ) from None
 
 
 # What there is to judge
@@ -451,16 +425,11 @@ def _found_inputs(pair: Pair) -> tuple[Any, ...]:
 def _seeded(pair: Pair, values: Sequence[Any]) -> Adapted:
     """A pair on these values, with the same random numbers in every call."""
     adapted = pair.run_on(copy.deepcopy(tuple(values)))
-    inner = adapted.forward
 
-    @wraps(inner)
+    @wraps(adapted.forward)
     def forward(*values: Any) -> Any:
-        before = np.random.get_state()  # noqa: NPY002
         np.random.seed(0)  # noqa: NPY002
-        try:
-            return inner(*values)
-        finally:
-            np.random.set_state(before)  # noqa: NPY002
+        return adapted.forward(*values)
 
     return replace(adapted, forward=forward)
 
