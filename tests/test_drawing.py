@@ -369,17 +369,33 @@ def test_the_direction_suits_the_shape_and_the_page():
     assert all(width(y) < PAGE for y in (chain(2), chain(20), wide, normed(), normed("composed"), images("composed")))
 
 
-def test_the_way_forward_is_straight_and_avoids_the_statistics():
-    svg = ET.fromstring(draw(PICTURES["expanded"]().source, "svg"))
-    places = {}
-    for group in svg.iter("{http://www.w3.org/2000/svg}g"):
+def places(source):
+    """The centre of every node as it is drawn, by id."""
+    found = {}
+    for group in ET.fromstring(draw(source, "svg")).iter("{http://www.w3.org/2000/svg}g"):
         if group.get("class") == "node":
-            (*_, text) = group.iter("{http://www.w3.org/2000/svg}text")
-            places[text.text] = float(text.get("x"))
-    names = "x", "centred = subtract", "x̂ = multiply", "multiply", "add", "y"
-    assert np.ptp([places[name] for name in names]) < 1
-    bold = re.findall(r"(\d+) -> (\d+) .*penwidth=2.2", PICTURES["expanded"]().source)
-    assert len(bold) == len(names) - 1
+            numbers = re.findall(r'(?:points|cx|cy)="([^"]*)"', ET.tostring(group, "unicode"))
+            points = np.array([float(n) for text in numbers for n in re.split("[, ]", text) if n]).reshape(-1, 2)
+            found[int(group.findtext("{http://www.w3.org/2000/svg}title"))] = points.min(0) / 2 + points.max(0) / 2
+    return found
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_all_arrows_point_one_way_and_the_way_forward_is_straight(name):
+    source = PICTURES[name]().source
+    found, along = places(source), 1 if "rankdir=TB" in source else 0
+    for tail, head, gradient in arrows(source):
+        assert gradient or found[tail][along] < found[head][along]
+    main = re.findall(r"(\d+) -> (\d+) .*penwidth=2.2", source)
+    assert bool(main) == (name not in ("around", "expression_values_grads", "cut_values_grads", "options"))
+    if main and name not in ("net_opened", "inference", "fused", "fused_stop"):
+        assert np.ptp([found[int(i)][1 - along] for edge in main for i in edge]) < 2
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_keep_to_the_width_of_a_page(name):
+    width = float(ET.fromstring(draw(PICTURES[name]().source, "svg")).get("viewBox").split()[2])
+    assert width <= 1.07 * PAGE
 
 
 @pytest.mark.parametrize("spelling", ["composed", "opened", "spelled out", "stopped", "two"])
@@ -433,6 +449,7 @@ def test_a_neighbourhood_has_what_is_near_and_dots_where_the_graph_goes_on():
     assert list(labels(ag.to_dot(y, around=(c,), hops=0).source).values()) == ["…", "square", "…"]
     assert len(labels(ag.to_dot(y, around=w, hops=1).source)) == 7
     assert ag.to_dot(y, around=b, hops=9).source == ag.to_dot(y).source
+    assert list(labels(ag.to_dot(y, around=y, hops=0).source).values()) == ["…", "tanh", "output"]
 
 
 def test_a_part_of_a_huge_graph_is_drawn():
@@ -496,6 +513,14 @@ def test_gradients_of_a_model_with_a_scalar_output_flow_through_its_boxes():
     }
     assert ("net.0.body.0: Conv2d(2, 2)", "net.0.body.0.weight") in flows
     assert not any(head == "images" for _, head in flows)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm(2), nn.Linear(2, 3, rng=0), nn.Dropout(rng=0), nn.ReLU()])
+@pytest.mark.parametrize("expand", [False, True])
+def test_a_layer_alone_is_a_model(layer, expand):
+    source = ag.to_dot(layer, inputs=np.array(X), expand=expand).source
+    assert "x" in labels(source).values()
+    assert any(text.startswith(type(layer).__name__) for text in labels(source).values()) or expand
 
 
 def test_a_module_that_is_called_twice_has_two_boxes():

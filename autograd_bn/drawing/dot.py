@@ -10,9 +10,10 @@ import graphviz
 
 from .layout import draw
 from .records import Picture
+from .structure import ranks
 
 PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can
-FACE, LINE = 7.4, 15  # of a letter and a line, in points
+FACE = 7.4  # points that a letter is wide
 # DejaVu and Verdana have the same widths: what one measures, the other fits.
 FONT = "DejaVu Sans,Verdana,sans-serif"
 INK = "#22303C"
@@ -150,22 +151,19 @@ def _beside(label: str) -> str:
 
 def _widths(picture: Picture) -> tuple[float, float]:
     """About how wide a picture is, in points: left to right, and top to bottom."""
-    rank = [0] * len(picture.shapes)
-    forward = sorted([arrow for arrow in picture.arrows if not arrow.gradient], key=lambda arrow: arrow.head)
-    for arrow in forward:
-        rank[arrow.head] = max(rank[arrow.head], rank[arrow.tail] + 1)
-    read = {arrow.head for arrow in forward}
-    for arrow in reversed(forward):
-        if arrow.tail not in read:  # a leaf stands beside its first reader
-            rank[arrow.tail] = rank[arrow.head] - 1
+    tails: dict[int, list[int]] = {i: [] for i in range(len(picture.shapes))}
+    longest = 0
+    for arrow in picture.arrows:
+        if not arrow.gradient:
+            tails[arrow.head].append(arrow.tail)
+            longest = max(longest, len(arrow.label))
     rows: dict[int, list[float]] = {}
-    for i, shape in enumerate(picture.shapes):
-        text = "\n".join([*shape.lines, shape.value, shape.gradient])
-        rows.setdefault(rank[i], []).append(20 + FACE * max(map(len, text.split("\n"))))
-    label = 40 + max([FACE * 0.75 * len(arrow.label) for arrow in forward], default=0)
-    return sum(map(max, rows.values())) + label * (len(rows) - 1), max(
-        sum(row) + 22 * len(row) for row in rows.values()
-    )
+    for i, rank in ranks(tails).items():
+        shape = picture.shapes[i]
+        lines = "\n".join([*shape.lines, shape.value, shape.gradient]).split("\n")
+        rows.setdefault(rank, []).append(42 + FACE * max(map(len, lines)))
+    across = sum(map(max, rows.values())) + (18 + 0.75 * FACE * longest) * (len(rows) - 1)
+    return across, max(map(sum, rows.values()))
 
 
 def _legend(picture: Picture) -> str:

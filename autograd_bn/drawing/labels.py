@@ -15,6 +15,7 @@ COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
 # What the shapes on the edges show, and whom an allreduce talks to.
 UNSHOWN = {"keepdims", "shape", "to", "comm", "call"}
 WIDE = 44  # letters in a line
+UNSAID = {"ddof 0", "fill 0"}
 SHORT = 6  # the most elements that are printed one by one
 
 
@@ -26,7 +27,7 @@ def title(node: Node) -> list[str]:
     options = [
         f"[{text}]" if key == "index" else f"{key} {text}"
         for key, value in node.params.items()
-        if key not in UNSHOWN and (text := _option_text(value))
+        if key not in UNSHOWN and (text := _option_text(value)) and f"{key} {text}" not in UNSAID
     ]
     given = [(key, arg) for key, arg in zip(operand_names(node), node.args, strict=True) if arg is not None]
     operands = ["·" if is_array(arg) else number_text(arg) for _, arg in given]
@@ -111,7 +112,8 @@ def value_text(value: Any, what: str = "") -> str:
     if array.size <= SHORT:
         return what + _listed(array, noise)
     with np.errstate(all="ignore"):
-        mean, low, high = [_number(f(numbers), noise) for f in (np.mean, np.min, np.max)]
+        low, high = [_number(f(numbers), noise) for f in (np.min, np.max)]
+        mean = _number(np.mean(numbers), 64 * noise)
     return f"{what}all {low}" if low == high else f"{what}mean {mean}\n{what}range {low} to {high}"
 
 

@@ -20,6 +20,7 @@ class Call:
     title: str
     result: Node
     one_box: bool  # in a picture
+    single: bool = False  # it recorded one node and no more
     nodes: list[Node] = field(default_factory=list)
     parent: Call | None = None
 
@@ -78,8 +79,8 @@ def run(model: Any, inputs: Any, opened: bool) -> tuple[Any, Calls]:
                     continue
                 inner.parent = None if inner is call else call
             stack += node.inputs
-        alone = not any(inner.parent is call for inner in calls.found)
-        call.one_box |= call.nodes == [call.result] and alone and not (opened and call.result.op == "batch_norm")
+        call.single = call.nodes == [call.result] and not any(inner.parent is call for inner in calls.found)
+        call.one_box |= call.single and not (opened and call.result.op == "batch_norm")
         calls.found.append(call)
 
     with recording(True), no_update(), model.watching(seen):

@@ -60,65 +60,53 @@ class Picture:
     clusters: list[Frame] = field(default_factory=list)
 
 
-def picture(
-    graph: Graph,
-    *,
-    expansions: Mapping[Node, Expansion],
-    values: Mapping[Node, Any] | None = None,
-    gradients: Mapping[Node, Any] | None = None,
-    stored: bool = False,
-    only: Collection[Node] | None = None,
-    calls: Calls | None = None,
-) -> Picture:
-    """The records of a graph, in topological order.
+def picture(graph: Graph, **options: Any) -> Picture:
+    """The records of a graph, in topological order, with the options of `Drawer`."""
+    return Drawer(graph, **options).drawn
+
+
+class Drawer:
+    """The steps of making a picture, and what they share.
 
     A node that has an entry in `expansions` is shown as its body. `values` and `gradients`, where given, have
     an entry for each node whose value or gradient is known; `stored` ones are what the leaves hold, and flow
     nowhere. Of all nodes those in `only` are drawn, as `neighbourhood` has them, and dots where the graph goes on.
     The `calls` of a model's modules become frames, or boxes.
     """
-    return _Drawer(graph, expansions, values, gradients, stored, only, calls or Calls()).drawn
-
-
-class _Drawer:
-    """The state that the steps of making a picture share."""
 
     def __init__(
         self,
         graph: Graph,
-        expansions: Mapping[Node, Expansion],
-        values: Mapping[Node, Any] | None,
-        gradients: Mapping[Node, Any] | None,
-        stored: bool,
-        only: Collection[Node] | None,
-        calls: Calls,
+        expansions: Mapping[Node, Expansion] | None = None,
+        values: Mapping[Node, Any] | None = None,
+        gradients: Mapping[Node, Any] | None = None,
+        stored: bool = False,
+        only: Collection[Node] | None = None,
+        calls: Calls | None = None,
     ) -> None:
+        self.values, self.gradients, self.stored, self.calls = values, gradients, stored, calls or Calls()
+        self.call_of, self.dtype = self.calls.of, graph.outputs[0].dtype
         self.drawn = Picture()
-        self.values, self.gradients, self.stored, self.calls = values, gradients, stored, calls
-        self.call_of = calls.of
-        self.dtype = graph.outputs[0].dtype
         self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
         self.frame_of: dict[Node, int | None] = {}  # every node that is drawn, inputs first
         self.shown: dict[Node, Node] = {}  # a node that is opened -> the one that has its value
         self.frame_of_call: dict[Call, int] = {}
         chosen = [node for node in graph.nodes if only is None or node in only]
         for node in chosen:
-            self.frame(node, expansions.get(node))
-        self.roles: dict[Node, str] = {}
-        if all(node.dtype != object for node in graph.nodes):
-            self.roles = roles([*graph.outputs, *self.shown.values()])
+            self.frame(node, (expansions or {}).get(node))
+        exact = any(node.dtype == object for node in graph.nodes)
+        self.roles = {} if exact else roles([*graph.outputs, *self.shown.values()])
         branch = structure.statistics(list(self.frame_of), self.roles)
         self.frame_statistics(branch)
         self.inputs = {node: [parent for parent, _, _ in self.operands(node)] for node in self.frame_of}
         for node, parents in self.inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
-                if parent in calls.names and self.frame_of.get(parent, 0) is None:
+                if parent in self.calls.names and self.frame_of.get(parent, 0) is None:
                     self.frame_of[parent] = self.frame_of[node]
         self.again = structure.drawn_again(self.inputs)
         self.outputs = dict.fromkeys([self.shown.get(node, node) for node in graph.outputs if node in chosen])
         self.spine = {*structure.spine(self.shown.get(graph.outputs[0], graph.outputs[0]), self.inputs, branch)}
-        self.receivers: dict[Node, set[Node]] = {}  # whose inputs get a gradient through a node
-        self.trace_gradients()
+        self.receivers = {} if gradients is None or stored else self.traced()
         for node in self.frame_of:
             self.add_node(node)
         for node in self.outputs:
@@ -140,8 +128,8 @@ class _Drawer:
         within = self.module(call)
         if node.op == "batch_norm":
             title = ", ".join(labels.title(node)) if opened else "fused"
-            if call and len(call.nodes) == 1:  # the module's frame is the node's
-                frame = self.drawn.clusters[within]  # type: ignore[index]
+            if call and call.single and within is not None:  # the module's frame is the node's
+                frame = self.drawn.clusters[within]
                 frame.kind, frame.title = "fused", f"{frame.title}, {title.partition(', ')[2]}"
             else:
                 self.drawn.clusters.append(Frame(title, "fused", within))
@@ -181,16 +169,16 @@ class _Drawer:
             args = [pair for pair in zip(node.args, labels.edge_names(node), strict=True) if isinstance(pair[0], Node)]
         return [(self.shown.get(arg, arg), arg, name) for arg, name in args]
 
-    def trace_gradients(self) -> None:
-        if self.gradients is None or self.stored:
-            return
-        reached = set(self.outputs)
+    def traced(self) -> dict[Node, set[Node]]:
+        """Which nodes get a gradient through each, of those that one comes by."""
+        reached, receivers = set(self.outputs), {}
         for node in reversed(self.frame_of):
             if node in reached:
                 call = self.call_of.get(node)
                 parts = call.nodes if call and call.one_box else [node]
-                self.receivers[node] = {receiver for part in parts for receiver in part.receivers}
-                reached.update([self.shown.get(parent, parent) for parent in self.receivers[node]])
+                receivers[node] = {receiver for part in parts for receiver in part.receivers}
+                reached.update([self.shown.get(parent, parent) for parent in receivers[node]])
+        return receivers
 
     def add(self, kind: Kind, lines: list[str], frame: int | None, node: Node | None, detailed: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
@@ -234,8 +222,9 @@ class _Drawer:
         operands = self.operands(node)
         tails = {arg: self.tail_of(arg, node) for arg, _, _ in operands}
         one_box = call is not None and call.one_box
+        aside = None if node.op == "batch_norm" else frame
         constants = [
-            (self.add("constant", labels.constant(node, i, self.values is not None), frame, None), arg, name)
+            (self.add("constant", labels.constant(node, i, self.values is not None), aside, None), arg, name)
             for i, (arg, name) in enumerate(zip(node.args, labels.edge_names(node), strict=True))
             if not one_box and not isinstance(arg, Node) and labels.is_array(arg)
         ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..engine import Graph, Leaf, Node
 
 FAR = 8  # a leaf with readers further apart than so many ranks is drawn again for each rank
-STATISTICS = ("mean", "var", "σ", "1/σ")
+STATISTICS = ("mean", "var", "1/σ")
 Inputs = Mapping[Node, Sequence[Node]]
 
 
@@ -30,12 +31,12 @@ def neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]:
     return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
 
 
-def ranks(inputs: Inputs) -> dict[Node, int]:
-    """How far down each node stands: just above its first reader, as Graphviz will have it."""
-    rank: dict[Node, int] = {}
+def ranks(inputs: Mapping[Any, Sequence[Any]]) -> dict[Any, int]:
+    """How far down each shape stands: just above its first reader, as Graphviz will have it."""
+    rank: dict[Any, int] = {}
     for node, parents in inputs.items():
         rank[node] = 1 + max([rank.get(parent, 0) for parent in parents], default=0)
-    near: dict[Node, int] = {}
+    near: dict[Any, int] = {}
     for node in reversed(list(inputs)):
         rank[node] = near.get(node, rank[node])
         for parent in inputs[node]:
@@ -87,14 +88,19 @@ def statistics(nodes: Sequence[Node], roles: Mapping[Node, str]) -> dict[Node, N
         name = next((batch[parent] for parent in outside if parent in batch), last)
         batch |= dict.fromkeys(outside, name)
         branch |= dict.fromkeys(found, name)
-    return {node: last for node, last in branch.items() if roles.get(node) != "centred"}
+    branch = {node: last for node, last in branch.items() if roles.get(node) != "centred"}
+    for node in nodes:  # on to the root, whatever it is called
+        last = next((branch[parent] for parent in node.inputs if parent in branch), node)
+        if node.inputs and {*node.inputs} <= branch.keys() and math.prod(node.shape) <= math.prod(last.shape):
+            branch.setdefault(node, last)
+    return branch
 
 
 def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> list[tuple[Node, Node]]:
     """The way forward to `last`, as edges: each from the input that took the longest and is not `aside`."""
     rank, edges = ranks(inputs), []
     while parents := [parent for parent in inputs.get(last, ()) if parent not in aside]:
-        before = max(parents, key=lambda parent: rank[parent] if parent.primitive else 0)
+        before = max(parents, key=lambda parent: rank.get(parent, 0) if parent.primitive else 0)
         edges.append((before, last))
         last = before
     return edges
