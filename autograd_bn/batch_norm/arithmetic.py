@@ -14,8 +14,8 @@ import numpy as np
 from ..engine.memory import empty_like
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose
-from .kernels.blocks import walk
+from .kernels import choose, numba_wanted, numpy
+from .kernels.blocks import Layout, walk
 from .kernels.numpy import added
 
 # Up to so many elements the direct formula is quicker than a walk over blocks.
@@ -194,3 +194,46 @@ def input_gradient(
     vectors = [layout.flat(statistic, factor.dtype) for statistic in (mean.high, factor, slope, constant)]
     choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *vectors)
     return dx
+
+
+def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: Any) -> Any:
+    """All steps of the forward pass in one compiled call, or None where there is none for these arrays.
+
+    The result; the mean's two parts, the variance and the scale in the shape of statistics; and the same in rows.
+    """
+    if not numba_wanted(x.size) or x.dtype.char not in "fd" or type(eps) is not float:
+        return None
+    if not all(p is None or p.dtype is x.dtype for p in (gamma, beta)):
+        return None
+    y = empty_like(x)
+    layout, views = walk(axes, x, y)
+    kernels: Any = choose(layout, *views)
+    if layout.size > kernels.PARALLEL or kernels is numpy:
+        return None
+    rows = np.empty((4, layout.features))
+    arrays = *[view.reshape(-1) for view in views], _flat(gamma, 1, x, layout), _flat(beta, 0, x, layout)
+    fits = kernels.forward(layout.table, layout.long, layout.counts, *arrays, eps, rows)
+    return (y, layout.unflat(rows), rows) if fits else None
+
+
+def backward_at_once(
+    g: Array, x: Array, axes: tuple[int, ...], gamma: Any, rows: Array, through: tuple[bool, bool]
+) -> tuple[Array, Array]:
+    """The gradient of the input, and those of gamma and beta, after `forward_at_once`."""
+    dx = empty_like(x)
+    if g.dtype is not x.dtype or g.strides != x.strides:
+        g, given = np.empty_like(x), g
+        g[...] = given
+    layout, views = walk(axes, x, g, dx)
+    source, gradient, target = [view.reshape(-1) for view in views]
+    sums = np.empty((2, layout.features), x.dtype)
+    arrays = gradient, source, target, _flat(gamma, 1, x, layout), rows
+    kernels: Any = choose(layout, *views)
+    kernels.backward(layout.table, layout.long, layout.counts, *arrays, *through, sums)
+    return dx, layout.unflat(sums)
+
+
+def _flat(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
+    """A parameter as a vector of features; where it is None, one that changes nothing."""
+    flat: Array = layout.flat(parameter, x.dtype)
+    return np.full(layout.features, neutral, x.dtype) if parameter is None else flat

@@ -10,8 +10,10 @@ from ...engine.node import Array
 from . import numpy
 from .blocks import Layout
 
-# Elements from which on numba's kernels are worth the import.
-LARGE = 1 << 18
+# Elements from which on a compiled call is quicker than NumPy's.
+LARGE = 1 << 12
+# Variances from which on squares and products come near the end of a double's range.
+LARGEST = 1e280
 
 _backend: str | None = None
 
@@ -33,7 +35,7 @@ class Kernels(Protocol):
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
     """Choose the kernels of the fused node: "numpy", "numba", or None for the default.
 
-    By default numba's run on float32 and float64 arrays of a quarter of a million elements and up, where numba is
+    By default numba's run on float32 and float64 arrays of a few thousand elements and up, where numba is
     installed, and NumPy's on all others. Numba's compile on their first use and are kept on disk for the next process.
     What they do not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
     `ValueError` for another name, `ImportError` for "numba" where it isn't installed.
@@ -61,13 +63,18 @@ def describe_backend() -> str:
 
 def choose(layout: Layout, *views: Array) -> Kernels:
     """The kernels for arrays with this layout: by shape, dtype, memory and what is installed alone."""
-    dtypes = {view.dtype.char for view in views}
-    wanted = _backend == "numba" or (_backend is None and layout.size >= LARGE and _has_numba())
-    if wanted and dtypes == {"f"} and all(view.flags.c_contiguous for view in views):
-        from . import numba
+    if not numba_wanted(layout.size) or {view.dtype.char for view in views} not in ({"f"}, {"d"}):
+        return numpy
+    if not all(view.flags.c_contiguous for view in views):
+        return numpy
+    from . import numba
 
-        return numba
-    return numpy
+    return numba
+
+
+def numba_wanted(size: int) -> bool:
+    """Whether numba's kernels are to run on arrays of so many elements, if they can."""
+    return _backend == "numba" or (_backend is None and size >= LARGE and _has_numba())
 
 
 @cache

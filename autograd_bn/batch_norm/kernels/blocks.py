@@ -60,7 +60,8 @@ class Layout:
         groups = [sorted(group, key=lambda i: -stride(i)) for group in groups]
         self.order = tuple([i for group in groups for i in group])
         self.kept_order = tuple([kept.index(i) for i in groups[1]])
-        self.kept_lengths = tuple([shape[i] for i in groups[1]])
+        self.kept_shape = tuple([shape[i] for i in kept])
+        self.turned = self.kept_order != tuple(range(len(kept)))
         self.statistics_shape = tuple([1 if i in axes else n for i, n in enumerate(shape)])
         self.lengths = lengths = [_coalesced(group, shape, strides) for group in groups]
         self.shape = tuple([n for group in lengths for n in group])
@@ -134,17 +135,17 @@ class Layout:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
         if statistic is None:
             return None
-        statistic = np.asarray(statistic, dtype)
-        if self.kept_order != tuple(range(len(self.kept_order))):
-            back = np.argsort(self.kept_order)
-            statistic = statistic.reshape([self.kept_lengths[i] for i in back]).transpose(self.kept_order)
-        return statistic.reshape(-1)
+        if self.turned:
+            statistic = np.reshape(statistic, self.kept_shape).transpose(self.kept_order)
+        return np.asarray(statistic, dtype).reshape(-1)
 
-    def unflat(self, vector: Array) -> Array:
-        """The inverse of `flat`, with 1s in the place of the summed axes."""
-        if self.kept_order != tuple(range(len(self.kept_order))):
-            vector = vector.reshape(self.kept_lengths).transpose(np.argsort(self.kept_order))
-        spread: Array = vector.reshape(self.statistics_shape)
+    def unflat(self, vectors: Array) -> Array:
+        """The inverse of `flat`, with 1s in the place of the summed axes; for one vector, or rows of them."""
+        lead = vectors.shape[:-1]
+        if self.turned:
+            order = (*range(len(lead)), *[len(lead) + i for i in np.argsort(self.kept_order)])
+            vectors = vectors.reshape(*lead, *[self.kept_shape[i] for i in self.kept_order]).transpose(order)
+        spread: Array = vectors.reshape(*lead, *self.statistics_shape)
         return spread
 
     def lay(self, vector: Any) -> Any:

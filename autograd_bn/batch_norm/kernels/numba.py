@@ -1,4 +1,8 @@
-"""The kernels in numba: one pass over memory each, in double precision registers. Imported when first needed."""
+"""The kernels in numba, in double precision registers. Imported when first needed.
+
+The four steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call.
+Most sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,18 @@ import numpy as np
 from numba import njit
 
 from ...engine.node import Array
+from . import LARGEST
 from .blocks import Layout
 from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
 PARALLEL = 1 << 20
 
-# How many rows are summed at a time, for fewer stores.
+# How many rows are summed at a time, for fewer stores; and how many, before their sums are added to the others.
 ABREAST = 4
-# Sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
+CHUNK = 64
+
+_exact = njit(nogil=True, cache=True, error_model="numpy")
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
@@ -28,189 +35,297 @@ def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
-        kernel(table[first : first + taken], *args)
+        kernel(table[first : first + taken], layout.long, *args)
 
     share(work, range(0, len(table), taken), parallel)
 
 
-def _run(layout: Layout, of_lines: Callable[..., None], of_runs: Callable[..., None], *args: Any) -> None:
-    run(layout, of_runs if layout.long else of_lines, *args)
-
-
-def laid(layout: Layout, *vectors: Any) -> list[Any]:
-    """Vectors of features, with every number repeated for its inner elements where lines run over those."""
-    if layout.long or layout.inner == 1:
-        return list(vectors)
-    return [None if vector is None else np.repeat(vector, layout.inner) for vector in vectors]
-
-
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
-    """As `numpy_kernels.statistics`."""
-    _run(layout, _statistics_of_lines, _statistics_of_runs, x.reshape(-1), centres, distances, squares)
-
-
-@_compiled
-def _statistics_of_lines(table, x, centres, distances, squares):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, _, first, part in table:
-        width = features * inner
-        centre, s, q = np.empty(width), np.zeros(width), np.zeros(width)
-        for j in range(width):
-            centre[j] = x[start + j // inner * inner]
-        for row in range(0, rows - ABREAST + 1, ABREAST):
-            a = start + row * stride
-            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-            for j in range(width):
-                t0, t1, t2, t3 = r0[j] - centre[j], r1[j] - centre[j], r2[j] - centre[j], r3[j] - centre[j]
-                s[j] += (t0 + t1) + (t2 + t3)
-                q[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
-        for row in range(rows - rows % ABREAST, rows):
-            r = x[start + row * stride :]
-            for j in range(width):
-                t = r[j] - centre[j]
-                s[j] += t
-                q[j] += t * t
-        for f in range(features):
-            a, b = f * inner, (f + 1) * inner
-            distance = s[a:b].sum() / (rows * inner)
-            centres[part, first + f], distances[part, first + f] = centre[a], distance
-            squares[part, first + f] = q[a:b].sum() - rows * inner * distance * distance
-
-
-@_compiled
-def _statistics_of_runs(table, x, centres, distances, squares):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, part in table:
-        for f in range(features):
-            centre = np.float64(x[start + f * step])
-            s = q = 0.0
-            for row in range(rows):
-                a = start + row * stride + f * step
-                r = x[a : a + inner]
-                for i in range(inner):
-                    t = r[i] - centre
-                    s += t
-                    q += t * t
-            distance = s / (rows * inner)
-            centres[part, first + f], distances[part, first + f] = centre, distance
-            squares[part, first + f] = q - rows * inner * distance * distance
+    """As `numpy.statistics`."""
+    run(layout, _statistics, x.reshape(-1), centres, distances, squares)
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
-    """As `numpy_kernels.normalise`."""
-    vectors = laid(layout, means, scales, shifts)
-    _run(layout, _normalise_lines, _normalise_runs, x.reshape(-1), y.reshape(-1), *vectors)
-
-
-@_compiled
-def _normalise_lines(table, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, _, first, _ in table:
-        width, place = features * inner, first * inner
-        s, h = scales[place : place + width], shifts[place : place + width]
-        for row in range(rows):
-            a = start + row * stride
-            r, out = x[a : a + width], y[a : a + width]
-            if means is None:
-                for j in range(width):
-                    out[j] = r[j] * s[j] + h[j]
-            else:
-                m = means[place : place + width]
-                for j in range(width):
-                    out[j] = (r[j] - m[j]) * s[j] + h[j]
-
-
-@_compiled
-def _normalise_runs(table, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, _ in table:
-        for row in range(rows):
-            for f in range(features):
-                a = start + row * stride + f * step
-                m = 0.0 if means is None else means[first + f]
-                s, h = scales[first + f], shifts[first + f]
-                r, out = x[a : a + inner], y[a : a + inner]
-                for i in range(inner):
-                    out[i] = (r[i] - m) * s + h
+    """As `numpy.normalise`."""
+    means = np.zeros_like(scales) if means is None else means
+    run(layout, _normalise, x.reshape(-1), y.reshape(-1), means, scales, shifts)
 
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
-    """As `numpy_kernels.backward_sums`."""
-    arrays = g.reshape(-1), x.reshape(-1), *laid(layout, means)
-    _run(layout, _sums_of_lines, _sums_of_runs, *arrays, totals, weighted)
-
-
-@_compiled
-def _sums_of_lines(table, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, _, first, part in table:
-        width, place = features * inner, first * inner
-        total, weight = np.zeros(width), np.zeros(width)
-        m = np.zeros(width) if means is None else means[place:]
-        for row in range(0, rows - ABREAST + 1, ABREAST):
-            a = start + row * stride
-            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-            h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
-            for j in range(width):
-                d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
-                total[j] += (d0 + d1) + (d2 + d3)
-                weight[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
-        for row in range(rows - rows % ABREAST, rows):
-            a = start + row * stride
-            r, h = x[a:], g[a:]
-            for j in range(width):
-                total[j] += h[j]
-                weight[j] += np.float64(h[j]) * (r[j] - m[j])
-        for f in range(features):
-            a, b = f * inner, (f + 1) * inner
-            totals[part, first + f], weighted[part, first + f] = total[a:b].sum(), weight[a:b].sum()
-
-
-@_compiled
-def _sums_of_runs(table, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, part in table:
-        for f in range(features):
-            m = 0.0 if means is None else means[first + f]
-            total = weight = 0.0
-            for row in range(rows):
-                a = start + row * stride + f * step
-                r, h = x[a : a + inner], g[a : a + inner]
-                for i in range(inner):
-                    d = np.float64(h[i])
-                    total += d
-                    weight += d * (r[i] - m)
-            totals[part, first + f], weighted[part, first + f] = total, weight
+    """As `numpy.backward_sums`."""
+    means = np.zeros(layout.features) if means is None else means
+    run(layout, _backward_sums, g.reshape(-1), x.reshape(-1), means, totals, weighted)
 
 
 def input_gradient(
     layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
 ) -> None:
-    """As `numpy_kernels.input_gradient`."""
-    arrays = [array.reshape(-1) for array in (g, x, dx)]
-    vectors = laid(layout, means, directs, slopes, constants)
-    _run(layout, _gradient_of_lines, _gradient_of_runs, *arrays, *vectors)
+    """As `numpy.input_gradient`."""
+    means = np.zeros_like(directs) if means is None else means
+    run(layout, _input_gradient, *[a.reshape(-1) for a in (g, x, dx)], means, directs, slopes, constants)
+
+
+@_exact
+def _centre(x, start, stride, rows):  # type: ignore[no-untyped-def]
+    """The mean of a few numbers, which is exact where they are equal: added in pairs, of pairs."""
+    few = 16
+    while few > rows:
+        few //= 2
+    t = np.empty(few)
+    for k in range(few):
+        t[k] = x[start + k * stride]
+    half = few // 2
+    while half:
+        for k in range(half):
+            t[k] += t[k + half]
+        half //= 2
+    return t[0] / few
+
+
+@_exact
+def _add(sums, lows, terms):  # type: ignore[no-untyped-def]
+    """Add to sums, and what their rounding loses to `lows`.
+
+    D. E. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B.
+    """
+    for j in range(len(sums)):
+        total = sums[j] + terms[j]
+        change = total - sums[j]
+        lows[j] += (sums[j] - (total - change)) + (terms[j] - change)
+        sums[j] = total
 
 
 @_compiled
-def _gradient_of_lines(table, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, _, first, _ in table:
-        width, place = features * inner, first * inner
-        d, k, c = directs[place : place + width], slopes[place : place + width], constants[place : place + width]
-        for row in range(rows):
-            a = start + row * stride
-            r, h, out = x[a : a + width], g[a : a + width], dx[a : a + width]
-            if means is None:
-                for j in range(width):
-                    out[j] = h[j] * d[j] + r[j] * k[j] + c[j]
+def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no-untyped-def]
+    for start, rows, features, inner, stride, step, first, part in table:
+        n, last = rows * inner, first + features
+        centre, distance, square = centres[part, first:last], distances[part, first:last], squares[part, first:last]
+        for f in range(features):
+            centre[f] = _centre(x, start + f * step, 1 if long else stride, inner if long else rows)
+        for _ in range(2):
+            if long:
+                _statistics_of_runs(x, start, rows, features, inner, stride, step, centre, distance, square)
             else:
-                m = means[place : place + width]
-                for j in range(width):
-                    out[j] = h[j] * d[j] + (r[j] - m[j]) * k[j] + c[j]
+                _statistics_of_lines(x, start, rows, features, inner, stride, centre, distance, square)
+            far = False
+            for f in range(features):
+                distance[f] /= n
+                correction = n * distance[f] * distance[f]
+                far = far or correction + correction > square[f]
+                square[f] -= correction
+            if not far:
+                break
+            for f in range(features):  # squares that cancel are summed again, about the mean
+                centre[f] += distance[f]
 
 
 @_compiled
-def _gradient_of_runs(table, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, _ in table:
+def _statistics_of_lines(x, start, rows, features, inner, stride, centre, distance, square):  # type: ignore[no-untyped-def]
+    width = features * inner
+    c, both, sums, lows = np.repeat(centre, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
+    s, q = both[:width], both[width:]
+    for chunk in range(0, rows, CHUNK):
+        both[:] = 0
+        end = min(chunk + CHUNK, rows)
+        for row in range(chunk, end - ABREAST + 1, ABREAST):
+            a = start + row * stride
+            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
+            for j in range(width):
+                t0, t1, t2, t3 = r0[j] - c[j], r1[j] - c[j], r2[j] - c[j], r3[j] - c[j]
+                s[j] += (t0 + t1) + (t2 + t3)
+                q[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
+        for row in range(end - (end - chunk) % ABREAST, end):
+            r = x[start + row * stride :]
+            for j in range(width):
+                t = r[j] - c[j]
+                s[j] += t
+                q[j] += t * t
+        _add(sums, lows, both)
+    sums += lows
+    for f in range(features):
+        a, b = f * inner, (f + 1) * inner
+        distance[f], square[f] = sums[a:b].sum(), sums[width + a : width + b].sum()
+
+
+@_compiled
+def _statistics_of_runs(x, start, rows, features, inner, stride, step, centre, distance, square):  # type: ignore[no-untyped-def]
+    for f in range(features):
+        c, sums, lows, both = centre[f], np.zeros(2), np.zeros(2), np.empty(2)
         for row in range(rows):
-            for f in range(features):
-                a = start + row * stride + f * step
-                m = 0.0 if means is None else means[first + f]
-                d, k, c = directs[first + f], slopes[first + f], constants[first + f]
-                r, h, out = x[a : a + inner], g[a : a + inner], dx[a : a + inner]
-                for i in range(inner):
-                    out[i] = h[i] * d + (r[i] - m) * k + c
+            s = q = 0.0
+            a = start + row * stride + f * step
+            r = x[a : a + inner]
+            for i in range(inner):
+                t = r[i] - c
+                s += t
+                q += t * t
+            both[0], both[1] = s, q
+            _add(sums, lows, both)
+        distance[f], square[f] = sums[0] + lows[0], sums[1] + lows[1]
+
+
+@_compiled
+def _normalise(table, long, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
+    for start, rows, features, inner, stride, step, first, _ in table:
+        last = first + features
+        if long:
+            for row in range(rows):
+                for f in range(features):
+                    a = start + row * stride + f * step
+                    m, s, h = means[first + f], scales[first + f], shifts[first + f]
+                    r, out = x[a : a + inner], y[a : a + inner]
+                    for i in range(inner):
+                        out[i] = (r[i] - m) * s + h
+        else:
+            width = features * inner
+            m, s, h = (
+                np.repeat(means[first:last], inner),
+                np.repeat(scales[first:last], inner),
+                np.repeat(shifts[first:last], inner),
+            )
+            for row in range(rows):
+                a = start + row * stride
+                r, out = x[a : a + width], y[a : a + width]
+                for j in range(width):
+                    out[j] = (r[j] - m[j]) * s[j] + h[j]
+
+
+@_compiled
+def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
+    for start, rows, features, inner, stride, step, first, part in table:
+        last = first + features
+        mean, total, weight = means[first:last], totals[part, first:last], weighted[part, first:last]
+        if long:
+            _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total, weight)
+        else:
+            _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weight)
+
+
+@_compiled
+def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weighted):  # type: ignore[no-untyped-def]
+    width = features * inner
+    m, both, sums, lows = np.repeat(mean, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
+    s, w = both[:width], both[width:]
+    for chunk in range(0, rows, CHUNK):
+        both[:] = 0
+        end = min(chunk + CHUNK, rows)
+        for row in range(chunk, end - ABREAST + 1, ABREAST):
+            a = start + row * stride
+            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
+            h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
+            for j in range(width):
+                d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
+                s[j] += (d0 + d1) + (d2 + d3)
+                w[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
+        for row in range(end - (end - chunk) % ABREAST, end):
+            a = start + row * stride
+            r, h = x[a:], g[a:]
+            for j in range(width):
+                d = np.float64(h[j])
+                s[j] += d
+                w[j] += d * (r[j] - m[j])
+        _add(sums, lows, both)
+    sums += lows
+    for f in range(features):
+        a, b = f * inner, (f + 1) * inner
+        total[f], weighted[f] = sums[a:b].sum(), sums[width + a : width + b].sum()
+
+
+@_compiled
+def _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total, weighted):  # type: ignore[no-untyped-def]
+    for f in range(features):
+        m, sums, lows, both = mean[f], np.zeros(2), np.zeros(2), np.empty(2)
+        for row in range(rows):
+            s = w = 0.0
+            a = start + row * stride + f * step
+            r, h = x[a : a + inner], g[a : a + inner]
+            for i in range(inner):
+                d = np.float64(h[i])
+                s += d
+                w += d * (r[i] - m)
+            both[0], both[1] = s, w
+            _add(sums, lows, both)
+        total[f], weighted[f] = sums[0] + lows[0], sums[1] + lows[1]
+
+
+@_compiled
+def _input_gradient(table, long, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
+    for start, rows, features, inner, stride, step, first, _ in table:
+        last = first + features
+        if long:
+            for row in range(rows):
+                for f in range(features):
+                    a = start + row * stride + f * step
+                    m, d, k, c = means[first + f], directs[first + f], slopes[first + f], constants[first + f]
+                    r, h, out = x[a : a + inner], g[a : a + inner], dx[a : a + inner]
+                    for i in range(inner):
+                        out[i] = h[i] * d + ((r[i] - m) * k + c)
+        else:
+            width = features * inner
+            m, d = np.repeat(means[first:last], inner), np.repeat(directs[first:last], inner)
+            k, c = np.repeat(slopes[first:last], inner), np.repeat(constants[first:last], inner)
+            for row in range(rows):
+                a = start + row * stride
+                r, h, out = x[a : a + width], g[a : a + width], dx[a : a + width]
+                for j in range(width):
+                    out[j] = h[j] * d[j] + ((r[j] - m[j]) * k[j] + c[j])
+
+
+@_exact
+def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore[no-untyped-def]
+    """All steps of the forward pass: `found` gets the mean's two parts, the variance and the scale.
+
+    False, and no result, where a variance is not below `LARGEST`.
+    """
+    features, parts = len(gamma), len(counts)
+    sums = np.empty((3, parts, features))
+    _statistics(table, long, x, sums[0], sums[1], sums[2])
+    n = counts.sum()
+    scales, shifts = np.empty(features), np.empty(features)
+    fits = True
+    for f in range(features):
+        origin, shift, square = sums[0, 0, f], 0.0, 0.0
+        for part in range(parts):
+            sums[1, part, f] += sums[0, part, f] - origin
+            shift += counts[part, 0] * sums[1, part, f]
+        shift /= n
+        for part in range(parts):
+            rest = sums[1, part, f] - shift
+            square += sums[2, part, f] + counts[part, 0] * rest * rest
+        high = origin + shift
+        low = (origin - high) + shift
+        var = max(square / n, 0.0)
+        scale = 1 / np.sqrt(var + eps)
+        found[0, f], found[1, f], found[2, f], found[3, f] = high, low, var, scale
+        scales[f] = scale * gamma[f]
+        shifts[f] = beta[f] - low * scales[f]
+        fits = fits and var < LARGEST
+    if fits:
+        _normalise(table, long, x, y, found[0], scales, shifts)
+    return fits
+
+
+@_exact
+def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_var, sums):  # type: ignore[no-untyped-def]
+    """All steps of the backward pass: `sums` gets the gradients of gamma and of beta."""
+    features, parts = len(gamma), len(counts)
+    both = np.empty((2, parts, features))
+    _backward_sums(table, long, g, x, found[0], both[0], both[1])
+    n = counts.sum()
+    vectors = np.zeros((3, features))
+    for f in range(features):
+        total = weighted = 0.0
+        for part in range(parts):
+            total += both[0, part, f]
+            weighted += both[1, part, f]
+        scale = found[3, f]
+        weighted = (weighted - found[1, f] * total) * scale
+        sums[0, f], sums[1, f] = weighted, total
+        direct = scale * gamma[f]
+        vectors[0, f] = direct
+        if through_var:
+            vectors[1, f] = -direct * scale * (weighted / n)
+        if through_mean:
+            vectors[2, f] = -direct * (total / n)
+        vectors[2, f] -= found[1, f] * vectors[1, f]
+    _input_gradient(table, long, g, x, dx, found[0], vectors[0], vectors[1], vectors[2])
