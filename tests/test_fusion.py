@@ -62,7 +62,40 @@ NORMALISED = {
     "scale and shift": lambda x, e: x * ag.rsqrt(x.var(0) + e) - x.mean(0) * ag.rsqrt(x.var(0) + e),
     "reshaped statistics": lambda x, e: (x - x.mean(0).reshape(1, -1)) / np.sqrt(x.var(0)[None, :] + e),
     "a composed batch_norm": lambda x, e: ag.batch_norm(x, eps=e, form="composed"),
+    "negative root": lambda x, e: (x.mean(0) - x) / -np.sqrt(x.var(0) + e),
+    "root of each summand": lambda x, e: x / np.sqrt(x.var(0) + e) - x.mean(0) / np.sqrt(x.var(0) + e),
+    "transposed twice": lambda x, e: (x.T - x.T.mean(1, keepdims=True)).T / np.sqrt(x.T.var(1) + e),
+    "squares of the absolute": lambda x, e: (x - x.mean(0)) / np.sqrt((abs(x - x.mean(0)) ** 2).mean(0) + e),
+    "centred times x": lambda x, e: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) * x).mean(0) + e),
 }
+
+
+# In floating point only: no rational logarithm, and a mean that is rounded.
+ROUNDED = {
+    "exp of the logarithm": lambda x, e: (x - x.mean(0)) * ag.exp(-0.5 * ag.log(x.var(0) + e)),
+    "fourth root twice": lambda x, e: (x - x.mean(0)) / np.power(x.var(0) + e, 0.25) ** 2,
+    "a mean by matmul": lambda x, e: (
+        (x - (m := np.ones((1, 5)) / 5 @ x)) / np.sqrt(np.ones((1, 5)) @ (x - m) ** 2 / 5 + e)
+    ),
+    "halves": lambda x, e: (x / 2 - x.mean(0) / 2) / np.sqrt(x.var(0) + e) * 2,
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_rounded_spelling_is_fused_with_the_same_derivatives(name):
+    leaves = inputs()[:1]
+    y = ROUNDED[name](*leaves, EPS)
+    before = derivatives(y, leaves)
+    assert ag.fuse(y).fused == (y.node,)
+    assert_same(before, derivatives(y, leaves))
+
+
+def test_a_rounded_share_is_taken_for_one_over_n_where_the_graph_is_as_narrow():
+    for dtype in ("float32", "float64"):
+        x, _, _ = inputs(dtype=dtype)
+        share = np.float32(1 / 5)
+        y = (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(0) * share + EPS)
+        assert len(ag.fuse(y).fused) == (dtype == "float32")
 
 
 def fold(x, gamma, beta, e):
@@ -260,6 +293,86 @@ def test_a_near_miss_is_refused_with_the_reason(reason):
     assert reason in report.refused[0].reason
     assert report.refused[0].reason in str(report)
     assert ag.Graph(y).nodes == before
+
+
+LOOKALIKES = {
+    "centred and scaled": [
+        lambda x: (x - x.mean(0)) / (x.max(0) - x.min(0) + EPS),
+        lambda x: (x - x.mean(0)) / (x.std(0, ddof=1) + EPS),
+        lambda x: (x - x.mean(0) - EPS) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - x.mean(0)) / np.sqrt(((x - 0.9 * x.mean(0)) ** 2).mean(0) + EPS),
+        lambda x: (x - x.mean(0)) / (np.sqrt(x.var(0) + EPS) + 1e-9),
+    ],
+    "mean absolute deviation": [lambda x: (x - x.mean(0)) / (abs(x - x.mean(0)).mean(0) + EPS)],
+    "no mean is subtracted, before or under the root": [lambda x: x / np.sqrt((x * x).mean(0) + EPS)],
+    "weighted by 5": [lambda x: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(0) + EPS)],
+    "no eps": [
+        lambda x: (x - x.mean(0)) / x.std(0),
+        lambda x: (x - x.mean(0)) / np.sqrt(np.maximum(x.var(0), EPS)),
+    ],
+    "multiplies by": [lambda x: (x - x.mean(0)) * np.sqrt(x.var(0) + EPS)],
+    "without the square root": [lambda x: (x - x.mean(0)) * (x.var(0) + EPS) ** -1],
+    "and the mean is not": [lambda x: (x - x.max(0)) / np.sqrt(x.var(0) + EPS)],
+    "unequal axes": [lambda x: (x - x.mean(0)) / np.sqrt(x.var(1, keepdims=True) + EPS)],
+    "some inputs only, because of relu": [lambda x: (x - x.mean(0)) / np.sqrt(ag.relu(x.var(0)) + EPS)],
+    "stop_gradient cuts one use": [
+        lambda x: (c := x - ag.stop_gradient(x.mean(0))) / np.sqrt(c.var(0) + EPS),
+        lambda x: (x - x.mean(0)) / np.sqrt(((x - ag.stop_gradient(x.mean(0))) ** 2).mean(0) + EPS),
+        lambda x: (x - 0.5 * x.mean(0) - 0.5 * ag.stop_gradient(x.mean(0))) / np.sqrt(x.var(0) + EPS),
+        # Zero, and so are its first two derivatives.
+        lambda x: (x - x.mean(0) + (x.mean(0) - ag.stop_gradient(x.mean(0))) ** 3) / np.sqrt(x.var(0) + EPS),
+    ],
+}
+
+
+@pytest.mark.parametrize(("reason", "f"), [(reason, f) for reason, found in LOOKALIKES.items() for f in found])
+def test_a_lookalike_is_never_fused_and_has_a_reason(reason, f):
+    x, _, _ = inputs()
+    y = f(x)
+    report = ag.fuse(y)
+    assert not report.fused
+    assert [reason in r.reason for r in report.refused] == [True], report
+
+
+def test_the_variance_of_what_a_stopped_mean_centres_keeps_its_second_derivative():
+    x = ag.tensor([[1.0], [2.0], [4.0]], requires_grad=True)
+    c = x - ag.stop_gradient(x.mean(0))
+    y = c / np.sqrt(c.var(0) + 0.1)
+    before = derivatives(y, (x,))
+    ag.fuse(y)
+    assert_same(before, derivatives(y, (x,)))
+
+
+@given(
+    st.sampled_from([None, "w", "g", "mean", "var"]),
+    st.sampled_from([None, "w", "g", "mean", "var"]),
+    st.booleans(),
+    st.booleans(),
+    st.floats(0.1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_assigned_before_or_after_fusing_the_gradient_is_right_or_raises(early, late, batch, through, factor):
+    x, g, b = inputs()
+    leaves = {"w": x, "g": g, "b": b, "mean": ag.tensor([0.5, -1.0, 2.0]), "var": ag.tensor([1.0, 2.0, 0.5])}
+    h = x * 2 if through else x
+    m, v = (h.mean(0), h.var(0)) if batch else (leaves["mean"], leaves["var"])
+    y = (h - m) / np.sqrt(v + EPS) * g + b
+    value, seed = y.data.copy(), np.random.default_rng(0).normal(size=y.shape)
+    right = [np.array(d) for d in ag.grad(y, (x, g, b), [seed])]
+    if early:
+        leaves[early].assign(leaves[early].data * factor + 0.1)
+    try:
+        ag.fuse(y)
+        if late:
+            leaves[late].assign(leaves[late].data * factor + 0.1)
+        found = ag.grad(y, (x, g, b), [seed])
+    except RuntimeError:
+        if not (early or late):
+            raise
+        return
+    assert np.array_equal(y.data, value)
+    for old, new in zip(right, found, strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-12)
 
 
 def test_a_square_batch_with_statistics_laid_along_the_wrong_axis_is_refused():
@@ -675,6 +788,25 @@ def test_fuse_wants_tensors():
         ag.fuse(np.ones(3))
     with pytest.raises(ValueError, match="at least one output"):
         ag.expand()
+
+
+def test_the_report_still_reads_once_the_graph_is_expanded():
+    x, _, _ = inputs()
+    y = STOPS["var"](x, EPS)
+    report = ag.fuse(y)
+    before = str(report)
+    ag.expand(y)
+    assert str(report) == before
+    assert "stop=('var',)" in before
+
+
+def test_the_report_shows_itself_as_a_table():
+    x, _, _ = inputs()
+    y = (x - x.mean(0)) / (x.std(0) + EPS)
+    y.name = "<y>"
+    html = ag.fuse(y)._repr_html_()
+    assert html.count("<tr>") == 2
+    assert "<td>&#x27;&lt;y&gt;&#x27;</td><td>eps is added outside the root" in html
 
 
 def test_the_report_reads_well():

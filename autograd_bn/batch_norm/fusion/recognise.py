@@ -28,6 +28,7 @@ _SAME = frozenset("copy astype stop_gradient".split())
 _MIXING = frozenset("sum mean var matmul einsum".split())
 _ELEMENTWISE = _LAST | _ROOTS | _SAME | {"square", "exp", "broadcast_to"}
 _ANALYTIC = _ELEMENTWISE | _MIXING | {"reshape", "transpose", "getitem"}
+_OTHERS = frozenset("abs max min maximum minimum relu tanh sigmoid prod".split())  # looked through for a reason only
 # How many nodes are looked at below one, and how far below it a root or a division may be.
 _MOST, _NEAR = 64, 12
 # Where several reasons are found, the first of these: a node below may be a batch norm where it is partly one.
@@ -79,6 +80,7 @@ class Recogniser:
         self.varies: dict[Node, set[int]] = {}  # the axes along which a node may vary, counted from the last
         self.given: dict[Node, list[Any]] = {}  # arguments, of equal nodes the first
         self.args: dict[Node, list[Any]] = {}  # and as they are evaluated, of what is looked through
+        self.analytic = set[Node]()
         for node in nodes:
             below = min([self.far[parent] for parent in node.inputs], default=math.inf)
             self.far[node] = 0 if _is_root(node) or node.op == "divide" else below + 1
@@ -98,11 +100,12 @@ class Recogniser:
             given = [self.same[arg.inputs[0]] if isinstance(arg, Node) and arg.op == "abs" else arg for arg in given]
         self.given[node] = given
         base = given[0] if _is_root(node) else None
-        if isinstance(base, Node) and _is_even(base, self.given[base]):  # and the root of a square is abs(x)
-            return
         converts = node.op == "astype" and node.dtype != node.inputs[0].dtype
-        if node.op in _ANALYTIC and not converts and all(0 not in parent.shape for parent in node.inputs):
-            self.args[node] = [_constant(arg) for arg in given]
+        if isinstance(base, Node) and _is_even(base, self.given[base]):  # and the root of a square is abs(x)
+            converts = True
+        if node.op in _ANALYTIC | _OTHERS and all(0 not in parent.shape for parent in node.inputs):
+            self.args[node] = [_constant(arg, node.dtype) for arg in given]
+            self.analytic.update([] if converts or node.op in _OTHERS else [node])
 
     def search(self, outputs: Sequence[Node]) -> Iterator[tuple[Node, Region]]:
         """The nodes below `outputs` that are batch norms or almost are, each with its region, consumers first.
@@ -124,31 +127,38 @@ class Recogniser:
     def find(self, node: Node) -> Region | None:
         """The region below `node` that is a batch norm, or almost is one."""
         y, wide = self.same[node], self.varies[node]
-        if y not in self.args or node.op not in _LAST or self.far[node] > _NEAR or 0 in node.shape:
+        if y not in self.analytic or node.op not in _LAST or self.far[node] > _NEAR or 0 in node.shape:
             return None
         short = 1 in node.shape
         if not short and node.op in ("add", "subtract") and all(self.varying(arg) == wide for arg in node.args):
             return None  # a sum of two tensors, of which neither is a parameter
-        below, seen = [y], {y}
-        for found in below:
-            if len(below) < _MOST and found in self.args:
-                fresh = [arg for arg in self.args[found] if isinstance(arg, Node) and arg not in seen]
-                below += dict.fromkeys(fresh)
-                seen.update(fresh)
-        if not short and not any(self._scales(found, wide) for found in below):
-            return None
-        regions = [Region(self, y, x, seen) for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
-        missed: list[tuple[int, int, Region]] = []
-        # The nearest x first; other tensors of its shape beside it are a sign that it is not the one.
-        for region in sorted(regions, key=lambda region: len(region.others) > 0):
-            if region.is_promising():
-                with np.errstate(all="ignore"):
-                    region.verdict = region.judge()
-                if region.match:
-                    return region
-                if isinstance(region.verdict, Miss):
-                    missed.append((region.verdict.rank, len(missed), region))
-        return min(missed)[2] if missed else None
+        for opened in (self.analytic, self.args.keys()):
+            below, seen = [y], {y}
+            for found in below:
+                if len(below) < _MOST and found in opened:
+                    fresh = [arg for arg in self.args[found] if isinstance(arg, Node) and arg not in seen]
+                    below += dict.fromkeys(fresh)
+                    seen.update(fresh)
+            if not short and not any(self._scales(found, wide) for found in below):
+                return None
+            seen &= opened
+            regions = [Region(self, y, x, seen) for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
+            missed: list[tuple[int, int, Region]] = []
+            # The nearest x first; other tensors of its shape beside it are a sign that it is not the one.
+            for region in sorted(regions, key=lambda region: len(region.others) > 0):
+                odd = [found.op for found in region.inner if found not in self.analytic]
+                if region.is_promising() and (odd or opened is self.analytic):
+                    with np.errstate(all="ignore"):
+                        region.verdict = region.judge()
+                    if region.match and odd:
+                        region.verdict = Miss(f"it is batch norm at some inputs only, because of {odd[0]}")
+                    if region.match:
+                        return region
+                    if isinstance(region.verdict, Miss):
+                        missed.append((region.verdict.rank, len(missed), region))
+            if missed:
+                return min(missed)[2]
+        return None
 
     def _scales(self, node: Node, wide: set[int]) -> bool:
         """Whether it may be the root of a statistic, or divide by one."""
@@ -168,7 +178,7 @@ class Region:
         inner, cut, stack = {x}, set[Node](), [y]
         while stack:
             node = stack.pop()
-            if node in seen and node in recogniser.args and node not in inner:
+            if node in seen and node not in inner:
                 inner.add(node)
                 stack += [arg for arg in recogniser.args[node] if isinstance(arg, Node)]
             elif node not in inner:
@@ -279,7 +289,7 @@ class Region:
             self._over(averaged)
         found = self._training() if averaged else self._given()
         settled = isinstance(found, Match) or (averaged and found)
-        return found if settled or not (averaged or self.others) else self._near_miss() or found
+        return found if settled or not self.axes or not (averaged or self.others) else self._near_miss() or found
 
     def _over(self, axes: Sequence[int]) -> None:
         """Take statistics over these axes, and those of length 1 but the last."""
@@ -401,9 +411,10 @@ class Region:
         points = [(1.0, 1.0), (_root(self.taken(eps, self.values)), -1.0), (large, 1.0), (large, -1.0)]
         for match in matches:
             if all(self._holds(match, *point) for point in points):
-                if mean or self._holds(match, 1.0, 1e7, 1e-5):
-                    return match
-                return Miss("the variance is taken in one pass, mean(x ** 2) - mean(x) ** 2, which cancels digits")
+                near, far = (self.run(self.values[self.x] + offset, self.drawn) for offset in (1e3, 1e5))
+                if any(np.max(abs(far[n])) > 1e3 * np.max(abs(near[n])) for n in self.inner if n in self.moving):
+                    return Miss("the variance is taken in one pass, mean(x ** 2) - mean(x) ** 2, which cancels digits")
+                return match
         return self._cut(matches[0]) if self.stopped else None
 
     def _point(self, match: Match, spread: float, offset: float) -> tuple[Values, Values]:
@@ -414,7 +425,7 @@ class Region:
         kept = self.run(self.draw(spread, offset), self.draw_others(positive))
         return self.run(self.draw(spread, offset), self.draw_others(positive), kept) if self.stopped else kept, kept
 
-    def _holds(self, match: Match, spread: float, offset: float, slack: float = 1e-11) -> bool:
+    def _holds(self, match: Match, spread: float, offset: float) -> bool:
         """Whether `y` is this batch norm at random inputs of this size."""
         values, kept = self._point(match, spread, offset)
         x, old = values[self.x], kept[self.x]
@@ -423,7 +434,7 @@ class Region:
         var = self.var(old) if "var" in match.stop else var
         normal = (x - mean) / np.sqrt(var + self.taken(match.eps, values))
         y = normal * self.taken(match.gamma, values, 1.0) + self.taken(match.beta, values)
-        return _close(values[self.y], y, slack)
+        return _close(values[self.y], y, 1e-11)
 
     def _cut(self, match: Match) -> Miss:
         """What `stop_gradient` does, where no `stop` does the same."""
@@ -445,7 +456,8 @@ class Region:
             if _close(y - self.avg(y, (axis,)), centred * slope, 1e-9, self.scale):
                 break
         else:
-            return None  # it is not a line in x along any axis
+            if len(self._axes()) < 2:
+                return None  # it is not a line in x along any axis
         if self.fit(_normal(self.avg, self.var, 0)):
             return Miss("no eps is added to the variance")
         found = [
@@ -454,8 +466,11 @@ class Region:
             for rank, reason, formula in self._others(e)
             if (fit := self.fit(formula, _root(e))) and self.named(fit[0], 1) and self.named(fit[1], 0, self.scale)
         ]
-        if not found and self.fit(_normal(self.avg, self.var, 0), 1e9):
-            return Miss("it is centred and scaled, and not by (x - mean) / sqrt(var + eps)", PARTLY)
+        if not found:
+            large = [y for _, y in self.points(1e9)]
+            level = [_close(self.avg(y), self.avg(large[0]), 1e-6, self.scale) for y in large]
+            if all(level) and np.max(np.abs(large)) < 1e3 * self.scale:
+                return Miss("it is centred and scaled, and not by (x - mean) / sqrt(var + eps)", PARTLY)
         return min(found, key=lambda miss: miss.rank, default=None)
 
     def _others(self, e: Any) -> Iterator[tuple[int, str, Formula]]:
@@ -468,6 +483,7 @@ class Region:
             lambda x: (x - avg(x)) / (np.sqrt(var(x)) + e),
         )
         yield 0, "it divides by variance + eps, without the square root", lambda x: (x - avg(x)) / (var(x) + e)
+        yield 0, "it multiplies by the standard deviation", lambda x: (x - avg(x)) * np.sqrt(var(x) + e)
         yield 0, "the root is taken twice", _normal(avg, lambda x: np.sqrt(var(x)), e)
         yield 0, "the scale is the mean absolute deviation", lambda x: (x - avg(x)) / (avg(abs(x - avg(x))) + e)
         yield (
@@ -486,7 +502,8 @@ class Region:
             if abs(weight * (n - 1) / n - 1) < 1e-6
             else f"weighted by {weight:.6g}"
         )
-        yield 0, f"the variance is {kind}, {over}", _normal(avg, lambda x: weight * var(x), e)
+        if abs(weight - 1) > 1e-6:
+            yield 0, f"the variance is {kind}, {over}", _normal(avg, lambda x: weight * var(x), e)
         for o in [self.drawn[other] for other in self.others]:
             yield (
                 0,
@@ -504,19 +521,21 @@ class Region:
             it = label(argument.source) if isinstance(argument.source, Node) else "a constant"
             yield 0, f"the variance is that of a batch, and the mean is not: it is {it}", _normal(laid, var, e)
             yield 2, f"the mean is that of the batch, and the variance is not: it is {it}", _normal(avg, laid, e)
-        ndim = len(self.shape)
-        reduced = [
-            node for node in self.inner if node.op in ("mean", "sum", "var") and len(node.inputs[0].shape) == ndim
-        ]
-        axes = {reduced_axes(node.params["axis"], ndim) for node in reduced}
-        for a, b, c in itertools.product(axes, repeat=3):
+        axes = self._axes()
+        for a, b, c in set(itertools.product(axes, repeat=3)) - {(a, a, a) for a in axes}:
             square = partial(self._about, partial(avg, axes=c), axes=b)
             what = f"unequal axes: the mean is taken over {a}, the variance over {b} about {c}"
             yield 0, what, _normal(partial(avg, axes=a), square, e)
         for a in axes:
-            if _broadcasts(np.mean(self.values[self.x], a).shape, self.shape):
+            if a and a[-1] >= len(a) and _broadcasts(np.mean(self.values[self.x], a).shape, self.shape):
                 what = "the statistics are laid along other axes than those that they belong to: keepdims is missing"
                 yield 0, what, _normal(partial(np.mean, axis=a), partial(np.var, axis=a), e)
+
+    def _axes(self) -> set[tuple[int, ...]]:
+        """Those that something of the dimensions of `x` is reduced over."""
+        ndim = len(self.shape)
+        reduced = [n for n in self.inner if n.op in ("mean", "sum", "var") and len(n.inputs[0].shape) == ndim]
+        return {reduced_axes(node.params["axis"], ndim) for node in reduced}
 
     def _about(self, centre: Any, x: Array, axes: tuple[int, ...] | None = None) -> Any:
         """The mean of squared deviations from something."""
@@ -554,15 +573,15 @@ def label(node: Node) -> str:
     return repr(node.name) if node.name else f"{node.op or 'a leaf'} of shape {node.shape}"
 
 
-def _constant(given: Any) -> Any:
-    """An argument as it is evaluated: constants in double precision, 1 / n with all its digits."""
+def _constant(given: Any, dtype: np.dtype[Any] | None = None) -> Any:
+    """An argument as it is evaluated, in double precision: 1 / n as narrow as the result with all its digits."""
     if isinstance(given, Node):
         return given
     if np.ndim(given):
         return np.asarray(given, float)
-    value, dtype = float(given), getattr(given, "dtype", np.dtype(float))
-    whole = round(1 / value) if value and dtype.kind == "f" and dtype.itemsize < 8 and math.isfinite(1 / value) else 0
-    return 1 / whole if whole and abs(whole * value - 1) <= np.finfo(dtype).eps else value
+    value, narrow = float(given), getattr(given, "dtype", None) == dtype and dtype in (np.float16, np.float32)
+    whole = round(1 / value) if narrow and value and math.isfinite(1 / value) else 0
+    return 1 / whole if whole and abs(whole * value - 1) <= np.finfo(given.dtype).eps else value
 
 
 def _root(e: Any) -> float:
@@ -587,7 +606,7 @@ def _close(a: Any, b: Any, slack: float, scale: float = 0.0) -> bool:
 def _is_root(node: Node) -> bool:
     """Whether it is a root, or a power or a logarithm that may be a part of one."""
     if node.op == "power" and not isinstance(node.args[1], Node) and not np.ndim(node.args[1]):
-        return float(node.args[1]) % 1 != 0
+        return float(node.args[1]) % 1 != 0 or float(node.args[1]) < 0
     return node.op in _ROOTS
 
 
