@@ -164,3 +164,11 @@ def test_every_output_counts():
     assert ag.prove_equal(f, f, [[1, 2]]).shapes == {"output[0]": (2,), "output[1]": (2,), "dx": (2,)}
     with pytest.raises(ValueError, match="expected the same outputs"):
         ag.prove_equal(f, lambda x: x, [[1]])
+
+
+def test_long_fractions_are_counted_in_digits():
+    tiny = Fraction(1, 7**6000)  # more digits than Python writes out
+    text = str(ag.prove_equal(lambda x: x, lambda x: 2 * x, [[tiny]]))
+    assert "f = a fraction of 1 over 5071 digits = " in text
+    assert "E-5071" in text
+    assert "f = 1/3 = 0.33333333333333333333" in str(ag.prove_equal(lambda x: x, lambda x: 2 * x, [[Fraction(1, 3)]]))

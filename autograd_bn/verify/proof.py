@@ -197,10 +197,9 @@ def _exact(given: Any, where: str) -> Array:
 
 
 def _exact_and_decimal(value: Fraction) -> str:
-    """A fraction, or the number of its digits where it is long, and its decimals."""
-    exact = str(value)
-    if len(exact) > 60:
-        exact = f"a fraction of {len(str(abs(value.numerator)))} over {len(str(value.denominator))} digits"
+    """A fraction, or about how many digits it has where it is long, and its decimals."""
+    over, under = (int(abs(n).bit_length() * math.log10(2)) + 1 for n in (value.numerator, value.denominator))
+    exact = str(value) if over + under <= 60 else f"a fraction of {over} over {under} digits"
     return f"{exact} = {_decimal(value, 20)}"
 
 
