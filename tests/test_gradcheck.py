@@ -124,6 +124,16 @@ def test_weights_other_than_one_are_used():
         ag.gradcheck(lambda x: doubled(x).sum() * 0.5, [np.ones(3) + np.arange(3.0)])
 
 
+def test_a_rule_that_takes_the_size_of_its_weights_is_caught():
+    @primitive(lambda g, x: abs(g) * np.ones(x.shape))
+    def total(x, /):
+        return x.sum()
+
+    for seed in range(5):
+        with pytest.raises(ag.GradientError):
+            ag.gradcheck(lambda x: total(x), np.arange(3.0), seed=seed)
+
+
 def test_the_text_names_input_entry_values_and_mistake():
     cases = {
         "the sign is flipped": lambda d: -d,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from numbers import Rational
 from typing import Any
 
@@ -252,8 +253,10 @@ class _Check:
 
     def check_linear(self, blocks: list[Block], rounding: list[float]) -> None:
         """A backward pass is linear in the weights of the outputs, so that its rows give every other."""
-        weights = self.rng.normal(size=self.size)
-        for i, (block, gradient) in enumerate(zip(blocks, self.pull(weights), strict=True)):
+        first = self.rng.normal(size=self.size)
+        # A rule may take |g|, which one sign alone does not show.
+        for weights, (i, block) in product((first, -1.5 * first), enumerate(blocks)):
+            gradient = self.pull(weights)[i]
             if not np.isfinite(block.analytic).all():
                 continue
             expected = weights @ block.analytic
