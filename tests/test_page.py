@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.drawing.dot import digraph
+from autograd_bn.drawing.layout import draw
+from autograd_bn.drawing.records import picture
 from autograd_bn.engine import primitive
 
 CHROMIUM = os.environ.get("AUTOGRAD_BN_CHROMIUM") or shutil.which("chromium")
@@ -120,6 +123,7 @@ def test_formulas_are_read_off_what_the_rules_record():
     assert (rules["gamma"], rules["beta"]) == ("Σ(g · x̂)", "Σ(g)")
     said = [step["say"] for step in opened["steps"]]
     assert "Forward: centred = x − mean" in said
+    assert "Backward through centred: x gets g, share 1 of 2; mean gets Σ(−g)" in said
     assert "Backward through square: centred gets g · 2 · centred, share 2 of 2" in said
 
 
@@ -172,6 +176,10 @@ def test_paths_are_named_and_add_up_and_the_means_own_path_is_exactly_zero_on_fr
 
 def test_two_paths_without_a_batch_norm_are_told_apart_by_what_they_lead_through():
     x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    square = data_of(ag.page((ag.exp(x) + x * x).sum()))
+    (paths,) = square["views"][0]["paths"]
+    assert len(paths["paths"]) == 2  # both edges of x * x are one
+    assert same(array(square, paths["sum"]), np.add(np.exp([1.0, 2.0]), [2.0, 4.0]))
     (view,) = data_of(ag.page((ag.exp(x) + ag.tanh(x) * x).sum()))["views"]
     assert [len(p["paths"]) for p in view["paths"]] == [3]
     assert len({path["label"] for path in view["paths"][0]["paths"]}) == 3
@@ -335,6 +343,23 @@ def test_script_and_style_are_admitted_by_their_hashes_alone():
     assert not re.search(r"\sstyle=|\son\w+=|innerHTML|eval\(|fetch\(|localStorage", html)
 
 
+def test_of_graphvizs_svg_only_what_is_listed_gets_through(monkeypatch):
+    start = r'<ellipse fill="[^"]*" stroke="[^"]*"'
+
+    def drawing(extra):
+        drawn = draw(digraph(picture(ag.Graph(ag.tensor(1.0, name="x")), expansions={}), "TB").source, "svg").decode()
+        monkeypatch.setattr(
+            "autograd_bn.drawing.page.svg.draw", lambda *_: re.sub(start, extra, drawn, count=1).encode()
+        )
+        return str(ag.page(ag.tensor(1.0, name="x")))
+
+    html = drawing('<ellipse onclick="go()" style="color:red" fill="url(http://x)" stroke="red" href="x"')
+    assert '<ellipse stroke="red"' in html
+    assert not re.search("onclick|url\\(|href", html)
+    with pytest.raises(RuntimeError, match="<image>"):
+        drawing("<image/><ellipse")
+
+
 def test_a_page_is_saved_whole_and_shows_itself_in_a_notebook(tmp_path):
     loss, _ = norm()
     page = ag.page(loss)
@@ -466,6 +491,8 @@ def test_a_wrong_form_parts_where_it_is_wrong():
     assert notes["multiply"]["grad"]["own"] < 10
     assert notes["crooked_square"]["grad"]["own"] < 10
     assert notes["x"]["grad"]["own"] > 1e12
+    assert notes["x"]["grad"]["apart"] > 1e12
+    assert notes["x"]["grad"]["other"] < 10
 
 
 def test_exact_comparisons_have_no_errors_to_show():
