@@ -14,8 +14,7 @@ import numpy as np
 from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
-from ..engine.operations import count
-from .arithmetic import wide
+from .arithmetic import values, wide
 
 
 @lru_cache
@@ -61,7 +60,7 @@ def checked(
         raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
     if (mean is None) != (var is None):
         raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
-    n = 2 if mean is None and comm is not None else count(x.shape, axes)
+    n = 2 if mean is None and comm is not None else values(x.shape, axes)
     if mean is not None:
         mean, var = _checked_statistic(mean, "mean", axes, x), _checked_statistic(var, "var", axes, x)
         if (var < 0).any():

@@ -7,6 +7,7 @@ infinity here can be the right answer.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 from ..engine.memory import empty_like
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, numba_wanted, numpy
-from .kernels.blocks import Layout, walk
+from .kernels import choose, compiled, numba_wanted
+from .kernels.blocks import Layout, layout_of, walk
 from .kernels.numpy import added
 
 # Up to so many elements the direct formula is quicker than a walk over blocks.
@@ -44,6 +45,12 @@ class Mean(NamedTuple):
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which statistics of `dtype` are computed and kept: double precision at least."""
     return dtype if dtype.kind == "O" else np.result_type(dtype, float)
+
+
+@lru_cache
+def values(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """How many values have one mean."""
+    return count(shape, axes)
 
 
 def native(x: Array) -> Array:
@@ -82,7 +89,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
 
 
 def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
-    n = max(count(x.shape, axes), 1)
+    n = max(values(x.shape, axes), 1)
     t = x.astype(wide(x.dtype))
     total = added(t, axes)
     high = total / n
@@ -205,14 +212,13 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
         return None
     if not all(p is None or p.dtype is x.dtype for p in (gamma, beta)):
         return None
-    y = empty_like(x)
-    layout, views = walk(axes, x, y)
-    kernels: Any = choose(layout, *views)
-    if layout.size > kernels.PARALLEL or kernels is numpy:
+    kernels, layout, y = compiled(), layout_of(axes, x), empty_like(x)
+    arrays = layout.flats(x, y)
+    if arrays is None or layout.size > kernels.PARALLEL:
         return None
+    arguments: Any = [*arrays, _flat(gamma, 1, x, layout), _flat(beta, 0, x, layout)]
     rows = np.empty((4, layout.features))
-    arrays = *[view.reshape(-1) for view in views], _flat(gamma, 1, x, layout), _flat(beta, 0, x, layout)
-    fits = kernels.forward(layout.table, layout.long, layout.counts, *arrays, eps, rows)
+    fits = kernels.forward(layout.table, layout.long, layout.counts, *arguments, eps, rows)
     return (y, layout.unflat(rows), rows) if fits else None
 
 
@@ -220,20 +226,19 @@ def backward_at_once(
     g: Array, x: Array, axes: tuple[int, ...], gamma: Any, rows: Array, through: tuple[bool, bool]
 ) -> tuple[Array, Array]:
     """The gradient of the input, and those of gamma and beta, after `forward_at_once`."""
-    dx = empty_like(x)
+    layout, dx = layout_of(axes, x), empty_like(x)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    layout, views = walk(axes, x, g, dx)
-    source, gradient, target = [view.reshape(-1) for view in views]
+    arrays: Any = layout.flats(g, x, dx)
     sums = np.empty((2, layout.features), x.dtype)
-    arrays = gradient, source, target, _flat(gamma, 1, x, layout), rows
-    kernels: Any = choose(layout, *views)
-    kernels.backward(layout.table, layout.long, layout.counts, *arrays, *through, sums)
+    arrays.append(_flat(gamma, 1, x, layout))
+    compiled().backward(layout.table, layout.long, layout.counts, *arrays, rows, *through, sums)
     return dx, layout.unflat(sums)
 
 
 def _flat(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
     """A parameter as a vector of features; where it is None, one that changes nothing."""
-    flat: Array = layout.flat(parameter, x.dtype)
-    return np.full(layout.features, neutral, x.dtype) if parameter is None else flat
+    if parameter is None:
+        return np.full(layout.features, neutral, x.dtype)
+    return parameter if parameter.ndim == 1 else layout.flat(parameter, x.dtype)  # type: ignore[no-any-return]

@@ -11,7 +11,6 @@ from .. import engine as ag
 from ..distributed.collectives import raising_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
-from ..engine.operations import count
 from ..engine.primitive import primitive
 from . import arithmetic, ranks
 from .arguments import checked, kept_shape, lay_along
@@ -43,7 +42,7 @@ def _centred(
 ) -> tuple[Any, Any, Any, int]:
     """x - mean, with the mean and variance of the batch recorded unless they are given; and their count."""
     training = mean is None
-    n, average = count(x.shape, axes), ag.mean
+    n, average = arithmetic.values(x.shape, axes), ag.mean
     if training and comm is not None:
         n, average = ranks.weighted_mean(x, axes, stop, comm)
     if training:
@@ -82,7 +81,7 @@ def _statistics(
     x: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any, unit: Any = None
 ) -> Statistics:
     """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range."""
-    n = count(x.shape, axes)
+    n = arithmetic.values(x.shape, axes)
     if mean is not None:
         centre = Mean(mean, np.zeros_like(mean)) if unit is None else Mean(mean * unit, np.zeros_like(mean))
         spread = var if unit is None else var * unit * unit
@@ -195,7 +194,7 @@ def _batch_norm(
 ) -> Any:
     if mean is None and comm is None and (done := arithmetic.forward_at_once(x, axes, gamma, beta, eps)):
         y, found, rows = done
-        return y, Statistics(Mean(found[0], found[1]), found[2], found[3], count(x.shape, axes), None, rows)
+        return y, Statistics(Mean(found[0], found[1]), found[2], found[3], arithmetic.values(x.shape, axes), None, rows)
     x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
     with np.errstate(all="ignore"):
         kept = _statistics(x, mean, var, eps, axes, stop, comm)

@@ -67,6 +67,11 @@ def choose(layout: Layout, *views: Array) -> Kernels:
         return numpy
     if not all(view.flags.c_contiguous for view in views):
         return numpy
+    return compiled()  # type: ignore[no-any-return]
+
+
+def compiled() -> Any:
+    """The kernels in numba, which are imported when first asked for."""
     from . import numba
 
     return numba

@@ -125,6 +125,14 @@ class Layout:
         array = array if self.straight else array.transpose(self.order)
         return array if array.shape == self.shape else array.reshape(self.shape)
 
+    def flats(self, *arrays: Array) -> list[Array] | None:
+        """The arrays in the order of the walk as vectors, without a copy; None where one is not contiguous in it."""
+        if not (self.straight and all(array.flags.c_contiguous for array in arrays)):
+            arrays = tuple([self.view(array) for array in arrays])
+            if not all(array.flags.c_contiguous for array in arrays):
+                return None
+        return [array.reshape(-1) for array in arrays]
+
     def first(self, view: Array) -> Array:
         """The first element of every feature, as a vector."""
         outer, inner = len(self.lengths[0]), len(self.lengths[2])
@@ -204,7 +212,12 @@ def _tiles(lengths: list[int], limit: int, even: int = 1) -> Iterator[tuple[Inde
 _layout = lru_cache(maxsize=512)(Layout)
 
 
+def layout_of(axes: tuple[int, ...], *arrays: Array) -> Layout:
+    """The layout that suits arrays of one shape; the first decides."""
+    return _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]))
+
+
 def walk(axes: tuple[int, ...], *arrays: Array) -> tuple[Layout, list[Array]]:
-    """The layout that suits arrays of one shape, and their views in its order; the first decides."""
-    layout = _layout(arrays[0].shape, axes, tuple([array.strides for array in arrays]))
+    """The layout that suits arrays of one shape, and their views in its order."""
+    layout = layout_of(axes, *arrays)
     return layout, [layout.view(array) for array in arrays]
