@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.node import Array
+from .module import positive
 
 
 def load_digits() -> tuple[Array, Array]:
@@ -44,8 +45,7 @@ def batches(
     x, y = np.asarray(x), np.asarray(y)
     if not x.ndim or not y.ndim or len(x) != len(y):
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size is {size!r}, expected a positive integer")
+    size = positive(size, "size")
     order = None if rng is None else np.random.default_rng(rng).permutation(len(x))
 
     def rows() -> Iterator[tuple[Array, Array]]:

@@ -18,7 +18,7 @@ from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import mode
 from .functions import Pair, linear, max_pool, windows
-from .module import Module
+from .module import Module, positive
 
 Rng = int | np.random.Generator | None
 
@@ -31,12 +31,6 @@ def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator, dtyp
     """PyTorch's default: uniform within 1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return as_tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True, name=name)
-
-
-def _positive(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive integer")
-    return int(value)
 
 
 def _pair(value: Any, name: str, least: int) -> Pair:
@@ -61,8 +55,8 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Rng = None, *, dtype: Any = np.float32
     ) -> None:
-        self.in_features = _positive(in_features, "in_features")
-        self.out_features = _positive(out_features, "out_features")
+        self.in_features = positive(in_features, "in_features")
+        self.out_features = positive(out_features, "out_features")
         rng = np.random.default_rng(rng)
         self.weight = _uniform((out_features, in_features), in_features, rng, dtype, "weight")
         self.bias = _uniform((out_features,), in_features, rng, dtype, "bias") if bias else None
@@ -130,8 +124,8 @@ class Conv2d(_Window):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(kernel_size, stride, padding)
-        self.in_channels = _positive(in_channels, "in_channels")
-        self.out_channels = _positive(out_channels, "out_channels")
+        self.in_channels = positive(in_channels, "in_channels")
+        self.out_channels = positive(out_channels, "out_channels")
         rng = np.random.default_rng(rng)
         fan_in = in_channels * math.prod(self.kernel_size)
         self.weight = _uniform((out_channels, in_channels, *self.kernel_size), fan_in, rng, dtype, "weight")
@@ -296,7 +290,7 @@ class BatchNorm(Module):
     ) -> None:
         if comm is not None:
             end_together(comm)
-        self.num_features = _positive(num_features, "num_features")
+        self.num_features = positive(num_features, "num_features")
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum!r}, expected a weight from 0 to 1, or None for an average")
         self.channel_axis = channel_axis
@@ -374,7 +368,7 @@ class LayerNorm(Module):
 
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
         given = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
-        self.normalized_shape = tuple([_positive(n, "normalized_shape") for n in given])
+        self.normalized_shape = tuple([positive(n, "normalized_shape") for n in given])
         self.eps = eps
         self.gamma = as_tensor(np.ones(given, dtype), requires_grad=True, name="gamma")
         self.beta = as_tensor(np.zeros(given, dtype), requires_grad=True, name="beta")

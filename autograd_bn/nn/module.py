@@ -275,3 +275,10 @@ def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> di
     if problems:
         raise ValueError(f"state does not match {owner}: " + "; ".join(problems))
     return values
+
+
+def positive(value: Any, name: str) -> int:
+    """An integer of at least 1, or a `ValueError` that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    return int(value)

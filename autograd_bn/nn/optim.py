@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor
 from ..engine.node import Array
-from .module import matched
+from .module import matched, positive
 
 
 class Optimiser:
@@ -225,7 +225,7 @@ class StepLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimiser, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size = _at_least_one(step_size, "step_size")
+        self.step_size = positive(step_size, "step_size")
         self.gamma = _at_least_zero(gamma, "gamma")
         super().__init__(optimizer)
 
@@ -248,7 +248,7 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimiser, T_max: int, eta_min: float = 0.0) -> None:
-        self.T_max = _at_least_one(T_max, "T_max")
+        self.T_max = positive(T_max, "T_max")
         self.eta_min = _at_least_zero(eta_min, "eta_min")
         super().__init__(optimizer)
 
@@ -261,9 +261,3 @@ def _at_least_zero(value: float, name: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
     return value
-
-
-def _at_least_one(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive integer")
-    return int(value)
