@@ -255,6 +255,16 @@ def test_statistics_and_parameters_keep_the_precision_of_the_data():
     assert norm.running_mean.dtype == np.float64
 
 
+@pytest.mark.parametrize("form", ["fused", "composed"])
+def test_statistics_beyond_float16_stay_finite(form):
+    norm = nn.BatchNorm(1, dtype="float16", form=form)
+    x = np.array([[500.0], [-500.0]] * 8, dtype="float16")
+    np.testing.assert_allclose(norm(x).data, np.sign(x), atol=1e-3)
+    np.testing.assert_allclose(norm.running_var, 0.9 + 0.1 * 250_000 * 16 / 15, rtol=1e-6)
+    norm.running_var = np.array([1e6])
+    np.testing.assert_allclose(norm.eval()(x).data, np.sign(x) / 2, atol=1e-3)
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
 def test_a_bad_momentum_is_named(momentum):
     with pytest.raises(ValueError, match="momentum is"):
