@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,11 @@ def complain(text: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def fill(text: str) -> str:
+    """A paragraph as wide as the terminal, but no wider than one reads well."""
+    return textwrap.fill(text, min(shutil.get_terminal_size((100, 24)).columns, 100))
 
 
 class Data(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from .. import batch_norm, grad, tensor
 from ..batch_norm.kernels import describe_backend
 from ..engine import Graph
-from . import UsageError, output_file, progress
+from . import UsageError, fill, output_file, progress
 
 HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
 
@@ -76,15 +76,15 @@ def _measure(shape: tuple[int, int]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"Batch norm, forward plus backward, float32, by {describe_backend()}.",
-        "ms: median time. MB: what is kept from forward to backward.\n",
+        fill(f"Batch norm, forward plus backward, float32, by {describe_backend()}."),
+        fill("ms: median time. MB: what is kept from forward to backward.") + "\n",
         "         shape  composed ms  fused ms  speedup  composed MB  fused MB  ratio",
     ]
     for r in rows:
         shape = f"{r['rows']} x {r['features']}"
         lines.append(
             f"{shape:>14} {r['composed_ms']:12.3f} {r['fused_ms']:9.3f} {r['speedup']:7.1f}x "
-            f"{r['composed_bytes'] / 1e6:12.2f} {r['fused_bytes'] / 1e6:9.2f} {r['bytes_ratio']:6.2f}"
+            f"{r['composed_bytes'] / 1e6:12.3f} {r['fused_bytes'] / 1e6:9.3f} {r['bytes_ratio']:6.2f}"
         )
     return "\n".join(lines)
 

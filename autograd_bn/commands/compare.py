@@ -6,8 +6,6 @@ import argparse
 import json
 import math
 import os
-import shutil
-import textwrap
 import time
 from dataclasses import asdict
 from statistics import median
@@ -17,7 +15,7 @@ import numpy as np
 
 import autograd_bn as ag
 
-from . import Data, UsageError, load_data, progress, words, writable_folder
+from . import Data, UsageError, fill, load_data, progress, words, writable_folder
 
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
@@ -110,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         print(_about(data))
         table, _, notes = str(comparison).partition("\n\n")
         print(f"\n{_table(forms)}\n\n{table}\n")
-        print("\n".join(map(_fill, notes.splitlines())))
+        print("\n".join(map(fill, notes.splitlines())))
         print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in pictures))
     return 0 if comparison.ok else 1
 
@@ -136,17 +134,13 @@ def _measure(leaves: list[Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fill(text: str) -> str:
-    return textwrap.fill(text, min(shutil.get_terminal_size((100, 24)).columns, 100))
-
-
 def _about(data: Data) -> str:
     shape = " x ".join(map(str, data.x.shape))
-    lines = [_fill(f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}")]
+    lines = [fill(f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}")]
     if found := data.not_finite():
         shown = [f"{count} in {name}" for name, count in list(found.items())[:8]]
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        lines.append(_fill(f"NaN or infinite values, by column: {', '.join(shown)}{more}"))
+        lines.append(fill(f"NaN or infinite values, by column: {', '.join(shown)}{more}"))
     return "\n".join(lines)
 
 
@@ -175,7 +169,7 @@ def _table(forms: dict[str, dict[str, Any]]) -> str:
         f"{1000 * first['seconds']:.3f}, kept {second['saved_bytes']:,} bytes against {first['saved_bytes']:,}, and "
         f"was off by {_ulp(second['ulp'])} ulp at most against {_ulp(first['ulp'])}."
     )
-    return "\n".join([*lines, "", _fill(why), _fill(outcome)])
+    return "\n".join([*lines, "", fill(why), fill(outcome)])
 
 
 def _ulp(ulp: float | None) -> str:
