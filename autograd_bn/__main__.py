@@ -19,7 +19,7 @@ class _Paragraphs(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
-        return "\n\n".join([p if "example:" in p else fill(p, width, indent) for p in text.split("\n\n")])
+        return "\n\n".join([p if p.startswith("example") else fill(p, width, indent) for p in text.split("\n\n")])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from autograd_bn.commands import compare, load_data
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    np.save("small.npy", np.random.default_rng(0).normal(size=(12, 3)))
 
 
 def error_of(capsys, *argv):
@@ -26,6 +28,7 @@ def error_of(capsys, *argv):
     return captured.err.strip().splitlines()[-1]
 
 
+@pytest.mark.timeout(400)
 def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, tmp_path):
     assert main([]) == 0
     out = capsys.readouterr().out
@@ -43,7 +46,7 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
 
 
 def test_json_is_one_object(capsys):
-    assert main(["compare", "--json", "--order", "2"]) == 0
+    assert main(["compare", "small.npy", "--json", "--order", "2"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
     assert [row["name"] for row in report["rows"]] == "output dx dgamma dbeta d2x d2gamma d2beta".split()
@@ -189,7 +192,7 @@ def test_other_bad_input(capsys):
 def test_help_has_an_example(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    assert f"example: autograd-bn {command}" in out
+    assert re.search(f"^examples?: autograd-bn {command} ?", out, re.M)
 
 
 def test_the_module_runs_as_a_program_and_shows_no_traceback():
@@ -208,7 +211,7 @@ def shell(line, **environment):
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("command", ["compare", "--help"])
+@pytest.mark.parametrize("command", ["compare small.npy", "--help"])
 def test_a_full_disk_ends_with_status_2_and_a_line(command):
     done = shell(f"$cli {command} > /dev/full")
     assert (done.returncode, done.stdout) == (2, "")
@@ -216,7 +219,7 @@ def test_a_full_disk_ends_with_status_2_and_a_line(command):
 
 
 def test_a_pipe_whose_reader_has_gone_ends_with_status_2_and_a_line():
-    done = shell("set -o pipefail; $cli compare --json | true")
+    done = shell("set -o pipefail; $cli compare small.npy --json | true")
     assert done.returncode == 2
     assert done.stderr == "autograd-bn compare: can't write to standard output: broken pipe\n"
 
@@ -233,14 +236,14 @@ def test_a_mismatch_ends_with_status_1(monkeypatch, capsys):
 
     monkeypatch.setitem(compare.FORMS, "fused", wrong)
     monkeypatch.setattr(compare, "fused", wrong)
-    assert main([]) == 1
+    assert main(["compare", "small.npy"]) == 1
     assert "differ in output" in capsys.readouterr().out
-    assert main(["compare", "--json"]) == 1
+    assert main(["compare", "small.npy", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
 def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys):
-    assert main([]) == 0
+    assert main(["compare", "small.npy"]) == 0
     table = capsys.readouterr().out.split("\n\n")
     assert table[1].splitlines()[2].split() == ["of", "them", "operations", "9", "1"]
     assert "units in the last place" in table[2]
@@ -255,7 +258,7 @@ def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns):
     np.save("data.npy", np.where(np.arange(20) % 2, np.nan, 1.0) * np.ones((4, 20)))
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
-        text = capsys.readouterr().out.split("\nexample:")[0]
+        text = capsys.readouterr().out.split("\nexample")[0]
         assert max(map(len, text.splitlines())) <= int(columns)
     main(["compare", "data.npy"])
     for paragraph in capsys.readouterr().out.split("\n\n")[:5:2]:
@@ -263,6 +266,6 @@ def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns):
 
 
 def test_no_colour_is_ever_printed():
-    done = shell('script -qec "$cli" /dev/null', NO_COLOR="1")
+    done = shell('script -qec "$cli compare small.npy" /dev/null', NO_COLOR="1")
     assert "batch norm" in done.stdout.lower()
     assert "\x1b[3" not in done.stdout
