@@ -19,16 +19,17 @@ FONT = "DejaVu Sans,Verdana,sans-serif"
 INK = "#22303C"
 GRADIENT = "#B03A00"
 
-STYLES = {
-    "operation": "",
-    "input": ' shape=ellipse margin="0.02,0.01" fillcolor="#DCEBF7"',
-    "variable": ' shape=ellipse margin="0.02,0.01" peripheries=2 fillcolor="#DCEBF7"',
-    "parameter": ' shape=ellipse margin="0.02,0.01" peripheries=2 fillcolor="#F6C667"',
-    "output": ' shape=ellipse margin="0.02,0.01" penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white',
-    "constant": ' shape=note fillcolor="#ECECEC"',
-    "stop_gradient": f' shape=octagon penwidth=2.5 color="{GRADIENT}"',
-    "more": " shape=plaintext fillcolor=white",
-    "allreduce": ' shape=hexagon fillcolor="#E3D5EE"',
+OVAL = ' shape=ellipse margin="0.02,0.01"'
+KINDS = {  # the style and the legend of each
+    "input": (f'{OVAL} fillcolor="#DCEBF7"', "○ input"),
+    "variable": (f'{OVAL} peripheries=2 fillcolor="#DCEBF7"', "◎ input that requires a gradient"),
+    "parameter": (f'{OVAL} peripheries=2 fillcolor="#F6C667"', "◎ parameter"),
+    "constant": (' shape=note fillcolor="#ECECEC"', "◳ constant"),
+    "operation": ("", "□ operation"),
+    "stop_gradient": (f' shape=octagon penwidth=2.5 color="{GRADIENT}"', "⊣ cut for gradients"),
+    "allreduce": (' shape=hexagon fillcolor="#E3D5EE"', "⬡ sum over the ranks"),
+    "output": (f'{OVAL} penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white', "● output"),
+    "more": (" shape=plaintext fillcolor=white", "… the graph goes on"),
 }
 CLUSTER = {"style": "rounded,filled", "labeljust": "l", "labelloc": "t", "margin": "10"}
 FRAMES = {
@@ -41,17 +42,11 @@ CUT = " arrowhead=normaltee minlen=2"
 SPINE, BOLD = " weight=100", " penwidth=2.2"
 INNER = " weight=100"
 GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
-LEGEND = {
-    "input": "○ input",
-    "variable": "◎ input that requires a gradient",
-    "parameter": "◎ parameter",
-    "constant": "◳ constant",
-    "operation": "□ operation",
-    "stop_gradient": "⊣ cut for gradients",
-    "allreduce": "⬡ sum over the ranks",
-    "output": "● output",
-    "more": "… the graph goes on",
-}
+TEXT = {"fontname": FONT, "fontcolor": INK}
+GRAPH = TEXT | {"newrank": "true", "bgcolor": "white", "fontsize": "9", "nodesep": "0.3", "ranksep": "0.25"}
+NODE = TEXT | {"shape": "box", "style": "filled", "fillcolor": "white", "color": INK, "fontsize": "12"}
+NODE |= {"height": "0.4", "margin": "0.1,0.05"}
+EDGE = TEXT | {"color": INK, "fontsize": "9", "arrowsize": "0.7"}
 
 
 class Sketch(graphviz.Digraph):  # type: ignore[misc]
@@ -70,42 +65,14 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         across, down = _widths(picture)
         direction = "LR" if across <= max(PAGE, down) else "TB"
     graph = Sketch(
-        graph_attr={
-            "rankdir": direction,
-            "newrank": "true",
-            "bgcolor": "white",
-            "fontname": FONT,
-            "fontsize": "9",
-            "fontcolor": INK,
-            "nodesep": "0.3",
-            "ranksep": "0.25",
-            "label": _legend(picture),
-        },
-        node_attr={
-            "shape": "box",
-            "style": "filled",
-            "fillcolor": "white",
-            "color": INK,
-            "fontcolor": INK,
-            "fontname": FONT,
-            "fontsize": "12",
-            "height": "0.4",
-            "margin": "0.1,0.05",
-        },
-        edge_attr={
-            "color": INK,
-            "fontcolor": INK,
-            "fontname": FONT,
-            "fontsize": "9",
-            "arrowsize": "0.7",
-        },
+        graph_attr={**GRAPH, "rankdir": direction, "label": _legend(picture)}, node_attr=NODE, edge_attr=EDGE
     )
     # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     members: dict[int | None, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
         text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
-        style = f"{STYLES[shape.kind]}{AGAIN * shape.again}"
+        style = f"{KINDS[shape.kind][0]}{AGAIN * shape.again}"
         if i in on_spine or (shape.cluster is not None and shape.node and shape.node.primitive):
             style += " group=spine" if i in on_spine else f" group=branch{shape.cluster}"
         members.setdefault(shape.cluster, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
@@ -168,7 +135,7 @@ def _widths(picture: Picture) -> tuple[float, float]:
 
 def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
-    entries = [text for kind, text in LEGEND.items() if kind in kinds]
+    entries = [text for kind, (_, text) in KINDS.items() if kind in kinds]
     entries += ["◌ drawn again"] * any(shape.again for shape in picture.shapes)
     entries += ["⇠ gradient"] * any(arrow.gradient for arrow in picture.arrows)
     return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])

@@ -47,7 +47,8 @@ def render(
     are operations, with their scalar constants and options; arrays among their operands are notes. Edges show
     shapes, and a dtype where it is not the first output's. A fused batch norm is a cluster, which `expand=True`
     opens into its composed body; the graph itself stays as it is. The mean, var, 1/σ and x̂ of a batch norm have
-    their names, and what computes the statistics a frame, however it is spelled.
+    their names, and what computes the statistics a frame, however it is spelled, in graphs whose arrays have up
+    to 131,072 elements.
     `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
 
     `values=True` shows the value of every node: up to six numbers in full, of more their mean and range.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from .modules import Call, Calls
 Kind = Literal[
     "input", "variable", "parameter", "constant", "operation", "stop_gradient", "allreduce", "output", "more"
 ]
+LARGEST = 2**17  # elements of an array up to which batch norm is looked for: it takes a second there
 PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
 
@@ -94,8 +96,8 @@ class Drawer:
         chosen = [node for node in graph.nodes if only is None or node in only]
         for node in chosen:
             self.frame(node, (expansions or {}).get(node))
-        exact = any(node.dtype == object for node in graph.nodes)
-        self.roles = {} if exact else roles([*graph.outputs, *self.shown.values()])
+        small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
+        self.roles = roles([*graph.outputs, *self.shown.values()]) if small else {}
         branch = structure.statistics(list(self.frame_of), self.roles)
         self.frame_statistics(branch)
         self.inputs = {node: [parent for parent, _, _ in self.operands(node)] for node in self.frame_of}
@@ -151,10 +153,12 @@ class Drawer:
     def frame_statistics(self, branch: Mapping[Node, Node]) -> None:
         """Put the nodes of each branch, named by its last node, into a frame."""
         frames: dict[Node, int] = {}
+        taken = {last for node, last in branch.items() if self.roles.get(node) in ("mean", "var")}
         for node in [node for node in self.frame_of if node in branch]:
             if (last := branch[node]) not in frames:
+                title = "batch statistics" if last in taken else "given statistics"
                 frames[last] = len(self.drawn.clusters)
-                self.drawn.clusters.append(Frame("batch statistics", "statistics", self.frame_of[last]))
+                self.drawn.clusters.append(Frame(title, "statistics", self.frame_of[last]))
             self.frame_of[node] = frames[last]
 
     # --- Shapes and arrows ---

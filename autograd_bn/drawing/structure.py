@@ -49,17 +49,15 @@ def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
 
     Graphviz needs minutes for many long edges.
     """
-    rank = ranks(inputs)
+    rank, copies = ranks(inputs), dict[tuple[Node, Node], int]()
     readers: dict[Node, list[Node]] = {}
     for node, parents in inputs.items():
         for parent in parents:
-            if isinstance(parent, Leaf):
-                readers.setdefault(parent, []).append(node)
-    copies: dict[tuple[Node, Node], int] = {}
-    for leaf, found in readers.items():
-        places = [rank[reader] for reader in found]
-        if max(places) - min(places) > FAR:
-            copies |= {(leaf, reader): rank[reader] for reader in found if rank[reader] > min(places)}
+            readers.setdefault(parent, []).append(node)
+    for leaf in [parent for parent in readers if isinstance(parent, Leaf)]:
+        places = {reader: rank[reader] for reader in readers[leaf]}
+        if max(places.values()) - min(places.values()) > FAR:
+            copies |= {(leaf, reader): place for reader, place in places.items() if place > min(places.values())}
     return copies
 
 
@@ -78,13 +76,13 @@ def statistics(nodes: Sequence[Node], roles: Mapping[Node, str]) -> dict[Node, N
     batch: dict[Node, Node] = {}  # what statistics are taken of -> the branch, as there may be several means of it
     for last in reversed(nodes):
         stack = [last] if roles.get(last) in STATISTICS and last not in branch else []
-        found: set[Node] = set()
+        found: dict[Node, None] = {}
         while stack:
             node = stack.pop()
             if node not in found:
-                found.add(node)
+                found[node] = None
                 stack += [parent for parent in node.inputs if inner(parent, node, last)]
-        outside = {parent for node in found for parent in node.inputs} - found
+        outside = [parent for node in found for parent in node.inputs if parent not in found]
         name = next((batch[parent] for parent in outside if parent in batch), last)
         batch |= dict.fromkeys(outside, name)
         branch |= dict.fromkeys(found, name)
