@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import autograd_bn as ag
 from autograd_bn.engine.primitive import primitive
+from autograd_bn.verify.compare import weighing
 
 
 def composed(x, gamma, beta):
@@ -185,6 +186,10 @@ def test_a_large_output_hides_no_gradient(wide):
 
 
 def test_no_weight_is_near_0():
+    drawn = [weighing(3)(ag.tensor(np.ones(10_000, dtype))) for dtype in ("f2", "f4", "f8", object)]
+    assert all(np.array_equal(drawn[0].astype(float), w.astype(float)) for w in drawn)
+    assert (abs(drawn[0]).min(), abs(drawn[0]).max()) == (0.5, 2)
+    assert 0.4 < np.mean(drawn[0] > 0) < 0.6
     for seed in range(200):
         result = ag.compare(lambda x: x.sum(), lambda x: ag.stop_gradient(x.sum()), [np.ones(3)], seed=seed)
         assert wrong(result) == {"output": "", "dx": "g"}
@@ -306,11 +311,25 @@ def test_rounding_passes_up_to_what_the_inputs_last_bits_move():
     assert wrong(ag.compare(off(0), off(0.1), [far]))["output"] == "g"
 
 
+def one_pass_variance(x):
+    return (x * x).mean(0) - x.mean(0) ** 2
+
+
+def test_a_side_that_loses_its_digits_is_named():
+    x = (1000 + inputs()[0]).astype("f4")
+    assert wrong(ag.compare(lambda x: x.var(0), one_pass_variance, [x]))["output"] == "g"
+    assert ag.compare(lambda x: x.var(0), one_pass_variance, [inputs("float32")[0]])
+
+
+def test_what_underflows_is_0():
+    assert ag.compare(lambda x: x * x, ag.square, [np.array([1e-30, 3e-23], "f4")])
+
+
 def test_without_wider_arithmetic_the_sides_are_held_against_each_other(monkeypatch):
     monkeypatch.setattr(np, "longdouble", np.float64)
     assert ag.compare(composed, fused, inputs(), order=2)
     assert ag.compare(composed, fused, inputs(mean=1e7))
-    assert not ag.compare(lambda x: x * 1, lambda x: (x + 1e10) - 1e10, [np.linspace(1, 2, 50)])
+    assert not ag.compare(lambda x: x.var(0), one_pass_variance, [1e6 + inputs()[0]])
     for row in range(4):
         for by in (1e-3, 2e-10):
             result = ag.compare(composed, planted(fused, row, by), inputs())

@@ -237,7 +237,7 @@ def test_the_error_holds_what_a_page_can_show():
     assert np.allclose(block.measured, np.diag(w + 1))
     assert np.array_equal(block.wrong, np.eye(2, dtype=bool))
     assert not other.wrong.any()
-    assert (block.bound < 1e-7).all()
+    assert (block.bound < 1e-9).all()
     assert np.allclose(block.limit, 1e-5 + 1e-3 * block.measured)
     assert all(map(np.array_equal, error.inputs, (x, w)))
 
