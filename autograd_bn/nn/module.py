@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
@@ -11,6 +12,15 @@ import numpy as np
 from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
 from ..verify.report import html_table
+
+
+class _Calls(threading.local):
+    """Who watches the calls of modules, per thread."""
+
+    seen: Callable[[Module, tuple[Any, ...], Any], None] | None = None
+
+
+_calls = _Calls()
 
 
 class Module:
@@ -46,7 +56,10 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        result = self.forward(*args, **kwargs)
+        if _calls.seen is not None:
+            _calls.seen(self, args, result)
+        return result
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules that this one holds itself, each with its name."""
@@ -58,16 +71,21 @@ class Module:
                     if isinstance(item, Module):
                         yield f"{name}.{i}", item
 
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """The module itself, named "", and all below it with their paths ("1.0"), each once."""
+        seen: set[Module] = set()
+        stack: list[tuple[str, Module]] = [("", self)]
+        while stack:
+            path, module = stack.pop()
+            if module not in seen:
+                seen.add(module)
+                yield path, module
+                children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
+                stack.extend(children[::-1])
+
     def modules(self) -> Iterator[Module]:
         """The module itself and all below it, each once."""
-        seen: set[int] = set()
-        stack = [self]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield module
-                stack.extend([child for _, child in module.named_children()][::-1])
+        return (module for _, module in self.named_modules())
 
     def _entries(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
         """Every parameter and buffer: its full name, and the module and attribute that hold it."""
@@ -125,36 +143,19 @@ class Module:
 
     @contextmanager
     def watching(self, seen: Callable[[str, Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
-        """Inside the block `seen(path, module, args, result)` is called after every forward pass of a module below."""
-        paths = {id(self): (type(self).__name__, self)}
-        stack = [("", self)]
-        while stack:
-            prefix, module = stack.pop()
-            for name, child in module.named_children():
-                if id(child) not in paths:
-                    paths[id(child)] = prefix + name, child
-                    stack.append((f"{prefix}{name}.", child))
+        """Inside the block, in this thread, `seen(path, module, args, result)` follows every call of a module below."""
+        paths = {module: path for path, module in self.named_modules()}
+        before = _calls.seen
 
-        def watch(path: str, module: Module) -> Callable[..., Any]:
-            forward = module.forward
+        def mine(module: Module, args: tuple[Any, ...], result: Any) -> None:
+            if module in paths:
+                seen(paths[module], module, args, result)
 
-            def watched(*args: Any, **kwargs: Any) -> Any:
-                result = forward(*args, **kwargs)
-                seen(path, module, args, result)
-                return result
-
-            return watched
-
-        own = {id(module): vars(module).get("forward") for _, module in paths.values()}
-        for path, module in paths.values():
-            vars(module)["forward"] = watch(path, module)
+        _calls.seen = mine
         try:
             yield
         finally:
-            for _, module in paths.values():
-                del vars(module)["forward"]
-                if own[id(module)] is not None:
-                    vars(module)["forward"] = own[id(module)]
+            _calls.seen = before
 
     def summary(self, x: Any) -> str:
         """A table of the modules that a batch passes: path, kind, shape of the result, number of parameters.
@@ -165,20 +166,18 @@ class Module:
         >>> import autograd_bn as ag
         >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3), ag.nn.ReLU(), ag.nn.Linear(3, 2))
         >>> print(net.summary(np.ones((8, 4))))
-        module      kind    result  parameters
-        0           Linear  8 x 3           15
-        1           ReLU    8 x 3            0
-        2           Linear  8 x 2            8
-        Sequential          8 x 2           23
+        module  kind        result  parameters
+        0       Linear      8 x 3           15
+        1       ReLU        8 x 3            0
+        2       Linear      8 x 2            8
+                Sequential  8 x 2           23
         """
         modes = [(module, module.training) for module in self.modules()]
         rows = [("module", "kind", "result", "parameters")]
 
         def seen(path: str, module: Module, args: tuple[Any, ...], result: Any) -> None:
-            kind = "" if module is self else type(module).__name__
-            count = sum(p.size for p in module.parameters())
             shape = " x ".join(map(str, getattr(result, "shape", "-")))
-            rows.append((path, kind, shape, f"{count:,}"))
+            rows.append((path, type(module).__name__, shape, f"{sum(p.size for p in module.parameters()):,}"))
 
         try:
             with self.eval().watching(seen), no_grad(), no_update():
@@ -186,12 +185,8 @@ class Module:
         finally:
             for module, training in modes:
                 module.training = training
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join([*cells[:3], row[3].rjust(widths[3])]))
-        return "\n".join(lines)
+        path, kind, shape, count = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join([f"{p:<{path}}  {k:<{kind}}  {s:<{shape}}  {n:>{count}}" for p, k, s, n in rows])
 
     def __repr__(self) -> str:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
