@@ -225,7 +225,25 @@ class Listed:
         return dout @ self.params[0].T
 
 
-@pytest.mark.parametrize(("make", "names"), [(Affine, "x W b"), (Scale, "x weight"), (Listed, "x params[0]")])
+class Table:
+    """A parameter that may seem to be longer, with a gradient that is made once."""
+
+    def __init__(self):
+        self.params, self.grads = [rng.normal(size=(4, 3))], [np.zeros((4, 3))]
+
+    def forward(self, x):
+        self.kept = x
+        return x * self.params[0][[0, 2, 2, 1, 0, 1]]
+
+    def backward(self, dout):
+        self.grads[0][...] = 0
+        np.add.at(self.grads[0], [0, 2, 2, 1, 0, 1], dout * self.kept)
+        return dout * self.params[0][[0, 2, 2, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("make", "names"), [(Affine, "x W b"), (Scale, "x weight"), (Listed, "x params[0]"), (Table, "x params[0]")]
+)
 def test_a_layer_is_judged_with_its_parameters(make, names):
     layer = make()
     layer.backward(np.ones(layer.forward(X).shape))  # a layer that has run before keeps a cache

@@ -47,8 +47,8 @@ SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3
 # last size; after bool, a mask), or, after =, a value.
 CANDIDATES = (
     (r"x\d?|inputs?|data|a|z|images?|scores|logits|pred\w*|y_?hat", "ND BDIJ BDKL BTD D +ND int:BTV"),
-    (r"w|weights?|kernels?|filters?|theta|table", "DM MD D +D MDPP VM"),
-    (r"b|bias", "M D F"),
+    (r"w|weights?|kernels?|filters?|theta|table", "DM MD D +D MDPP VM MN"),
+    (r"b|bias", "M D F M1"),
     (r"gamma|scale", "+D +1D11 +1D"),
     (r"beta|shift", "D 1D11 1D"),
     (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c", "NM BM"),
@@ -177,12 +177,13 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _TimeUp
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows the first
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows the first
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 # The file, and what it imports
@@ -268,8 +269,10 @@ def _pairs(module: ModuleType) -> Iterator[Pair]:
     for name, value in own.items():
         if "backward" in name and name in functions:
             wanted = name.replace("backward", "forward")
-            forward = max((n for n in functions if wanted == n or wanted.startswith(f"{n}_")), key=len, default=None)
-            if forward is not None:
+            bare = re.sub("_?backward_?", "", name)  # relu, relu_backward
+            known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or {bare} & {*functions}
+            if known:
+                forward = max(known, key=len)
                 yield Pair(forward, name, _required(functions[forward]), _numpy_pair(functions[forward], value))
         elif name in functions and re.search(r"loss(_|$)", name, re.IGNORECASE) and "forward" not in name:
             yield Pair(name, name, _required(value), _loss(value))
@@ -298,31 +301,42 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 
 @dataclass
-class _Outputs:
-    """The cache of a forward pass with several outputs, beside their shapes."""
+class _Call:
+    """Backward's arguments where they aren't (dy, cache): the outputs' shapes, and what follows their gradients."""
 
     shapes: list[tuple[int, ...]]
-    cache: Any
+    rest: tuple[Any, ...]
 
 
 def _numpy_pair(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
-    """`y, cache = forward(...)` and `backward(dy, cache)`; several outputs are laid end to end."""
+    """`y, cache = forward(...)` and `backward(dy, cache)`, also with several outputs, which are laid end to end.
+
+    A forward without a cache goes with a backward that takes forward's own arguments, by their names.
+    """
 
     @wraps(forward)
     def one(*values: Any) -> Any:
         result = forward(*values)
-        if not isinstance(result, tuple | list) or len(result) < 3:
-            return (None, None) if result is None else result
-        *outputs, cache = result
-        return np.concatenate([np.reshape(y, -1) for y in outputs]), _Outputs([np.shape(y) for y in outputs], cache)
+        if result is None or (isinstance(result, tuple | list) and len(result) == 2):
+            return result or (None, None)
+        *outputs, cache = result if isinstance(result, tuple | list) else (result, None)
+        rest = (cache,)
+        if not isinstance(result, tuple | list):
+            named, wanted = dict(zip(_names(forward, values), values, strict=True)), _required(backward)[1:]
+            if not set(wanted) <= set(named):
+                raise _Outcome("unjudged", f"{forward.__name__} returned no cache, expected a pair (y, cache)")
+            rest = tuple([named[name] for name in wanted])
+        y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
+        return y, _Call([np.shape(y) for y in outputs], rest)
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def other(dy: Any, cache: Any) -> Any:
-            if not isinstance(cache, _Outputs):
+            if not isinstance(cache, _Call):
                 return function(dy, cache)
-            parts = np.split(dy, np.cumsum([int(np.prod(shape)) for shape in cache.shapes])[:-1])
-            return function(*[p.reshape(s) for p, s in zip(parts, cache.shapes, strict=True)], cache.cache)
+            sizes = [int(np.prod(shape)) for shape in cache.shapes]
+            parts = np.split(np.reshape(dy, -1), np.cumsum(sizes)[:-1])
+            return function(*[p.reshape(s) for p, s in zip(parts, cache.shapes, strict=True)], *cache.rest)
 
         return other
 
@@ -442,6 +456,8 @@ def _try(adapted: Adapted) -> bool:
         raise _Outcome("unwritten", "forward raises NotImplementedError") from None
     if result[0] is None:
         raise _Outcome("unwritten", "forward returned None")
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise _Outcome("unjudged", f"forward returned a {type(result).__name__}, expected a pair (y, cache)")
     y = np.asarray(result[0], dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
         raise ValueError("forward's output is empty or not finite")

@@ -225,6 +225,8 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
         one = copy.deepcopy(layer)
         for (place, key, other, gradient), value in zip(slots.values(), values[len(names) :], strict=True):
             same = _get(one, place, key)
+            if np.shape(same) != np.shape(value):
+                raise ValueError(f"the layer's {key} has shape {np.shape(same)}, not {np.shape(value)}")
             for holder in [_holder(one, p) for p in _PLACES]:
                 for k in [k for k, v in _items(holder).items() if v is same]:
                     holder[k] = value
