@@ -352,10 +352,12 @@ def _loss(function: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
             raise _Outcome("", "")
         count = len(values) if isinstance(first[1], dict) else len(first[1]) if isinstance(first[1], tuple) else 1
 
+        @wraps(function)
         def forward(*moved: Any) -> Any:
             return function(*moved, *values[count:])[0], moved
 
         def rebuild(edited: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(edited)
             def backward(dy: Any, moved: Any) -> Any:
                 found = edited(*moved, *values[count:])[1]
                 if isinstance(found, dict):
@@ -452,8 +454,8 @@ def _try(adapted: Adapted) -> bool:
     """Whether backward's gradients have the inputs' shapes; raises what forward raises, or that one isn't written."""
     try:
         result = adapted.forward(*copy.deepcopy(adapted.inputs))
-    except NotImplementedError:
-        raise _Outcome("unwritten", "forward raises NotImplementedError") from None
+    except NotImplementedError as error:
+        raise _Outcome("unwritten", str(error) or "forward raises NotImplementedError") from None
     if result[0] is None:
         raise _Outcome("unwritten", "forward returned None")
     if not isinstance(result, tuple | list) or len(result) != 2:
@@ -463,8 +465,8 @@ def _try(adapted: Adapted) -> bool:
         raise ValueError("forward's output is empty or not finite")
     try:
         given = adapted.backward(np.ones(y.shape), result[1])
-    except NotImplementedError:
-        raise _Outcome("unwritten", "backward raises NotImplementedError") from None
+    except NotImplementedError as error:
+        raise _Outcome("unwritten", str(error) or "backward raises NotImplementedError") from None
     except Exception as error:
         if isinstance(error, TypeError) and re.search(r"required positional|positional arguments? but", str(error)):
             raise _Outcome("unjudged", f"backward takes other arguments than (dy, cache): {error}") from None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -122,12 +123,15 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
         given = target.forward(*tensors) if apart else target.forward(context, *tensors)
         if apart:
             target.setup_context(context, tuple(tensors), given)
+        if given is None:
+            raise NotImplementedError("forward returned None")
         outputs = given if isinstance(given, tuple) else (given,)
         places = [i for i, t in enumerate(outputs) if torch.is_tensor(t) and not any(t is c for c in context.constant)]
         if len(places) != 1:
             raise ValueError(f"{target.__name__}.forward returned {len(places)} differentiable outputs, expected one")
         return places[0], context, outputs
 
+    @wraps(target.forward)
     def forward(*values: Any) -> tuple[Any, Any]:
         with doubles(False):
             place, context, outputs = run(values)
@@ -135,6 +139,7 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
         return _array(outputs[place]), (lambda: (place, context, outputs), saved)
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
         def backward(dy: Any, cache: Any) -> Any:
             place, context, outputs = cache[0]()
             with doubles(False):
@@ -175,6 +180,7 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
     def arrays(values: Any) -> list[Any]:
         return [jax.numpy.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
 
+    @wraps(target.fwd)
     def forward(*values: Any) -> tuple[Any, Any]:
         with doubles(True):
             y, kept = target.fwd(*arrays(values))
@@ -185,6 +191,7 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
         return _array(y), lambda: ([values[i] for i in sorted(apart)], kept)
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
         def backward(dy: Any, cache: Any) -> Any:
             constants, kept = cache()
             with doubles(True):
@@ -221,6 +228,7 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
     again = len(names) > 1 and _parameters(type(layer).backward, len(inputs), skip=1) == names  # loss.backward(x, y)
     slots = {name: slot for name, slot in _slots(layer, inputs, again).items() if name not in names}
 
+    @wraps(type(layer).forward)
     def forward(*values: Any) -> tuple[Any, Any]:
         one = copy.deepcopy(layer)
         for (place, key, other, gradient), value in zip(slots.values(), values[len(names) :], strict=True):
@@ -235,6 +243,7 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
         return one.forward(*values[: len(names)]), lambda: (one, values[: len(names)])
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
         def backward(dy: Any, cache: Any) -> Any:
             one, taken = cache()
             given = dy * function(one, *taken) if again else function(one, dy)
