@@ -146,3 +146,24 @@ def test_every_pair_of_mistakes_is_caught_and_80_percent_are_named_first():
     assert [pair.name for pair, verdict in verdicts.items() if verdict.ok] == []
     unnamed = [pair.name for pair, verdict in verdicts.items() if not names_the_mistake(pair, verdict)]
     assert len(unnamed) <= 0.2 * len(verdicts), unnamed
+
+
+@pytest.mark.filterwarnings("always")
+def test_the_search_warns_of_nothing(recwarn):
+    def forward(x, gamma, beta):
+        mean, var = x.mean(0), x.var(0) + 1e-5
+        xhat = (x - mean) / np.sqrt(var)
+        return gamma * xhat + beta, (x, gamma, mean, var, xhat)
+
+    def backward(da, cache):
+        x, gamma, mean, var, xhat = cache
+        m = len(x)
+        dvar = -1 / (2 * var**1.5) * (da * gamma * (x - mean)).sum(axis=0)
+        dmean = -gamma / mean * da.sum(axis=0)
+        dx = da * gamma / m + dmean / m + dvar * 2 * (x - mean) / m
+        return dx, (da * xhat).sum(axis=0), da.sum(axis=0)
+
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(6, 4)) + 1, rng.uniform(0.5, 2, 4), rng.normal(size=4)
+    assert not ag.check_backward(forward, backward, inputs).ok
+    assert not recwarn.list

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import textwrap
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import process_time
@@ -181,7 +182,9 @@ class Workshop:
         self.main = function.__name__
 
     def _compile(self, source: Source, text: bytes) -> None:
-        exec(compile(text, source.file, "exec"), self.space)
+        with warnings.catch_warnings(action="ignore"):  # an edit may call a number, say
+            code = compile(text, source.file, "exec")
+        exec(code, self.space)
         self.space[source.function.__name__].__defaults__ = source.function.__defaults__
 
     @contextlib.contextmanager
