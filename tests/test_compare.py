@@ -190,6 +190,7 @@ def test_no_weight_is_near_0():
     assert all(np.array_equal(drawn[0].astype(float), w.astype(float)) for w in drawn)
     assert (abs(drawn[0]).min(), abs(drawn[0]).max()) == (0.5, 2)
     assert 0.4 < np.mean(drawn[0] > 0) < 0.6
+    assert not np.array_equal(drawn[0], weighing(4)(ag.tensor(np.ones(10_000, "f2"))))
     for seed in range(200):
         result = ag.compare(lambda x: x.sum(), lambda x: ag.stop_gradient(x.sum()), [np.ones(3)], seed=seed)
         assert wrong(result) == {"output": "", "dx": "g"}

@@ -134,6 +134,15 @@ def test_a_rule_that_takes_the_size_of_its_weights_is_caught():
             ag.gradcheck(lambda x: total(x), np.arange(3.0), seed=seed)
 
 
+def test_a_rule_that_multiplies_weights_of_two_outputs_is_caught():
+    @primitive(lambda g: g + 1e-7 * g * np.roll(g, 1))
+    def same(x, /):
+        return x
+
+    with pytest.raises(ag.GradientError, match="not linear"):
+        ag.gradcheck(lambda x: same(x), np.arange(1.0, 4.0))
+
+
 def test_the_text_names_input_entry_values_and_mistake():
     cases = {
         "the sign is flipped": lambda d: -d,
@@ -240,6 +249,9 @@ def test_the_error_holds_what_a_page_can_show():
     assert (block.bound < 1e-9).all()
     assert np.allclose(block.limit, 1e-5 + 1e-3 * block.measured)
     assert all(map(np.array_equal, error.inputs, (x, w)))
+    with pytest.raises(ag.GradientError) as caught:
+        ag.gradcheck(lambda x: ag.batch_norm(x, stop=("var",)), np.random.default_rng(0).normal(size=(4, 2)))
+    assert 1e-12 < caught.value.rows[0].bound.max() < 1e-9
 
 
 @pytest.mark.parametrize("by", [1e-6, -1e-6, 1e-8])
