@@ -45,6 +45,7 @@ LAYERS = {
     "batch_norm": (lambda: nn.BatchNorm(3, dtype=float), (4, 3)),
     "batch_norm_composed": (lambda: nn.BatchNorm(5, channel_axis=1, form="composed", dtype=float), IMAGE),
     "layer_norm": (lambda: nn.LayerNorm((6, 3), dtype=float), IMAGE),
+    "linear_of_a_vector": (lambda: nn.Linear(3, 4, rng=0, dtype=float), (3,)),
     "linear_over_axes": (lambda: nn.Linear(3, 4, rng=0, dtype=float), (2, 2, 3)),
     "batch_norm_eval": (lambda: nn.BatchNorm(3, dtype=float).eval(), (4, 3)),
 }
