@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
 from ...engine.node import Array, Node
 from .matching import Step, vanishing, wrong_entries
-from .mistakes import RTOL, Factor, plural
+from .mistakes import RTOL, SIGN, Mistake, listed
 from .normalisation import close
 from .run import Run, Trace
 from .verdict import Finding
@@ -62,21 +61,13 @@ def generic(run: Run, given: dict[str, Array], steps: list[Step]) -> list[Findin
         first = next((step for step in steps if not step.ok), None)
         reason = None if first is None else alone(run, first.given, first.truth)
         if first is not None and reason is not None:
-            what = f"{' and '.join(labels)} {'is' if len(labels) == 1 else 'are'} wrong from the step {first.name} on:"
+            what = f"{listed(labels)} {'is' if len(labels) == 1 else 'are'} wrong from the step {first.name} on:"
             return [Finding(reason.kind, labels, f"{what} {first.name} {reason.words}.", f"{reason.repair}.")]
     reasons = {name: reason or _unknown(run, name, given[name]) for name, reason in single.items()}
     shared: dict[str, list[str]] = {}
     for name, known in reasons.items():
         shared.setdefault(known.key, []).append(name)
-    return [as_finding(reasons[names[0]], [f"d{name}" for name in names]) for names in shared.values()]
-
-
-def as_finding(reason: Factor, labels: Sequence[str]) -> Finding:
-    """A reason as a finding on these gradients."""
-    words, repair = reason.words, reason.repair
-    if len(labels) > 1:
-        words, repair = plural(words), repair.replace(" its ", " their ").replace(" it ", " them ")
-    return Finding(reason.kind, tuple(labels), f"{' and '.join(labels)} {words}.", f"{repair}.")
+    return [reasons[names[0]].of([f"d{name}" for name in names]) for names in shared.values()]
 
 
 def swapped(run: Run, given: dict[str, Array]) -> Finding | None:
@@ -88,47 +79,47 @@ def swapped(run: Run, given: dict[str, Array]) -> Finding | None:
     return None
 
 
-def alone(run: Run, given: Array, truth: Array) -> Factor | None:
+def alone(run: Run, given: Array, truth: Array) -> Mistake | None:
     """Why one gradient, or one step, is wrong by itself: a number, a transposition, a mask."""
     if given.shape != truth.shape:
-        return Factor.of("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")
+        return Mistake("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")
     if not np.any(given):
-        return Factor.of("zero", "is zero everywhere", "Compute it by the chain rule")
+        return Mistake("zero", "is zero everywhere", "Compute it by the chain rule")
     if not np.any(truth):
-        return Factor.of("not zero", "should be zero, since the output doesn't depend on it", "Return zeros")
+        return Mistake("not zero", "should be zero, since the output doesn't depend on it", "Return zeros")
     if truth.ndim == 2 and truth.shape[0] == truth.shape[1] and close(given, truth.T, RTOL):
-        return Factor.of("transposed", "is transposed", "Transpose it")
+        return Mistake("transposed", "is transposed", "Transpose it")
     k = float(np.sum(given * truth) / np.sum(truth * truth))
     if close(given, k * truth, 1e-9):
         return _multiple(k, run)
     if close(given, truth, 1e-3):
         digits = int(-np.log10(np.max(np.abs(given - truth)) / np.max(np.abs(truth))))
         words = f"is right to {digits} digits only: a number is off, or rounded to a narrower type on the way"
-        return Factor.of("precision", words, "Compute in float64, and look for a constant cut short")
+        return Mistake("precision", words, "Compute in float64, and look for a constant cut short")
     with np.errstate(all="ignore"):
         if np.any(truth == 0) and close(np.where(truth == 0, 0, given), truth, RTOL):
             words = "is right where it should not be 0, but is not 0 where forward cuts the gradient off"
-            return Factor.of("mask missing", words, "Multiply it by the mask of forward's maximum, clip or where")
+            return Mistake("mask missing", words, "Multiply it by the mask of forward's maximum, clip or where")
     return None
 
 
-def _multiple(k: float, run: Run) -> Factor:
+def _multiple(k: float, run: Run) -> Mistake:
     """What a plain factor `k` on a whole gradient says."""
     sign = ", and has the wrong sign" if k < 0 else ""
     if abs(k + 1) < 1e-8:
-        return Factor.of("sign", "has the wrong sign", "Flip its sign")
+        return SIGN
     for n in _lengths(run):
         if abs(abs(k) / n - 1) < 1e-7:
             words = f"is {n} times too large{sign}: a sum stands where a mean belongs, or 1 / {n} is missing"
-            return Factor.of("sum for mean", words, f"Divide it by {n}, the length of an axis")
+            return Mistake("sum for mean", words, f"Divide it by {n}, the length of an axis")
         if abs(abs(k) * n - 1) < 1e-7:
             words = f"is {n} times too small{sign}: a mean stands where a sum belongs"
-            return Factor.of("mean for sum", words, "Sum there, and don't average")
+            return Mistake("mean for sum", words, "Sum there, and don't average")
         if abs(abs(k) * (n - 1) / n - 1) < 1e-8:
-            return Factor.of("N-1", f"is divided by {n - 1} where {n} belongs{sign}", f"Divide by {n}")
+            return Mistake("N-1", f"is divided by {n - 1} where {n} belongs{sign}", f"Divide by {n}")
     if abs(abs(k) - 0.5) < 1e-8:
-        return Factor.of("factor", f"is half of what it should be{sign}: a factor 2 is missing", "Multiply it by 2")
-    return Factor.of("weight", f"is {k:.8g} times what it should be", f"Divide it by {k:.8g}")
+        return Mistake("factor", f"is half of what it should be{sign}: a factor 2 is missing", "Multiply it by 2")
+    return Mistake("weight", f"is {k:.8g} times what it should be", f"Divide it by {k:.8g}")
 
 
 def _lengths(run: Run) -> list[int]:
@@ -137,13 +128,13 @@ def _lengths(run: Run) -> list[int]:
     return sorted(lengths - {0, 1})
 
 
-def _unknown(run: Run, name: str, given: Array) -> Factor:
+def _unknown(run: Run, name: str, given: Array) -> Mistake:
     """Where a gradient is wrong, if not why."""
     truth = run.truth[name]
     wrong = wrong_entries(given, truth, run.noise[name], vanishing(run, name))
     places = where(wrong, run.inputs[name])
     if np.any(~wrong) and np.all(~wrong | (given == 0)):
-        return Factor.of("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")
+        return Mistake("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")
     index = tuple(
         int(i) for i in np.unravel_index(int(np.argmax(np.where(wrong, np.abs(given - truth), 0))), wrong.shape)
     )
@@ -153,7 +144,7 @@ def _unknown(run: Run, name: str, given: Array) -> Factor:
         if index
         else f"is {got} and should be {should}"
     )
-    return Factor.of("unexplained", words, "Check it term by term against the chain rule")
+    return Mistake("unexplained", words, "Check it term by term against the chain rule")
 
 
 def where(wrong: Array, value: Array) -> str:
@@ -228,7 +219,7 @@ def _path_finding(
     """What the weight of one path says, where it is one that people write."""
     start, end = trace.label(parent), trace.label(consumer)
     way = f"the path from `{start}` to `{end}` in forward"
-    both, carries = " and ".join(labels), "carries" if len(labels) == 1 else "carry"
+    both, carries = listed(labels), "carries" if len(labels) == 1 else "carry"
     if abs(weight) < 1e-7:
         what = f"{both} {carries} 0.00 of {way}: that term is missing."
         return Finding("missing path", labels, what, f"Add what flows back from `{end}` to `{start}`.")

@@ -7,6 +7,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .adapters import adapt
-from .explain import Explanation, explain_dx, explain_sum, findings_of
-from .generic import alone, as_finding, generic, shape_finding, swapped
+from .explain import Explanation, explain, findings_of
+from .generic import alone, generic, shape_finding, swapped
 from .matching import Returned, Step, right, right_in, sort, steps, vanishing
-from .mistakes import RTOL, Dictionary, Factor
+from .mistakes import RTOL, Factors, Mistake, listed
 from .normalisation import Normalisation, canonical, close, plain, recognise, telling_inputs
 from .repair import NoSearch, Trial, search, take_apart
-from .run import Inputs, Pair, Run, lengthened, moved
+from .run import Inputs, Pair, Run, arrays_in, lengthened, local_values, moved
 from .verdict import Finding, Repair, Row, Verdict
 
 
@@ -71,7 +72,8 @@ def check_backward(
     (False, ['dw'])
     """
     if inputs is not None:
-        return Referee(Pair(forward, backward, inputs, names), take_apart(backward), seed, seconds).verdict()
+        pair = Pair(forward, backward, inputs, names)
+        return Referee(pair, take_apart(pair.backward), seed, seconds).verdict()
     adapted = adapt(forward, backward)
     pair = Pair(adapted.forward, adapted.backward, adapted.inputs, names or adapted.names, adapted.truth)
     return Referee(pair, (adapted.source, adapted.rebuild), seed, seconds).verdict()
@@ -86,7 +88,7 @@ class Referee:
         self.given = pair.run(pair.inputs, self.rng)
         self.findings: list[Finding] = []
         self.notes: list[str] = []
-        if pair.ignores_dy(self.given) and self.given.failure is None:
+        if self.given.failure is None and pair.ignores_dy(self.given) and self._ignores_dy_elsewhere():
             pair.unit = True
             if self.given.y.size == 1:
                 self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
@@ -101,22 +103,31 @@ class Referee:
         if self.given.failure is None:
             self._run_elsewhere()
 
+    def _ignores_dy_elsewhere(self) -> bool:
+        """Whether backward ignores dy off the caller's inputs too, where no gradient is 0 by zeros in them."""
+        try:
+            run = self.pair.run({**self.pair.inputs, **self._moved(self.pair.floats)}, self.rng)
+        except Unjudgeable:
+            return True
+        return run.failure is not None or self.pair.ignores_dy(run)
+
+    def _moved(self, names: Sequence[str], turned: bool = False) -> Inputs:
+        return {n: moved(self.pair.inputs[n], self.rng, turned=turned) for n in names}
+
     def _run_elsewhere(self) -> None:
         """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
         pair, rng, given = self.pair, self.rng, self.runs[0][1]
         judged = [name for name in pair.floats if name in given.gradients]
 
-        def near(names: Sequence[str], turned: bool) -> Inputs:
-            return {**pair.inputs, **{n: moved(pair.inputs[n], rng, turned=turned) for n in names}}
-
-        near_run = self._another(near(judged, False))
-        alone = ([name] for name in judged if len(judged) > 1)
-        next(filter(None, (self._another(near(names, True)) for names in itertools.chain([judged], alone))), None)
+        near_run = self._another({**pair.inputs, **self._moved(judged)})
+        for names in [judged, *([name] for name in judged if len(judged) > 1)]:
+            if self._another({**pair.inputs, **self._moved(names, turned=True)}):
+                break
         for other in itertools.islice(lengthened(pair, rng), 3):
             self._another(other)
         norm = recognise(near_run or self.given)
         if norm is not None:
-            told = self._another(telling_inputs(norm, (near_run or self.given).inputs, rng))
+            told = self._another(telling_inputs(norm, (near_run or self.given).inputs, rng, pair.written))
             told_norm = recognise(told) if told is not None else None
             self.norm = told_norm or norm
             if told_norm is None and near_run is not None:
@@ -138,7 +149,7 @@ class Referee:
         if given.failure is not None:
             rows = [self._unreturned(name, "not computed") for name in pair.floats]
             self.findings.append(Finding("raised", (), f"{given.failure}.", ""))
-            repairs = self._repairs(set(pair.floats))
+            repairs = self._repairs(pair.floats)
             return self._made(rows, repairs)
         self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in given.faults] + returned.findings
         self.notes += returned.notes
@@ -149,7 +160,7 @@ class Referee:
                 wrong += [] if rows[-1].ok else [name]
             elif any(f"d{name}" in finding.gradients for finding in self.findings):
                 rows.append(self._unreturned(name, "missing"))
-        repairs = self._repairs(set(wrong)) if wrong or given.faults else []
+        repairs = self._repairs(wrong) if wrong or given.faults else []
         showing = [(run, r) for run, r in self.runs if not any(self._right(run, r, n) for n in wrong)] or self.runs[:1]
         coefficients: dict[str, dict[str, float]] = {}
         if wrong:
@@ -218,7 +229,7 @@ class Referee:
         truth = self.given.truth[name]
         return Row(f"d{name}", "gradient", truth.shape, np.nan, np.nan, False, note, truth=truth)
 
-    def _repairs(self, wrong: set[str]) -> list[Repair]:
+    def _repairs(self, wrong: Sequence[str]) -> list[Repair]:
         """The edits of the author's code that make wrong gradients right."""
         trials = [self._trial(run) for run, _ in reversed(self.runs)]
         try:
@@ -236,7 +247,14 @@ class Referee:
             except Exception:
                 return None
 
-        return Trial(gradients, lambda name, g: name in run.truth and right_in(run, name, g))
+        def right_steps(backward: Callable[..., Any]) -> dict[str, bool]:
+            with local_values(backward) as seen:
+                returned, _ = self.pair.call_backward(backward, run)
+            other = replace(run, returned=returned, locals=arrays_in(seen))
+            norm = recognise(run) if self.norm is not None else None
+            return {step.name: step.ok for step in steps(other, sort(self.pair, returned, run.truth), norm)}
+
+        return Trial(gradients, lambda name, g: name in run.truth and right_in(run, name, g), right_steps)
 
     def _diagnose(
         self,
@@ -263,15 +281,14 @@ class Referee:
         left = [name for name in left if name not in curved]
         if norm is not None:
             roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
-            dictionary, explained = Dictionary(norm), list[Explanation]()
+            factors, explained = Factors(norm), list[Explanation]()
             for name in [n for n in left if n in roles and n in shaped and not close(shaped[n], run.truth[n], 5e-7)]:
-                role, g = roles[name], shaped[name]
-                found = explain_dx(dictionary, g) if role == "dx" else explain_sum(dictionary, role, g)
+                found = explain(factors, roles[name], shaped[name])
                 repaired = any(name in repair.gradients for repair in repairs)
                 if found is not None and 0.5 < found.cost < (3 if repaired else 4):
                     left.remove(name)
                     explained.append(found)
-                    if found.coefficients:
+                    if roles[name] == "dx":
                         coefficients[f"d{name}"] = found.coefficients
             findings += findings_of(norm, explained)
         run, returned = showing[0]
@@ -297,7 +314,7 @@ class Referee:
         for rtol, values, kind, words, repair in zip((1e-12, 1e-7), found, *_NOT_LINEAR, strict=False):
             off = [n for n, g in values.items() if not close(g, shaped[n], rtol)]
             if off:
-                findings.append(as_finding(Factor.of(kind, words, repair), [f"d{name}" for name in off]))
+                findings.append(Mistake(kind, words, repair).of([f"d{name}" for name in off]))
                 return off
         return []
 
@@ -340,7 +357,7 @@ def _slip(repair: Repair) -> Finding:
     """A repair as a finding."""
     labels = tuple([f"d{name}" for name in repair.gradients])
     verb = "is" if len(labels) == 1 else "are"
-    what = f"{' and '.join(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
+    what = f"{listed(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
     return Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`.")
 
 
@@ -376,5 +393,5 @@ def _wrong_steps(run: Run, intermediates: list[Step]) -> list[Finding]:
             reason = alone(run, step.given, step.truth)
             if reason is None:
                 return [Finding("unexplained", (step.name,), f"{step.name} is wrong.", "Check its formula.")]
-            return [as_finding(reason, [step.name])]
+            return [reason.of([step.name])]
     return []

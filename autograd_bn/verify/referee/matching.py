@@ -116,7 +116,7 @@ def wrong_entries(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.
         return np.ones(given.shape, bool)
     size = max(float(np.max(np.abs(truth), initial=0)), size)
     with np.errstate(all="ignore"):
-        return np.asarray(~(np.abs(given - truth) <= TOLERANCE * size + noise) | ~np.isfinite(given))
+        return np.asarray(~(np.abs(given - truth) <= TOLERANCE * size + noise) & (noise != np.inf))
 
 
 def right(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ...batch_norm.arguments import kept_shape
 from ...engine.node import Array
 from ...engine.operations import count, sum_to
-from .run import Run
+from .run import Inputs, Run
 
 
 @dataclass
@@ -262,7 +262,7 @@ def close(a: Any, b: Any, rtol: float) -> bool:
     )
 
 
-def telling_inputs(norm: Normalisation, inputs: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+def telling_inputs(norm: Normalisation, inputs: Inputs, rng: np.random.Generator, written: set[int]) -> Inputs:
     """Inputs on which every mistake shows: eps of the variance's size, gamma far from 1, N unlike the features.
 
     Several features are needed to tell gamma from sigma from a plain number, and several rows to tell the
@@ -270,11 +270,12 @@ def telling_inputs(norm: Normalisation, inputs: dict[str, Any], rng: np.random.G
     """
     shape = list(norm.x.shape)
     kept = [i for i in range(len(shape)) if i not in norm.axes]
-    if norm.training and kept and norm.features < 5:
+    free = not written & set(shape)
+    if free and norm.training and kept and norm.features < 5:
         shape[kept[-1]] = 5
     grown = math.prod([shape[i] for i in kept])
     n = count(tuple(shape), norm.axes)
-    if n < 6 or n > 60 or n in (grown, 2 * grown):
+    if free and (n < 6 or n > 60 or n in (grown, 2 * grown)):
         for axis in norm.axes[1:]:
             shape[axis] = min(shape[axis], 3)
         rest = math.prod([shape[i] for i in norm.axes[1:]])

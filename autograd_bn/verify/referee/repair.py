@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import copy
 import inspect
 import itertools
+import math
+import re
 import textwrap
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from time import process_time
+from dataclasses import dataclass, replace
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -30,10 +33,11 @@ class NoSearch(Exception):
 
 @dataclass
 class Trial:
-    """One run to try edits on: what a backward pass returns in it, and whether a gradient is right."""
+    """One run to try edits on: what a backward pass returns in it, which is right, and which of its steps are."""
 
     gradients: Callable[[Backward], Gradients | None]
     right: Callable[[str, Array], bool]
+    steps: Callable[[Backward], dict[str, bool]]
 
     def passed(self, backward: Backward) -> set[str]:
         """The names of the gradients that come out right."""
@@ -91,20 +95,26 @@ class Source:
     def repair(self, edit: Edit, gradients: tuple[str, ...]) -> Repair:
         """An edit as the lines that it changes, without brackets that change nothing."""
         plain = edit
-        for shorter in (edit.new[1:-1], edit.new.replace("(", "", 1).replace(")", "", 1)):
-            trimmed = Edit(edit.cost, edit.start, edit.end, shorter, edit.kind, edit.place)
-            with contextlib.suppress(SyntaxError):
-                same = ast.dump(ast.parse(self.edited(trimmed))) == ast.dump(ast.parse(self.edited(edit)))
-                if "(" in edit.new and same:
-                    plain = trimmed
-                    break
+        meant = ast.dump(ast.parse(self.edited(edit)))
+        at = plain.new.find("(")
+        while at >= 0:
+            for end in [i for i, sign in enumerate(plain.new) if sign == ")" and i > at]:
+                shorter = replace(plain, new=plain.new[:at] + plain.new[at + 1 : end] + plain.new[end + 1 :])
+                with contextlib.suppress(SyntaxError):
+                    if ast.dump(ast.parse(self.edited(shorter))) == meant:
+                        plain, at = shorter, at - 1
+                        break
+            at = plain.new.find("(", at + 1)
         first = self.text.count(b"\n", 0, edit.start)
         start = self.starts[first]
         end = next(at for at in self.starts[first + 1 :] if at >= edit.end)
         old = self.text[start:end].decode()
         new = (self.text[start : edit.start] + plain.new.encode() + self.text[edit.end : end]).decode()
         was = self.text[edit.start : edit.end].decode()
-        what = f"`{was}` stands where `{plain.new}` belongs" if plain.new.strip() else f"`{was.strip()}` has no place"
+        if not was.strip() or not plain.new.strip():
+            what = f"`{plain.new.strip(' ,')}` is missing" if plain.new.strip() else f"`{was.strip()}` has no place"
+        else:
+            what = f"`{was}` stands where `{plain.new}` belongs"
         return Repair(self.file, self.first + first, _dedented(old), _dedented(new), gradients, edit.kind, what)
 
 
@@ -113,23 +123,23 @@ def _dedented(text: str) -> str:
 
 
 def search(
-    source: Any, rebuild: Callable[[Any], Backward], trials: Sequence[Trial], wrong: set[str], seconds: float
+    source: Any, rebuild: Callable[[Any], Backward], trials: Sequence[Trial], order: Sequence[str], seconds: float
 ) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every trial and leaves the others right.
 
     `NoSearch` where the code can't be edited, or must not be run many times.
     """
-    workshop = Workshop(source, rebuild)
+    workshop, wrong = Workshop(source, rebuild), set(order)
     before = trials[0].gradients(workshop.backward)
     if before is None and trials[0].gradients(rebuild(source)) is not None:
         raise NoSearch("its source does not run by itself")
     fixed = trials[0].passed(workshop.backward) - wrong
-    deadline = process_time() + seconds
-    touching = workshop.touching(trials[0], before, wrong, fixed, deadline)
-    found: dict[str, Repair] = {}
+    steps = trials[-1].steps(workshop.backward) if before is not None else {}
+    deadline = thread_time() + seconds
+    found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in touching:
-        if process_time() > deadline or wrong <= set(found):
+    for owner, edit in workshop.touching(trials[0], before, wrong, fixed, deadline):
+        if thread_time() > deadline or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit)
         if text in tried:
@@ -139,20 +149,35 @@ def search(
             if backward is None:
                 continue
             passed = trials[0].passed(backward)
-            if not fixed <= passed or not passed & (wrong - set(found)):
-                continue
             for trial in trials[1:]:
+                if not fixed <= passed or edit.cost >= found.price(passed & wrong):
+                    break
                 passed &= trial.passed(backward)
-        if fixed <= passed and passed & (wrong - set(found)):
-            repair = owner.repair(edit, tuple(sorted(passed & wrong)))
-            found.update({name: repair for name in passed & wrong if name not in found})
-    return list(dict.fromkeys(found.values()))
+            if fixed <= passed and edit.cost < found.price(passed & wrong):
+                # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
+                now = trials[-1].steps(backward) if steps else {}
+                kept = found if all(now.get(name) for name in steps) else spare
+                mended = [name for name in order if name in passed]
+                if edit.cost < kept.price(set(mended)):
+                    kept.update(dict.fromkeys(mended, (edit.cost, owner.repair(edit, tuple(mended)))))
+    return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
+
+
+class Repairs(dict[str, tuple[float, Repair]]):
+    """The cheapest edits found: for each gradient its edit and what that costs, which one edit of several shares."""
+
+    def price(self, names: set[str]) -> float:
+        """What the edits for these gradients cost together: the next must be cheaper."""
+        if not names <= set(self):
+            return math.inf
+        return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
 def take_apart(backward: Any) -> tuple[Any, Callable[[Any], Backward]]:
     """A callable's plain function, and what makes the callable of such a function again."""
     if isinstance(backward, types.MethodType):
-        return backward.__func__, lambda function: types.MethodType(function, backward.__self__)
+        owner = backward.__self__  # with what forward has left in it
+        return backward.__func__, lambda function: lambda *args: function(copy.deepcopy(owner), *args)
     return inspect.unwrap(backward), lambda edited: edited
 
 
@@ -175,6 +200,9 @@ class Workshop:
             for name, cell in zip(source.function.__code__.co_freevars, cells, strict=True):
                 with contextlib.suppress(ValueError):
                     self.space[name] = cell.cell_contents
+        # An edit may write into the arrays of the file, so each is tried on copies of them.
+        read = {n.id for source in self.sources for n in ast.walk(source.tree) if isinstance(n, ast.Name)}
+        self.kept = {n: v for n, v in self.space.items() if n in read and isinstance(v, np.ndarray | list | dict)}
         for source in self.sources:
             _check_calls(source, self.space)
             self._compile(source, source.text)
@@ -192,6 +220,7 @@ class Workshop:
         """The backward pass with one function's text exchanged, or None where that is no Python."""
         name = source.function.__name__
         kept = self.space[name]
+        self.space.update(copy.deepcopy(self.kept))
         try:
             self._compile(source, text)
             yield self.rebuild(self.space[self.main])
@@ -206,10 +235,10 @@ class Workshop:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         edits = [(source, edit) for source in self.sources for edit in candidates(source)]
         reaches: dict[tuple[int, int, int], bool] = {}
-        for source, edit in sorted(edits, key=lambda pair: pair[1].cost):
+        for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             start, end = source.span(edit.place)
             key = (self.sources.index(source), start, end)
-            if key not in reaches and process_time() < deadline:
+            if key not in reaches and thread_time() < deadline:
                 reaches[key] = before is None or self._reaches(source, start, end, trial, before, wrong, fixed)
             if reaches.get(key):
                 yield source, edit
@@ -288,13 +317,8 @@ _KIN = [
     ("matmul", "multiply"), ("subtract.at", "add.at"), ("tril", "triu"), ("floor", "ceil"),
 ]  # fmt: skip
 _NUMBERS = ("0", "1", "2", "0.5", "3", "-1", "-2", "1.5", "-0.5", "-1.5", "4", "0.25", "6")
-_AXES = (
-    "0",
-    "1",
-    "-1",
-    "2",
-    "None",
-    "-2",
+_AXES = ["0", "1", "-1", "2", "None", "-2"]
+_AXES += [
     "(0, 1)",
     "(0, 2)",
     "(1, 2)",
@@ -302,7 +326,15 @@ _AXES = (
     "(0, 1, 2)",
     "(2, 3)",
     "(1, 2, 3)",
-)
+    "(3, 4)",
+    "(2, 3, 4)",
+    "(1, 2, 3, 4)",
+]
+# Factors that derivatives have, in terms of a value at hand.
+_DERIVATIVES = [
+    f"({form})"
+    for form in ("1 - {0}**2", "{0} * (1 - {0})", "{0} > 0", "1 - {0}", "{0}**2", "1 + {0}", "1 / {0}", "np.exp({0})")
+]
 
 
 def candidates(source: Source) -> Iterator[Edit]:
@@ -335,9 +367,8 @@ class Scope:
                 self.born.setdefault(source.segment(node), node.lineno)
         for name in code.co_freevars:
             self.born.setdefault(name, 0)
-        self.unread = set(self.born) - {
-            n.id for n in ast.walk(source.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-        }
+        loads = [n.id for n in ast.walk(source.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        self.unread = {name for name in self.born if name.isidentifier() and name not in loads}
         self.counts = [f"{p}.shape[{i}]" for p in self.parameters[:1] for i in (0, -1)] if self.parameters else []
 
     def is_atom(self, node: ast.AST) -> bool:
@@ -404,16 +435,16 @@ def _statement_edits(source: Source, node: ast.stmt, scope: Scope) -> Iterator[E
                 yield _edit(1.2, span, f"{target} = {target} + ({value})", "assignment", node.value)
             yield _edit(3, span, "pass", "dropped", node.value)
         elif isinstance(target_node, ast.Tuple) and len(target_node.elts) > 1:
-            yield from _exchanges(source, target_node.elts, "order", node.value)
+            yield from _exchanges(source, target_node.elts, "order", node.value, 1.6)
     elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
         yield from _exchanges(source, node.value.elts, "swapped", node.value)
 
 
-def _exchanges(source: Source, nodes: Sequence[ast.expr], kind: str, place: ast.AST) -> Iterator[Edit]:
+def _exchanges(source: Source, nodes: Sequence[ast.expr], kind: str, place: ast.AST, cost: float = 1) -> Iterator[Edit]:
     for a, b in itertools.combinations(nodes, 2):
         (start, middle), (other, end) = source.span(a), source.span(b)
         between = source.text[middle:other].decode()
-        yield _edit(1, (start, end), source.segment(b) + between + source.segment(a), kind, place)
+        yield _edit(cost, (start, end), source.segment(b) + between + source.segment(a), kind, place)
 
 
 def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST], scope: Scope) -> Iterator[Edit]:
@@ -426,7 +457,7 @@ def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
         yield _edit(1, span, f"({source.segment(node.operand)})", "sign", node)
     elif isinstance(node, ast.BinOp):
-        yield from _operator_edits(source, node, span)
+        yield from _operator_edits(source, node, span, scope)
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
         left, right = source.segment(node.left), source.segment(node.comparators[0])
         for sign in _COMPARISONS.values():
@@ -436,11 +467,19 @@ def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST]
         yield from _number_edits(source, node, span, parent, scope)
         return
     elif isinstance(node, ast.Call):
-        yield from _call_edits(source, node, span)
+        yield from _call_edits(source, node, span, scope)
     elif isinstance(node, ast.Attribute) and node.attr == "T":
         yield _edit(1, span, source.segment(node.value), "transposed", node)
     elif isinstance(node, ast.Subscript):
         yield _edit(1.6, span, source.segment(node.value), "index", node)
+        yield _edit(1.7, span, f"{source.segment(node.value)}.sum(axis=0)", "not summed", node)
+        inner = node.value
+        if isinstance(inner, ast.Call):  # a reduction over another axis, brought into shape
+            start, end = source.span(inner)
+            for edit in _call_edits(source, inner, (start, end), scope):
+                if edit.kind == "wrong axis":
+                    call = source.text[start : edit.start].decode() + edit.new + source.text[edit.end : end].decode()
+                    yield _edit(edit.cost + 0.5, span, call, "wrong axis", node)
         if isinstance(node.slice, ast.Slice) and not isinstance(parent, ast.Assign):
             yield from [
                 _edit(1.5, span, f"{source.segment(node.value)}[{s}]", "index", node)
@@ -474,6 +513,7 @@ def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST]
                 yield _edit(2 + rank / 20, span, f"({text}).sum({inside})", "not summed", node)
         for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh"):
             yield _edit(3.5, span, f"np.{f}({text})", "call", node)
+    if operand or isinstance(parent, ast.Call):
         for index in ("[:, None]", "[None, :]", "[::-1]"):
             yield _edit(3, span, f"({text}){index}", "index", node)
     mask = isinstance(parent, ast.Call | ast.Attribute) or operand or isinstance(parent, ast.UnaryOp)
@@ -487,8 +527,8 @@ def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST]
                 yield _edit(
                     2.4 + more + rank / 50 + unread - 0.3 * head, span, new, "factor" if sign in "*/@" else "term", node
                 )
-            for made in (f"(1 - {name})", f"({name} > 0)", f"(1 - {name}**2)", f"{name}**2", f"(1 + {name})"):
-                yield _edit(3.2 + rank / 50, span, f"(({text}) * {made})", "factor", node)
+            for form in _DERIVATIVES:
+                yield _edit(3.2 + rank / 50, span, f"(({text}) * {form.format(name)})", "factor", node)
         for constant in ("2", "0.5", "3"):
             yield _edit(2.2, span, f"({constant} * ({text}))", "constant", node)
         yield _edit(2.3, span, f"(1 - ({text}))", "complement", node)
@@ -504,7 +544,11 @@ def _tight(node: ast.AST, sign: str) -> bool:
     )
 
 
-def _operator_edits(source: Source, node: ast.BinOp, span: tuple[int, int]) -> Iterator[Edit]:
+def _names_in(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id != "np"}
+
+
+def _operator_edits(source: Source, node: ast.BinOp, span: tuple[int, int], scope: Scope) -> Iterator[Edit]:
     sign = _OPERATORS.get(type(node.op))
     if sign is None:
         return
@@ -512,12 +556,28 @@ def _operator_edits(source: Source, node: ast.BinOp, span: tuple[int, int]) -> I
     between = source.text[left_end:right_start].decode()
     at = left_end + len(between[: between.index(sign)].encode())
     for other in _OTHERS[sign].replace("", " ").split():
-        yield _edit(1, (at, at + len(sign)), other, "sign" if sign + other in ("+-", "-+") else "operator", node)
+        cost = 1.15 if sign in "+-" and other == "*" else 1
+        yield _edit(cost, (at, at + len(sign)), other, "sign" if sign + other in ("+-", "-+") else "operator", node)
     left, right = source.segment(node.left), source.segment(node.right)
+    names = _names_in(node)
+    for name in names:
+        for rank, other in enumerate(scope.names(node)):
+            if other != name and sum(n.id == name for n in ast.walk(node) if isinstance(n, ast.Name)) > 1:
+                yield _edit(
+                    1.6 + rank / 50, span, re.sub(rf"\b{name}\b", other, source.segment(node)), "wrong name", node
+                )
+    chained = isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult) and sign == "*"
+    head = source.segment(node.left.left) if chained else ""  # type: ignore[attr-defined]
+    if chained:
+        yield _edit(1.5, span, f"({head})", "factor", node)
+    tail = [node.left.right, node.right] if chained else [node]  # type: ignore[attr-defined]
+    alone = set().union(*map(_names_in, tail))
+    for form in _DERIVATIVES if len(alone) == 1 else ():
+        yield _edit(2, span, f"({head + ' * ' * bool(head)}{form.format(*alone)})", "wrong formula", node)
     kind = "term" if sign in "+-" else "power" if sign == "**" else "factor"
-    yield _edit(1.1, span, f"({left})", kind, node)
+    yield _edit(1.05, span, f"({left})", kind, node)
     if sign != "**":
-        yield _edit(1.1, span, f"(-({right}))" if sign == "-" else f"({right})", kind, node)
+        yield _edit(1.05, span, f"(-({right}))" if sign == "-" else f"({right})", kind, node)
     if sign in "-/@**":
         yield _edit(1.1, span, f"(({right}) {sign} ({left}))", "order", node)
     if sign == "@":
@@ -532,7 +592,8 @@ def _number_edits(
     value: Any = node.value
     near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
     for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
-        if number != source.segment(node):
+        idle = isinstance(parent, ast.BinOp) and number == str(int(not isinstance(parent.op, ast.Add | ast.Sub)))
+        if number != source.segment(node) and not idle:
             new = (
                 f"({number})" if number.startswith("-") and not isinstance(parent, ast.Subscript | ast.Call) else number
             )
@@ -541,7 +602,7 @@ def _number_edits(
         yield _edit(1.7 + rank / 50, span, name, "constant", node)
 
 
-def _call_edits(source: Source, node: ast.Call, span: tuple[int, int]) -> Iterator[Edit]:
+def _call_edits(source: Source, node: ast.Call, span: tuple[int, int], scope: Scope) -> Iterator[Edit]:
     function = source.span(node.func)
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     is_method = isinstance(node.func, ast.Attribute) and source.segment(node.func.value) not in (
@@ -567,17 +628,18 @@ def _call_edits(source: Source, node: ast.Call, span: tuple[int, int]) -> Iterat
         more = ", " if node.args or node.keywords else ""
         if axis is None:
             for rank, new in enumerate(_AXES):
-                yield _edit(1.1 + rank / 50, (end, end), f"{more}axis={new}", "axis", node)
-                yield _edit(1.3 + rank / 50, (end, end), f"{more}axis={new}, keepdims=True", "axis", node)
+                yield _edit(1.1 + rank / 50, (end, end), f"{more}axis={new}", "wrong axis", node)
+                yield _edit(1.3 + rank / 50, (end, end), f"{more}axis={new}, keepdims=True", "wrong axis", node)
         else:
-            for rank, new in enumerate(_AXES):
+            names = [name for name in ("axis", "axes", "dims") if name in scope.names(node)]
+            for rank, new in enumerate([*names, *_AXES]):
                 if new != source.segment(axis):
-                    yield _edit(1 + rank / 50, source.span(axis), new, "axis", node)
+                    yield _edit(1 + rank / 50, source.span(axis), new, "wrong axis", node)
         if "keepdims" in given:
             turned = "False" if source.segment(given["keepdims"].value) == "True" else "True"
-            yield _edit(1, source.span(given["keepdims"].value), turned, "axis", node)
+            yield _edit(1, source.span(given["keepdims"].value), turned, "wrong axis", node)
         else:
-            yield _edit(1, (end, end), f"{more}keepdims=True", "axis", node)
+            yield _edit(1, (end, end), f"{more}keepdims=True", "wrong axis", node)
     if first:
         yield _edit(1.2, span, f"({first})", "precision" if name in ("astype", "round", "float32") else "call", node)
     for a, b in itertools.combinations(node.args, 2):

@@ -96,10 +96,16 @@ class Pair:
                 raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
         if not isinstance(inputs, tuple | list):
             raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes: (x, ...)")
+        owner = getattr(forward, "__self__", None)
+        if inspect.ismethod(forward) and inspect.ismethod(backward) and backward.__self__ is owner:
+            owner = copy.deepcopy(owner)  # both write into it
+            forward, backward = forward.__func__.__get__(owner), backward.__func__.__get__(owner)
         self.forward, self.backward, self.truth, self.unit = forward, backward, truth, False
         self.names = _names(forward, len(inputs), names)
         self.inputs = {name: _checked(name, given) for name, given in zip(self.names, inputs, strict=True)}
         self.floats = [n for n, v in self.inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+        # Lengths that the code has as numbers of its own can't be others.
+        self.written = _numbers(forward) | _numbers(backward) | _whole(list(self.inputs.values()))
         if not self.floats:
             kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in self.inputs.items())
             raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")
@@ -166,13 +172,12 @@ class Pair:
 
     def _judge(self, run: Run) -> None:
         try:
-            with _local_values(self.backward) as seen:
+            with local_values(self.backward) as seen:
                 run.returned, run.faults = self.call_backward(self.backward, run)
         except Exception as error:
             run.failure = f"backward raised {_reported(error, self.backward)}"
             return
-        kinds = np.ndarray | np.floating | float
-        run.locals = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)}
+        run.locals = arrays_in(seen)
 
     def _derived(self, inputs: Inputs, y: Array) -> tuple[Derivative | None, Trace | None, str | None]:
         """The derivative of the forward pass by automatic differentiation, or why there is none."""
@@ -211,7 +216,7 @@ class Pair:
         handed = copy.deepcopy(inputs)
         leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
         try:
-            with recording(True), np.errstate(all="ignore"), _local_values(self.forward) as seen:
+            with recording(True), np.errstate(all="ignore"), local_values(self.forward) as seen:
                 recorded, cache = self.call_forward({**handed, **leaves})
         except Exception as error:
             return None, f"forward can't be recorded on tensors ({_reported(error, self.forward)})"
@@ -248,12 +253,12 @@ class Pair:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """The gradients, and how far they move when the inputs move by their last bits: at a kink they jump."""
         truth = derive(dy)
-        sides = {n: rng.choice([-1.0, 1.0], size=np.shape(inputs[n])) for n in self.floats}
+        sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(inputs[n])) for n in self.floats}
         noise = {n: np.zeros(g.shape) for n, g in truth.items()}
         for t in (1, -1):
             near = dict(inputs)
             for n in self.floats:
-                near[n] = inputs[n] * (1 + 4e-16 * t * sides[n]) + 1e-20 * _scale(inputs[n]) * t * sides[n]
+                near[n] = inputs[n] * (1 + 4e-15 * t * sides[n]) + 1e-20 * _scale(inputs[n]) * t * sides[n]
             try:
                 other = self._derived(near, self.output(near))[0]
             except Unjudgeable:
@@ -261,10 +266,10 @@ class Pair:
             moves = other(dy) if other else truth
             for n, g in truth.items():
                 off = np.abs(moves[n] - g)
-                jumps = off > 1e-6 * np.max(np.abs(g), initial=0) + 1e-300
-                off = np.where(jumps, np.inf, np.max(100 * off, where=~jumps, initial=0))
+                jumps = ~(off <= 1e-6 * np.max(np.abs(g), where=np.isfinite(g), initial=0) + 1e-300)
+                off = np.where(jumps, np.inf, np.max(20 * off, where=~jumps, initial=0))
                 noise[n] = np.maximum(noise[n], off)
-        return truth, noise
+        return {n: np.nan_to_num(g) for n, g in truth.items()}, noise
 
     def _differences(self, inputs: Inputs, dy: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         """The gradients by differences of the output, each with its error, which is infinite at a kink."""
@@ -344,7 +349,7 @@ def _code(function: Any) -> Any:
 
 
 @contextmanager
-def _local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """The local variables that `function` ends with, filled in when it returns."""
     code, seen, before = _code(function), {}, sys.getprofile()
 
@@ -357,6 +362,12 @@ def _local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
         yield seen
     finally:
         sys.setprofile(before)
+
+
+def arrays_in(values: dict[str, Any]) -> dict[str, Array]:
+    """Those of a function's variables that hold numbers."""
+    kinds = np.ndarray | np.floating | float
+    return {name: np.array(value) for name, value in values.items() if isinstance(value, kinds)}
 
 
 def _arrays(value: Any) -> Iterator[Array]:
@@ -389,7 +400,7 @@ def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Ar
     """
     factor = rng.uniform(0.5, 1.5, size=value.shape)
     new = np.where(value == 0, (factor - 1) * _scale(value), value * factor)
-    if value.ndim and np.all(value >= 0) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6):
+    if _weights(value):
         new = np.abs(new)
         return np.asarray(new / new.sum(axis=-1, keepdims=True))
     if turned:
@@ -402,39 +413,42 @@ def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Ar
 def lengthened(pair: Pair, rng: np.random.Generator) -> Iterator[Inputs]:
     """Inputs in which axes of the same length get different ones, as far as forward takes them.
 
-    With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. A length that the code has as a
-    number of its own stays.
+    With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. Labels go with the rows that they
+    belong to, since an index reaches into longer arrays without a word.
     """
     arrays = {n: v for n, v in pair.inputs.items() if isinstance(v, np.ndarray)}
     axes: dict[int, list[tuple[str, int]]] = {}
     for name, value in arrays.items():
         for axis, length in enumerate(value.shape):
             axes.setdefault(length, []).append((name, axis))
-    written = _numbers(pair.forward) | _numbers(pair.backward) | _whole(list(pair.inputs.values()))
-    tries = 0
-    for length, places in axes.items():
-        if length < 2 or length in written:
+    choices = [
+        (places, [place for i, place in enumerate(places) if chosen >> i & 1])
+        for length, places in axes.items()
+        if length > 1 and length not in pair.written
+        for chosen in range(1, 2 ** min(len(places), 6))
+    ]
+    for places, taken in choices[:40]:
+        first = next((name for name, _ in places if name in pair.floats), "")
+        if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if n not in pair.floats):
             continue
-        for chosen in range(1, 2 ** len(places)):
-            tries += 1
-            if tries > 40:
-                return
-            inputs = dict(pair.inputs)
-            taken = [place for i, place in enumerate(places) if chosen >> i & 1]
-            # Labels go with the rows that they belong to: an index reaches into longer arrays without a word.
-            first = next((name for name, _ in places if name in pair.floats), "")
-            if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if n not in pair.floats):
-                continue
-            for name, axis in taken:
-                inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
-            for name in pair.floats:
-                if inputs[name].shape != pair.inputs[name].shape:
-                    inputs[name] = moved(inputs[name], rng)
-            try:
-                pair.output(inputs)
-            except Unjudgeable:
-                continue
-            yield inputs
+        inputs = dict(pair.inputs)
+        for name, axis in taken:
+            inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
+        for name in [name for name in pair.floats if inputs[name] is not pair.inputs[name]]:
+            if _weights(pair.inputs[name]):
+                inputs[name] = inputs[name] / inputs[name].sum(axis=-1, keepdims=True)
+            elif np.any(inputs[name] != np.round(inputs[name])):
+                inputs[name] = moved(inputs[name], rng)
+        try:
+            pair.output(inputs)
+        except Unjudgeable:
+            continue
+        yield inputs
+
+
+def _weights(value: Array) -> bool:
+    """Whether the rows of an array sum to 1, as probabilities do."""
+    return value.ndim > 0 and bool(np.all(value >= 0)) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6)
 
 
 def _numbers(function: Any) -> set[int]:
