@@ -121,8 +121,9 @@ def _explained(factors: Factors, gradient: str, paths: Sequence[str], c: Array) 
             parts[path] = number(coefficients[path], norm)
         elif norm.training or path not in ("mean", "var"):
             parts[path] = factors.explain(weight, path)
-        elif np.max(np.abs(weight)) > 1e-7:
-            parts[path] = [Mistake("training formula", "has no place in inference", "Leave it out")]
+        else:
+            extra = Mistake("training formula", "has no place in inference", "Leave it out")
+            parts[path] = [extra] * bool(np.max(np.abs(weight)) > 1e-7)
     return Explanation(gradient, parts, coefficients)
 
 
