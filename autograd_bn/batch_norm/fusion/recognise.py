@@ -143,17 +143,20 @@ class Recogniser:
                 return None
             seen &= opened
             regions = [Region(self, y, x, seen) for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
-            missed: list[tuple[int, int, Region]] = []
             # The nearest x first; other tensors of its shape beside it are a sign that it is not the one.
-            for region in sorted(regions, key=lambda region: len(region.others) > 0):
-                odd = [found.op for found in region.inner if found not in self.analytic]
-                if region.is_promising() and (odd or opened is self.analytic):
-                    with np.errstate(all="ignore"):
-                        region.verdict = region.judge()
+            regions = [region for region in regions if region.is_promising()]
+            regions.sort(key=lambda region: len(region.others) > 0)
+            missed: list[tuple[int, int, Region]] = []
+            with np.errstate(all="ignore"):
+                for region in regions:
+                    odd = [found.op for found in region.inner if found not in self.analytic]
+                    region.verdict = region.judge() if odd or opened is self.analytic else None
                     if region.match and odd:
                         region.verdict = Miss(f"it is batch norm at some inputs only, because of {odd[0]}")
                     if region.match:
                         return region
+                for region in regions:  # a reason costs much more than a match
+                    region.verdict = region.reason()
                     if isinstance(region.verdict, Miss):
                         missed.append((region.verdict.rank, len(missed), region))
             if missed:
@@ -190,6 +193,7 @@ class Region:
         self.others = [node for node in self.cut if node.shape == self.shape]
         self.stopped = any(node.op == "stop_gradient" for node in self.inner)
         self.axes: tuple[int, ...] = ()
+        self.settled = True
         self.rng = np.random.default_rng(0)
         self.known: dict[float, list[tuple[Array, Array]]] = {}
 
@@ -288,8 +292,12 @@ class Region:
         if averaged:
             self._over(averaged)
         found = self._training() if averaged else self._given()
-        settled = isinstance(found, Match) or (averaged and found)
-        return found if settled or not self.axes or not (averaged or self.others) else self._near_miss() or found
+        self.settled = not self.axes or bool(averaged and found) or not (averaged or self.others)
+        return found
+
+    def reason(self) -> Match | Miss | None:
+        """Why it is no batch norm, once it is known that it is none."""
+        return self.verdict if self.settled else self._near_miss() or self.verdict
 
     def _over(self, axes: Sequence[int]) -> None:
         """Take statistics over these axes, and those of length 1 but the last."""
