@@ -353,6 +353,108 @@ def test_the_inputs_and_their_gradients_are_left_as_they_are(form):
     assert (seed == 1).all()
 
 
+# --- Narrow and foreign numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_squares_beyond_its_range_stay_finite(form):
+    leaves = [ag.tensor(a, dtype="float16", requires_grad=True) for a in ([[500.0], [-500.0]], [2.0], [1.0])]
+    y = ag.batch_norm(*leaves, form=form)
+    assert y.dtype == "float16"
+    assert y.data.tolist() == [[3.0], [-1.0]]
+    dx, dgamma, dbeta = ag.grad(y, leaves, [np.array([[1.0], [0.5]])])
+    assert {g.dtype for g in (dx, dgamma, dbeta)} == {np.dtype("float16")}
+    assert (dgamma.item(), dbeta.item()) == (0.5, 1.5)
+    assert np.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_takes_statistics_and_eps_beyond_its_range(form):
+    x = ag.tensor([[1000.0, 1.0], [-1000.0, 1.0]], dtype="float16", requires_grad=True)
+    y = ag.batch_norm(x, mean=[0.0, 1.0], var=[1e6, 1e-9], eps=[1e-9, 1e-9], form=form)
+    assert y.data.tolist() == [[1.0, 0.0], [-1.0, 0.0]]
+    (dx,) = ag.grad(y, x, [np.ones((2, 2))])
+    np.testing.assert_allclose(dx, [[1e-3, 22360.68]] * 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_statistics_overflow_only_as_float16(form):
+    x = np.array([[500.0], [-500.0]], "float16")
+    assert ag.batch_norm(x, form=form, return_stats=True)[2] == np.inf
+    *_, var, n = ag.batch_norm(x, form=form, return_stats="count")
+    assert (var.item(), n) == (250000, 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(6, 3), (3000, 100)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("foreign", ["x", "g", "gamma", "x alone"])
+def test_numbers_in_the_other_byte_order_are_computed_like_native_ones(foreign, dtype, shape, form):
+    rng = np.random.default_rng(0)
+    native = {"x": rng.normal(3, 1, shape), "gamma": rng.normal(size=shape[1:]), "g": rng.normal(size=shape)}
+    native = {name: a.astype(dtype) for name, a in native.items()}
+
+    def everything(x, gamma, g):
+        leaves = [ag.as_tensor(a, requires_grad=True) for a in ((x,) if foreign == "x alone" else (x, gamma))]
+        y = ag.batch_norm(*leaves, form=form)
+        return [y.data, *ag.grad(y, leaves, g)]
+
+    swapped = native | {(name := foreign.split()[0]): native[name].astype(">" + dtype)}
+    for a, b in zip(everything(**swapped), everything(**native), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6 if dtype == "f4" else 1e-12, atol=1e-6 if dtype == "f4" else 1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e150, 1e170, 1e300])
+def test_numbers_near_the_ends_of_the_range_are_normalised_as_others_are(scale):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 50, 3))
+    gamma, beta = rng.normal(size=(2, 3))
+
+    def everything(x, eps):
+        leaves = [ag.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+        y = ag.batch_norm(*leaves, eps=eps)
+        return [y.data, *ag.grad(y, leaves, g)]
+
+    expected, found = everything(x, 1e-30), everything(x * scale, 1e-30 if scale > 1 else 1.0)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if scale > 1:
+            np.testing.assert_allclose(a * scale if i == 1 else a, b, rtol=1e-9)
+        else:
+            assert np.isfinite(a).all()
+
+
+# --- One compiled call -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("given", [(), ("gamma",), ("beta",), ("gamma", "beta")])
+@pytest.mark.parametrize(("shape", "axes"), [((50, 7), (0,)), ((5, 7, 60), (0, 2)), ((4, 6, 3, 2), (1,))])
+def test_compiled_calls_agree_with_composed(shape, axes, given, stop, dtype):
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(0)
+    kept = tuple(n for i, n in enumerate(shape) if i not in axes)
+    arrays = {"x": rng.normal(1, 2, shape), "gamma": rng.normal(size=kept), "beta": rng.normal(size=kept)}
+    leaves = {
+        name: ag.tensor(a, dtype=dtype, requires_grad=True) for name, a in arrays.items() if name in ("x", *given)
+    }
+    g = rng.normal(size=shape)
+
+    def everything(form, seed):
+        y = ag.batch_norm(**leaves, axes=axes, eps=0.1, stop=stop, form=form)
+        return [y.data, *ag.grad(y, list(leaves.values()), seed)]
+
+    ag.set_backend("numba")
+    try:
+        for seed in (g, np.broadcast_to(g[:1], shape)):
+            for a, b in zip(everything("fused", seed), everything("composed", seed), strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                atol = (1e-5 if dtype == "float32" else 1e-13) * max(10, np.abs(b).max())
+                np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+    finally:
+        ag.set_backend(None)
+
+
 # --- Bad input ---------------------------------------------------------------------------------------------
 
 X = np.arange(12.0).reshape(4, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.engine import memory
+from autograd_bn.batch_norm.kernels import memory
 
 LARGE = np.zeros((1 << 9, 1 << 9), np.float32)
 
@@ -34,7 +34,18 @@ def test_memory_of_a_dropped_array_is_used_again():
     assert (again.shape, again.dtype) == (LARGE.shape, LARGE.dtype)
 
 
-@pytest.mark.parametrize("view", [lambda a: a[3:5], lambda a: a.T, lambda a: a.view(np.int32).reshape(-1), memoryview])
+VIEWS = {
+    "rows": lambda a: a[3:5],
+    "transposed": lambda a: a.T,
+    "other dtype": lambda a: a.view(np.int32).reshape(-1),
+    "memoryview": memoryview,
+    "base": lambda a: a.base,
+    "array of the base": lambda a: np.asarray(a.base),
+    "base of a view": lambda a: a[3:5].base,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_a_view_keeps_its_memory(view):
     first = memory.empty_like(LARGE)
     where, held = address(first), view(first)
@@ -103,7 +114,7 @@ def test_a_gradient_in_recycled_memory_is_the_passes_own():
     x = ag.as_tensor(LARGE + 1, requires_grad=True)
     g = np.ones_like(LARGE)
     (dx,) = ag.grad(ag.batch_norm(x), [x], g)
-    assert type(dx.base) is memory.Memory  # not copied
+    assert type(dx.base) is memory.Loan  # not copied
     (doubled,) = ag.grad(ag.batch_norm(x) + x, [x], g)
     assert (doubled == dx + 1).all()
     assert (g == 1).all()

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine.memory import empty_like
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted
 from .kernels.blocks import Layout, layout_of, walk
+from .kernels.memory import empty_like
 from .kernels.numpy import added
 
 # Up to so many elements the direct formula is quicker than a walk over blocks.
-SMALL = 1 << 14
+SMALL = 1 << 17
 # Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
 NEAR = 2.0**16
 
@@ -208,7 +208,7 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
 
     The result; the mean's two parts, the variance and the scale in the shape of statistics; and the same in rows.
     """
-    if not numba_wanted(x.size) or x.dtype.char not in "fd" or type(eps) is not float:
+    if not numba_wanted(x.size) or x.dtype.char not in "fd" or not x.dtype.isnative or type(eps) is not float:
         return None
     if not all(p is None or p.dtype is x.dtype for p in (gamma, beta)):
         return None
