@@ -49,8 +49,9 @@ class Page:
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.still.encode()).decode()
-        # The picture is what is left of this in a notebook that is not trusted.
+        # In a notebook that is not trusted style and frame are taken out, and the picture is left.
         return (
+            '<style>img[alt="the graph"]:has(+ iframe) {display: none}</style>'
             f'<img alt="the graph" src="data:image/svg+xml;base64,{picture}" style="max-width:100%">'
             f'<iframe sandbox="allow-scripts" title="the graph, step by step" srcdoc="{escape(self.html)}" '
             'style="width:100%;height:820px;border:0"></iframe>'

@@ -41,9 +41,8 @@ ELEMENTWISE = frozenset(
 )
 
 
-def symbols(graph: Graph) -> dict[Node, str]:
+def symbols(graph: Graph, known: Mapping[Node, str]) -> dict[Node, str]:
     """What to call every node: its own name, its part in a batch norm, or its operation with a number."""
-    known = roles([*graph.outputs])
     bases = {node: node.name or known.get(node) or node.op or labels.title(node)[0] for node in graph.nodes}
     many, seen, found = Counter(bases.values()), Counter[str](), {}
     for node, base in bases.items():
@@ -106,22 +105,26 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str,
     saved = [stand_in(s, v) for s, v in zip((*node.args, node, None), node.saved, strict=False)]
     flags = tuple([position in node.wanted for position in range(len(node.args))])
     found: dict[int, tuple[str, Any]] = {}
+    outs: Any = None
     for position in node.wanted:
         rule = op.rule(position)
-        about = rule.about(node, position) if rule.metadata else {}
-        with recording(True):
-            upstream = as_tensor(np.asarray(g), requires_grad=True)
-            called[upstream.node] = "g"
-            try:
-                out = rule.function(upstream, *((flags,) if op.joint else ()), *rule.pick(saved), **about)
-            except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
-                found[position] = ("its own rule", None)
-                continue
-        out = out[position] if op.joint else out
+        about = rule.about(node, position)
+        if outs is None or not op.joint:
+            with recording(True):
+                upstream = as_tensor(np.asarray(g), requires_grad=True)
+                called[upstream.node] = "g"
+                try:
+                    outs = rule.function(upstream, *((flags,) if op.joint else ()), *rule.pick(saved), **about)
+                except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
+                    found[position] = ("its own rule", None)
+                    continue
+            if op.joint:
+                called = {**roles([out for out in outs if isinstance(out, Tensor)]), **called}
+        out = outs[position] if op.joint else outs
         if not isinstance(out, Tensor):
             found[position] = ("a constant", None)
             continue
-        text, local = _text({**roles([out]), **called}, out.node, 0), None
+        text, local = _text(called, out.node, 0), None
         if not op.joint and {inner.op for inner in Graph(out).nodes if inner.op} <= ELEMENTWISE:
             local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **about)
         found[position] = (text if out.shape == node.args[position].shape else f"Σ({text})", local)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...batch_norm.fusion import roles
 from ...engine import Leaf, Node
 from ...engine.backward import pull
 from .arrays import Arrays
@@ -14,10 +13,11 @@ from .trace import Trace
 MOST = 16
 
 
-def paths(run: Trace, ids: Mapping[Node, int], names: Mapping[Node, str], arrays: Arrays) -> list[dict[str, Any]]:
+def paths(
+    run: Trace, ids: Mapping[Node, int], names: Mapping[Node, str], known: Mapping[Node, str], arrays: Arrays
+) -> list[dict[str, Any]]:
     """Of every leaf that 2 to 16 paths lead to: what each path carries, and their sum."""
     seeds = {visit.node: visit.g for visit in run.visits if visit.parts and visit.parts[0].position is None}
-    known = roles([*run.graph.outputs])
     found = []
     for leaf in run.graph.nodes:
         if not isinstance(leaf, Leaf) or leaf not in run.grads:

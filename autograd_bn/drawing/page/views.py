@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...batch_norm.fusion import roles
 from ...engine import Graph, Node
 from .. import labels
 from ..modules import Calls
@@ -49,7 +50,8 @@ def view(
     frames = _again(calls or Calls(), run)
     shown = run.graph.nodes if only is None else [node for node in run.graph.nodes if run.origins[node] in only]
     ids = {node: i for i, node in enumerate(shown)}
-    names = formulas.symbols(run.graph)
+    known = roles([*run.graph.outputs])
+    names = formulas.symbols(run.graph, known)
     drawn = picture(run.graph, expansions={}, only=None if only is None else set(shown), calls=frames)
     drawn.arrows = [arrow for arrow in drawn.arrows if not arrow.gradient]
     kinds: dict[Node, str] = {}
@@ -90,7 +92,7 @@ def view(
         "nodes": nodes,
         "edges": edges,
         "steps": list(_steps(run, ids, names, arrays, why)),
-        "paths": paths(run, ids, names, arrays),
+        "paths": paths(run, ids, names, known, arrays),
         "notes": {},
     }
     return View(data, draw_view(drawn, name, ids, direction or "TB"), run, ids)
