@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ...batch_norm.fusion import roles
 from ...engine import Graph, Node
 from .. import labels
 from ..modules import Calls
-from ..records import picture
+from ..records import Drawer
 from . import formulas
 from .arrays import Arrays, short
 from .paths import paths
@@ -50,9 +49,8 @@ def view(
     frames = _again(calls or Calls(), run)
     shown = run.graph.nodes if only is None else [node for node in run.graph.nodes if run.origins[node] in only]
     ids = {node: i for i, node in enumerate(shown)}
-    known = roles([*run.graph.outputs])
-    names = formulas.symbols(run.graph, known)
-    drawn = picture(run.graph, expansions={}, only=None if only is None else set(shown), calls=frames)
+    drawer = Drawer(run.graph, only=None if only is None else set(shown), calls=frames)
+    names, drawn = formulas.symbols(run.graph, drawer.roles), drawer.drawn
     drawn.arrows = [arrow for arrow in drawn.arrows if not arrow.gradient]
     kinds: dict[Node, str] = {}
     for shape in drawn.shapes:
@@ -92,7 +90,7 @@ def view(
         "nodes": nodes,
         "edges": edges,
         "steps": list(_steps(run, ids, names, arrays, why)),
-        "paths": paths(run, ids, names, known, arrays),
+        "paths": paths(run, ids, names, drawer.roles, arrays),
         "notes": {},
     }
     return View(data, draw_view(drawn, name, ids, direction or "TB"), run, ids)
