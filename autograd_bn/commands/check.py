@@ -168,7 +168,7 @@ def _verdict(pair: Pair, inputs: Sequence[Any], seed: int) -> Verdict:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Stop what runs longer, where the platform can."""
+    """Stop what computes longer, or waits for much longer, where the platform can."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,14 +176,16 @@ def _limited(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _TimeUp
 
-    before = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows the first
+    limits = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, 6 * seconds))
+    handlers = [signal.signal(what, stop) for _, what, _ in limits]
+    timers = [signal.setitimer(timer, limit, 1) for timer, _, limit in limits]  # again, where the file swallows it
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, *timer)
+        for (timer, what, _), handler, before in zip(limits, handlers, timers, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(what, handler)
+            signal.setitimer(timer, *before)
 
 
 # The file, and what it imports
