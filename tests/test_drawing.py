@@ -23,6 +23,7 @@ from autograd_bn import nn
 from autograd_bn.drawing import layout
 from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.layout import draw
+from autograd_bn.drawing.records import LARGEST
 from autograd_bn.nn.functions import linear
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -310,6 +311,12 @@ def test_dtypes_are_shown_where_they_are_not_the_outputs():
 def test_values_in_short(value, text):
     t = ag.tensor(value, name="t")
     assert labels(ag.to_dot(t, values=True).source)[0] == f"t\\n{text}"
+
+
+def test_a_batch_that_is_too_large_to_search_is_drawn_without_names():
+    y = ag.batch_norm(ag.tensor(np.ones((LARGEST, 2))), form="composed")
+    assert "statistics" not in ag.to_dot(y).source
+    assert "subtract" in labels(ag.to_dot(y).source).values()
 
 
 def test_exact_rationals_are_drawn_and_opened():

@@ -48,7 +48,7 @@ def render(
     shapes, and a dtype where it is not the first output's. A fused batch norm is a cluster, which `expand=True`
     opens into its composed body; the graph itself stays as it is. The mean, var, 1/σ and x̂ of a batch norm have
     their names, and what computes the statistics a frame, however it is spelled, in graphs whose arrays have up
-    to 131,072 elements.
+    to 524,288 elements.
     `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
 
     `values=True` shows the value of every node: up to six numbers in full, of more their mean and range.

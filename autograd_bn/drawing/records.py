@@ -16,7 +16,7 @@ from .modules import Call, Calls
 Kind = Literal[
     "input", "variable", "parameter", "constant", "operation", "stop_gradient", "allreduce", "output", "more"
 ]
-LARGEST = 2**17  # elements of an array up to which batch norm is looked for: it takes a second there
+LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
 
