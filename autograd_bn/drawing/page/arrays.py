@@ -18,8 +18,8 @@ BINS, TILE = 24, 12
 class Arrays:
     """The arrays of a page; `add` gives the place of one among `listed`. A `brief` page has neither tiles nor bars."""
 
-    def __init__(self, brief: bool) -> None:
-        self.brief = brief
+    def __init__(self) -> None:
+        self.brief = False
         self.listed: list[dict[str, Any]] = []
         self._places: dict[str, int] = {}
 

@@ -18,6 +18,9 @@ from .paths import paths
 from .svg import draw_view
 from .trace import Trace, trace
 
+MOST = 1500  # nodes: a page with more is none that a reader can walk through
+BRIEF = 200  # nodes, above which arrays are summaries
+
 
 @dataclass(slots=True)
 class View:
@@ -48,6 +51,12 @@ def view(
     run = trace(graph, seeds, opened)
     frames = _again(calls or Calls(), run)
     shown = run.graph.nodes if only is None else [node for node in run.graph.nodes if run.origins[node] in only]
+    if len(shown) > MOST:
+        raise ValueError(
+            f"the graph has {len(shown)} nodes to show, and a page shows up to {MOST}: "
+            "cut a neighbourhood out with around=tensor, hops=number"
+        )
+    arrays.brief |= len(shown) > BRIEF
     ids = {node: i for i, node in enumerate(shown)}
     drawer = Drawer(run.graph, only=None if only is None else set(shown), calls=frames)
     names, drawn = formulas.symbols(run.graph, drawer.roles), drawer.drawn
