@@ -282,7 +282,8 @@ def cut(monkeypatch):
     """Cut arrays of a few hundred elements into many blocks, and share them among threads: the only place that knows
     the names of the thresholds.
     """
-    monkeypatch.setattr(arithmetic, "SMALL", 0)
+    for name in ("SMALL", "SMALL_BESIDE_NUMBA"):
+        monkeypatch.setattr(arithmetic, name, 0)
     monkeypatch.setattr(blocks, "BLOCK", 256)
     monkeypatch.setattr(blocks, "_layout", blocks.Layout)
     for module in kernel_modules():

@@ -20,7 +20,7 @@ from .kernels.memory import empty_like
 from .kernels.numpy import added
 
 # Up to so many elements the direct formula is quicker than a walk over blocks.
-SMALL = 1 << 17
+SMALL, SMALL_BESIDE_NUMBA = 1 << 17, 1 << 14
 # Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
 NEAR = 2.0**16
 
@@ -60,7 +60,7 @@ def native(x: Array) -> Array:
 
 def direct(x: Array) -> bool:
     """Whether `x` is computed by the direct formula."""
-    return x.size <= SMALL or x.dtype == object
+    return x.size <= (SMALL_BESIDE_NUMBA if numba_wanted(x.size) else SMALL) or x.dtype == object
 
 
 def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
@@ -94,9 +94,11 @@ def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     total = added(t, axes)
     high = total / n
     if x.dtype != t.dtype:  # squares have the bits to be summed about 0, unless a mean is large
-        squares = added(t * t, axes) - total * high
+        t *= t
+        squares = added(t, axes, t) - total * high
         if (total * high <= 2.0**20 * squares).all():
             return Mean(None, high), squares
+        t = x.astype(t.dtype)
     t -= high
     low = added(t, axes) / n
     correction = low * low * n
@@ -170,7 +172,7 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: 
     if direct(x):
         h, t = g.astype(dtype, copy=False), _less(x, mean.high, dtype)
         t *= h
-        total, weighted = added(h, axes), added(t, axes, t)
+        total, weighted = added(h, axes, None if h is g else h), added(t, axes, t)
     else:
         layout, (source, gradient) = walk(axes, x, g)
         sums = np.empty((2, layout.parts, layout.features), dtype)

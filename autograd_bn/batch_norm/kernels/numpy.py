@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from .threads import share
 
 # Above this many elements a second thread pays.
 PARALLEL = 1 << 18
-# From so many rows on they are added by halves.
-HALVED = 32
+# More rows than these are added by halves.
+ROWS = 64
 
 
 class _Scratch(threading.local):
@@ -127,16 +128,14 @@ def summed(lines: Array, layout: Layout, block: Block) -> Array:
 def added(t: Array, axes: tuple[int, ...], spare: Array | None = None) -> Array:
     """The sum over `axes`, which it keeps, by halves of the first: they round less than rows, and run in longer loops.
 
-    Memory for half of `t` may be given; it may be that of `t` itself.
+    Memory like that of `t` may be given; it may be that of `t` itself.
     """
-    shape = tuple([1 if i in axes else n for i, n in enumerate(t.shape)])
-    first = tuple([i for i, axis in enumerate(axes) if i == axis])
-    if len(first) < len(axes):
-        t, spare = np.add.reduce(t, axis=axes[len(first) :], keepdims=True), None
-    if first:
-        rows = math.prod(t.shape[: len(first)]), *t.shape[len(first) :]
+    shape, rows, inner = _summands(t.shape, axes)
+    if inner:
+        t, spare = np.add.reduce(t, axis=inner, keepdims=True), None
+    if rows is not None:
         t, spare = t.reshape(rows), None if spare is None else spare.reshape(rows)
-        while len(t) >= HALVED:
+        while len(t) > ROWS:
             half, odd = divmod(len(t), 2)
             halves = np.add(t[:half], t[half : 2 * half], out=None if spare is None else spare[:half])
             if odd:
@@ -144,6 +143,16 @@ def added(t: Array, axes: tuple[int, ...], spare: Array | None = None) -> Array:
             t = spare = halves
         t = np.add.reduce(t, axis=0)
     return t.reshape(shape)
+
+
+@lru_cache
+def _summands(
+    shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
+    """The shape of a sum; that with the first summed axes as one, if there are any; the other summed axes."""
+    first = len([axis for i, axis in enumerate(axes) if i == axis])
+    kept = tuple([1 if i in axes else n for i, n in enumerate(shape)])
+    return kept, (math.prod(shape[:first]), *kept[first:]) if first else None, axes[first:]
 
 
 def input_gradient(
