@@ -819,3 +819,22 @@ def test_the_report_reads_well():
         "  fused    batch_norm of shape (5, 3): batch norm of 'x', axes=(0,)",
         "  refused  'y': eps is added outside the root, to the standard deviation",
     ]
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((6, 5), (0,)), ((3, 5, 2, 4), (0, 2, 3)), ((4, 1, 5), (0, 1))])
+def test_two_features_stand_for_all_only_where_none_is_named(shape, axes):
+    rng = np.random.default_rng(0)
+    features = tuple([1 if k in axes else n for k, n in enumerate(shape)])
+    one, other = np.ones(features), np.ones(features)
+    one.flat[-1], other.flat[-1] = 5, 7
+    for scale in (one, ag.tensor(one, requires_grad=True), 1.0):
+        x = ag.tensor(rng.normal(size=shape), requires_grad=True)
+        centred = x - x.mean(axes, keepdims=True)
+        y = centred / np.sqrt((centred * centred).mean(axes, keepdims=True) + 0.1) * scale + other
+        z = y * 1.0
+        before = derivatives(z, [x])
+        value = z.data.copy()
+        assert ag.fuse(z).fused
+        assert ag.Graph(z).ops["batch_norm"] == 1
+        np.testing.assert_allclose(ag.Graph(z).values()[z.node], value, rtol=1e-12)
+        assert_same(before, derivatives(z, [x]))

@@ -178,6 +178,7 @@ class Region:
     def __init__(self, recogniser: Recogniser, y: Node, x: Node, seen: set[Node]) -> None:
         self.y, self.x, self.shape, self.verdict = y, x, y.shape, None
         self.order, self.same = recogniser.order, recogniser.same
+        self.whole = self.shape
         inner, cut, stack = {x}, set[Node](), [y]
         while stack:
             node = stack.pop()
@@ -189,8 +190,10 @@ class Region:
         inner.remove(x)
         self.inner, self.cut = (sorted(nodes, key=self.order.__getitem__) for nodes in (inner, cut))
         self.given, self.args = ({n: of[n] for n in self.inner} for of in (recogniser.given, recogniser.args))
+        self.free = self._free()
+        self.shape = self._small(self.whole)
         self.moving = self._moving(x)
-        self.others = [node for node in self.cut if node.shape == self.shape]
+        self.others = [node for node in self.cut if node.shape == self.whole]
         self.stopped = any(node.op == "stop_gradient" for node in self.inner)
         self.axes: tuple[int, ...] = ()
         self.settled = True
@@ -202,7 +205,34 @@ class Region:
     @property
     def match(self) -> Match | None:
         """The batch norm that it is, if it is one."""
-        return self.verdict if isinstance(self.verdict, Match) else None
+        if not isinstance(self.verdict, Match):
+            return None
+        shapes = {self.shape: self.whole, self.kept: kept_shape(self.whole, self.axes)}
+        shapes[self.full] = kept_shape(self.whole, self.axes, True)
+        parts = self.verdict._asdict().items()
+        whole: Any = {k: p._replace(shape=shapes.get(p.shape, p.shape)) for k, p in parts if isinstance(p, Argument)}
+        return self.verdict._replace(**whole)
+
+    def _free(self) -> set[int]:
+        """The axes, from the last, along which all places are alike to what computes here: two stand for all."""
+        reduced, ndim = set[int](), len(self.whole)
+        for node in [*self.inner, *self.cut]:
+            if not all(n in (1, m) for n, m in zip(reversed(node.shape), reversed(self.whole), strict=False)):
+                return set()
+        for node, args in self.args.items():
+            if any(np.ndim(arg) for arg in args if not isinstance(arg, Node)):
+                return set()  # numbers of which two places may agree and others not
+            if node.op in ("sum", "mean", "var") and len(node.inputs[0].shape) == ndim:
+                axes = reduced_axes(node.params["axis"], ndim)
+                if not node.params["keepdims"] and axes != tuple(range(len(axes))):
+                    return set()
+                reduced |= {axis - ndim for axis in axes}
+            elif node.op not in _ELEMENTWISE or node.op == "broadcast_to":
+                return set()
+        return {k for k in range(-ndim, 0) if k not in reduced}
+
+    def _small(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple([min(n, 2) if k - len(shape) in self.free else n for k, n in enumerate(shape)])
 
     @property
     def ends(self) -> set[Node]:
@@ -243,8 +273,8 @@ class Region:
 
     def draw_others(self, positive: set[Node]) -> Values:
         """Random numbers for the other nodes that are read, of which some have to be positive."""
-        drawn = {node: self.rng.uniform(0.5, 2, node.shape) for node in self.cut}
-        return {n: v if n in positive else v * self.rng.choice([-1, 1], n.shape) for n, v in drawn.items()}
+        drawn = {node: self.rng.uniform(0.5, 2, self._small(node.shape)) for node in self.cut}
+        return {n: v if n in positive else v * self.rng.choice([-1, 1], v.shape) for n, v in drawn.items()}
 
     def run(self, x: Array, others: Values, kept: Values | None = None) -> Values:
         """The value of every node; what `stop_gradient` cuts off is taken from `kept`."""
@@ -552,7 +582,7 @@ class Region:
     def roles(self, nodes: set[Node]) -> dict[Node, str]:
         """What these nodes stand for; of several that follow each other the first."""
         values, found = self.values, dict[Node, str]()
-        if match := self.match:
+        if isinstance(match := self.verdict, Match):
             x = values[self.x]
             mean = self.taken(match.mean, values) if match.mean else self.avg(x)
             var = self.taken(match.var, values) if match.var else self.var(x)

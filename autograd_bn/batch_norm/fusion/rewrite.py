@@ -72,7 +72,7 @@ def fuse(*outputs: Tensor) -> Report:
     refused: dict[Node, str] = {}
     partly: dict[Node, tuple[str, set[Node]]] = {}
     for node, region in Recogniser(graph.nodes).search(graph.outputs):
-        verdict = region.verdict
+        verdict = region.match or region.verdict
         if isinstance(verdict, Match):
             try:
                 made[node] = _fused(verdict, values), _described(verdict)
