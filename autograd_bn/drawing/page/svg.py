@@ -43,6 +43,8 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
         title = group.findtext(SVG + "title", "")
         _clean(group)
         if kind == "node":
+            for part in group:
+                part.attrib.pop("stroke-dasharray", None)  # dashes say that a value isn't known yet
             shape = picture.shapes[int(title)]
             texts = [child for child in group if child.tag == "text"]
             lines = ["v"] * _count(shape.value) + ["g"] * _count(shape.gradient)
