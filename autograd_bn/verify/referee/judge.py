@@ -8,6 +8,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .adapters import adapt
 from .explain import Explanation, explain, findings_of
-from .generic import alone, generic, shape_finding, swapped
+from .generic import alone, generic, one_path, shape_finding, swapped
 from .matching import Returned, Step, right, right_in, sort, steps, vanishing
 from .mistakes import RTOL, Factors, Mistake, listed
 from .normalisation import Normalisation, canonical, close, plain, recognise, telling_inputs
@@ -85,6 +86,7 @@ class Referee:
     def __init__(self, pair: Pair, source: tuple[Any, Callable[[Any], Any]], seed: int, seconds: float) -> None:
         self.pair, self.source, self.seconds = pair, source, seconds
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
+        self.begun = thread_time()
         self.given = pair.run(pair.inputs, self.rng)
         self.findings: list[Finding] = []
         self.notes: list[str] = []
@@ -124,7 +126,10 @@ class Referee:
             if self._another({**pair.inputs, **self._moved(names, turned=True)}):
                 break
         for other in itertools.islice(lengthened(pair, rng), 3):
-            self._another(other)
+            run = self._another(other)
+            # A forward pass that reads a part of longer arrays takes them, and is no witness.
+            if run and any(g.shape != run.truth[n].shape for n, g in self.runs[-1][1].gradients.items()):
+                self.runs.pop()
         norm = recognise(near_run or self.given)
         if norm is not None:
             told = self._another(telling_inputs(norm, (near_run or self.given).inputs, rng, pair.written))
@@ -135,6 +140,8 @@ class Referee:
 
     def _another(self, inputs: Inputs) -> Run | None:
         """A run on other inputs, where the pair takes them."""
+        if self.given.why_differences and thread_time() - self.begun > 1:
+            return None  # differences take many calls
         try:
             run = self.pair.run(inputs, self.rng)
         except Unjudgeable:
@@ -281,6 +288,10 @@ class Referee:
         left = [name for name in left if name not in curved]
         if norm is not None:
             roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
+            if any(name not in roles for name in left):
+                joint = one_path(showing[0][0], self._shaped(*showing[0], left, None, []))
+                findings += [joint] if joint else []
+                left = [] if joint else left
             factors, explained = Factors(norm), list[Explanation]()
             for name in [n for n in left if n in roles and n in shaped and not close(shaped[n], run.truth[n], 5e-7)]:
                 found = explain(factors, roles[name], shaped[name])
@@ -293,10 +304,12 @@ class Referee:
             findings += findings_of(norm, explained)
         run, returned = showing[0]
         shaped = self._shaped(run, returned, left, None, [])
+        said = {label for finding in findings for label in finding.gradients}
         for repair in repairs:
             if set(repair.gradients) & set(shaped):
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
-                findings.append(_slip(repair))
+                if not said & {f"d{name}" for name in repair.gradients}:
+                    findings.append(_slip(repair))
         intermediates = steps(run, returned, recognise(run) if self.norm is not None else None)
         self.findings += findings + (generic(run, shaped, intermediates) if shaped else [])
 

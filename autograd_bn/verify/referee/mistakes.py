@@ -169,11 +169,14 @@ class Factors:
         found: list[Mistake] = []
         powers = dict(self.powers[i])
         sigma, mean = powers.pop("sigma", 0), powers.pop("mean", 0)
-        if sigma == 1 and (mean == -1 or abs(k * self.norm.n - 1) < 1e-8):
-            what = "the mean" if mean else "N"
-            words = f"is divided by {what} where sigma = sqrt(var + eps) belongs"
-            found.append(Mistake("wrong divisor", words, f"Divide by sqrt(var + eps), not by {what}"))
-            sigma, mean, k = 0, 0, k if mean else 1.0
+        if sigma == 1 and mean == -1:
+            words = "is divided by the mean where sigma = sqrt(var + eps) belongs"
+            found.append(Mistake("mean for sigma", words, "Divide by sqrt(var + eps), not by the mean"))
+            sigma = mean = 0
+        if sigma == 1 and abs(k * self.norm.n - 1) < 1e-8:
+            words = "has 1 / N where 1 / sigma = 1 / sqrt(var + eps) belongs"
+            found.append(Mistake("1/N for 1/sigma", words, "Replace 1 / N by 1 / sqrt(var + eps)"))
+            sigma, k = 0, 1.0
         if sigma:
             found.append(_sigma(sigma, path))
         if mean:

@@ -337,6 +337,12 @@ _DERIVATIVES = [
 ]
 
 
+def _idle(text: str) -> bool:
+    """Whether an expression says in a roundabout way what is 0 or 1: `a - a`, `a / a`, `a * 0`."""
+    same = re.search(r"(?<![\w.])([A-Za-z_][\w.]*)\)* [-/] \(*\1(?![\w.(\[])", text)
+    return bool(same) or bool(re.search(r"\* 0(?![\w.])|(?<![\w.])0 \*", text))
+
+
 def candidates(source: Source) -> Iterator[Edit]:
     """Every small edit of a function, each with its cost: about how many of its kind one would try first."""
     parents = {child: node for node in ast.walk(source.tree) for child in ast.iter_child_nodes(node)}
@@ -345,7 +351,11 @@ def candidates(source: Source) -> Iterator[Edit]:
         if isinstance(node, ast.stmt):
             yield from _statement_edits(source, node, scope)
         elif isinstance(node, ast.expr) and scope.is_value(node):
-            yield from _expression_edits(source, node, parents, scope)
+            for edit in _expression_edits(source, node, parents, scope):
+                first, last = source.text.rfind(b"\n", 0, edit.start) + 1, source.text.find(b"\n", edit.end)
+                around = source.text[first : edit.start].decode(), source.text[edit.end : last].decode()
+                if not _idle(around[0] + edit.new + around[1]):
+                    yield edit
 
 
 class Scope:
