@@ -35,9 +35,10 @@ class Kernels(Protocol):
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
     """Choose the kernels of the fused node: "numpy", "numba", or None for the default.
 
-    By default numba's run on float32 and float64 arrays of a few thousand elements and up, where numba is
-    installed, and NumPy's on all others. Numba's compile on their first use and are kept on disk for the next process.
-    What they do not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
+    By default numba's run on float32 and float64 arrays of a few thousand elements and up, where numba is installed,
+    and NumPy's on all others: by shape, dtype and memory alone, so that a run repeats bit for bit. Numba's compile on
+    their first use, which takes some seconds for each dtype, and are kept on disk for the next process. What they do
+    not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
     `ValueError` for another name, `ImportError` for "numba" where it isn't installed.
 
     >>> import autograd_bn as ag

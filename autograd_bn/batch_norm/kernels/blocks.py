@@ -133,12 +133,6 @@ class Layout:
                 return None
         return [array.reshape(-1) for array in arrays]
 
-    def first(self, view: Array) -> Array:
-        """The first element of every feature, as a vector."""
-        outer, inner = len(self.lengths[0]), len(self.lengths[2])
-        first: Array = view[(0,) * outer + (...,) + (0,) * inner]
-        return first.reshape(-1)
-
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
         if statistic is None:
