@@ -423,6 +423,26 @@ def test_numbers_near_the_ends_of_the_range_are_normalised_as_others_are(scale):
             assert np.isfinite(a).all()
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_gradient_near_the_end_of_the_range_gives_finite_gradients(backend):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 50, 3))
+
+    def everything(x, g):
+        leaves = [ag.tensor(a, requires_grad=True) for a in (x, [2.0, -1.0, 3.0])]
+        return ag.grad(ag.batch_norm(*leaves, eps=1e-20), leaves, g)
+
+    ag.set_backend(backend)
+    try:
+        (dx, dgamma), (expected_dx, expected_dgamma) = everything(x * 1e9, g * 1e300), everything(x, g)
+    finally:
+        ag.set_backend(None)
+    np.testing.assert_allclose(dx / 1e291, expected_dx, rtol=1e-9)
+    np.testing.assert_allclose(dgamma / 1e300, expected_dgamma, rtol=1e-9)
+
+
 # --- One compiled call -------------------------------------------------------------------------------------
 
 

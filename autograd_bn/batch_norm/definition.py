@@ -76,6 +76,13 @@ class Statistics(NamedTuple):
             else (mean / self.unit, self.var / self.unit / self.unit, self.n)
         )
 
+    def in_deviations(self) -> Statistics:
+        """The same in a unit near the deviation, in which products with large gradients stay in a double's range."""
+        exponent = np.where(np.isfinite(self.scale) & (self.scale > 0), np.frexp(self.scale)[1], 0)
+        unit = np.ldexp(1.0, exponent)
+        mean = Mean(self.mean.high * unit, self.mean.low * unit)
+        return Statistics(mean, self.var * unit * unit, self.scale / unit, self.n, unit)
+
 
 def _statistics(
     x: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any, unit: Any = None
@@ -161,12 +168,16 @@ def _on_arrays(
 ) -> tuple[Any, ...]:
     if kept.rows is not None and wanted[0]:
         slope, (weighted, total) = arithmetic.backward_at_once(g, x, axes, gamma, kept.rows, through)
+        if x.dtype.char == "d" and not np.isfinite(weighted).all():
+            return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
         dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
         return slope, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
     centre, _, scale, n, unit, _ = kept
     with np.errstate(all="ignore"):
         g, x = native(g), native(x) if unit is None else native(x) * unit
         total, weighted = arithmetic.backward_sums(g, x, axes, centre, scale)
+        if unit is None and comm is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
+            return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
         dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
         dbeta = total.reshape(beta.shape) if wanted[2] else None
         dx: Any = None
