@@ -192,16 +192,7 @@ def _on_arrays(
 
 @primitive(_rule, joint=True)
 def _batch_norm(
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    mean: Any,
-    var: Any,
-    eps: Any,
-    /,
-    axes: tuple[int, ...],
-    stop: frozenset[str],
-    comm: Any,
+    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, /, axes: Any, stop: frozenset[str], comm: Any
 ) -> Any:
     if mean is None and comm is None and (done := arithmetic.forward_at_once(x, axes, gamma, beta, eps)):
         y, found, rows = done
