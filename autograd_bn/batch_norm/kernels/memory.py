@@ -26,7 +26,7 @@ class Loan:
 
     def __init__(self, room: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._room, self._free = room, _free
-        data = (room.ctypes.data, False)
+        data = room.__array_interface__["data"]
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": data}
 
     def __del__(self) -> None:
