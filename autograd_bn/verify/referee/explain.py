@@ -56,15 +56,21 @@ def explain(factors: Factors, gradient: str, given: Array) -> Explanation | None
         active = [path for path, term in paths.items() if np.any(term)]
         other = _other_terms(norm) if norm.training else {}
         terms = [[(list[Mistake](), paths[path]), *other.get(path, ())] for path in active]
+        rows, lost = norm.rows(given), list[Mistake]()
+        kept = np.any(rows != 0, axis=0)
+        if np.any(kept) and not np.all(kept):
+            words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
+            lost = [Mistake("lost rows", words, "Fill in every row")]
+        kept |= not lost
         for chosen in sorted(itertools.product(*terms), key=lambda chosen: sum(len(m) for m, _ in chosen)):
             fixed = sum(len(mistakes) for mistakes, _ in chosen)
             if fixed > 2 or (best is not None and best.cost <= fixed + 1):
                 break
-            c = _weights([norm.rows(term) for _, term in chosen], norm.rows(given))
+            c = _weights([norm.rows(term)[:, kept] for _, term in chosen], rows[:, kept])
             found = None if c is None else _explained(factors, gradient, active, c)
             if found is not None:
                 for path, (mistakes, _) in zip(active, chosen, strict=True):
-                    found.parts[path] = mistakes + found.parts[path]
+                    found.parts[path] = mistakes + found.parts[path] + lost
                 best = found if best is None or found.cost < best.cost - 1e-9 else best
         return best
     parameter = norm.gamma if gradient == "dgamma" else norm.beta
