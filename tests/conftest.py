@@ -9,6 +9,8 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+collect_ignore = ["bench"]  # it imports what only the benchmarks need
+
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 
