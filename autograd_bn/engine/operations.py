@@ -805,8 +805,17 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
     return _pad(x, tuple(map(tuple, widths)), constant_values)
 
 
+@primitive(
+    lambda g, b, terms: _einsum(g, b, (terms[2], terms[1], terms[0])),
+    lambda g, a, terms: _einsum(g, a, (terms[2], terms[0], terms[1])),
+)
+def _einsum(a: Any, b: Any, /, terms: tuple[str, str, str]) -> Any:
+    """Two operands; each letter stands in two of the three terms at least, in none of them twice."""
+    return np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True)
+
+
 def einsum(subscripts: str, *operands: Any) -> Any:
-    """Einstein's sums of products, as `numpy.einsum` with letters, from products of two matrices at a time.
+    """Einstein's sums of products, as `numpy.einsum` with letters, two operands at a time.
 
     `ValueError` for subscripts that don't match the operands, or that have an ellipsis.
 
@@ -816,47 +825,36 @@ def einsum(subscripts: str, *operands: Any) -> Any:
     """
     left, arrow, out = subscripts.replace(" ", "").partition("->")
     terms = left.split(",")
-    if "." in left or len(terms) != len(operands) or [len(t) for t in terms] != [np.ndim(a) for a in operands]:
-        dims = [np.ndim(a) for a in operands]
-        raise ValueError(f"subscripts {subscripts!r} don't spell the axes of operands with {dims} axes by letters")
-    if not arrow:
-        out = "".join(sorted({i for i in left if left.count(i) == 1} - {","}))
-    parts = []
-    for k, (term, a) in enumerate(zip(terms, operands, strict=True)):
-        parts.append(_summed(term, a, out + "".join(terms[:k] + terms[k + 1 :])))
-    term, a = parts[0]
-    for k, (other, b) in enumerate(parts[1:], 2):
-        later = out + "".join(t for t, _ in parts[k:])
-        both = [i for i in term if i in other]
-        batch, inner = [i for i in both if i in later], [i for i in both if i not in later]
-        rows, columns = [i for i in term if i not in other], [i for i in other if i not in term]
-        sizes = dict(zip(term + other, np.shape(a) + np.shape(b), strict=True))
-        if [sizes[i] for i in term] != list(np.shape(a)):
-            raise ValueError(f"subscripts {subscripts!r} join axes of different lengths: {np.shape(a)}, {np.shape(b)}")
-
-        def block(x: Any, names: str, *groups: list[str], sizes: dict[str, int] = sizes) -> Any:
-            x = transpose(x, tuple([names.index(i) for group in groups for i in group]))
-            lengths = [math.prod([sizes[i] for i in group]) for group in groups[1:]]
-            return reshape(x, (*[sizes[i] for i in groups[0]], *lengths))
-
-        a = matmul(block(a, term, batch, rows, inner), block(b, other, batch, inner, columns))
-        term = "".join(batch + rows + columns)
-        term, a = _summed(term, reshape(a, tuple([sizes[i] for i in term])), later)
-    if sorted(term) != sorted(out):
-        raise ValueError(f"subscripts {subscripts!r} name an axis of the result that no operand has, or twice")
+    out = out if arrow else "".join(sorted({i for i in left if left.count(i) == 1} - {","}))
+    shapes = [np.shape(a) for a in operands]
+    lengths = {(i, n) for term, shape in zip(terms, shapes, strict=False) for i, n in zip(term, shape, strict=False)}
+    letters = [i for i, _ in lengths]
+    if (
+        not all(map(str.isalpha, letters))
+        or list(map(len, terms)) != list(map(len, shapes))
+        or not set(out) <= set(letters)
+        or len(set(letters)) < len(letters)
+        or len(set(out)) < len(out)
+    ):
+        raise ValueError(f"subscripts {subscripts!r} don't spell the axes of operands of shapes {shapes} by letters")
+    term, a = "", None
+    for k, (other, b) in enumerate(zip(terms, operands, strict=True)):
+        later = out + "".join(terms[k + 1 :])
+        while twice := next((i for i in other if other.count(i) > 1), None):
+            i, j = other.index(twice), other.rindex(twice)
+            rest = [axis for axis in range(len(other)) if axis not in (i, j)]
+            b = getitem(transpose(b, (i, j, *rest)), (np.arange(np.shape(b)[i]),) * 2)
+            other = twice + "".join([other[axis] for axis in rest])
+        other, b = _summed(other, b, term + later)
+        if k:
+            term, a = _summed(term, a, other + later)
+            both = "".join([i for i in dict.fromkeys(term + other) if i in later])
+            b, other = _einsum(a, b, (term, other, both)), both
+        term, a = other, b
     return transpose(a, tuple([term.index(i) for i in out]))
 
 
 def _summed(term: str, a: Any, kept: str) -> tuple[str, Any]:
-    """An operand of `einsum` with each letter once, and none that is not kept."""
-    for i in term:
-        while term.count(i) > 1:
-            first, second = term.index(i), term.rindex(i)
-            n = np.shape(a)[first]
-            if np.shape(a)[second] != n:
-                raise ValueError(f"subscript {i!r} stands for axes of {n} and {np.shape(a)[second]} elements")
-            rest = [k for k in range(len(term)) if k not in (first, second)]
-            a = getitem(transpose(a, (first, second, *rest)), (np.arange(n), np.arange(n)))
-            term = i + "".join([term[k] for k in rest])
+    """An operand of `einsum`, summed over the letters that nothing else has."""
     lost = tuple([k for k, i in enumerate(term) if i not in kept])
     return "".join([i for i in term if i in kept]), sum(a, lost) if lost else a
