@@ -296,12 +296,25 @@ def test_a_near_miss_is_refused_with_the_reason(reason):
 
 
 LOOKALIKES = {
-    "centred and scaled": [
+    "it is centred, and not divided by sqrt(var + eps)": [
         lambda x: (x - x.mean(0)) / (x.max(0) - x.min(0) + EPS),
         lambda x: (x - x.mean(0)) / (x.std(0, ddof=1) + EPS),
-        lambda x: (x - x.mean(0) - EPS) / np.sqrt(x.var(0) + EPS),
         lambda x: (x - x.mean(0)) / np.sqrt(((x - 0.9 * x.mean(0)) ** 2).mean(0) + EPS),
         lambda x: (x - x.mean(0)) / (np.sqrt(x.var(0) + EPS) + 1e-9),
+        lambda x: (x - x.mean(0)) / (x.var(0) + EPS) ** (1 / 3),
+        lambda x: (x - x.mean(0)) * ag.stop_gradient(x[0] * ag.rsqrt(x.var(0) + EPS)),
+    ],
+    "it is divided by sqrt(var + eps), and not centred on the mean of 'x'": [
+        lambda x: (x - x.mean(0) - EPS) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x + x.mean(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - 0.5 * x.mean(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - (0.1 * x.mean(0) + np.array([0.3, -0.2, 0.5]))) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - x.sum(0) / 4) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - np.array([[0.1, 0.3, 0.2, 0.2, 0.2]]) @ x) / np.sqrt(x.var(0) + EPS),
+    ],
+    "outside the root": [lambda x: (x - x.mean(0)) / np.sqrt((x.std(0) + EPS) ** 2)],
+    "some inputs only, because of sqrt": [
+        lambda x: (x - x.mean(0)) * np.sqrt((np.array([1.0, 2.0, 3.0]) * ag.rsqrt(x.var(0) + EPS)) ** 2)
     ],
     "mean absolute deviation": [lambda x: (x - x.mean(0)) / (abs(x - x.mean(0)).mean(0) + EPS)],
     "no mean is subtracted, before or under the root": [lambda x: x / np.sqrt((x * x).mean(0) + EPS)],
@@ -684,9 +697,9 @@ def test_an_unbiased_variance_of_many_halves_is_not_taken_for_rounding():
         lambda x: np.sum(x[:0], 0) / 0.5,
         lambda x: x.var(0, ddof=4),
         lambda x: ag.concatenate([x, x]).std(),
-        lambda x: (x + x.mean(0)) / np.sqrt(x.var(0) + EPS),
-        lambda x: (x - 0.5 * x.mean(0)) / np.sqrt(x.var(0) + EPS),
-        lambda x: (x - x.mean(0)) * ag.stop_gradient(x[0] * ag.rsqrt(x.var(0) + EPS)),
+        lambda x: ag.exp(x) / ag.exp(x).sum(0),
+        lambda x: (x - x.min(0)) / (x.max(0) - x.min(0)),
+        lambda x: x - x.mean(0) / np.sqrt(x.var(0) + EPS),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")

@@ -851,7 +851,7 @@ def einsum(subscripts: str, *operands: Any) -> Any:
             both = "".join([i for i in dict.fromkeys(term + other) if i in later])
             b, other = _einsum(a, b, (term, other, both)), both
         term, a = other, b
-    return transpose(a, tuple([term.index(i) for i in out]))
+    return a if term == out else transpose(a, tuple([term.index(i) for i in out]))
 
 
 def _summed(term: str, a: Any, kept: str) -> tuple[str, Any]:

@@ -246,7 +246,7 @@ class Region:
         mixing = any(node.op in _MIXING for node in self.inner if node in moving)
         roots = [node for node in self.inner if _is_root(node) and (node in moving or not mixing)]
         divided = [node for node in self.inner if node.op == "divide" and self.args[node][1] in moving]
-        return len(roots) == 1 or (mixing and not roots and len(divided) == 1)
+        return len(roots) in (1, 2) or (mixing and not roots and len(divided) == 1)
 
     def inside(self, node: Node) -> set[Node]:
         """The nodes between `node`, or its equal `y`, and the ends, all of these left out."""
@@ -504,12 +504,25 @@ class Region:
             for rank, reason, formula in self._others(e)
             if (fit := self.fit(formula, _root(e))) and self.named(fit[0], 1) and self.named(fit[1], 0, self.scale)
         ]
-        if not found:
-            large = [y for _, y in self.points(1e9)]
-            level = [_close(self.avg(y), self.avg(large[0]), 1e-6, self.scale) for y in large]
-            if all(level) and np.max(np.abs(large)) < 1e3 * self.scale:
-                return Miss("it is centred and scaled, and not by (x - mean) / sqrt(var + eps)", PARTLY)
-        return min(found, key=lambda miss: miss.rank, default=None)
+        return min(found, key=lambda miss: miss.rank, default=None) or self._in_part()
+
+    def _in_part(self) -> Miss | None:
+        """The half of batch norm that `y` is: y = slope * (x - centre) + beta, with one of the two as it should be."""
+        points = [(x, y, x - self.avg(x), self.avg(y)) for x, y in self.points(1.0)]
+        slopes = [self.avg(y * centred) / self.avg(centred**2) for _, y, centred, _ in points]
+        if _close(slopes[0], slopes[1], 1e-6):
+            return None
+        for slope, (_, y, centred, level) in zip(slopes, points, strict=True):
+            if not _close(y - level, slope * centred, 1e-9, self.scale):
+                return None
+        level, *others = [level for *_, level in points]
+        if all(_close(other, level, 1e-6, self.scale) for other in others) and self.named(level, 0, self.scale):
+            return Miss("it is centred, and not divided by sqrt(var + eps)", PARTLY)
+        for *_, e in self.summands(True):
+            gamma, *others = [k * np.sqrt(self.var(x) + e) for k, (x, *_) in zip(slopes, points, strict=True)]
+            if all(_close(other, gamma, 1e-6) for other in others) and self.named(gamma, 1):
+                return Miss(f"it is divided by sqrt(var + eps), and not centred on the mean of {label(self.x)}", PARTLY)
+        return None
 
     def _others(self, e: Any) -> Iterator[tuple[int, str, Formula]]:
         """Formulas that are not batch norm, each with what is wrong with it."""
