@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def test_every_python_block_runs_and_prints_what_it_says(tmp_path, monkeypatch):
     blocks = re.findall(r"^```pycon\n(.*?)^```$", README, flags=re.S | re.M)
     assert len(blocks) > 5
     assert "```python" not in README, "a block that no test runs"
+    blocks = [block for block in blocks if ">>> import torch" not in block or find_spec("torch")]
     test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "README.md", "README.md", 0)
     results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
     assert results.failed == 0
