@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Container, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,9 @@ def grad(
             if create_graph:
                 seed = given if isinstance(given, Tensor) else as_tensor(seed)
             seeds.append((output.node, seed))
-    with recording(create_graph):
-        found = propagate(seeds, {given.node for given in inputs}, create_graph)
+    targets = {given.node for given in inputs}
+    with recording(True) if create_graph else nullcontext():
+        found = propagate(seeds, targets, create_graph)
     results: list[Any] = []
     for i, given in enumerate(inputs):
         result = found.get(given.node)
@@ -89,8 +91,9 @@ def grad(
                 f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
                 "pass allow_unused=True to get None for it"
             )
-        repeated = result is not None and any(result is other for other in results)
-        results.append(np.array(result) if repeated and not create_graph else result)
+        results.append(result)
+    if len(targets) < len(inputs) and not create_graph:
+        results = [None if result is None else np.array(result) for result in results]
     return tuple(results)
 
 
@@ -135,7 +138,7 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
         node, g = ready.pop()
         if node in targets if targets is not None else not node.wanted:
             found[node] = g
-        parts = pull(node, g, waiting, create_graph)
+        parts = pull(node, g, waiting, create_graph) if node.wanted else []
     return found if create_graph else _owned(found, [seed for _, seed in seeds])
 
 
@@ -161,7 +164,9 @@ def pull(
         rule = op.rules[position if op.many else 0]  # type: ignore[union-attr]
         if op.joint:  # type: ignore[union-attr]
             if joint is None:
-                asked = tuple([p in node.wanted and (within is None or args[p] in within) for p in range(len(args))])
+                asked = [False] * len(args)
+                for p in node.wanted:
+                    asked[p] = within is None or args[p] in within
                 joint = rule.function(g, asked, *rule.pick(saved), **rule.about(node, position))
             part = joint[position]
         elif rule.metadata:
@@ -180,16 +185,18 @@ def _owned(found: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
     """The arrays found, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
     taken = {id(owner_of(array)) for array in seeds}
     for node, g in found.items():
-        if type(g) is not np.ndarray or not g.flags.writeable or id(owner_of(g)) in taken:
+        owner = id(owner_of(g))
+        if type(g) is not np.ndarray or not g.flags.writeable or owner in taken:
             found[node] = g = np.array(g)
-        taken.add(id(owner_of(g)))
+            owner = id(g)
+        taken.add(owner)
     return found
 
 
 def owner_of(array: Any) -> Any:
     """The array whose memory an array is a view of."""
-    while isinstance(getattr(array, "base", None), np.ndarray):
-        array = array.base
+    while isinstance(base := getattr(array, "base", None), np.ndarray):
+        array = base
     return array
 
 
@@ -221,7 +228,8 @@ def _leading_to(targets: set[Node], outputs: list[Node]) -> set[Node]:
     stack = list(consumers)
     while stack:
         node = stack.pop()
-        for parent in node.receivers:
+        for position in node.wanted:
+            parent = node.args[position]
             if parent not in consumers:
                 consumers[parent] = []
                 stack.append(parent)

@@ -38,12 +38,15 @@ class Rule:
         self.pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] = itemgetter(*picked)
         self.place = self.places[0] if len(self.places) == 1 else None
         self.metadata = [name for name in names if name not in values]
+        self.of_inputs = not {"position", "shape", "shapes"}.isdisjoint(self.metadata)
 
     def about(self, node: Node, position: int) -> dict[str, Any]:
         """The metadata that the rule reads, of the input at `position`."""
-        known = {**node.params, "position": position, "shape": np.shape(node.args[position])}
-        if "shapes" in self.metadata:
-            known["shapes"] = tuple([np.shape(arg) for arg in node.args])
+        known = node.params
+        if self.of_inputs:
+            known = {**known, "position": position, "shape": np.shape(node.args[position])}
+            if "shapes" in self.metadata:
+                known["shapes"] = tuple([np.shape(arg) for arg in node.args])
         return {name: known[name] for name in self.metadata}
 
 
@@ -148,6 +151,8 @@ class Primitive:
         if len(arrays) < count or len(extra) > len(self.keywords):
             raise TypeError(f"{self.name}() takes {count} arrays and options {self.keywords}, got {len(args)}")
         named = dict(zip(self.keywords, extra, strict=False))
+        if len(named) == len(self.keywords) and not params and list not in map(type, extra):
+            return arrays, named
         for name in params:
             if name in named or name not in self.keywords:
                 known = "takes it once" if name in named else f"knows only {self.keywords}"
