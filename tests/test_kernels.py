@@ -286,6 +286,7 @@ def cut(monkeypatch):
         monkeypatch.setattr(arithmetic, name, 0)
     monkeypatch.setattr(blocks, "BLOCK", 256)
     monkeypatch.setattr(blocks, "_layout", blocks.Layout)
+    monkeypatch.setattr(arithmetic, "_layout_at_once", arithmetic._layout_at_once.__wrapped__)
     for module in kernel_modules():
         monkeypatch.setattr(module, "PARALLEL", 0)
 

@@ -16,6 +16,8 @@ from ..engine import Tensor
 from ..engine.node import Array
 from .arithmetic import values, wide
 
+Kind = tuple[tuple[int, ...], np.dtype[Any]]
+
 
 @lru_cache
 def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
@@ -45,13 +47,9 @@ def checked(
         x = ag.as_tensor(x) if isinstance(gamma, Tensor) or isinstance(beta, Tensor) else np.asarray(x)
     if x.dtype.kind in "iub":
         x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
-    if x.dtype.kind not in "fO":
-        raise TypeError(f"x has dtype {x.dtype}, expected floating-point numbers or exact rationals")
-    axes = tuple(range(x.ndim - 1)) if axes is None else _checked_axes(axes, x.shape)
-    for name, given in (("gamma", gamma), ("beta", beta)):
-        if given is not None:
-            _check_numbers(given if isinstance(given, Tensor) else np.asarray(given), name, axes, x)
-    gamma, beta = (p if p is None or isinstance(p, Tensor) else np.asarray(p) for p in (gamma, beta))
+    gamma, beta = [p if p is None or isinstance(p, Tensor) else np.asarray(p) for p in (gamma, beta)]
+    kinds: Any = [None if p is None else (p.shape, p.dtype) for p in (x, gamma, beta)]
+    axes, n = _settled(*kinds, None if axes is None else _listed(axes, x.shape))
     if not (type(eps) is float and 0 < eps < math.inf and x.dtype != object):
         eps = _checked_eps(eps, axes, x)
     if form not in ("fused", "composed"):
@@ -60,42 +58,55 @@ def checked(
         raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
     if (mean is None) != (var is None):
         raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
-    n = 2 if mean is None and comm is not None else values(x.shape, axes)
     if mean is not None:
         mean, var = _checked_statistic(mean, "mean", axes, x), _checked_statistic(var, "var", axes, x)
         if (var < 0).any():
             raise ValueError(f"var has a negative entry, {np.min(var)}: a variance is at least 0")
-    elif n == 1:
+    elif n == 1 and comm is None:
         raise ValueError(
             f"x of shape {x.shape} has one value per feature over axes {axes}, whose variance is 0: "
             "give more rows, or mean= and var= for inference"
         )
-    elif n == 0:
+    elif n == 0 and comm is None:
         shape = kept_shape(x.shape, axes, keepdims=True)
         mean, var = np.zeros(shape, x.dtype), np.ones(shape, x.dtype)
     return x, gamma, beta, axes, eps, mean, var
 
 
-def _checked_axes(axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _listed(axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
     ndim = len(shape)
     listed: tuple[Any, ...] = tuple(axes) if np.iterable(axes) else (axes,)
     for axis in listed:
-        if not isinstance(axis, int | np.integer) or not -ndim <= axis < ndim:
+        if not isinstance(axis, (int, np.integer)) or not -ndim <= axis < ndim:
             raise ValueError(f"axes has {axis!r}, expected integers from {-ndim} to {ndim - 1} for x of shape {shape}")
-    found = sorted([int(axis) % ndim for axis in listed])
-    if len(set(found)) < len(found):
+    return listed
+
+
+@lru_cache(1024)
+def _settled(x: Kind, gamma: Kind | None, beta: Kind | None, axes: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
+    """The axes from first to last, and the count of values per feature: all that shapes and dtypes alone decide."""
+    shape, dtype = x
+    ndim = len(shape)
+    if dtype.kind not in "fO":
+        raise TypeError(f"x has dtype {dtype}, expected floating-point numbers or exact rationals")
+    found = tuple(range(ndim - 1)) if axes is None else tuple(sorted({int(axis) % ndim for axis in axes}))
+    if axes is not None and len(found) < len(axes):
         raise ValueError(f"axes is {axes!r}, which names an axis twice")
-    return tuple(found)
+    for name, given in (("gamma", gamma), ("beta", beta)):
+        if given is not None:
+            _check_kind(given, name, found, shape)
+    return found, values(shape, found)
 
 
-def _check_numbers(given: Any, name: str, axes: tuple[int, ...], x: Any) -> None:
-    if given.dtype.kind not in "fiubO":
-        raise TypeError(f"{name} has dtype {given.dtype}, expected real numbers")
-    kept, full = kept_shape(x.shape, axes), kept_shape(x.shape, axes, keepdims=True)
-    if given.shape not in (kept, full):
+def _check_kind(given: Kind, name: str, axes: tuple[int, ...], of: tuple[int, ...]) -> None:
+    shape, dtype = given
+    if dtype.kind not in "fiubO":
+        raise TypeError(f"{name} has dtype {dtype}, expected real numbers")
+    kept, full = kept_shape(of, axes), kept_shape(of, axes, keepdims=True)
+    if shape not in (kept, full):
         also = "" if kept == full else f" or {full}"
         raise ValueError(
-            f"{name} has shape {given.shape}, expected {kept}{also} for x of shape {x.shape} averaged over axes {axes}"
+            f"{name} has shape {shape}, expected {kept}{also} for x of shape {of} averaged over axes {axes}"
         )
 
 
@@ -105,7 +116,7 @@ def _checked_statistic(given: Any, name: str, axes: tuple[int, ...], x: Any) -> 
             raise TypeError(f"{name} requires a gradient, but given statistics are constants: pass {name}.detach()")
         given = given.data
     given = np.asarray(given)
-    _check_numbers(given, name, axes, x)
+    _check_kind((given.shape, given.dtype), name, axes, x.shape)
     given = _fractions(given) if x.dtype == object else given.astype(_of_statistics(x))
     return np.reshape(given, kept_shape(x.shape, axes, keepdims=True))
 
@@ -126,7 +137,7 @@ def _checked_eps(eps: Any, axes: tuple[int, ...], x: Any) -> Any:
     array = _fractions(array) if x.dtype == object else array.astype(float)
     if array.ndim == 0:
         return array.item()
-    _check_numbers(array, "eps", axes, x)
+    _check_kind((array.shape, array.dtype), "eps", axes, x.shape)
     return array.astype(_of_statistics(x)).reshape(kept_shape(x.shape, axes, keepdims=True))
 
 

@@ -7,6 +7,7 @@ infinity here can be the right answer.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, compiled, numba_wanted
+from .kernels import backend, choose, compiled, numba_wanted
 from .kernels.blocks import Layout, layout_of, walk
 from .kernels.memory import empty_like
 from .kernels.numpy import added
@@ -205,42 +206,81 @@ def input_gradient(
     return dx
 
 
-def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: Any) -> Any:
-    """All steps of the forward pass in one compiled call, or None where there is none for these arrays.
+class Found(NamedTuple):
+    """What `forward_at_once` keeps: the mean's two parts, the variance and the scale in rows, a column a feature."""
 
-    The result; the mean's two parts, the variance and the scale in the shape of statistics; and the same in rows.
-    """
-    if not numba_wanted(x.size) or x.dtype.char not in "fd" or not x.dtype.isnative or type(eps) is not float:
+    rows: Array
+    layout: Layout
+
+    def parts(self) -> tuple[Mean, Array, Array]:
+        """The mean, the variance and the scale in the shape of statistics."""
+        high, low, var, scale = self.layout.unflat(self.rows)
+        return Mean(high, low), var, scale
+
+
+@lru_cache(512)
+def _layout_at_once(
+    backend: Any, axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], *dtypes: Any
+) -> Layout | None:
+    """The layout of an array that one compiled call each way computes; None where the steps are better."""
+    if not numba_wanted(math.prod(shape)) or dtypes[0].char not in "fd" or not dtypes[0].isnative:
         return None
-    if not all(p is None or p.dtype is x.dtype for p in (gamma, beta)):
+    like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
+    layout = layout_of(axes, like_x)
+    fits = all(dtype in (None, dtypes[0]) for dtype in dtypes) and layout.view(like_x).flags.c_contiguous
+    return layout if fits and layout.size <= compiled().PARALLEL else None
+
+
+def forward_at_once(
+    x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float
+) -> tuple[Array, Found] | None:
+    """The whole forward pass in one compiled call, or None where there is none for these arrays."""
+    dtypes = (None if gamma is None else gamma.dtype, None if beta is None else beta.dtype)
+    layout = _layout_at_once(backend(), axes, x.shape, x.strides, x.dtype, *dtypes)
+    if layout is None:
         return None
-    kernels, layout, y = compiled(), layout_of(axes, x), empty_like(x)
-    arrays = layout.flats(x, y)
-    if arrays is None or layout.size > kernels.PARALLEL:
-        return None
-    arguments: Any = [*arrays, _flat(gamma, 1, x, layout), _flat(beta, 0, x, layout)]
-    rows = np.empty((4, layout.features))
-    fits = kernels.forward(layout.table, layout.long, layout.counts, *arguments, eps, rows)
-    return (y, layout.unflat(rows), rows) if fits else None
+    y, rows = empty_like(x), np.empty((4, layout.features))
+    fits = compiled().forward(
+        layout.table,
+        layout.long,
+        layout.counts,
+        layout.line(x),
+        layout.line(y),
+        _vector(gamma, 1, x, layout),
+        _vector(beta, 0, x, layout),
+        eps,
+        rows,
+    )
+    return (y, Found(rows, layout)) if fits else None
 
 
 def backward_at_once(
-    g: Array, x: Array, axes: tuple[int, ...], gamma: Any, rows: Array, through: tuple[bool, bool]
-) -> tuple[Array, Array]:
-    """The gradient of the input, and those of gamma and beta, after `forward_at_once`."""
-    layout, dx = layout_of(axes, x), empty_like(x)
+    g: Array, x: Array, gamma: Any, found: Found, through: tuple[bool, bool]
+) -> tuple[Array, Array, Array] | None:
+    """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
+    rows, layout = found
+    dx, dgamma, dbeta = empty_like(x), np.empty(layout.features, x.dtype), np.empty(layout.features, x.dtype)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    arrays: Any = layout.flats(g, x, dx)
-    sums = np.empty((2, layout.features), x.dtype)
-    arrays.append(_flat(gamma, 1, x, layout))
-    compiled().backward(layout.table, layout.long, layout.counts, *arrays, rows, *through, sums)
-    return dx, layout.unflat(sums)
+    fits = compiled().backward(
+        layout.table,
+        layout.long,
+        layout.counts,
+        layout.line(g),
+        layout.line(x),
+        layout.line(dx),
+        _vector(gamma, 1, x, layout),
+        rows,
+        *through,
+        dgamma,
+        dbeta,
+    )
+    return (dx, layout.unflat(dgamma), layout.unflat(dbeta)) if fits else None
 
 
-def _flat(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
+def _vector(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
     """A parameter as a vector of features; where it is None, one that changes nothing."""
     if parameter is None:
         return np.full(layout.features, neutral, x.dtype)
-    return parameter if parameter.ndim == 1 else layout.flat(parameter, x.dtype)  # type: ignore[no-any-return]
+    return np.ascontiguousarray(layout.flat(parameter, x.dtype))

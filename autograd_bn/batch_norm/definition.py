@@ -14,7 +14,7 @@ from ..engine.node import Array, Node
 from ..engine.primitive import primitive
 from . import arithmetic, ranks
 from .arguments import checked, kept_shape, lay_along
-from .arithmetic import Mean, native
+from .arithmetic import Found, Mean, native
 from .kernels import LARGEST
 
 # Brings numbers back whose squares leave a double's range: batch norm doesn't depend on the unit of x.
@@ -65,7 +65,6 @@ class Statistics(NamedTuple):
     scale: Array  # 1 / sqrt(var + eps)
     n: int
     unit: Any = None
-    rows: Any = None  # the same, a number for each feature, where one compiled call made them
 
     def values(self) -> tuple[Array, Array, int]:
         """The mean, the variance and the count."""
@@ -129,7 +128,7 @@ def _rule(
     a constant, so it serves a pass on plain arrays only: on tensors the statistics are recorded anew as functions
     of `x`, which makes every further derivative right.
     """
-    through = tuple([mean is None and kept.n > 0 and name not in stop for name in ("mean", "var")])
+    through = (mean is None and "mean" not in stop, mean is None and "var" not in stop)
     if not isinstance(g, Tensor):
         return _on_arrays(g, wanted, x, gamma, beta, kept, axes, through, comm)
     centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
@@ -157,8 +156,8 @@ def _on_tensors(
     if wanted[0]:
         if comm is not None and any(through):
             total, weighted = ranks.sums(total, weighted, comm)
-        dx = g - total / n if through[0] else g
-        dx = dx - normal * (weighted / n) if through[1] else dx
+        dx = g - total / max(n, 1) if through[0] else g
+        dx = dx - normal * (weighted / max(n, 1)) if through[1] else dx
         dx = dx * (scale if gamma is None else scale * lay_along(gamma, x.shape, axes))
     return dx, dgamma, dbeta, None, None, None
 
@@ -166,13 +165,13 @@ def _on_tensors(
 def _on_arrays(
     g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Statistics, axes: Any, through: Any, comm: Any
 ) -> tuple[Any, ...]:
-    if kept.rows is not None and wanted[0]:
-        slope, (weighted, total) = arithmetic.backward_at_once(g, x, axes, gamma, kept.rows, through)
-        if x.dtype.char == "d" and not np.isfinite(weighted).all():
-            return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
-        dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
-        return slope, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
-    centre, _, scale, n, unit, _ = kept
+    if type(kept) is Found:
+        if wanted[0] and (done := arithmetic.backward_at_once(g, x, gamma, kept, through)):
+            dx, dgamma, dbeta = done
+            dgamma = dgamma.reshape(gamma.shape) if wanted[1] else None
+            return dx, dgamma, dbeta.reshape(beta.shape) if wanted[2] else None, None, None, None
+        kept = Statistics(*kept.parts(), arithmetic.values(x.shape, axes))
+    centre, _, scale, n, unit = kept
     with np.errstate(all="ignore"):
         g, x = native(g), native(x) if unit is None else native(x) * unit
         total, weighted = arithmetic.backward_sums(g, x, axes, centre, scale)
@@ -184,7 +183,7 @@ def _on_arrays(
         if wanted[0]:
             if comm is not None and any(through):
                 total, weighted = ranks.sums(total, weighted, comm)
-            averages = [total / n if used else None for total, used in zip((total, weighted), through, strict=True)]
+            averages = [total / max(n, 1) if used else None for total, used in zip((total, weighted), through, strict=True)]
             dx = arithmetic.input_gradient(g, x, axes, centre, scale, lay_along(gamma, x.shape, axes), *averages)
             dx = dx if unit is None else dx * unit
     return dx, dgamma, dbeta, None, None, None
@@ -194,9 +193,9 @@ def _on_arrays(
 def _batch_norm(
     x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, /, axes: Any, stop: frozenset[str], comm: Any
 ) -> Any:
-    if mean is None and comm is None and (done := arithmetic.forward_at_once(x, axes, gamma, beta, eps)):
-        y, found, rows = done
-        return y, Statistics(Mean(found[0], found[1]), found[2], found[3], arithmetic.values(x.shape, axes), None, rows)
+    if mean is None and comm is None and type(eps) is float:
+        if done := arithmetic.forward_at_once(x, axes, gamma, beta, eps):
+            return done
     x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
     with np.errstate(all="ignore"):
         kept = _statistics(x, mean, var, eps, axes, stop, comm)
@@ -264,6 +263,7 @@ def batch_norm(
     else:
         y, kept = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
         if return_stats:
+            kept = Statistics(*kept.parts(), arithmetic.values(x.shape, over)) if type(kept) is Found else kept
             mean, var, n = kept.values()
     if not return_stats:
         return y

@@ -167,7 +167,7 @@ def pull(
                 asked = [False] * len(args)
                 for p in node.wanted:
                     asked[p] = within is None or args[p] in within
-                joint = rule.function(g, asked, *rule.pick(saved), **rule.about(node, position))
+                joint = rule.function(g, tuple(asked), *rule.pick(saved), **rule.about(node, position))
             part = joint[position]
         elif rule.metadata:
             part = rule.function(g, *rule.pick(saved), **rule.about(node, position))

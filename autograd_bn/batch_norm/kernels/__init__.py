@@ -71,6 +71,7 @@ def choose(layout: Layout, *views: Array) -> Kernels:
     return compiled()  # type: ignore[no-any-return]
 
 
+@cache
 def compiled() -> Any:
     """The kernels in numba, which are imported when first asked for."""
     from . import numba
@@ -81,6 +82,11 @@ def compiled() -> Any:
 def numba_wanted(size: int) -> bool:
     """Whether numba's kernels are to run on arrays of so many elements, if they can."""
     return _backend == "numba" or (_backend is None and size >= LARGE and _has_numba())
+
+
+def backend() -> str | None:
+    """What `set_backend` chose last."""
+    return _backend
 
 
 @cache

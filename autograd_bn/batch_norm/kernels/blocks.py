@@ -125,24 +125,22 @@ class Layout:
         array = array if self.straight else array.transpose(self.order)
         return array if array.shape == self.shape else array.reshape(self.shape)
 
-    def flats(self, *arrays: Array) -> list[Array] | None:
-        """The arrays in the order of the walk as vectors, without a copy; None where one is not contiguous in it."""
-        if not (self.straight and all(array.flags.c_contiguous for array in arrays)):
-            arrays = tuple([self.view(array) for array in arrays])
-            if not all(array.flags.c_contiguous for array in arrays):
-                return None
-        return [array.reshape(-1) for array in arrays]
+    def line(self, array: Array) -> Array:
+        """An array that is contiguous in the order of the walk as one line of numbers."""
+        return (array if self.straight else array.transpose(self.order)).reshape(-1)
 
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
-        if statistic is None:
-            return None
+        if statistic is None or statistic.ndim == 1 and statistic.dtype is dtype:
+            return statistic
         if self.turned:
             statistic = np.reshape(statistic, self.kept_shape).transpose(self.kept_order)
         return np.asarray(statistic, dtype).reshape(-1)
 
     def unflat(self, vectors: Array) -> Array:
         """The inverse of `flat`, with 1s in the place of the summed axes; for one vector, or rows of them."""
+        if vectors.shape == self.statistics_shape:
+            return vectors
         lead = vectors.shape[:-1]
         if self.turned:
             order = (*range(len(lead)), *[len(lead) + i for i in np.argsort(self.kept_order)])

@@ -306,13 +306,14 @@ def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore
 
 
 @_exact
-def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_var, sums):  # type: ignore[no-untyped-def]
-    """All steps of the backward pass: `sums` gets the gradients of gamma and of beta."""
+def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_var, dgamma, dbeta):  # type: ignore[no-untyped-def]
+    """All steps of the backward pass; False where a product of float64 left the range."""
     features, parts = len(gamma), len(counts)
     both = np.empty((2, parts, features))
     _backward_sums(table, long, g, x, found[0], both[0], both[1])
     n = counts.sum()
     vectors = np.zeros((3, features))
+    fits = True
     for f in range(features):
         total = weighted = 0.0
         for part in range(parts):
@@ -320,7 +321,8 @@ def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_
             weighted += both[1, part, f]
         scale = found[3, f]
         weighted = (weighted - found[1, f] * total) * scale
-        sums[0, f], sums[1, f] = weighted, total
+        dgamma[f], dbeta[f] = weighted, total
+        fits = fits and np.isfinite(weighted)
         direct = scale * gamma[f]
         vectors[0, f] = direct
         if through_var:
@@ -329,3 +331,4 @@ def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_
             vectors[2, f] = -direct * (total / n)
         vectors[2, f] -= found[1, f] * vectors[1, f]
     _input_gradient(table, long, g, x, dx, found[0], vectors[0], vectors[1], vectors[2])
+    return fits
