@@ -66,20 +66,24 @@ def input_gradient(
 
 
 @_exact
-def _centre(x, start, stride, rows):  # type: ignore[no-untyped-def]
-    """The mean of a few numbers, which is exact where they are equal: added in pairs, of pairs."""
-    few = 16
-    while few > rows:
-        few //= 2
-    t = np.empty(few)
-    for k in range(few):
-        t[k] = x[start + k * stride]
-    half = few // 2
-    while half:
-        for k in range(half):
-            t[k] += t[k + half]
-        half //= 2
-    return t[0] / few
+def _centre(x, a, step, n):  # type: ignore[no-untyped-def]
+    """The mean of the first 16 of n numbers, or the first: added in pairs, of pairs, it is exact for equal ones."""
+    if n < 16:
+        return np.float64(x[a])
+    total = 0.0
+    for _ in range(2):
+        b, c, d = a + 2 * step, a + 4 * step, a + 6 * step
+        left = (np.float64(x[a]) + x[a + step]) + (np.float64(x[b]) + x[b + step])
+        right = (np.float64(x[c]) + x[c + step]) + (np.float64(x[d]) + x[d + step])
+        total += left + right
+        a += 8 * step
+    return total / 16
+
+
+@_exact
+def _spread(vector, inner):  # type: ignore[no-untyped-def]
+    """A number for each feature, or for each of its inner elements."""
+    return vector if inner == 1 else np.repeat(vector, inner)
 
 
 @_exact
@@ -122,7 +126,7 @@ def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no
 @_compiled
 def _statistics_of_lines(x, start, rows, features, inner, stride, centre, distance, square):  # type: ignore[no-untyped-def]
     width = features * inner
-    c, both, sums, lows = np.repeat(centre, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
+    c, both, sums, lows = _spread(centre, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
     s, q = both[:width], both[width:]
     for chunk in range(0, rows, CHUNK):
         both[:] = 0
@@ -178,11 +182,8 @@ def _normalise(table, long, x, y, means, scales, shifts):  # type: ignore[no-unt
                         out[i] = (r[i] - m) * s + h
         else:
             width = features * inner
-            m, s, h = (
-                np.repeat(means[first:last], inner),
-                np.repeat(scales[first:last], inner),
-                np.repeat(shifts[first:last], inner),
-            )
+            m, s = _spread(means[first:last], inner), _spread(scales[first:last], inner)
+            h = _spread(shifts[first:last], inner)
             for row in range(rows):
                 a = start + row * stride
                 r, out = x[a : a + width], y[a : a + width]
@@ -204,7 +205,7 @@ def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[
 @_compiled
 def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weighted):  # type: ignore[no-untyped-def]
     width = features * inner
-    m, both, sums, lows = np.repeat(mean, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
+    m, both, sums, lows = _spread(mean, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
     s, w = both[:width], both[width:]
     for chunk in range(0, rows, CHUNK):
         both[:] = 0
@@ -262,8 +263,8 @@ def _input_gradient(table, long, g, x, dx, means, directs, slopes, constants):  
                         out[i] = h[i] * d + ((r[i] - m) * k + c)
         else:
             width = features * inner
-            m, d = np.repeat(means[first:last], inner), np.repeat(directs[first:last], inner)
-            k, c = np.repeat(slopes[first:last], inner), np.repeat(constants[first:last], inner)
+            m, d = _spread(means[first:last], inner), _spread(directs[first:last], inner)
+            k, c = _spread(slopes[first:last], inner), _spread(constants[first:last], inner)
             for row in range(rows):
                 a = start + row * stride
                 r, h, out = x[a : a + width], g[a : a + width], dx[a : a + width]
