@@ -83,7 +83,9 @@ def _listed(axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...
 
 
 @lru_cache(1024)
-def _settled(x: Kind, gamma: Kind | None, beta: Kind | None, axes: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
+def _settled(
+    x: Kind, gamma: Kind | None, beta: Kind | None, axes: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], int]:
     """The axes from first to last, and the count of values per feature: all that shapes and dtypes alone decide."""
     shape, dtype = x
     ndim = len(shape)

@@ -231,9 +231,7 @@ def _layout_at_once(
     return layout if fits and layout.size <= compiled().PARALLEL else None
 
 
-def forward_at_once(
-    x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float
-) -> tuple[Array, Found] | None:
+def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, Found] | None:
     """The whole forward pass in one compiled call, or None where there is none for these arrays."""
     dtypes = (None if gamma is None else gamma.dtype, None if beta is None else beta.dtype)
     layout = _layout_at_once(backend(), axes, x.shape, x.strides, x.dtype, *dtypes)

@@ -163,13 +163,14 @@ def _on_tensors(
 
 
 def _on_arrays(
-    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Statistics, axes: Any, through: Any, comm: Any
+    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, axes: Any, through: Any, comm: Any
 ) -> tuple[Any, ...]:
+    dx: Any = None
     if type(kept) is Found:
         if wanted[0] and (done := arithmetic.backward_at_once(g, x, gamma, kept, through)):
-            dx, dgamma, dbeta = done
-            dgamma = dgamma.reshape(gamma.shape) if wanted[1] else None
-            return dx, dgamma, dbeta.reshape(beta.shape) if wanted[2] else None, None, None, None
+            dx, weighted, total = done
+            dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
+            return dx, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
         kept = Statistics(*kept.parts(), arithmetic.values(x.shape, axes))
     centre, _, scale, n, unit = kept
     with np.errstate(all="ignore"):
@@ -179,11 +180,11 @@ def _on_arrays(
             return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
         dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
         dbeta = total.reshape(beta.shape) if wanted[2] else None
-        dx: Any = None
         if wanted[0]:
             if comm is not None and any(through):
                 total, weighted = ranks.sums(total, weighted, comm)
-            averages = [total / max(n, 1) if used else None for total, used in zip((total, weighted), through, strict=True)]
+            sums, n = zip((total, weighted), through, strict=True), max(n, 1)
+            averages = [total / n if used else None for total, used in sums]
             dx = arithmetic.input_gradient(g, x, axes, centre, scale, lay_along(gamma, x.shape, axes), *averages)
             dx = dx if unit is None else dx * unit
     return dx, dgamma, dbeta, None, None, None
@@ -193,9 +194,9 @@ def _on_arrays(
 def _batch_norm(
     x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, /, axes: Any, stop: frozenset[str], comm: Any
 ) -> Any:
-    if mean is None and comm is None and type(eps) is float:
-        if done := arithmetic.forward_at_once(x, axes, gamma, beta, eps):
-            return done
+    alone = mean is None and comm is None and type(eps) is float
+    if alone and (done := arithmetic.forward_at_once(x, axes, gamma, beta, eps)):
+        return done
     x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
     with np.errstate(all="ignore"):
         kept = _statistics(x, mean, var, eps, axes, stop, comm)

@@ -131,7 +131,7 @@ class Layout:
 
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
-        if statistic is None or statistic.ndim == 1 and statistic.dtype is dtype:
+        if statistic is None or (statistic.ndim == 1 and statistic.dtype is dtype):
             return statistic
         if self.turned:
             statistic = np.reshape(statistic, self.kept_shape).transpose(self.kept_order)
