@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
-import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from ..engine.files import whole
 from ..engine.node import Array
 
 MOST = 65535  # what an archive can count and a name can have of bytes
@@ -46,36 +45,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             raise TypeError(f"state[{name!r}] is an array of Python objects, which a checkpoint can't hold")
     if len(arrays) > MOST:
         raise ValueError(f"state has {len(arrays)} arrays, a checkpoint holds at most {MOST}")
-    path = Path(os.path.realpath(path))
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        mode = 0
-    if mode and not stat.S_ISREG(mode):  # a device or a pipe, or a folder, which raises
-        with path.open("wb") as file:
-            _write(file, arrays)
-        return
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
-    try:
-        with unfinished.open("xb") as file:
-            if mode and os.name == "posix":
-                os.fchmod(file.fileno(), stat.S_IMODE(mode))
-            _write(file, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself is safe once the folder is on the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
+    with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
