@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 def _html(shown: Any) -> str | None:
-    from .drawing.notebook import html
+    from .drawing.picture import html
 
     return html(shown)
 

@@ -4,6 +4,7 @@
 """
 
 import base64
+import json
 import os
 import re
 import subprocess
@@ -428,6 +429,20 @@ def test_statistics_are_named_and_framed(spelling):
         names = {text.split(" = ")[0].split("\\n")[0] for text in labels(frame).values()}
         assert {"mean", "var"} <= names
         assert not names & {"x", "relu", "centred", "x̂", "output"}
+
+
+def test_a_users_name_stands_where_a_part_of_batch_norm_has_one_too():
+    x = leaf(X, "x")
+    m = x.mean(0)
+    m.name = "m"
+    y = (x - m) / np.sqrt(x.var(0) + 1e-5)
+    found = [text.split("\\n")[0] for text in labels(ag.to_dot(y).source).values()]
+    assert "m = mean" in found
+    assert {node["symbol"] for node in json_of(ag.page(y))["views"][0]["nodes"]} >= {"m", "var", "centred"}
+
+
+def json_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', str(page), re.S)[1])
 
 
 def test_a_long_chain_needs_no_recursion(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import autograd_bn as ag
 from autograd_bn.drawing.dot import digraph
 from autograd_bn.drawing.layout import draw
-from autograd_bn.drawing.records import picture
+from autograd_bn.drawing.records import Drawer
 from autograd_bn.engine import primitive
 
 CHROMIUM = os.environ.get("AUTOGRAD_BN_CHROMIUM") or shutil.which("chromium")
@@ -267,12 +267,14 @@ def test_long_arrays_are_summaries():
     known = values[np.isfinite(values)]
     stats = entry["stats"]
     assert (stats["zeros"], stats["nonfinite"]) == (1, 1)
-    assert np.isclose(stats["min"], known.min())
-    assert np.isclose(stats["max"], 1e308)
+    assert np.isclose(stats["min"], known.min(), rtol=1e-3)
+    assert np.isclose(stats["max"], 1e308, rtol=1e-3)
     assert sum(entry["hist"]) == known.size
     assert entry["first"][:2] == [1e308, 0]
-    assert len(entry["tile"]["of127"]) == 12 * entry["tile"]["columns"]
-    assert max(map(abs, entry["tile"]["of127"])) == 127
+    shades = entry["tile"]["shades"]
+    assert len(shades) == 8 * entry["tile"]["columns"]
+    assert shades[0] == "y"  # of the largest, which is positive
+    assert set(shades[1:]) == {"Z"}  # 0
 
 
 def test_numbers_keep_their_bits_and_what_json_lacks_is_text():
@@ -348,7 +350,7 @@ def test_of_graphvizs_svg_only_what_is_listed_gets_through(monkeypatch):
     start = r'<ellipse fill="[^"]*" stroke="[^"]*"'
 
     def drawing(extra):
-        drawn = draw(digraph(picture(ag.Graph(ag.tensor(1.0, name="x")), expansions={}), "TB").source, "svg").decode()
+        drawn = draw(digraph(Drawer(ag.Graph(ag.tensor(1.0, name="x"))).picture, "TB").source, "svg").decode()
         monkeypatch.setattr(
             "autograd_bn.drawing.page.svg.draw", lambda *_: re.sub(start, extra, drawn, count=1).encode()
         )
@@ -884,8 +886,8 @@ def test_long_arrays_have_bars_and_a_tile(visit):
     x = ag.tensor(np.random.default_rng(0).normal(size=(20, 30)), requires_grad=True, name="x")
     tab = visit(ag.page((x * x).sum()))
     panel = tab.locator("#panel")
-    assert panel.locator('[aria-label="histogram"] rect').count() == 24
-    assert panel.locator('[aria-label*="blocks"] rect').count() > 100
+    assert panel.locator('[aria-label="histogram"] rect').count() == 16
+    assert panel.locator('[aria-label*="blocks"] rect').count() == 64
     assert "sd 1" in panel.inner_text() or "sd 0.9" in panel.inner_text()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from numbers import Rational
 from typing import Any
 
@@ -16,6 +18,7 @@ COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
 UNSHOWN = {"keepdims", "shape", "to", "comm", "call"}
 WIDE = 44  # letters in a line
 UNSAID = {"ddof 0", "fill 0"}
+INDICES = "₀₁₂₃₄₅₆₇₈₉"
 SHORT = 6  # the most elements that are printed one by one
 
 
@@ -38,6 +41,17 @@ def title(node: Node) -> list[str]:
             operands = [text for text in operands if text != "·"]
         name += " " + ", ".join(operands)
     return [name, *options]
+
+
+def numbered(names: Mapping[Node, str]) -> dict[Node, str]:
+    """What to call every node of a graph: by the name it has, or as its operation, those that recur with a number."""
+    bases = {node: name or node.op or title(node)[0] for node, name in names.items()}
+    many, seen, found = Counter(bases.values()), Counter[str](), {}
+    for node, base in bases.items():
+        seen[base] += 1
+        number = str(seen[base]).translate(str.maketrans("0123456789", INDICES))
+        found[node] = base if many[base] == 1 or node.name else base + number
+    return found
 
 
 def formula(node: Node) -> str:
@@ -115,6 +129,16 @@ def value_text(value: Any, what: str = "") -> str:
         low, high = [_number(f(numbers), noise) for f in (np.min, np.max)]
         mean = _number(np.mean(numbers), 64 * noise)
     return f"{what}all {low}" if low == high else f"{what}mean {mean}\n{what}range {low} to {high}"
+
+
+def short(value: Any, what: str = "") -> str:
+    """An array in a few letters: up to three numbers in full, of more the range; `what` it is stands before."""
+    array = np.asarray(value)
+    if array.size <= 3 or array.dtype.kind not in "biufO":
+        return value_text(array.reshape(-1) if array.ndim else array, what)
+    with np.errstate(all="ignore"):
+        low, high = [number_text(f(array), 3) for f in (np.min, np.max)]
+    return f"{what}all {low}" if low == high else f"{what}{low} … {high}"
 
 
 def _number(number: Any, noise: float) -> str:

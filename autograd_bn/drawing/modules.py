@@ -9,33 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine import Leaf, Node, Tensor, as_tensor
-from ..engine.node import no_update, recording, topological_order
+from ..engine.node import no_update, recording
 
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One forward pass of a module: the nodes that it recorded itself, and the pass that it is a part of."""
+    """One forward pass of a module, and the pass that it is a part of."""
 
     path: str
     title: str
     result: Node
-    one_box: bool  # in a picture
     single: bool = False  # it recorded one node and no more
-    nodes: list[Node] = field(default_factory=list)
+    one_box: bool = False  # in a picture
     parent: Call | None = None
 
 
 @dataclass(slots=True)
 class Calls:
-    """The calls of a forward pass, those inside others first, and the full name of every parameter."""
+    """The innermost call that a node was recorded in, and the full name of every parameter."""
 
-    found: list[Call] = field(default_factory=list)
+    of: dict[Node, Call] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
-
-    @property
-    def of(self) -> dict[Node, Call]:
-        """The innermost call that a node was recorded in."""
-        return {node: call for call in self.found for node in call.nodes}
 
 
 def run(model: Any, inputs: Any, opened: bool) -> tuple[Any, Calls]:
@@ -48,47 +42,35 @@ def run(model: Any, inputs: Any, opened: bool) -> tuple[Any, Calls]:
     names += [f"input {i}" for i in range(len(names), len(given))]
     tensors = [x if isinstance(x, Tensor) else as_tensor(x, name=name) for x, name in zip(given, names, strict=False)]
     calls = Calls(names={parameter.node: name for name, parameter in model.named_parameters()})
-    owner: dict[Node, Call] = {}
 
     def seen(path: str, module: Any, args: tuple[Any, ...], result: Any) -> None:
-        results = [tensor.node for tensor in _tensors([result])]
-        known = {tensor.node for tensor in _tensors(args)}
-        stack = [node for node in results if node not in known]
+        outside = {tensor.node for tensor in _tensors(args)}
+        stack = [tensor.node for tensor in _tensors([result]) if tensor.node not in outside]
         if not stack:
             return
-        root = module is model
-        call = Call(
-            "" if root else path,
-            _title("" if root else path, module),
-            results[0],
-            getattr(module, "one_box", False) and not opened,
-        )
+        path = "" if module is model else path
+        call = Call(path, _title(path, module), stack[0])
+        inside = set[Node]()
         while stack:
             node = stack.pop()
-            if node in known or isinstance(node, Leaf):
+            if node in outside or node in inside or isinstance(node, Leaf):
                 continue
-            known.add(node)
-            if node not in owner:
-                owner[node] = call
-                call.nodes.append(node)
-            else:
-                inner = owner[node]
-                while inner.parent and inner.parent is not call:
-                    inner = inner.parent
-                if inner is not call and not root and not inner.path.startswith(path + "."):
-                    continue
-                inner.parent = None if inner is call else call
+            outermost = calls.of.setdefault(node, call)
+            while outermost.parent:
+                outermost = outermost.parent
+            if outermost is not call:
+                if path and not outermost.path.startswith(f"{path}."):
+                    continue  # of a module that stands elsewhere
+                outermost.parent = call
+            inside.add(node)
             stack += node.inputs
-        call.single = call.nodes == [call.result] and not any(inner.parent is call for inner in calls.found)
-        call.one_box |= call.single and not (opened and call.result.op == "batch_norm")
-        calls.found.append(call)
+        call.single = inside == {call.result} and calls.of[call.result] is call
+        call.one_box = (getattr(module, "one_box", False) and not opened) or (
+            call.single and not (opened and call.result.op == "batch_norm")
+        )
 
     with recording(True), no_update(), model.watching(seen):
-        result = model(*tensors)
-    order = {node: i for i, node in enumerate(topological_order([tensor.node for tensor in _tensors([result])]))}
-    for call in calls.found:
-        call.nodes = sorted([node for node in call.nodes if node in order], key=order.__getitem__)
-    return result, calls
+        return model(*tensors), calls
 
 
 def _tensors(given: Iterable[Any]) -> Iterator[Tensor]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
 from ..engine import Graph, Leaf, Node, Tensor
 from ..engine.backward import propagate
+from ..engine.files import whole
+from ..engine.graph import Values
 from . import modules
-from .expansion import expansion
 from .layout import draw
-from .records import picture
+from .opened import opened
+from .records import Drawer
 from .structure import neighbourhood
 
 if TYPE_CHECKING:
     import graphviz
 
+MOST = 200  # nodes of a graph that a notebook draws without being asked
 SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv", ".html")
 
 
@@ -86,17 +88,25 @@ def render(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
-    options: dict[str, Any] = {"direction": direction, "around": around, "hops": hops}
+    options: dict[str, Any] = {"values": values, "grads": grads, "expand": expand, "direction": direction}
+    options |= {"around": around, "hops": hops, "inputs": inputs}
     if path.suffix.lower() == ".html":
         from .page import page
 
-        return page(outputs, values=values, grads=grads, expand=expand, inputs=inputs, **options).save(path)
-    graph = to_dot(outputs, values=values, grads=grads, expand=expand, inputs=inputs, **options)
-    if path.suffix.lower() in (".dot", ".gv"):
-        content = graph.source.encode()
-    else:
-        content = draw(graph.source, path.suffix.lower()[1:])
-    _replace(path, content)
+        return page(outputs, **options).save(path)
+    source = to_dot(outputs, **options).source
+    return write(
+        path, source.encode() if path.suffix.lower() in (".dot", ".gv") else draw(source, path.suffix.lower()[1:])
+    )
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a picture to a file, whole or not at all."""
+    try:
+        with whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
     return path
 
 
@@ -122,100 +132,83 @@ def to_dot(
     """
     from .dot import digraph
 
+    graph, only, calls = asked(outputs, inputs, expand, around, hops, direction)
+    start = seeds(graph, grads)
+    stored, origins = grads is True and start is None, None
+    if expand:
+        # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
+        needed = values or start or any(node.dtype == object for node in graph.nodes)
+        fused = {node for node in graph.nodes if node.op == "batch_norm"}
+        graph, origins = opened(graph, fused, Values(graph.nodes) if needed else None)
+    gradients = flow(graph, start) if start is not None else None
+    if stored:
+        gradients = {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
+    known = graph.values() if values else None
+    return digraph(Drawer(graph, origins, known, gradients, only, calls, stored).picture, direction)
+
+
+def asked(
+    outputs: Any, inputs: Any, opened: bool, around: Any, hops: int, direction: str | None
+) -> tuple[Graph, Collection[Node] | None, modules.Calls]:
+    """The graph to draw, its nodes near `around`, and the calls of its modules where `outputs` is a model."""
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
-    outputs, calls = _called(outputs, inputs, expand)
+    calls = modules.Calls()
+    if hasattr(outputs, "named_parameters"):
+        if inputs is None:
+            raise TypeError("inputs is None, expected what the model is to be called with")
+        outputs, calls = modules.run(outputs, inputs, opened)
+    elif inputs is not None:
+        raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
     graph = outputs if isinstance(outputs, Graph) else Graph(*_tensors(outputs, "outputs"))
-    only = None if around is None else _near(graph, around, hops)
-    bare = grads is None or grads is False
-    # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
-    exact = any(node.dtype == object for node in graph.nodes)
-    known = graph.values() if values or (expand and (not bare or exact)) else None
-    gradients = None if bare else _gradients(graph, grads)
-    expansions = {node: expansion(node, known) for node in graph.nodes if expand and node.op == "batch_norm"}
-    for node, opened in expansions.items():
-        if known is not None:
-            known.update(opened.values(known))
-        if gradients is not None and node in gradients:
-            gradients.update(opened.gradients(gradients[node]))
-    records = picture(
-        graph,
-        expansions=expansions,
-        values=known if values else None,
-        gradients=gradients,
-        stored=grads is True and any(math.prod(node.shape) != 1 for node in graph.outputs),
-        only=only,
-        calls=calls,
-    )
-    return digraph(records, direction)
-
-
-def _called(outputs: Any, inputs: Any, opened: bool) -> tuple[Any, modules.Calls]:
-    """`outputs`, or if it is a model what it gives for `inputs`; and the calls of its modules."""
-    if not hasattr(outputs, "named_parameters"):
-        if inputs is not None:
-            raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
-        return outputs, modules.Calls()
-    if inputs is None:
-        raise TypeError("inputs is None, expected what the model is to be called with")
-    return modules.run(outputs, inputs, opened)
-
-
-def _tensors(given: Any, name: str) -> list[Tensor]:
-    if isinstance(given, Tensor):
-        return [given]
-    if not isinstance(given, list | tuple):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
-    return list(given)
-
-
-def _near(graph: Graph, around: Any, hops: int) -> set[Node]:
+    if around is None:
+        return graph, None, calls
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
         raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
     centre = Graph(*_tensors(around, "around")).outputs
     for node in centre:
         if node not in graph.nodes:
             raise ValueError(f"around has {node!r}, which is not below outputs")
-    return neighbourhood(graph, centre, hops)
+    return graph, neighbourhood(graph, centre, hops), calls
 
 
-def _gradients(graph: Graph, weights: Any) -> dict[Node, Any]:
-    """The gradient of every node that has one."""
+def _tensors(given: Any, name: str) -> Sequence[Tensor]:
+    if not isinstance(given, Tensor | list | tuple):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
+    return [given] if isinstance(given, Tensor) else given
+
+
+def seeds(graph: Graph, grads: Any) -> list[Any] | None:
+    """The gradient of each output that a backward pass begins with; None where there is none to draw."""
     outputs = graph.outputs
-    if weights is True:
-        if any(math.prod(node.shape) != 1 for node in outputs):
-            return {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
-        seeds = [(node, np.ones(node.shape, node.dtype)) for node in outputs if node.requires_grad]
-    else:
-        seeds = [(outputs[0], _weighed(outputs, weights))]
-    return propagate(seeds, {node for node in graph.nodes if node.requires_grad}, create_graph=False)
-
-
-def _weighed(outputs: Sequence[Node], weights: Any) -> Any:
-    """The gradient of the only output, as it was given."""
-    array = np.asarray(weights)
+    if grads is None or grads is False:
+        return None
+    if grads is True:
+        return None if any(math.prod(n.shape) != 1 for n in outputs) else [np.ones(n.shape, n.dtype) for n in outputs]
+    array = np.asarray(grads)
     if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO":
         raise ValueError(
-            f"grads is {type(weights).__name__} of shape {array.shape}, expected True, False or the gradient of "
+            f"grads is {type(grads).__name__} of shape {array.shape}, expected True, False or the gradient of "
             f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
         )
-    return array.astype(outputs[0].dtype)
+    return [array.astype(outputs[0].dtype)]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, through links, with the mode that it had."""
-    path = Path(os.path.realpath(path))
-    part = path.with_name(f".{uuid4().hex}.part")
+def flow(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
+    """The gradient of every node that has one, where those of the outputs begin with `start`."""
+    begin = [(node, seed) for node, seed in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
+    return propagate(begin, {node for node in graph.nodes if node.requires_grad}, False, visits)
+
+
+def html(shown: Any) -> str | None:
+    """What a notebook shows of a graph or a tensor that has one: its text and below it the picture, or None."""
+    graph = shown if isinstance(shown, Graph) else Graph(shown)
+    if len(graph) > MOST or not graph.ops:
+        return None
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe
-            path.write_bytes(content)
-            return
-        part.write_bytes(content)
-        if path.exists():
-            shutil.copymode(path, part)
-        part.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
+        picture = base64.b64encode(draw(to_dot(graph).source, "svg")).decode()
+    except RuntimeError:  # there is no Graphviz, or it needs too long
+        return None
+    text = escape(repr(shown), quote=True)
+    # An image also survives in a notebook that isn't trusted.
+    return f'<pre>{text}</pre><img alt="{text}" style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,37 +60,17 @@ def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
     return copies
 
 
-def statistics(nodes: Sequence[Node], roles: Mapping[Node, str]) -> dict[Node, Node]:
-    """The nodes that compute a batch's statistics, each with the last one of its branch."""
-    branch: dict[Node, Node] = {}
-
-    def inner(parent: Node, reader: Node, last: Node) -> bool:
-        role = roles.get(parent)
-        if role == "x̂" or role in STATISTICS or role == "centred":
-            return role != "x̂"
-        if any(roles.get(above) in ("mean", "centred") for above in parent.inputs):
-            return True
-        return roles.get(reader) != "centred" and math.prod(parent.shape) <= math.prod(last.shape)
-
-    batch: dict[Node, Node] = {}  # what statistics are taken of -> the branch, as there may be several means of it
-    for last in reversed(nodes):
-        stack = [last] if roles.get(last) in STATISTICS and last not in branch else []
-        found: dict[Node, None] = {}
-        while stack:
-            node = stack.pop()
-            if node not in found:
-                found[node] = None
-                stack += [parent for parent in node.inputs if inner(parent, node, last)]
-        outside = [parent for node in found for parent in node.inputs if parent not in found]
-        name = next((batch[parent] for parent in outside if parent in batch), last)
-        batch |= dict.fromkeys(outside, name)
-        branch |= dict.fromkeys(found, name)
-    branch = {node: last for node, last in branch.items() if roles.get(node) != "centred"}
+def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
+    """Those of the nodes of a batch norm, given with their roles, that compute its statistics, up to the root."""
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        if norm.get(node) in STATISTICS or node in found:
+            found.update([node, *[parent for parent in node.inputs if parent in norm]])
+    found = {node for node in found if norm[node] != "centred"}
     for node in nodes:  # on to the root, whatever it is called
-        last = next((branch[parent] for parent in node.inputs if parent in branch), node)
-        if node.inputs and {*node.inputs} <= branch.keys() and math.prod(node.shape) <= math.prod(last.shape):
-            branch.setdefault(node, last)
-    return branch
+        if node in norm and node.inputs and found.issuperset(node.inputs):
+            found.add(node)
+    return [node for node in nodes if node in found]
 
 
 def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> list[tuple[Node, Node]]:

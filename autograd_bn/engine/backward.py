@@ -97,12 +97,15 @@ def grad(
     return tuple(results)
 
 
-def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, create_graph: bool) -> dict[Node, Any]:
+def propagate(
+    seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, create_graph: bool, visits: list[Any] | None = None
+) -> dict[Node, Any]:
     """The gradients that reach `targets` (`None`: all leaves) from the seeds, each in memory of its own.
 
     A node is visited once, after all its consumers, by counting them; there is no recursion. With `create_graph`
     seeds and results are tensors and the rules run on tensors. The order of the visits follows from the structure
-    of the graph alone: processes that hold the same graph run in step.
+    of the graph alone: processes that hold the same graph run in step. `visits` gets each: the node, its gradient and
+    what `pull` made of it.
     """
     useful = None if targets is None else _leading_to(targets, [node for node, _ in seeds])
     waiting: dict[Node, int] = {}  # how many parts of a node's gradient are still to come
@@ -139,6 +142,8 @@ def propagate(seeds: Sequence[tuple[Node, Any]], targets: set[Node] | None, crea
         if node in targets if targets is not None else not node.wanted:
             found[node] = g
         parts = pull(node, g, waiting, create_graph) if node.wanted else []
+        if visits is not None:
+            visits.append((node, g, parts))
     return found if create_graph else _owned(found, [seed for _, seed in seeds])
 
 

@@ -145,21 +145,25 @@ def expand(*outputs: Tensor) -> tuple[Node, ...]:
     return tuple([node for node, _ in made])
 
 
-def roles(outputs: Sequence[Tensor | Node]) -> dict[Node, str]:
-    """What the nodes of every spelled-out batch norm below `outputs` stand for.
+def norms(outputs: Sequence[Tensor | Node]) -> list[dict[Node, str]]:
+    """The nodes of every spelled-out batch norm below `outputs`, inputs first, each with what it stands for.
 
     The names are "mean", "var", "1/σ", "centred" (x - mean) and "x̂" (the normalised input). A node has one where its
-    value is that of the statistic or of what is computed from it, whatever the spelling; of several the first.
+    value is that of the statistic or of what is computed from it, whatever the spelling; of several the first has it,
+    and the others, like whatever else is inside, an empty one. Given statistics that are nodes are among them.
 
     >>> import autograd_bn as ag
-    >>> y = ag.batch_norm(ag.tensor([[1.0, 10.0], [3.0, 30.0]]), form="composed")
-    >>> list(roles([y]).values())
-    ['mean', 'centred', 'var', '1/σ', 'x̂']
+    >>> (norm,) = norms([ag.batch_norm(ag.tensor([[1.0, 10.0], [3.0, 30.0]]), form="composed")])
+    >>> list(norm.values())
+    ['mean', 'centred', '', 'var', '', '1/σ', 'x̂']
     """
     ends = [output.node if isinstance(output, Tensor) else output for output in outputs]
     nodes = topological_order(ends)
-    found: dict[Node, str] = {}
+    found = []
     for node, region in Recogniser(nodes).search(ends):
-        if isinstance(region.verdict, Match):
-            found |= region.roles(region.inside(node) | {node})
-    return {node: found[node] for node in nodes if node in found}
+        if match := region.match:
+            given = {part.source for part in (match.mean, match.var) if part and isinstance(part.source, Node)}
+            inside = region.inside(node) | {node} | given
+            named = region.roles(inside)
+            found.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
+    return found[::-1]

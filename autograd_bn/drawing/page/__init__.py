@@ -14,13 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...engine import Graph, Node
+from ...engine import Node
+from ...engine.graph import Values
 from ...verify.compare import Comparison
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
-from ..picture import _called, _near, _replace, _tensors, _weighed
+from ..opened import opened
+from ..picture import asked, seeds, write
 from . import judged
 from .arrays import Arrays
 from .views import MOST, View, view
@@ -44,8 +44,7 @@ class Page:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to a file, whole or not at all, and return its path."""
-        _replace(Path(path), self.html.encode())
-        return Path(path)
+        return write(Path(path), self.html.encode())
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.still.encode()).decode()
@@ -93,20 +92,29 @@ def page(
     >>> str(ag.page((x * x).sum()))[:15]
     '<!doctype html>'
     """
-    if direction not in (None, "LR", "TB"):
-        raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
+    arrays = Arrays()
     if isinstance(outputs, Comparison | Verdict | GradientError):
         if any(option is not None for option in (values, grads, around, inputs)) or expand:
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
-        return _judged(outputs, direction)
-    outputs, calls = _called(outputs, inputs, True)
-    graph = Graph(*_tensors(outputs, "outputs"))
-    only = None if around is None else _near(graph, around, hops)
-    seeds, why = _seeds(graph, grads)
-    arrays = Arrays()
+        if isinstance(outputs, Comparison):
+            views, twin = judged.compared(outputs, direction, arrays)
+            return _document(f"{' and '.join(outputs.names)}, side by side", views, twin, arrays, beside=True)
+        if isinstance(outputs, Verdict):
+            found = judged.judged(outputs, direction, arrays)
+        else:
+            found = judged.failed(outputs, direction, arrays)
+        return _document("What the check found, step by step", [found], {}, arrays)
+    graph, only, calls = asked(outputs, inputs, True, around, hops, direction)
+    start, why = seeds(graph, grads is None or grads), ""
+    if start is None and grads is not False:
+        shape = next(node.shape for node in graph.outputs if math.prod(node.shape) != 1)
+        why = f"There is no backward pass: an output has shape {shape}, so pass its gradient as grads=."
+    elif start and not any(node.requires_grad for node in graph.outputs):
+        why = "There is no backward pass: nothing requires a gradient."
 
-    def made(name: str, opened: list[Node]) -> View:
-        return view(name, graph, seeds, arrays, opened, values is not False, direction, why, only, calls)
+    def made(name: str, fused: list[Node]) -> View:
+        form, origins = opened(graph, fused, Values(graph.nodes))
+        return view(name, form, start, arrays, origins, values is not False, direction, only, calls, why)
 
     fused = [node for node in graph.nodes if node.op == "batch_norm" and (only is None or node in only)]
     views = [made("closed" if fused else "graph", [])]
@@ -114,54 +122,14 @@ def page(
         views.append(made("open", fused))
     if len(fused) > 1 and not arrays.brief:
         views += [made(f"open {k}", [node]) for k, node in enumerate(fused[:ALONE], 1)]
-    twin = _twins(views)
+    # Of each other view the node of the first, and of the first that of the second: of a body the last one.
+    first, twin = views[0], {}
+    for other in views[1:]:
+        back = {str(i): first.ids[other.origins[node]] for node, i in other.ids.items()}
+        twin.setdefault(first.data["name"], {str(there): int(i) for i, there in back.items()})
+        twin[other.data["name"]] = back
     title = ", ".join([node.name or node.op or "graph" for node in graph.outputs])
     return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and bool(fused)))
-
-
-def _judged(given: Comparison | Verdict | GradientError, direction: str | None) -> Page:
-    arrays = Arrays()
-    if isinstance(given, Comparison):
-        views, pairs = judged.compared(given, direction, arrays)
-        places = {node: i for made in views for node, i in made.ids.items()}
-        twin = {}
-        for made in views:
-            for node in reversed(made.trace.graph.nodes):
-                for parent in node.inputs:
-                    # What has no partner goes with what it leads to.
-                    pairs.setdefault(parent, pairs[node])
-            twin[made.data["name"]] = {str(i): places[pairs[node]] for node, i in made.ids.items()}
-        return _document(f"{' and '.join(given.names)}, side by side", views, twin, arrays, beside=True)
-    if isinstance(given, Verdict):
-        made = judged.judged(given, direction, arrays)
-    else:
-        made = judged.failed(given, direction, arrays)
-    return _document("What the check found, step by step", [made], {}, arrays)
-
-
-def _seeds(graph: Graph, grads: Any) -> tuple[dict[Node, Any], str]:
-    """The gradient of each output that the backward pass begins with; none, and the reason for it."""
-    if grads is False:
-        return {}, ""
-    if grads is not None and grads is not True:
-        return {graph.outputs[0]: _weighed(graph.outputs, grads)}, ""
-    wide = [node for node in graph.outputs if math.prod(node.shape) != 1]
-    if wide:
-        return {}, f"There is no backward pass: an output has shape {wide[0].shape}, so pass its gradient as grads=."
-    seeds = {node: np.ones(node.shape, node.dtype) for node in graph.outputs if node.requires_grad}
-    return seeds, "" if seeds else "There is no backward pass: nothing requires a gradient."
-
-
-def _twins(views: list[View]) -> dict[str, dict[str, int]]:
-    """Which node of the second view is that of the first, and which of the first that of any other."""
-    twins: dict[str, dict[str, int]] = {}
-    first = views[0]
-    for other in views[1:]:
-        back = {i: first.ids[first.trace.twins[other.trace.origins[node]]] for node, i in other.ids.items()}
-        # Of a body's nodes the last one has the fused node's value.
-        twins.setdefault(first.data["name"], {str(there): i for i, there in back.items()})
-        twins[other.data["name"]] = {str(i): there for i, there in back.items()}
-    return twins
 
 
 def _document(
@@ -186,7 +154,7 @@ def _document(
         "views": [made.data for made in views],
         "twin": twin,
     }
-    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     fill = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import labels
-
 WHOLE = 64  # the most entries that are shown one by one
-ENDS = 8  # ... in a large graph, and as the first of a long array
-BINS, TILE = 24, 12
+BRIEF = 8  # ... in a large graph
+BINS, TILE = 16, 8
+# A letter for each of the shades of a tile, from the most negative to the most positive.
+SHADES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy"
 
 
 class Arrays:
@@ -20,48 +20,46 @@ class Arrays:
 
     def __init__(self) -> None:
         self.brief = False
-        self.listed: list[dict[str, Any]] = []
-        self._places: dict[str, int] = {}
+        self.places: dict[str, int] = {}
+
+    @property
+    def listed(self) -> list[Any]:
+        """The arrays for JSON, in the order in which they came."""
+        return [json.loads(entry) for entry in self.places]
 
     def add(self, given: Any) -> int:
         """The place of an array, or of anything that NumPy makes one."""
-        entry = self._entry(np.asarray(given))
-        key = json.dumps(entry)
-        if key not in self._places:
-            self._places[key] = len(self.listed)
-            self.listed.append(entry)
-        return self._places[key]
+        return self.places.setdefault(json.dumps(self._entry(np.asarray(given))), len(self.places))
 
     def _entry(self, array: Any) -> dict[str, Any]:
         entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
         flat = array.reshape(-1)
-        if array.size <= (ENDS if self.brief else WHOLE):
+        if array.size <= (BRIEF if self.brief else WHOLE):
             return {**entry, "data": [number(v) for v in flat]}
-        head, tail, shown = (2, 1, _rounded) if self.brief else (ENDS, 4, number)
-        entry |= {"first": [shown(v) for v in flat[:head]], "last": [shown(v) for v in flat[-tail:]]}
+        head, tail = (2, 1) if self.brief else (4, 2)
         floats = array.astype(float)
         finite = np.isfinite(floats)
         known = floats[finite]
         top = np.max(np.abs(known), initial=0) or 1.0
         scaled = known / top  # so that no square leaves the range
         figures = [f(scaled) * top if known.size else math.nan for f in (np.mean, np.std, np.min, np.max)]
-        entry["stats"] = {
-            **{name: _rounded(f) for name, f in zip(("mean", "sd", "min", "max"), figures, strict=True)},
-            "zeros": int((floats == 0).sum()),
-            "nonfinite": int((~finite).sum()),
+        entry |= {
+            "first": [_rounded(v) for v in flat[:head]],
+            "last": [_rounded(v) for v in flat[-tail:]],
+            "stats": {
+                **{name: _rounded(f) for name, f in zip(("mean", "sd", "min", "max"), figures, strict=True)},
+                "zeros": int((floats == 0).sum()),
+                "nonfinite": int((~finite).sum()),
+            },
         }
-        if self.brief:
-            return entry
-        entry["hist"] = np.histogram(scaled, BINS)[0].tolist()
-        plane = np.where(finite, floats / top, 0).reshape(-1, array.shape[-1] if array.ndim > 1 else array.size)
-        rows, columns = (np.array_split(np.arange(n), min(TILE, n)) for n in plane.shape)
-        means = np.array([[plane[r][:, c].mean() for c in columns] for r in rows])
-        largest = np.max(np.abs(means)) or 1.0
-        entry["tile"] = {
-            "columns": len(columns),
-            "max": _rounded(largest * top),
-            "of127": np.round(means / largest * 127).astype(int).ravel().tolist(),
-        }
+        if not self.brief:
+            plane = np.where(finite, floats / top, 0).reshape(-1, array.shape[-1] if array.ndim > 1 else array.size)
+            rows, columns = (np.array_split(np.arange(n), min(TILE, n)) for n in plane.shape)
+            means = np.array([plane[r][:, c].mean() for r in rows for c in columns])
+            middle = len(SHADES) // 2
+            shades = middle + np.rint(means / (np.max(np.abs(means)) or 1.0) * middle).astype(int)
+            entry["hist"] = np.histogram(scaled, BINS)[0].tolist()
+            entry["tile"] = {"columns": len(columns), "shades": "".join([SHADES[i] for i in shades])}
         return entry
 
 
@@ -77,14 +75,5 @@ def number(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    return number(float(f"{float(value):.6g}"))
-
-
-def short(value: Any) -> str:
-    """An array in a few characters: up to three numbers in full, of more the range."""
-    array = np.asarray(value)
-    if array.size <= 3 or array.dtype.kind not in "biufO":
-        return labels.value_text(array.reshape(-1) if array.ndim else array)
-    with np.errstate(all="ignore"):
-        low, high = [labels.number_text(f(array), 3) for f in (np.min, np.max)]
-    return f"all {low}" if low == high else f"{low} … {high}"
+    """Four digits of what stands in a summary, so that forms which differ by rounding share one."""
+    return number(float(f"{float(value):.4g}"))

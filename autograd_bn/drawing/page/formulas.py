@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ...batch_norm.fusion import roles
+from ...batch_norm.fusion import norms
 from ...engine import Graph, Leaf, Node, Tensor, as_tensor
 from ...engine.node import recording
 from .. import labels
@@ -39,17 +38,6 @@ ELEMENTWISE = frozenset(
     "add subtract multiply divide power negative exp expm1 log log1p sqrt rsqrt square abs tanh sigmoid sin cos relu "
     "maximum minimum where copy astype".split()
 )
-
-
-def symbols(graph: Graph, known: Mapping[Node, str]) -> dict[Node, str]:
-    """What to call every node: its own name, its part in a batch norm, or its operation with a number."""
-    bases = {node: node.name or known.get(node) or node.op or labels.title(node)[0] for node in graph.nodes}
-    many, seen, found = Counter(bases.values()), Counter[str](), {}
-    for node, base in bases.items():
-        seen[base] += 1
-        number = str(seen[base]).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-        found[node] = base if many[base] == 1 or node.name else base + number
-    return found
 
 
 def formula(node: Node, names: Mapping[Node, str]) -> str:
@@ -86,8 +74,9 @@ def _bracketed(text: str, own: int, level: int) -> str:
     return f"({text})" if own < level else text
 
 
-def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str, Any]]:
-    """For each input that gets a part: the rule's formula in `g`, and the local derivative where it is elementwise.
+def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str, Any, Any]]:
+    """For each input that gets a part: the rule's formula in `g`, the local derivative where it is elementwise, and
+    what the rule gives where that is yet to be summed.
 
     The rule runs once on tensors that stand for what it reads, and what that records is the formula: so a wrong rule
     shows its wrong formula.
@@ -95,37 +84,39 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str,
     op: Any = node.primitive
     called: dict[Node, str] = {}
 
-    def stand_in(source: Any, value: Any) -> Any:
-        if value is None or not isinstance(source, Node):
-            return value
-        tensor = as_tensor(np.asarray(value), requires_grad=source.requires_grad)
-        called[tensor.node] = names[source]
+    def stand_in(value: Any, name: str, requires_grad: bool) -> Tensor:
+        tensor = as_tensor(np.asarray(value), requires_grad=requires_grad)
+        called[tensor.node] = name
         return tensor
 
-    saved = [stand_in(s, v) for s, v in zip((*node.args, node, None), node.saved, strict=False)]
-    flags = tuple([position in node.wanted for position in range(len(node.args))])
-    found: dict[int, tuple[str, Any]] = {}
+    upstream = stand_in(g, "g", True)
+    saved = [
+        stand_in(value, names[source], source.requires_grad)
+        if isinstance(source, Node) and value is not None
+        else value
+        for source, value in zip((*node.args, node, None), node.saved, strict=False)
+    ]
+    flags = [tuple([position in node.wanted for position in range(len(node.args))])] if op.joint else []
+    found: dict[int, tuple[str, Any, Any]] = {}
     outs: Any = None
     for position in node.wanted:
         rule = op.rule(position)
         about = rule.about(node, position)
-        if outs is None or not op.joint:
-            with recording(True):
-                upstream = as_tensor(np.asarray(g), requires_grad=True)
-                called[upstream.node] = "g"
-                try:
-                    outs = rule.function(upstream, *((flags,) if op.joint else ()), *rule.pick(saved), **about)
-                except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
-                    found[position] = ("its own rule", None)
-                    continue
-            if op.joint:
-                called = {**roles([out for out in outs if isinstance(out, Tensor)]), **called}
+        try:
+            if outs is None or not op.joint:
+                with recording(True):
+                    outs = rule.function(upstream, *flags, *rule.pick(saved), **about)
+        except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
+            found[position] = ("its own rule", None, None)
+            continue
         out = outs[position] if op.joint else outs
         if not isinstance(out, Tensor):
-            found[position] = ("a constant", None)
+            found[position] = ("a constant", None, None)
             continue
-        text, local = _text(called, out.node, 0), None
+        roles = {inner: role for norm in norms([out]) for inner, role in norm.items()} if op.joint else {}
+        text, local = _text({**roles, **called}, out.node, 0), None
         if not op.joint and {inner.op for inner in Graph(out).nodes if inner.op} <= ELEMENTWISE:
             local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **about)
-        found[position] = (text if out.shape == node.args[position].shape else f"Σ({text})", local)
+        fits = out.shape == node.args[position].shape
+        found[position] = (text, local, None) if fits else (f"Σ({text})", local, out.data)
     return found

@@ -11,85 +11,84 @@ from ...engine import Graph, Node, Tensor, as_tensor
 from ...verify.compare import Comparison, weighing
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
+from ..picture import flow
 from .arrays import Arrays
-from .trace import Trace, trace
 from .views import View, view
 
 CLOSE = 1e4  # ulp: what two forms compute at one place
 LABELS = {"direct": "direct", "mean": "through the mean", "var": "through the variance"}
 
 
-def compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], dict[Node, Node]]:
-    """Both functions of a comparison, each node with its errors, and the nodes of either that belong together."""
+def compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], dict[str, dict[str, int]]]:
+    """Both functions of a comparison, each node with its errors, and for each node its twin on the other side."""
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     measured = given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant
-    views, exact = [], []
-    for name, f in zip(given.names, given.functions, strict=True):
-        views.append(view(name, *_recorded(f, given, given.inputs), arrays, direction=direction))
-        if measured:
-            exact.append(trace(*_recorded(f, given, [array.astype(wide) for array in given.inputs])))
-    first, second = (made.trace for made in views)
-    pairs = _pairs(first, second)
-    if measured and all(len(e.values) == len(v.ids) for e, v in zip(exact, views, strict=True)):
-        # What has a partner in the first graph is held against that one's exact value.
-        true = dict(zip(first.values, exact[0].values, strict=True)) | dict(
-            zip(second.values, exact[1].values, strict=True)
-        )
-        true |= {node: true[pairs[node]] for node in second.values if node in pairs}
-        for made in views:
-            made.data["notes"] = {
-                i: {"ulp": _ulps(node, pairs.get(node), true[node], (first, second), exact)}
-                for node, i in made.ids.items()
-            }
-    return views, pairs
+    views = [
+        view(name, *_recorded(f, given, given.inputs), arrays, direction=direction)
+        for name, f in zip(given.names, given.functions, strict=True)
+    ]
+    twins = _twins(*views)
+    found: dict[str, dict[Node, Any]] = {"value": views[0].values | views[1].values}
+    found["grad"] = views[0].grads | views[1].grads
+    exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
+    for made, f in zip(views, given.functions if measured else (), strict=measured):
+        graph, start = _recorded(f, given, [array.astype(wide) for array in given.inputs])
+        again = dict(zip(graph.nodes, made.graph.nodes, strict=False)) if len(graph) == len(made.graph) else {}
+        for what, known in (("value", graph.values()), ("grad", flow(graph, start))):
+            exact[what] |= {again[node]: array for node, array in known.items() if node in again}
+    for made in views:
+        for node, i in made.ids.items() if measured else ():
+            twin = twins.get(node)
+            # What has a twin in the first graph is held against that one's exact value.
+            true = twin if twin and made is views[1] else node
+            errors: dict[str, Any] = {}
+            for what in ("value", "grad"):
+                if node in found[what] and true in exact[what]:
+                    right = exact[what][true]
+                    errors[what] = {"own": _error(found[what][node], right, right)}
+                    if twin in found[what]:
+                        errors[what]["other"] = _error(found[what][twin], right, right)
+                        errors[what]["apart"] = _error(found[what][node], found[what][twin], right)
+            made.data["notes"][i] = {"ulp": errors}
+    for made, other in (views, views[::-1]):
+        for node in reversed(made.graph.nodes):
+            for parent in node.inputs:
+                twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
+        made.data["twin"] = {str(i): other.ids[twins[node]] for node, i in made.ids.items()}
+    return views, {made.data["name"]: made.data.pop("twin") for made in views}
 
 
-def _recorded(f: Callable[..., Any], given: Comparison, inputs: Sequence[Any]) -> tuple[Graph, dict[Node, Any]]:
+def _recorded(f: Callable[..., Any], given: Comparison, inputs: Sequence[Any]) -> tuple[Graph, list[Any]]:
     """The graph of a function, and the weights of its outputs."""
     leaves = [as_tensor(a, requires_grad=True, name=name) for a, name in zip(inputs, given.input_names, strict=True)]
-    result = f(*leaves)
-    outputs = list(result) if isinstance(result, tuple | list) else [result]
-    draw = weighing(given.seed)
-    weights = [(output, draw(output)) for output in outputs]
-    return Graph(*outputs), {output.node: weight for output, weight in weights if output.requires_grad}
+    outputs = _listed(f(*leaves))
+    return Graph(*outputs), list(map(weighing(given.seed), outputs))
 
 
-def _pairs(first: Trace, second: Trace) -> dict[Node, Node]:
+def _listed(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def _twins(first: View, second: View) -> dict[Node, Node]:
     """The nodes that belong together, either way: inputs, outputs, and what has the same operation and value."""
     free = dict.fromkeys(first.graph.nodes)
-    pairs: dict[Node, Node] = {}
+    twins: dict[Node, Node] = {}
 
     def join(node: Node, other: Node) -> None:
         if node in free:
             del free[node]
-            pairs.update({node: other, other: node})
+            twins.update({node: other, other: node})
 
     for node, other in zip(first.graph.outputs, second.graph.outputs, strict=True):
         join(node, other)
     for other in second.graph.nodes:
         for node in free:
-            if other not in pairs and (node.op, node.shape) == (other.op, other.shape):
-                a, b = first.values[node], second.values[other]
-                error = _error(a, b, b)
+            if other not in twins and (node.op, node.shape) == (other.op, other.shape):
+                error = _error(first.values[node], second.values[other], second.values[other])
                 if (other.op is None and node.name == other.name) or (error is not None and error <= CLOSE):
                     join(node, other)
                     break
-    return pairs
-
-
-def _ulps(node: Node, other: Node | None, true: Node, runs: Sequence[Trace], exact: Sequence[Trace]) -> dict[str, Any]:
-    """The largest errors of a node's value and gradient, its partner's, and how far they are apart, in ulp."""
-    found = {}
-    for what, part in (("value", "values"), ("grad", "grads")):
-        known, right = ({k: v for run in group for k, v in getattr(run, part).items()} for group in (runs, exact))
-        if node in known and true in right:
-            found[what] = {"own": _error(known[node], right[true], right[true])}
-            if other in known:
-                found[what] |= {
-                    "other": _error(known[other], right[true], right[true]),
-                    "apart": _error(known[node], known[other], right[true]),
-                }
-    return found
+    return twins
 
 
 def _error(a: Any, b: Any, scale: Any) -> float | None:
@@ -110,17 +109,16 @@ def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
             as_tensor(np.asarray(value), requires_grad=f"d{name}" in rows, name=name)
             for name, value in given.inputs.items()
         ]
-        result = given.forward(*leaves)  # type: ignore[misc]
-        y = result[0] if isinstance(result, tuple | list) else result
-        graph, seeds = Graph(y), {y.node: np.asarray(given.dy).astype(y.dtype)}
+        y = _listed(given.forward(*leaves))[0]  # type: ignore[misc]
+        graph, start = Graph(y), [np.asarray(given.dy).astype(y.dtype)]
     except Exception as error:  # whatever it is, the author's function does not take tensors
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
-    made = view("graph", graph, seeds, arrays, direction=direction)
-    names = {f"d{node.name}": node for node in made.ids if node.name}
+    made = view("graph", graph, start, arrays, direction=direction)
+    named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
-        node = names.get(name) or _of_gradient(made.trace, row.truth)
+        node = named.get(name) or _of_gradient(made, row.truth)
         if node is None or made.ids[node] in made.data["notes"]:
             continue
         say = [finding.what for finding in given.diagnosis if name in finding.gradients]
@@ -136,9 +134,9 @@ def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
     return made
 
 
-def _of_gradient(run: Trace, gradient: Any) -> Node | None:
+def _of_gradient(made: View, gradient: Any) -> Node | None:
     """The operation whose gradient this is."""
-    for node, g in run.grads.items():
+    for node, g in made.grads.items():
         if node.op and node.shape == np.shape(gradient) and np.allclose(g, gradient, rtol=1e-9, atol=0):
             return node
     return None
@@ -153,24 +151,19 @@ def failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
         value if isinstance(value, Tensor) else as_tensor(value, requires_grad=name in checked, name=name)
         for name, value in zip(given.names, given.inputs, strict=True)
     ]
-    result = given.f(*leaves)
-    outputs = list(result) if isinstance(result, tuple | list) else [result]
+    outputs = _listed(given.f(*leaves))
     with np.errstate(all="ignore"):
         off = [np.where(b.wrong, np.abs(b.analytic - b.measured) / b.bound, 0).max(axis=1) for b in given.rows]
-    worst = int(np.argmax(np.max(off, axis=0)))
-    seeds, start = {}, 0
-    for output in outputs:
-        seed = np.arange(start, start + output.size) == worst
-        start += output.size
-        if seed.any():
-            seeds[output.node] = seed.astype(output.dtype).reshape(output.shape)
-    made = view("graph", Graph(*outputs), seeds, arrays, direction=direction)
+    worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([output.size for output in outputs])
+    flat = np.arange(ends[-1]) == worst
+    parts = zip(outputs, np.split(flat, ends[:-1]), strict=True)
+    start = [part.astype(output.dtype).reshape(output.shape) for output, part in parts]
+    made = view("graph", Graph(*outputs), start, arrays, direction=direction)
     for block in given.rows:
         node = next(node for node in made.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}
-        _note(
-            made, node, not block.wrong[worst].any(), [str(given)] if block.wrong[worst].any() else [], tables, arrays
-        )
+        ok = not block.wrong[worst].any()
+        _note(made, node, ok, [] if ok else [str(given)], tables, arrays)
     return made
 
 

@@ -46,6 +46,7 @@ const number = (x) => {
   return text.replace(/-/g, "−");
 };
 const ratio = (x) => { const [a, b] = String(x).split("/").map(Number); return b ? a / b : a; };
+const SHADES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy";
 const size = (dims) => dims.join("×") || "scalar";
 const row = (a, at, columns, top) => {
   const line = el("tr", {}), place = [];
@@ -67,17 +68,18 @@ const figures = ({ stats, tile, hist, first, last }) => {
   const ends = `${first.map(number).join(", ")} … ${last.map(number).join(", ")}`, out = [el("p", {}, range)];
   out.push(el("p", { class: "cap" }, `zeros ${stats.zeros}, not finite ${stats.nonfinite}`));
   if (tile) {
-    const { columns, of127 } = tile, rows = of127.length / columns, most = Math.max(...hist);
+    const { columns, shades } = tile, rows = shades.length / columns, most = Math.max(...hist);
     const sized = (width, height, label, rest) => shape("svg", {
       viewBox: `0 0 ${width} ${height}`, width: 150, role: "img", "aria-label": label, ...rest,
     });
     const blocks = sized(columns, rows, `means of ${rows} by ${columns} blocks`, {
       height: Math.max(12, 150 * Math.min(1, rows / columns)), preserveAspectRatio: "none",
     });
-    blocks.append(...of127.map((q, i) => shape("rect", {
-      x: i % columns, y: Math.floor(i / columns), width: 1, height: 1,
-      class: q < 0 ? "neg" : "pos", "fill-opacity": Math.abs(q) / 127,
-    })));
+    blocks.append(...[...shades].map((letter, i) => {
+      const q = SHADES.indexOf(letter) - 25;
+      const place = { x: i % columns, y: Math.floor(i / columns), width: 1, height: 1 };
+      return shape("rect", { ...place, class: q < 0 ? "neg" : "pos", "fill-opacity": Math.abs(q) / 25 });
+    }));
     const bars = sized(6 * hist.length, 40, "histogram", { height: 48, class: "bars" });
     bars.append(...hist.map((n, i) => shape("rect", { x: 6 * i, y: 40 - 38 * n / most, width: 5, height: 38 * n / most })));
     out.push(el("div", { class: "equation" }, blocks, bars));

@@ -12,11 +12,11 @@ from ..layout import draw
 from ..records import Picture
 
 SVG = "{http://www.w3.org/2000/svg}"
-TAGS = frozenset("svg g path polygon polyline ellipse text title".split())
+TAGS = frozenset("svg g path polygon polyline ellipse text".split())
 ATTRIBUTES = frozenset(
     "class transform points d cx cy rx ry x y text-anchor font-size font-weight font-style fill fill-opacity stroke "
-    "stroke-width stroke-dasharray".split()
-)
+    "stroke-width".split()
+)  # no dashes: they say that a value isn't known yet
 VALUE = re.compile(r"[-\w#., ()]*")  # of an attribute: no url, no style
 INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "font-family": FONT}
 
@@ -24,58 +24,38 @@ INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "
 def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: str) -> str:
     """The picture as SVG for a page; the shapes of the nodes in `ids` stand in their order."""
     root = ElementTree.fromstring(draw(digraph(picture, direction).source, "svg"))
-    box = root.get("viewBox", "")
     edges: dict[str, list[str]] = {}  # tail->head: the data-edge of each of the arrows between them
     for arrow in picture.arrows:
-        tail, head = (picture.shapes[i] for i in (arrow.tail, arrow.head))
-        known = edges.setdefault(f"{arrow.tail}->{arrow.head}", [])
-        if tail.node and head.node and tail.node is not head.node:
-            places = [p for p, arg in enumerate(head.node.args) if arg is tail.node]
-            known.append(f"{ids[tail.node]}-{ids[head.node]}-{places[len(known) % len(places)]}" if places else "")
-        else:
-            known.append("")
-    (graph,) = (g for g in root if g.tag == SVG + "g")
-    order = []
-    for group in list(graph):
-        if group.tag == SVG + "polygon":
-            continue  # the background
-        kind = group.get("class", "")
-        title = group.findtext(SVG + "title", "")
+        tail, head = (picture.shapes[i].node for i in (arrow.tail, arrow.head))
+        ends = "" if arrow.position is None or not tail or not head else f"{ids[tail]}-{ids[head]}-{arrow.position}"
+        edges.setdefault(f"{arrow.tail}->{arrow.head}", []).append(ends)
+    (graph,) = root
+    order: list[tuple[int, int, ElementTree.Element]] = []
+    for group in [part for part in graph if part.tag not in (SVG + "polygon", SVG + "title")]:  # no background
+        kind, title = group.get("class", ""), group.findtext(SVG + "title", "")
         _clean(group)
+        place = (0, 0)
         if kind == "node":
-            for part in group:
-                part.attrib.pop("stroke-dasharray", None)  # dashes say that a value isn't known yet
             shape = picture.shapes[int(title)]
             texts = [child for child in group if child.tag == "text"]
-            lines = ["v"] * _count(shape.value) + ["g"] * _count(shape.gradient)
-            for text, role in zip(texts, [""] * (len(texts) - len(lines)) + lines, strict=True):
-                text.attrib |= {"class": role} if role else {}
+            lines = [
+                role for role, text in (("g", shape.gradient), ("v", shape.value)) if text for _ in text.split("\n")
+            ]
+            for text, role in zip(reversed(texts), lines, strict=False):
+                text.set("class", role)
             group.set("class", f"node {shape.kind}")
             if shape.node:
                 group.attrib |= {"data-node": str(ids[shape.node]), "data-view": name}
+            place = (2, ids[shape.node] if shape.node else -1)
         elif kind == "edge":
-            group.attrib |= {"data-edge": edges[title].pop(0)}
-        order.append(({"edge": 1, "node": 2}.get(kind, 0), int(group.get("data-node", -1)), group))
-    transform = graph.get("transform", "")
-    graph.clear()
-    graph.tag = "g"
-    graph.set("transform", transform)
-    graph.extend([group for *_, group in sorted(order, key=lambda entry: entry[:2])])
-    root.clear()
-    root.tag = "svg"
-    root.append(graph)
-    root.attrib |= {
-        "xmlns": SVG[1:-1],
-        "viewBox": box,
-        "role": "group",
-        "aria-label": f"computation graph, {name}",
-        **INHERITED,
-    }
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _count(text: str) -> int:
-    return len(text.split("\n")) if text else 0
+            group.set("data-edge", edges[title].pop(0))
+            place = (1, 0)
+        order.append((*place, group))
+    top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
+    made = ElementTree.Element("svg", {"xmlns": SVG[1:-1], **top, **INHERITED})
+    inner = ElementTree.SubElement(made, "g", {"transform": graph.get("transform", "")})
+    inner.extend([group for *_, group in sorted(order, key=lambda entry: entry[:2])])
+    return ElementTree.tostring(made, encoding="unicode")
 
 
 def _clean(element: ElementTree.Element) -> None:
@@ -83,15 +63,13 @@ def _clean(element: ElementTree.Element) -> None:
     if element.tag not in TAGS:
         raise RuntimeError(f"Graphviz drew <{element.tag}>, which a page has no place for")
     element.attrib = {
-        key: re.sub(r"(\.\d)\d+", r"\1", value)
+        key: re.sub(r"\.\d+", "", value) if key in ("d", "x", "y") else re.sub(r"(\.\d)\d+", r"\1", value)
         for key, value in element.attrib.items()
         if key in ATTRIBUTES and INHERITED.get(key) != value and VALUE.fullmatch(value)
     }
-    if not (element.text or "").strip():
-        element.text = None
-    element.tail = None
+    element.text, element.tail = (element.text or "").strip() and element.text, None
     for child in list(element):
-        if child.tag == SVG + "title" or not isinstance(child.tag, str):
+        if child.tag == SVG + "title":
             element.remove(child)
         else:
             _clean(child)

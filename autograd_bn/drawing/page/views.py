@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ...engine import Graph, Node
 from .. import labels
 from ..modules import Calls
+from ..picture import flow
 from ..records import Drawer
 from . import formulas
-from .arrays import Arrays, short
+from .arrays import Arrays
 from .paths import paths
 from .svg import draw_view
-from .trace import Trace, trace
 
 MOST = 1500  # nodes: a page with more is none that a reader can walk through
 BRIEF = 200  # nodes, above which arrays are summaries
@@ -24,144 +23,112 @@ BRIEF = 200  # nodes, above which arrays are summaries
 
 @dataclass(slots=True)
 class View:
-    """What a page holds of one graph: the JSON, the picture, and from which nodes they were made."""
+    """What a page holds of one graph: the JSON, the picture, and from which nodes and arrays they were made."""
 
     data: dict[str, Any]
     svg: str
-    trace: Trace
+    graph: Graph
+    origins: Mapping[Node, Node]
+    values: dict[Node, Any]
+    grads: dict[Node, Any]
     ids: dict[Node, int]
 
 
 def view(
     name: str,
     graph: Graph,
-    seeds: Mapping[Node, Any],
+    start: Sequence[Any] | None,
     arrays: Arrays,
-    opened: Container[Node] = (),
+    origins: Mapping[Node, Node] | None = None,
     values: bool = True,
     direction: str | None = None,
-    why: str = "",
-    only: Container[Node] | None = None,
+    only: Collection[Node] | None = None,
     calls: Calls | None = None,
+    why: str = "",
 ) -> View:
-    """A view of a graph, or of its nodes in `only`, with the fused nodes in `opened` open.
+    """A view of a graph, or of its nodes that come from `only`, with a backward pass if there are gradients to `start`.
 
-    `why` says why there is no backward pass; `calls` are those of a model's modules.
+    `origins` has for each node the one that it is a part of, `calls` those of a model's modules. `why` says why there
+    is no backward pass.
     """
-    run = trace(graph, seeds, opened)
-    frames = _again(calls or Calls(), run)
-    shown = run.graph.nodes if only is None else [node for node in run.graph.nodes if run.origins[node] in only]
+    origins = origins or {node: node for node in graph.nodes}
+    shown = [node for node in graph.nodes if only is None or origins[node] in only]
     if len(shown) > MOST:
         raise ValueError(
             f"the graph has {len(shown)} nodes to show, and a page shows up to {MOST}: "
             "cut a neighbourhood out with around=tensor, hops=number"
         )
     arrays.brief |= len(shown) > BRIEF
-    ids = {node: i for i, node in enumerate(shown)}
-    drawer = Drawer(run.graph, only=None if only is None else set(shown), calls=frames)
-    names, drawn = formulas.symbols(run.graph, drawer.roles), drawer.drawn
-    drawn.arrows = [arrow for arrow in drawn.arrows if not arrow.gradient]
-    kinds: dict[Node, str] = {}
-    for shape in drawn.shapes:
-        if node := shape.node:
-            kinds.setdefault(node, shape.kind)
-            if shape.kind == "output" or node not in run.graph.outputs or not node.op:
-                shape.value = short(run.values[node]) if values else ""
-                shape.gradient = f"∂ {short(run.grads[node])}" if node in run.grads else ""
-            title, symbol = labels.title(node)[0], names[node]
-            if node.op and not node.name and shape.kind == "operation" and node.op in shape.lines[0]:
-                rest = title.removeprefix(node.op)
-                shape.lines[0] = symbol + rest if symbol.startswith(node.op) else f"{symbol} = {title}"
+    known, visits = graph.values(), list[Any]()
+    seeds = [(node, seed) for node, seed in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
+    grads = flow(graph, start, visits)
+    drawer = Drawer(graph, origins, known if values else None, grads, only, calls, brief=True)
+    ids, names = {node: i for i, node in enumerate(shown)}, drawer.names
+    kinds = {shape.node: shape.kind for shape in reversed(drawer.picture.shapes)}
     nodes = [
         {
             "id": i,
             "kind": kinds[node],
             "op": node.op,
             "symbol": names[node],
-            "title": " ".join(labels.title(node)),
+            "title": " ".join(labels.title(node)) if node.op else names[node],
             "formula": formulas.formula(node, names),
             "shape": list(node.shape),
             "dtype": str(node.dtype),
             "in": [ids[parent] for parent in node.inputs if parent in ids],
-            "value": arrays.add(run.values[node]) if values else None,
-            "grad": arrays.add(run.grads[node]) if node in run.grads else None,
+            "value": arrays.add(known[node]) if values else None,
+            "grad": arrays.add(grads[node]) if node in grads else None,
         }
         for node, i in ids.items()
     ]
     edges = [
-        [ids[arg], i, position]
+        [ids[arg], i, place]
         for node, i in ids.items()
-        for position, arg in enumerate(node.args)
+        for place, arg in enumerate(node.args)
         if isinstance(arg, Node) and arg in ids
     ]
     data = {
         "name": name,
         "nodes": nodes,
         "edges": edges,
-        "steps": list(_steps(run, ids, names, arrays, why)),
-        "paths": paths(run, ids, names, drawer.roles, arrays),
+        "steps": list(_steps(seeds, visits, ids, names, arrays, why)),
+        "paths": paths(graph, seeds, ids, names, drawer.roles, arrays),
         "notes": {},
     }
-    return View(data, draw_view(drawn, name, ids, direction or "TB"), run, ids)
-
-
-def _again(calls: Calls, run: Trace) -> Calls:
-    """The calls of a model's modules on the copy of their graph, whose parameters take their full names."""
-    made = {}
-    for call in calls.found:
-        own = set(call.nodes)
-        nodes = [node for node in run.graph.nodes if run.origins[node] in own]
-        if nodes:
-            made[call] = replace(call, nodes=nodes, result=run.twins.get(call.result, nodes[-1]))
-    for call in made.values():
-        call.parent = made.get(call.parent) if call.parent else None
-    names = {run.twins[node]: name for node, name in calls.names.items() if node in run.twins}
-    for node, name in names.items():
-        node.name = name
-    return Calls(list(made.values()), names)
+    svg = draw_view(drawer.picture, name, ids, direction or "TB")
+    return View(data, svg, graph, origins, known, grads, ids)
 
 
 def _steps(
-    run: Trace, ids: Mapping[Node, int], names: Mapping[Node, str], arrays: Arrays, why: str
+    seeds: list[Any], visits: list[Any], ids: Mapping[Node, int], names: Mapping[Node, str], arrays: Arrays, why: str
 ) -> Iterator[dict[str, Any]]:
-    say = f"The leaves are given, and nothing is computed yet.{f' {why}' if why else ''}"
+    say = f"The leaves are given, and nothing is computed yet. {why}".strip()
     yield {"pass": "start", "node": None, "say": say, "parts": []}
     for node, i in ids.items():
         if node.op:
-            text = formulas.formula(node, names)
-            yield {"pass": "forward", "node": i, "say": f"Forward: {names[node]} = {text}", "parts": []}
-    expected = {part.to: part.n for visit in run.visits for part in visit.parts}
-    for visit in run.visits:
-        seen = [part for part in visit.parts if part.to in ids]
-        if not seen and visit.node not in ids:
-            continue
-        seed = visit.parts[0].position is None
-        read = {} if seed else formulas.rules(visit.node, visit.g, names)
+            text = f"Forward: {names[node]} = {formulas.formula(node, names)}"
+            yield {"pass": "forward", "node": i, "say": text, "parts": []}
+    visited = [(node, None, [(node, seed)]) for node, seed in seeds] + [visit for visit in visits if visit[2]]
+    expected = Counter(to for *_, parts in visited for to, _ in parts)
+    arrived, sums = Counter[Node](), dict[Node, Any]()
+    for node, g, handed in visited:
+        read = formulas.rules(node, g, names) if g is not None and any(to in ids for to, _ in handed) else {}
         parts, said = [], []
-        for part in seen:
-            rule, local = (None, None) if part.position is None else read[part.position]
-            share = f", share {part.n} of {expected[part.to]}" if expected[part.to] > 1 else ""
-            said.append(f"{names[part.to]} gets {rule}{share}")
-            fits = np.shape(part.raw) == part.to.shape
-            parts.append(
-                {
-                    "to": ids[part.to],
-                    "pos": part.position,
-                    "rule": rule,
-                    "n": part.n,
-                    "of": expected[part.to],
-                    "local": None if local is None else arrays.add(local),
-                    "raw": None if fits else arrays.add(part.raw),
-                    "part": arrays.add(part.part),
-                    "total": arrays.add(part.total),
-                }
-            )
-        name = names[visit.node]
-        given = "1, its derivative with respect to itself" if not visit.node.shape else "given"
-        say = f"Backward through {name}: {'; '.join(said)}"
-        yield {
-            "pass": "seed" if seed else "backward",
-            "node": ids.get(visit.node),
-            "say": f"Backward begins: the gradient of {name} is {given}." if seed else say,
-            "parts": parts,
-        }
+        for place, (to, part) in zip(node.wanted if g is not None else [None], handed, strict=True):
+            arrived[to] += 1
+            sums[to] = sums[to] + part if to in sums else part
+            if to in ids:
+                rule, local, raw = read.get(place, (None, None, None))
+                share = f", share {arrived[to]} of {expected[to]}" if expected[to] > 1 else ""
+                said.append(f"{names[to]} gets {rule}{share}")
+                kept = {"local": local, "raw": raw, "part": part, "total": sums[to]}
+                places = {key: None if array is None else arrays.add(array) for key, array in kept.items()}
+                about = {"to": ids[to], "pos": place, "rule": rule, "n": arrived[to], "of": expected[to]}
+                parts.append(about | places)
+        if g is None and parts:
+            given = "given" if node.shape else "1, its derivative with respect to itself"
+            say = f"Backward begins: the gradient of {names[node]} is {given}."
+            yield {"pass": "seed", "node": ids[node], "say": say, "parts": parts}
+        elif parts or node in ids:
+            say = f"Backward through {names[node]}: {'; '.join(said)}"
+            yield {"pass": "backward", "node": ids.get(node), "say": say, "parts": parts}
