@@ -217,12 +217,12 @@ def start():
 
 def training_equals_one_process():
     rng = seeded()
-    x, labels = rng.normal(size=(50, 16, 6)), np.eye(3)[rng.integers(3, size=(50, 16))]
+    x, labels = rng.normal(size=(10, 16, 6)), np.eye(3)[rng.integers(3, size=(10, 16))]
     for form in FORMS:
         for sizes in LAYOUTS[:2]:
             rows = own(sizes)
             alone, together = start(), start()
-            for step in range(50):
+            for step in range(10):
                 loss = -(model(x[step], alone, form, None) * labels[step]).sum() / 16
                 loss.backward()
                 mine = -(model(x[step, rows], together, form, comm) * labels[step, rows]).sum() / max(
@@ -244,12 +244,12 @@ def the_papers_net_trains_as_on_one_process():
     alone, together = (
         train.Run("", train.sigmoid_net(True, 0, c, "float64"), lr=0.5, momentum=0.0, comm=c) for c in (None, comm)
     )
-    for _, batch in zip(range(50), train.batches(x, labels, 0, 0), strict=False):
+    for _, batch in zip(range(12), train.batches(x, labels, 0, 0), strict=False):
         alone.step(*batch)
         together.step(*batch)
     close(together.loss, alone.loss)
     found, expected = together.net.state_dict(), alone.net.state_dict()
-    assert alone.loss < 1
+    assert alone.loss < 2
     for name in expected:
         close(found[name], expected[name])
 
@@ -334,7 +334,7 @@ def ranks_that_disagree_raise_the_same_error():
                 assert told.removeprefix("wide ") in error, error
 
 
-def ten_thousand_allreduces_leak_nothing():
+def two_thousand_allreduces_leak_nothing():
     def resident():
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -343,14 +343,11 @@ def ten_thousand_allreduces_leak_nothing():
     gc.collect()
     gc.disable()
     marks = []
-    for i in range(2501):
-        for t in (
-            small,
-            large,
-        ):  # 10,000 allreduces, forward and backward; the large ones would be 160 MB if they stayed
+    for i in range(601):
+        for t in (small, large):  # forward and backward; the large ones would be 32 MB if they stayed
             allreduce(t, comm).sum().backward()
             t.zero_grad()
-        if i in (500, 2500):
+        if i in (100, 600):
             marks.append((len(gc.get_objects()), resident()))
     gc.enable()
     (objects, memory), (objects_then, memory_then) = marks

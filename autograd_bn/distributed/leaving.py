@@ -13,6 +13,7 @@ from typing import Any
 _TAG = 32_749  # of the message with which a rank leaves
 _GRACE = 2.0  # seconds for what a rank sent before it left
 _waiting: dict[int, tuple[float, Any]] = {}  # the threads in an exchange: since when, and over which communicator
+_left: dict[int, tuple[str, float]] = {}  # the ranks that have left: with what words, and when they were heard
 _ended = threading.Event()
 _watcher: threading.Thread | None = None
 
@@ -60,16 +61,20 @@ def waiting_for(comm: Any) -> Iterator[None]:
 
 def _watch(MPI: Any) -> None:
     """Listen for ranks that leave, and end the job where one of them is waited for."""
-    world, left = MPI.COMM_WORLD, {}
     while not _ended.wait(0.25):
-        while world.iprobe(MPI.ANY_SOURCE, _TAG):
-            status = MPI.Status()
-            words = world.recv(source=MPI.ANY_SOURCE, tag=_TAG, status=status)
-            left[status.source] = words, time.monotonic()
-        for rank, (words, heard) in left.items():
+        _listen(MPI)
+        for rank, (words, heard) in _left.items():
             for since, comm in list(_waiting.values()):
                 if time.monotonic() - max(heard, since) > _GRACE and _belongs(MPI, rank, comm):
-                    _abort(MPI, f"rank {rank} {words}; rank {world.rank} waits for it, and so ends the job")
+                    _abort(MPI, f"rank {rank} {words}; rank {MPI.COMM_WORLD.rank} waits for it, and so ends the job")
+
+
+def _listen(MPI: Any) -> None:
+    world = MPI.COMM_WORLD
+    while world.iprobe(MPI.ANY_SOURCE, _TAG):
+        status = MPI.Status()
+        words = world.recv(source=MPI.ANY_SOURCE, tag=_TAG, status=status)
+        _left[status.source] = words, time.monotonic()
 
 
 def _belongs(MPI: Any, rank: int, comm: Any) -> bool:
@@ -86,9 +91,8 @@ def _abort(MPI: Any, line: str) -> None:
 
 def _say_goodbye(MPI: Any, words: str) -> None:
     world = MPI.COMM_WORLD
-    for rank in range(world.size):
-        if rank != world.rank:
-            world.isend(words, rank, _TAG)
+    for rank in {*range(world.size)} - {world.rank, *_left}:
+        world.isend(words, rank, _TAG)
 
 
 @atexit.register
@@ -100,7 +104,13 @@ def _leave() -> None:
     if _watcher and _watcher.is_alive():
         _watcher.join()
     error = getattr(sys, "last_value", None)
+    _listen(MPI)
     _say_goodbye(MPI, "left the job" if error is None else f"failed by {_named(error)}")
+    # A message that nobody has received at the end may end the job by a signal, and who leaves now sends one too.
+    until = time.monotonic() + 1
+    while len(_left) < MPI.COMM_WORLD.size - 1 and time.monotonic() < until:
+        time.sleep(0.01)
+        _listen(MPI)
 
 
 def _named(error: BaseException) -> str:
