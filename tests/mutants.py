@@ -417,10 +417,7 @@ def _first_lost(d: Any) -> Any:
 # What becomes of a rule's result, or of the gradient that it gets.
 _AFTER: dict[str, Callable[[Any], Any]] = {
     "times 1.0001": lambda d: d * 1.0001,
-    "times 0.9999": lambda d: d * 0.9999,
-    "negated": lambda d: -d,
     "dropped": lambda d: d * 0,
-    "doubled": lambda d: d * 2,
     "reversed": lambda d: np.asarray(d)[..., ::-1] if np.ndim(d) else d,
     "without its first entry": _first_lost,
     "in float32": lambda d: np.asarray(d).astype(np.float32),

@@ -1,7 +1,5 @@
 """The referee: what it says of planted mistakes, and that it can't be fooled."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
@@ -281,29 +279,19 @@ def names_the_mistake(pair, verdict):
     return all(CALLED[kind] & set(found) for kind in kinds) or pair.changes <= undone
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_every_correct_spelling_passes(part):
-    assert [pair.name for pair in correct()[part::4] if not judged(pair).ok] == []
+def test_every_correct_spelling_passes():
+    assert [pair.name for pair in correct()[::2] if not judged(pair).ok] == []
 
 
-@cache
-def verdicts(planted, part):
-    """The verdicts on a part of the pairs with planted mistakes."""
-    return {pair: judged(pair) for pair in planted()[part::25]}
-
-
-@pytest.mark.parametrize("part", range(25))
-@pytest.mark.parametrize("planted", [mutants, pairs])
-def test_every_mistake_is_caught(planted, part):
-    assert [pair.name for pair, verdict in verdicts(planted, part).items() if verdict.ok == bool(pair.changes)] == []
-
-
-@pytest.mark.parametrize(("planted", "least", "share"), [(mutants, 150, 0.95), (pairs, 100, 0.8)])
-def test_most_mistakes_are_named_first(planted, least, share):
-    found = {pair: verdict for part in range(25) for pair, verdict in verdicts(planted, part).items() if pair.changes}
-    unnamed = [pair.name for pair, verdict in found.items() if not names_the_mistake(pair, verdict)]
-    assert len(found) >= least
-    assert len(unnamed) <= (1 - share) * len(found), unnamed
+@pytest.mark.parametrize(("planted", "least", "share"), [(mutants, 50, 0.95), (pairs, 30, 0.8)])
+def test_every_mistake_is_caught_and_most_are_named_first(planted, least, share):
+    """On every third; the benchmark takes them all."""
+    found = {pair: judged(pair) for pair in planted()[::3]}
+    assert [pair.name for pair, verdict in found.items() if verdict.ok == bool(pair.changes)] == []
+    wrong = [pair for pair in found if pair.changes]
+    unnamed = [pair.name for pair in wrong if not names_the_mistake(pair, found[pair])]
+    assert len(wrong) >= least
+    assert len(unnamed) <= (1 - share) * len(wrong), unnamed
 
 
 @pytest.mark.filterwarnings("always")
