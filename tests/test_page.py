@@ -743,10 +743,10 @@ def test_keys(visit):
         press(tab, key)
         assert step(tab) == expected
     press(tab, "?")
-    assert tab.locator("#help").is_visible()
+    assert tab.locator("#keys").is_visible()
     press(tab, "Escape")
-    assert not tab.locator("#help").is_visible()
-    size = "() => document.querySelector('.view:not([hidden]) svg').getBoundingClientRect().width"
+    assert not tab.locator("#keys").is_visible()
+    size = "() => document.querySelector('.stage:not([hidden]) svg').getBoundingClientRect().width"
     before = tab.evaluate(size)
     press(tab, "+")
     assert tab.evaluate(size) > before
@@ -803,7 +803,7 @@ def test_the_view_follows_the_current_node_at_a_readable_size(visit):
 def test_a_wheel_scrolls_and_with_ctrl_zooms(visit):
     tab = visit(ag.page(chain(40)))
     tab.mouse.move(300, 500)
-    size = "() => document.querySelector('.view svg').getBoundingClientRect().width"
+    size = "() => document.querySelector('.stage:not([hidden]) svg').getBoundingClientRect().width"
     before = tab.evaluate(size)
     tab.mouse.wheel(0, 200)
     tab.wait_for_function("() => document.querySelector('.stage').scrollTop > 0")
@@ -825,7 +825,7 @@ def test_hostile_names_are_shown_as_typed_and_harmless(visit):
     tab, (view,) = visit(page), data_of(page)["views"]
     press(tab, "End")
     assert tab.evaluate("() => window.pwned") is None
-    shown = tab.evaluate("() => [...document.querySelectorAll('.view text')].map(e => e.textContent)")
+    shown = tab.evaluate("() => [...document.querySelectorAll('.stage text')].map(e => e.textContent)")
     for name in HOSTILE[:7]:
         assert name in shown
     assert HOSTILE[0] in tab.title()
@@ -864,19 +864,20 @@ def test_motion_stops_where_it_is_not_wanted(visit):
 
 def test_print_shows_the_whole_graph_and_every_step(visit):
     tab = visit(page_of(expand=True))
+    tab.evaluate("() => dispatchEvent(new Event('beforeprint'))")
     tab.emulate_media(media="print")
     assert tab.locator("#steps li").last.is_visible()
     assert not tab.locator("#bar").is_visible()
-    assert tab.evaluate("() => document.querySelector('.view:not([hidden]) svg').getBoundingClientRect().height") < 900
+    assert tab.evaluate("() => document.querySelector('.stage:not([hidden]) svg').getBoundingClientRect().height") < 900
     visible = "e => getComputedStyle(e).visibility === 'visible'"
-    values = f"() => [...document.querySelectorAll('.view:not([hidden]) .v')].every({visible})"
+    values = f"() => [...document.querySelectorAll('.stage:not([hidden]) .v')].every({visible})"
     assert tab.evaluate(values)
 
 
 def test_without_scripts_the_picture_and_the_list_are_there(visit):
     page = page_of()
     tab = visit(page, java_script_enabled=False)
-    assert tab.locator(".view").first.is_visible()
+    assert tab.locator(".stage").first.is_visible()
     assert tab.locator("#steps li").count() == len(data_of(page)["views"][0]["steps"])
     assert tab.locator("#steps li").last.is_visible()
     assert "Scripts are off" in tab.inner_text("main")
@@ -886,8 +887,8 @@ def test_long_arrays_have_bars_and_a_tile(visit):
     x = ag.tensor(np.random.default_rng(0).normal(size=(20, 30)), requires_grad=True, name="x")
     tab = visit(ag.page((x * x).sum()))
     panel = tab.locator("#panel")
-    assert panel.locator('[aria-label="histogram"] rect').count() == 16
-    assert panel.locator('[aria-label*="blocks"] rect').count() == 64
+    assert re.fullmatch("[▁▂▃▄▅▆▇█]{16}", panel.locator('[aria-label="histogram"]').inner_text())
+    assert panel.locator('[aria-label="means of 8 by 8 blocks"] td').count() == 64
     assert "sd 1" in panel.inner_text() or "sd 0.9" in panel.inner_text()
 
 
@@ -923,8 +924,8 @@ def test_a_frame_that_starts_without_a_size_fits_once_it_has_one(chromium):
         tab.wait_for_function("() => document.querySelector('iframe').contentWindow.length === 0")
         tab.evaluate("() => { document.querySelector('iframe').style = 'width:900px;height:700px' }")
         frame = tab.frames[1]
-        frame.wait_for_function("() => document.querySelector('.view svg').style.width !== ''")
-        assert frame.evaluate("() => document.querySelector('.view text').getBoundingClientRect().height") >= 10
+        frame.wait_for_function("() => document.querySelector('.stage:not([hidden]) svg').style.width !== ''")
+        assert frame.evaluate("() => document.querySelector('.stage text').getBoundingClientRect().height") >= 10
 
 
 def test_a_verdict_opens_at_the_first_wrong_step(visit):

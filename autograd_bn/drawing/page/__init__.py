@@ -163,24 +163,17 @@ def _document(
         "css": css,
         "js": js,
         "data": text,
-        "stages": _stages(views, start, beside),
+        "stages": "".join([_stage(made, beside or i == start) for i, made in enumerate(views)]),
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
     return Page(html, views[start].svg)
 
 
-def _stages(views: list[View], start: int, beside: bool) -> str:
-    """The pictures: all in one place, of which one shows, or beside each other, each with its name."""
-    drawn = [f'<div class="view"{"" if beside or i == start else " hidden"}>{v.svg}</div>' for i, v in enumerate(views)]
-    if not beside:
-        return f'<section class="stage" aria-label="Graph">{"".join(drawn)}</section>'
-    names = [escape(made.data["name"]) for made in views]
-    sections = [
-        f'<section class="stage" aria-label="{name}"><p class="caption">{name}</p>{svg}</section>'
-        for name, svg in zip(names, drawn, strict=True)
-    ]
-    return "".join(sections)
+def _stage(made: View, shown: bool) -> str:
+    name = escape(made.data["name"])
+    hidden = "" if shown else " hidden"
+    return f'<section class="stage" aria-label="Graph, {name}"{hidden}><p>{name}</p>{made.svg}</section>'
 
 
 def _hash(text: str) -> str:
