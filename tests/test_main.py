@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import autograd_bn as ag
 from autograd_bn.__main__ import COMMANDS, main
 from autograd_bn.commands import compare, load_data
 
@@ -18,6 +19,12 @@ from autograd_bn.commands import compare, load_data
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("small.npy", np.random.default_rng(0).normal(size=(12, 3)))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """`compare` without its pictures."""
+    monkeypatch.setattr(ag, "render", lambda _, path: path)
 
 
 def error_of(capsys, *argv):
@@ -45,7 +52,7 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
         assert path.read_bytes().startswith(start)
 
 
-def test_json_is_one_object(capsys):
+def test_json_is_one_object(capsys, undrawn):
     assert main(["compare", "small.npy", "--json", "--order", "2"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
@@ -55,7 +62,7 @@ def test_json_is_one_object(capsys):
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "csv"])
-def test_the_users_own_data(capsys, suffix):
+def test_the_users_own_data(capsys, suffix, undrawn):
     data = np.random.default_rng(0).normal(size=(20, 3))
     path = f"mine.{suffix}"
     if suffix == "npy":
@@ -118,7 +125,7 @@ def test_csv_as_people_have_it(name, content):
         assert data.columns[1] == "weight"
 
 
-def test_columns_that_are_not_finite_are_named_before_anything_is_compared(capsys):
+def test_columns_that_are_not_finite_are_named_before_anything_is_compared(capsys, undrawn):
     Path("data.csv").write_text("height,weight,age\n1,2,3\nnan,3,4\ninf,5,7\n2,-inf,1\n")
     main(["compare", "data.csv"])
     out = capsys.readouterr().out
@@ -230,7 +237,7 @@ def test_a_closed_output_ends_with_status_2_and_a_line():
     assert done.stderr == "autograd-bn compare: standard output is closed\n"
 
 
-def test_a_mismatch_ends_with_status_1(monkeypatch, capsys):
+def test_a_mismatch_ends_with_status_1(monkeypatch, capsys, undrawn):
     def wrong(x, gamma, beta):
         return compare.composed(x, gamma, beta) * 1.01
 
@@ -242,7 +249,7 @@ def test_a_mismatch_ends_with_status_1(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
-def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys):
+def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys, undrawn):
     assert main(["compare", "small.npy"]) == 0
     table = capsys.readouterr().out.split("\n\n")
     assert table[1].splitlines()[2].split() == ["of", "them", "operations", "9", "1"]
@@ -253,7 +260,7 @@ def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys):
 
 
 @pytest.mark.parametrize("columns", ["60", "80"])
-def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns):
+def test_a_narrow_terminal_gets_narrow_text(monkeypatch, capsys, columns, undrawn):
     monkeypatch.setenv("COLUMNS", columns)
     np.save("data.npy", np.where(np.arange(20) % 2, np.nan, 1.0) * np.ones((4, 20)))
     for command in COMMANDS:
