@@ -64,18 +64,8 @@ def direct(x: Array) -> bool:
     return x.size <= (SMALL_BESIDE_NUMBA if numba_wanted(x.size) else SMALL) or x.dtype == object
 
 
-def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
-    """A new array of `x - mean`; `mean` may be None."""
-    if mean is not None and x.dtype == dtype:
-        return x - mean  # type: ignore[no-any-return]
-    t = x.astype(dtype)
-    if mean is not None:
-        t -= mean
-    return t
-
-
-def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
-    """The mean over `axes` and the sum of squares about it, in a wide dtype."""
+def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
+    """The mean over `axes` and the sum of squares about it, in a wide dtype; and `x - mean.high` if it was made."""
     if direct(x):
         return _direct_statistics(x, axes)
     layout, (view,) = walk(axes, x)
@@ -85,40 +75,38 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
     distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
     mean = Mean.at(centres[0], distance)
     if x.dtype != centres.dtype and (mean.high**2 <= NEAR**2 / layout.count * square).all():
-        return Mean(None, layout.unflat(mean.high)), layout.unflat(square)
-    return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square)
+        return Mean(None, layout.unflat(mean.high)), layout.unflat(square), None
+    return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square), None
 
 
-def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array]:
+def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Array]:
     n = max(values(x.shape, axes), 1)
-    t = x.astype(wide(x.dtype))
-    total = added(t, axes)
-    high = total / n
-    if x.dtype != t.dtype:  # squares have the bits to be summed about 0, unless a mean is large
-        t *= t
-        squares = added(t, axes, t) - total * high
-        if (total * high <= 2.0**20 * squares).all():
-            return Mean(None, high), squares
-        t = x.astype(t.dtype)
-    t -= high
+    dtype = wide(x.dtype)
+    if x.dtype == dtype:
+        high = added(x, axes) / n
+    else:  # squares have the bits to be summed about 0, unless a mean is large
+        t = x.astype(dtype)
+        total = added(t, axes)
+        high = total / n
+        correction = total * high
+        squares = added(t * t, axes) - correction
+        if (correction <= 2.0**20 * squares).all():
+            return Mean(None, high), squares, t
+    t = x - high
     low = added(t, axes) / n
     correction = low * low * n
-    t *= t
-    squares = added(t, axes, t)
+    squares = added(t * t, axes)
     far = correction + correction > squares
     if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
-        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(t.dtype)
+        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(dtype)
         t = x - origin
         distance = added(t, axes) / n
         t -= distance
-        t *= t
         near = Mean.at(origin, distance)
         high, low = np.where(far, near.high, high), np.where(far, near.low, low)
-        correction, squares = (
-            np.where(far, 0, correction),
-            np.where(far, added(t, axes), squares),
-        )
-    return Mean(high, low), squares - correction
+        correction, squares = np.where(far, 0, correction), np.where(far, added(t * t, axes), squares)
+        t = x - high
+    return Mean(high, low), squares - correction, t
 
 
 def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -144,19 +132,23 @@ def reciprocal_deviation(var: Array, eps: Any) -> Array:
     return np.asarray(1 / root)
 
 
-def normalise(x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any) -> Array:
-    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None."""
+def normalise(
+    x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any, centred: Any = None
+) -> Array:
+    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None. It overwrites `centred`, x - mean.high."""
     dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
     dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
     scale = scale if gamma is None else scale * gamma
     shift = -mean.low * scale if beta is None else beta - mean.low * scale
-    return _affine(x, axes, dtype, mean.high, scale, shift)
+    return _affine(x, axes, dtype, mean.high, scale, shift, centred)
 
 
-def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array) -> Array:
+def _affine(
+    x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array, centred: Any = None
+) -> Array:
     """(x - mean) * scale + shift; `mean` may be None."""
     if direct(x):
-        t = _less(x, mean, scale.dtype)
+        t = _less(x, mean, scale.dtype) if centred is None else centred
         t *= scale
         t += shift
         return t.astype(dtype, copy=False)
@@ -167,38 +159,57 @@ def _affine(x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, sc
     return y
 
 
-def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array]:
-    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
-    dtype = wide(x.dtype)
+def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
+    """A new array of `x - mean` in a dtype as wide as the mean's, which may be None."""
+    return x.astype(dtype) if mean is None else x - mean
+
+
+def backward_sums(
+    g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma.
+
+    And a new `x - mean.high` and a wide `g`, if they were made.
+    """
+    dtype, made = wide(x.dtype), None
     if direct(x):
-        h, t = g.astype(dtype, copy=False), _less(x, mean.high, dtype)
-        t *= h
-        total, weighted = added(h, axes, None if h is g else h), added(t, axes, t)
+        made = t, h = _less(x, mean.high, dtype), g.astype(dtype, copy=False)
+        total, weighted = added(h, axes), added(t * h, axes)
     else:
         layout, (source, gradient) = walk(axes, x, g)
         sums = np.empty((2, layout.parts, layout.features), dtype)
         choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.flat(mean.high, dtype), *sums)
         total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
-    return total, (weighted - mean.low * total) * scale
+    return total, (weighted - mean.low * total) * scale, made
 
 
 def input_gradient(
-    g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, average: Any, weighted_average: Any
+    g: Array,
+    x: Array,
+    axes: tuple[int, ...],
+    mean: Mean,
+    scale: Array,
+    gamma: Any,
+    made: Any,
+    average: Any,
+    weighted_average: Any,
 ) -> Array:
-    """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path."""
+    """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path.
+
+    `made` is what `backward_sums` made, and is overwritten.
+    """
     factor = scale if gamma is None else scale * gamma
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted_average is None:
         return _affine(g, axes, x.dtype, None, factor, constant)
     slope = -factor * scale * weighted_average
     constant = constant - mean.low * slope
-    if direct(x):
-        t, h = _less(x, mean.high, factor.dtype), g.astype(factor.dtype)
+    if made is not None:
+        t, h = made
         t *= slope
         t += constant
-        h *= factor
-        t += h
-        return t.astype(x.dtype, copy=False)
+        t += h * factor
+        return t.astype(x.dtype, copy=False)  # type: ignore[no-any-return]
     dx = empty_like(x)
     layout, (source, gradient, target) = walk(axes, x, g, dx)
     vectors = [layout.flat(statistic, factor.dtype) for statistic in (mean.high, factor, slope, constant)]

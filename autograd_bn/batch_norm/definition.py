@@ -85,23 +85,26 @@ class Statistics(NamedTuple):
 
 def _statistics(
     x: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any, unit: Any = None
-) -> Statistics:
-    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range."""
-    n = arithmetic.values(x.shape, axes)
+) -> tuple[Statistics, Any]:
+    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range.
+
+    And what `arithmetic.statistics` centred.
+    """
+    n, centred = arithmetic.values(x.shape, axes), None
     if mean is not None:
         centre = Mean(mean, np.zeros_like(mean)) if unit is None else Mean(mean * unit, np.zeros_like(mean))
         spread = var if unit is None else var * unit * unit
     else:
         scaled = x if unit is None else x * unit
         if comm is None:
-            centre, squares = arithmetic.statistics(scaled, axes)
+            centre, squares, centred = arithmetic.statistics(scaled, axes)
         else:
             centre, squares, n = ranks.statistics(scaled, axes, stop, comm)
         spread = squares / max(n, 1)
     if unit is None and x.dtype.char == "d" and not (spread < LARGEST).all():
         return _statistics(x, mean, var, eps, axes, stop, comm, np.where(spread < LARGEST, 1, UNIT))
     scale = arithmetic.reciprocal_deviation(spread, eps if unit is None else eps * unit * unit)
-    return Statistics(centre, spread, scale, n, unit)
+    return Statistics(centre, spread, scale, n, unit), centred
 
 
 def _rule(
@@ -175,7 +178,7 @@ def _on_arrays(
     centre, _, scale, n, unit = kept
     with np.errstate(all="ignore"):
         g, x = native(g), native(x) if unit is None else native(x) * unit
-        total, weighted = arithmetic.backward_sums(g, x, axes, centre, scale)
+        total, weighted, made = arithmetic.backward_sums(g, x, axes, centre, scale)
         if unit is None and comm is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
             return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
         dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
@@ -185,7 +188,8 @@ def _on_arrays(
                 total, weighted = ranks.sums(total, weighted, comm)
             sums, n = zip((total, weighted), through, strict=True), max(n, 1)
             averages = [total / n if used else None for total, used in sums]
-            dx = arithmetic.input_gradient(g, x, axes, centre, scale, lay_along(gamma, x.shape, axes), *averages)
+            gamma = lay_along(gamma, x.shape, axes)
+            dx = arithmetic.input_gradient(g, x, axes, centre, scale, gamma, made, *averages)
             dx = dx if unit is None else dx * unit
     return dx, dgamma, dbeta, None, None, None
 
@@ -199,9 +203,9 @@ def _batch_norm(
         return done
     x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
     with np.errstate(all="ignore"):
-        kept = _statistics(x, mean, var, eps, axes, stop, comm)
+        kept, centred = _statistics(x, mean, var, eps, axes, stop, comm)
         x = x if kept.unit is None else x * kept.unit
-        return arithmetic.normalise(x, axes, kept.mean, kept.scale, gamma, beta), kept
+        return arithmetic.normalise(x, axes, kept.mean, kept.scale, gamma, beta, centred), kept
 
 
 def batch_norm(

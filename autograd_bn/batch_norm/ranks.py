@@ -40,7 +40,7 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
 
 def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
-    (high, low), own = arithmetic.statistics(x, axes)
+    (high, low), own, _ = arithmetic.statistics(x, axes)
     call = _Call("fused", x, axes, stop)
     parts = gather(
         comm, call, count(x.shape, axes), np.stack((low if high is None else high, low * (high is not None), own))

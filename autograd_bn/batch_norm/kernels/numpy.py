@@ -16,8 +16,9 @@ from .threads import share
 
 # Above this many elements a second thread pays.
 PARALLEL = 1 << 18
-# More rows than these are added by halves.
-ROWS = 64
+# Weights of rows that are added by BLAS, which is quicker than NumPy; up to how many elements it does so in one thread.
+ONES = np.ones(64)
+ALONE = 1 << 13
 
 
 class _Scratch(threading.local):
@@ -120,39 +121,42 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array,
 
 def summed(lines: Array, layout: Layout, block: Block) -> Array:
     """The sum of each feature's numbers: over the lines, then over the lanes that belong to it."""
-    spare = scratch.take(2, lines.size, lines.dtype).reshape(lines.shape)
-    lanes = added(lines, (layout.axis,), spare).reshape(block.lanes)
-    return added(lanes, (0, 2)).reshape(-1)
+    return added(added(lines, (layout.axis,)).reshape(block.lanes), (0, 2)).reshape(-1)
 
 
-def added(t: Array, axes: tuple[int, ...], spare: Array | None = None) -> Array:
-    """The sum over `axes`, which it keeps, by halves of the first: they round less than rows, and run in longer loops.
-
-    Memory like that of `t` may be given; it may be that of `t` itself.
-    """
-    shape, rows, inner = _summands(t.shape, axes)
+def added(t: Array, axes: tuple[int, ...]) -> Array:
+    """The sum over `axes`, which it keeps: of a few rows at a time, since sums of few round less."""
+    shape, lines, inner = _summands(t.shape, axes)
     if inner:
-        t, spare = np.add.reduce(t, axis=inner, keepdims=True), None
-    if rows is not None:
-        t, spare = t.reshape(rows), None if spare is None else spare.reshape(rows)
-        while len(t) > ROWS:
-            half, odd = divmod(len(t), 2)
-            halves = np.add(t[:half], t[half : 2 * half], out=None if spare is None else spare[:half])
+        t = np.add.reduce(t, axis=inner, keepdims=True)
+    if lines is not None:
+        t, width = t.reshape(lines), lines[1]
+        rows = min(len(ONES), max(8, ALONE // max(width, 1)))
+        while len(t) > rows:
+            whole, odd = divmod(len(t), rows)
+            parts = _of_rows(t[: whole * rows].reshape(whole, rows, width))
             if odd:
-                halves[0] += t[-1]
-            t = spare = halves
-        t = np.add.reduce(t, axis=0)
+                parts[0] += _of_rows(t[whole * rows :])
+            t = parts
+        t = _of_rows(t)
     return t.reshape(shape)
+
+
+def _of_rows(t: Array) -> Array:
+    rows, width = t.shape[-2:]
+    if t.dtype.char == "d" and rows * width <= ALONE:
+        return ONES[:rows] @ t
+    return np.add.reduce(t, axis=-2)  # type: ignore[no-any-return]
 
 
 @lru_cache
 def _summands(
     shape: tuple[int, ...], axes: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
-    """The shape of a sum; that with the first summed axes as one, if there are any; the other summed axes."""
+) -> tuple[tuple[int, ...], tuple[int, int] | None, tuple[int, ...]]:
+    """The shape of a sum; that of a matrix with the first summed axes as rows, if there are any; the other axes."""
     first = len([axis for i, axis in enumerate(axes) if i == axis])
     kept = tuple([1 if i in axes else n for i, n in enumerate(shape)])
-    return kept, (math.prod(shape[:first]), *kept[first:]) if first else None, axes[first:]
+    return kept, (math.prod(shape[:first]), math.prod(kept)) if first else None, axes[first:]
 
 
 def input_gradient(
