@@ -43,6 +43,7 @@ class Mean(NamedTuple):
         return self.low if self.high is None else self.high + self.low
 
 
+@lru_cache
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which statistics of `dtype` are computed and kept: double precision at least."""
     return dtype if dtype.kind == "O" else np.result_type(dtype, float)
@@ -223,10 +224,14 @@ class Found(NamedTuple):
     rows: Array
     layout: Layout
 
-    def parts(self) -> tuple[Mean, Array, Array]:
-        """The mean, the variance and the scale in the shape of statistics."""
+    def parts(self) -> tuple[Mean, Array, Array, int]:
+        """The mean, the variance and the scale in the shape of statistics, and the count."""
         high, low, var, scale = self.layout.unflat(self.rows)
-        return Mean(high, low), var, scale
+        return Mean(high, low), var, scale, self.layout.count
+
+    def values(self) -> tuple[Array, Array, int]:
+        """The mean, the variance and the count."""
+        return self.rows[0] + self.rows[1], self.rows[2], self.layout.count
 
 
 @lru_cache(512)

@@ -68,12 +68,8 @@ class Statistics(NamedTuple):
 
     def values(self) -> tuple[Array, Array, int]:
         """The mean, the variance and the count."""
-        mean = self.mean.value()
-        return (
-            (mean, self.var, self.n)
-            if self.unit is None
-            else (mean / self.unit, self.var / self.unit / self.unit, self.n)
-        )
+        mean, var, unit = self.mean.value(), self.var, self.unit
+        return (mean, var, self.n) if unit is None else (mean / unit, var / unit / unit, self.n)
 
     def in_deviations(self) -> Statistics:
         """The same in a unit near the deviation, in which products with large gradients stay in a double's range."""
@@ -174,7 +170,7 @@ def _on_arrays(
             dx, weighted, total = done
             dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
             return dx, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
-        kept = Statistics(*kept.parts(), arithmetic.values(x.shape, axes))
+        kept = Statistics(*kept.parts())
     centre, _, scale, n, unit = kept
     with np.errstate(all="ignore"):
         g, x = native(g), native(x) if unit is None else native(x) * unit
@@ -268,7 +264,6 @@ def batch_norm(
     else:
         y, kept = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
         if return_stats:
-            kept = Statistics(*kept.parts(), arithmetic.values(x.shape, over)) if type(kept) is Found else kept
             mean, var, n = kept.values()
     if not return_stats:
         return y

@@ -64,9 +64,12 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     return total
 
 
+_NOTHING = nullcontext()
+
+
 def raising_together(comm: Any) -> AbstractContextManager[None]:
     """Raise what the block raises on every rank: the others wait in their next exchange. Nothing without `comm`."""
-    return nullcontext() if comm is None else _raising_together(comm)
+    return _NOTHING if comm is None else _raising_together(comm)
 
 
 @contextmanager

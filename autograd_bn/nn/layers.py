@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -309,7 +310,7 @@ class BatchNorm(Module):
         tracking = self.running_mean is not None
         by_batch = self.training or not tracking
         with raising_together(self.comm if by_batch else None):
-            axes = self._batch_axes(_shape(x))
+            axes = _batch_axes(_shape(x), self.channel_axis, self.num_features)
         if not by_batch:
             return batch_norm(
                 x,
@@ -328,16 +329,6 @@ class BatchNorm(Module):
             self._track(mean, var, n)
         return y
 
-    def _batch_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if not -len(shape) <= self.channel_axis < len(shape):
-            raise ValueError(f"x has shape {shape}, which has no channel_axis {self.channel_axis}")
-        channel = self.channel_axis % len(shape)
-        if shape[channel] != self.num_features:
-            raise ValueError(
-                f"x has shape {shape}, expected {self.num_features} features on its axis {self.channel_axis}"
-            )
-        return tuple([axis for axis in range(len(shape)) if axis != channel])
-
     def _track(self, mean: Any, var: Any, n: int) -> None:
         if n == 0:
             return
@@ -350,6 +341,16 @@ class BatchNorm(Module):
 
     def _settings(self) -> str:
         return f"{self.num_features}, channel_axis={self.channel_axis}, eps={self.eps}, momentum={self.momentum}"
+
+
+@lru_cache
+def _batch_axes(shape: tuple[int, ...], channel_axis: int, num_features: int) -> tuple[int, ...]:
+    if not -len(shape) <= channel_axis < len(shape):
+        raise ValueError(f"x has shape {shape}, which has no channel_axis {channel_axis}")
+    channel = channel_axis % len(shape)
+    if shape[channel] != num_features:
+        raise ValueError(f"x has shape {shape}, expected {num_features} features on its axis {channel_axis}")
+    return tuple([axis for axis in range(len(shape)) if axis != channel])
 
 
 class LayerNorm(Module):

@@ -37,12 +37,12 @@ class Optimiser:
             tuple([np.zeros(()) if slot == "steps" else np.zeros_like(p.data) for slot in self.slots])
             for p in self.params
         ]
+        self._leaves = [cast(Leaf, p.node) for p in self.params]
         self._scratch = [np.empty_like(p.data) for p in self.params]
 
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        for p, kept, scratch in zip(self.params, self.kept, self._scratch, strict=True):
-            leaf = cast(Leaf, p.node)
+        for leaf, kept, scratch in zip(self._leaves, self.kept, self._scratch, strict=True):
             if leaf.grad is not None:
                 value = leaf.data
                 value -= self._change(value, leaf.grad, kept, scratch)
@@ -54,8 +54,8 @@ class Optimiser:
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
-        for p in self.params:
-            p.zero_grad()
+        for leaf in self._leaves:
+            leaf.grad = None
 
     def _named(self) -> dict[str, Array]:
         return {
