@@ -144,6 +144,10 @@ SAMPLES: dict[str, list[Sample]] = {
             ((5, 2, 3), (3,)),
         )
     ],
+    "einsum": [
+        Sample(lambda a, b: ag.einsum("ij,kjl->lik", a, b), ((2, 3), (2, 3, 4))),
+        Sample(lambda a, b: ag.einsum("ij,j->", a, b), ((2, 3), (3,))),
+    ],
     "batch_norm": [
         Sample(lambda x, g, b: ag.batch_norm(x, g, b, eps=0.3), ((5, 3), (3,), (3,))),
         Sample(lambda x, g: ag.batch_norm(x, g, eps=0.3, axes=(0, -1)), ((3, 2, 2), (2,))),
