@@ -587,11 +587,11 @@ BLOCKS = {
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_deep_nets(name):
-    y, leaves = deep(50, BLOCKS[name])
+    y, leaves = deep(20, BLOCKS[name])
     seed = np.random.default_rng(1).normal(size=y.shape)
     before = ag.grad(y, leaves, [seed], allow_unused=True)
     report = ag.fuse(y)
-    assert len(report.fused) == 50 * (1 + (name == "two branches"))
+    assert len(report.fused) == 20 * (1 + (name == "two branches"))
     assert not report.refused
     assert not ag.Graph(y).ops.keys() & {"mean", "var", "sqrt", "divide"}
     scale = max(np.abs(g).max() for g in before if g is not None)
