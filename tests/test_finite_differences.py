@@ -53,8 +53,8 @@ def test_several_inputs_and_outputs():
 
 def test_what_does_not_move_is_uncertain_by_the_rounding_of_larger_numbers():
     f = lambda at: [np.log(1 + np.exp(at[0]))]
-    assert Differences(f, [np.array([-50.0])]).jacobian(0)[1] == 0
-    assert Differences(f, [np.array([-50.0])], magnitude=50).jacobian(0)[1] > np.exp(-50)
+    assert Differences(f, [np.array([-50.0])]).jacobian(0)[1] < 1e-11
+    assert Differences(f, [np.array([-50.0])], magnitude=1e6).jacobian(0)[1] > 1e-10
 
 
 @pytest.mark.parametrize("f", [np.abs, lambda x: np.maximum(x, 0), np.floor, lambda x: np.sqrt(np.maximum(x, 0))])

@@ -41,9 +41,8 @@ class Differences:
     ) -> None:
         self.f, self.at, self.smallest, self.magnitude = f, list(at), smallest, magnitude
         self.rng = rng or np.random.default_rng(0)
-        outputs = [np.asarray(output) for output in f(self.at)]
-        self.ends = np.cumsum([output.size for output in outputs])[:-1]
-        self.value = self._vector(outputs)
+        self.ends = np.cumsum([np.size(output) for output in f(self.at)])[:-1]
+        self.value = self._moved([], [])
         self.scale = [_scale(array) for array in self.at]
         directions = [self._direction(array) for array in self.at]
         self.noise = [self._rounding(i, direction) for i, direction in enumerate(directions)]
@@ -83,15 +82,12 @@ class Differences:
                     return i, index
         return None
 
-    def _vector(self, outputs: Sequence[Array]) -> Array:
-        return np.concatenate([np.ravel(output) for output in outputs])
-
     def _moved(self, which: Sequence[int], by: Sequence[Array]) -> Array:
         at = list(self.at)
         for i, step in zip(which, by, strict=True):
             at[i] = at[i] + step
         with np.errstate(all="ignore"):
-            return self._vector(self.f(at))
+            return np.concatenate([np.ravel(output) for output in self.f(at)])
 
     def _sides(self, i: int, direction: Array, h: float) -> tuple[Array, Array]:
         return self._moved([i], [h * direction]), self._moved([i], [-h * direction])
@@ -100,7 +96,7 @@ class Differences:
         return self._extrapolated(i, h, [self._sides(i, direction, t) for t in (h, h / 2, h / 4)])
 
     def _extrapolated(self, i: int, h: float, sides: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-        """The slope and its error from the values on both sides at h, h/2 and h/4."""
+        """The slope and its error, from the values on both sides at h, h/2 and h/4."""
         with np.errstate(all="ignore"):
             value, truncation = _richardson([(up - down) / (2 * h / 2**k) for k, (up, down) in enumerate(sides)])
             middle = 2 * self.value
@@ -115,11 +111,14 @@ class Differences:
         """How far rounding may throw each output; of the two sides the calmer one, where a kink stirs the other."""
         tiny = self.scale[i] * self.smallest / 16
         sides = []
-        for t in (tiny, -tiny):
+        for t in (tiny, -1.4 * tiny):
             third = np.diff([self._moved([i], [k * t * direction]) for k in range(1, 9)], n=3, axis=0)
             sides.append(np.nan_to_num(np.max(np.abs(third), axis=0) / math.sqrt(20), nan=np.inf))
         calmer, wilder = np.minimum(*sides), np.maximum(*sides)
-        noise = np.maximum(np.where(wilder <= 1000 * calmer, wilder, calmer), 2**-52 * np.abs(self.value))
+        hidden = 2**-52 * max(map(_largest, self.at))  # in numbers of the inputs' size, which cancelled
+        calmer = np.where(calmer == 0, hidden, calmer)
+        noise = np.where(wilder <= 1000 * calmer, np.maximum(calmer, wilder), calmer)
+        noise = np.maximum(noise, 2**-52 * np.abs(self.value))
         # What is small because larger numbers cancelled in it has their rounding.
         parts = [np.maximum(part, np.median(part)) if part.size else part for part in np.split(noise, self.ends)]
         return np.concatenate(parts)
