@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -18,10 +18,9 @@ from ..engine.tensor import check_differentiable
 from .orders import check_order, check_same, derivatives, function_names, input_names
 from .report import html_table, text_table
 
-# Part of a row's largest entry by which the formulas may differ in wide arithmetic (a constant may have been rounded
-# to the inputs' dtype), and by which a result in the inputs' dtype may be off.
-_TOLERANCE = {"float16": (4e-4, 1e-2), "float32": (1e-6, 1e-5)}
-_DOUBLE_TOLERANCE = (1e-10, 1e-10)
+# Part of a row's largest entry by which the formulas may differ (constants may have been rounded to the inputs' dtype),
+# and by which a result in the inputs' dtype may be off.
+_TOLERANCE = {"object": (0.0, 0.0), "float16": (4e-4, 1e-2), "float32": (1e-6, 1e-5)}
 _SLACK = 16  # times what moving the inputs by their last bits does
 _DRAWS = 4
 
@@ -83,9 +82,8 @@ class Comparison:
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
-        head = ["", "shape", "max difference", "relative", f"ulp {first}", f"ulp {second}", ""]
         results = {(True, False): f"{first} WRONG", (False, True): f"{second} WRONG", (True, True): "BOTH WRONG"}
-        return head, [
+        return ["", "shape", "max difference", "relative", f"ulp {first}", f"ulp {second}", ""], [
             [
                 row.name,
                 " x ".join(map(str, row.shape)) or "scalar",
@@ -104,17 +102,17 @@ class Comparison:
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
                 where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
                 yield f"{row.name}: entries that are not finite: {counts}{where}."
-        formula, rounding = _tolerance(np.dtype(self.dtype))
-        moved = "or within what the inputs' last bits move"
+        formula, rounding = _tolerance(self.dtype)
+        equal = f"within {formula:g} of the row's largest entry"
         if self.dtype == "object":
             yield "equal: exactly."
         elif self.reference is None:
-            yield f"equal: within {formula:g} of the row's largest entry, {moved}; no wider arithmetic to measure in."
+            yield f"equal: {equal}, or within what the inputs' last bits move; no wider arithmetic to measure in."
         else:
             yield f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
             yield (
-                f"equal: formulas within {formula:g} of the row's largest entry in that arithmetic, and each side "
-                f"within {rounding:g} of the reference, {moved}."
+                f"equal: formulas {equal} in that arithmetic, and each side within {rounding:g} of the reference, "
+                "or within what the inputs' last bits move."
             )
 
     def __str__(self) -> str:
@@ -132,14 +130,13 @@ def compare(
     """Run two functions of tensors on the same inputs and compare outputs and gradients.
 
     The gradients are those of the outputs weighted by random numbers drawn from `seed`; with `order` above 1,
-    those of the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double where
-    the machine has one wider than the inputs, else float64 for narrower inputs. There the formulas must agree, to
-    1e-10 of a row's largest entry (float32: 1e-6, float16: 4e-4); and the run of `f` there is the reference that
-    each side's results are held against, to 1e-10 (1e-5, 1e-2) of the largest entry. A larger error is rounding, and
-    passes, only within 16 times what moving the inputs by their last bits does to the reference, or where that is
-    0, to the side itself. Non-finite entries must be those of the reference, in place and kind. So where a side
-    overflows or loses its digits, the row says which is wrong. Without wider arithmetic the sides are held against
-    each other, and rounding passes up to half of the digits. Running statistics stay as they are.
+    those of the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double, else
+    float64 for narrower inputs. There the formulas must agree, to 1e-10 of a row's largest entry (float32: 1e-6,
+    float16: 4e-4); and `f` there is the reference that each side is held against, to 1e-10 (1e-5, 1e-2). More is
+    rounding, and passes, only within 16 times what moving the inputs by their last bits does to the reference, or
+    where that is 0, to the side itself, and up to half of the digits between formulas. Non-finite entries must be those
+    of the reference, in place and kind. Without wider arithmetic the sides are held against each other. Running
+    statistics stay as they are.
 
     `inputs` are float arrays or tensors, of any shapes, or arrays of exact rationals, which must be equal
     exactly. The result has `ok`, `rows` (see `Row`), and a table as `str`. `ValueError` where the outputs' numbers or
@@ -159,12 +156,12 @@ def compare(
         except TypeError as error:
             raise TypeError(f"inputs[{i}]: {error}") from None
     names = input_names(f, inputs)
-    dtype = np.result_type(*arrays)
-    sides = _Run(f, arrays, names, order, seed, "f"), _Run(g, arrays, names, order, seed, "g")
+    sides = _Run(arrays, f, "f", names, order, seed), _Run(arrays, g, "g", names, order, seed)
     check_same(sides[0].values, sides[1].values)
-    wide, reference = _in_wide_arithmetic(sides, dtype)
-    rows = tuple([_row(name, sides, wide, dtype) for name in sides[0].values])
-    return Comparison(function_names(f, g), rows, reference, str(dtype), seed, (f, g), tuple(arrays), tuple(names))
+    wide, reference = _in_wide_arithmetic(sides)
+    rows = tuple([_row(name, sides, wide) for name in sides[0].values])
+    dtype = str(sides[0].dtype)
+    return Comparison(function_names(f, g), rows, reference, dtype, seed, (f, g), tuple(arrays), tuple(names))
 
 
 def weighing(seed: int) -> Callable[[Tensor], Array]:
@@ -182,105 +179,102 @@ def weighing(seed: int) -> Callable[[Tensor], Array]:
 class _Run:
     """A function and its weighted gradients, in the arithmetic of the inputs: `values` has each by name."""
 
-    def __init__(
-        self, f: Callable[..., Any], arrays: Sequence[Array], names: list[str], order: int, seed: int, what: str
-    ) -> None:
+    def __init__(self, arrays: Sequence[Array], *settings: Any) -> None:
+        f, what, names, order, seed = self.settings = settings
         self.arrays, self.dtype = arrays, np.result_type(*arrays)
-        self.at: Callable[[Sequence[Array]], _Run] = lambda there: _Run(f, there, names, order, seed, what)
         self.moves: dict[float, dict[str, Any]] = {}
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
         with no_update(), np.errstate(all="ignore"):
             walk = derivatives(f, leaves, order, weighing(seed), what=what)
             self.values = {name: output.data for _, outputs in walk for name, output in outputs.items()}
 
+    def at(self, arrays: Sequence[Array]) -> _Run:
+        """The same elsewhere, or in other arithmetic."""
+        return _Run(arrays, *self.settings)
+
     def moved(self, name: str, dtype: np.dtype[Any]) -> Any:
-        """How far a row moves, at most, when the inputs move by their last bits in `dtype`."""
+        """How far a row moves, at most, when the inputs move by their last bits in `dtype`, times `_SLACK`."""
         unit = float(np.finfo(dtype).eps)
         if unit not in self.moves:
             rng = np.random.default_rng(0)
-            self.moves[unit] = dict.fromkeys(self.values, 0)
+            most = self.moves[unit] = dict.fromkeys(self.values, 0)
             for _ in range(_DRAWS):
                 steps = [unit * np.asarray(rng.uniform(-2, 2, a.shape), np.longdouble) for a in self.arrays]
                 there = self.at([(a + a * step).astype(a.dtype) for a, step in zip(self.arrays, steps, strict=True)])
-                for row, most in self.moves[unit].items():
-                    self.moves[unit][row] = max(most, _largest(_apart(there.values[row], self.values[row])))
+                for row, value in there.values.items():
+                    most[row] = max(most[row], _SLACK * _distance(value, self.values[row], finite=True))
         return self.moves[unit][name]
 
     def vanishes(self, name: str) -> bool:
         """Whether a row holds nothing but rounding errors."""
-        return bool(_largest(self.values[name]) <= _SLACK * self.moved(name, self.dtype))
+        return bool(_largest(self.values[name]) <= self.moved(name, self.dtype))
 
 
-def _in_wide_arithmetic(sides: Sequence[_Run], dtype: np.dtype[Any]) -> tuple[list[_Run], str | None]:
-    """Both functions in arithmetic wider than `dtype`, and what to call it; none where there is none."""
+def _in_wide_arithmetic(sides: Sequence[_Run]) -> tuple[list[_Run], str | None]:
+    """Both functions in arithmetic wider than the inputs', and what to call it; none where there is none."""
+    dtype = sides[0].dtype
     for wide, label in ((np.longdouble, "long double"), (np.float64, "float64")):
         if dtype.kind == "f" and np.finfo(wide).nmant > np.finfo(dtype).nmant:
-            try:
+            with suppress(Exception):  # whatever they raise on wide numbers, they don't take them
                 runs = [side.at([a.astype(wide) for a in side.arrays]) for side in sides]
-            except Exception:  # whatever they raise on wide numbers, they don't take them
-                continue
-            return runs, f"the first function in {label} ({np.finfo(wide).nmant} bits)"
+                return runs, f"the first function in {label} ({np.finfo(wide).nmant} bits)"
     return [], "the first function itself, which is exact" if dtype.kind == "O" else None
 
 
-def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run], dtype: np.dtype[Any]) -> Row:
-    a, b = (side.values[name] for side in sides)
-    difference, scale = _distance(a, b), max(_largest(a), _largest(b))
-    ulp: tuple[float | None, float | None] = (None, None)
-    wrong = (False, False)
+def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run]) -> Row:
+    dtype, (a, b) = sides[0].dtype, (side.values[name] for side in sides)
+    agree, difference, scale = _agree(name, wide or sides, dtype), _distance(a, b), max(_largest(a), _largest(b))
+    ulp: list[float | None] = [None, None]
+    right = [True, True]
     if wide:
         exact = wide[0].values[name]
         scale = _largest(exact)
+        unit = np.spacing(np.asarray(min(scale, 0.99 * float(np.finfo(dtype).max))).astype(dtype))
         errors = [_error(side.values[name], exact) for side in sides]
-        ulp = (_in_ulp(errors[0], scale, dtype), _in_ulp(errors[1], scale, dtype))
+        ulp = [float(error / unit) for error in errors]
         right = [_is_rounding(error, name, side, wide[0]) for error, side in zip(errors, sides, strict=True)]
-        wrong = (not right[0], not (right[1] and _agree(name, wide, dtype)))
-    ok = not any(wrong) if wide else _agree(name, sides, dtype)
-    with np.errstate(invalid="ignore"):
-        relative = float(difference / scale) if scale else (0.0 if difference == 0 else np.inf)
+    wrong = not right[0], bool(wide) and not (right[1] and agree)
+    relative = difference / scale if scale else np.inf if difference else 0
     bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in (a, b)]
-    columns = np.unique(np.nonzero(bad[0] | bad[1])[-1]).tolist() if a.ndim else []
-    counts = (int(bad[0].sum()), int(bad[1].sum()))
-    return Row(name, a.shape, float(difference), relative, ulp, ok, wrong, counts, tuple(columns))
+    counts, columns = [int(where.sum()) for where in bad], np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
+    figures = float(difference), float(relative), (ulp[0], ulp[1]), agree and not any(wrong), wrong
+    return Row(name, a.shape, *figures, (counts[0], counts[1]), tuple(columns))
 
 
 def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
-    """Whether two runs in one arithmetic agree in a row: in that of the inputs, `dtype`, or in a wider one."""
+    """Whether two formulas agree in a row, but for rounding, which may take half of the digits of `dtype`."""
     a, b = (run.values[name] for run in runs)
     apart, scale = _distance(a, b), max(_largest(a), _largest(b))
     if dtype.kind == "O" or apart <= _tolerance(dtype)[0] * scale:
         return bool(apart == 0 or dtype.kind != "O")
-    if apart > _SLACK * sum(run.moved(name, run.dtype) for run in runs):
-        return False
-    half_of_the_digits = float(np.sqrt(np.finfo(dtype).eps)) * scale  # what may pass where nothing wider confirms it
-    wider = runs[0].dtype != dtype
-    return bool(wider or apart <= half_of_the_digits or all(run.vanishes(name) for run in runs))
+    return bool(apart <= sum(run.moved(name, run.dtype) for run in runs)) and (
+        bool(apart <= float(np.sqrt(np.finfo(dtype).eps)) * scale) or all(run.vanishes(name) for run in runs)
+    )
 
 
 def _is_rounding(error: Any, name: str, side: _Run, exact: _Run) -> bool:
     """Whether one side's error may come from rounding in its own arithmetic."""
     small = _tolerance(side.dtype)[1] * _largest(exact.values[name]) + float(np.finfo(side.dtype).smallest_subnormal)
-    if error <= small or error <= _SLACK * exact.moved(name, side.dtype):
+    if error <= small or error <= exact.moved(name, side.dtype):
         return True
-    return exact.vanishes(name) and bool(error <= _SLACK * side.moved(name, side.dtype))
+    return exact.vanishes(name) and bool(error <= side.moved(name, side.dtype))
 
 
-def _tolerance(dtype: np.dtype[Any]) -> tuple[float, float]:
-    return _TOLERANCE.get(str(dtype), _DOUBLE_TOLERANCE)
+def _tolerance(dtype: Any) -> tuple[float, float]:
+    return _TOLERANCE.get(str(dtype), (1e-10, 1e-10))
 
 
-def _apart(a: Array, b: Array) -> Array:
-    """The difference of every entry; infinite where one isn't finite and the other not the same."""
+def _distance(a: Array, b: Array, finite: bool = False) -> Any:
+    """The largest difference of two entries; infinite where one isn't finite and the other not the same.
+
+    Of those that are finite, if only they are asked for.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         difference = abs(a - b)
-    if a.dtype.kind == "O":
-        return np.asarray(difference)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return np.where(same, 0, np.where(np.isfinite(a) & np.isfinite(b), difference, np.inf))
-
-
-def _distance(a: Array, b: Array) -> Any:
-    return _largest(_apart(a, b), finite=False)
+    if a.dtype.kind != "O":
+        same, both = (a == b) | (np.isnan(a) & np.isnan(b)), np.isfinite(a) & np.isfinite(b)
+        difference = np.where(same, 0, np.where(both, difference, np.inf))
+    return _largest(difference, finite)
 
 
 def _error(value: Array, exact: Array) -> Any:
@@ -296,9 +290,3 @@ def _largest(a: Array, finite: bool = True) -> Any:
     if a.dtype.kind == "O":
         return np.max(np.abs(a), initial=0)
     return np.longdouble(np.max(np.abs(a), initial=0, where=np.isfinite(a) if finite else True))
-
-
-def _in_ulp(error: Any, scale: Any, dtype: np.dtype[Any]) -> float:
-    limits = np.finfo(dtype)
-    _, exponent = math.frexp(min(float(scale), float(limits.max)))
-    return float(error) / max(math.ldexp(float(limits.eps), exponent - 1), float(limits.smallest_subnormal))
