@@ -102,34 +102,30 @@ class Primitive:
 
     def record(self, args: list[Any], params: dict[str, Any]) -> Any:
         """Compute on tensors and constants, and hang the result into the graph."""
-        operands, values, wanted, leaf = [], [], [], False
-        for position, arg in enumerate(args):
+        operands, values, wanted = args.copy(), args, []
+        versions: list[int | None] = []
+        for position, arg in enumerate(operands):
             if type(arg) is Tensor:
-                node = arg.node
-                operands.append(node)
-                values.append(arg._value)
-                leaf = leaf or node.buffer is not None
+                operands[position] = node = arg.node
+                values[position] = arg._value
+                if node.buffer is not None:
+                    versions = versions or [None] * len(args)
+                    versions[position] = node.buffer.version
                 if node.requires_grad:
                     wanted.append(position)
-            else:
-                if getattr(arg, "dtype", OBJECT).kind == "c":
-                    raise TypeError(
-                        f"{self.name} of a tensor got an operand of dtype {arg.dtype}, expected real numbers"
-                    )
-                operands.append(arg)
-                values.append(arg)
+            elif arg is not None and getattr(arg, "dtype", OBJECT).kind == "c":
+                raise TypeError(f"{self.name} of a tensor got an operand of dtype {arg.dtype}, expected real numbers")
         out, kept = self.forward(*values, **params), None
         if self.joint:
             out, kept = out
         if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
-        buffer = operands[0].buffer if self.view and leaf and np.may_share_memory(out, values[0]) else None
+        buffer = operands[0].buffer if self.view and versions and np.may_share_memory(out, values[0]) else None
         if mode.recording:
             positions = tuple(wanted) if self.rules else ()
             needs = self.saves(positions)
             saved = tuple([v if need else None for v, need in zip((*values, out, kept), needs, strict=bool(needs))])
-            versions = _versions(operands) if leaf else ()
-            node = Node(self, tuple(operands), params, out, positions, saved, versions, buffer)
+            node = Node(self, tuple(operands), params, out, positions, saved, tuple(versions), buffer)
         else:
             out = np.asarray(out)
             if self.view and buffer is None and out.base is not None:
