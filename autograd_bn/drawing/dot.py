@@ -31,21 +31,20 @@ KINDS = {  # the style and the legend of each
     "output": (f'{OVAL} penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white', "● output"),
     "more": (" shape=plaintext fillcolor=white", "… the graph goes on"),
 }
-CLUSTER = {"style": "rounded,filled", "labeljust": "l", "labelloc": "t", "margin": "10"}
+CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t margin=8'
 FRAMES = {
-    "fused": {"color": "#8796A5", "fillcolor": "#F1F4F7"},
-    "module": {"color": "#8796A5", "fillcolor": "#FAFBFC"},
-    "statistics": {"color": "#5E9C76", "fillcolor": "#E3F1E6"},
+    "fused": 'color="#8796A5" fillcolor="#F1F4F7"',
+    "module": 'color="#8796A5" fillcolor="#FAFBFC"',
+    "statistics": 'color="#5E9C76" fillcolor="#E3F1E6"',
 }
 AGAIN = ' style="filled,dashed"'
 CUT = " arrowhead=normaltee minlen=2"
-SPINE, BOLD = " weight=100", " penwidth=2.2"
-INNER = " weight=100"
+STRAIGHT, BOLD = " weight=100", " penwidth=2.2"
 GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
 TEXT = {"fontname": FONT, "fontcolor": INK}
-GRAPH = TEXT | {"newrank": "true", "bgcolor": "white", "fontsize": "9", "nodesep": "0.3", "ranksep": "0.25"}
+GRAPH = TEXT | {"newrank": "true", "bgcolor": "white", "fontsize": "9", "nodesep": "0.2", "ranksep": "0.25"}
 NODE = TEXT | {"shape": "box", "style": "filled", "fillcolor": "white", "color": INK, "fontsize": "12"}
-NODE |= {"height": "0.4", "margin": "0.1,0.05"}
+NODE |= {"height": "0.4", "margin": "0.08,0.05"}
 EDGE = TEXT | {"color": INK, "fontsize": "9", "arrowsize": "0.7"}
 
 
@@ -64,9 +63,8 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     if direction is None:
         across, down = _widths(picture)
         direction = "LR" if across <= max(PAGE, down) else "TB"
-    graph = Sketch(
-        graph_attr={**GRAPH, "rankdir": direction, "label": _legend(picture)}, node_attr=NODE, edge_attr=EDGE
-    )
+    look = {**GRAPH, "rankdir": direction, "label": _legend(picture)}
+    graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
     # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     members: dict[int | None, list[str]] = {}
@@ -77,19 +75,16 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
             style += " group=spine" if i in on_spine else f" group=branch{shape.cluster}"
         members.setdefault(shape.cluster, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
 
-    within: dict[int | None, list[int]] = {}
-    for i, frame in enumerate(picture.clusters):
-        within.setdefault(frame.parent, []).append(i)
+    def fill(cluster: int | None) -> None:
+        graph.body.extend(members.get(cluster, ()))
+        for i, frame in enumerate(picture.clusters):
+            if frame.parent == cluster:
+                title = f"label={_quoted(frame.title)} {CLUSTER} {FRAMES[frame.kind]}"
+                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [{title}]\n")
+                fill(i)
+                graph.body.append("\t}\n")
 
-    def fill(outer: graphviz.Digraph, cluster: int | None) -> None:
-        outer.body.extend(members.get(cluster, ()))
-        for i in within.get(cluster, ()):
-            frame = picture.clusters[i]
-            with outer.subgraph(name=f"cluster_{i}") as box:
-                box.attr(label=_escaped(frame.title), **CLUSTER, **FRAMES[frame.kind])
-                fill(box, i)
-
-    fill(graph, None)
+    fill(None)
     framed = bool(picture.clusters) or any(shape.kind == "parameter" for shape in picture.shapes)
     modules = any(frame.kind == "module" for frame in picture.clusters)
     for arrow in picture.arrows:
@@ -101,7 +96,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
             home = None if head.cluster is None else picture.clusters[head.cluster]
             nested = inner and home and home.kind == "statistics" and home.parent is not None
             style = _beside(arrow.label) if nested and direction == "TB" else f"label={_quoted(f'  {arrow.label} ')}"
-            style += f"{CUT * (head.kind == 'stop_gradient')}{SPINE * arrow.spine or INNER * inner}"
+            style += f"{CUT * (head.kind == 'stop_gradient')}{STRAIGHT * (arrow.spine or inner)}"
             # The first rank of a module's frame is its parameters', which stand aside of the way forward.
             style += " minlen=2" * bool(arrow.spine and modules and home and tail.cluster != head.cluster)
             style += BOLD * (arrow.spine and framed)
@@ -137,7 +132,7 @@ def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
     entries = [text for kind, (_, text) in KINDS.items() if kind in kinds]
     entries += ["◌ drawn again"] * any(shape.again for shape in picture.shapes)
-    entries += ["⇠ gradient"] * any(arrow.gradient for arrow in picture.arrows)
+    entries += ["⇠ ∂ gradient"] * any(arrow.gradient for arrow in picture.arrows)
     return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])
 
 

@@ -19,7 +19,7 @@ from ..engine.graph import Values
 from . import modules
 from .layout import draw
 from .opened import opened
-from .records import Drawer
+from .records import Picture
 from .structure import neighbourhood
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def to_dot(
     if stored:
         gradients = {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
     known = graph.values() if values else None
-    return digraph(Drawer(graph, origins, known, gradients, only, calls, stored).picture, direction)
+    return digraph(Picture(graph, origins, known, gradients, only, calls, stored), direction)
 
 
 def asked(

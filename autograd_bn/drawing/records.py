@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from ..batch_norm.fusion import norms
 from ..engine import Graph, Leaf, Node
 from . import labels, structure
 from .modules import Call, Calls
 
-Kind = Literal[
-    "input", "variable", "parameter", "constant", "operation", "stop_gradient", "allreduce", "output", "more"
-]
 LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
@@ -23,7 +20,7 @@ PARAMETERS = {"gamma", "beta", "weight", "bias"}
 class Shape:
     """A node of the picture: what it is called, the frame that it is in, and of whose node it shows the value."""
 
-    kind: Kind
+    kind: str
     lines: list[str]
     cluster: int | None = None
     node: Node | None = None
@@ -49,27 +46,17 @@ class Frame:
     """What is drawn around shapes that belong together, perhaps inside another frame."""
 
     title: str
-    kind: Literal["fused", "statistics", "module"]
+    kind: str
     parent: int | None = None
 
 
-@dataclass(slots=True)
 class Picture:
-    """All that is drawn. A shape's place in `shapes` is its id, a frame's place in `clusters` too."""
-
-    shapes: list[Shape] = field(default_factory=list)
-    arrows: list[Arrow] = field(default_factory=list)
-    clusters: list[Frame] = field(default_factory=list)
-
-
-class Drawer:
-    """The steps of making the `picture` of a graph, in topological order, and what they share.
+    """All that is drawn of a graph, in topological order. A place in `shapes` or in `clusters` is an id.
 
     `origins` has for each node the one that it is a part of where fused nodes are opened. `values` and `gradients`,
     where given, have an entry for each node whose value or gradient is known; `stored` ones are what the leaves hold,
     and flow nowhere. `brief` ones, of a page, are short. Of all nodes those that come from `only` are drawn, as
-    `neighbourhood` has them, and dots where the graph goes on. The `calls` of a model's modules become frames, or
-    boxes.
+    `neighbourhood` has them, and dots where the graph goes on. The `calls` of modules become frames, or boxes.
     """
 
     def __init__(
@@ -85,7 +72,8 @@ class Drawer:
     ) -> None:
         self.values, self.gradients, self.stored, self.brief = values, gradients, stored, brief
         self.origins, self.calls = origins or {node: node for node in graph.nodes}, calls or Calls()
-        self.dtype, self.picture = graph.outputs[0].dtype, Picture()
+        self.shapes, self.arrows, self.clusters = list[Shape](), list[Arrow](), list[Frame]()
+        self.dtype = graph.outputs[0].dtype
         shown = [node for node in graph.nodes if only is None or self.origins[node] in only]
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
@@ -103,7 +91,7 @@ class Drawer:
         aside = {node for norm in found for node in self.frame_statistics(norm)}
         given = {n: self.calls.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
         self.names = labels.numbered(given) if brief else given
-        inputs = {node: [parent for parent, *_ in self.operands(node)] for node in self.frame_of}
+        inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.frame_of}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
                 if parent in self.calls.names and self.frame_of.get(parent, 0) is None:
@@ -116,7 +104,9 @@ class Drawer:
             self.add_node(node)
         for node in self.outputs:
             here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
-            self.connect(self.place[node], here, node, spine=node is graph.outputs[0], back=self.gets(node, node))
+            self.connect(self.place[node], here, node, spine=node is graph.outputs[0])
+            if self.flow(node, node):
+                self.arrows.append(Arrow(here, self.place[node], gradient=True))
         cut = {parent for node in {*graph.nodes} - {*shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.frame_of if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
@@ -136,7 +126,7 @@ class Drawer:
         if origin not in self.frames:
             name, *options = labels.title(origin) if node.op != "batch_norm" else ["fused"]
             if call and call.single and within is not None:  # the module's frame is the node's
-                self.frames[origin], frame = within, self.picture.clusters[within]
+                self.frames[origin], frame = within, self.clusters[within]
                 frame.kind, frame.title = "fused", ", ".join([frame.title, *options])
             else:
                 self.frames[origin] = self.add_frame(", ".join([name, *options]), "fused", within)
@@ -162,95 +152,82 @@ class Drawer:
         return branch
 
     def add_frame(self, title: str, kind: Any, parent: int | None) -> int:
-        self.picture.clusters.append(Frame(title, kind, parent))
-        return len(self.picture.clusters) - 1
+        self.clusters.append(Frame(title, kind, parent))
+        return len(self.clusters) - 1
 
     # --- Shapes and arrows ---
 
-    def operands(self, node: Node) -> list[tuple[Node, str, int]]:
-        """The nodes that a shape reads, each with its name and place among the operands."""
-        parts = self.parts.get(node, [node])
-        return [
-            (arg, "" if node in self.parts else name, position)
-            for part in parts
-            for position, (arg, name) in enumerate(zip(part.args, labels.edge_names(part), strict=True))
-            if isinstance(arg, Node) and arg not in parts
-        ]
+    def operands(self, node: Node) -> list[tuple[Any, str, int]]:
+        """The nodes and arrays that a shape reads, each with its name and place among the operands."""
+        if parts := self.parts.get(node):
+            pairs = [(arg, i) for part in parts for i, arg in enumerate(part.args)]
+            return [(arg, "", i) for arg, i in pairs if isinstance(arg, Node) and arg not in parts]
+        named = enumerate(zip(node.args, labels.edge_names(node), strict=True))
+        return [(arg, name, i) for i, (arg, name) in named if labels.is_array(arg)]
 
-    def add(self, kind: Kind, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
+    def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
-        text, mark = (labels.short, "∂ ") if self.brief else (labels.value_text, "grad ")
+        text = labels.short if self.brief else labels.value_text
         if node and full and self.values is not None:
             shape.value = text(self.values[node])
         if node and full and self.gradients is not None:
             if node in self.gradients:
-                shape.gradient = text(self.gradients[node], f".{mark}" if self.stored else mark)
+                shape.gradient = text(self.gradients[node], ".grad " if self.stored else "∂ ")
             elif isinstance(node, Leaf) and node.requires_grad:
                 shape.gradient = "no .grad" if self.stored else "no gradient"
-        self.picture.shapes.append(shape)
-        return len(self.picture.shapes) - 1
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
 
-    def connect(
-        self,
-        tail: int,
-        head: int,
-        given: Any,
-        name: str = "",
-        place: int | None = None,
-        spine: bool = False,
-        back: bool = False,
-    ) -> None:
+    def connect(self, tail: int, head: int, given: Any, name: str = "", **about: Any) -> None:
         words = [name, str(given.shape) if given.shape else "", "" if given.dtype == self.dtype else str(given.dtype)]
-        self.picture.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), place, spine=spine))
-        if back:
-            self.picture.arrows.append(Arrow(head, tail, gradient=True))
+        self.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), **about))
 
-    def gets(self, node: Node, arg: Node) -> bool:
-        """Whether a picture shows that a gradient flows to `arg` from `node`, or from what reads it."""
+    def flow(self, node: Node, arg: Node) -> bool:
+        """Whether to show that a gradient flows to `arg` from `node`, or from what reads it."""
         if self.gradients is None or self.stored or self.brief or arg not in self.gradients:
             return False
         return node is arg or any(p in self.gradients and arg in p.receivers for p in self.parts.get(node, [node]))
 
     def leaf(self, node: Node, frame: int | None, again: bool = False) -> int:
-        name = self.calls.names.get(node)
-        kind: Kind = "input"
+        name, kind = self.calls.names.get(node), "input"
         if node.requires_grad:
             kind = "parameter" if name or node.name in PARAMETERS else "variable"
         here = self.add(kind, [name] if name else labels.title(node), frame, node, not again)
-        self.picture.shapes[here].again = again
+        self.shapes[here].again = again
         return here
 
-    def tail_of(self, arg: Node, reader: Node) -> int:
+    def tail_of(self, arg: Any, reader: Node, place: int) -> int:
         """The shape that an arrow to `reader` comes from."""
-        if (rank := self.again.get((arg, reader))) is None:
-            return self.place[arg] if arg in self.place else self.add("more", ["…"], self.frame_of[reader])
-        if (arg, rank) not in self.place:
-            frame = self.frame_of[reader] if arg in self.calls.names else None
-            self.place[arg, rank] = self.leaf(arg, frame, again=True)
-        return self.place[arg, rank]
+        if not isinstance(arg, Node):
+            frame = None if reader.op == "batch_norm" else self.frame_of[reader]
+            return self.add("constant", labels.constant(reader, place, self.values is not None), frame)
+        again = (arg, reader) in self.again
+        if arg in self.place and not again:
+            return self.place[arg]
+        key = arg, self.again.get((arg, reader), reader)
+        if key not in self.place:
+            frame = self.frame_of[reader] if not again or arg in self.calls.names else None
+            self.place[key] = self.leaf(arg, frame, again) if again else self.add("more", ["…"], frame)
+        return self.place[key]
 
     def add_node(self, node: Node) -> None:
-        frame = self.frame_of[node]
         if isinstance(node, Leaf):
-            self.place[node] = self.leaf(node, frame)
+            self.place[node] = self.leaf(node, self.frame_of[node])
             return
         operands = self.operands(node)
-        tails = {arg: self.tail_of(arg, node) for arg, *_ in operands}
-        constants = [
-            (self.add("constant", labels.constant(node, i, self.values is not None), aside), arg, name)
-            for aside in [None if node.op == "batch_norm" else frame]
-            for i, (arg, name) in enumerate(zip(node.args, labels.edge_names(node), strict=True))
-            if node not in self.parts and not isinstance(arg, Node) and labels.is_array(arg)
-        ]
-        kind: Any = node.op if node.op in ("stop_gradient", "allreduce") else "operation"
+        tails = [self.tail_of(arg, node, place) for arg, _, place in operands]
+        kind = node.op if node.op in ("stop_gradient", "allreduce") else "operation"
         # The value of an operation that is an output stands there.
-        here = self.place[node] = self.add(kind, self.title(node), frame, node, node not in self.outputs)
-        for arg, name, place in operands:
+        here = self.place[node] = self.add(kind, self.title(node), self.frame_of[node], node, node not in self.outputs)
+        for tail, (arg, name, place) in zip(tails, operands, strict=True):
+            if not isinstance(arg, Node):
+                self.connect(tail, here, arg, name if len(name) == 1 else "")
+                continue
             known = (arg.name, self.calls.names.get(arg, "").rpartition(".")[2])
             spine = (arg, node) in self.spine
-            self.connect(tails[arg], here, arg, "" if name in known else name, place, spine, self.gets(node, arg))
-        for tail, array, name in constants:
-            self.connect(tail, here, array, name if len(name) == 1 else "")
+            self.connect(tail, here, arg, "" if name in known else name, position=place, spine=spine)
+            if self.flow(node, arg):
+                self.arrows.append(Arrow(here, tail, gradient=True))
 
     def title(self, node: Node) -> list[str]:
         first, *lines = labels.title(node)

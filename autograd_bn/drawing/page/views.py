@@ -11,7 +11,7 @@ from ...engine import Graph, Node
 from .. import labels
 from ..modules import Calls
 from ..picture import flow
-from ..records import Drawer
+from ..records import Picture
 from . import formulas
 from .arrays import Arrays
 from .paths import paths
@@ -62,9 +62,9 @@ def view(
     known, visits = graph.values(), list[Any]()
     seeds = [(node, seed) for node, seed in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
     grads = flow(graph, start, visits)
-    drawer = Drawer(graph, origins, known if values else None, grads, only, calls, brief=True)
-    ids, names = {node: i for i, node in enumerate(shown)}, drawer.names
-    kinds = {shape.node: shape.kind for shape in reversed(drawer.picture.shapes)}
+    picture = Picture(graph, origins, known if values else None, grads, only, calls, brief=True)
+    ids, names = {node: i for i, node in enumerate(shown)}, picture.names
+    kinds = {shape.node: shape.kind for shape in reversed(picture.shapes)}
     nodes = [
         {
             "id": i,
@@ -92,10 +92,10 @@ def view(
         "nodes": nodes,
         "edges": edges,
         "steps": list(_steps(seeds, visits, ids, names, arrays, why)),
-        "paths": paths(graph, seeds, ids, names, drawer.roles, arrays),
+        "paths": paths(graph, seeds, ids, names, picture.roles, arrays),
         "notes": {},
     }
-    svg = draw_view(drawer.picture, name, ids, direction or "TB")
+    svg = draw_view(picture, name, ids, direction or "TB")
     return View(data, svg, graph, origins, known, grads, ids)
 
 
