@@ -89,18 +89,15 @@ def is_array(arg: Any) -> bool:
 
 def _option_text(value: Any) -> str:
     """An option in short; nothing for None."""
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value))
-    if isinstance(value, tuple):
-        return ", ".join([_option_text(item) or "None" for item in value])
+    if value is None or value is Ellipsis:
+        return "" if value is None else "..."
+    if isinstance(value, frozenset | tuple):
+        return ", ".join([_option_text(item) or "None" for item in (value if type(value) is tuple else sorted(value))])
     if isinstance(value, slice):
-        parts = ["" if part is None else str(part) for part in (value.start, value.stop, value.step)]
-        return ":".join(parts if value.step is not None else parts[:2])
+        return re.sub(":$", "", ":".join([_option_text(part) for part in (value.start, value.stop, value.step)]))
     if isinstance(value, np.ndarray | list):
         array = np.asarray(value)
         return value_text(array) if array.size <= SHORT else f"array {array.shape}"
-    if value is None or value is Ellipsis:
-        return "" if value is None else "..."
     return number_text(value)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Timer
 from xml.sax.saxutils import escape
 
 # Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
@@ -56,33 +57,24 @@ def draw(source: str, format: str) -> bytes:
                 "pip install 'pygraphviz>=2', which carries it; .dot files need neither"
             ) from None
         command = [sys.executable, "-P", "-c", _WHEEL, format, RESOLUTION[format]]
+    words = f"Graphviz is drawing {source.count('[label=')} nodes and edges ..."
+    note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
     with TemporaryDirectory() as folder:
         fonts = Path(folder, "fonts.conf")
         fonts.write_text(_FONTCONFIG)
         environment = {"FONTCONFIG_FILE": str(fonts), **os.environ}
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-            try:
-                drawn, words = _wait(process, source)
-            finally:
-                process.kill()
-    if process.returncode or not drawn:
-        lines = words.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines and process.returncode > 0 else f"exit status {process.returncode}"
+        note.start()
+        try:
+            done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(
+                f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
+                ".dot file for other programs"
+            ) from None
+        finally:
+            note.cancel()
+    if done.returncode or not done.stdout:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"
         raise RuntimeError(f"Graphviz failed to draw {format} ({reason}); a .dot file can still be written")
-    return drawn
-
-
-def _wait(process: subprocess.Popen[bytes], source: str) -> tuple[bytes, bytes]:
-    """What a Graphviz that reads `source` writes."""
-    try:
-        return process.communicate(source.encode(), timeout=QUIET)
-    except subprocess.TimeoutExpired:
-        print(f"Graphviz is drawing {source.count('[label=')} nodes and edges ...", file=sys.stderr, flush=True)
-    try:
-        return process.communicate(timeout=LIMIT - QUIET)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(
-            f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
-            ".dot file for other programs"
-        ) from None
+    return done.stdout

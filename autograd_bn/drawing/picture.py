@@ -41,43 +41,27 @@ def render(
     hops: int = 3,
     inputs: Any = None,
 ) -> Path:
-    """Draw the graph below `outputs`, a tensor, a sequence of tensors or a `Graph`, to a file, and return its path.
+    """Draw the graph below `outputs`, a tensor, several or a `Graph`, to a file, and return its path.
 
-    The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), the text that Graphviz draws
-    from, or `.html`, the page of `ag.page`, on which values and gradients are shown unless False. Ovals are
-    tensors: inputs (with a double outline where they require a gradient), parameters and outputs (dark). Boxes
-    are operations, with their scalar constants and options; arrays among their operands are notes. Edges show
-    shapes, and a dtype where it is not the first output's. A fused batch norm is a cluster, which `expand=True`
-    opens into its composed body; the graph itself stays as it is. The mean, var, 1/σ and x̂ of a batch norm have
-    their names, and what computes the statistics a frame, however it is spelled, in graphs whose arrays have up
-    to 524,288 elements.
-    `stop_gradient` is an octagon behind a bar, `allreduce` a hexagon.
+    The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), which needs no Graphviz, or `.html`, the
+    page of `ag.page`, on which values and gradients are shown unless False. Ovals are tensors, boxes operations with
+    their scalar constants and options, notes arrays among their operands; edges show shapes, and a dtype where it is
+    not the first output's. The mean, var, 1/σ and x̂ of a batch norm have their names and the statistics a frame,
+    however it is spelled, in graphs whose arrays have up to 524,288 elements. `expand=True` opens fused ones.
 
-    `values=True` shows the value of every node: up to six numbers in full, of more their mean and range.
+    `values=True` shows every value: up to six numbers in full, of more their mean and range. `grads=True` shows
+    every gradient, and dashed edges where it flows: that of the sum of outputs of one element, computed here. For
+    other outputs leaves show their `.grad`; or an array as `grads`, of the only output's shape, weighs its elements.
 
-    `grads=True` shows the gradient of every node, and dashed edges against the arrows where it flows. Where
-    all outputs have one element it is the gradient of their sum, computed here; no `.grad` is read or changed.
-    For other outputs the leaves show what they hold in `.grad`, from whatever pass it came. An array as `grads`,
-    of the shape of the only output, weighs its elements as in `backward`. Leaves that require a gradient and get
-    none say so.
+    `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
+    frames with their paths, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the
+    graph or several, cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there.
+    `direction` is "LR" (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
 
-    `outputs` may also be a model: it is called with `inputs` (an array, a tensor, or a sequence of them), and its
-    modules are frames with their paths, its parameters have their full names. A layer of few nodes, such as a
-    convolution, is one box, which `expand=True` opens.
-
-    `around`, a tensor of the graph or a sequence of them, cuts out what is at most `hops` edges away, so that a
-    part of a graph of any size can be looked at; dots stand where it goes on. A leaf that is read far away is
-    drawn again, dashed, beside its readers there.
-
-    `direction` is "LR" (left to right) or "TB" (top to bottom); by default what keeps to the width of a
-    page, 900 pixels. Values, gradients and exact rationals are computed anew: a graph with `allreduce` nodes
-    then needs the call on every rank.
-
-    A `dot` program on PATH draws, else the Graphviz in the pygraphviz wheel; `.dot` and `.gv` need neither.
-    The file is written whole or not at all. `TypeError` for outputs that aren't tensors, `ValueError` for an
-    unknown suffix or direction, a gradient of another shape or an `around` that is not in the graph,
-    `RuntimeError` where there is no Graphviz, where it fails or needs more than a minute, or where a value was
-    overwritten by `assign`, `OSError` where the file can't be written.
+    Values, gradients and exact rationals are computed anew: on every rank, where there are `allreduce` nodes. The file
+    is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or
+    direction, a gradient of another shape or an `around` that is not in the graph; `RuntimeError` where Graphviz is
+    missing, fails or needs more than a minute, or a value was overwritten by `assign`; `OSError` for the file.
 
     >>> import autograd_bn as ag, tempfile
     >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
@@ -86,18 +70,17 @@ def render(
     'picture.dot'
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     options: dict[str, Any] = {"values": values, "grads": grads, "expand": expand, "direction": direction}
     options |= {"around": around, "hops": hops, "inputs": inputs}
-    if path.suffix.lower() == ".html":
+    if suffix == ".html":
         from .page import page
 
         return page(outputs, **options).save(path)
     source = to_dot(outputs, **options).source
-    return write(
-        path, source.encode() if path.suffix.lower() in (".dot", ".gv") else draw(source, path.suffix.lower()[1:])
-    )
+    return write(path, source.encode() if suffix in (".dot", ".gv") else draw(source, suffix[1:]))
 
 
 def write(path: Path, content: bytes) -> Path:

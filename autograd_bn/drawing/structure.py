@@ -53,10 +53,10 @@ def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
     for node, parents in inputs.items():
         for parent in parents:
             readers.setdefault(parent, []).append(node)
-    for leaf in [parent for parent in readers if isinstance(parent, Leaf)]:
-        places = {reader: rank[reader] for reader in readers[leaf]}
-        if max(places.values()) - min(places.values()) > FAR:
-            copies |= {(leaf, reader): place for reader, place in places.items() if place > min(places.values())}
+    for leaf, reading in readers.items():
+        first = min(rank[reader] for reader in reading)
+        if isinstance(leaf, Leaf) and max(rank[reader] for reader in reading) - first > FAR:
+            copies |= {(leaf, reader): rank[reader] for reader in reading if rank[reader] > first}
     return copies
 
 

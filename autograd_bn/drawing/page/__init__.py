@@ -68,24 +68,19 @@ def page(
     hops: int = 3,
     inputs: Any = None,
 ) -> Page:
-    """The graph below `outputs`, a tensor or several, as a page that steps through it forward and back.
+    """A page that steps through the graph below `outputs`, a tensor or several, forward and back.
 
-    `outputs` may also be a `Comparison`, which shows both graphs side by side, each node with its errors in ulp; a
-    `Verdict`, or a `GradientError`: then the page opens at the first wrong step.
+    It shows every operation in topological order and every visit of the backward pass in the engine's, with the value,
+    the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed body; and
+    where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
 
-    The page shows every operation in topological order and every visit of the backward pass in the engine's, with
-    the value, the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed
-    body; and where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
+    `outputs` may also be a model, called with `inputs`; a `Comparison`, which shows both graphs side by side, each node
+    with its errors in ulp; a `Verdict` or a `GradientError`: then the page opens at the first wrong step.
 
     `values=False` leaves values out, `grads=False` the backward pass. The gradient is that of the sum of outputs of
-    one element; for another output `grads` is an array of its shape, and without it the page steps forward only and
-    says so. `expand=True` shows the open form first. `direction` is "TB" (top to bottom) or "LR". `around`, a tensor
-    of the graph or several, shows only what is at most `hops` edges away from it.
-
-    `outputs` may also be a model, called with `inputs`: its modules are frames with their paths.
-
-    A page has at most 1,500 nodes, and above 200 shows summaries of arrays. `ValueError` for more, for an unknown
-    direction or a gradient of another shape; `RuntimeError` where there is no Graphviz or a value was overwritten.
+    one element; for another output `grads` is an array of its shape, without which the page steps forward only.
+    `expand=True` shows the open form first. `direction`, `around` and `hops` are those of `render`. A page has at most
+    1,500 nodes, and above 200 summaries of all arrays: `ValueError` for more.
 
     >>> import autograd_bn as ag
     >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
@@ -133,27 +128,14 @@ def page(
 
 
 def _document(
-    title: str,
-    views: list[View],
-    twin: dict[str, dict[str, int]],
-    arrays: Arrays,
-    *,
-    start: int = 0,
-    beside: bool = False,
+    title: str, views: list[View], twin: dict[str, dict[str, int]], arrays: Arrays, start: int = 0, beside: bool = False
 ) -> Page:
     """The HTML of a page, the same bytes for the same graph."""
     folder = files(__package__)
     parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}
     css, js = (" ".join([line.strip() for line in parts[name].splitlines()]) for name in ("css", "js"))
-    data = {
-        "format": "autograd-bn-page",
-        "version": 1,
-        "beside": beside,
-        "start": start,
-        "arrays": arrays.listed,
-        "views": [made.data for made in views],
-        "twin": twin,
-    }
+    data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin}
+    data |= {"arrays": arrays.listed, "views": [made.data for made in views]}
     text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
