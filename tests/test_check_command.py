@@ -332,8 +332,54 @@ def test_mistakes_in_a_course_file_are_found_each_by_itself(course):
     assert found["batchnorm_backward"]["verdict"] == "right"
 
 
+BOTH_MODES = """
+import numpy as np
+
+def batchnorm_forward(x, gamma, beta, bn_param):
+    test, eps = bn_param["mode"] == "test", bn_param.get("eps", 1e-5)
+    mean = bn_param["running_mean"] if test else x.mean(0)
+    var = bn_param["running_var"] if test else x.var(0)
+    if not test:
+        bn_param["running_mean"], bn_param["running_var"] = 0.1 * mean, 0.9 + 0.1 * var
+    std = np.sqrt(var + eps)
+    xhat = (x - mean) / std
+    return gamma * xhat + beta, (xhat, gamma, std, test)
+
+def batchnorm_backward(dout, cache):
+    xhat, gamma, std, test = cache
+    dxhat = dout * gamma
+    dx = dxhat / std if test else (dxhat - dxhat.mean(0) - xhat * (dxhat * xhat).mean(0)) / std
+    return dx, (dout * xhat).sum(0), dout.sum(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict", "text"),
+    [
+        ("", "", "right", ""),
+        ("dxhat / std if test else ", "", "wrong", "This is in test mode."),
+        ("dxhat / std if test else", "dxhat if test else", "wrong", "This is in test mode."),
+        ("std, test)", "std, test) if not test else None", "right", "In test mode forward returns no cache"),
+        (
+            "return gamma * xhat + beta, ",
+            "return None if test else gamma * xhat + beta, ",
+            "right",
+            "returns no output",
+        ),
+    ],
+)
+def test_batch_norm_is_judged_in_test_mode_too(check, old, new, verdict, text):
+    assert BOTH_MODES.count(old) == 1 or not old
+    status, out, _ = check(BOTH_MODES.replace(old, new), "--json")
+    found = json.loads(out)
+    assert (status, found["verdict"]) == (int(verdict == "wrong"), verdict)
+    assert text in found["diagnosis"]
+    assert found["diagnosis"] or not text
+    assert text in check(BOTH_MODES.replace(old, new))[1]
+
+
 def test_a_pair_that_never_ends_does_not_stop_the_others(check, monkeypatch):
-    monkeypatch.setattr(command, "SECONDS", 2)
+    monkeypatch.setattr(command, "SECONDS", 5)
     stuck = """
 def stuck_forward(x):
     while True:
@@ -349,7 +395,7 @@ def stuck_backward(dout, cache):
     found = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [line["verdict"] for line in found] == ["unjudged", "right", "right"]
-    assert found[0]["diagnosis"] == "it took more than 2 s"
+    assert found[0]["diagnosis"] == "it took more than 5 s"
 
 
 def test_functions_of_pytorch_and_jax_are_found(check):

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from ..drawing.picture import render
+from ..verify.gradcheck import Unjudgeable
 from ..verify.referee import Verdict, check_backward
-from ..verify.referee.adapters import Adapted, adapt
+from ..verify.referee.adapters import Adapted, NoPair, adapt, loss, numpy_pair, parameters
 from . import UsageError, complain, output_file
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
@@ -40,7 +41,7 @@ Exit status 0 where what could be judged is right, 1 where something is wrong, 2
 examples: autograd-bn check my_batch_norm.py
           autograd-bn check --json layers.py"""
 
-SECONDS, TRIALS = 20, 3000
+SECONDS, TRIALS = 60, 3000
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
 # What a parameter of this name may be, likeliest first: a shape (after +, positive; after int, whole numbers below the
@@ -84,19 +85,17 @@ class Pair:
     report: Verdict | None = None
 
     def __str__(self) -> str:
-        return f"{self.verdict.upper()}: {self.reason}" if self.report is None else str(self.report)
+        if self.report is None:
+            return f"{self.verdict.upper()}: {self.reason}"
+        return f"{self.report}\n{self.reason}".rstrip()
 
     def json(self) -> str:
         """One line for machines."""
         fields = {name: getattr(self, name) for name in ("forward", "backward", "verdict")}
-        diagnosis = self.reason if self.report is None else " ".join(map(str, self.report.diagnosis))
-        repairs = () if self.report is None else self.report.repair
+        findings, repairs = ((), ()) if self.report is None else (self.report.diagnosis, self.report.repair)
+        fields["diagnosis"] = " ".join([*map(str, findings), *[self.reason] * bool(self.reason)])
         edits = [{name: getattr(r, name) for name in ("file", "line", "old", "new")} for r in repairs]
-        return json.dumps({**fields, "diagnosis": diagnosis, "repair": edits})
-
-
-class _Outcome(Exception):
-    """A verdict without a judgement, and why."""
+        return json.dumps({**fields, "repair": edits})
 
 
 class _TimeUp(BaseException):
@@ -117,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
     page = output_file(args.output, (".html",)) if args.output else None
     # What the file prints must not mix with the report.
-    with contextlib.redirect_stdout(sys.stderr), _surroundings(Path(args.file)):
-        module = _load(Path(args.file))
+    with contextlib.redirect_stdout(sys.stderr), _loaded(Path(args.file)) as module:
         found = list(_pairs(module))
         for pair in found:
             _judge(pair, vars(module), args.seed)
@@ -127,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} defines no pair of functions forward and backward")
     several = len(found) > 1
     for pair in found:
-        text = str(pair).splitlines()[0] if several and pair.verdict == "right" else str(pair)
+        text = str(pair)
+        if several and pair.verdict == "right":
+            text = f"{text.splitlines()[0]} {pair.reason}".rstrip()
         print(pair.json() if args.json else f"{pair.backward}: {text}" if several else text)
         if page is not None and pair.report is not None and (pair.verdict == "wrong" or not several):
             try:
@@ -145,30 +145,43 @@ def _judge(pair: Pair, space: dict[str, Any], seed: int) -> None:
     try:
         with _limited(SECONDS):
             inputs = _given_inputs(pair, space) or _found_inputs(pair)
-            pair.report = _verdict(pair, inputs, seed)
-            for i, name in enumerate(pair.parameters):
-                if (
-                    pair.report.ok and "dropout" in name and isinstance(inputs[i], dict)
-                ):  # another backward in test mode
-                    pair.report = _verdict(pair, (*inputs[:i], {**inputs[i], "mode": "test"}, *inputs[i + 1 :]), seed)
+            adapted = _seeded(pair, inputs)
+            _fits(adapted)
+            pair.report = check_backward(adapted, adapted.inputs, seed=seed)
+            if pair.report.ok and any(isinstance(value, dict) and "mode" in value for value in inputs):
+                _judge_test_mode(pair, inputs, seed)
             pair.verdict = "right" if pair.report.ok else "wrong"
-    except _Outcome as outcome:
-        pair.verdict, pair.reason = outcome.args
+    except NoPair:
+        pass
     except _TimeUp:
         pair.verdict, pair.reason, pair.report = "unjudged", f"it took more than {SECONDS} s", None
+    except NotImplementedError as error:
+        pair.verdict, pair.reason = "unwritten", str(error) or "it raises NotImplementedError"
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
         pair.verdict, pair.reason = "unjudged", " ".join(str(error).split()) or type(error).__name__
 
 
-def _verdict(pair: Pair, inputs: Sequence[Any], seed: int) -> Verdict:
-    adapted = _seeded(pair, inputs)
-    _try(adapted)
-    return check_backward(adapted, adapted.inputs, seed=seed)
+def _judge_test_mode(pair: Pair, inputs: Sequence[Any], seed: int) -> None:
+    """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
+    there = copy.deepcopy(tuple(inputs))
+    forward = pair.run_on(there).forward
+    if "mode" in getattr(inspect.unwrap(forward), "__code__", _fits.__code__).co_consts:
+        forward(*there)  # in training it leaves its running statistics in the dict
+        options = [{**value, "mode": "test"} if isinstance(value, dict) else value for value in there]
+        adapted = _seeded(pair, options)
+        y, cache = adapted.forward(*copy.deepcopy(adapted.inputs))
+        if y is None or cache is None:
+            what = "output" if y is None else "cache"
+            pair.reason = f"In test mode forward returns no {what}, so its gradient is not judged."
+            return
+        report = check_backward(adapted, adapted.inputs, seed=seed)
+        if not report.ok:
+            pair.report, pair.reason = report, "This is in test mode."
 
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Stop what computes longer, or waits for much longer, where the platform can."""
+    """Stop what takes longer, where the platform can."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,16 +189,14 @@ def _limited(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _TimeUp
 
-    limits = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, 6 * seconds))
-    handlers = [signal.signal(what, stop) for _, what, _ in limits]
-    timers = [signal.setitimer(timer, limit, 1) for timer, _, limit in limits]  # again, where the file swallows it
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows it
     try:
         yield
     finally:
-        for (timer, what, _), handler, before in zip(limits, handlers, timers, strict=True):
-            signal.setitimer(timer, 0)
-            signal.signal(what, handler)
-            signal.setitimer(timer, *before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 # The file, and what it imports
@@ -211,35 +222,33 @@ class _Absent(ModuleType):
 
 
 @contextlib.contextmanager
-def _surroundings(path: Path) -> Iterator[None]:
-    """Imports as the file expects them, from its own folders; nothing of them stays."""
-    folders = [str(folder) for folder in path.resolve().parents[:2]]
-    before, writes, modules = list(sys.path), sys.dont_write_bytecode, set(sys.modules)
-    sys.path[:0], sys.dont_write_bytecode = folders, True
-    try:
-        yield
-    finally:
-        sys.path[:], sys.dont_write_bytecode = before, writes
-        for name in set(sys.modules) - modules:
-            module = sys.modules[name]
-            if isinstance(module, _Absent) or str(getattr(module, "__file__", "")).startswith(folders[0]):
-                del sys.modules[name]
-
-
-def _load(path: Path) -> ModuleType:
-    """Run the file, as a module of a package since it may import its neighbours so."""
+def _loaded(path: Path) -> Iterator[ModuleType]:
+    """The file's module, with imports as it expects them, from its own folders; nothing of them stays."""
     if path.suffix != ".py":
         raise UsageError(f"{path} ends in {path.suffix!r}, expected a Python file, .py")
     if not path.is_file():
         raise UsageError(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
-    name, absent = "checked", list[str]()
-    for folder in path.resolve().parents[1::-1]:
-        sys.modules[name] = _Absent(name, str(folder))
-        name += f".{path.resolve().parent.name.replace('.', '_')}" if name == "checked" else f".{path.stem}"
+    folder, above = path.resolve().parents[:2]
+    before, writes, modules = list(sys.path), sys.dont_write_bytecode, set(sys.modules)
+    sys.path[:0], sys.dont_write_bytecode = [str(folder), str(above)], True
+    try:
+        # A module of a package in a package, since it may import its neighbours so.
+        package = f"checked.{folder.name.replace('.', '_')}"
+        sys.modules.update({"checked": _Absent("checked", str(above)), package: _Absent(package, str(folder))})
+        yield _run(path, f"{package}.{path.stem}")
+    finally:
+        sys.path[:], sys.dont_write_bytecode = before, writes
+        for name in set(sys.modules) - modules:
+            module = sys.modules[name]
+            if isinstance(module, _Absent) or str(getattr(module, "__file__", "")).startswith(str(folder)):
+                del sys.modules[name]
+
+
+def _run(path: Path, name: str) -> ModuleType:
+    """Run the file; what it imports in vain is stood in for."""
+    absent = list[str]()
     while True:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
+        spec: Any = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             with _limited(SECONDS):
@@ -255,10 +264,8 @@ def _load(path: Path) -> ModuleType:
             steps = [step.lineno for step in extract_tb(error.__traceback__) if step.filename == str(path)]
             line = getattr(error, "lineno", None) or (steps or [None])[-1]
             words = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-            needs = f" (without {', '.join(absent)})" if absent else ""
-            raise UsageError(
-                f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {words}{needs}"
-            ) from None
+            where, needs = f", line {line}" * bool(line), f" (without {', '.join(absent)})" * bool(absent)
+            raise UsageError(f"{path}{where}: {type(error).__name__}: {words}{needs}") from None
 
 
 # What there is to judge
@@ -268,6 +275,7 @@ def _pairs(module: ModuleType) -> Iterator[Pair]:
     """Everything in the file that has a forward and a backward pass, in the file's order."""
     own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
     functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
+    jax = sys.modules.get("jax")
     for name, value in own.items():
         if "backward" in name and name in functions:
             wanted = name.replace("backward", "forward")
@@ -275,107 +283,25 @@ def _pairs(module: ModuleType) -> Iterator[Pair]:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or {bare} & {*functions}
             if known:
                 forward = max(known, key=len)
-                yield Pair(forward, name, _required(functions[forward]), _numpy_pair(functions[forward], value))
+                run_on = partial(numpy_pair, functions[forward], value)
+                yield Pair(forward, name, parameters(functions[forward]), run_on)
         elif name in functions and re.search(r"loss(_|$)", name, re.IGNORECASE) and "forward" not in name:
-            yield Pair(name, name, _required(value), _loss(value))
+            yield Pair(name, name, parameters(value), partial(loss, value))
         elif isinstance(value, type) and not value.__subclasses__() and {"forward", "backward"} <= set(dir(value)):
             yield _class_pair(name, value)
-        elif "jax" in sys.modules and isinstance(value, sys.modules["jax"].custom_vjp):
-            yield Pair(name, getattr(value.bwd, "__name__", "bwd"), _required(value.fun), partial(adapt, value))
+        elif jax is not None and isinstance(value, jax.custom_vjp):
+            yield Pair(name, getattr(value.bwd, "__name__", "bwd"), parameters(value.fun), partial(adapt, value))
 
 
 def _class_pair(name: str, what: Any) -> Pair:
     """A `torch.autograd.Function`, or a layer class, whose object is made first."""
-    takes, torch = _required(what.forward), sys.modules.get("torch")
+    takes, torch = parameters(what.forward), sys.modules.get("torch")
     if torch is not None and issubclass(what, torch.autograd.Function):
         apart = what.setup_context is not torch.autograd.Function.setup_context
         return Pair(f"{name}.forward", f"{name}.backward", takes[not apart :], partial(adapt, what))
-    made = _required(what)
+    made = parameters(what)
     run_on = lambda values: adapt(what(*values[: len(made)]), values[len(made) :])
     return Pair(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], run_on)
-
-
-def _required(function: Callable[..., Any]) -> list[str]:
-    """The parameters that a caller must give."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
-
-
-@dataclass
-class _Call:
-    """Backward's arguments where they aren't (dy, cache): the outputs' shapes, and what follows their gradients."""
-
-    shapes: list[tuple[int, ...]]
-    rest: tuple[Any, ...]
-
-
-def _numpy_pair(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
-    """`y, cache = forward(...)` and `backward(dy, cache)`, also with several outputs, which are laid end to end.
-
-    A forward without a cache goes with a backward that takes forward's own arguments, by their names.
-    """
-
-    @wraps(forward)
-    def one(*values: Any) -> Any:
-        result = forward(*values)
-        if result is None or (isinstance(result, tuple | list) and len(result) == 2):
-            return result or (None, None)
-        *outputs, cache = result if isinstance(result, tuple | list) else (result, None)
-        rest = (cache,)
-        if not isinstance(result, tuple | list):
-            named, wanted = dict(zip(_names(forward, values), values, strict=True)), _required(backward)[1:]
-            if not set(wanted) <= set(named):
-                raise _Outcome("unjudged", f"{forward.__name__} returned no cache, expected a pair (y, cache)")
-            rest = tuple([named[name] for name in wanted])
-        y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
-        return y, _Call([np.shape(y) for y in outputs], rest)
-
-    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def other(dy: Any, cache: Any) -> Any:
-            if not isinstance(cache, _Call):
-                return function(dy, cache)
-            sizes = [int(np.prod(shape)) for shape in cache.shapes]
-            parts = np.split(np.reshape(dy, -1), np.cumsum(sizes)[:-1])
-            return function(*[p.reshape(s) for p, s in zip(parts, cache.shapes, strict=True)], *cache.rest)
-
-        return other
-
-    return lambda values: Adapted(one, tuple(values), _names(forward, values), backward, rebuild)
-
-
-def _loss(function: Callable[..., Any]) -> Callable[[Sequence[Any]], Adapted]:
-    """`loss, dx = function(x, ...)`; several gradients are those of the first inputs, or a dict by their names."""
-
-    def run_on(values: Sequence[Any]) -> Adapted:
-        first = function(*copy.deepcopy(values))
-        if not isinstance(first, tuple | list) or len(first) != 2 or np.ndim(first[0]):
-            raise _Outcome("", "")
-        count = len(values) if isinstance(first[1], dict) else len(first[1]) if isinstance(first[1], tuple) else 1
-
-        @wraps(function)
-        def forward(*moved: Any) -> Any:
-            return function(*moved, *values[count:])[0], moved
-
-        def rebuild(edited: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(edited)
-            def backward(dy: Any, moved: Any) -> Any:
-                found = edited(*moved, *values[count:])[1]
-                if isinstance(found, dict):
-                    return {name: dy * value for name, value in found.items()}
-                return None if found is None else tuple([dy * d for d in (found if count > 1 else (found,))])
-
-            return backward
-
-        return Adapted(forward, tuple(values[:count]), _names(function, values[:count]), function, rebuild)
-
-    return run_on
-
-
-def _names(function: Callable[..., Any], values: Sequence[Any]) -> list[str]:
-    names = list(inspect.signature(function).parameters)[: len(values)]
-    return names + [f"input{i}" for i in range(len(names), len(values))]
 
 
 # Inputs
@@ -424,8 +350,8 @@ def _found_inputs(pair: Pair) -> tuple[Any, ...]:
         values = tuple([_drawn(kind, rng) for kind in chosen])
         try:
             with np.errstate(all="ignore"):
-                fits = _try(_seeded(pair, values))
-        except _Outcome:
+                fits = _fits(_seeded(pair, values))
+        except (NotImplementedError, Unjudgeable, NoPair):
             raise
         except Exception as error:  # not these
             first = first or f" ({type(error).__name__}: {' '.join(str(error).split())})"
@@ -433,8 +359,7 @@ def _found_inputs(pair: Pair) -> tuple[Any, ...]:
         if fits:
             return values
         accepted = accepted or values
-    known = all(UNKNOWN.split() != candidates for candidates in kinds)
-    if accepted is None or not known:
+    if accepted is None or UNKNOWN.split() in kinds:
         call = f"{pair.forward}({', '.join(pair.parameters)})"
         raise ValueError(f"no inputs are known for {call}: define {_inputs_name(pair)} in the file{first}")
     return accepted
@@ -452,36 +377,28 @@ def _seeded(pair: Pair, values: Sequence[Any]) -> Adapted:
     return replace(adapted, forward=forward)
 
 
-def _try(adapted: Adapted) -> bool:
+def _fits(adapted: Adapted) -> bool:
     """Whether backward's gradients have the inputs' shapes; raises what forward raises, or that one isn't written."""
-    try:
-        result = adapted.forward(*copy.deepcopy(adapted.inputs))
-    except NotImplementedError as error:
-        raise _Outcome("unwritten", str(error) or "forward raises NotImplementedError") from None
-    if result[0] is None:
-        raise _Outcome("unwritten", "forward returned None")
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise _Outcome("unjudged", f"forward returned a {type(result).__name__}, expected a pair (y, cache)")
-    y = np.asarray(result[0], dtype=np.float64)
+    y, cache = adapted.forward(*copy.deepcopy(adapted.inputs))
+    if y is None:
+        raise NotImplementedError("forward returned None")
+    y = np.asarray(y, dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
         raise ValueError("forward's output is empty or not finite")
     try:
-        given = adapted.backward(np.ones(y.shape), result[1])
-    except NotImplementedError as error:
-        raise _Outcome("unwritten", str(error) or "backward raises NotImplementedError") from None
-    except Exception as error:
-        if isinstance(error, TypeError) and re.search(r"required positional|positional arguments? but", str(error)):
-            raise _Outcome("unjudged", f"backward takes other arguments than (dy, cache): {error}") from None
+        given = adapted.backward(np.ones(y.shape), cache)
+    except (NotImplementedError, Unjudgeable):
+        raise
+    except Exception:
         return False  # for the verdict to report
-    if given is None or (isinstance(given, tuple | list) and all(d is None for d in given)):
-        raise _Outcome("unwritten", "backward returned None")
     if isinstance(given, dict):
         return True
-    gradients = dict(zip(adapted.names, given if isinstance(given, tuple | list) else [given], strict=False))
-    for name, d in gradients.items():
-        if d is None and not re.fullmatch(CONSTANTS, name.lower()):
-            value = adapted.inputs[adapted.names.index(name)]
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                raise _Outcome("unwritten", f"backward returned None for {name}")
-    shapes = {name: np.shape(value) for name, value in zip(adapted.names, adapted.inputs, strict=True)}
-    return all(d is None or np.shape(d) == shapes[name] for name, d in gradients.items())
+    inputs = dict(zip(adapted.names, adapted.inputs, strict=True))
+    given = [None] * len(inputs) if given is None else given if isinstance(given, tuple | list) else [given]
+    gradients = dict(zip(inputs, given, strict=False))
+    floats = [n for n, v in inputs.items() if getattr(v, "dtype", np.dtype(int)).kind == "f"]
+    wanted = [n for n in floats if not re.fullmatch(CONSTANTS, n.lower())]
+    unwritten = [n for n in wanted if gradients.get(n, 0) is None]
+    if unwritten:
+        raise NotImplementedError(f"backward returned None for {', '.join(unwritten)}")
+    return all(d is None or np.shape(d) == np.shape(inputs[name]) for name, d in gradients.items())

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 
 from ...engine.node import Array
+from ..gradcheck import Unjudgeable
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # Where a layer object keeps its parameters and their gradients: in attributes, or in dicts or lists of such names.
@@ -75,94 +76,159 @@ def _array(value: Any) -> Any:
     return value.astype(np.float64, copy=False) if _is_float(value) else value
 
 
-def _parameters(function: Callable[..., Any], count: int, skip: int = 0) -> list[str]:
-    """The names of a function's first parameters."""
+def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
+    """The names of a function's first parameters, or of those that a caller must give."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds][skip : skip + count]
+    listed = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    if count is None:
+        return [p.name for p in listed if p.default is p.empty]
+    names = [p.name for p in listed[skip : skip + count]]
     return names + [f"input{i}" for i in range(len(names), count)]
 
 
-class _Context:
-    """What PyTorch hands to `forward` and `backward` as `ctx`."""
+class NoPair(Exception):
+    """A function isn't what its name seemed to say."""
 
-    saved_tensors: tuple[Any, ...] = ()
-    constant: tuple[Any, ...] = ()
-    needs_input_grad: tuple[bool, ...] = ()
 
-    def save_for_backward(self, *tensors: Any) -> None:
-        self.saved_tensors = tensors
+@dataclass
+class _Call:
+    """Backward's arguments where they aren't (dy, cache): the outputs' shapes, and what follows their gradients."""
 
-    def mark_non_differentiable(self, *tensors: Any) -> None:
-        self.constant = tensors
+    shapes: list[tuple[int, ...]]
+    rest: tuple[Any, ...]
 
-    def _nothing(self, *_: Any) -> None: ...
 
-    save_for_forward = mark_dirty = set_materialize_grads = _nothing
+def numpy_pair(forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]) -> Adapted:
+    """`y, cache = forward(...)` and `backward(dy, cache)`, also with several outputs, which are laid end to end.
+
+    A forward without a cache goes with a backward that takes forward's own arguments, by their names.
+    """
+    names = parameters(forward, len(inputs))
+
+    @wraps(forward)
+    def one(*values: Any) -> Any:
+        result = forward(*values)
+        several = isinstance(result, tuple | list)
+        *outputs, cache = result if several else (result, None)
+        rest = (cache,)
+        if result is not None and not several:
+            named, wanted = dict(zip(names, values, strict=True)), parameters(backward)[1:]
+            if not set(wanted) <= set(named):
+                raise Unjudgeable(f"{forward.__name__} returned no cache, expected a pair (y, cache)")
+            rest = tuple([named[name] for name in wanted])
+        try:
+            inspect.signature(backward).bind(*outputs, *rest)
+        except TypeError as error:
+            raise Unjudgeable(f"backward takes other arguments than (dy, cache): {error}") from None
+        if len(outputs) == len(rest) == 1 and (several or result is None):
+            return outputs[0], cache
+        y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
+        return y, _Call([np.shape(y) for y in outputs], rest)
+
+    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def other(dy: Any, cache: Any) -> Any:
+            if not isinstance(cache, _Call):
+                return function(dy, cache)
+            ends = np.cumsum([int(np.prod(shape)) for shape in cache.shapes])[:-1]
+            parts = zip(np.split(np.reshape(dy, -1), ends), cache.shapes, strict=True)
+            return function(*[part.reshape(shape) for part, shape in parts], *cache.rest)
+
+        return other
+
+    return Adapted(one, tuple(inputs), names, backward, rebuild)
+
+
+def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Adapted:
+    """`loss, dx = function(x, ...)`; several gradients are those of the first inputs, or a dict by their names."""
+    first = function(*copy.deepcopy(inputs))
+    if not isinstance(first, tuple | list) or len(first) != 2 or np.ndim(first[0]):
+        raise NoPair
+    count = len(inputs) if isinstance(first[1], dict) else len(first[1]) if isinstance(first[1], tuple) else 1
+
+    @wraps(function)
+    def forward(*moved: Any) -> Any:
+        return function(*moved, *inputs[count:])[0], moved
+
+    def rebuild(edited: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(edited)
+        def backward(dy: Any, moved: Any) -> Any:
+            found = edited(*moved, *inputs[count:])[1]
+            if isinstance(found, dict):
+                return {name: dy * value for name, value in found.items()}
+            return None if found is None else tuple([dy * d for d in (found if count > 1 else (found,))])
+
+        return backward
+
+    return Adapted(forward, tuple(inputs[:count]), parameters(function, count), function, rebuild)
 
 
 def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
     """A `torch.autograd.Function`, with `ctx` in `forward` or with `setup_context`."""
-    apart = target.setup_context is not torch.autograd.Function.setup_context
+    run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
+    grad = partial(torch.autograd.grad, allow_unused=True, retain_graph=True)
+    judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
     @contextmanager
-    def doubles(recording: bool) -> Iterator[None]:
-        """Double precision for what the author's code makes, and recording or not, as PyTorch would have it."""
+    def doubles() -> Iterator[None]:
+        """Double precision for what the author's code makes itself."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            with torch.set_grad_enabled(recording):
-                yield
+            yield
         finally:
             torch.set_default_dtype(before)
 
-    def run(values: Sequence[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
-        """The place of the output that has a derivative, the context, all outputs."""
-        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]  # memory is shared
-        context = _Context()
-        context.needs_input_grad = tuple([torch.is_tensor(t) and t.is_floating_point() for t in tensors])
-        given = target.forward(*tensors) if apart else target.forward(context, *tensors)
-        if apart:
-            target.setup_context(context, tuple(tensors), given)
-        if given is None:
+    def moves(value: Any) -> bool:
+        return torch.is_tensor(value) and bool(value.requires_grad)
+
+    def leaves_of(values: Iterable[Any]) -> list[Any]:
+        return [torch.from_numpy(v).requires_grad_(_is_float(v)) if isinstance(v, np.ndarray) else v for v in values]
+
+    def applied(leaves: list[Any]) -> tuple[int, Any]:
+        """The output that has a derivative, after its place."""
+        with doubles():
+            outputs = judged.apply(*leaves)
+        if outputs is None:
             raise NotImplementedError("forward returned None")
-        outputs = given if isinstance(given, tuple) else (given,)
-        places = [i for i, t in enumerate(outputs) if torch.is_tensor(t) and not any(t is c for c in context.constant)]
-        if len(places) != 1:
-            raise ValueError(f"{target.__name__}.forward returned {len(places)} differentiable outputs, expected one")
-        return places[0], context, outputs
+        found = [(i, y) for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if moves(y)]
+        if len(found) != 1:
+            raise ValueError(f"{target.__name__}.forward returned {len(found)} differentiable outputs, expected one")
+        return found[0]
 
     @wraps(target.forward)
     def forward(*values: Any) -> tuple[Any, Any]:
-        with doubles(False):
-            place, context, outputs = run(values)
-        saved = [_array(t) for t in context.saved_tensors if torch.is_tensor(t)]  # for the eye on overwritten arrays
-        return _array(outputs[place]), (lambda: (place, context, outputs), saved)
+        leaves = leaves_of(values)
+        _, y = applied(leaves)
+        saved = list(map(_array, y.grad_fn.saved_tensors))  # for the eye on overwritten arrays
+        return _array(y), (lambda: (leaves, y), saved)
+
+    def pulled(y: Any, leaves: Iterable[Any], dy: Any) -> list[Any]:
+        with doubles():
+            return list(map(_array, grad(y, list(filter(moves, leaves)), torch.as_tensor(dy))))
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def backward(dy: Any, cache: Any) -> Any:
-            place, context, outputs = cache[0]()
-            with doubles(False):
-                gradients = [torch.zeros_like(t) if torch.is_tensor(t) else None for t in outputs]
-                gradients[place] = torch.as_tensor(dy)
-                found = function(context, *gradients)
-            given = list(map(_array, found if isinstance(found, tuple) else (found,)))
-            while len(given) > len(inputs) and given[-1] is None:  # of arguments with defaults
-                given.pop()
-            return tuple(given)
+            leaves, y = cache[0]()
+            run[0] = function
+            found = iter(pulled(y, leaves, dy))
+            return tuple([next(found) if moves(t) else None for t in leaves])
 
         return backward
 
     def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
-        leaves = {n: torch.tensor(v, requires_grad=True) for n, v in values.items() if _is_float(v)}
-        with doubles(True):
-            place, _, outputs = run(list({**values, **leaves}.values()))
-            found = torch.autograd.grad(outputs[place], [*leaves.values()], torch.as_tensor(dy), allow_unused=True)
-        return {
-            n: np.zeros(np.shape(values[n])) if g is None else _array(g) for n, g in zip(leaves, found, strict=True)
-        }
+        leaves = dict(zip(values, leaves_of(values.values()), strict=True))
+        place, _ = applied([*leaves.values()])
+        context = torch.autograd.function.FunctionCtx()
+        context.needs_input_grad = tuple(map(moves, leaves.values()))
+        with doubles(), torch.enable_grad():
+            outputs = target.forward(*[context][apart:], *leaves.values())
+        y = outputs[place] if isinstance(outputs, tuple) else outputs
+        found = zip(filter(lambda n: moves(leaves[n]), leaves), pulled(y, leaves.values(), dy), strict=True)
+        return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in found}
 
-    names = _parameters(target.forward, len(inputs), skip=0 if apart else 1)
+    names = parameters(target.forward, len(inputs), skip=0 if apart else 1)
     return Adapted(forward, tuple(map(_array, inputs)), names, target.backward, rebuild, truth)
 
 
@@ -170,7 +236,7 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
     """A `jax.custom_vjp` function after `defvjp`."""
     if target.fwd is None or target.bwd is None:
         raise TypeError(f"{target.__name__} has no derivative yet, expected defvjp(fwd, bwd) before the check")
-    names = _parameters(target.fun, len(inputs))
+    names = parameters(target.fun, len(inputs))
     apart = {*target.nondiff_argnums, *[names.index(n) for n in getattr(target, "nondiff_argnames", ()) if n in names]}
     plain = tuple([v if i in apart else _array(v) for i, v in enumerate(inputs)])
     fixed = {n: v for i, (n, v) in enumerate(zip(names, plain, strict=True)) if i in apart or not hasattr(v, "dtype")}
@@ -224,8 +290,8 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
 
 def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
     """A layer object, which keeps its cache, its parameters and their gradients: `dx = layer.backward(dy)`."""
-    names = _parameters(type(layer).forward, len(inputs), skip=1)
-    again = len(names) > 1 and _parameters(type(layer).backward, len(inputs), skip=1) == names  # loss.backward(x, y)
+    names = parameters(type(layer).forward, len(inputs), skip=1)
+    again = len(names) > 1 and parameters(type(layer).backward, len(inputs), skip=1) == names  # loss.backward(x, y)
     slots = {name: slot for name, slot in _slots(layer, inputs, again).items() if name not in names}
 
     @wraps(type(layer).forward)
