@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:  # a full disk, or a pipe whose reader has gone
-        problem = f"can't write {error.filename or 'to standard output'}: {words(error)}"
+        problem = f"can't write {error.filename2 or error.filename or 'to standard output'}: {words(error)}"
         try:
             sys.stdout.flush()
         except OSError:  # Python would try again at its end

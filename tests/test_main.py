@@ -252,7 +252,7 @@ def test_a_mismatch_ends_with_status_1(monkeypatch, capsys, undrawn):
 def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys, undrawn):
     assert main(["compare", "small.npy"]) == 0
     table = capsys.readouterr().out.split("\n\n")
-    assert table[1].splitlines()[2].split() == ["of", "them", "operations", "9", "1"]
+    assert table[1].splitlines()[3].split() == ["of", "them", "operations", "9", "1"]
     assert "units in the last place" in table[2]
     sentence = " ".join(table[2].split()).split("costs 0.5. ")[1]
     assert sentence.startswith("One fused node in place of 9 operations took ")

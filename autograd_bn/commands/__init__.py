@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..engine import Tensor, as_tensor
 from ..engine.node import Array
 from ..nn.checkpoint import load
 from ..nn.data import load_digits
@@ -28,6 +29,15 @@ BROKEN = "it is damaged or not such a file"
 
 class UsageError(Exception):
     """What the user asked for can't be done; the message is one line."""
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """What the library refuses inside is a `UsageError`."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
 
 
 def words(error: OSError) -> str:
@@ -48,13 +58,17 @@ def fill(text: str) -> str:
 
 
 class Data(NamedTuple):
-    """A batch as floats, features last; the file's own gamma and beta; the names of the features."""
+    """A batch as floats, features last, with gamma and beta; the names of the features."""
 
     name: str
     x: Array
-    gamma: Array | None = None
-    beta: Array | None = None
+    gamma: Array
+    beta: Array
     columns: tuple[str, ...] = ()
+
+    def leaves(self) -> list[Tensor]:
+        """The arrays as tensors that a gradient flows to."""
+        return [as_tensor(getattr(self, name), requires_grad=True, name=name) for name in ("x", "gamma", "beta")]
 
     def not_finite(self) -> dict[str, int]:
         """How many values of each feature are NaN or infinite, for the features that have any."""
@@ -64,14 +78,19 @@ class Data(NamedTuple):
 
 
 def load_data(path: str | None) -> Data:
-    """The packaged digits, or the user's file: .npy, .npz (one array or `x`, and `gamma` and `beta`), or .csv."""
+    """The packaged digits, or the user's file: .npy, .npz (one array or `x`, and `gamma` and `beta`), or .csv.
+
+    A gamma or beta that isn't there is drawn at random: 1 and 0 would hide mistakes.
+    """
+    columns: tuple[str, ...] = ()
     if path is None:
         images, _ = load_digits()
-        return Data("the packaged digits", images.reshape(len(images), -1))
-    try:
-        arrays, columns = _read(Path(path))
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {words(error)}") from None
+        arrays = {"x": images.reshape(len(images), -1)}
+    else:
+        try:
+            arrays, columns = _read(Path(path))
+        except OSError as error:
+            raise UsageError(f"can't read {path}: {words(error)}") from None
     data = [name for name in arrays if name not in ("gamma", "beta")]
     if "x" not in data and len(data) != 1:
         raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
@@ -83,7 +102,9 @@ def load_data(path: str | None) -> Data:
         raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
     if x.ndim < 2:
         raise UsageError(f"{path} holds an array of shape {x.shape}, expected rows of features: two axes or more")
-    return Data(path, x, arrays.get("gamma"), arrays.get("beta"), columns)
+    rng = np.random.default_rng(0)
+    gamma, beta = (rng.uniform(low, high, x.shape[-1:]).astype(x.dtype) for low, high in ((0.5, 1.5), (-1, 1)))
+    return Data(path or "the packaged digits", x, arrays.get("gamma", gamma), arrays.get("beta", beta), columns)
 
 
 def _read(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:

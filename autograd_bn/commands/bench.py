@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from .. import batch_norm, grad, tensor
 from ..batch_norm.kernels import describe_backend
-from ..engine import Graph
+from ..engine import tensor
+from ..verify.report import text_table
 from . import UsageError, fill, output_file, progress
+from .compare import FORMS, measure
 
 HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
 
@@ -54,20 +53,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(shape: tuple[int, int]) -> dict[str, Any]:
-    """Forward plus backward of both forms in turn, float32: median milliseconds, and the bytes kept between them."""
+    """Forward plus backward of both forms, float32: median milliseconds, and the bytes kept between them."""
     rng = np.random.default_rng(0)
     leaves = [tensor(rng.normal(size=s), dtype="float32", requires_grad=True) for s in (shape, shape[1:], shape[1:])]
-    g = rng.normal(size=shape).astype("float32")
-    times: dict[str, list[float]] = {"fused": [], "composed": []}
-    for _ in range(REPEATS + 1):
-        for form in ("fused", "composed"):
-            start = time.perf_counter()
-            grad(batch_norm(*leaves, form=form), leaves, g)
-            times[form].append(1e3 * (time.perf_counter() - start))
     row: dict[str, Any] = {"rows": shape[0], "features": shape[1]}
-    for form in times:
-        row[f"{form}_ms"] = median(times[form][1:])  # the first warms up
-        row[f"{form}_bytes"] = Graph(batch_norm(*leaves, form=form)).saved_bytes  # type: ignore[arg-type]
+    for form, cost in measure(leaves, REPEATS).items():
+        row |= {f"{form}_ms": 1e3 * cost["seconds"], f"{form}_bytes": cost["saved_bytes"]}
     return row | {
         "speedup": row["composed_ms"] / row["fused_ms"],
         "bytes_ratio": row["fused_bytes"] / row["composed_bytes"],
@@ -75,18 +66,20 @@ def _measure(shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        fill(f"Batch norm, forward plus backward, float32, by {describe_backend()}."),
-        fill("ms: median time. MB: what is kept from forward to backward.") + "\n",
-        "         shape  composed ms  fused ms  speedup  composed MB  fused MB  ratio",
+    head = ["shape", "composed ms", "fused ms", "speedup", "composed MB", "fused MB", "ratio"]
+    body = [
+        [
+            f"{r['rows']} x {r['features']}",
+            *(f"{r[f'{form}_ms']:.3f}" for form in FORMS),
+            f"{r['speedup']:.1f}x",
+            *(f"{r[f'{form}_bytes'] / 1e6:.3f}" for form in FORMS),
+            f"{r['bytes_ratio']:.2f}",
+        ]
+        for r in rows
     ]
-    for r in rows:
-        shape = f"{r['rows']} x {r['features']}"
-        lines.append(
-            f"{shape:>14} {r['composed_ms']:12.3f} {r['fused_ms']:9.3f} {r['speedup']:7.1f}x "
-            f"{r['composed_bytes'] / 1e6:12.3f} {r['fused_bytes'] / 1e6:9.3f} {r['bytes_ratio']:6.2f}"
-        )
-    return "\n".join(lines)
+    text = f"Batch norm, forward plus backward, float32, by {describe_backend()}."
+    legend = "ms: median time. MB: what is kept from forward to backward."
+    return "\n".join([fill(text), fill(legend), "", text_table(head, body, right=range(7))])
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:

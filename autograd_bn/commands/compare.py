@@ -15,7 +15,8 @@ import numpy as np
 
 import autograd_bn as ag
 
-from . import Data, UsageError, fill, load_data, progress, words, writable_folder
+from ..verify.report import text_table
+from . import Data, fill, load_data, progress, refused, writable_folder
 
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
@@ -55,24 +56,15 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print, draw; the exit status."""
     data = load_data(args.data)
     folder = writable_folder(args.output)
-    rng = np.random.default_rng(0)
-    random = [rng.uniform(low, high, data.x.shape[-1:]).astype(data.x.dtype) for low, high in ((0.5, 1.5), (-1, 1))]
-    given = [p if q is None else q for p, q in zip(random, (data.gamma, data.beta), strict=True)]
+    leaves = data.leaves()
     pictures = [folder / f"{which}.{suffix}" for which in FORMS for suffix in ("svg", "png")]
     pictures.append(folder / "compare.html")
 
     bar = progress(2 + len(pictures), "comparing", quiet=args.json)
-    with np.errstate(all="ignore"), bar as show:  # what isn't finite is in the report
-        try:
-            comparison = ag.compare(composed, fused, [data.x, *given], order=args.order)
-        except (ValueError, TypeError) as error:
-            raise UsageError(str(error)) from None
+    with np.errstate(all="ignore"), refused(), bar as show:  # what isn't finite is in the report
+        comparison = ag.compare(composed, fused, leaves, order=args.order)
         show("taking the time")
-        leaves = [
-            ag.as_tensor(array, requires_grad=True, name=name)
-            for array, name in zip([data.x, *given], ("x", "gamma", "beta"), strict=True)
-        ]
-        forms = _measure(leaves)
+        forms = measure(leaves, _REPEATS)
         leaves[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
         for path in pictures:
             show(f"drawing {path.name}")
@@ -80,12 +72,7 @@ def run(args: argparse.Namespace) -> int:
             if path.stem in FORMS:
                 drawn = FORMS[path.stem](*leaves)
                 drawn.name = "y"
-            try:
-                ag.render(drawn, path)
-            except RuntimeError as error:
-                raise UsageError(str(error)) from None
-            except OSError as error:
-                raise UsageError(f"can't write {path}: {words(error)}") from None
+            ag.render(drawn, path)
         show("done")
     for i, form in enumerate(forms.values()):
         errors = [row.ulp[i] for row in comparison.rows]
@@ -113,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if comparison.ok else 1
 
 
-def _measure(leaves: list[Any]) -> dict[str, dict[str, Any]]:
+def measure(leaves: list[Any], repeats: int) -> dict[str, dict[str, Any]]:
     """What each form costs; the times are medians, taken in turns so that a noisy machine treats both alike."""
-    weights = np.ones(leaves[0].shape, leaves[0].dtype)
+    weights = np.random.default_rng(0).normal(size=leaves[0].shape).astype(leaves[0].dtype)
     taken: dict[str, list[float]] = {which: [] for which in FORMS}
-    for _ in range(_REPEATS):
+    for _ in range(repeats + 1):
         for which, form in FORMS.items():
             start = time.perf_counter()
             ag.grad(form(*leaves), leaves, weights)
@@ -128,7 +115,7 @@ def _measure(leaves: list[Any]) -> dict[str, dict[str, Any]]:
             "nodes": len(graph),
             "operations": sum(graph.ops.values()),
             "saved_bytes": graph.saved_bytes,
-            "seconds": median(taken[which]),
+            "seconds": median(taken[which][1:]),  # the first warms up
         }
         for which, graph in graphs.items()
     }
@@ -147,17 +134,12 @@ def _about(data: Data) -> str:
 def _table(forms: dict[str, dict[str, Any]]) -> str:
     """What each form costs, why that matters, and the outcome in one sentence."""
     both = list(forms.values())
-
-    def line(label: str, cells: list[str]) -> str:
-        return f"{label:<24}" + "".join(f"{cell:>14}" for cell in cells)
-
-    lines = [
-        line("", list(forms)),
-        line("nodes in the graph", [f"{form['nodes']}" for form in both]),
-        line("of them operations", [f"{form['operations']}" for form in both]),
-        line("bytes kept for backward", [f"{form['saved_bytes']:,}" for form in both]),
-        line("forward and backward", [f"{1000 * form['seconds']:.3f} ms" for form in both]),
-        line("largest error, ulp", [_ulp(form["ulp"]) for form in both]),
+    body = [
+        ["nodes in the graph", *[f"{form['nodes']}" for form in both]],
+        ["of them operations", *[f"{form['operations']}" for form in both]],
+        ["bytes kept for backward", *[f"{form['saved_bytes']:,}" for form in both]],
+        ["forward and backward", *[f"{1000 * form['seconds']:.3f} ms" for form in both]],
+        ["largest error, ulp", *[_ulp(form["ulp"]) for form in both]],
     ]
     why = (
         "A backward pass visits every node, and holds the bytes from forward to backward. The error is that of outputs "
@@ -169,7 +151,7 @@ def _table(forms: dict[str, dict[str, Any]]) -> str:
         f"{1000 * first['seconds']:.3f}, kept {second['saved_bytes']:,} bytes against {first['saved_bytes']:,}, and "
         f"was off by {_ulp(second['ulp'])} ulp at most against {_ulp(first['ulp'])}."
     )
-    return "\n".join([*lines, "", fill(why), fill(outcome)])
+    return "\n".join([text_table(["", *forms], body, right=(1, 2)), "", fill(why), fill(outcome)])
 
 
 def _ulp(ulp: float | None) -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import UsageError, load_data, words, writable_folder
+import numpy as np
+
+import autograd_bn as ag
+
+from . import UsageError, load_data, refused, writable_folder
+from .compare import FORMS
 
 HELP = """draw the graph of batch norm on data
 
@@ -30,39 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw; the exit status."""
-    import numpy as np
-
-    import autograd_bn as ag
-
     if args.expand and args.form != "fused":
         raise UsageError("--expand opens the fused node: it needs --form fused")
     writable_folder(Path(args.output).parent)
-    data = load_data(args.data)
-    rng = np.random.default_rng(0)
-    features = data.x.shape[-1:]
-    x = ag.as_tensor(data.x, requires_grad=True, name="x")
-    gamma = np.ones(features, data.x.dtype) if data.gamma is None else data.gamma
-    beta = np.zeros(features, data.x.dtype) if data.beta is None else data.beta
-    weights = rng.normal(size=data.x.shape) if args.grads or args.output.lower().endswith(".html") else None
-    try:
-        y = ag.batch_norm(
-            x,
-            ag.tensor(gamma, requires_grad=True, name="gamma"),
-            ag.tensor(beta, requires_grad=True, name="beta"),
-            form=args.form,
-        )
+    leaves = load_data(args.data).leaves()
+    weights = np.random.default_rng(0).normal(size=leaves[0].shape)
+    wanted = args.grads or args.output.lower().endswith(".html")
+    with refused():
+        y = FORMS[args.form](*leaves)
         y.name = "y"
-        path = ag.render(
-            y,
-            args.output,
-            values=args.values or None,
-            grads=weights,
-            expand=args.expand,
-            direction=args.direction,
-        )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(str(error)) from None
-    except OSError as error:
-        raise UsageError(f"can't write {args.output}: {words(error)}") from None
-    print(path)
+        options = {"expand": args.expand, "direction": args.direction, "grads": weights if wanted else None}
+        print(ag.render(y, args.output, values=args.values or None, **options))
     return 0

@@ -18,7 +18,8 @@ import autograd_bn as ag
 from .. import nn
 from ..distributed import allreduce, sum_gradients
 from ..distributed.collectives import raising_together
-from . import UsageError, complain, output_file, progress, words, world, writable_folder
+from ..verify.report import text_table
+from . import UsageError, complain, output_file, progress, refused, words, world, writable_folder
 
 HELP = """train on the packaged digits with and without batch norm, and plot both
 
@@ -135,24 +136,19 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """All that the next steps, the table and the plot depend on."""
-        parts = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}
-        return {
-            **{f"{self.name}/{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()},
-            f"{self.name}/history": self.history,
-            f"{self.name}/loss": self.loss,
-        }
+        run: dict[str, Any] = {"history": self.history, "loss": self.loss}
+        parts = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "run": run}
+        return {f"{self.name}/{part}/{name}": array for part, names in parts.items() for name, array in names.items()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-
-        def part(which: str) -> dict[str, Any]:
-            prefix = f"{self.name}/{which}/"
-            return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-
-        self.net.load_state_dict(part("net"))
-        self.optimiser.load_state_dict(part("optimiser"))
-        self.history = state[f"{self.name}/history"]
-        self.loss = state[f"{self.name}/loss"].item()
+        parts: dict[str, dict[str, Any]] = {"net": {}, "optimiser": {}, "run": {}}
+        for key in [key for key in state if key.startswith(f"{self.name}/")]:
+            _, part, name = key.split("/")
+            parts[part][name] = state[key]
+        self.net.load_state_dict(parts["net"])
+        self.optimiser.load_state_dict(parts["optimiser"])
+        self.history, self.loss = parts["run"]["history"], parts["run"]["loss"].item()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -251,14 +247,13 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, 
     if args.resume is None:
         return {**DEFAULTS[args.conv], **asked}, 0, {}
     try:
-        state: dict[str, Any] = ag.load(args.resume)
-        settings, done = json.loads(state["settings"].item()), int(state["step"])
+        with refused():
+            state: dict[str, Any] = ag.load(args.resume)
+            settings, done = json.loads(state["settings"].item()), int(state["step"])
     except OSError as error:
         raise UsageError(f"can't read {args.resume}: {words(error)}") from None
     except KeyError:
         raise UsageError(f"{args.resume} was not saved by autograd-bn train") from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     for name, value in {**asked, **({"conv": True} if args.conv else {})}.items():
         if name != "steps" and settings[name] != value:
             raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
@@ -294,12 +289,12 @@ def _stop_after_step() -> Iterator[list[int]]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'net':<24}{'loss':>8}{'90 % at step':>15}{'test accuracy':>16}"]
+    body = []
     for row in rows:
         reached = row["steps_to_90_percent"]
         at = "never" if reached is None else f"{reached:,}"
-        lines.append(f"{row['net']:<24}{row['loss']:>8.4f}{at:>15}{100 * row['test_accuracy']:>14.1f} %")
-    return "\n".join(lines)
+        body.append([row["net"], f"{row['loss']:.4f}", at, f"{100 * row['test_accuracy']:.1f} %"])
+    return text_table(["net", "loss", "90 % at step", "test accuracy"], body, right=range(1, 4))
 
 
 COLOURS = {WITHOUT: "#b5533c", WITH: "#1f5a87", LENET: "#1f5a87"}
