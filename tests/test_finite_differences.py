@@ -37,6 +37,14 @@ def test_the_error_is_small(name, most):
     assert (error < most).all()
 
 
+@pytest.mark.parametrize("seed", [23, 28])  # where the first direction tried is one in which little changes
+def test_a_step_that_is_too_large_in_one_direction_is_refined(seed):
+    f = lambda at: [np.sin(30 * (at[0][:1] - at[0][1:]))]
+    measured, error = Differences(f, [np.array([1.0, 1.1])], rng=np.random.default_rng(seed)).jacobian(0)
+    assert np.allclose(measured, 30 * np.cos(3) * np.array([[1, -1]]), rtol=0, atol=1e-8)
+    assert error.max() < 1e-8
+
+
 def test_several_inputs_and_outputs():
     x, w = np.arange(1.0, 4.0), np.array([[2.0], [5.0]])
     slopes = Differences(lambda at: [at[0] * at[1], at[1].sum()], [x, w])

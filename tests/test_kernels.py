@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.batch_norm import arithmetic
+from autograd_bn.batch_norm import arithmetic, kernels
 from autograd_bn.batch_norm.kernels import blocks, numpy, threads
 
 EPS = 1e-5
@@ -597,3 +597,10 @@ def test_a_number_of_threads_that_is_none_is_refused(n):
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match='name is \'cuda\', expected "numpy", "numba" or None'):
         ag.set_backend("cuda")
+
+
+def test_numba_where_it_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels, "_has_numba", lambda: False)
+    with pytest.raises(ImportError, match="pip install"):
+        ag.set_backend("numba")
+    assert "numba is not installed" in kernels.describe_backend()

@@ -63,6 +63,15 @@ def test_another_dtype_of_the_same_size_may_have_it():
     assert (address(other), other.dtype) == (where, np.int32)
 
 
+def test_memory_of_another_size_waits_for_its_own():
+    first, other = memory.empty_like(LARGE), memory.empty_like(LARGE[:256])
+    where = address(first)
+    del first, other
+    held = [memory.empty_like(LARGE[:128]), memory.empty_like(LARGE)]
+    assert address(held[1]) == where
+    assert len(memory._free) == 1
+
+
 def test_only_the_last_few_are_kept():
     arrays = [memory.empty_like(LARGE) for _ in range(9)]
     del arrays
