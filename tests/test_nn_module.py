@@ -132,8 +132,10 @@ def test_a_summary_has_a_line_for_every_pass_and_changes_nothing():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm(2), nn.Dropout(0.5, rng=0)), nn.Flatten())
     net[0].eval()
     before, modes = net.state_dict(), [module.training for module in net.modules()]
-    lines = net.summary(np.ones((1, 5, 5, 1))).splitlines()
-    assert [[line[:8].strip(), line[8:20].strip(), line[20:35].strip(), line[35:].strip()] for line in lines] == [
+    head, _, *lines = net.summary(np.ones((1, 5, 5, 1))).splitlines()
+    assert [
+        [line[:8].strip(), line[8:20].strip(), line[20:35].strip(), line[35:].strip()] for line in (head, *lines)
+    ] == [
         ["module", "kind", "result", "parameters"],
         ["0", "Conv2d", "1 x 3 x 3 x 2", "20"],
         ["1.0", "BatchNorm", "1 x 3 x 3 x 2", "4"],

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
-from ..verify.report import html_table
+from ..verify.report import html_table, text_table
 
 
 class _Calls(threading.local):
@@ -167,17 +167,18 @@ class Module:
         >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3), ag.nn.ReLU(), ag.nn.Linear(3, 2))
         >>> print(net.summary(np.ones((8, 4))))
         module  kind        result  parameters
+        --------------------------------------
         0       Linear      8 x 3           15
         1       ReLU        8 x 3            0
         2       Linear      8 x 2            8
                 Sequential  8 x 2           23
         """
         modes = [(module, module.training) for module in self.modules()]
-        rows = [("module", "kind", "result", "parameters")]
+        rows = []
 
         def seen(path: str, module: Module, args: tuple[Any, ...], result: Any) -> None:
             shape = " x ".join(map(str, getattr(result, "shape", "-")))
-            rows.append((path, type(module).__name__, shape, f"{sum(p.size for p in module.parameters()):,}"))
+            rows.append([path, type(module).__name__, shape, f"{sum(p.size for p in module.parameters()):,}"])
 
         try:
             with self.eval().watching(seen), no_grad(), no_update():
@@ -185,8 +186,7 @@ class Module:
         finally:
             for module, training in modes:
                 module.training = training
-        path, kind, shape, count = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join([f"{p:<{path}}  {k:<{kind}}  {s:<{shape}}  {n:>{count}}" for p, k, s, n in rows])
+        return text_table(["module", "kind", "result", "parameters"], rows, right=[3])
 
     def __repr__(self) -> str:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
@@ -196,15 +196,10 @@ class Module:
     def _repr_html_(self) -> str:
         """A table of the modules, for notebooks."""
         rows = []
-
-        def add(path: str, module: Module) -> None:
+        for path, module in self.named_modules():
             own = [getattr(module, name) for name in module._parameters]
             count = sum([parameter.size for parameter in own if parameter is not None])
             rows.append([path, f"{type(module).__name__}({module._settings()})", f"{count:,}" if count else ""])
-            for name, child in module.named_children():
-                add(f"{path}.{name}" if path else name, child)
-
-        add("", self)
         return html_table(["path", "module", "parameters"], rows)
 
     def _settings(self) -> str:

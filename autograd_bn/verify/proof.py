@@ -73,11 +73,11 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     """Compare `f(*inputs)` and `g(*inputs)`, and their derivatives up to `order`, in exact rational arithmetic.
 
     `inputs` are arrays of rationals (`Fraction`, int), or of floats, which are taken for the exact binary
-    fractions that they are; tensors that don't require a gradient are constants. Compared with ==, without a
-    tolerance, are all entries of the outputs, of their gradient weighed by random rationals, of the weighed
-    gradient of that (`order=2`, also with respect to the first weights), and so on. Gradients that differ agree at
-    random weights with a probability of about 1e-6 (Schwartz 1980). All of it holds at these inputs: x * x and
-    2 * x - 1 are equal to order 1 at x = 1, so take inputs as general as those of `rational_batch`.
+    fractions that they are; tensors that don't require a gradient are constants. Compared with == are all entries of
+    the outputs, of their gradient weighed by random rationals, of the weighed gradient of that (`order=2`, also with
+    respect to the first weights), and so on. Gradients that differ agree at random weights with a probability of about
+    1e-6 (Schwartz 1980). All of it holds at these inputs: x * x and 2 * x - 1 are equal to order 1 at x = 1, so take
+    inputs as general as those of `rational_batch`.
 
     The result has `equal`, and `difference` with `quantity`, `index`, `left` and `right` where it isn't so.
     `ValueError` for a square root that isn't rational (see `rational_batch`), for a division by zero, and for
@@ -105,36 +105,33 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
         _exact(given, f"inputs[{i}]") if wanted else np.asarray(given)
         for i, (given, wanted) in enumerate(zip(inputs, checked, strict=True))
     ]
-    compared: dict[str, tuple[int, ...]] = {}
     with no_update():
         walks = []
         for h, what in ((f, "f"), (g, "g")):
             leaves = [ag.tensor(a, requires_grad=w, name=n) for a, w, n in zip(arrays, checked, names, strict=True)]
             walks.append(_exactly(derivatives(h, leaves, order, _weights(), what=what), what))
-        for left, right in zip(*walks, strict=True):
-            check_same(left, right)
-            for (label, a), b in zip(left.items(), right.values(), strict=True):
-                compared[label] = a.shape
-                for index in np.ndindex(a.shape):
-                    if a[index] != b[index]:
-                        found = Difference(label, index, *[Fraction(side.item(index)) for side in (a, b)])
-                        return Proof(function_names(f, g), compared, order, found)
-    return Proof(function_names(f, g), compared, order, None)
+    check_same(*walks)
+    shapes, found = {name: a.shape for name, a in walks[0].items()}, None
+    for name, a in walks[0].items():
+        for index in np.argwhere(a != walks[1][name])[: found is None]:
+            place = tuple(index.tolist())
+            found = Difference(name, place, *[Fraction(walk[name].item(place)) for walk in walks])
+    return Proof(function_names(f, g), shapes, order, found)
 
 
-def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> Iterator[dict[str, Array]]:
-    """The quantities of a function, order by order, each of rationals only."""
+def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> dict[str, Array]:
+    """The quantities of a function of all orders, each of rationals only."""
     try:
-        for _, outputs in walk:
-            for element in [element for output in outputs.values() for element in output.data.flat]:
-                if not isinstance(element, Rational):
-                    kind = type(element).__name__
-                    raise TypeError(f"it gave {element} ({kind}); write its constants as integers or Fractions")
-            yield {name: output.data for name, output in outputs.items()}
+        found = {name: output.data for _, outputs in walk for name, output in outputs.items()}
+        for element in [element for array in found.values() for element in array.flat]:
+            if not isinstance(element, Rational):
+                kind = type(element).__name__
+                raise TypeError(f"it gave {element} ({kind}); write its constants as integers or Fractions")
     except ZeroDivisionError as error:
         raise ValueError(f"{what} divides by zero at these inputs: it has no value to compare") from error
     except TypeError as error:
         raise TypeError(f"{what} left the rational numbers: {error}") from error
+    return found
 
 
 def _weights() -> Callable[[Tensor], Tensor]:
