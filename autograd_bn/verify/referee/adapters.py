@@ -18,7 +18,8 @@ from ..gradcheck import Unjudgeable
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # Where a layer object keeps its parameters and their gradients: in attributes, or in dicts or lists of such names.
-_PLACES, _GRADIENT_PLACES = ("", "params", "parameters"), ("grads", "gradients", "grad")
+_PLACES, _GRADIENT_PLACES = ("params", "parameters"), ("grads", "gradients", "grad")
+Slot = tuple[str, Any]  # "" or one of these places, and the name or number there
 _GRADIENT_NAMES = ("d{}", "d_{}", "grad_{}", "{}_grad", "grad{}")
 
 
@@ -240,20 +241,20 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
     apart = {*target.nondiff_argnums, *[names.index(n) for n in getattr(target, "nondiff_argnames", ()) if n in names]}
     plain = tuple([v if i in apart else _array(v) for i, v in enumerate(inputs)])
     fixed = {n: v for i, (n, v) in enumerate(zip(names, plain, strict=True)) if i in apart or not hasattr(v, "dtype")}
-    agreed: list[bool] = []
     doubles = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
     def arrays(values: Any) -> list[Any]:
         return [jax.numpy.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
 
+    with doubles(True):
+        y, expected = target.fwd(*arrays(plain))[0], target.fun(*arrays(plain))
+    if np.shape(y) != np.shape(expected) or not np.allclose(y, expected, rtol=1e-9, atol=1e-12, equal_nan=True):
+        raise ValueError(f"the first output of {target.fwd.__name__} isn't what {target.__name__} returns")
+
     @wraps(target.fwd)
     def forward(*values: Any) -> tuple[Any, Any]:
         with doubles(True):
             y, kept = target.fwd(*arrays(values))
-            expected = target.fun(*arrays(values)) if not agreed else y
-        if np.shape(y) != np.shape(expected) or not np.allclose(y, expected, rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise ValueError(f"the first output of {target.fwd.__name__} isn't what {target.__name__} returns")
-        agreed.append(True)
         return _array(y), lambda: ([values[i] for i in sorted(apart)], kept)
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -297,15 +298,14 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
     @wraps(type(layer).forward)
     def forward(*values: Any) -> tuple[Any, Any]:
         one = copy.deepcopy(layer)
-        for (place, key, other, gradient), value in zip(slots.values(), values[len(names) :], strict=True):
-            same = _get(one, place, key)
-            if np.shape(same) != np.shape(value):
-                raise ValueError(f"the layer's {key} has shape {np.shape(same)}, not {np.shape(value)}")
-            for holder in [_holder(one, p) for p in _PLACES]:
-                for k in [k for k, v in _items(holder).items() if v is same]:
-                    holder[k] = value
-            if isinstance(kept := _get(one, other, gradient), np.ndarray):
-                kept[...] = 0  # some layers add to it
+        kept = _kept(one)
+        for (slot, gradient), value in zip(slots.values(), values[len(names) :], strict=True):
+            if np.shape(kept[slot]) != np.shape(value):
+                raise ValueError(f"the layer's {slot[1]} has shape {np.shape(kept[slot])}, not {np.shape(value)}")
+            for place, key in [other for other, v in kept.items() if v is kept[slot]]:
+                (vars(one)[place] if place else vars(one))[key] = value
+            if isinstance(kept.get(gradient), np.ndarray):
+                kept[gradient][...] = 0  # some layers add to it
         return one.forward(*values[: len(names)]), lambda: (one, values[: len(names)])
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -315,43 +315,40 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
             given = dy * function(one, *taken) if again else function(one, dy)
             given = tuple(given) if isinstance(given, tuple | list) else (given,)
             filled = (*given, *[None] * (len(names) - len(given)))
-            return (*filled, *[_get(one, other, key) for _, _, other, key in slots.values()])
+            return (*filled, *[_kept(one).get(gradient) for _, gradient in slots.values()])
 
         return backward
 
-    values = (*inputs, *[_get(layer, place, key) for place, key, _, _ in slots.values()])
+    values = (*inputs, *[_kept(layer)[slot] for slot, _ in slots.values()])
     return Adapted(forward, values, [*names, *slots], type(layer).backward, rebuild)
 
 
-def _holder(layer: Any, place: str) -> Any:
-    """What holds a layer's arrays: its attributes, or the dict or list that is one of them."""
-    attributes = getattr(layer, "__dict__", {})
-    return attributes.get(place) if place else attributes
+def _kept(layer: Any) -> dict[Slot, Any]:
+    """What a layer keeps: its attributes, and what is in those dicts and lists of them that hold arrays."""
+    own = getattr(layer, "__dict__", {})
+    kept = {("", key): value for key, value in own.items()}
+    for place in (*_PLACES, *_GRADIENT_PLACES):
+        held = own.get(place)
+        items = held.items() if isinstance(held, dict) else enumerate(held) if isinstance(held, list) else ()
+        kept |= {(place, key): value for key, value in items}
+    return kept
 
 
-def _items(holder: Any) -> dict[Any, Any]:
-    return holder if isinstance(holder, dict) else dict(enumerate(holder)) if isinstance(holder, list) else {}
-
-
-def _get(layer: Any, place: str, key: Any) -> Any:
-    return _items(_holder(layer, place)).get(key)
-
-
-def _slots(layer: Any, inputs: Sequence[Any], again: bool) -> dict[str, tuple[str, Any, str, Any]]:
-    """Where a layer keeps each parameter and its gradient: (place, key, the gradient's place, its key)."""
-    one, held = copy.deepcopy(layer), dict[tuple[str, Any], Array]()
-    for place in _PLACES:
-        held |= {(place, key): value for key, value in _items(_holder(one, place)).items() if _is_float(value)}
+def _slots(layer: Any, inputs: Sequence[Any], again: bool) -> dict[str, tuple[Slot, Slot]]:
+    """Where a layer keeps each parameter, and its gradient."""
+    one = copy.deepcopy(layer)
+    before = _kept(one)
     with np.errstate(all="ignore"), suppress(Exception):  # what it raises is for the verdict to report
         given = copy.deepcopy(tuple(inputs))
         y = one.forward(*given)
         one.backward(*given) if again else one.backward(np.ones(np.shape(y)))
-    found = dict[str, tuple[str, Any, str, Any]]()
-    for (place, key), value in held.items():
-        names = [g.format(key) for g in _GRADIENT_NAMES]
-        slots = [(place, name) for name in names] + [(p, name) for p in _GRADIENT_PLACES for name in (key, *names)]
-        slot = next((slot for slot in slots if _get(one, *slot) is not None), None)
-        known = any(_get(one, p, k) is value for p, k, _, _ in found.values())
-        if slot and not known and _get(one, place, key) is value:  # what forward sets anew is part of its cache
-            found[key if isinstance(key, str) else f"{place}[{key}]"] = place, key, *slot
+    after, found = _kept(one), dict[str, tuple[Slot, Slot]]()
+    for (place, key), value in before.items():
+        # What forward sets anew is part of its cache; a parameter may be held twice.
+        own = after.get((place, key)) is value and not any(before[slot] is value for slot, _ in found.values())
+        if _is_float(value) and own and place not in _GRADIENT_PLACES:
+            names = [g.format(key) for g in _GRADIENT_NAMES]
+            slots = [(place, name) for name in names] + [(p, name) for p in _GRADIENT_PLACES for name in (key, *names)]
+            for slot in [slot for slot in slots if after.get(slot) is not None][:1]:
+                found[key if isinstance(key, str) else f"{place}[{key}]"] = (place, key), slot
     return found
