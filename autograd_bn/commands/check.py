@@ -34,8 +34,9 @@ HELP = """judge hand-written forward and backward passes, and say where the mist
 
 FILE.py is run. Judged is what it defines of: NumPy pairs such as NAME_forward(x, ...) -> y, cache with
 NAME_backward(dy, cache) -> dx, ...; losses NAME_loss(x, y) -> loss, dx; layer classes with forward and backward;
-torch.autograd.Function classes; jax.custom_vjp functions; a dict's "mode" in train and test. Inputs are found by the parameters' names and by trying;
-a file can give its own: NAME_inputs (or inputs), a tuple of what forward takes or a function that returns one.
+torch.autograd.Function classes; jax.custom_vjp functions. Where a dict has a "mode" both train and test are judged.
+Inputs are found by the parameters' names and by trying; a file can give its own: NAME_inputs (or inputs), a tuple of
+what forward takes or a function that returns one.
 Exit status 0 where what could be judged is right, 1 where something is wrong, 2 where nothing could be judged.
 
 examples: autograd-bn check my_batch_norm.py
