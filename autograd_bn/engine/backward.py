@@ -66,12 +66,12 @@ def grad(
     inputs = _tensors(inputs, "inputs")
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
-    elif not isinstance(grad_outputs, list | tuple) or (len(outputs) == 1 and len(grad_outputs) != 1):
+    elif not isinstance(grad_outputs, (list, tuple)) or (len(outputs) == 1 and len(grad_outputs) != 1):
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
     for i, given in enumerate(inputs):
-        if not given.requires_grad:
+        if not given.node.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
     seeds = []
     for i, (output, given) in enumerate(zip(outputs, grad_outputs, strict=True)):
