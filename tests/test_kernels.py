@@ -574,6 +574,19 @@ def test_nist_certified_mean_and_deviation(name, backend):
     assert abs(deviation / certified_deviation - 1) <= stored + 1e-15
 
 
+@pytest.mark.parametrize("shape", [(64, 100), (1100, 1000)])
+def test_read_only_memory_is_computed_by_the_same_code(shape, backend):
+    rng = np.random.default_rng(2)
+    arrays = [rng.normal(size=size).astype("float32") for size in (shape, shape[1:], shape[1:], shape)]
+    first = computed(*arrays)
+    kernels = [f for f in vars(kernel_modules()[-1]).values() if hasattr(f, "signatures")]
+    before = [len(f.signatures) for f in kernels]
+    for array in arrays:
+        array.flags.writeable = False
+    assert [a.tobytes() for a in computed(*arrays)] == [a.tobytes() for a in first]
+    assert [len(f.signatures) for f in kernels] == before
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_starts_its_own_threads(backend):
     program = f"""if True:

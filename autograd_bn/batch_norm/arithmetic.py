@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from .kernels import backend, choose, compiled, numba_wanted
-from .kernels.blocks import Layout, layout_of, walk
+from .kernels.blocks import Layout, layout_of, line, walk
 from .kernels.memory import empty_like
 from .kernels.numpy import added
 
@@ -297,4 +297,4 @@ def _vector(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
     """A parameter as a vector of features; where it is None, one that changes nothing."""
     if parameter is None:
         return np.full(layout.features, neutral, x.dtype)
-    return np.ascontiguousarray(layout.flat(parameter, x.dtype))
+    return line(np.ascontiguousarray(layout.flat(parameter, x.dtype)))

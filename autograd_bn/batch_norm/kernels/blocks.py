@@ -127,7 +127,7 @@ class Layout:
 
     def line(self, array: Array) -> Array:
         """An array that is contiguous in the order of the walk as one line of numbers."""
-        return (array if self.straight else array.transpose(self.order)).reshape(-1)
+        return line(array if self.straight else array.transpose(self.order))
 
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
@@ -159,6 +159,21 @@ class Layout:
         if self.inner > 1:
             vector = vector.repeat(self.inner)
         return vector.reshape(1, -1).repeat(repeats, 0).reshape(-1) if repeats > 1 else vector
+
+
+class _Unlocked:
+    """Read-only memory in the guise of any other: numba would compile its kernels anew for it, which only read it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        data = (array.__array_interface__["data"][0], False)
+        self.__array_interface__ = {**array.__array_interface__, "data": data}
+
+
+def line(array: Array) -> Array:
+    """A contiguous array as one line of numbers, of the one type that kernels are compiled for."""
+    flat = array.reshape(-1)
+    return flat if flat.flags.writeable else np.asarray(_Unlocked(flat))
 
 
 def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[int]:

@@ -14,7 +14,7 @@ from numba import njit
 
 from ...engine.node import Array
 from . import LARGEST
-from .blocks import Layout
+from .blocks import Layout, line
 from .threads import share
 
 # Below this many elements a second thread costs more than it saves.
@@ -42,19 +42,19 @@ def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
 
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """As `numpy.statistics`."""
-    run(layout, _statistics, x.reshape(-1), centres, distances, squares)
+    run(layout, _statistics, line(x), centres, distances, squares)
 
 
 def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
     """As `numpy.normalise`."""
     means = np.zeros_like(scales) if means is None else means
-    run(layout, _normalise, x.reshape(-1), y.reshape(-1), means, scales, shifts)
+    run(layout, _normalise, line(x), line(y), means, scales, shifts)
 
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy.backward_sums`."""
     means = np.zeros(layout.features) if means is None else means
-    run(layout, _backward_sums, g.reshape(-1), x.reshape(-1), means, totals, weighted)
+    run(layout, _backward_sums, line(g), line(x), means, totals, weighted)
 
 
 def input_gradient(
@@ -62,22 +62,26 @@ def input_gradient(
 ) -> None:
     """As `numpy.input_gradient`."""
     means = np.zeros_like(directs) if means is None else means
-    run(layout, _input_gradient, *[a.reshape(-1) for a in (g, x, dx)], means, directs, slopes, constants)
+    run(layout, _input_gradient, line(g), line(x), line(dx), means, directs, slopes, constants)
 
 
 @_exact
-def _centre(x, a, step, n):  # type: ignore[no-untyped-def]
-    """The mean of the first 16 of n numbers, or the first: added in pairs, of pairs, it is exact for equal ones."""
-    if n < 16:
-        return np.float64(x[a])
-    total = 0.0
-    for _ in range(2):
-        b, c, d = a + 2 * step, a + 4 * step, a + 6 * step
-        left = (np.float64(x[a]) + x[a + step]) + (np.float64(x[b]) + x[b + step])
-        right = (np.float64(x[c]) + x[c + step]) + (np.float64(x[d]) + x[d + step])
-        total += left + right
-        a += 8 * step
-    return total / 16
+def _centres(x, start, stride, rows, centres):  # type: ignore[no-untyped-def]
+    """The mean of 16 rows, or the first of fewer: added in pairs, of pairs, it is exact where numbers are equal."""
+    centres[:] = 0
+    if rows < 16:
+        centres += x[start : start + len(centres)]
+        return
+    for half in range(2):
+        a = start + 8 * half * stride
+        r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
+        r4, r5, r6, r7 = x[a + 4 * stride :], x[a + 5 * stride :], x[a + 6 * stride :], x[a + 7 * stride :]
+        for j in range(len(centres)):
+            left = (np.float64(r0[j]) + r1[j]) + (np.float64(r2[j]) + r3[j])
+            right = (np.float64(r4[j]) + r5[j]) + (np.float64(r6[j]) + r7[j])
+            centres[j] += left + right
+    for j in range(len(centres)):
+        centres[j] /= 16
 
 
 @_exact
@@ -104,8 +108,14 @@ def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no
     for start, rows, features, inner, stride, step, first, part in table:
         n, last = rows * inner, first + features
         centre, distance, square = centres[part, first:last], distances[part, first:last], squares[part, first:last]
-        for f in range(features):
-            centre[f] = _centre(x, start + f * step, 1 if long else stride, inner if long else rows)
+        if long:
+            for f in range(features):
+                _centres(x, start + f * step, 1, inner, centre[f : f + 1])
+        else:
+            lanes = centre if inner == 1 else np.empty(features * inner)
+            _centres(x, start, stride, rows, lanes)
+            for f in range(features):
+                centre[f] = lanes[f * inner]
         for _ in range(2):
             if long:
                 _statistics_of_runs(x, start, rows, features, inner, stride, step, centre, distance, square)
@@ -278,58 +288,63 @@ def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore
 
     False, and no result, where a variance is not below `LARGEST`.
     """
-    features, parts = len(gamma), len(counts)
-    sums = np.empty((3, parts, features))
+    features, parts, n = len(gamma), len(counts), counts.sum()
+    sums = np.zeros((3, parts, features))
     _statistics(table, long, x, sums[0], sums[1], sums[2])
-    n = counts.sum()
-    scales, shifts = np.empty(features), np.empty(features)
+    origin, high, low, var, scale = sums[0, 0], found[0], found[1], found[2], found[3]
+    vectors = np.zeros((3, features))
+    shift, scales, shifts = vectors[0], vectors[1], vectors[2]
+    for part in range(parts):
+        weight, centre, distance = counts[part, 0], sums[0, part], sums[1, part]
+        for f in range(features):
+            distance[f] += centre[f] - origin[f]
+            shift[f] += weight * distance[f]
+    var[:] = 0
+    for f in range(features):
+        shift[f] /= n
+    for part in range(parts):
+        weight, distance, square = counts[part, 0], sums[1, part], sums[2, part]
+        for f in range(features):
+            rest = distance[f] - shift[f]
+            var[f] += square[f] + weight * rest * rest
+    for f in range(features):
+        high[f] = origin[f] + shift[f]
+        low[f] = (origin[f] - high[f]) + shift[f]
+        var[f] = max(var[f] / n, 0.0)
+        scale[f] = 1 / np.sqrt(var[f] + eps)
+        scales[f] = scale[f] * gamma[f]
+        shifts[f] = beta[f] - low[f] * scales[f]
     fits = True
     for f in range(features):
-        origin, shift, square = sums[0, 0, f], 0.0, 0.0
-        for part in range(parts):
-            sums[1, part, f] += sums[0, part, f] - origin
-            shift += counts[part, 0] * sums[1, part, f]
-        shift /= n
-        for part in range(parts):
-            rest = sums[1, part, f] - shift
-            square += sums[2, part, f] + counts[part, 0] * rest * rest
-        high = origin + shift
-        low = (origin - high) + shift
-        var = max(square / n, 0.0)
-        scale = 1 / np.sqrt(var + eps)
-        found[0, f], found[1, f], found[2, f], found[3, f] = high, low, var, scale
-        scales[f] = scale * gamma[f]
-        shifts[f] = beta[f] - low * scales[f]
-        fits = fits and var < LARGEST
+        fits = fits and var[f] < LARGEST
     if fits:
-        _normalise(table, long, x, y, found[0], scales, shifts)
+        _normalise(table, long, x, y, high, scales, shifts)
     return fits
 
 
 @_exact
 def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_var, dgamma, dbeta):  # type: ignore[no-untyped-def]
     """All steps of the backward pass; False where a product of float64 left the range."""
-    features, parts = len(gamma), len(counts)
+    features, parts, n = len(gamma), len(counts), counts.sum()
     both = np.empty((2, parts, features))
-    _backward_sums(table, long, g, x, found[0], both[0], both[1])
-    n = counts.sum()
+    mean, low, scale = found[0], found[1], found[3]
+    _backward_sums(table, long, g, x, mean, both[0], both[1])
     vectors = np.zeros((3, features))
+    direct, slope, constant = vectors[0], vectors[1], vectors[2]
+    total, weighted = both[0, 0], both[1, 0]
+    for part in range(1, parts):
+        for f in range(features):
+            total[f] += both[0, part, f]
+            weighted[f] += both[1, part, f]
+    of_mean, of_var = through_mean / n, through_var / n
     fits = True
     for f in range(features):
-        total = weighted = 0.0
-        for part in range(parts):
-            total += both[0, part, f]
-            weighted += both[1, part, f]
-        scale = found[3, f]
-        weighted = (weighted - found[1, f] * total) * scale
-        dgamma[f], dbeta[f] = weighted, total
-        fits = fits and np.isfinite(weighted)
-        direct = scale * gamma[f]
-        vectors[0, f] = direct
-        if through_var:
-            vectors[1, f] = -direct * scale * (weighted / n)
-        if through_mean:
-            vectors[2, f] = -direct * (total / n)
-        vectors[2, f] -= found[1, f] * vectors[1, f]
-    _input_gradient(table, long, g, x, dx, found[0], vectors[0], vectors[1], vectors[2])
+        weighted[f] = (weighted[f] - low[f] * total[f]) * scale[f]
+        dgamma[f], dbeta[f] = weighted[f], total[f]
+        direct[f] = scale[f] * gamma[f]
+        slope[f] = -direct[f] * scale[f] * (weighted[f] * of_var)
+        constant[f] = -direct[f] * (total[f] * of_mean) - low[f] * slope[f]
+    for f in range(features):
+        fits = fits and np.isfinite(weighted[f])
+    _input_gradient(table, long, g, x, dx, mean, direct, slope, constant)
     return fits
