@@ -145,18 +145,28 @@ def normalise(
 
 
 def _affine(
-    x: Array, axes: tuple[int, ...], dtype: np.dtype[Any], mean: Any, scale: Array, shift: Array, centred: Any = None
+    x: Array,
+    axes: tuple[int, ...],
+    dtype: np.dtype[Any],
+    mean: Any,
+    slope: Array,
+    constant: Array,
+    centred: Any = None,
+    g: Any = None,
+    factor: Any = None,
 ) -> Array:
-    """(x - mean) * scale + shift; `mean` may be None."""
+    """(x - mean) * slope + constant + g * factor; `mean` and `g` may be None. It overwrites `centred`, x - mean."""
     if direct(x):
-        t = _less(x, mean, scale.dtype) if centred is None else centred
-        t *= scale
-        t += shift
+        t = _less(x, mean, slope.dtype) if centred is None else centred
+        t *= slope
+        t += constant
+        if g is not None:
+            t += g * factor
         return t.astype(dtype, copy=False)
     y = empty_like(x, dtype)
-    layout, views = walk(axes, x, y)
-    vectors = [layout.flat(statistic, scale.dtype) for statistic in (mean, scale, shift)]
-    choose(layout, *views).normalise(layout, *views, *vectors)
+    layout, views = walk(axes, *[array for array in (x, y, g) if array is not None])
+    means, *vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, factor)]
+    choose(layout, *views).affine(layout, *views[:2], means, *vectors[:2], *views[2:], *vectors[2:])
     return y
 
 
@@ -167,12 +177,13 @@ def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
 
 def backward_sums(
     g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array
-) -> tuple[Array, Array, tuple[Array, Array] | None]:
+) -> tuple[Array, Array, tuple[Any, Array]]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma.
 
-    And a new `x - mean.high` and a wide `g`, if they were made.
+    And a new `x - mean.high`, if it was made, with `g` in its dtype.
     """
-    dtype, made = wide(x.dtype), None
+    dtype = wide(x.dtype)
+    made: tuple[Any, Array] = None, g
     if direct(x):
         made = t, h = _less(x, mean.high, dtype), g.astype(dtype, copy=False)
         total, weighted = added(h, axes), added(t * h, axes)
@@ -185,13 +196,12 @@ def backward_sums(
 
 
 def input_gradient(
-    g: Array,
+    made: tuple[Any, Array],
     x: Array,
     axes: tuple[int, ...],
     mean: Mean,
     scale: Array,
     gamma: Any,
-    made: Any,
     average: Any,
     weighted_average: Any,
 ) -> Array:
@@ -199,23 +209,13 @@ def input_gradient(
 
     `made` is what `backward_sums` made, and is overwritten.
     """
+    centred, g = made
     factor = scale if gamma is None else scale * gamma
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted_average is None:
         return _affine(g, axes, x.dtype, None, factor, constant)
     slope = -factor * scale * weighted_average
-    constant = constant - mean.low * slope
-    if made is not None:
-        t, h = made
-        t *= slope
-        t += constant
-        t += h * factor
-        return t.astype(x.dtype, copy=False)  # type: ignore[no-any-return]
-    dx = empty_like(x)
-    layout, (source, gradient, target) = walk(axes, x, g, dx)
-    vectors = [layout.flat(statistic, factor.dtype) for statistic in (mean.high, factor, slope, constant)]
-    choose(layout, source, gradient, target).input_gradient(layout, gradient, source, target, *vectors)
-    return dx
+    return _affine(x, axes, x.dtype, mean.high, slope, constant - mean.low * slope, centred, g, factor)
 
 
 class Found(NamedTuple):

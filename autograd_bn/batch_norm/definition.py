@@ -185,7 +185,7 @@ def _on_arrays(
             sums, n = zip((total, weighted), through, strict=True), max(n, 1)
             averages = [total / n if used else None for total, used in sums]
             gamma = lay_along(gamma, x.shape, axes)
-            dx = arithmetic.input_gradient(g, x, axes, centre, scale, gamma, made, *averages)
+            dx = arithmetic.input_gradient(made, x, axes, centre, scale, gamma, *averages)
             dx = dx if unit is None else dx * unit
     return dx, dgamma, dbeta, None, None, None
 

@@ -19,17 +19,13 @@ _backend: str | None = None
 
 
 class Kernels(Protocol):
-    """The four steps on views in the order of a layout. What is None is left out."""
+    """The three steps on views in the order of a layout. What is None is left out."""
 
     def statistics(self, layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None: ...
 
-    def normalise(self, layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None: ...
-
     def backward_sums(self, layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None: ...
 
-    def input_gradient(
-        self, layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
-    ) -> None: ...
+    def affine(self, layout: Layout, x: Array, y: Array, means: Any, *rest: Any) -> None: ...
 
 
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:

@@ -1,6 +1,6 @@
 """The kernels in numba, in double precision registers. Imported when first needed.
 
-The four steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call.
+The three steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call.
 Most sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
 """
 
@@ -45,24 +45,18 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
     run(layout, _statistics, line(x), centres, distances, squares)
 
 
-def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
-    """As `numpy.normalise`."""
-    means = np.zeros_like(scales) if means is None else means
-    run(layout, _normalise, line(x), line(y), means, scales, shifts)
-
-
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """As `numpy.backward_sums`."""
     means = np.zeros(layout.features) if means is None else means
     run(layout, _backward_sums, line(g), line(x), means, totals, weighted)
 
 
-def input_gradient(
-    layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
+def affine(
+    layout: Layout, x: Array, y: Array, means: Any, slopes: Array, constants: Array, g: Any = None, directs: Any = None
 ) -> None:
-    """As `numpy.input_gradient`."""
-    means = np.zeros_like(directs) if means is None else means
-    run(layout, _input_gradient, line(g), line(x), line(dx), means, directs, slopes, constants)
+    """As `numpy.affine`."""
+    means = np.zeros_like(slopes) if means is None else means
+    run(layout, _affine, line(x), line(y), means, slopes, constants, None if g is None else line(g), directs)
 
 
 @_exact
@@ -118,9 +112,9 @@ def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no
                 centre[f] = lanes[f * inner]
         for _ in range(2):
             if long:
-                _statistics_of_runs(x, start, rows, features, inner, stride, step, centre, distance, square)
+                _sums_of_runs(None, x, start, rows, features, inner, stride, step, centre, distance, square)
             else:
-                _statistics_of_lines(x, start, rows, features, inner, stride, centre, distance, square)
+                _sums_of_lines(None, x, start, rows, features, inner, stride, centre, distance, square)
             far = False
             for f in range(features):
                 distance[f] /= n
@@ -134,74 +128,6 @@ def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no
 
 
 @_compiled
-def _statistics_of_lines(x, start, rows, features, inner, stride, centre, distance, square):  # type: ignore[no-untyped-def]
-    width = features * inner
-    c, both, sums, lows = _spread(centre, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
-    s, q = both[:width], both[width:]
-    for chunk in range(0, rows, CHUNK):
-        both[:] = 0
-        end = min(chunk + CHUNK, rows)
-        for row in range(chunk, end - ABREAST + 1, ABREAST):
-            a = start + row * stride
-            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-            for j in range(width):
-                t0, t1, t2, t3 = r0[j] - c[j], r1[j] - c[j], r2[j] - c[j], r3[j] - c[j]
-                s[j] += (t0 + t1) + (t2 + t3)
-                q[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
-        for row in range(end - (end - chunk) % ABREAST, end):
-            r = x[start + row * stride :]
-            for j in range(width):
-                t = r[j] - c[j]
-                s[j] += t
-                q[j] += t * t
-        _add(sums, lows, both)
-    sums += lows
-    for f in range(features):
-        a, b = f * inner, (f + 1) * inner
-        distance[f], square[f] = sums[a:b].sum(), sums[width + a : width + b].sum()
-
-
-@_compiled
-def _statistics_of_runs(x, start, rows, features, inner, stride, step, centre, distance, square):  # type: ignore[no-untyped-def]
-    for f in range(features):
-        c, sums, lows, both = centre[f], np.zeros(2), np.zeros(2), np.empty(2)
-        for row in range(rows):
-            s = q = 0.0
-            a = start + row * stride + f * step
-            r = x[a : a + inner]
-            for i in range(inner):
-                t = r[i] - c
-                s += t
-                q += t * t
-            both[0], both[1] = s, q
-            _add(sums, lows, both)
-        distance[f], square[f] = sums[0] + lows[0], sums[1] + lows[1]
-
-
-@_compiled
-def _normalise(table, long, x, y, means, scales, shifts):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, _ in table:
-        last = first + features
-        if long:
-            for row in range(rows):
-                for f in range(features):
-                    a = start + row * stride + f * step
-                    m, s, h = means[first + f], scales[first + f], shifts[first + f]
-                    r, out = x[a : a + inner], y[a : a + inner]
-                    for i in range(inner):
-                        out[i] = (r[i] - m) * s + h
-        else:
-            width = features * inner
-            m, s = _spread(means[first:last], inner), _spread(scales[first:last], inner)
-            h = _spread(shifts[first:last], inner)
-            for row in range(rows):
-                a = start + row * stride
-                r, out = x[a : a + width], y[a : a + width]
-                for j in range(width):
-                    out[j] = (r[j] - m[j]) * s[j] + h[j]
-
-
-@_compiled
 def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, part in table:
         last = first + features
@@ -210,6 +136,9 @@ def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[
             _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total, weight)
         else:
             _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weight)
+
+
+# The sums of g and of g * (x - mean), with x - mean itself where g is None: numba compiles code for each of the two.
 
 
 @_compiled
@@ -223,18 +152,30 @@ def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weig
         for row in range(chunk, end - ABREAST + 1, ABREAST):
             a = start + row * stride
             r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-            h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
-            for j in range(width):
-                d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
-                s[j] += (d0 + d1) + (d2 + d3)
-                w[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
+            if g is None:
+                for j in range(width):
+                    t0, t1, t2, t3 = r0[j] - m[j], r1[j] - m[j], r2[j] - m[j], r3[j] - m[j]
+                    s[j] += (t0 + t1) + (t2 + t3)
+                    w[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
+            else:
+                h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
+                for j in range(width):
+                    d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
+                    s[j] += (d0 + d1) + (d2 + d3)
+                    w[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
         for row in range(end - (end - chunk) % ABREAST, end):
-            a = start + row * stride
-            r, h = x[a:], g[a:]
-            for j in range(width):
-                d = np.float64(h[j])
-                s[j] += d
-                w[j] += d * (r[j] - m[j])
+            r = x[start + row * stride :]
+            if g is None:
+                for j in range(width):
+                    t = r[j] - m[j]
+                    s[j] += t
+                    w[j] += t * t
+            else:
+                h = g[start + row * stride :]
+                for j in range(width):
+                    d = np.float64(h[j])
+                    s[j] += d
+                    w[j] += d * (r[j] - m[j])
         _add(sums, lows, both)
     sums += lows
     for f in range(features):
@@ -249,37 +190,54 @@ def _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total,
         for row in range(rows):
             s = w = 0.0
             a = start + row * stride + f * step
-            r, h = x[a : a + inner], g[a : a + inner]
+            r = x[a : a + inner]
+            if g is not None:
+                h = g[a : a + inner]
             for i in range(inner):
-                d = np.float64(h[i])
+                t = r[i] - m
+                d = t
+                if g is not None:
+                    d = np.float64(h[i])
                 s += d
-                w += d * (r[i] - m)
+                w += d * t
             both[0], both[1] = s, w
             _add(sums, lows, both)
         total[f], weighted[f] = sums[0] + lows[0], sums[1] + lows[1]
 
 
 @_compiled
-def _input_gradient(table, long, g, x, dx, means, directs, slopes, constants):  # type: ignore[no-untyped-def]
+def _affine(table, long, x, y, means, slopes, constants, g, directs):  # type: ignore[no-untyped-def]
     for start, rows, features, inner, stride, step, first, _ in table:
         last = first + features
         if long:
             for row in range(rows):
                 for f in range(features):
                     a = start + row * stride + f * step
-                    m, d, k, c = means[first + f], directs[first + f], slopes[first + f], constants[first + f]
-                    r, h, out = x[a : a + inner], g[a : a + inner], dx[a : a + inner]
-                    for i in range(inner):
-                        out[i] = h[i] * d + ((r[i] - m) * k + c)
+                    m, k, c = means[first + f], slopes[first + f], constants[first + f]
+                    r, out = x[a : a + inner], y[a : a + inner]
+                    if g is None:
+                        for i in range(inner):
+                            out[i] = (r[i] - m) * k + c
+                    else:
+                        h, d = g[a : a + inner], directs[first + f]
+                        for i in range(inner):
+                            out[i] = h[i] * d + ((r[i] - m) * k + c)
         else:
             width = features * inner
-            m, d = _spread(means[first:last], inner), _spread(directs[first:last], inner)
-            k, c = _spread(slopes[first:last], inner), _spread(constants[first:last], inner)
+            m, k = _spread(means[first:last], inner), _spread(slopes[first:last], inner)
+            c = _spread(constants[first:last], inner)
+            if g is not None:
+                e = _spread(directs[first:last], inner)
             for row in range(rows):
                 a = start + row * stride
-                r, h, out = x[a : a + width], g[a : a + width], dx[a : a + width]
-                for j in range(width):
-                    out[j] = h[j] * d[j] + ((r[j] - m[j]) * k[j] + c[j])
+                r, out = x[a : a + width], y[a : a + width]
+                if g is None:
+                    for j in range(width):
+                        out[j] = (r[j] - m[j]) * k[j] + c[j]
+                else:
+                    h = g[a : a + width]
+                    for j in range(width):
+                        out[j] = h[j] * e[j] + ((r[j] - m[j]) * k[j] + c[j])
 
 
 @_exact
@@ -318,7 +276,7 @@ def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore
     for f in range(features):
         fits = fits and var[f] < LARGEST
     if fits:
-        _normalise(table, long, x, y, high, scales, shifts)
+        _affine(table, long, x, y, high, scales, shifts, None, None)
     return fits
 
 
@@ -346,5 +304,5 @@ def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_
         constant[f] = -direct[f] * (total[f] * of_mean) - low[f] * slope[f]
     for f in range(features):
         fits = fits and np.isfinite(weighted[f])
-    _input_gradient(table, long, g, x, dx, mean, direct, slope, constant)
+    _affine(table, long, x, dx, mean, slope, constant, g, direct)
     return fits

@@ -88,21 +88,6 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
     run(layout, work)
 
 
-def normalise(layout: Layout, x: Array, y: Array, means: Any, scales: Array, shifts: Array) -> None:
-    """y = (x - means) * scales + shifts, each a vector of features; `means` may be None."""
-    means, scales, shifts = (layout.lay(vector) for vector in (means, scales, shifts))
-
-    def work(block: Block) -> None:
-        t = load(x, block, scales.dtype)
-        if means is not None:
-            t -= means[block.place]
-        t *= scales[block.place]
-        t += shifts[block.place]
-        store(t, y, block)
-
-    run(layout, work)
-
-
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
     """For each part and feature, the sums of g and of g * (x - means); `means` may be None."""
     means = layout.lay(means)
@@ -159,21 +144,22 @@ def _summands(
     return kept, (math.prod(shape[:first]), math.prod(kept)) if first else None, axes[first:]
 
 
-def input_gradient(
-    layout: Layout, g: Array, x: Array, dx: Array, means: Any, directs: Array, slopes: Array, constants: Array
+def affine(
+    layout: Layout, x: Array, y: Array, means: Any, slopes: Array, constants: Array, g: Any = None, directs: Any = None
 ) -> None:
-    """dx = g * directs + (x - means) * slopes + constants; `means` may be None."""
-    means, directs, slopes, constants = (layout.lay(vector) for vector in (means, directs, slopes, constants))
+    """y = (x - means) * slopes + constants + g * directs, each a vector of features; `means` and `g` may be None."""
+    means, slopes, constants, directs = (layout.lay(vector) for vector in (means, slopes, constants, directs))
 
     def work(block: Block) -> None:
-        t = load(x, block, directs.dtype)
+        t = load(x, block, slopes.dtype)
         if means is not None:
             t -= means[block.place]
         t *= slopes[block.place]
         t += constants[block.place]
-        h = load(g, block, directs.dtype, slot=1)
-        h *= directs[block.place]
-        t += h
-        store(t, dx, block)
+        if g is not None:
+            h = load(g, block, slopes.dtype, slot=1)
+            h *= directs[block.place]
+            t += h
+        store(t, y, block)
 
     run(layout, work)
