@@ -7,7 +7,6 @@ infinity here can be the right answer.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import backend, choose, compiled, numba_wanted
+from .kernels import choose, compiled, numba_wanted
 from .kernels.blocks import Layout, layout_of, line, walk
 from .kernels.memory import empty_like
 from .kernels.numpy import added
@@ -236,35 +235,27 @@ class Found(NamedTuple):
 
 @lru_cache(512)
 def _layout_at_once(
-    backend: Any, axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], *dtypes: Any
+    axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], *dtypes: Any
 ) -> Layout | None:
     """The layout of an array that one compiled call each way computes; None where the steps are better."""
-    if not numba_wanted(math.prod(shape)) or dtypes[0].char not in "fd" or not dtypes[0].isnative:
+    if dtypes[0].char not in "fd" or not dtypes[0].isnative or any(d not in (None, dtypes[0]) for d in dtypes):
         return None
     like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
     layout = layout_of(axes, like_x)
-    fits = all(dtype in (None, dtypes[0]) for dtype in dtypes) and layout.view(like_x).flags.c_contiguous
-    return layout if fits and layout.size <= compiled().PARALLEL else None
+    return layout if layout.view(like_x).flags.c_contiguous and layout.size <= compiled().PARALLEL else None
 
 
 def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, Found] | None:
     """The whole forward pass in one compiled call, or None where there is none for these arrays."""
+    if not numba_wanted(x.size):
+        return None
     dtypes = (None if gamma is None else gamma.dtype, None if beta is None else beta.dtype)
-    layout = _layout_at_once(backend(), axes, x.shape, x.strides, x.dtype, *dtypes)
+    layout = _layout_at_once(axes, x.shape, x.strides, x.dtype, *dtypes)
     if layout is None:
         return None
     y, rows = empty_like(x), np.empty((4, layout.features))
-    fits = compiled().forward(
-        layout.table,
-        layout.long,
-        layout.counts,
-        layout.line(x),
-        layout.line(y),
-        _vector(gamma, 1, x, layout),
-        _vector(beta, 0, x, layout),
-        eps,
-        rows,
-    )
+    vectors = _vector(gamma, 1, x, layout), _vector(beta, 0, x, layout)
+    fits = compiled().forward(*layout.walk, layout.line(x), layout.line(y), *vectors, eps, rows)
     return (y, Found(rows, layout)) if fits else None
 
 
@@ -277,19 +268,8 @@ def backward_at_once(
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    fits = compiled().backward(
-        layout.table,
-        layout.long,
-        layout.counts,
-        layout.line(g),
-        layout.line(x),
-        layout.line(dx),
-        _vector(gamma, 1, x, layout),
-        rows,
-        *through,
-        dgamma,
-        dbeta,
-    )
+    lines, vector = [layout.line(array) for array in (g, x, dx)], _vector(gamma, 1, x, layout)
+    fits = compiled().backward(*layout.walk, *lines, vector, rows, *through, dgamma, dbeta)
     return (dx, layout.unflat(dgamma), layout.unflat(dbeta)) if fits else None
 
 

@@ -80,11 +80,6 @@ def numba_wanted(size: int) -> bool:
     return _backend == "numba" or (_backend is None and size >= LARGE and _has_numba())
 
 
-def backend() -> str | None:
-    """What `set_backend` chose last."""
-    return _backend
-
-
 @cache
 def _has_numba() -> bool:
     return find_spec("numba") is not None

@@ -107,6 +107,11 @@ class Layout:
             rows.append((start, *lengths, self.features * self.inner, self.inner, block.features.start, block.part))
         return np.array(rows)
 
+    @cached_property
+    def walk(self) -> tuple[Array, bool, Array]:
+        """The table, what its lines are, and how many numbers each part has: what a kernel walks by."""
+        return self.table, self.long, self.counts
+
     def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
         cut = [len(range(*s.indices(n))) for s, n in zip(where, self.shape, strict=True) if isinstance(s, slice)]
         wide = features.stop - features.start
