@@ -75,14 +75,15 @@ class Picture:
         self.shapes, self.arrows, self.clusters = list[Shape](), list[Arrow](), list[Frame]()
         self.dtype = graph.outputs[0].dtype
         shown = [node for node in graph.nodes if only is None or self.origins[node] in only]
+        self.call_of = {node: call for node in graph.nodes if (call := self.calls.of.get(self.origins[node]))}
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
-            if (call := self.call_of(node)) and call.one_box:
-                boxes.setdefault(call, []).append(node)
+            if node in self.call_of and self.call_of[node].one_box:
+                boxes.setdefault(self.call_of[node], []).append(node)
         # Of the nodes in a box the one that has its result, and all of them.
         self.parts = {n: parts for call, parts in boxes.items() for n in parts if self.origins[n] is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
-        self.frames: dict[Any, int] = {}  # of a module's call or of a fused node
+        self.frames: dict[Any, int] = {}
         self.frame_of = {node: self.frame(node) for node in shown if node not in hidden}  # inputs first
 
         small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
@@ -113,47 +114,39 @@ class Picture:
 
     # --- Frames ---
 
-    def call_of(self, node: Node) -> Call | None:
-        """The call of a module in which a node was recorded."""
-        return self.calls.of.get(self.origins[node])
-
-    def frame(self, node: Node) -> int | None:
-        """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
-        call, origin = self.call_of(node), self.origins[node]
-        within = self.module(call.parent if call and node in self.parts else call)
-        if origin.op != "batch_norm" or node in self.parts:
-            return within
-        if origin not in self.frames:
-            name, *options = labels.title(origin) if node.op != "batch_norm" else ["fused"]
-            if call and call.single and within is not None:  # the module's frame is the node's
-                self.frames[origin], frame = within, self.clusters[within]
-                frame.kind, frame.title = "fused", ", ".join([frame.title, *options])
-            else:
-                self.frames[origin] = self.add_frame(", ".join([name, *options]), "fused", within)
-        return self.frames[origin]
+    def framed(self, key: Any, title: str, kind: str, parent: int | None) -> int:
+        """The frame around a module's call, a fused node or statistics; a new one if there is none yet."""
+        if key not in self.frames:
+            self.frames[key] = len(self.clusters)
+            self.clusters.append(Frame(title, kind, parent))
+        return self.frames[key]
 
     def module(self, call: Call | None) -> int | None:
         """The frame of a module's call; the model as a whole has none."""
-        if call is None or not call.path:
-            return None
-        if call not in self.frames:
-            parent = self.module(call.parent)
-            self.frames[call] = self.add_frame(call.title, "module", parent)
-        return self.frames[call]
+        return self.framed(call, call.title, "module", self.module(call.parent)) if call and call.path else None
+
+    def frame(self, node: Node) -> int | None:
+        """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
+        call, origin = self.call_of.get(node), self.origins[node]
+        within = self.module(call.parent if call and node in self.parts else call)
+        if origin.op != "batch_norm" or node in self.parts or origin in self.frames:
+            return self.frames.get(origin, within)
+        name, *options = labels.title(origin) if node.op != "batch_norm" else ["fused"]
+        if call and call.single and within is not None:  # the module's frame is the node's
+            self.frames[origin], frame = within, self.clusters[within]
+            frame.kind, name = "fused", frame.title
+        here = self.framed(origin, "", "fused", within)
+        self.clusters[here].title = ", ".join([name, *options])
+        return here
 
     def frame_statistics(self, norm: Mapping[Node, str]) -> list[Node]:
         """Put what computes the statistics of a batch norm into a frame."""
-        branch = structure.statistics([*self.frame_of], norm)
-        if branch:
+        if branch := structure.statistics([*self.frame_of], norm):
             taken = any(norm[node] in ("mean", "var") and node.op for node in branch)
             title = "batch statistics" if taken else "given statistics"
-            frame = self.add_frame(title, "statistics", self.frame_of[branch[-1]])
+            frame = self.framed(branch[-1], title, "statistics", self.frame_of[branch[-1]])
             self.frame_of |= dict.fromkeys(branch, frame)
         return branch
-
-    def add_frame(self, title: str, kind: Any, parent: int | None) -> int:
-        self.clusters.append(Frame(title, kind, parent))
-        return len(self.clusters) - 1
 
     # --- Shapes and arrows ---
 
@@ -234,7 +227,7 @@ class Picture:
         if node.op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]
         if node in self.parts:
-            return [self.calls.of[self.origins[node]].title, *(lines if node.op == "batch_norm" else [])]
+            return [self.call_of[node].title, *(lines if node.op == "batch_norm" else [])]
         name = "" if node in self.outputs and node.name else self.names[node]
         if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
             return [first.replace(node.op, name, 1), *lines]
