@@ -71,22 +71,16 @@ def _listed(result: Any) -> list[Any]:
 
 def _twins(first: View, second: View) -> dict[Node, Node]:
     """The nodes that belong together, either way: inputs, outputs, and what has the same operation and value."""
-    free = dict.fromkeys(first.graph.nodes)
     twins: dict[Node, Node] = {}
-
-    def join(node: Node, other: Node) -> None:
-        if node in free:
-            del free[node]
-            twins.update({node: other, other: node})
-
     for node, other in zip(first.graph.outputs, second.graph.outputs, strict=True):
-        join(node, other)
-    for other in second.graph.nodes:
-        for node in free:
-            if other not in twins and (node.op, node.shape) == (other.op, other.shape):
+        if not {node, other} & twins.keys():
+            twins |= {node: other, other: node}
+    for other in [node for node in second.graph.nodes if node not in twins]:
+        for node in first.graph.nodes:
+            if node not in twins and (node.op, node.shape) == (other.op, other.shape):
                 error = _error(first.values[node], second.values[other], second.values[other])
                 if (other.op is None and node.name == other.name) or (error is not None and error <= CLOSE):
-                    join(node, other)
+                    twins |= {node: other, other: node}
                     break
     return twins
 
