@@ -208,6 +208,14 @@ def test_stored_gradients_of_a_non_scalar_output_claim_nothing_more():
     assert not any(gradient for *_, gradient in arrows(source + before))
 
 
+def test_a_stored_gradient_of_an_output_that_is_a_leaf_flows_nowhere():
+    w = leaf([1.0, 2.0], "w")
+    w.grad = [3.0, 4.0]
+    source = ag.to_dot(w, grads=True).source
+    assert labels(source)[0] == "w\\n.grad [3, 4]"
+    assert arrows(source) == [(0, 1, False)]
+
+
 def test_a_leaf_that_no_gradient_reaches_says_so():
     x, w = leaf(2.0, "x"), leaf(3.0, "w")
     found = labels(ag.to_dot(x * ag.stop_gradient(w), grads=True).source)
@@ -550,6 +558,25 @@ def test_a_layer_alone_is_a_model(layer, expand):
     source = ag.to_dot(layer, inputs=np.array(X), expand=expand).source
     assert "x" in labels(source).values()
     assert any(text.startswith(type(layer).__name__) for text in labels(source).values()) or expand
+
+
+def test_what_a_module_reads_past_its_arguments_stays_where_it_was_recorded():
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x + self.other * 2.0
+
+    class Net(nn.Module):
+        def __init__(self):
+            self.first, self.second = nn.Sequential(nn.Tanh(), nn.ReLU()), Reads()
+
+        def forward(self, x):
+            self.second.other = self.first(x)
+            return self.second(x)
+
+    source = ag.to_dot(Net(), inputs=np.ones((1, 2))).source
+    assert frames(source) == ["first: Sequential", "second: Reads"]
+    assert source.index("second: Reads") > source.index("first.1: ReLU")
+    assert "\n\tsubgraph cluster_1" in source.partition("first.1: ReLU")[2].partition("}")[2]
 
 
 def test_a_module_that_is_called_twice_has_two_boxes():

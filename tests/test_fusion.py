@@ -800,6 +800,14 @@ def test_a_node_has_a_role_where_its_value_is_that(name):
         np.testing.assert_allclose(values[node] + np.zeros(x.shape), known[role] + np.zeros(x.shape), rtol=1e-9)
 
 
+def test_batch_norms_are_named_inputs_first():
+    x, g, b = inputs()
+    h = ag.batch_norm(x, g, b, form="composed")
+    first, second = norms([ag.batch_norm(ag.relu(h), g, b, form="composed")])
+    assert h.node in first
+    assert not first.keys() & second.keys()
+
+
 def test_fuse_wants_tensors():
     with pytest.raises(TypeError, match=r"outputs\[0\] is a ndarray"):
         ag.fuse(np.ones(3))

@@ -64,7 +64,7 @@ def run(model: Any, inputs: Any, opened: bool) -> tuple[Any, Calls]:
                 outermost.parent = call
             inside.add(node)
             stack += node.inputs
-        call.single = inside == {call.result} and calls.of[call.result] is call
+        call.single = inside == {call.result}
         call.one_box = (getattr(module, "one_box", False) and not opened) or (
             call.single and not (opened and call.result.op == "batch_norm")
         )
