@@ -350,3 +350,8 @@ def test_functions_that_refuse_long_double_are_compared_without():
 
     assert ag.compare(picky, ag.square, [np.ones(3)]).reference is None
     assert "float64" in ag.compare(picky, ag.square, [np.ones(3, "f4")]).reference
+
+
+def test_inputs_of_what_has_no_signature_are_numbered():
+    result = ag.compare(max, lambda a, b: ag.maximum(a, b), [np.array(1.0), ag.tensor(2.0, name="b")])
+    assert [row.name for row in result.rows] == ["output", "dinput 0", "db"]

@@ -616,4 +616,10 @@ def test_numba_where_it_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(kernels, "_has_numba", lambda: False)
     with pytest.raises(ImportError, match="pip install"):
         ag.set_backend("numba")
-    assert "numba is not installed" in kernels.describe_backend()
+    assert kernels.describe_backend() == "the numpy kernels (numba is not installed)"
+
+
+def test_the_kernels_are_described(backend):
+    assert kernels.describe_backend() == f"the {backend} kernels, chosen by set_backend"
+    ag.set_backend(None)
+    assert backend == "numpy" or kernels.describe_backend().startswith("the numba kernels from ")

@@ -271,6 +271,12 @@ def test_sigmoid_keeps_its_relative_accuracy():
     np.testing.assert_allclose(ag.sigmoid(-np.float32(80)), np.exp(-80.0), rtol=1e-5)
 
 
+def test_sigmoid_of_float16_is_right_where_its_exp_overflows():
+    x = np.linspace(-17, 17, 500).astype(np.float16)
+    true = 1 / (1 + np.exp(-x.astype(float)))
+    assert (np.abs(ag.sigmoid(x) - true) <= np.spacing(true.astype(np.float16))).all()
+
+
 def test_reductions_over_nothing():
     x = ag.tensor(np.zeros((0, 3)), requires_grad=True)
     assert x.sum(axis=0).data.tolist() == [0.0, 0.0, 0.0]
