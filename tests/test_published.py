@@ -12,8 +12,8 @@ EXPECTED = {
     "its code": [],
     "its chain of deltas": [],
     "its simplified formula": [],
-    "dx, with the first line of d mean": ["1/N for 1/sigma"],
-    "dx, with the last line of d mean": ["1/N for 1/sigma", "mean for sigma"],
+    "dx, with the first line of d mean": ["wrong factor"],
+    "dx, with the last line of d mean": ["wrong factor", "wrong factor"],
     "the step of b that ignores E[x]": ["missing path"],
     "E[x] as a sum, without 1 / N": ["sum for mean"],
 }

@@ -60,7 +60,7 @@ def test_gamma_of_ones_hides_nothing():
 
     x, _, beta = inputs()
     verdict = ag.check_backward(forward, without_gamma, (x, np.ones(4), beta))
-    assert verdict.diagnosis[0].kind == "gamma missing"
+    assert verdict.diagnosis[0].what == "dx as a whole lacks the factor gamma."
     assert verdict.rows[0].note == "shows at other inputs than those given"
 
 
@@ -248,12 +248,12 @@ CALLED = {
     "sum for mean": {"sum for mean"},
     "mean for sum": {"mean for sum"},
     "n - 1": {"N-1"},
-    "gamma missing": {"gamma missing"},
-    "gamma squared": {"gamma squared", "gamma", "gamma inverse"},
-    "eps missing": {"eps missing"},
-    "eps outside": {"eps outside"},
-    "inv power": {"sigma", "1/N for 1/sigma"},
-    "wrong operand": {"wrong operand", "wrong name", "sigma", "mean for sigma"},
+    "gamma missing": {"missing factor"},
+    "gamma squared": {"extra factor", "missing factor"},
+    "eps missing": {"root"},
+    "eps outside": {"root"},
+    "inv power": {"missing factor", "extra factor", "wrong factor"},
+    "wrong operand": {"wrong name", "missing factor", "wrong factor"},
     "inference formula": {"inference formula"},
     "wrong axis": {"wrong axis", "transposed"},
     "not summed": {"not summed"},

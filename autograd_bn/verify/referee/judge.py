@@ -16,11 +16,10 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .adapters import adapt
-from .explain import Explanation, explain, findings_of
-from .generic import alone, generic, one_path, shape_finding, swapped
+from .generic import generic, shape_finding, swapped
 from .matching import Returned, Step, right, right_in, sort, steps, vanishing
-from .mistakes import RTOL, Factors, Mistake, listed
-from .normalisation import Normalisation, canonical, close, plain, recognise, telling_inputs
+from .mistakes import Mistake, alone, close, listed
+from .paths import Paths, canonical, explain, main_paths, telling
 from .repair import NoSearch, Trial, search, take_apart
 from .run import Inputs, Pair, Run, arrays_in, lengthened, local_values, moved
 from .verdict import Finding, Repair, Row, Verdict
@@ -101,7 +100,7 @@ class Referee:
                 self.findings.append(Finding("ignores dy", labels, what, repair))
             self.given = pair.run(pair.inputs, self.rng)
         self.runs = [(self.given, sort(pair, self.given.returned, self.given.truth))]
-        self.norm: Normalisation | None = None
+        self.paths: Paths | None = None
         if self.given.failure is None:
             self._run_elsewhere()
 
@@ -130,12 +129,10 @@ class Referee:
             # A forward pass that reads a part of longer arrays takes them, and is no witness.
             if run and any(g.shape != run.truth[n].shape for n, g in self.runs[-1][1].gradients.items()):
                 self.runs.pop()
-        norm = recognise(near_run or self.given)
-        if norm is not None:
-            told = self._another(telling_inputs(norm, (near_run or self.given).inputs, rng, pair.written))
-            told_norm = recognise(told) if told is not None else None
-            self.norm = told_norm or norm
-            if told_norm is None and near_run is not None:
+        self.paths = main_paths(near_run or self.given)
+        if self.paths is not None:
+            told = self._another(telling(self.paths, rng))
+            if told is None and near_run is not None:
                 self.runs.sort(key=lambda item: item[0] is near_run)
 
     def _another(self, inputs: Inputs) -> Run | None:
@@ -173,7 +170,7 @@ class Referee:
         if wrong:
             self._diagnose(showing, wrong, repairs, coefficients)
         run, r = showing[0]
-        intermediates = steps(run, r, recognise(run) if self.norm is not None else None)
+        intermediates = steps(run, r, self.paths is not None)
         intermediates = [step for step in intermediates if wrong or step.returned]
         if not wrong:
             self.findings += _wrong_steps(run, intermediates)
@@ -181,8 +178,8 @@ class Referee:
         if given.why_differences:
             why = given.why_differences
             self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
-        named = {canonical(plain(step.name).removeprefix("d")) for step in intermediates if step.ok}
-        if self.norm is not None and self.norm.spelling == "standard" and "mean" in named:
+        named = {canonical(step.name.removeprefix("d")) for step in intermediates if step.ok}
+        if self.paths is not None and {"mean", "var"} <= {*self.paths.shares} and "mean" in named:
             self.notes.append(
                 "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
                 "No input can show it: with or without it the gradient is right."
@@ -258,8 +255,8 @@ class Referee:
             with local_values(backward) as seen:
                 returned, _ = self.pair.call_backward(backward, run)
             other = replace(run, returned=returned, locals=arrays_in(seen))
-            norm = recognise(run) if self.norm is not None else None
-            return {step.name: step.ok for step in steps(other, sort(self.pair, returned, run.truth), norm)}
+            found = steps(other, sort(self.pair, returned, run.truth), self.paths is not None)
+            return {step.name: step.ok for step in found}
 
         return Trial(gradients, lambda name, g: name in run.truth and right_in(run, name, g), right_steps)
 
@@ -275,42 +272,31 @@ class Referee:
         Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
         caller's own figures.
         """
-        norm = self.norm if showing[-1][0] is self.runs[-1][0] else None
-        run, returned = showing[-1]
         findings: list[Finding] = []
-        left = list(self._shaped(*showing[0], wrong, None if norm is None else recognise(showing[0][0]), findings))
-        shaped = self._shaped(run, returned, wrong, norm, [])
+        left = list(self._shaped(*showing[0], wrong, findings))
+        run, returned = showing[-1]
+        shaped = self._shaped(run, returned, wrong, [])
         exchanged = swapped(run, shaped)
         if exchanged is not None:
             findings.append(exchanged)
             left = [name for name in left if f"d{name}" not in exchanged.gradients]
-        curved = self._not_linear(showing[0][0], self._shaped(*showing[0], left, None, []), findings)
-        left = [name for name in left if name not in curved]
-        if norm is not None:
-            roles = {norm.x_name: "dx", norm.gamma_name: "dgamma", norm.beta_name: "dbeta"}
-            if any(name not in roles for name in left):
-                joint = one_path(showing[0][0], self._shaped(*showing[0], left, None, []))
-                findings += [joint] if joint else []
-                left = [] if joint else left
-            factors, explained = Factors(norm), list[Explanation]()
-            for name in [n for n in left if n in roles and n in shaped and not close(shaped[n], run.truth[n], 5e-7)]:
-                found = explain(factors, roles[name], shaped[name])
-                repaired = any(name in repair.gradients for repair in repairs)
-                if found is not None and 0.5 < found.cost < (3 if repaired else 4):
-                    left.remove(name)
-                    explained.append(found)
-                    if roles[name] == "dx":
-                        coefficients[f"d{name}"] = found.coefficients
-            findings += findings_of(norm, explained)
+        curved = self._not_linear(showing[0][0], self._shaped(*showing[0], left, []), findings)
+        apart = {
+            n: shaped[n] for n in left if n not in curved and n in shaped and not close(shaped[n], run.truth[n], 5e-7)
+        }
+        explained, carried = explain(run, apart, {name for repair in repairs for name in repair.gradients})
+        findings += explained
+        coefficients |= carried
+        left = [name for name in left if name not in curved and f"d{name}" not in carried]
         run, returned = showing[0]
-        shaped = self._shaped(run, returned, left, None, [])
+        shaped = self._shaped(run, returned, left, [])
         said = {label for finding in findings for label in finding.gradients}
         for repair in repairs:
             if set(repair.gradients) & set(shaped):
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
                 if not said & {f"d{name}" for name in repair.gradients}:
                     findings.append(_slip(repair))
-        intermediates = steps(run, returned, recognise(run) if self.norm is not None else None)
+        intermediates = steps(run, returned, self.paths is not None)
         self.findings += findings + (generic(run, shaped, intermediates) if shaped else [])
 
     def _not_linear(self, run: Run, shaped: dict[str, Array], findings: list[Finding]) -> list[str]:
@@ -331,9 +317,7 @@ class Referee:
                 return off
         return []
 
-    def _shaped(
-        self, run: Run, returned: Returned, wrong: list[str], norm: Normalisation | None, findings: list[Finding]
-    ) -> dict[str, Array]:
+    def _shaped(self, run: Run, returned: Returned, wrong: list[str], findings: list[Finding]) -> dict[str, Array]:
         """The gradients that are left to explain, brought into shape; findings on values and shapes."""
         shaped: dict[str, Array] = {}
         for name in wrong:
@@ -344,9 +328,8 @@ class Referee:
                 findings.append(Finding("not finite", (f"d{name}",), what, repair))
                 continue
             others = [run.truth[other] for other in wrong if other != name]
-            if given.shape != truth.shape and not any(close(given, other, RTOL) for other in others):
-                terms = [run.dy] if norm is None else [run.dy, run.dy * norm.xhat]
-                finding, made = shape_finding(name, given, truth, terms)
+            if given.shape != truth.shape and not any(close(given, other) for other in others):
+                finding, made = shape_finding(name, given, truth)
                 findings.append(finding)
                 if made is None or right(made, truth, run.noise[name]):
                     continue

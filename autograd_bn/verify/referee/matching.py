@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-from .normalisation import Normalisation, canonical, plain
+from .paths import canonical, plain
 from .run import Pair, Run
 from .verdict import Finding
 
@@ -136,10 +136,13 @@ def vanishing(run: Run, name: str) -> float:
     return 1e-3 * float(np.max(np.abs(run.dy), initial=0))
 
 
-def steps(run: Run, returned: Returned, norm: Normalisation | None) -> list[Step]:
-    """The intermediates in backward order: those of a returned dict, and backward's own variables."""
-    known = _known(run, norm)
-    roles = {canonical(name): name for name in known if canonical(name) and norm is not None}
+def steps(run: Run, returned: Returned, aliased: bool) -> list[Step]:
+    """The intermediates in backward order: those of a returned dict, and backward's own variables.
+
+    `aliased` matches names by what normalisations call their values.
+    """
+    known = _known(run)
+    roles = {canonical(name): name for name in known if canonical(name) and aliased}
     inputs = {plain(name) for name in run.inputs}
     found: list[tuple[float, Step]] = []
     local = {name: value for name, value in run.locals.items() if name not in returned.others}
@@ -155,7 +158,7 @@ def steps(run: Run, returned: Returned, norm: Normalisation | None) -> list[Step
 Known = dict[str, tuple[float, Array, list[tuple[str, Array]]]]
 
 
-def _known(run: Run, norm: Normalisation | None) -> Known:
+def _known(run: Run) -> Known:
     """The true gradients of intermediates, by plain names: place in forward, gradient, shares by consumer."""
     known: Known = {}
     if run.trace is not None:
@@ -166,12 +169,6 @@ def _known(run: Run, norm: Normalisation | None) -> Known:
             if node in found and node is not run.trace.y.node:
                 parts = [(run.trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
                 known[plain(name)] = (ranks[node], found[node], parts)
-    if norm is not None:
-        # Steps of the textbook that forward has no name for, in the order of the textbook.
-        order = {"xhat": 0.9, "invstd": 0.8, "std": 0.7, "var": 0.6, "mean": 0.3}
-        height = max([rank for rank, _, _ in known.values()], default=1)
-        have = {canonical(name) for name in known}
-        known |= {r: (order[r] * height, value, []) for r, value in norm.intermediates().items() if r not in have}
     return known
 
 

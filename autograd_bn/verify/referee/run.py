@@ -46,6 +46,16 @@ class Trace:
         found, _ = self.flow(self.y.node, dy)
         return {name: np.array(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
+    def constants(self, dy: Array) -> list[Node]:
+        """Nodes whose parts of the gradient cancel: constants to authors, as the maximum that softmax takes off."""
+        found, edges = self.flow(self.y.node, dy)
+        largest: dict[Node, float] = {}
+        for consumer, parent, _ in edges:
+            largest[parent] = max(largest.get(parent, 0.0), float(np.max(np.abs(found[consumer]), initial=0)))
+        leaves = [leaf.node for leaf in self.leaves.values()]
+        small = [n for n, size in largest.items() if np.max(np.abs(found[n]), initial=0) < 1e-12 * size]
+        return [node for node in small if node not in leaves]
+
     def label(self, node: Node) -> str:
         """The name that the author gave a node, else its operation."""
         return next((name for name, t in self.named.items() if t.node is node), node.op or node.name or "an input")

@@ -1,0 +1,281 @@
+"""The paths on which a gradient flows back: direct, and one through each statistic that sums an input up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from ...engine.graph import Values
+from ...engine.node import Array, Node
+from .mistakes import MISSING, Mistake, close, lengths, listed, number
+from .run import Inputs, Run, Trace
+from .verdict import Finding
+
+# Operations that lay a short operand along a longer one.
+_SPREADING = {"add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where", "broadcast_to", "repeat"}
+ROLES = {
+    "xhat": "xhat xnorm xnormalized xnormalised xn normed normalized normalised hatx xnormal normx",
+    "mean": "mean mu samplemean batchmean mub avg average m",
+    "var": "var variance sigma2 sigmasq sigmasquared samplevar batchvar vari v sigsq",
+    "std": "std sqrtvar sigma sd stddev samplestd",
+    "invstd": "ivar inv invvar invstd rstd istd inversestd invsqrtvar stdinv",
+}
+_WORDS = {"direct": "the direct path", "mean": "the path through the mean", "var": "the path through the variance"}
+# What is written for the root of the variance; forward has one of them.
+_ROOTS: dict[str, Callable[[Array, float, int], Array]] = {
+    "sqrt({var} + eps)": lambda var, eps, n: np.sqrt(var + eps),
+    "sqrt({var})": lambda var, eps, n: np.sqrt(var),
+    "sqrt({var}) + eps": lambda var, eps, n: np.sqrt(var) + eps,
+    "sqrt({var} + eps**2)": lambda var, eps, n: np.sqrt(var + eps**2),
+    "sqrt(N / (N - 1) * {var} + eps)": lambda var, eps, n: np.sqrt(n / (n - 1) * var + eps),
+    "sqrt((N - 1) / N * {var} + eps)": lambda var, eps, n: np.sqrt((n - 1) / n * var + eps),
+}
+
+
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.lower().replace("_", "")
+
+
+def canonical(name: str) -> str | None:
+    """The textbook's name for what somebody called `name`."""
+    return next((role for role, names in ROLES.items() if plain(name) in names.split()), None)
+
+
+class Paths:
+    """The gradient of one input of a recorded run as a sum of paths: direct, and one through each statistic.
+
+    A statistic is shorter than what it was computed from, and is read by values of that length again: the mean and the
+    variance of any normalisation, the sum in softmax, a norm. `shares` holds each path's part of the gradient.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        assert run.trace is not None
+        self.run, self.name, self.trace = run, name, run.trace
+        self.leaf = run.trace.leaves[name].node
+        self.dead = self.trace.constants(run.dy)
+        self.statistics = {s: self._role(s) for s in _statistics(self.trace, self.leaf, self.dead)}
+        flow, _ = self.trace.flow(self.trace.y.node, run.dy, [*self.statistics, *self.dead])
+        none = np.zeros(self.leaf.shape)
+        self.shares = {"direct": flow.get(self.leaf, none)}
+        for s, role in self.statistics.items():
+            if s in flow:
+                share = self.trace.flow(s, flow[s], self.dead)[0].get(self.leaf, none)
+                self.shares[role] = self.shares.get(role, none) + share
+        largest = max([float(np.max(np.abs(share))) for share in self.shares.values()])
+        self.shares = {path: share for path, share in self.shares.items() if np.max(np.abs(share)) > 1e-12 * largest}
+
+    def _role(self, s: Node) -> str:
+        """What to call a statistic: the mean, the variance, else by its author's name or its operation."""
+        names = [self.trace.label(node) for node in _chain(s)]
+        found = next((role for role in map(canonical, names) if role), names[0])
+        return {"std": "var", "invstd": "var"}.get(found, found)
+
+    @cached_property
+    def groups(self) -> Array | None:
+        """For each entry of the input, flat, the place of the statistics' entry that it has a part in, if it is one."""
+        found: Array | None = None
+        for s in self.statistics:
+            seeds = np.ones(s.shape), np.arange(1.0, prod(s.shape) + 1).reshape(s.shape)
+            ones, counted = (self.trace.flow(s, seed, self.dead)[0].get(self.leaf) for seed in seeds)
+            if ones is None or counted is None:
+                continue
+            with np.errstate(all="ignore"):
+                index = (counted / ones).ravel() - 1
+            if not np.all(np.abs(index - np.round(index)) < 1e-6) or not (found is None or close(index, found, 1e-6)):
+                return None
+            found = np.round(index)
+        return None if found is None or len(set(np.bincount(found.astype(int)).tolist())) > 1 else found.astype(int)
+
+    def weights(self, given: Array) -> Array | None:
+        """How much of each path a gradient carries: a row a path, a column a feature, or one column for all."""
+        for rows in [lambda a: a.reshape(1, -1), *([self._rows] if self.groups is not None else [])]:
+            c = _solved([rows(share) for share in self.shares.values()], rows(given))
+            if c is not None:
+                return c
+        return None
+
+    def _rows(self, values: Array) -> Array:
+        """An array of the input's shape as (features, N)."""
+        assert self.groups is not None
+        return values.ravel()[np.argsort(self.groups, kind="stable")].reshape(int(self.groups.max()) + 1, -1)
+
+
+def _chain(s: Node) -> list[Node]:
+    """A statistic and the values of its length that it was computed from, down to what sums up."""
+    found = [s]
+    for node in found:
+        found += [a for a in node.receivers if prod(a.shape) == prod(s.shape) and a not in found]
+    return found
+
+
+def _statistics(trace: Trace, leaf: Node, dead: Sequence[Node]) -> list[Node]:
+    """What sums values of `leaf` up and is read by longer ones again."""
+    largest, found = {leaf: prod(leaf.shape)}, list[Node]()
+    for node in trace.order:
+        below = [a for a in node.inputs if a in largest]
+        if below:
+            largest[node] = max(prod(node.shape), *[largest[a] for a in below])
+            if node.op in _SPREADING and node not in dead:
+                found += [a for a in below if prod(a.shape) < min(prod(node.shape), largest[a])]
+    return [s for s in dict.fromkeys(found) if s not in dead]
+
+
+def _solved(terms: Sequence[Array], target: Array) -> Array | None:
+    """The weight of each term in each feature, if the terms reproduce the target: (terms, features)."""
+    matrix = np.stack(terms, axis=2)  # features, N, terms
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    if matrix.shape[1] < matrix.shape[2] + 1 or np.any(norms == 0):
+        return None
+    u, s, vt = np.linalg.svd(matrix / norms, full_matrices=False)
+    if np.any(s[:, -1] < 1e-5 * s[:, 0]):
+        return None
+    c = np.einsum("fkt,fk,fnk,fn->ft", vt, 1 / s, u, target) / norms[:, 0, :]
+    return c.T if close(np.einsum("fnt,ft->fn", matrix, c), target) else None
+
+
+class Factors:
+    """The values of a normalisation's graph, one a feature, that people take once too often or leave out of a term."""
+
+    def __init__(self, paths: Paths) -> None:
+        assert paths.groups is not None
+        trace, values = paths.trace, Values(paths.trace.order)
+        self.features = int(paths.groups.max()) + 1
+        n = paths.groups.size // self.features
+        self.counts, self.eps = lengths(paths.run, N=n), 0.0
+        self.bases: dict[str, Array] = {}
+        self.roots: dict[str, Array] = {}  # what isn't forward's root, beside it
+        for s, role in paths.statistics.items():
+            value, (*chain, last) = np.ravel(values[s]), _chain(s)
+            self.bases[f"1 / {trace.label(s)}"] = 1 / value
+            if role == "var":
+                label = next((name for name, t in trace.named.items() if t.node is last), "var")
+                constants = [a for node in chain if node.op == "add" for a in node.args if isinstance(a, float)]
+                self.eps = max([self.eps, *constants])
+                forms = {t.format(var=label): root(np.ravel(values[last]), self.eps, n) for t, root in _ROOTS.items()}
+                own = [text for text, root in forms.items() if close(value, root, 1e-9) or close(1 / value, root, 1e-9)]
+                if own:
+                    del self.bases[f"1 / {trace.label(s)}"]
+                    inverse = close(1 / value, forms[own[0]], 1e-9)
+                    name = trace.label(s) if trace.label(s) in trace.named else ""
+                    self.bases[name if inverse and name else f"1 / {name or own[0]}"] = 1 / forms[own[0]]
+                    ratios = {f"{text} where forward has {own[0]}": forms[own[0]] / r for text, r in forms.items()}
+                    self.roots |= {text: ratio for text, ratio in ratios.items() if np.ptp(ratio) > 1e-9}
+        self.bases |= {n: t.data.ravel() for n, t in trace.leaves.items() if n != paths.name}
+        self.bases = {n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and np.ptp(v) > 1e-9}
+
+    def explain(self, c: Array) -> list[Mistake]:
+        """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
+        if np.ptp(c) <= 1e-7 * max(float(np.max(np.abs(c))), 1e-2):
+            return number(float(np.median(c)), self.counts)
+        every = self.bases | self.roots
+        for size in range(1, min(4, c.size - 1)) if np.all(c) and c.size == self.features else ():
+            for names in itertools.combinations(every, size):
+                powers = _powers(c, [every[name] for name in names])
+                if powers and sum(name in self.roots for name in names) < 2:
+                    return self._words(dict(zip(names, powers, strict=False)), powers[-1])
+        if np.max(np.abs(c - 1)) < 5e-3:
+            words = "is right to a few digits only, as if rounded to a narrower type"
+            return [Mistake("precision", words, "Compute in float64", 2.0)]
+        words = "is weighted differently in each feature, as if by statistics of other data"
+        return [Mistake("statistics", words, "Use the statistics that forward used", 3.0)]
+
+    def _words(self, powers: dict[str, float], k: float) -> list[Mistake]:
+        """A product of powers and a number as mistakes."""
+        found = [Mistake("root", f"has {name}", "Use forward's root") for name in powers if name in self.roots]
+        powers = {name: p for name, p in powers.items() if name in self.bases}
+        for name, n in self.counts.items() if powers else ():
+            for p in (1, -1):
+                if abs(abs(k) * n**p - 1) < 1e-8:
+                    k, powers[f"1 / {name}"] = float(np.sign(k)), p
+        more, less = (" * ".join([_power(n, s * p) for n, p in powers.items() if s * p > 0]) for s in (1, -1))
+        if more and less:
+            found.append(Mistake("wrong factor", f"has {more} where {less} belongs", f"Put {less} in its place"))
+        elif more:
+            found.append(Mistake("extra factor", f"carries the factor {more} too much", "Leave it out"))
+        elif less:
+            found.append(Mistake("missing factor", f"lacks the factor {less}", f"Multiply it by {less}"))
+        return [*number(k, self.counts), *found]
+
+
+def _power(name: str, p: float) -> str:
+    return name if p == 1 else f"{name if name.isidentifier() else f'({name})'}**{p:g}"
+
+
+def _powers(c: Array, bases: Sequence[Array]) -> list[float]:
+    """Whole powers of the bases, and the number with which their product is `c`; nothing where there are none."""
+    matrix = np.stack([*[np.log(np.abs(base)) for base in bases], np.ones(c.size)], axis=1)
+    found, _, rank, _ = np.linalg.lstsq(matrix, np.log(np.abs(c)), rcond=1e-9)
+    powers = np.round(found[:-1])
+    if rank < len(found) or not np.all(powers) or np.max(np.abs(powers)) > 6:
+        return []
+    product = np.prod([base**p for base, p in zip(bases, powers, strict=True)], axis=0)
+    k = float(np.median(c / product))
+    return [*powers.tolist(), k] if close(k * product, c) else []
+
+
+def main_paths(run: Run) -> Paths | None:
+    """The paths of the first input with statistics of its own, one or more entries to each."""
+    every = [Paths(run, name) for name in run.truth] if run.trace is not None else []
+    return next((paths for paths in every if paths.groups is not None), None)
+
+
+def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
+    """Inputs on which every mistake shows: eps of the variance's size, and means unlike each other and 0."""
+    assert paths.groups is not None
+    factors = Factors(paths)
+    spread = (2 * factors.eps**0.5 or 1.0) * rng.uniform(0.6, 1.8, factors.features)
+    centre = spread * rng.uniform(1.2, 3, factors.features)
+    x = (centre[paths.groups] + spread[paths.groups] * rng.normal(size=paths.groups.size)).reshape(paths.leaf.shape)
+    return {**paths.run.inputs, paths.name: x}
+
+
+def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list[Finding], dict[str, dict[str, float]]]:
+    """Findings on gradients that are sums of paths with wrong factors, and how much of each path these carry."""
+    main = main_paths(run)
+    factors, counts = None if main is None else Factors(main), lengths(run)
+    places: dict[Mistake, dict[str, list[str]]] = {}
+    missing: dict[tuple[str, ...], list[str]] = {}
+    carried: dict[str, dict[str, float]] = {}
+    for name, g in given.items() if run.trace is not None else ():
+        paths, label = Paths(run, name), f"d{name}"
+        c = paths.weights(g) if paths.statistics or factors else None
+        if c is None:
+            continue
+        found = {
+            path: factors.explain(weight) if factors else number(float(weight[0]), counts)
+            for path, weight in zip(paths.shares, c, strict=True)
+        }
+        mistakes = dict.fromkeys(itertools.chain(*found.values()))
+        if not 0.5 < sum(mistake.cost for mistake in mistakes) < 4 - (name in repaired):
+            continue
+        same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
+        carried[label] = {path: float(np.median(w)) for path, w in same}
+        for mistake in mistakes:
+            ways = [path for path in found if mistake in found[path]]
+            words = [_WORDS.get(path, f"the path through `{path}`") for path in ways]
+            if mistake is MISSING and len(ways) < len(found):
+                missing.setdefault(tuple(words), []).append(label)
+            elif len(ways) == len(found):
+                places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(found) > 1 else label]
+            else:
+                places.setdefault(mistake, {})[label] = [f"in {label} {way}" for way in words]
+    findings = [_missing(labels, ways) for ways, labels in missing.items()]
+    for mistake, where in places.items():
+        findings.append(mistake.of(list(itertools.chain(*where.values())), list(where)))
+    return findings, carried
+
+
+def _missing(labels: list[str], ways: Sequence[str]) -> Finding:
+    """Paths that gradients lack."""
+    carry = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'}"
+    parts = listed([f"0.00 of {way}" for way in ways])
+    what = f"{carry} {parts}: that {'term' if len(ways) == 1 else 'part'} is missing."
+    if {_WORDS["mean"], _WORDS["var"]} == set(ways):
+        what += " The mean and the variance are taken for constants, which is right in inference alone."
+    kind = "missing path" if len(ways) == 1 else "inference formula"
+    return Finding(kind, tuple(labels), what, f"Add what flows back on {listed(ways)}.")
