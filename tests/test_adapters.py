@@ -91,7 +91,6 @@ def test_a_function_of_either_style_is_judged(torch, apart):
     assert check(batch_norm(torch, apart, False), (*inputs, 0.01))
     verdict = check(batch_norm(torch, apart, True), (*inputs, 0.01))
     assert wrong(verdict) == ["dx"]
-    assert "through the variance" in str(verdict)
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
     assert torch.get_default_dtype() is default
 

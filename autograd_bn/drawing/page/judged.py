@@ -121,7 +121,9 @@ def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
         if not row.ok and row.returned is not None:
             tables = {"returned": row.returned, "true": row.truth, "returned − true": row.returned - row.truth}
         _note(made, node, row.ok, say, tables, arrays)
-        coefficients = {LABELS[path]: round(c, 6) + 0.0 for path, c in given.coefficients.get(name, {}).items()}
+        coefficients = {
+            LABELS.get(path, path): round(c, 6) + 0.0 for path, c in given.coefficients.get(name, {}).items()
+        }
         for way in [way for p in made.data["paths"] if p["leaf"] == made.ids[node] for way in p["paths"]]:
             if coefficients and not row.ok:
                 way["coef"] = coefficients.get(way["label"])

@@ -16,7 +16,7 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .adapters import adapt
-from .generic import generic, shape_finding, swapped
+from .generic import generic, one_path, shape_finding, swapped
 from .matching import Returned, Step, right, right_in, sort, steps, vanishing
 from .mistakes import Mistake, alone, close, listed
 from .paths import Paths, canonical, explain, main_paths, telling
@@ -273,31 +273,28 @@ class Referee:
         caller's own figures.
         """
         findings: list[Finding] = []
-        left = list(self._shaped(*showing[0], wrong, findings))
-        run, returned = showing[-1]
-        shaped = self._shaped(run, returned, wrong, [])
-        exchanged = swapped(run, shaped)
-        if exchanged is not None:
-            findings.append(exchanged)
-            left = [name for name in left if f"d{name}" not in exchanged.gradients]
-        curved = self._not_linear(showing[0][0], self._shaped(*showing[0], left, []), findings)
-        apart = {
-            n: shaped[n] for n in left if n not in curved and n in shaped and not close(shaped[n], run.truth[n], 5e-7)
-        }
-        explained, carried = explain(run, apart, {name for repair in repairs for name in repair.gradients})
-        findings += explained
+        (run, returned), (last, other) = showing[0], showing[-1]
+        shaped, told = self._shaped(run, returned, wrong, findings), self._shaped(last, other, wrong, [])
+        exchanged = swapped(last, told)
+        findings += [exchanged] if exchanged else []
+        done = [name for name in shaped if exchanged and f"d{name}" in exchanged.gradients]
+        done += self._not_linear(run, {n: g for n, g in shaped.items() if n not in done}, findings)
+        left = {n: told[n] for n in shaped if n not in done and n in told and not close(told[n], last.truth[n], 5e-7)}
+        explained, carried = explain(last, left, {name for repair in repairs for name in repair.gradients})
+        shaped = {name: g for name, g in shaped.items() if name not in done}
+        joint = self.paths is not None and 1 < len(shaped) > len(carried) and one_path(run, shaped)
+        findings += [joint] if joint else explained
         coefficients |= carried
-        left = [name for name in left if name not in curved and f"d{name}" not in carried]
-        run, returned = showing[0]
-        shaped = self._shaped(run, returned, left, [])
+        shaped = {name: g for name, g in shaped.items() if not joint and f"d{name}" not in carried}
         said = {label for finding in findings for label in finding.gradients}
         for repair in repairs:
             if set(repair.gradients) & set(shaped):
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
                 if not said & {f"d{name}" for name in repair.gradients}:
                     findings.append(_slip(repair))
-        intermediates = steps(run, returned, self.paths is not None)
-        self.findings += findings + (generic(run, shaped, intermediates) if shaped else [])
+        self.findings += findings
+        if shaped:
+            self.findings += generic(run, shaped, steps(run, returned, self.paths is not None))
 
     def _not_linear(self, run: Run, shaped: dict[str, Array], findings: list[Finding]) -> list[str]:
         """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""

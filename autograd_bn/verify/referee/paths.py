@@ -97,7 +97,8 @@ class Paths:
             c = _solved([rows(share) for share in self.shares.values()], rows(given))
             if c is not None:
                 return c
-        return None
+        whole = self.shares["direct"] if len(self.shares) == 1 else np.zeros(1)
+        return (given / whole).reshape(1, -1) if np.all(whole) else None
 
     def _rows(self, values: Array) -> Array:
         """An array of the input's shape as (features, N)."""
@@ -251,7 +252,8 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
             for path, weight in zip(paths.shares, c, strict=True)
         }
         mistakes = dict.fromkeys(itertools.chain(*found.values()))
-        if not 0.5 < sum(mistake.cost for mistake in mistakes) < 4 - (name in repaired):
+        limit = 4 - (name in repaired) - (len(found) == 1)
+        if not 0.5 < sum(mistake.cost for mistake in mistakes) < limit:
             continue
         same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
         carried[label] = {path: float(np.median(w)) for path, w in same}
