@@ -253,7 +253,7 @@ CALLED = {
     "eps missing": {"root"},
     "eps outside": {"root"},
     "inv power": {"missing factor", "extra factor", "wrong factor"},
-    "wrong operand": {"wrong name", "missing factor", "wrong factor"},
+    "wrong operand": {"wrong operand", "wrong name", "missing factor", "wrong factor"},
     "inference formula": {"inference formula"},
     "wrong axis": {"wrong axis", "transposed"},
     "not summed": {"not summed"},

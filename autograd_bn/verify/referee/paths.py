@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 
@@ -91,14 +91,50 @@ class Paths:
             found = np.round(index)
         return None if found is None or len(set(np.bincount(found.astype(int)).tolist())) > 1 else found.astype(int)
 
-    def weights(self, given: Array) -> Array | None:
-        """How much of each path a gradient carries: a row a path, a column a feature, or one column for all."""
-        for rows in [lambda a: a.reshape(1, -1), *([self._rows] if self.groups is not None else [])]:
-            c = _solved([rows(share) for share in self.shares.values()], rows(given))
-            if c is not None:
-                return c
-        whole = self.shares["direct"] if len(self.shares) == 1 else np.zeros(1)
-        return (given / whole).reshape(1, -1) if np.all(whole) else None
+    def fits(self, given: Array) -> Iterator[tuple[dict[str, list[Mistake]], Array]]:
+        """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
+
+        With the mistakes that change a path besides; those with fewer come first.
+        """
+        c, whole = _solved([share.reshape(1, -1) for share in self.shares.values()], given.reshape(1, -1)), given
+        if c is None and len(self.shares) == 1:
+            (whole,) = self.shares.values()
+            c = (given / whole).reshape(1, -1) if np.all(whole) else None
+        if c is not None:
+            yield {path: [] for path in self.shares}, c
+        elif self.groups is not None and "direct" in self.shares:
+            rows = self._rows(given)
+            kept, lost = np.any(rows != 0, axis=0), list[Mistake]()
+            if not np.all(kept):
+                words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
+                lost = [Mistake("lost rows", words, "Fill in every row")]
+            options = [
+                [(list[Mistake](), self._rows(share)), *self._others(path)] for path, share in self.shares.items()
+            ]
+            every = [chosen for chosen in itertools.product(*options) if sum(len(m) for m, _ in chosen) < 3]
+            for chosen in sorted(every, key=lambda chosen: sum(len(m) for m, _ in chosen)):
+                c = _solved([term[:, kept] for _, term in chosen], rows[:, kept])
+                if c is not None:
+                    yield {path: mistakes + lost for path, (mistakes, _) in zip(self.shares, chosen, strict=True)}, c
+
+    def _others(self, path: str) -> Iterator[tuple[list[Mistake], Array]]:
+        """What a path becomes with a value in another's place, before its sum over a feature or in it, or unsummed."""
+        if path == "direct":
+            return
+        values = {name: t.data for name, t in self.trace.named.items() if t.shape == self.leaf.shape}
+        values |= {self.name: self.run.inputs[self.name], "1": np.ones(self.leaf.shape)}
+        rows = {name: self._rows(value) for name, value in values.items()}
+        direct, share = self._rows(self.shares["direct"]), self._rows(self.shares[path])
+        own = [n for n, r in rows.items() if np.all(r) and close(share, r * np.mean(share / r, axis=1, keepdims=True))]
+        for name in own:
+            total = np.sum(direct * rows[name], axis=1, keepdims=True)
+            unsummed = Mistake("not summed", "is not summed over the batch", "Sum over the batch")
+            yield [unsummed], share / total * direct * rows[name]
+            for other in [n for n in rows if n not in own]:
+                words, repair = f"has `{other}` where `{name}` belongs", f"Put `{name}` in its place"
+                yield [Mistake("wrong operand", f"{words}, outside its sum", repair)], share / rows[name] * rows[other]
+                inside = share / total * np.sum(direct * rows[other], axis=1, keepdims=True)
+                yield [Mistake("wrong operand", f"{words}, in its sum", repair)], inside
 
     def _rows(self, values: Array) -> Array:
         """An array of the input's shape as (features, N)."""
@@ -244,17 +280,20 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     carried: dict[str, dict[str, float]] = {}
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
-        c = paths.weights(g) if paths.statistics or factors else None
-        if c is None:
+        best, found, c = 4.0 - (name in repaired) - (len(paths.shares) == 1), dict[str, list[Mistake]](), np.empty(0)
+        for besides, weights in paths.fits(g) if paths.statistics or factors else ():
+            if len(set(itertools.chain(*besides.values()))) >= best:
+                break
+            more = {
+                path: besides[path] + (factors.explain(w) if factors else number(float(w[0]), counts))
+                for path, w in zip(paths.shares, weights, strict=True)
+            }
+            cost = sum(mistake.cost for mistake in set(itertools.chain(*more.values())))
+            if 0.5 < cost < best:
+                best, found, c = cost, more, weights
+        if not found:
             continue
-        found = {
-            path: factors.explain(weight) if factors else number(float(weight[0]), counts)
-            for path, weight in zip(paths.shares, c, strict=True)
-        }
         mistakes = dict.fromkeys(itertools.chain(*found.values()))
-        limit = 4 - (name in repaired) - (len(found) == 1)
-        if not 0.5 < sum(mistake.cost for mistake in mistakes) < limit:
-            continue
         same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
         carried[label] = {path: float(np.median(w)) for path, w in same}
         for mistake in mistakes:
