@@ -268,7 +268,7 @@ CALLED = {
 
 
 def judged(pair):
-    return ag.check_backward(pair.forward, pair.backward, pair.inputs(), seconds=0.3)
+    return ag.check_backward(pair.forward, pair.backward, pair.inputs(), seconds=0.5)
 
 
 def names_the_mistake(pair, verdict):

@@ -8,7 +8,6 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .adapters import adapt
 from .generic import generic, one_path, shape_finding, swapped
-from .matching import Returned, Step, right, right_in, sort, steps, vanishing
+from .matching import Step, right, right_in, sort, steps, vanishing
 from .mistakes import Mistake, alone, close, listed
 from .paths import Paths, canonical, explain, main_paths, telling
-from .repair import NoSearch, Trial, search, take_apart
+from .repair import Clock, NoSearch, Trial, search, take_apart
 from .run import Inputs, Pair, Run, arrays_in, lengthened, local_values, moved
 from .verdict import Finding, Repair, Row, Verdict
 
@@ -83,12 +82,13 @@ class Referee:
     """One check: the runs that it makes of a pair, and what it makes of them."""
 
     def __init__(self, pair: Pair, source: tuple[Any, Callable[[Any], Any]], seed: int, seconds: float) -> None:
-        self.pair, self.source, self.seconds = pair, source, seconds
+        self.pair, self.source, self.clock = pair, source, Clock(seconds)
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-        self.begun = thread_time()
-        self.given = pair.run(pair.inputs, self.rng)
         self.findings: list[Finding] = []
         self.notes: list[str] = []
+        self.coefficients: dict[str, dict[str, float]] = {}
+        self.paths: Paths | None = None
+        self.given = pair.run(pair.inputs, self.rng)
         if self.given.failure is None and pair.ignores_dy(self.given) and self._ignores_dy_elsewhere():
             pair.unit = True
             if self.given.y.size == 1:
@@ -99,81 +99,75 @@ class Referee:
                 repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
                 self.findings.append(Finding("ignores dy", labels, what, repair))
             self.given = pair.run(pair.inputs, self.rng)
-        self.runs = [(self.given, sort(pair, self.given.returned, self.given.truth))]
-        self.paths: Paths | None = None
+        self.runs, self.price = [self.given], self.clock.spent()
         if self.given.failure is None:
+            self.given.back = sort(pair, self.given)
             self._run_elsewhere()
 
     def _ignores_dy_elsewhere(self) -> bool:
         """Whether backward ignores dy off the caller's inputs too, where no gradient is 0 by zeros in them."""
         try:
-            run = self.pair.run({**self.pair.inputs, **self._moved(self.pair.floats)}, self.rng)
+            run = self.pair.run(self._moved(self.pair.floats), self.rng)
         except Unjudgeable:
             return True
         return run.failure is not None or self.pair.ignores_dy(run)
 
     def _moved(self, names: Sequence[str], turned: bool = False) -> Inputs:
-        return {n: moved(self.pair.inputs[n], self.rng, turned=turned) for n in names}
+        return self.pair.inputs | {n: moved(self.pair.inputs[n], self.rng, turned=turned) for n in names}
 
     def _run_elsewhere(self) -> None:
         """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
-        pair, rng, given = self.pair, self.rng, self.runs[0][1]
-        judged = [name for name in pair.floats if name in given.gradients]
-
-        near_run = self._another({**pair.inputs, **self._moved(judged)})
+        judged = [name for name in self.pair.floats if name in self.given.back.gradients]
+        near = self._another(self._moved(judged))
         for names in [judged, *([name] for name in judged if len(judged) > 1)]:
-            if self._another({**pair.inputs, **self._moved(names, turned=True)}):
+            if self._another(self._moved(names, turned=True)):
                 break
-        for other in itertools.islice(lengthened(pair, rng), 3):
+        for other in itertools.islice(lengthened(self.pair, self.rng), 3):
             run = self._another(other)
             # A forward pass that reads a part of longer arrays takes them, and is no witness.
-            if run and any(g.shape != run.truth[n].shape for n, g in self.runs[-1][1].gradients.items()):
+            if run and any(g.shape != run.truth[n].shape for n, g in run.back.gradients.items()):
                 self.runs.pop()
-        self.paths = main_paths(near_run or self.given)
-        if self.paths is not None:
-            told = self._another(telling(self.paths, rng))
-            if told is None and near_run is not None:
-                self.runs.sort(key=lambda item: item[0] is near_run)
+        self.paths = main_paths(near or self.given)
+        if self.paths is not None and not self._another(telling(self.paths, self.rng)) and near:
+            self.runs.sort(key=lambda run: run is near)
 
     def _another(self, inputs: Inputs) -> Run | None:
         """A run on other inputs, where the pair takes them."""
-        if self.given.why_differences and thread_time() - self.begun > 1:
+        if self.given.why_differences and self.clock.spent() + self.price > 0.75:
             return None  # differences take many calls
         try:
             run = self.pair.run(inputs, self.rng)
         except Unjudgeable:
             return None
-        if run.failure is None:
-            self.runs.append((run, sort(self.pair, run.returned, run.truth)))
-        return run if run.failure is None else None
+        if run.failure is not None:
+            return None
+        run.back = sort(self.pair, run)
+        self.runs.append(run)
+        return run
 
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
-        pair, given, returned = self.pair, self.given, self.runs[0][1]
+        pair, given = self.pair, self.given
         if given.failure is not None:
             rows = [self._unreturned(name, "not computed") for name in pair.floats]
             self.findings.append(Finding("raised", (), f"{given.failure}.", ""))
-            repairs = self._repairs(pair.floats)
-            return self._made(rows, repairs)
-        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in given.faults] + returned.findings
-        self.notes += returned.notes
+            return self._made(rows, self._repairs(pair.floats))
+        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in given.faults] + given.back.findings
+        self.notes += given.back.notes
         rows, wrong = [], []
         for name in pair.floats:
-            if name in returned.gradients:
+            if name in given.back.gradients:
                 rows.append(self._judged(name))
                 wrong += [] if rows[-1].ok else [name]
             elif any(f"d{name}" in finding.gradients for finding in self.findings):
                 rows.append(self._unreturned(name, "missing"))
         repairs = self._repairs(wrong) if wrong or given.faults else []
-        showing = [(run, r) for run, r in self.runs if not any(self._right(run, r, n) for n in wrong)] or self.runs[:1]
-        coefficients: dict[str, dict[str, float]] = {}
+        showing = [run for run in self.runs if not any(right_in(run, name) for name in wrong)] or self.runs[:1]
+        intermediates = [s for s in steps(showing[0], self.paths is not None) if wrong or s.returned]
         if wrong:
-            self._diagnose(showing, wrong, repairs, coefficients)
-        run, r = showing[0]
-        intermediates = steps(run, r, self.paths is not None)
-        intermediates = [step for step in intermediates if wrong or step.returned]
-        if not wrong:
-            self.findings += _wrong_steps(run, intermediates)
+            self._diagnose(showing[0], showing[-1], wrong, repairs, intermediates)
+        else:
+            self._wrong_step(intermediates)
         rows += [_step_row(step) for step in intermediates]
         if given.why_differences:
             why = given.why_differences
@@ -184,31 +178,20 @@ class Referee:
                 "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
                 "No input can show it: with or without it the gradient is right."
             )
-        return self._made(rows, repairs, coefficients)
+        return self._made(rows, repairs)
 
-    def _made(self, rows: list[Row], repairs: list[Repair], coefficients: Any = None) -> Verdict:
-        findings = tuple(dict.fromkeys(self.findings))
-        return Verdict(
-            all(row.ok for row in rows if row.what == "gradient") and not findings,
-            tuple(rows),
-            findings,
-            tuple(dict.fromkeys(self.notes)),
-            tuple(repairs),
-            coefficients or {},
-            self.pair.forward,
-            self.given.inputs,
-            self.given.dy,
-        )
-
-    def _right(self, run: Run, returned: Returned, name: str) -> bool:
-        return name in returned.gradients and right_in(run, name, returned.gradients[name])
+    def _made(self, rows: list[Row], repairs: list[Repair]) -> Verdict:
+        findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
+        ok = all(row.ok for row in rows if row.what == "gradient") and not findings
+        judged = self.pair.forward, self.given.inputs, self.given.dy
+        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged)
 
     def _judged(self, name: str) -> Row:
         """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
-        judged = [(run, returned.gradients[name]) for run, returned in self.runs if name in returned.gradients]
-        bad = [(run, g) for run, g in judged if not right_in(run, name, g)]
-        run, given = (bad or judged)[0]
-        truth, note = run.truth[name], ""
+        judged = [run for run in self.runs if name in run.back.gradients]
+        bad = [run for run in judged if not right_in(run, name)]
+        run = (bad or judged)[0]
+        given, truth, note = run.back.gradients[name], run.truth[name], ""
         if given.shape != truth.shape:
             note = f"shape {given.shape} for {name} of shape {truth.shape}"
         elif not np.isfinite(given).all():
@@ -225,9 +208,8 @@ class Referee:
                 f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
                 "where forward has a kink."
             )
-        return Row(
-            f"d{name}", "gradient", given.shape, *_error(given, run, name), not bad, note, returned=given, truth=truth
-        )
+        error = _error(given, truth, np.isfinite(run.noise[name]), 1e-12 * vanishing(run, name))
+        return Row(f"d{name}", "gradient", given.shape, *error, not bad, note, returned=given, truth=truth)
 
     def _unreturned(self, name: str, note: str) -> Row:
         truth = self.given.truth[name]
@@ -235,97 +217,97 @@ class Referee:
 
     def _repairs(self, wrong: Sequence[str]) -> list[Repair]:
         """The edits of the author's code that make wrong gradients right."""
-        trials = [self._trial(run) for run, _ in reversed(self.runs)]
         try:
-            return search(*self.source, trials, wrong, self.seconds)
+            return search(*self.source, [self._trial(run) for run in reversed(self.runs)], wrong, self.clock)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
         return []
 
     def _trial(self, run: Run) -> Trial:
+        def again(backward: Callable[..., Any]) -> Run:
+            quiet = warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO())
+            with quiet[0], quiet[1], local_values(backward) as seen:
+                returned, faults = self.pair.call_backward(backward, run)
+            other = replace(run, returned=returned, faults=faults, locals=arrays_in(seen))
+            other.back = sort(self.pair, other)
+            return other
+
         def gradients(backward: Callable[..., Any]) -> dict[str, Array] | None:
             try:
-                with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                    returned, faults = self.pair.call_backward(backward, run)
-                return sort(self.pair, returned, run.truth).gradients if not faults or run.faults else None
+                other = again(backward)
             except Exception:
                 return None
+            return other.back.gradients if not other.faults or run.faults else None
 
-        def right_steps(backward: Callable[..., Any]) -> dict[str, bool]:
-            with local_values(backward) as seen:
-                returned, _ = self.pair.call_backward(backward, run)
-            other = replace(run, returned=returned, locals=arrays_in(seen))
-            found = steps(other, sort(self.pair, returned, run.truth), self.paths is not None)
-            return {step.name: step.ok for step in found}
+        def right(name: str, given: Array) -> bool:
+            return name in run.truth and right_in(run, name, given)
 
-        return Trial(gradients, lambda name, g: name in run.truth and right_in(run, name, g), right_steps)
+        return Trial(
+            gradients, right, lambda f: {step.name: step.ok for step in steps(again(f), self.paths is not None)}
+        )
 
     def _diagnose(
-        self,
-        showing: list[tuple[Run, Returned]],
-        wrong: list[str],
-        repairs: list[Repair],
-        coefficients: dict[str, dict[str, float]],
+        self, run: Run, last: Run, wrong: list[str], repairs: list[Repair], intermediates: list[Step]
     ) -> None:
         """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
 
         Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
         caller's own figures.
         """
-        findings: list[Finding] = []
-        (run, returned), (last, other) = showing[0], showing[-1]
-        shaped, told = self._shaped(run, returned, wrong, findings), self._shaped(last, other, wrong, [])
+        shaped, told = self._shaped(run, wrong, self.findings), self._shaped(last, wrong, [])
         exchanged = swapped(last, told)
-        findings += [exchanged] if exchanged else []
-        done = [name for name in shaped if exchanged and f"d{name}" in exchanged.gradients]
-        done += self._not_linear(run, {n: g for n, g in shaped.items() if n not in done}, findings)
-        left = {n: told[n] for n in shaped if n not in done and n in told and not close(told[n], last.truth[n], 5e-7)}
+        if exchanged is not None:
+            self.findings.append(exchanged)
+            shaped = {name: g for name, g in shaped.items() if f"d{name}" not in exchanged.gradients}
+        curved = self._not_linear(run, shaped)
+        shaped = {name: g for name, g in shaped.items() if name not in curved}
+        left = {n: told[n] for n in shaped if n in told and not close(told[n], last.truth[n], 5e-7)}
         explained, carried = explain(last, left, {name for repair in repairs for name in repair.gradients})
-        shaped = {name: g for name, g in shaped.items() if name not in done}
-        joint = self.paths is not None and 1 < len(shaped) > len(carried) and one_path(run, shaped)
-        findings += [joint] if joint else explained
-        coefficients |= carried
+        joint = one_path(run, shaped) if self.paths is not None and 1 < len(shaped) > len(carried) else None
+        self.findings += [joint] if joint else explained
+        self.coefficients = carried
         shaped = {name: g for name, g in shaped.items() if not joint and f"d{name}" not in carried}
-        said = {label for finding in findings for label in finding.gradients}
+        said = {label for finding in self.findings for label in finding.gradients if finding.kind != "ignores dy"}
         for repair in repairs:
             if set(repair.gradients) & set(shaped):
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
                 if not said & {f"d{name}" for name in repair.gradients}:
-                    findings.append(_slip(repair))
-        self.findings += findings
-        if shaped:
-            self.findings += generic(run, shaped, steps(run, returned, self.paths is not None))
+                    self.findings.append(_slip(repair))
+        self.findings += generic(run, shaped, intermediates) if shaped else []
 
-    def _not_linear(self, run: Run, shaped: dict[str, Array], findings: list[Finding]) -> list[str]:
+    def _not_linear(self, run: Run, shaped: dict[str, Array]) -> list[str]:
         """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""
-        found = []
-        for factor in (1, -2) if shaped and not self.pair.unit else ():
+        kept = "comes back otherwise when backward is called again: something is kept from call to call"
+        bent = "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not"
+        rows = (
+            (1, 1e-12, Mistake("accumulates", kept, "Start from zero in every call")),
+            (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2 or clipping of it")),
+        )
+        for factor, rtol, mistake in rows if shaped and not self.pair.unit else ():
             try:
-                again, _ = self.pair.call_backward(self.pair.backward, run, factor * run.dy)
+                again = replace(run, returned=self.pair.call_backward(self.pair.backward, run, factor * run.dy)[0])
             except Exception:
                 return []
-            gradients = sort(self.pair, again, run.truth).gradients
-            same = [n for n in shaped if n in gradients and gradients[n].shape == shaped[n].shape]
-            found.append({n: gradients[n] / factor for n in same})
-        for rtol, values, kind, words, repair in zip((1e-12, 1e-7), found, *_NOT_LINEAR, strict=False):
-            off = [n for n, g in values.items() if not close(g, shaped[n], rtol)]
+            found = sort(self.pair, again).gradients
+            same = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
+            off = [n for n in same if not close(found[n] / factor, shaped[n], rtol)]
             if off:
-                findings.append(Mistake(kind, words, repair).of([f"d{name}" for name in off]))
+                self.findings.append(mistake.of([f"d{name}" for name in off]))
                 return off
         return []
 
-    def _shaped(self, run: Run, returned: Returned, wrong: list[str], findings: list[Finding]) -> dict[str, Array]:
+    def _shaped(self, run: Run, wrong: list[str], findings: list[Finding]) -> dict[str, Array]:
         """The gradients that are left to explain, brought into shape; findings on values and shapes."""
         shaped: dict[str, Array] = {}
         for name in wrong:
-            given, truth = returned.gradients[name], run.truth[name]
+            given, truth = run.back.gradients[name], run.truth[name]
             if not np.isfinite(given).all():
                 what = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
-                repair = "Look for a division by 0 or a root below 0."
-                findings.append(Finding("not finite", (f"d{name}",), what, repair))
+                findings.append(
+                    Finding("not finite", (f"d{name}",), what, "Look for a division by 0 or a root below 0.")
+                )
                 continue
-            others = [run.truth[other] for other in wrong if other != name]
-            if given.shape != truth.shape and not any(close(given, other) for other in others):
+            if given.shape != truth.shape and not any(close(given, run.truth[n]) for n in wrong if n != name):
                 finding, made = shape_finding(name, given, truth)
                 findings.append(finding)
                 if made is None or right(made, truth, run.noise[name]):
@@ -334,15 +316,14 @@ class Referee:
             shaped[name] = given
         return shaped
 
+    def _wrong_step(self, intermediates: list[Step]) -> None:
+        """The first returned intermediate that is wrong, where the gradients are right all the same."""
+        step = next((step for step in intermediates if not step.ok), None)
+        if step is not None:
+            unknown = Mistake("unexplained", "is wrong", "Check its formula")
+            self.findings.append((alone(self.given, step.given, step.truth) or unknown).of([step.name]))
 
-_NOT_LINEAR = (
-    ("accumulates", "not linear"),
-    (
-        "comes back otherwise when backward is called again: something is kept from call to call",
-        "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not",
-    ),
-    ("Start from zero in every call", "Use dy itself: no |dy|, dy**2 or clipping of it"),
-)
+
 _COPY = "Work on a copy: a = a * b, not a *= b."
 
 
@@ -354,37 +335,19 @@ def _slip(repair: Repair) -> Finding:
     return Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`.")
 
 
-def _error(given: Array, run: Run, name: str) -> tuple[float, float]:
+def _error(given: Array, truth: Array, judged: Any = True, least: float = 0.0) -> tuple[float, float]:
     """The worst judged entry's error, and that over the truth's largest entry, which has none where it vanishes."""
-    truth = run.truth[name]
     if given.shape != truth.shape:
         return np.nan, np.nan
     with np.errstate(all="ignore"):
-        absolute = float(np.max(np.abs(given - truth), where=np.isfinite(run.noise[name]), initial=0))
+        absolute = float(np.max(np.abs(given - truth), where=judged, initial=0))
     largest = float(np.max(np.abs(truth), initial=0))
-    return absolute, absolute / largest if largest > 1e-12 * vanishing(run, name) else np.nan
+    return absolute, absolute / largest if largest > least else np.nan
 
 
 def _step_row(step: Step) -> Row:
-    note, error = f"the part through {step.part}" if step.part else "", (np.nan, np.nan)
-    if step.given.shape != step.truth.shape:
-        note = f"shape {step.given.shape}, expected {step.truth.shape}"
-    else:
-        with np.errstate(all="ignore"):
-            absolute = float(np.max(np.abs(step.given - step.truth), initial=0))
-        largest = float(np.max(np.abs(step.truth), initial=0))
-        error = absolute, absolute / largest if largest else np.nan
-    return Row(
-        step.name, "intermediate", step.given.shape, *error, step.ok, note, returned=step.given, truth=step.truth
-    )
-
-
-def _wrong_steps(run: Run, intermediates: list[Step]) -> list[Finding]:
-    """The first returned intermediate that is wrong, where the gradients are right all the same."""
-    for step in intermediates:
-        if not step.ok:
-            reason = alone(run, step.given, step.truth)
-            if reason is None:
-                return [Finding("unexplained", (step.name,), f"{step.name} is wrong.", "Check its formula.")]
-            return [reason.of([step.name])]
-    return []
+    given, truth = step.given, step.truth
+    note = f"the part through {step.part}" if step.part else ""
+    note = note if given.shape == truth.shape else f"shape {given.shape}, expected {truth.shape}"
+    error = _error(given, truth)
+    return Row(step.name, "intermediate", given.shape, *error, step.ok, note, returned=given, truth=truth)

@@ -41,9 +41,9 @@ class Step:
     part: str = ""
 
 
-def sort(pair: Pair, returned: Any, truth: dict[str, Array]) -> Returned:
+def sort(pair: Pair, run: Run) -> Returned:
     """Match what came back with the inputs, by place or by name."""
-    out = Returned()
+    out, returned = Returned(), run.returned
     if isinstance(returned, dict):
         inputs = {plain(name): name for name in pair.names}
         for key, value in returned.items():
@@ -72,7 +72,7 @@ def sort(pair: Pair, returned: Any, truth: dict[str, Array]) -> Returned:
     refused = {label for finding in out.findings for label in finding.gradients}
     for name in pair.floats:
         if name not in out.gradients and f"d{name}" not in refused:
-            if np.any(truth[name]) and not _constant(name, pair.inputs[name]):
+            if np.any(run.truth[name]) and not _constant(name, pair.inputs[name]):
                 what = f"backward returned no gradient for {name}."
                 out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
             else:
@@ -124,9 +124,10 @@ def right(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> bo
     return given.shape == truth.shape and not np.any(wrong_entries(given, truth, noise, size))
 
 
-def right_in(run: Run, name: str, given: Array) -> bool:
-    """Whether a gradient is right in a run; one that should be 0 is measured by dy."""
-    return right(given, run.truth[name], run.noise[name], vanishing(run, name))
+def right_in(run: Run, name: str, given: Array | None = None) -> bool:
+    """Whether a gradient, by default the one returned, is right in a run; one that should be 0 is measured by dy."""
+    given = run.back.gradients.get(name) if given is None else given
+    return given is not None and right(given, run.truth[name], run.noise[name], vanishing(run, name))
 
 
 def vanishing(run: Run, name: str) -> float:
@@ -136,22 +137,22 @@ def vanishing(run: Run, name: str) -> float:
     return 1e-3 * float(np.max(np.abs(run.dy), initial=0))
 
 
-def steps(run: Run, returned: Returned, aliased: bool) -> list[Step]:
+def steps(run: Run, aliased: bool) -> list[Step]:
     """The intermediates in backward order: those of a returned dict, and backward's own variables.
 
     `aliased` matches names by what normalisations call their values.
     """
-    known = _known(run)
+    known, others = _known(run), run.back.others
     roles = {canonical(name): name for name in known if canonical(name) and aliased}
     inputs = {plain(name) for name in run.inputs}
     found: list[tuple[float, Step]] = []
-    local = {name: value for name, value in run.locals.items() if name not in returned.others}
-    for key, value in [*returned.others.items(), *local.items()]:
+    local = {name: value for name, value in run.locals.items() if name not in others}
+    for key, value in [*others.items(), *local.items()]:
         targets = [name for name in _derivative_of(key)[:-1] if name not in inputs]
         target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
         if target is not None and value.dtype.kind in "fiu":
             rank, truth, parts = known[target]
-            found.append((rank, _step(key, value, truth, parts, key in returned.others)))
+            found.append((rank, _step(key, value, truth, parts, key in others)))
     return [step for _, step in sorted(found, key=lambda item: -item[0])]
 
 

@@ -15,7 +15,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,18 @@ Gradients = dict[str, Array]
 
 class NoSearch(Exception):
     """Why the code isn't edited."""
+
+
+class Clock:
+    """The budget of a check: seconds of computing, and half as many more that pass, where others compute too."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.started = seconds, (thread_time(), perf_counter())
+
+    def spent(self) -> float:
+        """The share of the budget that is gone."""
+        computed, passed = thread_time() - self.started[0], perf_counter() - self.started[1]
+        return max(computed, passed / 1.5) / self.seconds if self.seconds > 0 else np.inf
 
 
 @dataclass
@@ -123,7 +135,7 @@ def _dedented(text: str) -> str:
 
 
 def search(
-    source: Any, rebuild: Callable[[Any], Backward], trials: Sequence[Trial], order: Sequence[str], seconds: float
+    source: Any, rebuild: Callable[[Any], Backward], trials: Sequence[Trial], order: Sequence[str], clock: Clock
 ) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every trial and leaves the others right.
 
@@ -135,11 +147,10 @@ def search(
         raise NoSearch("its source does not run by itself")
     fixed = trials[0].passed(workshop.backward) - wrong
     steps = trials[-1].steps(workshop.backward) if before is not None else {}
-    deadline = thread_time() + seconds
     found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(trials[0], before, wrong, fixed, deadline):
-        if thread_time() > deadline or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
+    for owner, edit in workshop.touching(trials[0], before, wrong, fixed, clock):
+        if clock.spent() > 1 or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit)
         if text in tried:
@@ -230,7 +241,7 @@ class Workshop:
             self.space[name] = kept
 
     def touching(
-        self, trial: Trial, before: Gradients | None, wrong: set[str], fixed: set[str], deadline: float
+        self, trial: Trial, before: Gradients | None, wrong: set[str], fixed: set[str], clock: Clock
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         edits = [(source, edit) for source in self.sources for edit in candidates(source)]
@@ -238,7 +249,7 @@ class Workshop:
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             start, end = source.span(edit.place)
             key = (self.sources.index(source), start, end)
-            if key not in reaches and thread_time() < deadline:
+            if key not in reaches and clock.spent() < 1:
                 reaches[key] = before is None or self._reaches(source, start, end, trial, before, wrong, fixed)
             if reaches.get(key):
                 yield source, edit

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
 from ..finite_differences import Differences
 from ..gradcheck import Unjudgeable
+
+if TYPE_CHECKING:
+    from .matching import Returned
 
 Inputs = dict[str, Any]
 Derivative = Callable[[Array], dict[str, Array]]
@@ -85,6 +88,7 @@ class Run:
     locals: dict[str, Array] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     failure: str | None = None
+    back: Returned = None  # type: ignore[assignment]  # what came back, sorted
 
 
 class Pair:
