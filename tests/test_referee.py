@@ -268,7 +268,7 @@ CALLED = {
 
 
 def judged(pair):
-    return ag.check_backward(pair.forward, pair.backward, pair.inputs(), seconds=0.5)
+    return ag.check_backward(pair.forward, pair.backward, pair.inputs())
 
 
 def names_the_mistake(pair, verdict):
@@ -283,10 +283,10 @@ def test_every_correct_spelling_passes():
     assert [pair.name for pair in correct()[::2] if not judged(pair).ok] == []
 
 
-@pytest.mark.parametrize(("planted", "least", "share"), [(mutants, 50, 0.95), (pairs, 30, 0.7)])
+@pytest.mark.parametrize(("planted", "least", "share"), [(mutants, 30, 0.95), (pairs, 18, 0.7)])
 def test_every_mistake_is_caught_and_most_are_named_first(planted, least, share):
-    """On every third; the benchmark takes them all."""
-    found = {pair: judged(pair) for pair in planted()[::3]}
+    """On every fifth; the benchmark takes them all."""
+    found = {pair: judged(pair) for pair in planted()[::5]}
     assert [pair.name for pair, verdict in found.items() if verdict.ok == bool(pair.changes)] == []
     wrong = [pair for pair in found if pair.changes]
     unnamed = [pair.name for pair in wrong if not names_the_mistake(pair, found[pair])]
