@@ -244,7 +244,7 @@ class Workshop:
         self, trial: Trial, before: Gradients | None, wrong: set[str], fixed: set[str], clock: Clock
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
-        edits = [(source, edit) for source in self.sources for edit in candidates(source)]
+        edits = [(source, edit) for source in self.sources for edit in Slips(source).found]
         reaches: dict[tuple[int, int, int], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             start, end = source.span(edit.place)
@@ -321,6 +321,7 @@ _OPERATORS: dict[type, str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Di
 _OTHERS = {"+": "-*", "-": "+*", "*": "/@+-", "/": "*-", "@": "*", "**": "*"}
 _COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "var", "std", "cumsum", "argmax")
+_MODULE_NAMES = ("np", "numpy", "math", "torch", "jnp")
 _KIN = [
     ("sum", "mean", "cumsum"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("exp", "log", "expm1"),
     ("sin", "cos", "-np.sin"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
@@ -328,82 +329,76 @@ _KIN = [
     ("matmul", "multiply"), ("subtract.at", "add.at"), ("tril", "triu"), ("floor", "ceil"),
 ]  # fmt: skip
 _NUMBERS = ("0", "1", "2", "0.5", "3", "-1", "-2", "1.5", "-0.5", "-1.5", "4", "0.25", "6")
-_AXES = ["0", "1", "-1", "2", "None", "-2"]
-_AXES += [
-    "(0, 1)",
-    "(0, 2)",
-    "(1, 2)",
-    "(0, 2, 3)",
-    "(0, 1, 2)",
-    "(2, 3)",
-    "(1, 2, 3)",
-    "(3, 4)",
-    "(2, 3, 4)",
-    "(1, 2, 3, 4)",
-]
+_AXES = "0;1;-1;2;None;-2;(0, 1);(0, 2);(1, 2);(0, 2, 3);(0, 1, 2);(2, 3);(1, 2, 3);(3, 4);(2, 3, 4);(1, 2, 3, 4)"
 # Factors that derivatives have, in terms of a value at hand.
-_DERIVATIVES = [
-    f"({form})"
-    for form in ("1 - {0}**2", "{0} * (1 - {0})", "{0} > 0", "1 - {0}", "{0}**2", "1 + {0}", "1 / {0}", "np.exp({0})")
+_DERIVATIVES = ("1 - {0}**2", "{0} * (1 - {0})", "{0} > 0", "1 - {0}", "{0}**2", "1 + {0}", "1 / {0}", "np.exp({0})")
+# Around a name, and around an operand (o), an argument (c), the head of an expression (h), or one before a dot (a) or
+# after a sign (u): cost, what it becomes, kind.
+_NAMED = [(1.4, "({} - 1)", "constant"), (1.8, "({} + 1)", "constant"), (1.9, "(1 - {})", "complement")]
+_NAMED += [(1.9, "{}**2", "power")]
+_SUMS = [f"axis={axis}{keep}" for axis in ("0", "1", "-1") for keep in ("", ", keepdims=True")]
+_SUMS += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for keep in ("", ", keepdims=True")]]
+_AROUND = [
+    (1.1, "-({})", "sign", "hc"),
+    (1.4, "({}).T", "transposed", "oca"),
+    (2.3, "(1 - ({}))", "complement", "ocau"),
 ]
+_AROUND += [(2 + rank / 20, f"({{}}).sum({inside})", "not summed", "o") for rank, inside in enumerate(_SUMS)]
+_AROUND += [(2.2, f"({number} * ({{}}))", "constant", "ocau") for number in ("2", "0.5", "3")]
+_AROUND += [(3, f"({{}}){index}", "index", "oc") for index in ("[:, None]", "[None, :]", "[::-1]")]
+_AROUND += [(3.4, "(1 + ({}))", "term", "ocau")]
+_AROUND += [(3.5, f"np.{f}({{}})", "call", "o") for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh")]
 
 
-def _idle(text: str) -> bool:
-    """Whether an expression says in a roundabout way what is 0 or 1: `a - a`, `a / a`, `a * 0`."""
-    same = re.search(r"(?<![\w.])([A-Za-z_][\w.]*)\)* [-/] \(*\1(?![\w.(\[])", text)
-    return bool(same) or bool(re.search(r"\* 0(?![\w.])|(?<![\w.])0 \*", text))
-
-
-def candidates(source: Source) -> Iterator[Edit]:
+class Slips:
     """Every small edit of a function, each with its cost: about how many of its kind one would try first."""
-    parents = {child: node for node in ast.walk(source.tree) for child in ast.iter_child_nodes(node)}
-    scope = Scope(source, parents)
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.stmt):
-            yield from _statement_edits(source, node, scope)
-        elif isinstance(node, ast.expr) and scope.is_value(node):
-            for edit in _expression_edits(source, node, parents, scope):
-                first, last = source.text.rfind(b"\n", 0, edit.start) + 1, source.text.find(b"\n", edit.end)
-                around = source.text[first : edit.start].decode(), source.text[edit.end : last].decode()
-                if not _idle(around[0] + edit.new + around[1]):
-                    yield edit
 
-
-class Scope:
-    """The values that an expression of a function may name."""
-
-    def __init__(self, source: Source, parents: dict[ast.AST, ast.AST]) -> None:
-        self.source, self.parents = source, parents
-        code = source.function.__code__
-        space = source.function.__globals__
-        self.parameters = list(code.co_varnames[: code.co_argcount])
-        self.born: dict[str, int] = dict.fromkeys(self.parameters, 0)
-        self.counts: list[str] = []
+    def __init__(self, source: Source) -> None:
+        self.source, self.text, self.found = source, source.segment, list[Edit]()
+        self.parents = {child: node for node in ast.walk(source.tree) for child in ast.iter_child_nodes(node)}
+        code, space = source.function.__code__, source.function.__globals__
+        parameters = code.co_varnames[: code.co_argcount]
+        # The values in scope, each with the line it is there from; and those that nobody reads.
+        self.born: dict[str, int] = dict.fromkeys([*parameters, *code.co_freevars], 0)
+        names = [node for node in ast.walk(source.tree) if isinstance(node, ast.Name)]
+        for name in names:
+            if isinstance(name.ctx, ast.Store):
+                self.born[name.id] = min(name.lineno, self.born.get(name.id, name.lineno))
+            elif isinstance(space.get(name.id), int | float | np.ndarray):
+                self.born.setdefault(name.id, 0)
         for node in ast.walk(source.tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                self.born[node.id] = min(node.lineno, self.born.get(node.id, node.lineno))
-            elif isinstance(node, ast.Name) and isinstance(space.get(node.id), int | float | np.ndarray):
-                self.born.setdefault(node.id, 0)
-            elif isinstance(node, ast.expr) and self.is_atom(node):
-                self.born.setdefault(source.segment(node), node.lineno)
-        for name in code.co_freevars:
-            self.born.setdefault(name, 0)
-        loads = [n.id for n in ast.walk(source.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-        self.unread = {name for name in self.born if name.isidentifier() and name not in loads}
-        self.counts = [f"{p}.shape[{i}]" for p in self.parameters[:1] for i in (0, -1)] if self.parameters else []
+            if self._is_atom(node):
+                self.born.setdefault(self.text(node), node.lineno)  # type: ignore[attr-defined]
+        read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+        self.unread = {name for name in self.born if name.isidentifier()} - read
+        self.counts = [f"{p}.shape[{i}]" for p in parameters[:1] for i in (0, -1)]
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.stmt):
+                self._statement(node)
+            elif isinstance(node, ast.expr) and self._is_value(node):
+                self._expression(node)
 
-    def is_atom(self, node: ast.AST) -> bool:
+    def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
+        """Note an edit of a node or a span, in `place`, unless it says 0 or 1 in a roundabout way."""
+        start, end = at if isinstance(at, tuple) else self.source.span(at)
+        text = self.source.text
+        first, last = text.rfind(b"\n", 0, start) + 1, text.find(b"\n", end)
+        line = text[first:start].decode() + new + text[end:last].decode()
+        if not re.search(r"(?<![\w.])([A-Za-z_][\w.]*)\)* [-/] \(*\1(?![\w.(\[])|\* 0(?![\w.])|(?<![\w.])0 \*", line):
+            self.found.append(Edit(cost, start, end, new, kind, place or at))
+
+    def _is_atom(self, node: Any) -> bool:
         """Whether an expression is a name in all but syntax: `cache["x"]`, `self.w`, `x.shape[0]`, `len(x)`."""
-        if not isinstance(getattr(node, "ctx", ast.Load()), ast.Load) or not self.is_value(node):
+        if not isinstance(node, ast.expr) or not self._is_value(node):
             return False
-        if isinstance(node, ast.Subscript):
-            shape = isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
-            return shape or (isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str))
-        if isinstance(node, ast.Attribute):
-            return isinstance(node.value, ast.Name) and node.attr not in ("T", "shape", "dtype", "ndim", "real", "flat")
+        match node:
+            case ast.Subscript(value=ast.Attribute(attr="shape")) | ast.Subscript(slice=ast.Constant(value=str())):
+                return True
+            case ast.Attribute(value=ast.Name()):
+                return node.attr not in ("T", "shape", "dtype", "ndim", "real", "flat")
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"
 
-    def is_value(self, node: Any) -> bool:
+    def _is_value(self, node: Any) -> bool:
         """Whether an expression is one for its value: no function, no keyword's default, no annotation, no target."""
         if not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
             return False
@@ -411,7 +406,7 @@ class Scope:
         while child in self.parents:
             parent = self.parents[child]
             if isinstance(parent, ast.Call) and child is parent.func:
-                module = self.source.segment(child).startswith(("np.", "numpy.", "math.", "torch.", "jnp."))
+                module = self.text(child).split(".")[0] in _MODULE_NAMES
                 if child is node or (isinstance(node, ast.Name) and module):
                     return False
             if isinstance(parent, ast.arguments | ast.arg | ast.Assert | ast.Raise | ast.JoinedStr):
@@ -419,141 +414,182 @@ class Scope:
             if isinstance(parent, ast.FunctionDef) and child in (*parent.decorator_list, parent.returns):
                 return False
             if isinstance(parent, ast.Attribute) and isinstance(node, ast.Name) and child is node:
-                module = self.source.function.__globals__.get(node.id)
-                if isinstance(module, types.ModuleType) or parent.attr in ("shape", "dtype", "size", "ndim"):
+                module = isinstance(self.source.function.__globals__.get(node.id), types.ModuleType)
+                if module or parent.attr in ("shape", "dtype", "size", "ndim"):
                     return parent.attr in ("shape", "size")
             child = parent
         return True
 
-    def names(self, node: Any) -> list[str]:
+    def _names(self, node: Any) -> list[str]:
         """The values in scope where `node` stands, those that nobody reads first."""
         found = [name for name, line in self.born.items() if line < node.lineno]
         return sorted(found, key=lambda name: (name not in self.unread, -self.born[name]))
 
+    def _statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.AugAssign(target=into, value=value):
+                target, text, sign = self.text(into), self.text(value), _OPERATORS.get(type(node.op), "")
+                self._add(1, node, f"{target} = {text}", "assignment", value)
+                self._add(1, node, f"{target} = {target} {sign} ({text})", "in place", value)
+                for other in set("+-*/") - {sign}:
+                    self._add(1.2, node, f"{target} {other}= {text}", "operator", value)
+                self._add(1.5, node, "pass", "dropped", value)
+            case ast.Assign(targets=[ast.Tuple(elts=several)], value=value):
+                self._exchanges(several, "order", value, 1.6)
+            case ast.Assign(targets=[into], value=value):
+                target, text = self.text(into), self.text(value)
+                for sign in "+-":
+                    self._add(1, node, f"{target} {sign}= {text}", "assignment", value)
+                if isinstance(into, ast.Name):
+                    self._add(1.2, node, f"{target} = {target} + ({text})", "assignment", value)
+                self._add(3, node, "pass", "dropped", value)
+            case ast.Return(value=ast.Tuple(elts=several) as value):
+                self._exchanges(several, "swapped", value)
 
-def _edit(cost: float, span: tuple[int, int], new: str, kind: str, place: ast.AST) -> Edit:
-    return Edit(cost, *span, new, kind, place)
+    def _exchanges(self, nodes: Sequence[ast.expr], kind: str, place: ast.AST, cost: float = 1) -> None:
+        for a, b in itertools.combinations(nodes, 2):
+            (start, middle), (other, end) = self.source.span(a), self.source.span(b)
+            new = self.text(b) + self.source.text[middle:other].decode() + self.text(a)
+            self._add(cost, (start, end), new, kind, place)
 
-
-def _statement_edits(source: Source, node: ast.stmt, scope: Scope) -> Iterator[Edit]:
-    span = source.span(node)
-    if isinstance(node, ast.AugAssign):
-        target, value = source.segment(node.target), source.segment(node.value)
-        sign = _OPERATORS.get(type(node.op), "")
-        yield _edit(1, span, f"{target} = {value}", "assignment", node.value)
-        yield _edit(1, span, f"{target} = {target} {sign} ({value})", "in place", node.value)
-        for other in "+-*/":
-            if other != sign:
-                yield _edit(1.2, span, f"{target} {other}= {value}", "operator", node.value)
-        yield _edit(1.5, span, "pass", "dropped", node.value)
-    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
-        (target_node,) = node.targets
-        target, value = source.segment(target_node), source.segment(node.value)
-        if isinstance(target_node, ast.Name | ast.Subscript | ast.Attribute):
-            for sign in "+-":
-                yield _edit(1, span, f"{target} {sign}= {value}", "assignment", node.value)
-            if isinstance(target_node, ast.Name):
-                yield _edit(1.2, span, f"{target} = {target} + ({value})", "assignment", node.value)
-            yield _edit(3, span, "pass", "dropped", node.value)
-        elif isinstance(target_node, ast.Tuple) and len(target_node.elts) > 1:
-            yield from _exchanges(source, target_node.elts, "order", node.value, 1.6)
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-        yield from _exchanges(source, node.value.elts, "swapped", node.value)
-
-
-def _exchanges(source: Source, nodes: Sequence[ast.expr], kind: str, place: ast.AST, cost: float = 1) -> Iterator[Edit]:
-    for a, b in itertools.combinations(nodes, 2):
-        (start, middle), (other, end) = source.span(a), source.span(b)
-        between = source.text[middle:other].decode()
-        yield _edit(cost, (start, end), source.segment(b) + between + source.segment(a), kind, place)
-
-
-def _expression_edits(source: Source, node: Any, parents: dict[ast.AST, ast.AST], scope: Scope) -> Iterator[Edit]:
-    """Edits at one expression: first what stands there turned, then another name, last a factor or a summand more."""
-    span, text, parent = source.span(node), source.segment(node), parents[node]
-    if isinstance(parent, ast.keyword) and parent.arg in ("axis", "keepdims", "dim", "dtype"):
-        return
-    if isinstance(node, ast.Tuple | ast.List | ast.Dict | ast.Slice | ast.JoinedStr):
-        return
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
-        yield _edit(1, span, f"({source.segment(node.operand)})", "sign", node)
-    elif isinstance(node, ast.BinOp):
-        yield from _operator_edits(source, node, span, scope)
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
-        left, right = source.segment(node.left), source.segment(node.comparators[0])
-        for sign in _COMPARISONS.values():
-            if sign != _COMPARISONS[type(node.ops[0])]:
-                yield _edit(1, span, f"{left} {sign} {right}", "comparison", node)
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        yield from _number_edits(source, node, span, parent, scope)
-        return
-    elif isinstance(node, ast.Call):
-        yield from _call_edits(source, node, span, scope)
-    elif isinstance(node, ast.Attribute) and node.attr == "T":
-        yield _edit(1, span, source.segment(node.value), "transposed", node)
-    elif isinstance(node, ast.Subscript):
-        yield _edit(1.6, span, source.segment(node.value), "index", node)
-        yield _edit(1.7, span, f"{source.segment(node.value)}.sum(axis=0)", "not summed", node)
-        inner = node.value
-        if isinstance(inner, ast.Call):  # a reduction over another axis, brought into shape
-            start, end = source.span(inner)
-            for edit in _call_edits(source, inner, (start, end), scope):
-                if edit.kind == "wrong axis":
-                    call = source.text[start : edit.start].decode() + edit.new + source.text[edit.end : end].decode()
-                    yield _edit(edit.cost + 0.5, span, call, "wrong axis", node)
-        if isinstance(node.slice, ast.Slice) and not isinstance(parent, ast.Assign):
-            yield from [
-                _edit(1.5, span, f"{source.segment(node.value)}[{s}]", "index", node)
-                for s in (":-1", "1:", "::-1", "::2", ":", "-1", "0")
-            ]
-    if isinstance(node, ast.Constant):
-        return
-    head = (isinstance(parent, ast.Assign | ast.AugAssign) and node is parent.value) or (
-        isinstance(parent, ast.Return | ast.Tuple | ast.Dict)
-    )
-    operand = isinstance(parent, ast.BinOp) or head
-    in_index = isinstance(parent, ast.Subscript) and node is parent.slice
-    if isinstance(node, ast.Name) or scope.is_atom(node):
-        for rank, name in enumerate(scope.names(node)):
-            if name != text:
-                yield _edit(1.3 + rank / 100, span, name, "wrong name", node)
-        yield _edit(1.4, span, f"({text} - 1)", "constant", node)
-        yield _edit(1.8, span, f"({text} + 1)", "constant", node)
-        yield _edit(1.9, span, f"(1 - {text})", "complement", node)
-        yield _edit(1.9, span, f"{text}**2", "power", node)
-    if in_index or isinstance(parent, ast.Compare) or (isinstance(parent, ast.Attribute) and parent.attr == "shape"):
-        return
-    if head or isinstance(parent, ast.Call):
-        yield _edit(1.1, span, f"-({text})", "sign", node)
-    if operand or isinstance(parent, ast.Call | ast.Attribute):
-        yield _edit(1.4, span, f"({text}).T", "transposed", node)
-    if operand:
-        for rank, (axis, keep) in enumerate(itertools.product(("0", "1", "-1", None, "(0, 1)", "(0, 2, 3)"), (0, 1))):
-            if axis is not None or not keep:
-                inside = f"axis={axis}{', keepdims=True' * keep}" if axis else ""
-                yield _edit(2 + rank / 20, span, f"({text}).sum({inside})", "not summed", node)
-        for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh"):
-            yield _edit(3.5, span, f"np.{f}({text})", "call", node)
-    if operand or isinstance(parent, ast.Call):
-        for index in ("[:, None]", "[None, :]", "[::-1]"):
-            yield _edit(3, span, f"({text}){index}", "index", node)
-    mask = isinstance(parent, ast.Call | ast.Attribute) or operand or isinstance(parent, ast.UnaryOp)
-    if mask:
-        names = scope.names(node)
-        extra = [*names, *[c for c in scope.counts if c not in names]]
-        for rank, name in enumerate(extra):
+    def _expression(self, node: Any) -> None:
+        """First what stands there turned, then another name, last a factor or a summand more."""
+        text, parent = self.text(node), self.parents[node]
+        if isinstance(parent, ast.keyword) and parent.arg in ("axis", "keepdims", "dim", "dtype"):
+            return
+        match node:
+            case ast.Constant() if type(node.value) in (int, float):
+                self._number(node, parent)
+                return
+            case ast.Tuple() | ast.List() | ast.Dict() | ast.Slice() | ast.JoinedStr() | ast.Constant():
+                return
+            case ast.UnaryOp(op=ast.USub() | ast.Invert()):
+                self._add(1, node, f"({self.text(node.operand)})", "sign")
+            case ast.BinOp() if type(node.op) in _OPERATORS:
+                self._operator(node, _OPERATORS[type(node.op)])
+            case ast.Compare(ops=[op]) if type(op) in _COMPARISONS:
+                for sign in set(_COMPARISONS.values()) - {_COMPARISONS[type(op)]}:
+                    self._add(1, node, f"{self.text(node.left)} {sign} {self.text(node.comparators[0])}", "comparison")
+            case ast.Call():
+                self._call(node)
+            case ast.Attribute(attr="T"):
+                self._add(1, node, self.text(node.value), "transposed")
+            case ast.Subscript():
+                self._subscript(node, parent)
+        names, counts = self._names(node), self.counts
+        if isinstance(node, ast.Name) or self._is_atom(node):
+            for rank, name in enumerate(names):
+                if name != text:
+                    self._add(1.3 + rank / 100, node, name, "wrong name")
+            for cost, form, kind in _NAMED:
+                self._add(cost, node, form.format(text), kind)
+        index = isinstance(parent, ast.Subscript) and node is parent.slice
+        if index or isinstance(parent, ast.Compare) or (isinstance(parent, ast.Attribute) and parent.attr == "shape"):
+            return
+        assigned = isinstance(parent, ast.Assign | ast.AugAssign) and node is parent.value
+        head = assigned or isinstance(parent, ast.Return | ast.Tuple | ast.Dict)
+        where = "h" * head + "o" * (head or isinstance(parent, ast.BinOp)) + "c" * isinstance(parent, ast.Call)
+        where += "a" * isinstance(parent, ast.Attribute) + "u" * isinstance(parent, ast.UnaryOp)
+        for cost, form, kind, places in _AROUND:
+            if set(where) & set(places):
+                self._add(cost, node, form.format(text), kind)
+        for rank, name in enumerate([*names, *[c for c in counts if c not in names]] if where else []):
+            cost = 2.4 + rank / 50 - 0.7 * (name in self.unread) - 0.3 * head
             for sign, more in (("*", 0.0), ("/", 0.1), ("+", 0.2), ("-", 0.2), ("@", 0.4)):
-                unread = -0.7 if name in scope.unread else 0
                 new = f"({text} {sign} {name})" if _tight(node, sign) else f"(({text}) {sign} {name})"
-                yield _edit(
-                    2.4 + more + rank / 50 + unread - 0.3 * head, span, new, "factor" if sign in "*/@" else "term", node
-                )
+                self._add(cost + more, node, new, "factor" if sign in "*/@" else "term")
             for form in _DERIVATIVES:
-                yield _edit(3.2 + rank / 50, span, f"(({text}) * {form.format(name)})", "factor", node)
-        for constant in ("2", "0.5", "3"):
-            yield _edit(2.2, span, f"({constant} * ({text}))", "constant", node)
-        yield _edit(2.3, span, f"(1 - ({text}))", "complement", node)
-        yield _edit(3.4, span, f"(1 + ({text}))", "term", node)
+                self._add(3.2 + rank / 50, node, f"(({text}) * ({form.format(name)}))", "factor")
+
+    def _subscript(self, node: ast.Subscript, parent: ast.AST) -> None:
+        value, inner = self.text(node.value), node.value
+        self._add(1.6, node, value, "index")
+        self._add(1.7, node, f"{value}.sum(axis=0)", "not summed")
+        if isinstance(inner, ast.Call):  # a reduction over another axis, brought into shape
+            before, (start, end) = len(self.found), self.source.span(inner)
+            self._call(inner)
+            axes = [edit for edit in self.found[before:] if edit.kind == "wrong axis"]
+            del self.found[before:]
+            for edit in axes:
+                call = (
+                    self.source.text[start : edit.start].decode() + edit.new + self.source.text[edit.end : end].decode()
+                )
+                self._add(edit.cost + 0.5, node, call, "wrong axis")
+        if isinstance(node.slice, ast.Slice) and not isinstance(parent, ast.Assign):
+            for part in (":-1", "1:", "::-1", "::2", ":", "-1", "0"):
+                self._add(1.5, node, f"{value}[{part}]", "index")
+
+    def _operator(self, node: ast.BinOp, sign: str) -> None:
+        (_, start), (end, _) = self.source.span(node.left), self.source.span(node.right)
+        at = start + self.source.text[start:end].index(sign.encode())
+        for other in _OTHERS[sign].replace("", " ").split():
+            kind = "sign" if sign + other in ("+-", "-+") else "operator"
+            self._add(1.15 if sign in "+-" and other == "*" else 1, (at, at + len(sign)), other, kind, node)
+        left, right, text = self.text(node.left), self.text(node.right), self.text(node)
+        names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
+        for name in {name for name in names if names.count(name) > 1}:
+            for rank, other in enumerate(self._names(node)):
+                if other != name:
+                    self._add(1.6 + rank / 50, node, re.sub(rf"\b{name}\b", other, text), "wrong name")
+        head, tail = "", [node]
+        if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult) and sign == "*":
+            head, tail = f"{self.text(node.left.left)} * ", [node.left.right, node.right]  # type: ignore[list-item]
+            self._add(1.5, node, f"({head[:-3]})", "factor")
+        alone = {n.id for part in tail for n in ast.walk(part) if isinstance(n, ast.Name) and n.id != "np"}
+        for form in _DERIVATIVES if len(alone) == 1 else ():
+            self._add(2, node, f"({head}({form.format(*alone)}))", "wrong formula")
+        kind = "term" if sign in "+-" else "power" if sign == "**" else "factor"
+        self._add(1.05, node, f"({left})", kind)
+        if sign != "**":
+            self._add(1.05, node, f"(-({right}))" if sign == "-" else f"({right})", kind)
+        if sign in "-/@**":
+            self._add(1.1, node, f"(({right}) {sign} ({left}))", "order")
+        for form in ("(({1}).T @ ({0}))", "(({1}) @ ({0}).T)", "(({1}).T @ ({0}).T)") if sign == "@" else ():
+            self._add(1.2, node, form.format(left, right), "order")
+
+    def _number(self, node: ast.Constant, parent: ast.AST) -> None:
+        value: Any = node.value
+        near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
+        for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
+            idle = isinstance(parent, ast.BinOp) and number == str(int(not isinstance(parent.op, ast.Add | ast.Sub)))
+            if number != self.text(node) and not idle:
+                bare = not number.startswith("-") or isinstance(parent, ast.Subscript | ast.Call)
+                self._add(1 + rank / 50, node, number if bare else f"({number})", "constant")
+        for rank, name in enumerate([*self._names(node), *self.counts]):
+            self._add(1.7 + rank / 50, node, name, "constant")
+
+    def _call(self, node: ast.Call) -> None:
+        (_, end), method = self.source.span(node.func), isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for kin in _KIN if method else ():
+            for other in [other for other in kin if name in kin and other != name]:
+                kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
+                self._add(1, (end - len(name.encode()), end), other, kind, node)
+        arguments, first = node.args[1:], self.text(node.args[0]) if node.args else ""
+        if isinstance(node.func, ast.Attribute) and self.text(node.func.value) not in _MODULE_NAMES:
+            arguments, first = node.args, self.text(node.func.value)
+        if name in _REDUCTIONS:
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            axis = arguments[0] if arguments else given.get("axis") or given.get("dim")
+            close = self.source.span(node)[1] - 1
+            more = ", " if node.args or node.keywords else ""
+            if axis is None:
+                for rank, new in enumerate(_AXES.split(";")):
+                    self._add(1.1 + rank / 50, (close, close), f"{more}axis={new}", "wrong axis", node)
+                    self._add(1.3 + rank / 50, (close, close), f"{more}axis={new}, keepdims=True", "wrong axis", node)
+            else:
+                names = [name for name in ("axis", "axes", "dims") if name in self._names(node)]
+                for rank, new in enumerate([*names, *_AXES.split(";")]):
+                    if new != self.text(axis):
+                        self._add(1 + rank / 50, self.source.span(axis), new, "wrong axis", node)
+            if "keepdims" in given:
+                keep = given["keepdims"]
+                self._add(1, self.source.span(keep), str(self.text(keep) != "True"), "wrong axis", node)
+            else:
+                self._add(1, (close, close), f"{more}keepdims=True", "wrong axis", node)
+        if first:
+            self._add(1.2, node, f"({first})", "precision" if name in ("astype", "round", "float32") else "call")
+        self._exchanges(node.args, "order", node)
 
 
 def _tight(node: ast.AST, sign: str) -> bool:
@@ -563,105 +599,3 @@ def _tight(node: ast.AST, sign: str) -> bool:
     return isinstance(node, ast.BinOp) and (
         sign in "+-" or isinstance(node.op, ast.Mult | ast.Div | ast.MatMult | ast.Pow)
     )
-
-
-def _names_in(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id != "np"}
-
-
-def _operator_edits(source: Source, node: ast.BinOp, span: tuple[int, int], scope: Scope) -> Iterator[Edit]:
-    sign = _OPERATORS.get(type(node.op))
-    if sign is None:
-        return
-    left_end, right_start = source.span(node.left)[1], source.span(node.right)[0]
-    between = source.text[left_end:right_start].decode()
-    at = left_end + len(between[: between.index(sign)].encode())
-    for other in _OTHERS[sign].replace("", " ").split():
-        cost = 1.15 if sign in "+-" and other == "*" else 1
-        yield _edit(cost, (at, at + len(sign)), other, "sign" if sign + other in ("+-", "-+") else "operator", node)
-    left, right = source.segment(node.left), source.segment(node.right)
-    names = _names_in(node)
-    for name in names:
-        for rank, other in enumerate(scope.names(node)):
-            if other != name and sum(n.id == name for n in ast.walk(node) if isinstance(n, ast.Name)) > 1:
-                yield _edit(
-                    1.6 + rank / 50, span, re.sub(rf"\b{name}\b", other, source.segment(node)), "wrong name", node
-                )
-    chained = isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult) and sign == "*"
-    head = source.segment(node.left.left) if chained else ""  # type: ignore[attr-defined]
-    if chained:
-        yield _edit(1.5, span, f"({head})", "factor", node)
-    tail = [node.left.right, node.right] if chained else [node]  # type: ignore[attr-defined]
-    alone = set().union(*map(_names_in, tail))
-    for form in _DERIVATIVES if len(alone) == 1 else ():
-        yield _edit(2, span, f"({head + ' * ' * bool(head)}{form.format(*alone)})", "wrong formula", node)
-    kind = "term" if sign in "+-" else "power" if sign == "**" else "factor"
-    yield _edit(1.05, span, f"({left})", kind, node)
-    if sign != "**":
-        yield _edit(1.05, span, f"(-({right}))" if sign == "-" else f"({right})", kind, node)
-    if sign in "-/@**":
-        yield _edit(1.1, span, f"(({right}) {sign} ({left}))", "order", node)
-    if sign == "@":
-        yield _edit(1.2, span, f"(({right}).T @ ({left}))", "order", node)
-        yield _edit(1.3, span, f"(({right}) @ ({left}).T)", "order", node)
-        yield _edit(1.3, span, f"(({right}).T @ ({left}).T)", "order", node)
-
-
-def _number_edits(
-    source: Source, node: ast.Constant, span: tuple[int, int], parent: ast.AST, scope: Scope
-) -> Iterator[Edit]:
-    value: Any = node.value
-    near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
-    for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
-        idle = isinstance(parent, ast.BinOp) and number == str(int(not isinstance(parent.op, ast.Add | ast.Sub)))
-        if number != source.segment(node) and not idle:
-            new = (
-                f"({number})" if number.startswith("-") and not isinstance(parent, ast.Subscript | ast.Call) else number
-            )
-            yield _edit(1 + rank / 50, span, new, "constant", node)
-    for rank, name in enumerate([*scope.names(node), *scope.counts]):
-        yield _edit(1.7 + rank / 50, span, name, "constant", node)
-
-
-def _call_edits(source: Source, node: ast.Call, span: tuple[int, int], scope: Scope) -> Iterator[Edit]:
-    function = source.span(node.func)
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    is_method = isinstance(node.func, ast.Attribute) and source.segment(node.func.value) not in (
-        "np",
-        "numpy",
-        "torch",
-        "jnp",
-    )
-    for kin in _KIN:
-        if name in kin:
-            for other in kin:
-                if other != name and isinstance(node.func, ast.Attribute):
-                    start = function[1] - len(name.encode())
-                    kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
-                    yield _edit(1, (start, function[1]), other, kind, node)
-    first = source.segment(node.func.value) if is_method else source.segment(node.args[0]) if node.args else ""  # type: ignore[attr-defined]
-    if name in _REDUCTIONS:
-        arguments = node.args if is_method else node.args[1:]
-        given = {keyword.arg: keyword for keyword in node.keywords}
-        named = given.get("axis") or given.get("dim")
-        axis = arguments[0] if arguments else named.value if named else None
-        end = span[1] - 1
-        more = ", " if node.args or node.keywords else ""
-        if axis is None:
-            for rank, new in enumerate(_AXES):
-                yield _edit(1.1 + rank / 50, (end, end), f"{more}axis={new}", "wrong axis", node)
-                yield _edit(1.3 + rank / 50, (end, end), f"{more}axis={new}, keepdims=True", "wrong axis", node)
-        else:
-            names = [name for name in ("axis", "axes", "dims") if name in scope.names(node)]
-            for rank, new in enumerate([*names, *_AXES]):
-                if new != source.segment(axis):
-                    yield _edit(1 + rank / 50, source.span(axis), new, "wrong axis", node)
-        if "keepdims" in given:
-            turned = "False" if source.segment(given["keepdims"].value) == "True" else "True"
-            yield _edit(1, source.span(given["keepdims"].value), turned, "wrong axis", node)
-        else:
-            yield _edit(1, (end, end), f"{more}keepdims=True", "wrong axis", node)
-    if first:
-        yield _edit(1.2, span, f"({first})", "precision" if name in ("astype", "round", "float32") else "call", node)
-    for a, b in itertools.combinations(node.args, 2):
-        yield from _exchanges(source, [a, b], "order", node)
