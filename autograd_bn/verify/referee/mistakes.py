@@ -51,9 +51,11 @@ def close(a: Any, b: Any, rtol: float = RTOL) -> bool:
 
 def lengths(run: Run, **known: int) -> dict[str, int]:
     """The lengths that a sum or a mean in this run may go over, by what to call them."""
-    named = [*known.items(), ("y.size", run.y.size)]
-    named[-1:-1] = [(f"{n}.shape[{i}]", k) for n, v in run.inputs.items() for i, k in enumerate(np.shape(v))]
-    return {name: n for n, name in {n: name for name, n in reversed(named)}.items() if n > 1}
+    shapes = [(f"{name}.shape[{i}]", k) for name, v in run.inputs.items() for i, k in enumerate(np.shape(v))]
+    found: dict[int, str] = {}
+    for name, n in (*known.items(), *shapes, ("y.size", run.y.size)):
+        found.setdefault(n, name)
+    return {name: n for n, name in found.items() if n > 1}
 
 
 def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
@@ -62,7 +64,11 @@ def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
         return []
     if abs(k) < 1e-8:
         return [MISSING]
-    rows = [(1.0, "", "", "")]
+    plain = [
+        (2, "factor", "is twice what it should be", "Halve it"),
+        (0.5, "factor", "is half of what it should be: a factor 2 is missing", "Multiply it by 2"),
+    ]
+    rows = [(1.0, "", "", ""), *(plain if "N" not in counts else [])]
     for name, n in counts.items():
         rows += [
             (
@@ -74,11 +80,8 @@ def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
             (1 / n, "mean for sum", f"is {name} times too small: a mean stands where a sum belongs", "Sum there"),
             (n / (n - 1), "N-1", f"is divided by {name} - 1 where {name} belongs", f"Divide it by {name}"),
             ((n - 1) / n, "N-1", f"is divided by {name} where {name} - 1 belongs", f"Divide it by {name} - 1"),
+            *plain,
         ]
-    rows += [
-        (2, "factor", "is twice what it should be", "Halve it"),
-        (0.5, "factor", "is half of what it should be: a factor 2 is missing", "Multiply it by 2"),
-    ]
     for (one, n), (other, m) in itertools.permutations(counts.items(), 2):
         rows.append((n / m, "wrong count", f"is divided by {other} where {one} belongs", f"Divide it by {one}"))
     for value, kind, words, repair in rows:

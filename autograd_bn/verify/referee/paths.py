@@ -66,13 +66,18 @@ class Paths:
             if s in flow:
                 share = self.trace.flow(s, flow[s], self.dead)[0].get(self.leaf, none)
                 self.shares[role] = self.shares.get(role, none) + share
-        largest = max([float(np.max(np.abs(share))) for share in self.shares.values()])
-        self.shares = {path: share for path, share in self.shares.items() if np.max(np.abs(share)) > 1e-12 * largest}
+        sizes = {path: float(np.max(np.abs(share), initial=0)) for path, share in self.shares.items()}
+        self.shares = {path: self.shares[path] for path, size in sizes.items() if size > 1e-12 * max(sizes.values())}
 
     def _role(self, s: Node) -> str:
         """What to call a statistic: the mean, the variance, else by its author's name or its operation."""
-        names = [self.trace.label(node) for node in _chain(s)]
-        found = next((role for role in map(canonical, names) if role), names[0])
+        chain = _chain(s)
+        names = [name for name in map(self.trace.label, chain) if name in self.trace.named]
+        found = next((role for role in map(canonical, names) if role), names[0] if names else chain[-1].op or "")
+        if not names and chain[-1].op in ("mean", "sum"):
+            squares = [a for a in chain[-1].receivers if a.op in ("square", "power", "multiply")]
+            centred = any(a.op == "subtract" for square in squares for a in square.receivers)
+            found = "var" if centred else "sum of squares" if squares else found
         return {"std": "var", "invstd": "var"}.get(found, found)
 
     @cached_property
@@ -89,7 +94,8 @@ class Paths:
             if not np.all(np.abs(index - np.round(index)) < 1e-6) or not (found is None or close(index, found, 1e-6)):
                 return None
             found = np.round(index)
-        return None if found is None or len(set(np.bincount(found.astype(int)).tolist())) > 1 else found.astype(int)
+        counts = set() if found is None else {*np.bincount(found.astype(int)).tolist()}
+        return found.astype(int) if found is not None and len(counts) == 1 and counts != {1} else None
 
     def fits(self, given: Array) -> Iterator[tuple[dict[str, list[Mistake]], Array]]:
         """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
@@ -187,21 +193,23 @@ class Factors:
         self.bases: dict[str, Array] = {}
         self.roots: dict[str, Array] = {}  # what isn't forward's root, beside it
         for s, role in paths.statistics.items():
-            value, (*chain, last) = np.ravel(values[s]), _chain(s)
-            self.bases[f"1 / {trace.label(s)}"] = 1 / value
+            value, chain, name = np.ravel(values[s]), _chain(s), trace.label(s)
+            constants = [a for node in chain if node.op == "add" for a in node.args if isinstance(a, float)]
+            self.eps, own, forms = max([self.eps, *constants]), "", dict[str, Array]()
             if role == "var":
-                label = next((name for name, t in trace.named.items() if t.node is last), "var")
-                constants = [a for node in chain if node.op == "add" for a in node.args if isinstance(a, float)]
-                self.eps = max([self.eps, *constants])
-                forms = {t.format(var=label): root(np.ravel(values[last]), self.eps, n) for t, root in _ROOTS.items()}
-                own = [text for text, root in forms.items() if close(value, root, 1e-9) or close(1 / value, root, 1e-9)]
-                if own:
-                    del self.bases[f"1 / {trace.label(s)}"]
-                    inverse = close(1 / value, forms[own[0]], 1e-9)
-                    name = trace.label(s) if trace.label(s) in trace.named else ""
-                    self.bases[name if inverse and name else f"1 / {name or own[0]}"] = 1 / forms[own[0]]
-                    ratios = {f"{text} where forward has {own[0]}": forms[own[0]] / r for text, r in forms.items()}
-                    self.roots |= {text: ratio for text, ratio in ratios.items() if np.ptp(ratio) > 1e-9}
+                var = next((known for known, t in trace.named.items() if t.node is chain[-1]), "var")
+                forms = {
+                    t.format(var=var): root(np.ravel(values[chain[-1]]), self.eps, n) for t, root in _ROOTS.items()
+                }
+                own = next((t for t, r in forms.items() if close(value, r, 1e-9) or close(1 / value, r, 1e-9)), "")
+            if own:
+                ratios = {f"{text} where forward has {own}": forms[own] / root for text, root in forms.items()}
+                self.roots |= {text: ratio for text, ratio in ratios.items() if np.ptp(ratio) > 1e-9}
+                name = name if name in trace.named else ""
+            if own and close(1 / value, forms[own], 1e-9):
+                self.bases[name or f"1 / {own}"] = value
+            else:
+                self.bases[f"1 / {name or own}"] = 1 / value
         self.bases |= {n: t.data.ravel() for n, t in trace.leaves.items() if n != paths.name}
         self.bases = {n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and np.ptp(v) > 1e-9}
 
@@ -273,8 +281,8 @@ def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
 
 def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list[Finding], dict[str, dict[str, float]]]:
     """Findings on gradients that are sums of paths with wrong factors, and how much of each path these carry."""
-    main = main_paths(run)
-    factors, counts = None if main is None else Factors(main), lengths(run)
+    main, counts = main_paths(run), lengths(run)
+    factors = None if main is None else Factors(main)
     places: dict[Mistake, dict[str, list[str]]] = {}
     missing: dict[tuple[str, ...], list[str]] = {}
     carried: dict[str, dict[str, float]] = {}

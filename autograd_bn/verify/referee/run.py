@@ -153,7 +153,12 @@ class Pair:
             derive, trace, why = None, None, "the derivative of forward's code disagrees with differences of its output"
         truth, noise = self._exact(derive, inputs, dy, rng) if derive else self._differences(inputs, dy)
         run = Run(inputs, y, dy, truth, noise, trace, why)
-        self._judge(run)
+        try:
+            with local_values(self.backward) as seen:
+                run.returned, run.faults = self.call_backward(self.backward, run)
+            run.locals = arrays_in(seen)
+        except Exception as error:
+            run.failure = f"backward raised {_reported(error, self.backward)}"
         return run
 
     def call_backward(self, backward: Callable[..., Any], run: Run, dy: Array | None = None) -> tuple[Any, list[str]]:
@@ -183,15 +188,6 @@ class Pair:
             return False
         before, after = list(_arrays(run.returned)), list(_arrays(other))
         return len(before) == len(after) and bool(before) and all(map(_same, before, after))
-
-    def _judge(self, run: Run) -> None:
-        try:
-            with local_values(self.backward) as seen:
-                run.returned, run.faults = self.call_backward(self.backward, run)
-        except Exception as error:
-            run.failure = f"backward raised {_reported(error, self.backward)}"
-            return
-        run.locals = arrays_in(seen)
 
     def _derived(self, inputs: Inputs, y: Array) -> tuple[Derivative | None, Trace | None, str | None]:
         """The derivative of the forward pass by automatic differentiation, or why there is none."""
@@ -248,17 +244,14 @@ class Pair:
         for h in (1e-4, 1e-4, 1e-6):
             dy = np.asarray(rng.normal(size=shape))
             truth = derive(dy)
-            steps = {n: rng.normal(size=truth[n].shape) * _scale(inputs[n]) for n in self.floats}
-            expected = sum(float(np.sum(truth[n] * steps[n])) for n in self.floats)
-            size = sum(float(np.sum(np.abs(truth[n] * steps[n]))) for n in self.floats)
-            sides = []
-            for t in (h, -h):
-                try:
-                    y = self.output({**inputs, **{n: inputs[n] + t * steps[n] for n in self.floats}})
-                except Unjudgeable:
-                    return False
-                sides.append(float(np.sum(y * dy)) if y.shape == dy.shape else np.nan)
-            if abs((sides[0] - sides[1]) / (2 * h) - expected) <= 1e-4 * size:
+            steps = {n: rng.normal(size=g.shape) * _scale(inputs[n]) for n, g in truth.items()}
+            terms = np.concatenate([np.ravel(g * steps[n]) for n, g in truth.items()])
+            ends = [{**inputs, **{n: inputs[n] + t * step for n, step in steps.items()}} for t in (h, -h)]
+            try:
+                up, down = (float(np.sum(self.output(end) * dy)) for end in ends)
+            except (Unjudgeable, ValueError):  # it takes no such values, or gives another shape
+                return False
+            if abs((up - down) / (2 * h) - np.sum(terms)) <= 1e-4 * np.sum(np.abs(terms)):
                 return True
         return False
 
