@@ -34,9 +34,8 @@ def layer_backward(dy, cache, mean=1, var=1):
 def group(x):
     t = x.reshape(len(x), 2, -1)
     m = t.mean(2, keepdims=True)
-    v = ((t - m) ** 2).mean(2, keepdims=True)
-    y = (t - m) / np.sqrt(v + 1e-3)
-    return y.reshape(x.shape), (y, v)
+    y = (t - m) / np.sqrt(((t - m) ** 2).mean(2, keepdims=True) + 1e-3)
+    return y.reshape(x.shape), (y, t.var(2, keepdims=True))
 
 
 def group_backward(dy, cache, k=1):
