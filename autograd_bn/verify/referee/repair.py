@@ -32,7 +32,7 @@ class NoSearch(Exception):
 
 
 class Clock:
-    """The budget of a check: seconds of computing, and half as many more that pass, where others compute too."""
+    """The budget of a check: seconds of computing, and five times as many that pass where others compute, too."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.started = seconds, (thread_time(), perf_counter())
@@ -40,7 +40,7 @@ class Clock:
     def spent(self) -> float:
         """The share of the budget that is gone."""
         computed, passed = thread_time() - self.started[0], perf_counter() - self.started[1]
-        return max(computed, passed / 1.5) / self.seconds if self.seconds > 0 else np.inf
+        return max(computed, passed / 5) / self.seconds if self.seconds > 0 else np.inf
 
 
 @dataclass
