@@ -224,27 +224,26 @@ class Referee:
         return []
 
     def _trial(self, run: Run) -> Trial:
-        def again(backward: Callable[..., Any]) -> Run:
-            quiet = warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO())
-            with quiet[0], quiet[1], local_values(backward) as seen:
-                returned, faults = self.pair.call_backward(backward, run)
-            other = replace(run, returned=returned, faults=faults, locals=arrays_in(seen))
-            other.back = sort(self.pair, other)
-            return other
-
         def gradients(backward: Callable[..., Any]) -> dict[str, Array] | None:
             try:
-                other = again(backward)
+                with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+                    returned, faults = self.pair.call_backward(backward, run)
             except Exception:
                 return None
-            return other.back.gradients if not other.faults or run.faults else None
+            found = sort(self.pair, replace(run, returned=returned)).gradients
+            return found if not faults or run.faults else None
+
+        def right_steps(backward: Callable[..., Any]) -> dict[str, bool]:
+            with local_values(backward) as seen:
+                returned, _ = self.pair.call_backward(backward, run)
+            other = replace(run, returned=returned, locals=arrays_in(seen))
+            other.back = sort(self.pair, other)
+            return {step.name: step.ok for step in steps(other, self.paths is not None)}
 
         def right(name: str, given: Array) -> bool:
             return name in run.truth and right_in(run, name, given)
 
-        return Trial(
-            gradients, right, lambda f: {step.name: step.ok for step in steps(again(f), self.paths is not None)}
-        )
+        return Trial(gradients, right, right_steps)
 
     def _diagnose(
         self, run: Run, last: Run, wrong: list[str], repairs: list[Repair], intermediates: list[Step]
