@@ -86,7 +86,6 @@ class Source:
             raise NoSearch("its source is not a plain function")
         skipped = definition.lineno - 1  # decorators
         self.first = max(first, 1) + skipped
-        self.indent = len(lines[skipped]) - len(lines[skipped].lstrip())
         self.text = "".join(textwrap.dedent("".join(lines)).splitlines(keepends=True)[skipped:]).encode()
         self.tree = ast.parse(self.text).body[0]
         self.starts = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
@@ -474,8 +473,9 @@ class Slips:
                 self._call(node)
             case ast.Attribute(attr="T"):
                 self._add(1, node, self.text(node.value), "transposed")
-            case ast.Subscript():
-                self._subscript(node, parent)
+            case ast.Subscript(value=value):
+                self._add(1.6, node, self.text(value), "index")
+                self._add(1.7, node, f"{self.text(value)}.sum(axis=0)", "not summed")
         names, counts = self._names(node), self.counts
         if isinstance(node, ast.Name) or self._is_atom(node):
             for rank, name in enumerate(names):
@@ -500,24 +500,6 @@ class Slips:
                 self._add(cost + more, node, new, "factor" if sign in "*/@" else "term")
             for form in _DERIVATIVES:
                 self._add(3.2 + rank / 50, node, f"(({text}) * ({form.format(name)}))", "factor")
-
-    def _subscript(self, node: ast.Subscript, parent: ast.AST) -> None:
-        value, inner = self.text(node.value), node.value
-        self._add(1.6, node, value, "index")
-        self._add(1.7, node, f"{value}.sum(axis=0)", "not summed")
-        if isinstance(inner, ast.Call):  # a reduction over another axis, brought into shape
-            before, (start, end) = len(self.found), self.source.span(inner)
-            self._call(inner)
-            axes = [edit for edit in self.found[before:] if edit.kind == "wrong axis"]
-            del self.found[before:]
-            for edit in axes:
-                call = (
-                    self.source.text[start : edit.start].decode() + edit.new + self.source.text[edit.end : end].decode()
-                )
-                self._add(edit.cost + 0.5, node, call, "wrong axis")
-        if isinstance(node.slice, ast.Slice) and not isinstance(parent, ast.Assign):
-            for part in (":-1", "1:", "::-1", "::2", ":", "-1", "0"):
-                self._add(1.5, node, f"{value}[{part}]", "index")
 
     def _operator(self, node: ast.BinOp, sign: str) -> None:
         (_, start), (end, _) = self.source.span(node.left), self.source.span(node.right)
