@@ -196,6 +196,7 @@ def test_the_open_form_is_computed_by_itself_and_its_nodes_have_twins():
     assert {names[1][int(i)] for i, j in twin.items() if j == fused} == {
         *("mean", "centred", "square", "var", "add₁", "1/σ", "x̂", "multiply₁", "add₂")
     }
+    assert names[1][data["twin"]["closed"][str(fused)]] == "add₂"  # the last has its value
     for name in ("x", "gamma", "beta", "w", "loss"):
         assert twin[str(names[1].index(name))] == names[0].index(name)
         assert data["twin"]["closed"][str(names[0].index(name))] == names[1].index(name)
@@ -832,6 +833,13 @@ def test_hostile_names_are_shown_as_typed_and_harmless(visit):
     assert say(tab) == view["steps"][-1]["say"]
     labels = tab.evaluate("() => [...document.querySelectorAll('[data-node]')].map(e => e.ariaLabel)")
     assert all(any(label.startswith(name) for label in labels) for name in HOSTILE)
+
+
+def test_half_a_letter_in_a_name_is_spelled_out(tmp_path):
+    x = ag.tensor([1.0], requires_grad=True, name="half\ud800")
+    html = ag.page((x * x).sum()).save(tmp_path / "a.html").read_text("utf-8")
+    assert "half\\ud800 gets" in html
+    assert data_of(html)["views"][0]["nodes"][0]["symbol"] == x.name
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -54,9 +54,6 @@ class Sketch(graphviz.Digraph):  # type: ignore[misc]
     def _repr_image_svg_xml(self) -> str:
         return draw(self.source, "svg").decode()
 
-    def _repr_image_png(self) -> bytes:
-        return draw(self.source, "png")
-
 
 def digraph(picture: Picture, direction: str | None) -> Sketch:
     """The DOT of a picture; `direction` is "LR", "TB", or None for what fits a page."""

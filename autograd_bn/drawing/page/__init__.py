@@ -149,7 +149,7 @@ def _document(
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
-    return Page(html, views[start].svg)
+    return Page(html.encode("utf-8", "backslashreplace").decode(), views[start].svg)
 
 
 def _stage(made: View, shown: bool) -> str:
