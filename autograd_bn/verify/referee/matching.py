@@ -142,42 +142,24 @@ def steps(run: Run, aliased: bool) -> list[Step]:
 
     `aliased` matches names by what normalisations call their values.
     """
-    known, others = _known(run), run.back.others
+    trace, rows = run.trace, list[tuple[int, Step]]()
+    if trace is None:
+        return []
+    found, shares = trace.flow(trace.y.node, run.dy)
+    known = {plain(n): t.node for n, t in trace.named.items() if t.node in found and t.node is not trace.y.node}
     roles = {canonical(name): name for name in known if canonical(name) and aliased}
     inputs = {plain(name) for name in run.inputs}
-    found: list[tuple[float, Step]] = []
-    local = {name: value for name, value in run.locals.items() if name not in others}
-    for key, value in [*others.items(), *local.items()]:
+    for key, value in (run.locals | run.back.others).items():
         targets = [name for name in _derivative_of(key)[:-1] if name not in inputs]
         target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
         if target is not None and value.dtype.kind in "fiu":
-            rank, truth, parts = known[target]
-            found.append((rank, _step(key, value, truth, parts, key in others)))
-    return [step for _, step in sorted(found, key=lambda item: -item[0])]
-
-
-Known = dict[str, tuple[float, Array, list[tuple[str, Array]]]]
-
-
-def _known(run: Run) -> Known:
-    """The true gradients of intermediates, by plain names: place in forward, gradient, shares by consumer."""
-    known: Known = {}
-    if run.trace is not None:
-        found, shares = run.trace.flow(run.trace.y.node, run.dy)
-        ranks = {node: i for i, node in enumerate(run.trace.order)}
-        for name, tensor in run.trace.named.items():
-            node = tensor.node
-            if node in found and node is not run.trace.y.node:
-                parts = [(run.trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
-                known[plain(name)] = (ranks[node], found[node], parts)
-    return known
-
-
-def _step(key: str, value: Array, truth: Array, parts: list[tuple[str, Array]], returned: bool) -> Step:
-    given = value.reshape(truth.shape) if value.size == truth.size else value
-    # Authors call the whole gradient or the share through one consumer by the value's name.
-    for consumer, share in [("", truth), *(parts if len(parts) > 1 else ())]:
-        size = 0.0 if consumer else 1e-3 * max([float(np.max(np.abs(p), initial=0)) for _, p in parts], default=0.0)
-        if right(given, share, size=size):
-            return Step(key, given, share, True, returned, consumer)
-    return Step(key, given, truth, False, returned)
+            node = known[target]
+            parts = [(trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
+            size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
+            given = value.reshape(node.shape) if value.size == found[node].size else value
+            # Authors call the whole gradient or the share through one consumer by the value's name.
+            tries = [("", found[node], size), *[(consumer, part, 0.0) for consumer, part in parts if len(parts) > 1]]
+            fits = [(part, truth) for part, truth, size in tries if right(given, truth, size=size)]
+            part, truth = (fits or [("", found[node])])[0]
+            rows.append((trace.order.index(node), Step(key, given, truth, bool(fits), key in run.back.others, part)))
+    return [step for _, step in sorted(rows, key=lambda row: -row[0])]
