@@ -243,19 +243,17 @@ class Workshop:
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         edits = [(source, edit) for source in self.sources for edit in Slips(source).found]
-        reaches: dict[tuple[int, int, int], bool] = {}
+        reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
-            start, end = source.span(edit.place)
-            key = (self.sources.index(source), start, end)
-            if key not in reaches and clock.spent() < 1:
-                reaches[key] = before is None or self._reaches(source, start, end, trial, before, wrong, fixed)
-            if reaches.get(key):
+            at = source, source.span(edit.place)
+            if at not in reaches and clock.spent() < 1:
+                moved = None if before is None else self._moving(*at, trial, before)
+                reaches[at] = moved is None or (bool(moved & wrong) and not moved & fixed)
+            if reaches.get(at):
                 yield source, edit
 
-    def _reaches(
-        self, source: Source, start: int, end: int, trial: Trial, before: Gradients, wrong: set[str], fixed: set[str]
-    ) -> bool:
-        """Whether moving the value of an expression moves a wrong gradient, and none that is right."""
+    def _moving(self, source: Source, span: tuple[int, int], trial: Trial, before: Gradients) -> set[str] | None:
+        """The gradients that move when the value of an expression does, or None where it can't be moved."""
         moved = []
 
         def move(value: Any) -> Any:
@@ -264,25 +262,19 @@ class Workshop:
                 return value * 1.3 + 0.1
             return value
 
-        self.space["_move"] = move
-        text = self.text_around(source, start, end)
+        self.space["_move"], (start, end) = move, span
+        text = source.text[:start] + b"_move(" + source.text[start:end] + b")" + source.text[end:]
         with self.with_text(source, text) as backward:
             after = None if backward is None else trial.gradients(backward)
         if not moved or after is None:
-            return True
-        changed = {n for n in before if n not in after or not np.array_equal(before[n], after[n], equal_nan=True)}
-        return bool(changed & wrong) and not changed & fixed
-
-    def text_around(self, source: Source, start: int, end: int) -> bytes:
-        """The text with one expression handed through `_move`."""
-        return source.text[:start] + b"_move(" + source.text[start:end] + b")" + source.text[end:]
+            return None
+        return {n for n in before if n not in after or not np.array_equal(before[n], after[n], equal_nan=True)}
 
 
 _MODULES = {"numpy", "math", "torch", "jax", "scipy", "operator", "functools", "itertools"}
-_BUILTINS = set("len range float int abs sum max min zip enumerate tuple list dict slice pow reversed sorted".split())
-_BUILTINS |= set(
-    "isinstance getattr hasattr print bool set round map super ValueError TypeError NotImplementedError".split()
-)
+_BUILTINS = set("len range float int bool abs sum max min zip enumerate tuple list dict set slice pow reversed".split())
+_BUILTINS |= set("sorted isinstance getattr hasattr print round map super".split())
+_BUILTINS |= set("ValueError TypeError NotImplementedError".split())
 _UNSAFE = set("tofile dump dumps save savez savez_compressed savetxt load loadtxt fromfile memmap write close".split())
 _UNSAFE |= set("remove unlink send system popen seed backward".split())
 
