@@ -144,28 +144,23 @@ def normalise(
 
 
 def _affine(
-    x: Array,
-    axes: tuple[int, ...],
-    dtype: np.dtype[Any],
-    mean: Any,
-    slope: Array,
-    constant: Array,
-    centred: Any = None,
-    g: Any = None,
-    factor: Any = None,
+    x: Array, axes: tuple[int, ...], dtype: Any, mean: Any, slope: Array, constant: Array, centred: Any, *term: Any
 ) -> Array:
-    """(x - mean) * slope + constant + g * factor; `mean` and `g` may be None. It overwrites `centred`, x - mean."""
+    """(x - mean) * slope + constant, plus the product of a `term`, an array and a factor; `mean` may be None.
+
+    It overwrites `centred`, x - mean, where that was made before.
+    """
     if direct(x):
         t = _less(x, mean, slope.dtype) if centred is None else centred
         t *= slope
         t += constant
-        if g is not None:
-            t += g * factor
+        if term:
+            t += term[0] * term[1]
         return t.astype(dtype, copy=False)
     y = empty_like(x, dtype)
-    layout, views = walk(axes, *[array for array in (x, y, g) if array is not None])
-    means, *vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, factor)]
-    choose(layout, *views).affine(layout, *views[:2], means, *vectors[:2], *views[2:], *vectors[2:])
+    layout, views = walk(axes, x, y, *term[:1])
+    vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:])]
+    choose(layout, *views).affine(layout, *views[:2], *vectors[:3], *views[2:], *vectors[3:])
     return y
 
 
@@ -195,25 +190,18 @@ def backward_sums(
 
 
 def input_gradient(
-    made: tuple[Any, Array],
-    x: Array,
-    axes: tuple[int, ...],
-    mean: Mean,
-    scale: Array,
-    gamma: Any,
-    average: Any,
-    weighted_average: Any,
+    made: tuple[Any, Array], x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, averages: Any
 ) -> Array:
-    """gamma * scale * (g - average - normalised input * weighted_average); None for the average of a cut path.
+    """gamma * scale * (g - average - normalised input * weighted average); None for the average of a cut path.
 
     `made` is what `backward_sums` made, and is overwritten.
     """
-    centred, g = made
+    (centred, g), (average, weighted) = made, averages
     factor = scale if gamma is None else scale * gamma
     constant = np.zeros_like(factor) if average is None else -factor * average
-    if weighted_average is None:
-        return _affine(g, axes, x.dtype, None, factor, constant)
-    slope = -factor * scale * weighted_average
+    if weighted is None:
+        return _affine(g, axes, x.dtype, None, factor, constant, None)
+    slope = -factor * scale * weighted
     return _affine(x, axes, x.dtype, mean.high, slope, constant - mean.low * slope, centred, g, factor)
 
 

@@ -131,22 +131,14 @@ def _rule(
     if not isinstance(g, Tensor):
         return _on_arrays(g, wanted, x, gamma, beta, kept, axes, through, comm)
     centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
-    return _on_tensors(g, wanted, x, gamma, beta, centred, ag.rsqrt(ag.add(var, eps)), n, axes, through, comm)
+    kept = centred, ag.rsqrt(ag.add(var, eps)), n
+    return _on_tensors(g, wanted, x, gamma, beta, kept, axes, through, comm)
 
 
 def _on_tensors(
-    g: Any,
-    wanted: Any,
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    centred: Any,
-    scale: Any,
-    n: int,
-    axes: Any,
-    through: Any,
-    comm: Any,
+    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, axes: Any, through: Any, comm: Any
 ) -> tuple[Any, ...]:
+    centred, scale, n = kept
     normal = centred * scale
     total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
     dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
@@ -185,7 +177,7 @@ def _on_arrays(
             sums, n = zip((total, weighted), through, strict=True), max(n, 1)
             averages = [total / n if used else None for total, used in sums]
             gamma = lay_along(gamma, x.shape, axes)
-            dx = arithmetic.input_gradient(made, x, axes, centre, scale, gamma, *averages)
+            dx = arithmetic.input_gradient(made, x, axes, centre, scale, gamma, averages)
             dx = dx if unit is None else dx * unit
     return dx, dgamma, dbeta, None, None, None
 

@@ -93,8 +93,8 @@ class Layout:
         self.counts = np.array(counts).reshape(-1, 1)
 
     @cached_property
-    def table(self) -> Array:
-        """The blocks in numbers, for arrays whose views are contiguous.
+    def walk(self) -> tuple[Array, bool, Array]:
+        """The blocks in numbers, for arrays whose views are contiguous; then `long` and `counts`.
 
         Where a block starts; its rows, features and inner elements; how far it is from row to row and from feature to
         feature; which of the features comes first; and its part.
@@ -105,12 +105,7 @@ class Layout:
             start = int(np.ravel_multi_index(first, self.shape))
             lengths = (block.rows, block.features.stop - block.features.start, block.inner)
             rows.append((start, *lengths, self.features * self.inner, self.inner, block.features.start, block.part))
-        return np.array(rows)
-
-    @cached_property
-    def walk(self) -> tuple[Array, bool, Array]:
-        """The table, what its lines are, and how many numbers each part has: what a kernel walks by."""
-        return self.table, self.long, self.counts
+        return np.array(rows), self.long, self.counts
 
     def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
         cut = [len(range(*s.indices(n))) for s, n in zip(where, self.shape, strict=True) if isinstance(s, slice)]

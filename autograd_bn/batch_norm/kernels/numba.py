@@ -30,12 +30,12 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
-    table = layout.table
+    table, long, _ = layout.walk
     parallel = layout.size > PARALLEL
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
-        kernel(table[first : first + taken], layout.long, *args)
+        kernel(table[first : first + taken], long, *args)
 
     share(work, range(0, len(table), taken), parallel)
 
