@@ -133,3 +133,16 @@ def test_a_mistake_that_no_factor_explains_is_not_blamed_on_a_path():
     )
     assert not verdict.ok
     assert "path" not in verdict.diagnosis[0].what
+
+
+@pytest.mark.parametrize(
+    ("missing", "repair"),
+    [
+        ({"var": 0}, "Add -xhat * mean(direct * xhat), where direct is the direct path."),
+        ({"mean": 0}, "Add -mean(direct), where direct is the direct path."),
+        ({"mean": 0, "var": 0}, "Add -mean(direct) and -xhat * mean(direct * xhat), where direct is the direct path."),
+    ],
+)
+def test_a_missing_path_is_written_out(missing, repair):
+    verdict = ag.check_backward(layer, lambda dy, cache: layer_backward(dy, cache, **missing), (X, G, B), seconds=0)
+    assert [finding.repair for finding in verdict.diagnosis] == [repair]

@@ -127,9 +127,7 @@ class Paths:
         """What a path becomes with a value in another's place, before its sum over a feature or in it, or unsummed."""
         if path == "direct":
             return
-        values = {name: t.data for name, t in self.trace.named.items() if t.shape == self.leaf.shape}
-        values |= {self.name: self.run.inputs[self.name], "1": np.ones(self.leaf.shape)}
-        rows = {name: self._rows(value) for name, value in values.items()}
+        rows = self._full
         direct, share = self._rows(self.shares["direct"]), self._rows(self.shares[path])
         own = [n for n, r in rows.items() if np.all(r) and close(share, r * np.mean(share / r, axis=1, keepdims=True))]
         for name in own:
@@ -141,6 +139,21 @@ class Paths:
                 yield [Mistake("wrong operand", f"{words}, outside its sum", repair)], share / rows[name] * rows[other]
                 inside = share / total * np.sum(direct * rows[other], axis=1, keepdims=True)
                 yield [Mistake("wrong operand", f"{words}, in its sum", repair)], inside
+
+    @cached_property
+    def _full(self) -> dict[str, Array]:
+        """The values of the input's length that have names, and 1, each as (features, N)."""
+        values = {name: t.data for name, t in self.trace.named.items() if t.shape == self.leaf.shape}
+        values |= {self.name: self.run.inputs[self.name], "1": np.ones(self.leaf.shape)}
+        return {name: self._rows(value) for name, value in values.items()}
+
+    def formula(self, path: str) -> str:
+        """A path through a statistic in terms of the direct one, where it is as simple as in batch norm."""
+        for name, value in self._full.items() if self.groups is not None else ():
+            mean = np.mean(self._rows(self.shares["direct"]) * value, axis=1, keepdims=True)
+            if close(-value * mean, self._rows(self.shares[path])):
+                return "-mean(direct)" if name == "1" else f"-{name} * mean(direct * {name})"
+        return ""
 
     def _rows(self, values: Array) -> Array:
         """An array of the input's shape as (features, N)."""
@@ -284,7 +297,7 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     main, counts = main_paths(run), lengths(run)
     factors = None if main is None else Factors(main)
     places: dict[Mistake, dict[str, list[str]]] = {}
-    missing: dict[tuple[str, ...], list[str]] = {}
+    missing: dict[tuple[str, ...], tuple[list[str], str]] = {}
     carried: dict[str, dict[str, float]] = {}
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
@@ -308,18 +321,20 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
             ways = [path for path in found if mistake in found[path]]
             words = [_WORDS.get(path, f"the path through `{path}`") for path in ways]
             if mistake is MISSING and len(ways) < len(found):
-                missing.setdefault(tuple(words), []).append(label)
+                formulas = [paths.formula(path) for path in ways if path != "direct" and "direct" in paths.shares]
+                said = " and ".join(formulas) if len(formulas) == len(ways) and all(formulas) else ""
+                missing.setdefault(tuple(words), ([], said))[0].append(label)
             elif len(ways) == len(found):
                 places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(found) > 1 else label]
             else:
                 places.setdefault(mistake, {})[label] = [f"in {label} {way}" for way in words]
-    findings = [_missing(labels, ways) for ways, labels in missing.items()]
+    findings = [_missing(labels, ways, formula) for ways, (labels, formula) in missing.items()]
     for mistake, where in places.items():
         findings.append(mistake.of(list(itertools.chain(*where.values())), list(where)))
     return findings, carried
 
 
-def _missing(labels: list[str], ways: Sequence[str]) -> Finding:
+def _missing(labels: list[str], ways: Sequence[str], formula: str) -> Finding:
     """Paths that gradients lack."""
     carry = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'}"
     parts = listed([f"0.00 of {way}" for way in ways])
@@ -327,4 +342,7 @@ def _missing(labels: list[str], ways: Sequence[str]) -> Finding:
     if {_WORDS["mean"], _WORDS["var"]} == set(ways):
         what += " The mean and the variance are taken for constants, which is right in inference alone."
     kind = "missing path" if len(ways) == 1 else "inference formula"
-    return Finding(kind, tuple(labels), what, f"Add what flows back on {listed(ways)}.")
+    repair = (
+        f"Add {formula}, where direct is the direct path." if formula else f"Add what flows back on {listed(ways)}."
+    )
+    return Finding(kind, tuple(labels), what, repair)
