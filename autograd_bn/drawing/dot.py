@@ -84,6 +84,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     fill(None)
     framed = bool(picture.clusters) or any(shape.kind == "parameter" for shape in picture.shapes)
     modules = any(frame.kind == "module" for frame in picture.clusters)
+    last = {(arrow.tail, arrow.head, arrow.label): arrow for arrow in picture.arrows}
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
         if arrow.gradient:
@@ -92,7 +93,10 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
             inner = tail.cluster is not None and tail.cluster == head.cluster
             home = None if head.cluster is None else picture.clusters[head.cluster]
             nested = inner and home and home.kind == "statistics" and home.parent is not None
-            style = _beside(arrow.label) if nested and direction == "TB" else f"label={_quoted(f'  {arrow.label} ')}"
+            # The two arrows of c * c have one label, and room for two.
+            both = last[arrow.tail, arrow.head, arrow.label] is not arrow
+            text = "  " * len(arrow.label) if both else arrow.label
+            style = _beside(text) if nested and direction == "TB" else f"label={_quoted(f'  {text} ')}"
             style += f"{CUT * (head.kind == 'stop_gradient')}{STRAIGHT * (arrow.spine or inner)}"
             # The first rank of a module's frame is its parameters', which stand aside of the way forward.
             style += " minlen=2" * bool(arrow.spine and modules and home and tail.cluster != head.cluster)
