@@ -110,14 +110,15 @@ class Differences:
     def _rounding(self, i: int, direction: Array) -> Array:
         """How far rounding may throw each output; of the two sides the calmer one, where a kink stirs the other."""
         tiny = self.scale[i] * self.smallest / 16
+        hidden = 2**-52 * max(map(_largest, self.at))  # in numbers of the inputs' size, which cancelled
         sides = []
         for t in (tiny, -1.4 * tiny):
-            third = np.diff([self._moved([i], [k * t * direction]) for k in range(1, 9)], n=3, axis=0)
-            sides.append(np.nan_to_num(np.max(np.abs(third), axis=0) / math.sqrt(20), nan=np.inf))
+            moved = np.array([self._moved([i], [k * t * direction]) for k in range(1, 9)])
+            third = np.max(np.abs(np.diff(moved, n=3, axis=0)), axis=0) / math.sqrt(20)
+            still = np.ptp(moved, axis=0) <= hidden
+            sides.append(np.nan_to_num(np.where(still, np.maximum(third, hidden), third), nan=np.inf))
         calmer, wilder = np.minimum(*sides), np.maximum(*sides)
-        hidden = 2**-52 * max(map(_largest, self.at))  # in numbers of the inputs' size, which cancelled
-        calmer = np.where(calmer == 0, hidden, calmer)
-        noise = np.where(wilder <= 1000 * calmer, np.maximum(calmer, wilder), calmer)
+        noise = np.where(wilder <= 1000 * calmer, wilder, calmer)
         noise = np.maximum(noise, 2**-52 * np.abs(self.value))
         # What is small because larger numbers cancelled in it has their rounding.
         parts = [np.maximum(part, np.median(part)) if part.size else part for part in np.split(noise, self.ends)]
