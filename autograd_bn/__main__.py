@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
-from .commands import UsageError, complain, words
+from .commands import UsageError, complain, flushed, words
 
 COMMANDS = ("compare", "render", "check", "train", "bench")
 
@@ -59,10 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:  # a full disk, or a pipe whose reader has gone
         problem = f"can't write {error.filename2 or error.filename or 'to standard output'}: {words(error)}"
-        try:
-            sys.stdout.flush()
-        except OSError:  # Python would try again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flushed(sys.stdout)
     else:
         return status
     complain(f"autograd-bn {given[0]}: {problem}")

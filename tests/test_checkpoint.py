@@ -205,6 +205,7 @@ def test_a_device_is_written_to_and_stays_one(tmp_path):
     assert ag.load(tmp_path / "copy.npz")["n"] == 3
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert link.is_symlink()
+    ag.save(os.devnull, STATE)
     with pytest.raises(IsADirectoryError):
         ag.save(tmp_path, STATE)
 

@@ -231,6 +231,10 @@ def test_a_pipe_whose_reader_has_gone_ends_with_status_2_and_a_line():
     assert done.stderr == "autograd-bn compare: can't write to standard output: broken pipe\n"
 
 
+def test_a_pipe_for_output_and_errors_whose_reader_has_gone_ends_with_status_2():
+    assert shell("set -o pipefail; $cli compare small.npy --json 2>&1 | true").returncode == 2
+
+
 def test_a_closed_output_ends_with_status_2_and_a_line():
     done = shell("$cli compare >&-")
     assert done.returncode == 2

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -48,8 +48,16 @@ def words(error: OSError) -> str:
 def complain(text: str) -> None:
     """One line on standard error, in one write: several ranks may share it."""
     if sys.stderr is not None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        flushed(sys.stderr, f"{text}\n")
+
+
+def flushed(stream: TextIO, text: str = "") -> None:
+    """Write the last text to a stream; what it can't take is dropped, or Python would try again at its end."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fill(text: str) -> str:
