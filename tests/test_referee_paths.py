@@ -146,3 +146,19 @@ def test_a_mistake_that_no_factor_explains_is_not_blamed_on_a_path():
 def test_a_missing_path_is_written_out(missing, repair):
     verdict = ag.check_backward(layer, lambda dy, cache: layer_backward(dy, cache, **missing), (X, G, B), seconds=0)
     assert [finding.repair for finding in verdict.diagnosis] == [repair]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: (x / x.sum(0), None),
+        lambda x: (x * (x.mean(0) - 5), None),
+        lambda x: (x * 0.0 + x.sum() * 0, None),
+        lambda x: (x + 0.0 * x.sum(0), None),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 4), (2, 1), (1, 3)])
+def test_statistics_that_are_no_variance_are_taken_as_they_are(forward, shape):
+    x = np.random.default_rng(1).normal(size=shape)
+    assert not ag.check_backward(forward, lambda dy, cache: 3 * dy, (x,), seconds=0).ok

@@ -72,10 +72,13 @@ def check_backward(
     """
     if inputs is not None:
         pair = Pair(forward, backward, inputs, names)
-        return Referee(pair, take_apart(pair.backward), seed, seconds).verdict()
-    adapted = adapt(forward, backward)
-    pair = Pair(adapted.forward, adapted.backward, adapted.inputs, names or adapted.names, adapted.truth)
-    return Referee(pair, (adapted.source, adapted.rebuild), seed, seconds).verdict()
+        source = take_apart(pair.backward)
+    else:
+        adapted = adapt(forward, backward)
+        pair = Pair(adapted.forward, adapted.backward, adapted.inputs, names or adapted.names, adapted.truth)
+        source = adapted.source, adapted.rebuild
+    with np.errstate(all="ignore"):
+        return Referee(pair, source, seed, seconds).verdict()
 
 
 class Referee:

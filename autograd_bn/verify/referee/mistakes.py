@@ -90,7 +90,7 @@ def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
     return [Mistake("weight", f"is {k:.8g} times what it should be", f"Divide it by {k:.8g}", 1.2)]
 
 
-MISSING = Mistake("missing", "is zero", "Add it")
+MISSING = Mistake("missing", "is zero", "Compute it by the chain rule")
 SIGN = Mistake("sign", "has the wrong sign", "Flip its sign")
 
 

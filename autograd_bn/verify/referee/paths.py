@@ -89,8 +89,7 @@ class Paths:
             ones, counted = (self.trace.flow(s, seed, self.dead)[0].get(self.leaf) for seed in seeds)
             if ones is None or counted is None:
                 continue
-            with np.errstate(all="ignore"):
-                index = (counted / ones).ravel() - 1
+            index = (counted / ones).ravel() - 1
             if not np.all(np.abs(index - np.round(index)) < 1e-6) or not (found is None or close(index, found, 1e-6)):
                 return None
             found = np.round(index)
@@ -217,14 +216,16 @@ class Factors:
                 own = next((t for t, r in forms.items() if close(value, r, 1e-9) or close(1 / value, r, 1e-9)), "")
             if own:
                 ratios = {f"{text} where forward has {own}": forms[own] / root for text, root in forms.items()}
-                self.roots |= {text: ratio for text, ratio in ratios.items() if np.ptp(ratio) > 1e-9}
+                self.roots |= {text: ratio for text, ratio in ratios.items() if 1e-9 < np.ptp(ratio) < np.inf}
                 name = name if name in trace.named else ""
             if own and close(1 / value, forms[own], 1e-9):
                 self.bases[name or f"1 / {own}"] = value
             else:
                 self.bases[f"1 / {name or own}"] = 1 / value
         self.bases |= {n: t.data.ravel() for n, t in trace.leaves.items() if n != paths.name}
-        self.bases = {n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and np.ptp(v) > 1e-9}
+        self.bases = {
+            n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and 1e-9 < np.ptp(v) < np.inf
+        }
 
     def explain(self, c: Array) -> list[Mistake]:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
@@ -302,7 +303,7 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
         best, found, c = 4.0 - (name in repaired) - (len(paths.shares) == 1), dict[str, list[Mistake]](), np.empty(0)
-        for besides, weights in paths.fits(g) if paths.statistics or factors else ():
+        for besides, weights in paths.fits(g) if paths.shares and (paths.statistics or factors) else ():
             if len(set(itertools.chain(*besides.values()))) >= best:
                 break
             more = {
