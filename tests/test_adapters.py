@@ -122,6 +122,24 @@ def test_a_gradient_overwritten_in_place_is_seen(torch):
     assert "overwrites dy" in str(ag.check_backward(Twice, (X,)))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_function_is_run_as_pytorch_runs_it(torch, count):
+    """Which sums a gradient over broadcast axes by itself, and counts the gradients."""
+
+    class Bias(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, b):
+            return x + b
+
+        @staticmethod
+        def backward(ctx, dy):
+            return (dy, dy)[:count]
+
+    verdict = ag.check_backward(Bias, (X, BETA))
+    assert verdict.ok == (count == 2)
+    assert verdict.ok or "returned an incorrect number of gradients (expected 2, got 1)" in str(verdict)
+
+
 def test_two_outputs_are_declined(torch):
     class Both(torch.autograd.Function):
         @staticmethod
