@@ -1,10 +1,11 @@
 """A training step of the paper's net (784-100-100-100-10, sigmoid, batch norm, batch 60, SGD) beside its peers.
 
-python tests/bench/training.py: the libraries take turns within one process, each step timed; the medians and their
-ratios to this project's are printed as a Markdown table. All start from the same weights, in float32, and the losses
-after the first steps are compared, so that all do the same work.
+python tests/bench/training.py: the libraries take turns within one process, in a new order each time; the medians of
+their steps and their ratios to this project's are printed as a Markdown table. All start from the same weights, in
+float32, and the losses after the first steps are compared, so that all do the same work.
 """
 
+import random
 import time
 from statistics import median
 
@@ -207,7 +208,7 @@ def main():
             raise SystemExit(f"{name} does other work: its loss is {loss}, this project's {first}")
     seconds = {name: [] for name in steps}
     for i in range(ROUNDS):
-        for name, step in steps.items():
+        for name, step in random.sample(list(steps.items()), len(steps)):
             start = time.perf_counter()
             step(i)
             seconds[name].append(time.perf_counter() - start)
