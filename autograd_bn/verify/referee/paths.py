@@ -101,10 +101,10 @@ class Paths:
 
         With the mistakes that change a path besides; those with fewer come first.
         """
-        c, whole = _solved([share.reshape(1, -1) for share in self.shares.values()], given.reshape(1, -1)), given
-        if c is None and len(self.shares) == 1:
-            (whole,) = self.shares.values()
-            c = (given / whole).reshape(1, -1) if np.all(whole) else None
+        shares = list(self.shares.values())
+        c = _solved([share.reshape(1, -1) for share in shares], given.reshape(1, -1))
+        if c is None and len(shares) == 1 and np.all(shares[0]):
+            c = (given / shares[0]).reshape(1, -1)
         if c is not None:
             yield {path: [] for path in self.shares}, c
         elif self.groups is not None and "direct" in self.shares:
