@@ -313,3 +313,19 @@ def test_the_search_warns_of_nothing(recwarn):
     inputs = rng.normal(size=(6, 4)) + 1, rng.uniform(0.5, 2, 4), rng.normal(size=4)
     assert not ag.check_backward(forward, backward, inputs, seconds=2).ok
     assert not recwarn.list
+
+
+def test_the_steps_are_measured_too():
+    def off(dy, cache):
+        centred, ivar, xhat, gamma = cache
+        n = len(dy)
+        dxhat = dy * gamma
+        dvar = (dxhat * centred).sum(axis=0) * -0.25 * ivar**3
+        dmean = -(dxhat * ivar).sum(axis=0)
+        return dxhat * ivar + dvar * 2 * centred / n + dmean / n, (dy * xhat).sum(axis=0), dy.sum(axis=0)
+
+    steps = {row.name: row for row in ag.check_backward(forward, off, inputs()).rows if row.what == "intermediate"}
+    assert [name for name, row in steps.items() if not row.ok] == ["dvar"]
+    assert steps["dvar"].max_rel == pytest.approx(0.5)
+    assert steps["dvar"].max_abs == pytest.approx(np.max(np.abs(steps["dvar"].truth)) / 2)
+    assert steps["dxhat"].max_rel < 1e-12
