@@ -329,3 +329,10 @@ def test_the_steps_are_measured_too():
     assert steps["dvar"].max_rel == pytest.approx(0.5)
     assert steps["dvar"].max_abs == pytest.approx(np.max(np.abs(steps["dvar"].truth)) / 2)
     assert steps["dxhat"].max_rel < 1e-12
+
+
+def test_a_number_cut_short_is_named_with_its_digits():
+    x = np.random.default_rng(0).uniform(1, 2, (4, 3))
+    verdict = ag.check_backward(lambda x: (x**3, x), lambda dy, x: dy * 3 * x**1.9999, (x,), seconds=0)
+    assert verdict.diagnosis[0].kind == "precision"
+    assert "is right to 4 digits only" in verdict.diagnosis[0].what
