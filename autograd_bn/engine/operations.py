@@ -401,7 +401,7 @@ def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.sum([[1.0, 2.0], [3.0, 4.0]], axis=0)
     array([4., 6.])
     """
-    return np.sum(x, axis=_axis(axis), keepdims=keepdims)
+    return np.sum(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(lambda g, shape, axis, keepdims: _spread(g / count(shape, axis), shape, axis, keepdims))
@@ -412,7 +412,7 @@ def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.mean([[1.0, 2.0], [3.0, 4.0]], axis=0)
     array([2., 3.])
     """
-    return np.mean(x, axis=_axis(axis), keepdims=keepdims)
+    return np.mean(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(
@@ -427,7 +427,6 @@ def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> 
     >>> ag.var([[1.0, 2.0], [3.0, 4.0]], axis=0)
     array([1., 1.])
     """
-    axis = _axis(axis)
     deviation = x - np.mean(x, axis=axis, keepdims=True)
     biased = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
     if not ddof:
@@ -442,7 +441,7 @@ def _share(g: Any, x: Any, out: Any, shape: tuple[int, ...], axis: Axis, keepdim
     """The gradient of an extreme value, in equal parts to all the elements that attain it."""
     extreme = _spread(out, shape, axis, keepdims)
     hit = (x == extreme) | (x != x)
-    ties = np.sum(hit, axis=_axis(axis), keepdims=keepdims)
+    ties = np.sum(hit, axis=axis, keepdims=keepdims)
     return where(hit, _spread(g / ties.astype(g.dtype), shape, axis, keepdims), 0)
 
 
@@ -454,7 +453,7 @@ def max(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.max([[1.0, 5.0], [3.0, 4.0]], axis=0)
     array([3., 5.])
     """
-    return np.max(x, axis=_axis(axis), keepdims=keepdims)
+    return np.max(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(_share)
@@ -465,7 +464,7 @@ def min(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.min([[1.0, 5.0], [3.0, 4.0]], axis=0)
     array([1., 4.])
     """
-    return np.min(x, axis=_axis(axis), keepdims=keepdims)
+    return np.min(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(
@@ -483,7 +482,7 @@ def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     x = _real(x)
     shift = _finite_max(x, axis)
     with np.errstate(divide="ignore"):  # where every x is -inf, so is the answer
-        total = np.log(np.sum(np.exp(x - shift), axis=_axis(axis), keepdims=True)) + shift
+        total = np.log(np.sum(np.exp(x - shift), axis=axis, keepdims=True)) + shift
     return total if keepdims else np.squeeze(total, axis=reduced_axes(axis, np.ndim(x)))
 
 
@@ -497,7 +496,7 @@ def softmax(x: Any, /, axis: Axis = -1) -> Any:
     """
     x = _real(x)
     e = np.exp(x - _finite_max(x, axis))
-    return e / np.sum(e, axis=_axis(axis), keepdims=True)
+    return e / np.sum(e, axis=axis, keepdims=True)
 
 
 @primitive(lambda g, out, axis: g - exp(out) * sum(g, axis, True))
@@ -510,7 +509,7 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
     """
     x = _real(x)
     shifted = x - _finite_max(x, axis)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=_axis(axis), keepdims=True))
+    return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
 
 
 @primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
@@ -547,13 +546,9 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def _finite_max(x: Any, axis: Axis) -> Any:
-    top = np.max(x.real, axis=_axis(axis), keepdims=True)
+    top = np.max(x.real, axis=axis, keepdims=True)
     finite = np.isfinite(top)
     return top if finite.all() else np.where(finite, top, 0)
-
-
-def _axis(axis: Axis) -> Any:
-    return tuple(axis) if isinstance(axis, list) else axis
 
 
 # --- Shape and place ---------------------------------------------------------------------------------------
@@ -729,7 +724,7 @@ def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any
 
 def squeeze(x: Any, axis: Axis = None) -> Any:
     """`x` without the axes of length 1, or without those in `axis`."""
-    return reshape(x, np.squeeze(np.empty(np.shape(x), dtype=bool), axis=_axis(axis)).shape)
+    return reshape(x, np.squeeze(np.empty(np.shape(x), dtype=bool), axis=axis).shape)
 
 
 def expand_dims(x: Any, axis: int | Sequence[int]) -> Any:
