@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.verify.referee.verdict import Repair
 
 rng = np.random.default_rng(0)
 X, W, B = rng.normal(size=(6, 4)), rng.normal(size=(4, 3)), rng.normal(size=3)
@@ -190,3 +192,9 @@ def test_what_a_repair_says_is_in_every_form(tmp_path):
     )
     assert "+dw = x.T @ da" in verdict._repr_html_()
     assert '"new": "dw = x.T @ da"' in verdict.to_json()
+
+
+def test_a_diff_names_the_file_without_its_folders_and_a_notebook_by_its_cell():
+    repair = Repair("/home/me/layers.py", 3, "a", "b", ("dx",), "sign", "what")
+    assert str(repair) == "@@ layers.py, line 3 @@\n-a\n+b"
+    assert str(replace(repair, file="/tmp/ipykernel_7/8.py")).startswith("@@ this cell, line 3 @@")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -41,7 +42,8 @@ class Repair:
 
     def __str__(self) -> str:
         lines = [f"-{line}" for line in self.old.splitlines()] + [f"+{line}" for line in self.new.splitlines()]
-        return "\n".join([f"@@ {self.file}, line {self.line} @@", *lines])
+        place = "this cell" if "ipykernel" in self.file else os.path.basename(self.file)
+        return "\n".join([f"@@ {place}, line {self.line} @@", *lines])
 
 
 @dataclass(frozen=True)
