@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import stat
@@ -24,8 +25,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except FileNotFoundError:
         mode = 0
     if mode and not stat.S_ISREG(mode):  # a device or a pipe, or a folder, which raises
-        with path.open("wb") as file:
-            yield file
+        with path.open("wb") as device:
+            content = io.BytesIO()  # a device can't go back, as the writer of an archive does
+            yield content
+            device.write(content.getbuffer())
         return
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     try:

@@ -45,13 +45,10 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             raise TypeError(f"state[{name!r}] is an array of Python objects, which a checkpoint can't hold")
     if len(arrays) > MOST:
         raise ValueError(f"state has {len(arrays)} arrays, a checkpoint holds at most {MOST}")
-    content = io.BytesIO()  # a device or a pipe can't go back, as an archive does
-    with zipfile.ZipFile(content, "w") as archive:
+    with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    with whole(path) as file:
-        file.write(content.getbuffer())
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
