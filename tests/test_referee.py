@@ -285,7 +285,7 @@ def test_every_correct_spelling_passes():
 
 @pytest.mark.parametrize(("planted", "least", "share"), [(mutants, 30, 0.9), (pairs, 18, 0.7)])
 def test_every_mistake_is_caught_and_most_are_named_first(planted, least, share):
-    """On every fifth; the benchmark takes them all."""
+    """On every fifth of them."""
     found = {pair: judged(pair) for pair in planted()[::5]}
     assert [pair.name for pair, verdict in found.items() if verdict.ok == bool(pair.changes)] == []
     wrong = [pair for pair in found if pair.changes]

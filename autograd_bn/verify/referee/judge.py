@@ -125,10 +125,10 @@ class Referee:
         for names in [judged, *([name] for name in judged if len(judged) > 1)]:
             if self._another(self._moved(names, turned=True)):
                 break
-        for other in itertools.islice(lengthened(self.pair, self.rng), 3):
-            run = self._another(other)
+        longer = filter(None, map(self._another, lengthened(self.pair, self.rng)))
+        for run in itertools.islice(longer, 3):
             # A forward pass that reads a part of longer arrays takes them, and is no witness.
-            if run and any(g.shape != run.truth[n].shape for n, g in run.back.gradients.items()):
+            if any(g.shape != run.truth[n].shape for n, g in run.back.gradients.items()):
                 self.runs.pop()
         self.paths = main_paths(near or self.given)
         if self.paths is not None and not self._another(telling(self.paths, self.rng)) and near:

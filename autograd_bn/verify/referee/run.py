@@ -418,7 +418,7 @@ def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Ar
 
 
 def lengthened(pair: Pair, rng: np.random.Generator) -> Iterator[Inputs]:
-    """Inputs in which axes of the same length get different ones, as far as forward takes them.
+    """Inputs in which axes of the same length get different ones, some of which forward may refuse.
 
     With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. Labels go with the rows that they
     belong to, since an index reaches into longer arrays without a word.
@@ -446,10 +446,6 @@ def lengthened(pair: Pair, rng: np.random.Generator) -> Iterator[Inputs]:
                 inputs[name] = inputs[name] / inputs[name].sum(axis=-1, keepdims=True)
             elif np.any(inputs[name] != np.round(inputs[name])):
                 inputs[name] = moved(inputs[name], rng)
-        try:
-            pair.output(inputs)
-        except Unjudgeable:
-            continue
         yield inputs
 
 
