@@ -31,7 +31,7 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
     table, long, _ = layout.walk
-    parallel = layout.size > PARALLEL
+    parallel = layout.size >= PARALLEL
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
