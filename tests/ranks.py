@@ -109,6 +109,7 @@ def statistics_have_the_same_bits_on_every_rank():
             for sizes in LAYOUTS:
                 x_own, gamma = leaves(x[own(sizes)], np.ones(features))
                 y, mean, var = ag.batch_norm(x_own, gamma, form=form, comm=comm, return_stats=True)
+                assert ag.batch_norm(x_own, form=form, comm=comm).dtype == x.dtype
                 y.backward(y.data**2)
                 sum_gradients([gamma], comm)
                 assert mean.dtype == var.dtype == np.float32
