@@ -355,3 +355,11 @@ def test_functions_that_refuse_long_double_are_compared_without():
 def test_inputs_of_what_has_no_signature_are_numbered():
     result = ag.compare(max, lambda a, b: ag.maximum(a, b), [np.array(1.0), ag.tensor(2.0, name="b")])
     assert [row.name for row in result.rows] == ["output", "dinput 0", "db"]
+
+
+def test_exact_inputs_are_judged_exactly_and_the_table_says_so():
+    x = np.array([Fraction(1), Fraction(2)], object)
+    comparison = ag.compare(lambda x: x * x, lambda x: x**2, [x])
+    assert comparison.ok
+    assert "equal: exactly." in str(comparison)
+    assert not ag.compare(lambda x: x * x, lambda x: x**2 + Fraction(1, 10**30), [x]).ok
