@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Leaf, Node, recording
-from .operations import sum_to
+from .operations import broadcasts, sum_to
 from .tensor import Tensor, as_tensor, exact
 
 _accumulating = threading.Lock()
@@ -213,11 +213,7 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     if not isinstance(part, (np.ndarray, np.generic, Tensor)):
         part = exact(part, what)
     if part.shape != parent.shape:
-        try:
-            broadcasts = np.broadcast_shapes(part.shape, parent.shape) == part.shape
-        except ValueError:
-            broadcasts = False
-        if not broadcasts:
+        if not broadcasts(parent.shape, part.shape):
             raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
         part = sum_to(part, parent.shape)
     if part.dtype != parent.dtype:

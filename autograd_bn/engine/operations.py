@@ -605,6 +605,11 @@ def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     return np.reshape(np.add.reduce(x, axis=axes), to)
 
 
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to another."""
+    return len(shape) <= len(to) and all(n in (1, k) for n, k in zip(reversed(shape), reversed(to), strict=False))
+
+
 def _place(shapes: tuple[tuple[int, ...], ...], position: int, axis: int) -> tuple[slice, ...]:
     axis %= len(shapes[position])
     start = 0

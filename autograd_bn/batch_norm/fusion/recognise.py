@@ -19,7 +19,7 @@ import numpy as np
 
 from ...engine.graph import compute
 from ...engine.node import Array, Node
-from ...engine.operations import count, reduced_axes
+from ...engine.operations import broadcasts, count, reduced_axes
 from ..arguments import kept_shape
 
 _LAST = frozenset("add subtract multiply divide negative".split())
@@ -349,7 +349,7 @@ class Region:
     def laid(self, source: Any, value: Any) -> Iterator[tuple[Argument, Any]]:
         """The ways to take a value for a parameter, and what it is along `x` then."""
         for shape, full in dict.fromkeys([(self.kept, self.full), (self.full, self.full), (self.shape, self.shape)]):
-            if _broadcasts(np.shape(value), shape):
+            if broadcasts(np.shape(value), shape):
                 yield Argument(source, shape), np.broadcast_to(value, shape).reshape(full)
 
     def named(self, parameter: Array, neutral: float, scale: float = 0.0) -> list[Argument | None]:
@@ -578,7 +578,7 @@ class Region:
             what = f"unequal axes: the mean is taken over {a}, the variance over {b} about {c}"
             yield 0, what, _normal(partial(avg, axes=a), square, e)
         for a in axes:
-            if a and a[-1] >= len(a) and _broadcasts(np.mean(self.values[self.x], a).shape, self.shape):
+            if a and a[-1] >= len(a) and broadcasts(np.mean(self.values[self.x], a).shape, self.shape):
                 what = "the statistics are laid along other axes than those that they belong to: keepdims is missing"
                 yield 0, what, _normal(partial(np.mean, axis=a), partial(np.var, axis=a), e)
 
@@ -642,10 +642,6 @@ def _root(e: Any) -> float:
 
 def _long(shape: tuple[int, ...]) -> set[int]:
     return {k - len(shape) for k, n in enumerate(shape) if n != 1}
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(n in (1, k) for n, k in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _close(a: Any, b: Any, slack: float, scale: float = 0.0) -> bool:

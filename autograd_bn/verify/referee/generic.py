@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 
 from ...engine.node import Array
+from ...engine.operations import broadcasts
 from .matching import Step, vanishing, wrong_entries
 from .mistakes import MISSING, Mistake, alone, close, lengths, listed, number
 from .run import Run
@@ -22,7 +23,7 @@ def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array
         return Finding("shape", (label,), f"{says}.", repair), given.reshape(truth.shape)
     if truth.ndim > 1 and given.shape == truth.shape[::-1]:
         return Finding("transposed", (label,), f"{says}: it is transposed.", f"Return {label}.T."), given.T
-    if _spreads(truth.shape, given.shape):
+    if broadcasts(truth.shape, given.shape):
         lead = given.ndim - truth.ndim
         axes = tuple(i for i in range(given.ndim) if i < lead or (truth.shape[i - lead] == 1 and given.shape[i] != 1))
         over = "axis " + ", ".join(map(str, axes))
@@ -30,14 +31,6 @@ def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array
         finding = Finding("not summed", (label,), what, f"Sum it over {over}.")
         return finding, given.sum(axis=axes, keepdims=True).reshape(truth.shape)
     return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
-
-
-def _spreads(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    """Whether one shape broadcasts to the other."""
-    try:
-        return np.broadcast_shapes(small, large) == large
-    except ValueError:
-        return False
 
 
 def generic(run: Run, given: dict[str, Array], steps: list[Step]) -> list[Finding]:
