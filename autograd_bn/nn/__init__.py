@@ -5,20 +5,15 @@ from .losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from .module import Module, Sequential
 
 __all__ = [
-    "Module",
-    "Sequential",
-    "Linear",
-    "Conv2d",
-    "MaxPool2d",
     "AvgPool2d",
-    "Flatten",
-    "Dropout",
-    "ReLU",
-    "Sigmoid",
-    "Tanh",
     "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
     "LayerNorm",
-    "cross_entropy",
-    "mse_loss",
-    "binary_cross_entropy_with_logits",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ReLU",
 ]
+__all__ += ["Sequential", "Sigmoid", "Tanh", "binary_cross_entropy_with_logits", "cross_entropy", "mse_loss"]

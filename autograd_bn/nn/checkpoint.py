@@ -20,10 +20,9 @@ MOST = 65535  # what an archive can count and a name can have of bytes
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
 
-    The file is written beside `path`, flushed to the disk and renamed: whatever happens on the way, and however many
-    threads save at once, `path` is one whole file. It keeps its mode, a link keeps leading to it, and a device is
-    written to. Before anything is written: `TypeError` for arguments in the other order, names that aren't strings and
-    arrays of Python objects, `ValueError` for what `load` couldn't read: too many arrays, names with a NUL or too long.
+    Whatever happens on the way, `path` is one whole file, the old or the new (see `whole`). Before anything is written:
+    `TypeError` for arguments in the other order, names that aren't strings and arrays of Python objects, `ValueError`
+    for what `load` couldn't read: too many arrays, names with a NUL or too long.
 
     >>> import tempfile
     >>> import autograd_bn as ag
@@ -52,11 +51,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read the named arrays of an `.npz` file.
-
-    `ValueError` names the file where it is truncated, corrupt, something else, or holds Python objects, which are
-    never unpickled.
-    """
+    """Read the named arrays of an `.npz` file; `ValueError` where it is damaged or holds objects: none is unpickled."""
     found: dict[str, Array] = {}
     content = Path(path).read_bytes()
     try:

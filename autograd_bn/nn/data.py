@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def load_digits() -> tuple[Array, Array]:
     >>> images.shape, images.dtype.name, labels[:10]
     ((1797, 8, 8), 'float32', array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]))
     """
-    with (files(__package__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as archive:
         return archive["images"].astype(np.float32) / 16, archive["labels"].astype(np.int64)
 
 
@@ -32,12 +32,9 @@ def batches(
 ) -> Iterator[tuple[Array, Array]]:
     """One pass over the rows of `x` and `y`, `size` at a time; the last batch has the rows that are left.
 
-    `drop_last` leaves that batch out if it is not a full one: batch norm can't learn from a single row.
+    `drop_last` leaves that one out if it is not full: batch norm can't learn from a single row. `rng`, a generator or a
+    seed, shuffles the rows; without it they come in order, as views. Bad arguments raise `ValueError` at the call.
 
-    `rng`, a generator or a seed, shuffles the rows; without it they come in order, as views. Bad arguments
-    raise `ValueError` or `TypeError` at the call, before the first batch.
-
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> [len(x) for x, y in ag.data.batches(np.zeros((5, 2)), np.zeros(5), 2, rng=0)]
     [2, 2, 1]

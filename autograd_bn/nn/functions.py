@@ -35,15 +35,10 @@ def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
 
 
-def _folded(g: Any, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
-    return fold(g, shape, stride, padding)
-
-
-@primitive(_folded, view=True)
+@primitive(lambda g, shape, stride, padding: fold(g, shape, stride, padding), view=True)
 def windows(x: Any, /, size: Pair, stride: Pair, padding: Pair, fill: float = 0.0) -> Any:
     """Every window of `x` (N, H, W, C): shape (N, rows, columns, *size, C), a view unless there is padding.
 
-    >>> import numpy as np
     >>> from autograd_bn.nn.functions import windows
     >>> windows(np.arange(9.0).reshape(1, 3, 3, 1), (2, 2), (1, 1), (0, 0))[0, 0, 1, :, :, 0]
     array([[1., 2.],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..batch_norm import batch_norm
 from ..distributed import end_together
 from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
-from ..engine.node import mode
+from ..engine.node import Array, mode
 from .functions import Pair, linear, max_pool, windows
 from .module import Module, positive
 
@@ -28,10 +28,15 @@ def _shape(x: Any) -> tuple[int, ...]:
     return x.shape if isinstance(x, Tensor) else np.shape(x)
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator, dtype: Any, name: str) -> Tensor:
-    """PyTorch's default: uniform within 1 / sqrt(fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-    return as_tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True, name=name)
+def _parameter(value: Array, dtype: Any, name: str) -> Tensor:
+    return as_tensor(value.astype(dtype), requires_grad=True, name=name)
+
+
+def _uniform(shape: tuple[int, ...], bias: bool, rng: Rng, dtype: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as PyTorch draws them: uniformly within 1 / sqrt(what one output adds up)."""
+    bound, rng = 1 / math.sqrt(math.prod(shape[1:])), np.random.default_rng(rng)
+    weight = _parameter(rng.uniform(-bound, bound, shape), dtype, "weight")
+    return weight, _parameter(rng.uniform(-bound, bound, shape[0]), dtype, "bias") if bias else None
 
 
 def _pair(value: Any, name: str, least: int) -> Pair:
@@ -42,11 +47,10 @@ def _pair(value: Any, name: str, least: int) -> Pair:
 
 
 class Linear(Module):
-    """`x @ weight.T + bias` over the last axis, weight (out_features, in_features), bias (out_features,).
+    """`x @ weight.T + bias`: x (..., in_features), weight (out_features, in_features), bias (out_features,).
 
     Both are drawn uniformly within 1 / sqrt(in_features). `ValueError` if the last axis of x has another length.
 
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> layer = ag.nn.Linear(3, 2, rng=0)
     >>> layer(np.ones((5, 3), dtype="float32")).shape
@@ -58,12 +62,9 @@ class Linear(Module):
     ) -> None:
         self.in_features = positive(in_features, "in_features")
         self.out_features = positive(out_features, "out_features")
-        rng = np.random.default_rng(rng)
-        self.weight = _uniform((out_features, in_features), in_features, rng, dtype, "weight")
-        self.bias = _uniform((out_features,), in_features, rng, dtype, "bias") if bias else None
+        self.weight, self.bias = _uniform((out_features, in_features), bias, rng, dtype)
 
     def forward(self, x: Any) -> Any:
-        """`x` is (..., in_features), the result (..., out_features)."""
         shape = _shape(x)
         if not shape or shape[-1] != self.in_features:
             raise ValueError(f"x has shape {shape}, expected {self.in_features} features on its last axis")
@@ -100,13 +101,10 @@ class _Window(Module):
 class Conv2d(_Window):
     """The cross-correlation of images (N, H, W, in_channels) with `weight`, plus `bias`.
 
-    `weight` is (out_channels, in_channels, *kernel_size) as in PyTorch, though images have their features
-    last; it and `bias` are drawn uniformly within 1 / sqrt(in_channels * kernel area). The windows
-    of the image, laid out as rows, make it one matrix product. `kernel_size`, `stride` and `padding` (with
-    zeros, on both sides) are an integer or a pair. `ValueError` where x has other axes or channels, or is
-    smaller than the kernel.
+    `weight` is (out_channels, in_channels, *kernel_size), the result (N, rows, columns, out_channels). Both parameters
+    are drawn uniformly within 1 / sqrt(in_channels * kernel area). `kernel_size`, `stride` and `padding` (zeros on both
+    sides) are an integer or a pair. `ValueError` where x has other axes or channels, or is smaller than the kernel.
 
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> ag.nn.Conv2d(1, 4, 3, padding=1, rng=0)(np.ones((2, 8, 8, 1), dtype="float32")).shape
     (2, 8, 8, 4)
@@ -127,13 +125,9 @@ class Conv2d(_Window):
         super().__init__(kernel_size, stride, padding)
         self.in_channels = positive(in_channels, "in_channels")
         self.out_channels = positive(out_channels, "out_channels")
-        rng = np.random.default_rng(rng)
-        fan_in = in_channels * math.prod(self.kernel_size)
-        self.weight = _uniform((out_channels, in_channels, *self.kernel_size), fan_in, rng, dtype, "weight")
-        self.bias = _uniform((out_channels,), fan_in, rng, dtype, "bias") if bias else None
+        self.weight, self.bias = _uniform((out_channels, in_channels, *self.kernel_size), bias, rng, dtype)
 
     def forward(self, x: Any) -> Any:
-        """`x` is (N, H, W, in_channels), the result (N, rows, columns, out_channels)."""
         shape = _shape(x)
         if len(shape) == 4 and shape[3] != self.in_channels:
             turned = "; this looks like (N, C, H, W): x.transpose(0, 2, 3, 1)" if shape[1] == self.in_channels else ""
@@ -150,11 +144,10 @@ class Conv2d(_Window):
 
 
 class MaxPool2d(_Window):
-    """The largest element of every window of images (N, H, W, C), channel by channel.
+    """The largest element of every window of images (N, H, W, C): (N, rows, columns, C).
 
     `stride` is `kernel_size` by default; `padding` never wins. Of equal elements the first gets the gradient.
 
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> ag.nn.MaxPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
     array([[[[3.]]]])
@@ -166,31 +159,27 @@ class MaxPool2d(_Window):
             raise ValueError(f"padding is {padding}, expected at most half of kernel_size {kernel_size}")
 
     def forward(self, x: Any) -> Any:
-        """`x` is (N, H, W, C), the result (N, rows, columns, C)."""
         self._check(x)
         return max_pool(x, self.kernel_size, self.stride, self.padding)
 
 
 class AvgPool2d(MaxPool2d):
-    """The mean of every window of images (N, H, W, C), channel by channel; padded zeros count.
+    """The mean of every window of images (N, H, W, C): (N, rows, columns, C). Padded zeros count.
 
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> ag.nn.AvgPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
     array([[[[1.5]]]])
     """
 
     def forward(self, x: Any) -> Any:
-        """`x` is (N, H, W, C), the result (N, rows, columns, C)."""
         self._check(x)
         return mean(windows(x, self.kernel_size, self.stride, self.padding), (3, 4))
 
 
 class Flatten(Module):
-    """Every axis but the first made one."""
+    """Every axis but the first made one: (N, ...) becomes (N, size of a row)."""
 
     def forward(self, x: Any) -> Any:
-        """`x` is (N, ...), the result (N, size of a row)."""
         shape = _shape(x)
         return reshape(x, (shape[0], math.prod(shape[1:])))
 
@@ -198,25 +187,19 @@ class Flatten(Module):
 class ReLU(Module):
     """max(x, 0)."""
 
-    def forward(self, x: Any) -> Any:
-        """Elementwise."""
-        return relu(x)
+    forward: Any = staticmethod(relu)
 
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
-    def forward(self, x: Any) -> Any:
-        """Elementwise."""
-        return sigmoid(x)
+    forward: Any = staticmethod(sigmoid)
 
 
 class Tanh(Module):
     """The hyperbolic tangent."""
 
-    def forward(self, x: Any) -> Any:
-        """Elementwise."""
-        return tanh(x)
+    forward: Any = staticmethod(tanh)
 
 
 class Dropout(Module):
@@ -224,7 +207,6 @@ class Dropout(Module):
 
     In evaluation it is the identity. The masks come from the layer's own generator, made from `rng`.
 
-    >>> import numpy as np
     >>> import autograd_bn as ag
     >>> dropout = ag.nn.Dropout(0.5, rng=0)
     >>> dropout(np.ones(6)), dropout.eval()(np.ones(6))
@@ -238,7 +220,6 @@ class Dropout(Module):
         self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Any) -> Any:
-        """Elementwise."""
         if not self.training or self.p == 0:
             return x
         x = x if isinstance(x, Tensor) else np.asarray(x)
@@ -254,12 +235,11 @@ class Dropout(Module):
 class BatchNorm(Module):
     """Batch norm of the features on `channel_axis`, over all other axes, with running statistics.
 
-    In training it normalises by the statistics of the batch, and moves `running_mean` and `running_var`
-    towards its mean and unbiased variance: `momentum` is the weight of the new value, `None` averages over
-    all batches. In evaluation the running statistics are used. They change once in a training forward
-    pass that succeeds, and not while `gradcheck` probes. `gamma` and `beta` start as 1 and 0; `affine=False`
-    has none. Without `track_running_stats` there are no running statistics, and evaluation normalises by the batch too.
-    `form` and `comm` are those of `batch_norm`. The statistics are kept in float64 for every `dtype`.
+    In training it normalises by the batch, and a forward pass that succeeds moves `running_mean` and `running_var`
+    towards its mean and unbiased variance: `momentum` is the weight of the new value, `None` averages over all batches.
+    They are float64, evaluation normalises by them, and checks leave them as they are. `track_running_stats=False` has
+    none and always normalises by the batch. `gamma` and `beta` start as 1 and 0; `affine=False` has none. `form` and
+    `comm`: see `batch_norm`.
 
     `ValueError` where x has another number of features, or one value per feature in training.
 
@@ -299,39 +279,26 @@ class BatchNorm(Module):
         self.momentum = momentum
         self.form: Literal["fused", "composed"] = form
         self.comm = comm
-        self.gamma = as_tensor(np.ones(num_features, dtype), requires_grad=True, name="gamma") if affine else None
-        self.beta = as_tensor(np.zeros(num_features, dtype), requires_grad=True, name="beta") if affine else None
+        self.gamma = _parameter(np.ones(num_features), dtype, "gamma") if affine else None
+        self.beta = _parameter(np.zeros(num_features), dtype, "beta") if affine else None
         self.running_mean = np.zeros(num_features) if track_running_stats else None
         self.running_var = np.ones(num_features) if track_running_stats else None
         self.num_batches_tracked = np.array(0) if track_running_stats else None
 
     def forward(self, x: Any) -> Any:
-        """The result has the shape of `x`."""
         tracking = self.running_mean is not None
         by_batch = self.training or not tracking
         with raising_together(self.comm if by_batch else None):
             axes = _batch_axes(_shape(x), self.channel_axis, self.num_features)
+        norm = partial(batch_norm, x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form)
         if not by_batch:
-            return batch_norm(
-                x,
-                self.gamma,
-                self.beta,
-                axes=axes,
-                eps=self.eps,
-                mean=self.running_mean,
-                var=self.running_var,
-                form=self.form,
-            )
-        y, mean, var, n = batch_norm(
-            x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form, comm=self.comm, return_stats="count"
-        )
-        if tracking and mode.updating:
+            return norm(mean=self.running_mean, var=self.running_var)
+        y, mean, var, n = norm(comm=self.comm, return_stats="count")
+        if n and tracking and mode.updating:
             self._track(mean, var, n)
         return y
 
     def _track(self, mean: Any, var: Any, n: int) -> None:
-        if n == 0:
-            return
         count = self.num_batches_tracked + 1  # type: ignore[operator]
         weight = 1 / count if self.momentum is None else self.momentum
         self.running_mean = (1 - weight) * self.running_mean + weight * mean  # type: ignore[operator]
@@ -371,11 +338,10 @@ class LayerNorm(Module):
         given = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
         self.normalized_shape = tuple([positive(n, "normalized_shape") for n in given])
         self.eps = eps
-        self.gamma = as_tensor(np.ones(given, dtype), requires_grad=True, name="gamma")
-        self.beta = as_tensor(np.zeros(given, dtype), requires_grad=True, name="beta")
+        self.gamma = _parameter(np.ones(given), dtype, "gamma")
+        self.beta = _parameter(np.zeros(given), dtype, "beta")
 
     def forward(self, x: Any) -> Any:
-        """The result has the shape of `x`."""
         shape, count = _shape(x), len(self.normalized_shape)
         if not count or shape[-count:] != self.normalized_shape:
             raise ValueError(f"x has shape {shape}, expected {self.normalized_shape} as its last axes")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,22 +13,15 @@ from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
 from ..verify.report import html_table, text_table
 
-
-class _Calls(threading.local):
-    """Who watches the calls of modules, per thread."""
-
-    seen: Callable[[Module, tuple[Any, ...], Any], None] | None = None
-
-
-_calls = _Calls()
+# Who watches the calls of modules in this thread.
+_watcher: ContextVar[Callable[[Module, tuple[Any, ...], Any], None] | None] = ContextVar("watcher", default=None)
 
 
 class Module:
     """The base of every layer and net: subclass it, set parameters and modules as attributes, write `forward`.
 
-    A leaf tensor that requires a gradient becomes a parameter when it is set as an attribute, and stays one
-    when it is frozen with `requires_grad = False`. Modules set as attributes, or in a list or tuple that is
-    one, are children. `buffers` names the attributes with arrays that are state but not trained.
+    A leaf tensor that requires a gradient when it is set as an attribute is a parameter, frozen or not. Modules set as
+    attributes, or in a list or tuple that is one, are children. `buffers` names arrays that are state but not trained.
 
     >>> import autograd_bn as ag
     >>> class Scale(ag.nn.Module):
@@ -57,8 +50,8 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.forward(*args, **kwargs)
-        if _calls.seen is not None:
-            _calls.seen(self, args, result)
+        if (seen := _watcher.get()) is not None:
+            seen(self, args, result)
         return result
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
@@ -133,36 +126,35 @@ class Module:
         Names and shapes must match exactly: otherwise one `ValueError` lists all that is missing, unexpected,
         read-only or doesn't fit, and nothing has changed.
         """
-        entries = {name: (owner, attribute) for name, owner, attribute in self._entries()}
-        mine = {name: getattr(*entry) for name, entry in entries.items()}
-        for name, value in matched(state, mine, type(self).__name__).items():
+        entries = list(self._entries())
+        mine = {name: getattr(owner, attribute) for name, owner, attribute in entries}
+        values = matched(state, mine, type(self).__name__)
+        for name, owner, attribute in entries:
             if isinstance(mine[name], Tensor):
-                mine[name].assign(value)
+                mine[name].assign(values[name])
             else:
-                setattr(*entries[name], value)
+                setattr(owner, attribute, values[name])
 
     @contextmanager
     def watching(self, seen: Callable[[str, Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
         """Inside the block, in this thread, `seen(path, module, args, result)` follows every call of a module below."""
         paths = {module: path for path, module in self.named_modules()}
-        before = _calls.seen
 
         def mine(module: Module, args: tuple[Any, ...], result: Any) -> None:
             if module in paths:
                 seen(paths[module], module, args, result)
 
-        _calls.seen = mine
+        token = _watcher.set(mine)
         try:
             yield
         finally:
-            _calls.seen = before
+            _watcher.reset(token)
 
     def summary(self, x: Any) -> str:
         """A table of the modules that a batch passes: path, kind, shape of the result, number of parameters.
 
         The pass is one of evaluation: it changes nothing.
 
-        >>> import numpy as np
         >>> import autograd_bn as ag
         >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3), ag.nn.ReLU(), ag.nn.Linear(3, 2))
         >>> print(net.summary(np.ones((8, 4))))
@@ -194,16 +186,14 @@ class Module:
         return f"{type(self).__name__}({self._settings()}{inside}{chr(10) * bool(lines)})"
 
     def _repr_html_(self) -> str:
-        """A table of the modules, for notebooks."""
         rows = []
         for path, module in self.named_modules():
-            own = [getattr(module, name) for name in module._parameters]
-            count = sum([parameter.size for parameter in own if parameter is not None])
-            rows.append([path, f"{type(module).__name__}({module._settings()})", f"{count:,}" if count else ""])
+            own = sum(p.size for name, p in module.named_parameters() if "." not in name)
+            rows.append([path, f"{type(module).__name__}({module._settings()})", f"{own:,}" if own else ""])
         return html_table(["path", "module", "parameters"], rows)
 
     def _settings(self) -> str:
-        """What `repr` shows of this module itself."""
+        """What `repr` shows of the module itself."""
         return ""
 
 
@@ -228,11 +218,9 @@ class Sequential(Module):
         self.layers = layers
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The layers, named by their place: "0", "1", ..."""
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def forward(self, x: Any) -> Any:
-        """All layers in order."""
         for layer in self.layers:
             x = layer(x)
         return x

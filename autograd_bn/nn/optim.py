@@ -16,8 +16,7 @@ from .module import matched, positive
 class Optimiser:
     """What all optimisers share: the parameters, the arrays kept for each, and how they are saved.
 
-    `step` writes the parameters in place, each write counted as `Tensor.assign` counts it; a parameter without gradient
-    stays as it is. `lr` may be changed between steps.
+    `lr` may be changed between steps. `TypeError` and `ValueError` for what is no leaf, and for a tensor given twice.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -33,46 +32,38 @@ class Optimiser:
             raise ValueError("params has a tensor twice, which every step would move twice")
         self.lr = _at_least_zero(lr, "lr")
         self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
-        self.kept: list[tuple[Array, ...]] = [
-            tuple([np.zeros(()) if slot == "steps" else np.zeros_like(p.data) for slot in self.slots])
-            for p in self.params
-        ]
-        self._leaves = [cast(Leaf, p.node) for p in self.params]
-        self._scratch = [np.empty_like(p.data) for p in self.params]
+        self._state: dict[str, Array] = {}
+        self._plan: list[tuple[Leaf, list[Array], Array]] = []
+        for i, p in enumerate(self.params):
+            kept = [np.zeros(()) if slot == "steps" else np.zeros_like(p.data) for slot in self.slots]
+            self._state |= {f"{slot}.{i}": array for slot, array in zip(self.slots, kept, strict=True)}
+            self._plan.append((cast(Leaf, p.node), kept, np.empty_like(p.data)))
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
-        for leaf, kept, scratch in zip(self._leaves, self.kept, self._scratch, strict=True):
+        """Move every parameter that has a gradient, in place; each write is counted as `Tensor.assign` counts it."""
+        for leaf, kept, scratch in self._plan:
             if leaf.grad is not None:
                 value = leaf.data
                 value -= self._change(value, leaf.grad, kept, scratch)
                 leaf.buffer.version += 1  # type: ignore[union-attr]
 
-    def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
+    def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         """What is subtracted from a parameter; `kept` is updated, `g` is only read."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
-        for leaf in self._leaves:
+        for leaf, _, _ in self._plan:
             leaf.grad = None
-
-    def _named(self) -> dict[str, Array]:
-        return {
-            f"{slot}.{i}": array
-            for i, arrays in enumerate(self.kept)
-            for slot, array in zip(self.slots, arrays, strict=True)
-        }
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of all that the next steps depend on, by name, as `save` takes it; `lr` and its like are not in it."""
-        return {name: array.copy() for name, array in self._named().items()}
+        return {name: array.copy() for name, array in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another optimiser of this kind; `ValueError`, and no change, if it doesn't fit."""
-        mine = self._named()
-        for name, value in matched(state, mine, type(self).__name__).items():
-            mine[name][...] = value
+        for name, value in matched(state, self._state, type(self).__name__).items():
+            self._state[name][...] = value
 
 
 class SGD(Optimiser):
@@ -92,7 +83,7 @@ class SGD(Optimiser):
             self.slots = ("velocity",)  # type: ignore[misc]
         super().__init__(params, lr, weight_decay)
 
-    def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
+    def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         if self.weight_decay:
             g = np.add(g, np.multiply(value, self.weight_decay, out=scratch), out=scratch)
         if kept:
@@ -106,8 +97,7 @@ class SGD(Optimiser):
 class Adam(Optimiser):
     """Steps of about `lr`: the running mean of the gradient over the root of the running mean of its square.
 
-    The steps are counted for each parameter, those without gradient left out. `weight_decay` times the parameter is
-    added to the gradient.
+    Each parameter counts its own steps. `weight_decay` times the parameter is added to the gradient.
 
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.
 
@@ -136,7 +126,7 @@ class Adam(Optimiser):
         self.eps = _at_least_zero(eps, "eps")
         super().__init__(params, lr, weight_decay)
 
-    def _change(self, value: Array, g: Array, kept: tuple[Array, ...], scratch: Array) -> Array:
+    def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         first, second, steps = kept
         beta1, beta2 = self.betas
         if self.weight_decay and self.coupled:
