@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import engine as ag
-from ..distributed.collectives import allreduce, gather
+from ..distributed.collectives import allreduce, exchange
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
@@ -42,9 +42,8 @@ def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any)
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
     (high, low), own, _ = arithmetic.statistics(x, axes)
     call = _Call("fused", x, axes, stop)
-    parts = gather(
-        comm, call, count(x.shape, axes), np.stack((low if high is None else high, low * (high is not None), own))
-    )
+    mine = np.stack((low if high is None else high, low * (high is not None), own))
+    parts = exchange(comm, call, (count(x.shape, axes), mine))
     counts = np.array([n for n, _ in parts if n] or [1])
     highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
     n = _at_least_two(sum(n for n, _ in parts))

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from ..engine.node import Array
 from ..engine.primitive import primitive
 from .leaving import end_together, waiting_for
 
 # Every exchange begins with one message of this many bytes, however much a rank has to say: thus messages match even
 # where the ranks disagree, and hardly an exchange needs a second one.
 FRAME = 1 << 12
-# Up to this many bytes an array travels in the frame. A larger one follows as it is, once the ranks are known to agree.
-SMALL = FRAME * 3 // 4
 
 
 def exchange(comm: Any, call: object, payload: Any = None) -> list[Any]:
@@ -55,7 +50,7 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     >>> allreduce([1.0, 2.0], MPI.COMM_WORLD)
     array([1., 2.])
     """
-    small = _travels_along(t)
+    small = t.nbytes < FRAME // 2 or t.dtype.char not in "fdg"  # MPI knows no float16 and no rational numbers
     parts = exchange(comm, call or f"allreduce of shape {t.shape}, dtype {t.dtype}", t if small else None)
     if small:
         return reduce(np.add, parts)  # in rank order
@@ -64,23 +59,20 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     return total
 
 
-_NOTHING = nullcontext()
-
-
-def raising_together(comm: Any) -> AbstractContextManager[None]:
+class raising_together:
     """Raise what the block raises on every rank: the others wait in their next exchange. Nothing without `comm`."""
-    return _NOTHING if comm is None else _raising_together(comm)
 
+    __slots__ = ("comm",)
 
-@contextmanager
-def _raising_together(comm: Any) -> Iterator[None]:
-    failed = None
-    try:
-        yield
-    except Exception as error:
-        failed = error
-    if failed is not None:
-        exchange(comm, failed)
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.comm is not None and isinstance(error, Exception):
+            exchange(self.comm, error)
 
 
 def _framed(comm: Any, message: Any) -> list[Any]:
@@ -95,19 +87,3 @@ def _framed(comm: Any, message: Any) -> list[Any]:
         comm.Allgather(data[FRAME:].ljust(rest, b"\0"), tails)
         received = np.concatenate((received, tails), axis=1)
     return [pickle.loads(row[8:]) for row in received]
-
-
-def gather(comm: Any, call: object, count: int, array: Array) -> list[tuple[int, Array]]:
-    """Every rank's `count` and `array`, in rank order; `call` tells the shape and dtype, as in `exchange`."""
-    small = _travels_along(array)
-    parts: list[tuple[int, Array]] = exchange(comm, call, (count, array if small else None))
-    if small:
-        return parts
-    arrays = np.empty((comm.size, *array.shape), array.dtype)
-    comm.Allgather(np.ascontiguousarray(array), arrays)
-    return [(count, array) for (count, _), array in zip(parts, arrays, strict=True)]
-
-
-def _travels_along(array: Array) -> bool:
-    # MPI knows no float16 and no rational numbers.
-    return array.nbytes <= SMALL or array.dtype.char not in "fdg"

@@ -19,7 +19,8 @@ import numpy as np
 from mpi4py import MPI
 
 import autograd_bn as ag
-from autograd_bn.distributed.collectives import FRAME, SMALL, allreduce, gather
+from autograd_bn.distributed.collectives import FRAME, allreduce
+from autograd_bn.distributed.collectives import exchange as exchanged
 
 SHAPES = ((64, 64), (1024, 64), (16384, 64), (1024, 1024), (16384, 256))
 REPEATS = 25
@@ -56,7 +57,7 @@ def measure(comm, rows, features):
     statistics, sums = np.zeros((3, 1, features)), np.zeros((2, 1, features))
 
     def exchange():
-        gather(comm, "the benchmark", own, statistics)
+        exchanged(comm, "the benchmark", (own, statistics))
         allreduce(sums, comm)
 
     works = {"compute": step(own, None), "exchange": exchange, "step": step(own, comm)}
@@ -68,7 +69,7 @@ def measure(comm, rows, features):
 def forecast(rows, features, times):
     """For each network the fastest number of ranks, and that from which the exchanges outweigh the computing."""
     # Statistics forward, sums backward, in float64; the least times, as what disturbs a measurement only adds to it.
-    message = sum(FRAME + (size if size > SMALL else 0) for size in (3 * features * 8, 2 * features * 8)) / 2
+    message = sum(max(FRAME, size) for size in (3 * features * 8, 2 * features * 8)) / 2
     row = max(times["compute"][1] - times["few rows"][1], 0) / (rows - rows // 16)
     for name, (latency, bandwidth) in NETWORKS.items():
 
