@@ -16,8 +16,7 @@ from pathlib import Path
 import graphviz
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn import nn

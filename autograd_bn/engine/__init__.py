@@ -1,7 +1,6 @@
 """The engine: tensors, the operations on them with their derivatives, and the backward pass."""
 
-from . import operations
-from . import protocols as protocols
+from . import operations, protocols as protocols
 from .backward import grad
 from .functional import hessian, jacobian, jvp
 from .graph import Graph

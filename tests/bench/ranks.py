@@ -19,8 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 import autograd_bn as ag
-from autograd_bn.distributed.collectives import FRAME, allreduce
-from autograd_bn.distributed.collectives import exchange as exchanged
+from autograd_bn.distributed.collectives import FRAME, allreduce, exchange as exchanged
 
 SHAPES = ((64, 64), (1024, 64), (16384, 64), (1024, 1024), (16384, 256))
 REPEATS = 25
