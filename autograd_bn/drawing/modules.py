@@ -6,29 +6,26 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..engine import Leaf, Node, Tensor, as_tensor
 from ..engine.node import no_update, recording
 
 
-@dataclass(eq=False, slots=True)
-class Call:
-    """One forward pass of a module, and the pass that it is a part of."""
+class Call(NamedTuple):
+    """One forward pass of a module."""
 
     path: str
     title: str
     result: Node
-    single: bool = False  # it recorded one node and no more
-    one_box: bool = False  # in a picture
-    parent: Call | None = None
+    kind: str  # "box" for one shape in a picture, "fused" for a fused node alone that is opened there, else "module"
 
 
 @dataclass(slots=True)
 class Calls:
-    """The innermost call that a node was recorded in, and the full name of every parameter."""
+    """The calls that every node was recorded in, outermost first, and the full name of every parameter."""
 
-    of: dict[Node, Call] = field(default_factory=dict)
+    of: dict[Node, list[Call]] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
 
 
@@ -44,30 +41,21 @@ def run(model: Any, inputs: Any, opened: bool) -> tuple[Any, Calls]:
     calls = Calls(names={parameter.node: name for name, parameter in model.named_parameters()})
 
     def seen(path: str, module: Any, args: tuple[Any, ...], result: Any) -> None:
-        outside = {tensor.node for tensor in _tensors(args)}
-        stack = [tensor.node for tensor in _tensors([result]) if tensor.node not in outside]
-        if not stack:
-            return
         path = "" if module is model else path
-        call = Call(path, _title(path, module), stack[0])
-        inside = set[Node]()
-        while stack:
-            node = stack.pop()
-            if node in outside or node in inside or isinstance(node, Leaf):
-                continue
-            outermost = calls.of.setdefault(node, call)
-            while outermost.parent:
-                outermost = outermost.parent
-            if outermost is not call:
-                if path and not outermost.path.startswith(f"{path}."):
-                    continue  # of a module that stands elsewhere
-                outermost.parent = call
-            inside.add(node)
-            stack += node.inputs
-        call.single = inside == {call.result}
-        call.one_box = (getattr(module, "one_box", False) and not opened) or (
-            call.single and not (opened and call.result.op == "batch_norm")
-        )
+        known, recorded = {tensor.node for tensor in _tensors(args)}, list[Node]()
+        reached = [tensor.node for tensor in _tensors([result])]
+        for node in reached:  # which grows
+            elsewhere = path and node in calls.of and not calls.of[node][0].path.startswith(f"{path}.")
+            if node.op and node not in known and not elsewhere:
+                known.add(node)
+                recorded.append(node)
+                reached += node.inputs
+        if recorded:
+            small = len(recorded) == 1 or (not opened and getattr(module, "one_box", False))
+            fused = opened and len(recorded) == 1 and recorded[0].op == "batch_norm"
+            call = Call(path, _title(path, module), recorded[0], "fused" if fused else "box" if small else "module")
+            for node in recorded:
+                calls.of.setdefault(node, []).insert(0, call)
 
     with recording(True), no_update(), model.watching(seen):
         return model(*tensors), calls

@@ -75,15 +75,14 @@ class Picture:
         self.shapes, self.arrows, self.clusters = list[Shape](), list[Arrow](), list[Frame]()
         self.dtype = graph.outputs[0].dtype
         shown = [node for node in graph.nodes if only is None or self.origins[node] in only]
-        self.call_of = {node: call for node in graph.nodes if (call := self.calls.of.get(self.origins[node]))}
+        self.frames: dict[Any, int] = {}  # of a module's call, or of the fused node that is opened
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
-            if node in self.call_of and self.call_of[node].one_box:
-                boxes.setdefault(self.call_of[node], []).append(node)
+            if (calls := self.calls_of(node)) and calls[-1].kind == "box":
+                boxes.setdefault(calls[-1], []).append(node)
         # Of the nodes in a box the one that has its result, and all of them.
         self.parts = {n: parts for call, parts in boxes.items() for n in parts if self.origins[n] is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
-        self.frames: dict[Any, int] = {}
         self.frame_of = {node: self.frame(node) for node in shown if node not in hidden}  # inputs first
 
         small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
@@ -114,6 +113,10 @@ class Picture:
 
     # --- Frames ---
 
+    def calls_of(self, node: Node) -> list[Call]:
+        """The calls of modules that a node was recorded in, outermost first."""
+        return self.calls.of.get(self.origins[node], [])
+
     def framed(self, key: Any, title: str, kind: str, parent: int | None) -> int:
         """The frame around a module's call, a fused node or statistics; a new one if there is none yet."""
         if key not in self.frames:
@@ -121,22 +124,17 @@ class Picture:
             self.clusters.append(Frame(title, kind, parent))
         return self.frames[key]
 
-    def module(self, call: Call | None) -> int | None:
-        """The frame of a module's call; the model as a whole has none."""
-        return self.framed(call, call.title, "module", self.module(call.parent)) if call and call.path else None
-
     def frame(self, node: Node) -> int | None:
         """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
-        call, origin = self.call_of.get(node), self.origins[node]
-        within = self.module(call.parent if call and node in self.parts else call)
-        if origin.op != "batch_norm" or node in self.parts or origin in self.frames:
-            return self.frames.get(origin, within)
-        name, *options = labels.title(origin) if node.op != "batch_norm" else ["fused"]
-        if call and call.single and within is not None:  # the module's frame is the node's
-            self.frames[origin], frame = within, self.clusters[within]
-            frame.kind, name = "fused", frame.title
-        here = self.framed(origin, "", "fused", within)
-        self.clusters[here].title = ", ".join([name, *options])
+        here, origin = None, self.origins[node]
+        fused = origin.op == "batch_norm" and node not in self.parts
+        options = labels.title(origin)[1:] if fused and node.op != origin.op else []
+        for call in self.calls_of(node):
+            if call.path and call.kind != "box":  # the model as a whole has no frame
+                title = [call.title, *options] if call.kind == "fused" else [call.title]
+                here = self.framed(call, ", ".join(title), call.kind, here)
+        if fused and (here is None or self.clusters[here].kind != "fused"):
+            here = self.framed(origin, ", ".join([origin.op, *options]) if options else "fused", "fused", here)
         return here
 
     def frame_statistics(self, norm: Mapping[Node, str]) -> list[Node]:
@@ -227,7 +225,7 @@ class Picture:
         if node.op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]
         if node in self.parts:
-            return [self.call_of[node].title, *(lines if node.op == "batch_norm" else [])]
+            return [self.calls_of(node)[-1].title, *(lines if node.op == "batch_norm" else [])]
         name = "" if node in self.outputs and node.name else self.names[node]
         if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
             return [first.replace(node.op, name, 1), *lines]
