@@ -31,7 +31,7 @@ KINDS = {  # the style and the legend of each
     "output": (f'{OVAL} penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white', "● output"),
     "more": (" shape=plaintext fillcolor=white", "… the graph goes on"),
 }
-CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t margin=8'
+CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t'
 FRAMES = {
     "fused": 'color="#8796A5" fillcolor="#F1F4F7"',
     "module": 'color="#8796A5" fillcolor="#FAFBFC"',
@@ -39,7 +39,6 @@ FRAMES = {
 }
 AGAIN = ' style="filled,dashed"'
 CUT = " arrowhead=normaltee minlen=2"
-STRAIGHT, BOLD = " weight=100", " penwidth=2.2"
 GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
 TEXT = {"fontname": FONT, "fontcolor": INK}
 GRAPH = TEXT | {"newrank": "true", "bgcolor": "white", "fontsize": "9", "nodesep": "0.2", "ranksep": "0.25"}
@@ -62,45 +61,43 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         direction = "LR" if across <= max(PAGE, down) else "TB"
     look = {**GRAPH, "rankdir": direction, "label": _legend(picture)}
     graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
-    # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
+    nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
+    # Graphviz leaves none between statistics and spine for the labels of arrows from one to the other.
+    room = max(8, *[2.2 * len(arrow.label) for arrow in picture.arrows])
+    # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     members: dict[int | None, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
         text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
-        style = f"{KINDS[shape.kind][0]}{AGAIN * shape.again}"
-        if i in on_spine or (shape.cluster is not None and shape.node and shape.node.primitive):
-            style += " group=spine" if i in on_spine else f" group=branch{shape.cluster}"
-        members.setdefault(shape.cluster, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
+        style = f"{KINDS[shape.kind][0]}{AGAIN * shape.again}{' group=spine' * (i in on_spine)}"
+        members.setdefault(shape.frame, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
 
-    def fill(cluster: int | None) -> None:
-        graph.body.extend(members.get(cluster, ()))
-        for i, frame in enumerate(picture.clusters):
-            if frame.parent == cluster:
-                title = f"label={_quoted(frame.title)} {CLUSTER} {FRAMES[frame.kind]}"
-                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [{title}]\n")
+    def fill(place: int | None) -> None:
+        graph.body.extend(members.get(place, ()))
+        for i, frame in enumerate(picture.frames):
+            if frame.parent == place:
+                margin = room if frame.kind == "statistics" else 8
+                style = f"{CLUSTER} margin={margin} {FRAMES[frame.kind]}"
+                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [label={_quoted(frame.title)} {style}]\n")
                 fill(i)
                 graph.body.append("\t}\n")
 
     fill(None)
-    framed = bool(picture.clusters) or any(shape.kind == "parameter" for shape in picture.shapes)
-    modules = any(frame.kind == "module" for frame in picture.clusters)
-    last = {(arrow.tail, arrow.head, arrow.label): arrow for arrow in picture.arrows}
+    modules = any(frame.kind == "module" for frame in picture.frames)
+    bold = bool(picture.frames) or any(shape.kind == "parameter" for shape in picture.shapes)
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
+        inner = tail.frame is not None and tail.frame == head.frame
         if arrow.gradient:
             style = GRADIENT_EDGE
+        elif inner and tail.frame in nested and direction == "TB":
+            style = _beside(arrow.label)
         else:
-            inner = tail.cluster is not None and tail.cluster == head.cluster
-            home = None if head.cluster is None else picture.clusters[head.cluster]
-            nested = inner and home and home.kind == "statistics" and home.parent is not None
-            # The two arrows of c * c have one label, and room for two.
-            both = last[arrow.tail, arrow.head, arrow.label] is not arrow
-            text = "  " * len(arrow.label) if both else arrow.label
-            style = _beside(text) if nested and direction == "TB" else f"label={_quoted(f'  {text} ')}"
-            style += f"{CUT * (head.kind == 'stop_gradient')}{STRAIGHT * (arrow.spine or inner)}"
+            style = f"label={_quoted(f'  {arrow.label} ')}{CUT * (head.kind == 'stop_gradient')}"
+        style += " weight=100" * (arrow.spine or (inner and not arrow.gradient))
+        if arrow.spine:
             # The first rank of a module's frame is its parameters', which stand aside of the way forward.
-            style += " minlen=2" * bool(arrow.spine and modules and home and tail.cluster != head.cluster)
-            style += BOLD * (arrow.spine and framed)
+            style += " minlen=2" * (modules and not inner and head.frame is not None) + " penwidth=2.2" * bold
         graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{style}]\n")
     return graph
 

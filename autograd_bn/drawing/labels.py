@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..engine import Node
-from ..engine.node import Array
 
 COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
 # What the shapes on the edges show, and whom an allreduce talks to.
@@ -120,11 +119,15 @@ def value_text(value: Any, what: str = "") -> str:
     noise = 0.0  # what is so small beside the largest is rounding
     if array.dtype.kind == "f" and array.size > 1:
         noise = 16 * float(np.finfo(array.dtype).eps) * np.max(np.abs(numbers), initial=0, where=np.isfinite(numbers))
+
+    def text(number: Any, noise: float = noise) -> str:
+        return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4)
+
     if array.size <= SHORT:
-        return what + _listed(array, noise)
+        return what + re.sub(r"\s*\n\s*", "\n", np.array2string(array, separator=", ", formatter={"all": text}))
     with np.errstate(all="ignore"):
-        low, high = [_number(f(numbers), noise) for f in (np.min, np.max)]
-        mean = _number(np.mean(numbers), 64 * noise)
+        low, high = text(np.min(numbers)), text(np.max(numbers))
+        mean = text(np.mean(numbers), 64 * noise)
     return f"{what}all {low}" if low == high else f"{what}mean {mean}\n{what}range {low} to {high}"
 
 
@@ -136,17 +139,6 @@ def short(value: Any, what: str = "") -> str:
     with np.errstate(all="ignore"):
         low, high = [number_text(f(array), 3) for f in (np.min, np.max)]
     return f"{what}all {low}" if low == high else f"{what}{low} … {high}"
-
-
-def _number(number: Any, noise: float) -> str:
-    return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4)
-
-
-def _listed(array: Array, noise: float) -> str:
-    if not array.ndim:
-        return _number(array.item() if array.dtype == object else array[()], noise)
-    separator = ", " if array.ndim == 1 else ",\n"
-    return f"[{separator.join([_listed(np.asarray(row), noise) for row in array])}]"
 
 
 def wrapped(line: str) -> list[str]:

@@ -7,9 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Timer
-from xml.sax.saxutils import escape
 
 # Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
 # stack, freeing the layout of a graph with a title reads memory that is gone, and its warnings go to the terminal.
@@ -29,15 +27,7 @@ os._exit(0)
 QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
 RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
 # Boxes are sized by the font: with one of our own they fit on a machine that has no fonts, too.
-_FONTS = Path(__file__).with_name("fonts")
-_FONTCONFIG = f"""<?xml version="1.0"?>
-<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig>
-<include ignore_missing="yes">/etc/fonts/fonts.conf</include>
-<dir>{escape(str(_FONTS))}</dir>
-<cachedir prefix="xdg">fontconfig</cachedir>
-</fontconfig>
-"""
+_FONTS = Path(__file__).parent / "fonts" / "fonts.conf"
 
 
 def draw(source: str, format: str) -> bytes:
@@ -59,20 +49,17 @@ def draw(source: str, format: str) -> bytes:
         command = [sys.executable, "-P", "-c", _WHEEL, format, RESOLUTION[format]]
     words = f"Graphviz is drawing {source.count('[label=')} nodes and edges ..."
     note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
-    with TemporaryDirectory() as folder:
-        fonts = Path(folder, "fonts.conf")
-        fonts.write_text(_FONTCONFIG)
-        environment = {"FONTCONFIG_FILE": str(fonts), **os.environ}
-        note.start()
-        try:
-            done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(
-                f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
-                ".dot file for other programs"
-            ) from None
-        finally:
-            note.cancel()
+    note.start()
+    try:
+        environment = {"FONTCONFIG_FILE": str(_FONTS), **os.environ}
+        done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
+            ".dot file for other programs"
+        ) from None
+    finally:
+        note.cancel()
     if done.returncode or not done.stdout:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..engine import Leaf, Node, Tensor, as_tensor
+from ..engine import Node, Tensor, as_tensor
 from ..engine.node import no_update, recording
 
 

@@ -22,7 +22,7 @@ class Shape:
 
     kind: str
     lines: list[str]
-    cluster: int | None = None
+    frame: int | None = None
     node: Node | None = None
     value: str = ""
     gradient: str = ""
@@ -47,11 +47,11 @@ class Frame:
 
     title: str
     kind: str
-    parent: int | None = None
+    parent: int | None
 
 
 class Picture:
-    """All that is drawn of a graph, in topological order. A place in `shapes` or in `clusters` is an id.
+    """All that is drawn of a graph, in topological order. A place in `shapes` or in `frames` is an id.
 
     `origins` has for each node the one that it is a part of where fused nodes are opened. `values` and `gradients`,
     where given, have an entry for each node whose value or gradient is known; `stored` ones are what the leaves hold,
@@ -72,18 +72,18 @@ class Picture:
     ) -> None:
         self.values, self.gradients, self.stored, self.brief = values, gradients, stored, brief
         self.origins, self.calls = origins or {node: node for node in graph.nodes}, calls or Calls()
-        self.shapes, self.arrows, self.clusters = list[Shape](), list[Arrow](), list[Frame]()
+        self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
         self.dtype = graph.outputs[0].dtype
         shown = [node for node in graph.nodes if only is None or self.origins[node] in only]
-        self.frames: dict[Any, int] = {}  # of a module's call, or of the fused node that is opened
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
-            if (calls := self.calls_of(node)) and calls[-1].kind == "box":
-                boxes.setdefault(calls[-1], []).append(node)
+            if (calls_of := self.calls_of(node)) and calls_of[-1].kind == "box":
+                boxes.setdefault(calls_of[-1], []).append(node)
         # Of the nodes in a box the one that has its result, and all of them.
         self.parts = {n: parts for call, parts in boxes.items() for n in parts if self.origins[n] is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
-        self.frame_of = {node: self.frame(node) for node in shown if node not in hidden}  # inputs first
+        framed: dict[Any, int] = {}  # the frame of a module's call, or of a fused node
+        self.home = {node: self.frame(node, framed) for node in shown if node not in hidden}
 
         small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
         found = norms(graph.outputs) if small else []
@@ -91,16 +91,16 @@ class Picture:
         aside = {node for norm in found for node in self.frame_statistics(norm)}
         given = {n: self.calls.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
         self.names = labels.numbered(given) if brief else given
-        inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.frame_of}
+        inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
-                if parent in self.calls.names and self.frame_of.get(parent, 0) is None:
-                    self.frame_of[parent] = self.frame_of[node]
+                if parent in self.calls.names and self.home.get(parent, 0) is None:
+                    self.home[parent] = self.home[node]
         self.again = structure.drawn_again(inputs)
         self.spine = {*structure.spine(graph.outputs[0], inputs, aside)}
-        self.outputs = dict.fromkeys([node for node in graph.outputs if node in self.frame_of])
+        self.outputs = dict.fromkeys([node for node in graph.outputs if node in self.home])
         self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
-        for node in self.frame_of:
+        for node in self.home:
             self.add_node(node)
         for node in self.outputs:
             here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
@@ -108,7 +108,7 @@ class Picture:
             if self.flow(node, node):
                 self.arrows.append(Arrow(here, self.place[node], gradient=True))
         cut = {parent for node in {*graph.nodes} - {*shown} for parent in node.inputs if parent.op}
-        for node in [node for node in self.frame_of if node in cut]:
+        for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
 
     # --- Frames ---
@@ -117,33 +117,29 @@ class Picture:
         """The calls of modules that a node was recorded in, outermost first."""
         return self.calls.of.get(self.origins[node], [])
 
-    def framed(self, key: Any, title: str, kind: str, parent: int | None) -> int:
-        """The frame around a module's call, a fused node or statistics; a new one if there is none yet."""
-        if key not in self.frames:
-            self.frames[key] = len(self.clusters)
-            self.clusters.append(Frame(title, kind, parent))
-        return self.frames[key]
-
-    def frame(self, node: Node) -> int | None:
+    def frame(self, node: Node, framed: dict[Any, int]) -> int | None:
         """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
         here, origin = None, self.origins[node]
         fused = origin.op == "batch_norm" and node not in self.parts
         options = labels.title(origin)[1:] if fused and node.op != origin.op else []
-        for call in self.calls_of(node):
-            if call.path and call.kind != "box":  # the model as a whole has no frame
-                title = [call.title, *options] if call.kind == "fused" else [call.title]
-                here = self.framed(call, ", ".join(title), call.kind, here)
-        if fused and (here is None or self.clusters[here].kind != "fused"):
-            here = self.framed(origin, ", ".join([origin.op, *options]) if options else "fused", "fused", here)
+        calls = [call for call in self.calls_of(node) if call.path and call.kind != "box"]
+        around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
+        if fused and not (calls and calls[-1].kind == "fused"):
+            around.append((origin, "batch_norm" if options else "fused", "fused"))
+        for key, title, kind in around:
+            if key not in framed:
+                framed[key] = len(self.frames)
+                self.frames.append(Frame(", ".join([title, *options]) if kind == "fused" else title, kind, here))
+            here = framed[key]
         return here
 
     def frame_statistics(self, norm: Mapping[Node, str]) -> list[Node]:
         """Put what computes the statistics of a batch norm into a frame."""
-        if branch := structure.statistics([*self.frame_of], norm):
+        if branch := structure.statistics([*self.home], norm):
             taken = any(norm[node] in ("mean", "var") and node.op for node in branch)
             title = "batch statistics" if taken else "given statistics"
-            frame = self.framed(branch[-1], title, "statistics", self.frame_of[branch[-1]])
-            self.frame_of |= dict.fromkeys(branch, frame)
+            self.frames.append(Frame(title, "statistics", self.home[branch[-1]]))
+            self.home |= dict.fromkeys(branch, len(self.frames) - 1)
         return branch
 
     # --- Shapes and arrows ---
@@ -190,26 +186,26 @@ class Picture:
     def tail_of(self, arg: Any, reader: Node, place: int) -> int:
         """The shape that an arrow to `reader` comes from."""
         if not isinstance(arg, Node):
-            frame = None if reader.op == "batch_norm" else self.frame_of[reader]
+            frame = None if reader.op == "batch_norm" else self.home[reader]
             return self.add("constant", labels.constant(reader, place, self.values is not None), frame)
         again = (arg, reader) in self.again
         if arg in self.place and not again:
             return self.place[arg]
         key = arg, self.again.get((arg, reader), reader)
         if key not in self.place:
-            frame = self.frame_of[reader] if not again or arg in self.calls.names else None
+            frame = self.home[reader] if not again or arg in self.calls.names else None
             self.place[key] = self.leaf(arg, frame, again) if again else self.add("more", ["…"], frame)
         return self.place[key]
 
     def add_node(self, node: Node) -> None:
         if isinstance(node, Leaf):
-            self.place[node] = self.leaf(node, self.frame_of[node])
+            self.place[node] = self.leaf(node, self.home[node])
             return
         operands = self.operands(node)
         tails = [self.tail_of(arg, node, place) for arg, _, place in operands]
         kind = node.op if node.op in ("stop_gradient", "allreduce") else "operation"
         # The value of an operation that is an output stands there.
-        here = self.place[node] = self.add(kind, self.title(node), self.frame_of[node], node, node not in self.outputs)
+        here = self.place[node] = self.add(kind, self.title(node), self.home[node], node, node not in self.outputs)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
             if not isinstance(arg, Node):
                 self.connect(tail, here, arg, name if len(name) == 1 else "")
