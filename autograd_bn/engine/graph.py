@@ -81,7 +81,7 @@ class Values(Mapping[Node, Any]):
         self.nodes = nodes
         self.known: dict[Node, Any] = {}
         for node in nodes:
-            node.check_versions(all_operands=True)
+            node.check_unchanged(all_operands=True)
             if isinstance(node, Leaf):
                 self.known[node] = node.data
             for source, value in zip((*node.args, node), node.saved, strict=False):

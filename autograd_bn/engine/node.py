@@ -16,12 +16,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Buffer:
-    """The memory of a leaf, shared by every view of it; `version` counts the assignments."""
+    """The memory of a leaf, shared by every view of it, and when it was last assigned to.
 
-    __slots__ = ("version",)
+    Time is counted in assignments, to any leaf: `now` of them have been made.
+    """
+
+    __slots__ = ("written",)
+    now = 0
+    _counting = threading.Lock()
 
     def __init__(self) -> None:
-        self.version = 0
+        self.written = 0
+
+    def touch(self) -> None:
+        """Say that the memory was written to."""
+        with Buffer._counting:
+            Buffer.now += 1
+            self.written = Buffer.now
 
 
 class Node:
@@ -30,8 +41,8 @@ class Node:
     `args` are the positional operands in order, each a `Node` or a constant; `params` is the keyword metadata.
     `wanted` are the positions of the inputs that a gradient may flow to. `saved` has a place for each operand, for the
     result and for what the forward pass `kept`, with None in those that no rule reads; it is () where all would be
-    None. `versions` are those of the leaves' memory among the operands when they were read. `buffer` is the leaf's
-    memory that this node's value is a view of, if it is one.
+    None. `read` is the time, as `Buffer` counts it, at which the operands were read. `buffer` is the leaf's memory that
+    this node's value is a view of, if it is one.
 
     The collector visits a node and its `args`, and nothing else that a recorded number makes.
     """
@@ -44,10 +55,10 @@ class Node:
         "name",
         "params",
         "primitive",
+        "read",
         "requires_grad",
         "saved",
         "shape",
-        "versions",
         "wanted",
     )
 
@@ -59,7 +70,7 @@ class Node:
         out: Any,
         wanted: tuple[int, ...] = (),
         saved: tuple[Any, ...] = (),
-        versions: tuple[int | None, ...] = (),
+        read: int = 0,
         buffer: Buffer | None = None,
     ) -> None:
         self.primitive = primitive
@@ -69,7 +80,7 @@ class Node:
         self.dtype: np.dtype[Any] = out.dtype
         self.wanted = wanted
         self.saved = saved
-        self.versions = versions
+        self.read = read
         self.buffer = buffer
         self.requires_grad = wanted != ()
         self.name: str | None = None
@@ -94,21 +105,18 @@ class Node:
 
         Shape, dtype and name stay. This is the one step that a rewrite of the graph is made of.
         """
-        for slot in ("primitive", "args", "params", "wanted", "saved", "versions", "buffer"):
+        for slot in ("primitive", "args", "params", "wanted", "saved", "read", "buffer"):
             setattr(self, slot, getattr(other, slot))
 
-    def check_versions(self, *, all_operands: bool = False) -> None:
+    def check_unchanged(self, *, all_operands: bool = False) -> None:
         """Raise `RuntimeError` if an operand that was saved (or any of them) was overwritten by `assign` since."""
-        for position, version in enumerate(self.versions):
-            read = self.saved and (self.saved[position] is not None or self.buffer is not None)
-            if version is not None and (all_operands or read):
-                arg = self.args[position]
-                if arg.buffer.version != version:
-                    raise RuntimeError(
-                        f"{repr(arg.name) if arg.name else 'an input'} of {self.op!r} was overwritten by assign() "
-                        f"after the forward pass read it (version {version} then, {arg.buffer.version} now): "
-                        "run the forward pass again"
-                    )
+        for position, arg in enumerate(self.args):
+            read = all_operands or (self.saved and (self.saved[position] is not None or self.buffer is not None))
+            if read and isinstance(arg, Node) and arg.buffer is not None and arg.buffer.written > self.read:
+                raise RuntimeError(
+                    f"{repr(arg.name) if arg.name else 'an input'} of {self.op!r} was overwritten by assign() "
+                    "after the forward pass read it: run the forward pass again"
+                )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -127,29 +135,26 @@ class Leaf(Node):
         self.grad: Array | None = None
 
 
-def topological_order(outputs: Iterable[Node]) -> list[Node]:
+def topological_order(outputs: Iterable[Node], *, receivers: bool = False) -> list[Node]:
     """Every node below `outputs`, inputs before consumers, in the order in which they were recorded.
 
-    Depth first without recursion, so that a chain of a million nodes is no special case.
+    With `receivers` only those that a gradient may flow to. Depth first without recursion, so that a chain of a million
+    nodes is no special case.
     """
     order: list[Node] = []
     seen: set[Node] = set()
-    stack: list[tuple[Node, Iterator[Node]]] = []
-    for output in outputs:
-        if output in seen:
-            continue
-        seen.add(output)
-        stack.append((output, iter(output.inputs)))
-        while stack:
-            node, inputs = stack[-1]
-            for parent in inputs:
-                if parent not in seen:
-                    seen.add(parent)
-                    stack.append((parent, iter(parent.inputs)))
-                    break
-            else:
-                order.append(node)
-                stack.pop()
+    stack: list[Any] = [*outputs][::-1]
+    while stack:
+        node = stack.pop()
+        if node is None:
+            order.append(stack.pop())
+        elif node not in seen:
+            seen.add(node)
+            stack += (node, None)  # again when its inputs are done
+            for position in reversed(node.wanted if receivers else range(len(node.args))):
+                arg = node.args[position]
+                if isinstance(arg, Node):
+                    stack.append(arg)
     return order
 
 

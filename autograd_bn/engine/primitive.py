@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from .node import Leaf, Node, mode
+from .node import Buffer, Leaf, Node, mode
 from .tensor import Tensor, exact
 
 P = ParamSpec("P")
@@ -18,8 +18,8 @@ R = TypeVar("R")
 
 OBJECT = np.dtype(object)
 NO_PARAMS: dict[str, Any] = {}
-# What an operation takes as it is; anything else becomes an array. A Python number stays one, and so stays weak.
-OPERANDS = frozenset([Tensor, np.ndarray, float, int, bool, type(None), *np.sctypeDict.values()])
+# What an operation takes for a constant as it is; anything else becomes an array. A Python number stays one, and weak.
+CONSTANTS = frozenset([np.ndarray, float, int, bool, type(None), *np.sctypeDict.values()])
 registry: dict[str, Primitive] = {}
 
 
@@ -100,32 +100,42 @@ class Primitive:
             self.plans[wanted] = [place in read for place in range(len(self.arrays) + 2)] if read else []
         return self.plans[wanted]
 
-    def record(self, args: list[Any], params: dict[str, Any]) -> Any:
-        """Compute on tensors and constants, and hang the result into the graph."""
-        operands, values, wanted = args.copy(), args, []
-        versions: list[int | None] = []
-        for position, arg in enumerate(operands):
+    def record(self, args: Sequence[Any], params: dict[str, Any]) -> Any:
+        """Compute on tensors and constants, and hang the result into the graph; of arrays alone, only compute."""
+        now, recorded, complexes = Buffer.now, False, None
+        operands: list[Any] = []
+        values: list[Any] = []
+        wanted: list[int] = []
+        for arg in args:
             if type(arg) is Tensor:
-                operands[position] = node = arg.node
-                values[position] = arg._value
-                if node.buffer is not None:
-                    versions = versions or [None] * len(args)
-                    versions[position] = node.buffer.version
-                if node.requires_grad:
-                    wanted.append(position)
-            elif arg is not None and getattr(arg, "dtype", OBJECT).kind == "c":
-                raise TypeError(f"{self.name} of a tensor got an operand of dtype {arg.dtype}, expected real numbers")
+                recorded = True
+                values.append(arg._value)
+                arg = arg.node
+                if arg.requires_grad:
+                    wanted.append(len(operands))
+            else:
+                arg = arg if type(arg) in CONSTANTS else np.asarray(arg)
+                if getattr(arg, "dtype", OBJECT).kind == "c":
+                    complexes = arg
+                values.append(arg)
+            operands.append(arg)
+        if not recorded:
+            return self.compute(values, params)
+        if complexes is not None:
+            raise TypeError(f"{self.name} of a tensor got an operand of dtype {complexes.dtype}, expected real numbers")
         out, kept = self.forward(*values, **params), None
         if self.joint:
             out, kept = out
         if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
-        buffer = operands[0].buffer if self.view and versions and np.may_share_memory(out, values[0]) else None
+        buffer = operands[0].buffer if self.view and isinstance(operands[0], Node) else None
+        if buffer is not None and not np.may_share_memory(out, values[0]):
+            buffer = None
         if mode.recording:
             positions = tuple(wanted) if self.rules else ()
             needs = self.saves(positions)
             saved = tuple([v if need else None for v, need in zip((*values, out, kept), needs, strict=bool(needs))])
-            node = Node(self, tuple(operands), params, out, positions, saved, tuple(versions), buffer)
+            node = Node(self, tuple(operands), params, out, positions, saved, now, buffer)
         else:
             out = np.asarray(out)
             if self.view and buffer is None and out.base is not None:
@@ -159,11 +169,6 @@ class Primitive:
             return arrays, {n: tuple(v) if isinstance(v := given[n], list) else v for n in self.keywords}
         except KeyError as error:
             raise TypeError(f"{self.name}() needs {error}") from None
-
-
-def _versions(operands: Sequence[Any]) -> tuple[int | None, ...]:
-    """Of each operand that is the memory of a leaf, the version it has now."""
-    return tuple([o.buffer.version if isinstance(o, Node) and o.buffer is not None else None for o in operands])
 
 
 def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -201,8 +206,7 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
         def apply(*args: Any, **params: Any) -> Any:
             if params or len(args) != simple:
                 args, params = op.bind(args, params)
-            given = [arg if type(arg) in OPERANDS else np.asarray(arg) for arg in args]
-            return op.record(given, params) if Tensor in map(type, given) else op.compute(given, params)
+            return op.record(args, params)
 
         plain = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
         plain = plain and not any(rule.metadata for rule in op.rules)
@@ -217,9 +221,10 @@ def _of_two(op: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
     saves: dict[Any, list[bool]] = {wanted: op.saves(wanted) for wanted in ((), (0,), (1,), (0, 1))}
 
     def apply(a: Any, b: Any) -> Any:
+        now = Buffer.now
         x = a._value if type(a) is Tensor else a
         y = b._value if type(b) is Tensor else b
-        if not mode.recording or type(x) not in OPERANDS or type(y) not in OPERANDS or (x is a and y is b):
+        if not mode.recording or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):
             return general(a, b)
         # A scalar is much quicker than an array of it.
         if type(x) is np.ndarray and not x.shape:
@@ -230,20 +235,16 @@ def _of_two(op: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
         if getattr(out, "dtype", OBJECT).kind in "Oc":
             return general(a, b)
         wanted: tuple[int, ...] = ()
-        leaf = False
         if type(a) is Tensor:
             a = a.node
-            leaf = a.buffer is not None
             if a.requires_grad:
                 wanted = (0,)
         if type(b) is Tensor:
             b = b.node
-            leaf = leaf or b.buffer is not None
             if b.requires_grad:
                 wanted = (0, 1) if wanted else (1,)
         needs = saves[wanted]
         saved = (x if needs[0] else None, y if needs[1] else None, out if needs[2] else None, None) if needs else ()
-        operands = (a, b)
-        return Tensor(out, Node(op, operands, NO_PARAMS, out, wanted, saved, _versions(operands) if leaf else ()))
+        return Tensor(out, Node(op, (a, b), NO_PARAMS, out, wanted, saved, now))
 
     return apply

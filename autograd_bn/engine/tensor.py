@@ -55,7 +55,7 @@ class Tensor:
     @data.setter
     def data(self, value: Any) -> None:
         if value is self._value and isinstance(self.node, Leaf):  # t.data -= step ends here
-            self.node.buffer.version += 1  # type: ignore[union-attr]
+            self.node.buffer.touch()  # type: ignore[union-attr]
         else:
             self.assign(value)
 
@@ -152,7 +152,7 @@ class Tensor:
                 "assign() needs memory of the tensor's own, and this one's is read-only: copy() it first"
             )
         np.copyto(leaf.data, array, casting="same_kind")
-        leaf.buffer.version += 1  # type: ignore[union-attr]
+        leaf.buffer.touch()  # type: ignore[union-attr]
 
     def _leaf(self, what: str) -> Leaf:
         if not isinstance(self.node, Leaf):

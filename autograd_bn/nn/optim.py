@@ -45,7 +45,7 @@ class Optimiser:
             if leaf.grad is not None:
                 value = leaf.data
                 value -= self._change(value, leaf.grad, kept, scratch)
-                leaf.buffer.version += 1  # type: ignore[union-attr]
+                leaf.buffer.touch()  # type: ignore[union-attr]
 
     def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         """What is subtracted from a parameter; `kept` is updated, `g` is only read."""
