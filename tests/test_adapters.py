@@ -289,4 +289,4 @@ def test_anything_else_is_declined_by_name():
     with pytest.raises(TypeError, match="target is the class Affine, expected an object of it"):
         adapt(Affine, (X,))
     with pytest.raises(TypeError, match="inputs is a ndarray, expected a tuple"):
-        adapt(Affine(), X)
+        ag.check_backward(Affine(), X)

@@ -27,7 +27,7 @@ import numpy as np
 from ..drawing.picture import render
 from ..verify.gradcheck import Unjudgeable
 from ..verify.referee import Verdict, check_backward
-from ..verify.referee.adapters import Adapted, NoPair, adapt, loss, numpy_pair, parameters
+from ..verify.referee.adapters import NoPair, Pair, adapt, loss, numpy_pair, parameters
 from . import UsageError, complain, output_file
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
@@ -74,13 +74,13 @@ CONSTANTS = r"y|labels?|targets?|y_?true|t|mask|(running_?)?(mean|mu|var)|p|q"
 
 
 @dataclass
-class Pair:
+class Entry:
     """Something to judge: its functions, what it takes, how it runs on such values; then what became of it."""
 
     forward: str
     backward: str
     parameters: list[str]
-    run_on: Callable[[Sequence[Any]], Adapted]
+    run_on: Callable[[Sequence[Any]], Pair]
     verdict: str = ""  # right, wrong, unwritten, unjudged, or nothing where this is no pair
     reason: str = ""
     report: Verdict | None = None
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if counts["wrong"] else 0 if counts["right"] else 2
 
 
-def _judge(pair: Pair, space: dict[str, Any], seed: int) -> None:
+def _judge(pair: Entry, space: dict[str, Any], seed: int) -> None:
     """What the referee makes of a pair."""
     try:
         with _limited(SECONDS):
@@ -162,7 +162,7 @@ def _judge(pair: Pair, space: dict[str, Any], seed: int) -> None:
         pair.verdict, pair.reason = "unjudged", " ".join(str(error).split()) or type(error).__name__
 
 
-def _judge_test_mode(pair: Pair, inputs: Sequence[Any], seed: int) -> None:
+def _judge_test_mode(pair: Entry, inputs: Sequence[Any], seed: int) -> None:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
     there = copy.deepcopy(tuple(inputs))
     forward = pair.run_on(there).forward
@@ -170,7 +170,7 @@ def _judge_test_mode(pair: Pair, inputs: Sequence[Any], seed: int) -> None:
         forward(*there)  # in training it leaves its running statistics in the dict
         options = [{**value, "mode": "test"} if isinstance(value, dict) else value for value in there]
         adapted = _seeded(pair, options)
-        y, cache = adapted.forward(*copy.deepcopy(adapted.inputs))
+        y, *_, cache = inspect.unwrap(adapted.forward)(*copy.deepcopy(adapted.inputs))
         if y is None or cache is None:
             what = "output" if y is None else "cache"
             pair.reason = f"In test mode forward returns no {what}, so its gradient is not judged."
@@ -272,7 +272,7 @@ def _run(path: Path, name: str) -> ModuleType:
 # What there is to judge
 
 
-def _pairs(module: ModuleType) -> Iterator[Pair]:
+def _pairs(module: ModuleType) -> Iterator[Entry]:
     """Everything in the file that has a forward and a backward pass, in the file's order."""
     own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
     functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
@@ -285,30 +285,30 @@ def _pairs(module: ModuleType) -> Iterator[Pair]:
             if known:
                 forward = max(known, key=len)
                 run_on = partial(numpy_pair, functions[forward], value)
-                yield Pair(forward, name, parameters(functions[forward]), run_on)
+                yield Entry(forward, name, parameters(functions[forward]), run_on)
         elif name in functions and re.search(r"loss(_|$)", name, re.IGNORECASE) and "forward" not in name:
-            yield Pair(name, name, parameters(value), partial(loss, value))
+            yield Entry(name, name, parameters(value), partial(loss, value))
         elif isinstance(value, type) and not value.__subclasses__() and {"forward", "backward"} <= set(dir(value)):
             yield _class_pair(name, value)
         elif jax is not None and isinstance(value, jax.custom_vjp):
-            yield Pair(name, getattr(value.bwd, "__name__", "bwd"), parameters(value.fun), partial(adapt, value))
+            yield Entry(name, getattr(value.bwd, "__name__", "bwd"), parameters(value.fun), partial(adapt, value))
 
 
-def _class_pair(name: str, what: Any) -> Pair:
+def _class_pair(name: str, what: Any) -> Entry:
     """A `torch.autograd.Function`, or a layer class, whose object is made first."""
     takes, torch = parameters(what.forward), sys.modules.get("torch")
     if torch is not None and issubclass(what, torch.autograd.Function):
         apart = what.setup_context is not torch.autograd.Function.setup_context
-        return Pair(f"{name}.forward", f"{name}.backward", takes[not apart :], partial(adapt, what))
+        return Entry(f"{name}.forward", f"{name}.backward", takes[not apart :], partial(adapt, what))
     made = parameters(what)
     run_on = lambda values: adapt(what(*values[: len(made)]), values[len(made) :])
-    return Pair(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], run_on)
+    return Entry(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], run_on)
 
 
 # Inputs
 
 
-def _given_inputs(pair: Pair, space: dict[str, Any]) -> tuple[Any, ...] | None:
+def _given_inputs(pair: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
     """The inputs that the file gives."""
     given = space.get(_inputs_name(pair), space.get("inputs"))
     given = given() if callable(given) else given
@@ -317,7 +317,7 @@ def _given_inputs(pair: Pair, space: dict[str, Any]) -> tuple[Any, ...] | None:
     return None if given is None else tuple(given)
 
 
-def _inputs_name(pair: Pair) -> str:
+def _inputs_name(pair: Entry) -> str:
     return re.sub(r"([._]?forward.*)?$", "_", pair.forward, count=1).lstrip("_") + "inputs"
 
 
@@ -342,7 +342,7 @@ def _drawn(kind: str, rng: np.random.Generator) -> Any:
     return rng.uniform(0.5, 2, shape) if letters.startswith("+") else rng.normal(size=shape) * 1.5 + 0.2
 
 
-def _found_inputs(pair: Pair) -> tuple[Any, ...]:
+def _found_inputs(pair: Entry) -> tuple[Any, ...]:
     """Inputs that forward accepts, best such that backward's gradients fit their shapes."""
     kinds = [_candidates(name) for name in pair.parameters]
     accepted, first = None, ""
@@ -366,7 +366,7 @@ def _found_inputs(pair: Pair) -> tuple[Any, ...]:
     return accepted
 
 
-def _seeded(pair: Pair, values: Sequence[Any]) -> Adapted:
+def _seeded(pair: Entry, values: Sequence[Any]) -> Pair:
     """A pair on these values, with the same random numbers in every call."""
     adapted = pair.run_on(copy.deepcopy(tuple(values)))
 
@@ -378,7 +378,7 @@ def _seeded(pair: Pair, values: Sequence[Any]) -> Adapted:
     return replace(adapted, forward=forward)
 
 
-def _fits(adapted: Adapted) -> bool:
+def _fits(adapted: Pair) -> bool:
     """Whether backward's gradients have the inputs' shapes; raises what forward raises, or that one isn't written."""
     y, cache = adapted.forward(*copy.deepcopy(adapted.inputs))
     if y is None:

@@ -1,4 +1,4 @@
-"""PyTorch Functions, JAX functions with a custom VJP and layer objects, each as a pair of NumPy functions."""
+"""What the referee judges: NumPy pairs, and PyTorch Functions, custom VJPs of JAX and layer objects as such pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GRADIENT_NAMES = ("d{}", "d_{}", "grad_{}", "{}_grad", "grad{}")
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Pair:
     """A target as `y, cache = forward(*inputs)` and `grads = backward(dy, cache)`, NumPy in and out.
 
     `truth(inputs, dy)` are the gradients by the framework's own autodiff through the same forward code (it raises
@@ -45,11 +45,9 @@ class Adapted:
         return self.rebuild(self.source)
 
 
-def adapt(target: Any, inputs: Sequence[Any]) -> Adapted:
+def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
     """Recognise a target by what it is, with the frameworks that the caller has imported."""
-    if not isinstance(inputs, tuple | list):
-        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes: (x, ...)")
-    if isinstance(target, Adapted):
+    if isinstance(target, Pair):
         return target
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(target, type) and issubclass(target, torch.autograd.Function):
@@ -63,7 +61,8 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Adapted:
     return _layer(target, inputs)
 
 
-def _is_float(value: Any) -> bool:
+def is_float(value: Any) -> bool:
+    """Whether a value is an array that has a gradient."""
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
@@ -74,13 +73,16 @@ def _array(value: Any) -> Any:
         value = (value.double() if value.is_floating_point() else value).numpy()
     elif hasattr(value, "__array__") and not isinstance(value, np.generic):
         value = np.asarray(value)
-    return value.astype(np.float64, copy=False) if _is_float(value) else value
+    return value.astype(np.float64, copy=False) if is_float(value) else value
 
 
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
     """The names of a function's first parameters, or of those that a caller must give."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    listed = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    try:
+        listed = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):  # a function of C, as of NumPy
+        listed = []
     if count is None:
         return [p.name for p in listed if p.default is p.empty]
     names = [p.name for p in listed[skip : skip + count]]
@@ -91,56 +93,50 @@ class NoPair(Exception):
     """A function isn't what its name seemed to say."""
 
 
-@dataclass
-class _Call:
-    """Backward's arguments where they aren't (dy, cache): the outputs' shapes, and what follows their gradients."""
-
-    shapes: list[tuple[int, ...]]
-    rest: tuple[Any, ...]
-
-
-def numpy_pair(forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]) -> Adapted:
+def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
     """`y, cache = forward(...)` and `backward(dy, cache)`, also with several outputs, which are laid end to end.
 
     A forward without a cache goes with a backward that takes forward's own arguments, by their names.
     """
-    names = parameters(forward, len(inputs))
+    for what, function in (("forward", forward), ("backward", backward)):
+        if not callable(function):
+            raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
+    forward, backward = copy.deepcopy((forward, backward))  # methods write into their object: into one copy of it
+    names, owner = parameters(forward, len(inputs)), [backward.__self__] if inspect.ismethod(backward) else []
 
     @wraps(forward)
     def one(*values: Any) -> Any:
         result = forward(*values)
         several = isinstance(result, tuple | list)
         *outputs, cache = result if several else (result, None)
-        rest = (cache,)
+        rest = [cache]
         if result is not None and not several:
             named, wanted = dict(zip(names, values, strict=True)), parameters(backward)[1:]
             if not set(wanted) <= set(named):
-                raise Unjudgeable(f"{forward.__name__} returned no cache, expected a pair (y, cache)")
-            rest = tuple([named[name] for name in wanted])
+                raise Unjudgeable("forward returned no cache, expected a pair (y, cache)")
+            rest = [named[name] for name in wanted]
         try:
             inspect.signature(backward).bind(*outputs, *rest)
         except TypeError as error:
             raise Unjudgeable(f"backward takes other arguments than (dy, cache): {error}") from None
-        if len(outputs) == len(rest) == 1 and (several or result is None):
-            return outputs[0], cache
         y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
-        return y, _Call([np.shape(y) for y in outputs], rest)
+        return y, ([np.shape(y) for y in outputs], rest)
 
     def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def other(dy: Any, cache: Any) -> Any:
-            if not isinstance(cache, _Call):
-                return function(dy, cache)
-            ends = np.cumsum([int(np.prod(shape)) for shape in cache.shapes])[:-1]
-            parts = zip(np.split(np.reshape(dy, -1), ends), cache.shapes, strict=True)
-            return function(*[part.reshape(shape) for part, shape in parts], *cache.rest)
+            shapes, rest = cache
+            ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+            parts = zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)
+            given = [part.reshape(shape) for part, shape in parts] if len(shapes) > 1 else [dy]
+            return function(*owner, *given, *rest)
 
         return other
 
-    return Adapted(one, tuple(inputs), names, backward, rebuild)
+    return Pair(one, tuple(inputs), names, getattr(backward, "__func__", inspect.unwrap(backward)), rebuild)
 
 
-def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Adapted:
+def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     """`loss, dx = function(x, ...)`; several gradients are those of the first inputs, or a dict by their names."""
     first = function(*copy.deepcopy(inputs))
     if not isinstance(first, tuple | list) or len(first) != 2 or np.ndim(first[0]):
@@ -161,10 +157,10 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Adapted:
 
         return backward
 
-    return Adapted(forward, tuple(inputs[:count]), parameters(function, count), function, rebuild)
+    return Pair(forward, tuple(inputs[:count]), parameters(function, count), function, rebuild)
 
 
-def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
+def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     """A `torch.autograd.Function`, with `ctx` in `forward` or with `setup_context`."""
     run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
     grad = partial(torch.autograd.grad, allow_unused=True, retain_graph=True)
@@ -184,7 +180,7 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
         return torch.is_tensor(value) and bool(value.requires_grad)
 
     def leaves_of(values: Iterable[Any]) -> list[Any]:
-        return [torch.from_numpy(v).requires_grad_(_is_float(v)) if isinstance(v, np.ndarray) else v for v in values]
+        return [torch.from_numpy(v).requires_grad_(is_float(v)) if isinstance(v, np.ndarray) else v for v in values]
 
     def applied(leaves: list[Any]) -> tuple[int, Any]:
         """The output that has a derivative, after its place."""
@@ -230,10 +226,10 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
         return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in found}
 
     names = parameters(target.forward, len(inputs), skip=0 if apart else 1)
-    return Adapted(forward, tuple(map(_array, inputs)), names, target.backward, rebuild, truth)
+    return Pair(forward, tuple(map(_array, inputs)), names, target.backward, rebuild, truth)
 
 
-def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
+def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     """A `jax.custom_vjp` function after `defvjp`."""
     if target.fwd is None or target.bwd is None:
         raise TypeError(f"{target.__name__} has no derivative yet, expected defvjp(fwd, bwd) before the check")
@@ -277,7 +273,7 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
     compiled = jax.jit(pulled)  # whole: operations compiled one by one take seconds
 
     def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
-        floats = {n: v for n, v in values.items() if n not in fixed and _is_float(v)}
+        floats = {n: v for n, v in values.items() if n not in fixed and is_float(v)}
         others = {n: v for n, v in values.items() if n not in fixed and n not in floats}
         with doubles(True):
             try:
@@ -286,10 +282,10 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Adapted:
                 found = pulled(floats, others, jax.numpy.asarray(dy))
         return {n: _array(g) for n, g in found.items()}
 
-    return Adapted(forward, plain, names, target.bwd, rebuild, truth)
+    return Pair(forward, plain, names, target.bwd, rebuild, truth)
 
 
-def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
+def _layer(layer: Any, inputs: Sequence[Any]) -> Pair:
     """A layer object, which keeps its cache, its parameters and their gradients: `dx = layer.backward(dy)`."""
     names = parameters(type(layer).forward, len(inputs), skip=1)
     again = len(names) > 1 and parameters(type(layer).backward, len(inputs), skip=1) == names  # loss.backward(x, y)
@@ -320,7 +316,7 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Adapted:
         return backward
 
     values = (*inputs, *[_kept(layer)[slot] for slot, _ in slots.values()])
-    return Adapted(forward, values, [*names, *slots], type(layer).backward, rebuild)
+    return Pair(forward, values, [*names, *slots], type(layer).backward, rebuild)
 
 
 def _kept(layer: Any) -> dict[Slot, Any]:
@@ -346,7 +342,7 @@ def _slots(layer: Any, inputs: Sequence[Any], again: bool) -> dict[str, tuple[Sl
     for (place, key), value in before.items():
         # What forward sets anew is part of its cache; a parameter may be held twice.
         own = after.get((place, key)) is value and not any(before[slot] is value for slot, _ in found.values())
-        if _is_float(value) and own and place not in _GRADIENT_PLACES:
+        if is_float(value) and own and place not in _GRADIENT_PLACES:
             names = [g.format(key) for g in _GRADIENT_NAMES]
             slots = [(place, name) for name in names] + [(p, name) for p in _GRADIENT_PLACES for name in (key, *names)]
             for slot in [slot for slot in slots if after.get(slot) is not None][:1]:

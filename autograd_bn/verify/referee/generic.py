@@ -8,10 +8,9 @@ import numpy as np
 
 from ...engine.node import Array
 from ...engine.operations import broadcasts
-from .matching import Step, vanishing, wrong_entries
 from .mistakes import MISSING, Mistake, alone, close, lengths, listed, number
 from .run import Run
-from .verdict import Finding
+from .verdict import Finding, Row
 
 
 def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array | None]:
@@ -33,7 +32,7 @@ def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array
     return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
 
 
-def generic(run: Run, given: dict[str, Array], steps: list[Step]) -> list[Finding]:
+def generic(run: Run, given: dict[str, Array], steps: list[Row]) -> list[Finding]:
     """Reasons for wrong gradients; `steps` are the intermediates in backward order."""
     single = {name: alone(run, g, run.truth[name]) for name, g in given.items()}
     labels = tuple([f"d{name}" for name in given])
@@ -42,7 +41,7 @@ def generic(run: Run, given: dict[str, Array], steps: list[Step]) -> list[Findin
         if path is not None:
             return [path]
         first = next((step for step in steps if not step.ok), None)
-        reason = None if first is None else alone(run, first.given, first.truth)
+        reason = None if first is None else alone(run, first.returned, first.truth)
         if first is not None and reason is not None:
             what = f"{listed(labels)} {'is' if len(labels) == 1 else 'are'} wrong from the step {first.name} on:"
             return [Finding(reason.kind, labels, f"{what} {first.name} {reason.words}.", f"{reason.repair}.")]
@@ -65,7 +64,7 @@ def swapped(run: Run, given: dict[str, Array]) -> Finding | None:
 def _unknown(run: Run, name: str, given: Array) -> Mistake:
     """Where a gradient is wrong, if not why."""
     truth = run.truth[name]
-    wrong = wrong_entries(given, truth, run.noise[name], vanishing(run, name))
+    wrong = run.wrong(name, given)
     places = where(wrong, run.inputs[name])
     if np.any(~wrong) and np.all(~wrong | (given == 0)):
         return Mistake("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")

@@ -6,22 +6,22 @@ import contextlib
 import io
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .adapters import adapt
+from .adapters import Pair, adapt, numpy_pair
 from .generic import generic, one_path, shape_finding, swapped
-from .matching import Step, right, right_in, sort, steps, vanishing
+from .inputs import Inputs, checked, lengthened, moved
+from .matching import canonical
 from .mistakes import Mistake, alone, close, listed
-from .paths import Paths, canonical, explain, main_paths, telling
-from .repair import Clock, NoSearch, Trial, search, take_apart
-from .run import Inputs, Pair, Run, arrays_in, lengthened, local_values, moved
-from .verdict import Finding, Repair, Row, Verdict
+from .paths import Paths, explain, main_paths, telling
+from .repair import Clock, NoSearch, search
+from .run import Run, same
+from .verdict import Finding, Repair, Row, Verdict, row
 
 
 def check_backward(
@@ -70,65 +70,64 @@ def check_backward(
     >>> verdict.ok, [row.name for row in verdict.rows if not row.ok]
     (False, ['dw'])
     """
-    if inputs is not None:
-        pair = Pair(forward, backward, inputs, names)
-        source = take_apart(pair.backward)
-    else:
-        adapted = adapt(forward, backward)
-        pair = Pair(adapted.forward, adapted.backward, adapted.inputs, names or adapted.names, adapted.truth)
-        source = adapted.source, adapted.rebuild
+    given = backward if inputs is None else inputs
+    if not isinstance(given, tuple | list):
+        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes: (x, ...)")
+    pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
     with np.errstate(all="ignore"):
-        return Referee(pair, source, seed, seconds).verdict()
+        return Referee(pair, checked(pair, names), seed, seconds).verdict()
 
 
 class Referee:
     """One check: the runs that it makes of a pair, and what it makes of them."""
 
-    def __init__(self, pair: Pair, source: tuple[Any, Callable[[Any], Any]], seed: int, seconds: float) -> None:
-        self.pair, self.source, self.clock = pair, source, Clock(seconds)
+    def __init__(self, pair: Pair, inputs: Inputs, seed: int, seconds: float) -> None:
+        self.pair, self.inputs, self.clock, self.unit = pair, inputs, Clock(seconds), False
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self.coefficients: dict[str, dict[str, float]] = {}
         self.paths: Paths | None = None
-        self.given = pair.run(pair.inputs, self.rng)
-        if self.given.failure is None and pair.ignores_dy(self.given) and self._ignores_dy_elsewhere():
-            pair.unit = True
+        self.given = self._run(inputs)
+        if _ignores_dy(self.given) and self._ignores_dy_elsewhere():
+            self.unit = True
             if self.given.y.size == 1:
                 self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
             else:
-                labels = tuple([f"d{name}" for name in pair.floats])
+                labels = tuple([f"d{name}" for name in self.given.floats])
                 what = "backward ignores dy: it returns the same for every gradient that it is handed."
                 repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
                 self.findings.append(Finding("ignores dy", labels, what, repair))
-            self.given = pair.run(pair.inputs, self.rng)
+            self.given = self._run(inputs)
         self.runs, self.price = [self.given], self.clock.spent()
-        if self.given.failure is None:
-            self.given.back = sort(pair, self.given)
+        if self.given.author.failure is None:
             self._run_elsewhere()
+
+    def _run(self, inputs: Inputs) -> Run:
+        return Run(self.pair, inputs, self.rng, self.unit)
 
     def _ignores_dy_elsewhere(self) -> bool:
         """Whether backward ignores dy off the caller's inputs too, where no gradient is 0 by zeros in them."""
         try:
-            run = self.pair.run(self._moved(self.pair.floats), self.rng)
+            run = self._run(self._moved(self.given.floats))
         except Unjudgeable:
             return True
-        return run.failure is not None or self.pair.ignores_dy(run)
+        return run.author.failure is not None or _ignores_dy(run)
 
     def _moved(self, names: Sequence[str], turned: bool = False) -> Inputs:
-        return self.pair.inputs | {n: moved(self.pair.inputs[n], self.rng, turned=turned) for n in names}
+        return self.inputs | {n: moved(self.inputs[n], self.rng, turned=turned) for n in names}
 
     def _run_elsewhere(self) -> None:
         """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
-        judged = [name for name in self.pair.floats if name in self.given.back.gradients]
+        judged = [*self.given.author.gradients]
         near = self._another(self._moved(judged))
         for names in [judged, *([name] for name in judged if len(judged) > 1)]:
             if self._another(self._moved(names, turned=True)):
                 break
-        longer = filter(None, map(self._another, lengthened(self.pair, self.rng)))
+        longer = filter(None, map(self._another, lengthened(self.pair, self.inputs, self.rng)))
         for run in itertools.islice(longer, 3):
             # A forward pass that reads a part of longer arrays takes them, and is no witness.
-            if any(g.shape != run.truth[n].shape for n, g in run.back.gradients.items()):
+            if any(g.shape != run.truth[n].shape for n, g in run.author.gradients.items()):
                 self.runs.pop()
         self.paths = main_paths(near or self.given)
         if self.paths is not None and not self._another(telling(self.paths, self.rng)) and near:
@@ -139,69 +138,68 @@ class Referee:
         if self.given.why_differences and self.clock.spent() + self.price > 0.75:
             return None  # differences take many calls
         try:
-            run = self.pair.run(inputs, self.rng)
+            run = self._run(inputs)
         except Unjudgeable:
             return None
-        if run.failure is not None:
+        if run.author.failure is not None:
             return None
-        run.back = sort(self.pair, run)
         self.runs.append(run)
         return run
 
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
-        pair, given = self.pair, self.given
-        if given.failure is not None:
-            rows = [self._unreturned(name, "not computed") for name in pair.floats]
-            self.findings.append(Finding("raised", (), f"{given.failure}.", ""))
-            return self._made(rows, self._repairs(pair.floats))
-        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in given.faults] + given.back.findings
-        self.notes += given.back.notes
+        given, back = self.given, self.given.author
+        if back.failure is not None:
+            rows = [self._unreturned(name, "not computed") for name in given.floats]
+            self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
+            return self._made(rows, self._repairs(given.floats))
+        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in back.faults] + back.findings
+        self.notes += back.notes
         rows, wrong = [], []
-        for name in pair.floats:
-            if name in given.back.gradients:
+        for name in given.floats:
+            if name in back.gradients:
                 rows.append(self._judged(name))
                 wrong += [] if rows[-1].ok else [name]
             elif any(f"d{name}" in finding.gradients for finding in self.findings):
                 rows.append(self._unreturned(name, "missing"))
-        repairs = self._repairs(wrong) if wrong or given.faults else []
-        showing = [run for run in self.runs if not any(right_in(run, name) for name in wrong)] or self.runs[:1]
-        intermediates = [s for s in steps(showing[0], self.paths is not None) if wrong or s.returned]
+        repairs = self._repairs(wrong) if wrong or back.faults else []
+        showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
+        steps = showing[0].steps(showing[0].author, self.paths is not None)
+        steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
-            self._diagnose(showing[0], showing[-1], wrong, repairs, intermediates)
+            self._diagnose(showing[0], showing[-1], wrong, repairs, steps)
         else:
-            self._wrong_step(intermediates)
-        rows += [_step_row(step) for step in intermediates]
+            self._wrong_step(steps)
         if given.why_differences:
             why = given.why_differences
             self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
-        named = {canonical(step.name.removeprefix("d")) for step in intermediates if step.ok}
+        named = {canonical(step.name.removeprefix("d")) for step in steps if step.ok}
         if self.paths is not None and {"mean", "var"} <= {*self.paths.shares} and "mean" in named:
             self.notes.append(
                 "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
                 "No input can show it: with or without it the gradient is right."
             )
-        return self._made(rows, repairs)
+        return self._made(rows + steps, repairs)
 
     def _made(self, rows: list[Row], repairs: list[Repair]) -> Verdict:
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
         ok = all(row.ok for row in rows if row.what == "gradient") and not findings
-        judged = self.pair.forward, self.given.inputs, self.given.dy
+        judged = self.pair.forward, self.inputs, self.given.dy
         return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged)
 
     def _judged(self, name: str) -> Row:
         """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
-        judged = [run for run in self.runs if name in run.back.gradients]
-        bad = [run for run in judged if not right_in(run, name)]
+        judged = [run for run in self.runs if name in run.author.gradients]
+        bad = [run for run in judged if not run.right(name)]
         run = (bad or judged)[0]
-        given, truth, note = run.back.gradients[name], run.truth[name], ""
+        given, truth, note = run.author.gradients[name], run.truth[name], ""
         if given.shape != truth.shape:
             note = f"shape {given.shape} for {name} of shape {truth.shape}"
         elif not np.isfinite(given).all():
             note = "not finite"
         elif bad and run is not self.given:
             note = "shows at other inputs than those given"
-        elif bad and vanishing(run, name):
+        elif bad and run.vanishing(name):
             note = "should be 0"
         undecided = np.isinf(self.given.noise[name])
         if np.any(undecided):
@@ -211,8 +209,8 @@ class Referee:
                 f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
                 "where forward has a kink."
             )
-        error = _error(given, truth, np.isfinite(run.noise[name]), 1e-12 * vanishing(run, name))
-        return Row(f"d{name}", "gradient", given.shape, *error, not bad, note, returned=given, truth=truth)
+        least = 1e-12 * run.vanishing(name)
+        return row(f"d{name}", "gradient", given, truth, not bad, note, np.isfinite(run.noise[name]), least)
 
     def _unreturned(self, name: str, note: str) -> Row:
         truth = self.given.truth[name]
@@ -221,36 +219,13 @@ class Referee:
     def _repairs(self, wrong: Sequence[str]) -> list[Repair]:
         """The edits of the author's code that make wrong gradients right."""
         try:
-            return search(*self.source, [self._trial(run) for run in reversed(self.runs)], wrong, self.clock)
+            with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+                return search(self.pair, self.runs[::-1], wrong, self.clock, self.paths is not None)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
         return []
 
-    def _trial(self, run: Run) -> Trial:
-        def gradients(backward: Callable[..., Any]) -> dict[str, Array] | None:
-            try:
-                with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                    returned, faults = self.pair.call_backward(backward, run)
-            except Exception:
-                return None
-            found = sort(self.pair, replace(run, returned=returned)).gradients
-            return found if not faults or run.faults else None
-
-        def right_steps(backward: Callable[..., Any]) -> dict[str, bool]:
-            with local_values(backward) as seen:
-                returned, _ = self.pair.call_backward(backward, run)
-            other = replace(run, returned=returned, locals=arrays_in(seen))
-            other.back = sort(self.pair, other)
-            return {step.name: step.ok for step in steps(other, self.paths is not None)}
-
-        def right(name: str, given: Array) -> bool:
-            return name in run.truth and right_in(run, name, given)
-
-        return Trial(gradients, right, right_steps)
-
-    def _diagnose(
-        self, run: Run, last: Run, wrong: list[str], repairs: list[Repair], intermediates: list[Step]
-    ) -> None:
+    def _diagnose(self, run: Run, last: Run, wrong: list[str], repairs: list[Repair], steps: list[Row]) -> None:
         """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
 
         Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
@@ -275,7 +250,7 @@ class Referee:
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
                 if not said & {f"d{name}" for name in repair.gradients}:
                     self.findings.append(_slip(repair))
-        self.findings += generic(run, shaped, intermediates) if shaped else []
+        self.findings += generic(run, shaped, steps) if shaped else []
 
     def _not_linear(self, run: Run, shaped: dict[str, Array]) -> list[str]:
         """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""
@@ -285,14 +260,10 @@ class Referee:
             (1, 1e-12, Mistake("accumulates", kept, "Start from zero in every call")),
             (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2 or clipping of it")),
         )
-        for factor, rtol, mistake in rows if shaped and not self.pair.unit else ():
-            try:
-                again = replace(run, returned=self.pair.call_backward(self.pair.backward, run, factor * run.dy)[0])
-            except Exception:
-                return []
-            found = sort(self.pair, again).gradients
-            same = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
-            off = [n for n in same if not close(found[n] / factor, shaped[n], rtol)]
+        for factor, rtol, mistake in rows if shaped and not self.unit else ():
+            found = run.back(self.pair.backward, factor).gradients
+            off = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
+            off = [n for n in off if not close(found[n] / factor, shaped[n], rtol)]
             if off:
                 self.findings.append(mistake.of([f"d{name}" for name in off]))
                 return off
@@ -302,7 +273,7 @@ class Referee:
         """The gradients that are left to explain, brought into shape; findings on values and shapes."""
         shaped: dict[str, Array] = {}
         for name in wrong:
-            given, truth = run.back.gradients[name], run.truth[name]
+            given, truth = run.author.gradients[name], run.truth[name]
             if not np.isfinite(given).all():
                 what = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
                 findings.append(
@@ -312,18 +283,27 @@ class Referee:
             if given.shape != truth.shape and not any(close(given, run.truth[n]) for n in wrong if n != name):
                 finding, made = shape_finding(name, given, truth)
                 findings.append(finding)
-                if made is None or right(made, truth, run.noise[name]):
+                if made is None or run.right(name, made):
                     continue
                 given = made
             shaped[name] = given
         return shaped
 
-    def _wrong_step(self, intermediates: list[Step]) -> None:
+    def _wrong_step(self, steps: list[Row]) -> None:
         """The first returned intermediate that is wrong, where the gradients are right all the same."""
-        step = next((step for step in intermediates if not step.ok), None)
+        step = next((step for step in steps if not step.ok), None)
         if step is not None:
             unknown = Mistake("unexplained", "is wrong", "Check its formula")
-            self.findings.append((alone(self.given, step.given, step.truth) or unknown).of([step.name]))
+            self.findings.append((alone(self.given, step.returned, step.truth) or unknown).of([step.name]))
+
+
+def _ignores_dy(run: Run) -> bool:
+    """Whether backward returns the same whatever the gradient is that it is handed."""
+    if run.author.failure is not None or not any(np.any(g) for g in run.truth.values()):
+        return False
+    other = run.back(run.pair.backward, -2)
+    before, after = ([*back.gradients.values(), *back.others.values()] for back in (run.author, other))
+    return bool(before) and same(before, after)
 
 
 _COPY = "Work on a copy: a = a * b, not a *= b."
@@ -335,21 +315,3 @@ def _slip(repair: Repair) -> Finding:
     verb = "is" if len(labels) == 1 else "are"
     what = f"{listed(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
     return Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`.")
-
-
-def _error(given: Array, truth: Array, judged: Any = True, least: float = 0.0) -> tuple[float, float]:
-    """The worst judged entry's error, and that over the truth's largest entry, which has none where it vanishes."""
-    if given.shape != truth.shape:
-        return np.nan, np.nan
-    with np.errstate(all="ignore"):
-        absolute = float(np.max(np.abs(given - truth), where=judged, initial=0))
-    largest = float(np.max(np.abs(truth), initial=0))
-    return absolute, absolute / largest if largest > least else np.nan
-
-
-def _step_row(step: Step) -> Row:
-    given, truth = step.given, step.truth
-    note = f"the part through {step.part}" if step.part else ""
-    note = note if given.shape == truth.shape else f"shape {given.shape}, expected {truth.shape}"
-    error = _error(given, truth)
-    return Row(step.name, "intermediate", given.shape, *error, step.ok, note, returned=given, truth=truth)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.node import Array
 from .run import Run
 from .verdict import Finding
 
@@ -94,7 +93,7 @@ MISSING = Mistake("missing", "is zero", "Compute it by the chain rule")
 SIGN = Mistake("sign", "has the wrong sign", "Flip its sign")
 
 
-def alone(run: Run, given: Array, truth: Array) -> Mistake | None:
+def alone(run: Run, given: Any, truth: Any) -> Mistake | None:
     """Why one gradient, or one step, is wrong by itself: a number, a transposition, a mask."""
     if given.shape != truth.shape:
         return Mistake("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")

@@ -11,19 +11,14 @@ import numpy as np
 
 from ...engine.graph import Values
 from ...engine.node import Array, Node
+from .inputs import Inputs
+from .matching import canonical
 from .mistakes import MISSING, Mistake, close, lengths, listed, number
-from .run import Inputs, Run, Trace
+from .run import Run, Trace
 from .verdict import Finding
 
 # Operations that lay a short operand along a longer one.
 _SPREADING = {"add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where", "broadcast_to", "repeat"}
-ROLES = {
-    "xhat": "xhat xnorm xnormalized xnormalised xn normed normalized normalised hatx xnormal normx",
-    "mean": "mean mu samplemean batchmean mub avg average m",
-    "var": "var variance sigma2 sigmasq sigmasquared samplevar batchvar vari v sigsq",
-    "std": "std sqrtvar sigma sd stddev samplestd",
-    "invstd": "ivar inv invvar invstd rstd istd inversestd invsqrtvar stdinv",
-}
 _WORDS = {"direct": "the direct path", "mean": "the path through the mean", "var": "the path through the variance"}
 # What is written for the root of the variance; forward has one of them.
 _ROOTS: dict[str, Callable[[Array, float, int], Array]] = {
@@ -34,16 +29,6 @@ _ROOTS: dict[str, Callable[[Array, float, int], Array]] = {
     "sqrt(N / (N - 1) * {var} + eps)": lambda var, eps, n: np.sqrt(n / (n - 1) * var + eps),
     "sqrt((N - 1) / N * {var} + eps)": lambda var, eps, n: np.sqrt((n - 1) / n * var + eps),
 }
-
-
-def plain(name: str) -> str:
-    """A name without underscores and capitals."""
-    return name.lower().replace("_", "")
-
-
-def canonical(name: str) -> str | None:
-    """The textbook's name for what somebody called `name`."""
-    return next((role for role, names in ROLES.items() if plain(name) in names.split()), None)
 
 
 class Paths:

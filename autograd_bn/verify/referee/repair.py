@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
+from .adapters import Pair
+from .matching import Returned
+from .run import Run
 from .verdict import Repair
 
 Backward = Callable[..., Any]
-Gradients = dict[str, Array]
 
 
 class NoSearch(Exception):
@@ -40,19 +42,6 @@ class Clock:
     def spent(self) -> float:
         """The share of the budget that is gone."""
         return (thread_time() - self.started) / self.seconds if self.seconds > 0 else np.inf
-
-
-@dataclass
-class Trial:
-    """One run to try edits on: what a backward pass returns in it, which is right, and which of its steps are."""
-
-    gradients: Callable[[Backward], Gradients | None]
-    right: Callable[[str, Array], bool]
-    steps: Callable[[Backward], dict[str, bool]]
-
-    def passed(self, backward: Backward) -> set[str]:
-        """The names of the gradients that come out right."""
-        return {name for name, g in (self.gradients(backward) or {}).items() if self.right(name, g)}
 
 
 @dataclass(frozen=True)
@@ -132,22 +121,24 @@ def _dedented(text: str) -> str:
     return textwrap.dedent(text).rstrip("\n")
 
 
-def search(
-    source: Any, rebuild: Callable[[Any], Backward], trials: Sequence[Trial], order: Sequence[str], clock: Clock
-) -> list[Repair]:
-    """For each wrong gradient the smallest edit that makes it right in every trial and leaves the others right.
+def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, aliased: bool) -> list[Repair]:
+    """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
     `NoSearch` where the code can't be edited, or must not be run many times.
     """
-    workshop, wrong = Workshop(source, rebuild), set(order)
-    before = trials[0].gradients(workshop.backward)
-    if before is None and trials[0].gradients(rebuild(source)) is not None:
+    workshop, wrong = Workshop(pair), set(order)
+    before = runs[0].back(workshop.backward)
+    if before.failure and not runs[0].author.failure:
         raise NoSearch("its source does not run by itself")
-    fixed = trials[0].passed(workshop.backward) - wrong
-    steps = trials[-1].steps(workshop.backward) if before is not None else {}
+    fixed = _passed(runs[0], workshop.backward) - wrong
+
+    def steps(backward: Backward) -> dict[str, bool]:
+        return {step.name: step.ok for step in runs[-1].steps(runs[-1].back(backward), aliased)}
+
+    known = [] if before.failure else list(steps(workshop.backward))
     found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(trials[0], before, wrong, fixed, clock):
+    for owner, edit in workshop.touching(runs[0], before, wrong, fixed, clock):
         if clock.spent() > 1 or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit)
@@ -157,19 +148,25 @@ def search(
         with workshop.with_text(owner, text) as backward:
             if backward is None:
                 continue
-            passed = trials[0].passed(backward)
-            for trial in trials[1:]:
+            passed = _passed(runs[0], backward)
+            for run in runs[1:]:
                 if not fixed <= passed or edit.cost >= found.price(passed & wrong):
                     break
-                passed &= trial.passed(backward)
+                passed &= _passed(run, backward)
             if fixed <= passed and edit.cost < found.price(passed & wrong):
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
-                now = trials[-1].steps(backward) if steps else {}
-                kept = found if all(now.get(name) for name in steps) else spare
+                now = steps(backward) if known else {}
+                kept = found if all(now.get(name) for name in known) else spare
                 mended = [name for name in order if name in passed]
                 if edit.cost < kept.price(set(mended)):
                     kept.update(dict.fromkeys(mended, (edit.cost, owner.repair(edit, tuple(mended)))))
     return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
+
+
+def _passed(run: Run, backward: Backward) -> set[str]:
+    """The gradients that come out right, unless arrays are overwritten on the way that weren't before."""
+    back = run.back(backward)
+    return set() if back.faults and not run.author.faults else {n for n, g in back.gradients.items() if run.right(n, g)}
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -182,20 +179,12 @@ class Repairs(dict[str, tuple[float, Repair]]):
         return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
-def take_apart(backward: Any) -> tuple[Any, Callable[[Any], Backward]]:
-    """A callable's plain function, and what makes the callable of such a function again."""
-    if isinstance(backward, types.MethodType):
-        owner = backward.__self__  # with what forward has left in it
-        return backward.__func__, lambda function: lambda *args: function(copy.deepcopy(owner), *args)
-    return inspect.unwrap(backward), lambda edited: edited
-
-
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, function: Any, rebuild: Callable[[Any], Backward]) -> None:
-        self.rebuild = rebuild
-        self.sources = [Source(function)]
+    def __init__(self, pair: Pair) -> None:
+        function: Any = pair.source
+        self.rebuild, self.sources = pair.rebuild, [Source(function)]
         for source in self.sources:
             for name in source.function.__code__.co_names:
                 helper = source.function.__globals__.get(name)
@@ -215,7 +204,7 @@ class Workshop:
         for source in self.sources:
             _check_calls(source, self.space)
             self._compile(source, source.text)
-        self.backward = rebuild(self.space[function.__name__])
+        self.backward = self.rebuild(self.space[function.__name__])
         self.main = function.__name__
 
     def _compile(self, source: Source, text: bytes) -> None:
@@ -239,7 +228,7 @@ class Workshop:
             self.space[name] = kept
 
     def touching(
-        self, trial: Trial, before: Gradients | None, wrong: set[str], fixed: set[str], clock: Clock
+        self, run: Run, before: Returned, wrong: set[str], fixed: set[str], clock: Clock
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         edits = [(source, edit) for source in self.sources for edit in Slips(source).found]
@@ -247,12 +236,12 @@ class Workshop:
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
             if at not in reaches and clock.spent() < 1:
-                moved = None if before is None else self._moving(*at, trial, before)
+                moved = None if before.failure else self._moving(*at, run, before.gradients)
                 reaches[at] = moved is None or (bool(moved & wrong) and not moved & fixed)
             if reaches.get(at):
                 yield source, edit
 
-    def _moving(self, source: Source, span: tuple[int, int], trial: Trial, before: Gradients) -> set[str] | None:
+    def _moving(self, source: Source, span: tuple[int, int], run: Run, before: dict[str, Array]) -> set[str] | None:
         """The gradients that move when the value of an expression does, or None where it can't be moved."""
         moved = []
 
@@ -265,8 +254,8 @@ class Workshop:
         self.space["_move"], (start, end) = move, span
         text = source.text[:start] + b"_move(" + source.text[start:end] + b")" + source.text[end:]
         with self.with_text(source, text) as backward:
-            after = None if backward is None else trial.gradients(backward)
-        if not moved or after is None:
+            after = {} if backward is None else run.back(backward).gradients
+        if not moved or not after:
             return None
         return {n for n in before if n not in after or not np.array_equal(before[n], after[n], equal_nan=True)}
 

@@ -1,4 +1,4 @@
-"""What the referee judges by: a hand-written pair run on copies, and the gradients it should have returned."""
+"""What the referee judges by: one passage through a pair, and the gradients that backward should return there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +16,20 @@ from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
 from ..finite_differences import Differences
 from ..gradcheck import Unjudgeable
+from .adapters import Pair, is_float
+from .inputs import Inputs, moved, scale
+from .matching import Returned, canonical, derivative_of, plain
+from .verdict import Row, row
 
-if TYPE_CHECKING:
-    from .matching import Returned
-
-Inputs = dict[str, Any]
-Derivative = Callable[[Array], dict[str, Array]]
+Gradients = dict[str, Array]
+TOLERANCE = 1e-9  # of a gradient's largest entry; more only where rounding alone carries a right one further
 
 
 class Trace:
-    """A forward pass recorded on tensors: its output, its inputs, and every name its author gave a value."""
+    """A forward pass recorded on tensors: its output, its inputs, and every name its author gave a value.
+
+    Called with dy it gives the gradient of `sum(y * dy)` with respect to each input.
+    """
 
     def __init__(self, y: Tensor, leaves: dict[str, Tensor], named: dict[str, Tensor]) -> None:
         self.y, self.leaves, self.named = y, leaves, named
@@ -39,13 +42,13 @@ class Trace:
         found, shares = {start: gradient}, []
         for node in reversed(self.order):
             if node in found and node not in cut:
-                for parent, part in _parts(node, found[node]):
-                    found[parent] = found[parent] + part if parent in found else part
-                    shares.append((node, parent, part))
+                for parent, part in pull(node, found[node]):
+                    share = np.asarray(part)
+                    found[parent] = found[parent] + share if parent in found else share
+                    shares.append((node, parent, share))
         return found, shares
 
-    def gradients(self, dy: Array) -> dict[str, Array]:
-        """The gradient of `sum(y * dy)` with respect to each input."""
+    def __call__(self, dy: Array) -> Gradients:
         found, _ = self.flow(self.y.node, dy)
         return {name: np.array(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
@@ -64,213 +67,194 @@ class Trace:
         return next((name for name, t in self.named.items() if t.node is node), node.op or node.name or "an input")
 
 
-def _parts(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
-    """What a node hands on of its own gradient, to each of its inputs."""
-    for parent, part in pull(node, gradient):
-        yield parent, np.asarray(part)
+class NoDerivative(Exception):
+    """Why a forward pass can't be differentiated automatically."""
 
 
-@dataclass
 class Run:
-    """One passage through the pair: what went in, what came back, and what should have.
+    """A pair at some inputs: its output y, a random dy (1 if `unit`), the true gradients, and what came back.
 
-    `noise` is how far rounding may carry an entry of a right gradient; it is infinite where forward has a kink.
+    `noise` is how far rounding may carry an entry of a right gradient; it is infinite where forward has a kink. `trace`
+    is None where forward can't be recorded; where `why_differences` says why, the truth is by differences.
     """
 
-    inputs: Inputs
-    y: Array
-    dy: Array
-    truth: dict[str, Array]
-    noise: dict[str, Array]
-    trace: Trace | None
-    why_differences: str | None
-    returned: Any = None
-    locals: dict[str, Array] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    failure: str | None = None
-    back: Returned = None  # type: ignore[assignment]  # what came back, sorted
+    def __init__(self, pair: Pair, inputs: Inputs, rng: np.random.Generator, unit: bool = False) -> None:
+        self.pair, self.inputs = pair, inputs
+        self.floats = [name for name, value in inputs.items() if is_float(value)]
+        self.y = self._output(inputs)
+        if not np.array_equal(self.y, self._output(inputs)):
+            raise Unjudgeable("forward gives another result when it is called again: fix its seed inside it")
+        self.dy = np.ones(self.y.shape) if unit else np.asarray(rng.normal(size=self.y.shape) + 0.3)
+        self.trace: Trace | None = None
+        self.why_differences = ""
+        try:
+            derive = self._derivative(inputs)
+            if not self._trusted():
+                raise NoDerivative("the derivative of forward's code disagrees with differences of its output")
+            self.truth, self.noise = self._exact(derive(self.dy), rng)
+            self.trace = derive if isinstance(derive, Trace) else None
+        except NoDerivative as why:
+            self.why_differences = str(why)
+            self.truth, self.noise = self._differences()
+        self.author = self.back(pair.backward)
 
+    def back(self, backward: Callable[..., Any], factor: float = 1.0) -> Returned:
+        """What a backward pass returns right after forward, for `factor * dy`."""
+        out, handed, dy = Returned(), copy.deepcopy(self.inputs), factor * self.dy
+        given = dy.copy() if dy.ndim else np.float64(dy)
+        try:
+            _, cache = self.pair.forward(*handed.values())
+            written = [name for name in self.floats if not np.array_equal(handed[name], self.inputs[name])]
+            before = [array.copy() for array in _arrays(cache)]
+            with local_values(backward) as seen:
+                returned = copy.deepcopy(backward(given, cache))
+        except Exception as error:
+            out.failure = f"backward raised {_reported(error, backward)}"
+            return out
+        out.sort(returned, self.inputs, self.truth)
+        kinds = np.ndarray | np.floating | float
+        out.locals = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)}
+        out.faults = [f"forward overwrites its input {name} in place" for name in written]
+        if not np.array_equal(given, dy):
+            out.faults.append("backward overwrites dy in place")
+        if not same(before, list(_arrays(cache))):
+            out.faults.append("backward overwrites an array of the cache in place")
+        return out
 
-class Pair:
-    """A hand-written `forward` and `backward`, always called on copies of what the caller holds.
+    # Right and wrong
 
-    `truth` gives the gradients where forward is not NumPy; `unit` says that backward takes its gradient dy to be 1.
-    """
+    def vanishing(self, name: str) -> float:
+        """The size that a gradient is measured by where it is 0 itself, else 0."""
+        if np.any(np.abs(self.truth[name]) > 1e-12):
+            return 0.0
+        return 1e-3 * float(np.max(np.abs(self.dy), initial=0))
 
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        backward: Callable[..., Any],
-        inputs: Any,
-        names: Any = None,
-        truth: Callable[[Inputs, Array], dict[str, Array]] | None = None,
-    ):
-        for what, function in (("forward", forward), ("backward", backward)):
-            if not callable(function):
-                raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
-        if not isinstance(inputs, tuple | list):
-            raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes: (x, ...)")
-        owner = getattr(forward, "__self__", None)
-        if inspect.ismethod(forward) and inspect.ismethod(backward) and backward.__self__ is owner:
-            owner = copy.deepcopy(owner)  # both write into it
-            forward, backward = forward.__func__.__get__(owner), backward.__func__.__get__(owner)
-        self.forward, self.backward, self.truth, self.unit = forward, backward, truth, False
-        self.names = _names(forward, len(inputs), names)
-        self.inputs = {name: _checked(name, given) for name, given in zip(self.names, inputs, strict=True)}
-        self.floats = [n for n, v in self.inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-        # Lengths that the code has as numbers of its own can't be others.
-        self.written = _numbers(forward) | _numbers(backward) | _whole(list(self.inputs.values()))
-        if not self.floats:
-            kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in self.inputs.items())
-            raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")
+    def wrong(self, name: str, given: Array) -> Array:
+        """Where a gradient is not the true one."""
+        return _wrong(given, self.truth[name], self.noise[name], self.vanishing(name))
 
-    def call_forward(self, inputs: Inputs) -> tuple[Any, Any]:
-        """`forward` on these inputs, which it may overwrite: its output and its cache."""
-        result = self.forward(*inputs.values())
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            got = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
-            raise Unjudgeable(f"forward returned {got}, expected a pair (y, cache)")
-        return result[0], result[1]
+    def right(self, name: str, given: Array | None = None) -> bool:
+        """Whether a gradient, by default the one that the author's backward returned, is the true one."""
+        given = self.author.gradients.get(name) if given is None else given
+        return given is not None and given.shape == self.truth[name].shape and not np.any(self.wrong(name, given))
 
-    def output(self, inputs: Inputs) -> Array:
+    def steps(self, back: Returned, aliased: bool) -> list[Row]:
+        """The intermediates in backward order: those of a returned dict, and backward's own variables.
+
+        `aliased` matches names by what normalisations call their values.
+        """
+        trace, rows = self.trace, list[tuple[int, Row]]()
+        if trace is None:
+            return []
+        found, shares = trace.flow(trace.y.node, self.dy)
+        known = {plain(n): t.node for n, t in trace.named.items() if t.node in found and t.node is not trace.y.node}
+        roles = {canonical(name): name for name in known if canonical(name) and aliased}
+        inputs = {plain(name) for name in self.inputs}
+        for key, value in (back.locals | back.others).items():
+            targets = [name for name in derivative_of(key)[:-1] if name not in inputs]
+            target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
+            if target is None:
+                continue
+            node = known[target]
+            parts = [(trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
+            size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
+            given = value.reshape(node.shape) if value.size == found[node].size else value
+            # Authors call the whole gradient or the share through one consumer by the value's name.
+            tries = [("", found[node], size), *[(f"the part through {c}", p, 0.0) for c, p in parts if len(parts) > 1]]
+            fits = [(note, truth) for note, truth, size in tries if not np.any(_wrong(given, truth, size=size))]
+            note, truth = (fits or [("", found[node])])[0]
+            if given.shape != truth.shape:
+                note = f"shape {given.shape}, expected {truth.shape}"
+            rows.append((trace.order.index(node), row(key, "intermediate", given, truth, bool(fits), note)))
+        return [step for _, step in sorted(rows, key=lambda pair: -pair[0])]
+
+    # The truth
+
+    def _output(self, inputs: Inputs) -> Array:
         """The plain output for these inputs, as floats."""
         try:
-            with np.errstate(all="ignore"):
-                return _output(self.call_forward(copy.deepcopy(inputs))[0])
+            y = np.asarray(self.pair.forward(*copy.deepcopy(inputs).values())[0])
         except Unjudgeable:
             raise
         except Exception as error:
-            raise Unjudgeable(f"forward raised {_reported(error, self.forward)}") from error
+            raise Unjudgeable(f"forward raised {_reported(error, self.pair.forward)}") from error
+        if y.dtype.kind != "f":
+            raise Unjudgeable(f"forward returned a y of dtype {y.dtype}, expected floats")
+        if not np.isfinite(y).all():
+            bad = y[~np.isfinite(y)].flat[0]
+            raise Unjudgeable(f"forward returned a y with {bad} in it: no gradient can be judged there")
+        return y.astype(np.float64)
 
-    def run(self, inputs: Inputs, rng: np.random.Generator) -> Run:
-        """Forward and backward once, with a random cotangent, beside the true gradients."""
-        y = self.output(inputs)
-        if not np.array_equal(y, self.output(inputs)):
-            raise Unjudgeable("forward gives another result when it is called again: fix its seed inside it")
-        dy = np.ones(y.shape) if self.unit else np.asarray(rng.normal(size=y.shape) + 0.3)
-        derive, trace, why = self._derived(inputs, y)
-        if derive and not self._trusted(derive, inputs):
-            derive, trace, why = None, None, "the derivative of forward's code disagrees with differences of its output"
-        truth, noise = self._exact(derive, inputs, dy, rng) if derive else self._differences(inputs, dy)
-        run = Run(inputs, y, dy, truth, noise, trace, why)
-        try:
-            with local_values(self.backward) as seen:
-                run.returned, run.faults = self.call_backward(self.backward, run)
-            run.locals = arrays_in(seen)
-        except Exception as error:
-            run.failure = f"backward raised {_reported(error, self.backward)}"
-        return run
+    def _derivative(self, inputs: Inputs) -> Callable[[Array], Gradients]:
+        """The derivative of the forward pass by automatic differentiation."""
+        y, handed, truth = self._output(inputs), copy.deepcopy(inputs), self.pair.truth
 
-    def call_backward(self, backward: Callable[..., Any], run: Run, dy: Array | None = None) -> tuple[Any, list[str]]:
-        """What a backward pass returns right after forward, and what the two overwrite."""
-        handed, dy = copy.deepcopy(run.inputs), run.dy if dy is None else dy
-        handed_dy = dy.copy() if dy.ndim else np.float64(dy)
-        with np.errstate(all="ignore"):
-            _, cache = self.call_forward(handed)
-            moved = [name for name in self.floats if not np.array_equal(handed[name], run.inputs[name])]
-            before = [array.copy() for array in _arrays(cache)]
-            returned = copy.deepcopy(backward(handed_dy, cache))
-        faults = [f"forward overwrites its input {name} in place" for name in moved]
-        if not np.array_equal(handed_dy, dy):
-            faults.append("backward overwrites dy in place")
-        after = list(_arrays(cache))
-        if len(after) != len(before) or not all(map(_same, before, after)):
-            faults.append("backward overwrites an array of the cache in place")
-        return returned, faults
-
-    def ignores_dy(self, run: Run) -> bool:
-        """Whether backward returns the same whatever the gradient is that it is handed."""
-        if not any(np.any(g) for g in run.truth.values()):
-            return False
-        try:
-            other, _ = self.call_backward(self.backward, run, -2 * run.dy)
-        except Exception:
-            return False
-        before, after = list(_arrays(run.returned)), list(_arrays(other))
-        return len(before) == len(after) and bool(before) and all(map(_same, before, after))
-
-    def _derived(self, inputs: Inputs, y: Array) -> tuple[Derivative | None, Trace | None, str | None]:
-        """The derivative of the forward pass by automatic differentiation, or why there is none."""
-        if self.truth is None:
-            trace, why = self._traced(inputs, y)
-            return trace.gradients if trace else None, trace, why
-
-        def derive(dy: Array) -> dict[str, Array]:
-            assert self.truth is not None
-            found = self.truth(copy.deepcopy(inputs), dy.copy())
+        def framework(dy: Array) -> Gradients:
+            assert truth is not None
+            try:
+                found = truth(copy.deepcopy(inputs), dy.copy())
+            except Exception as error:
+                why = f"forward can't be differentiated by its framework ({_reported(error, self.pair.forward)})"
+                raise NoDerivative(why) from None
             return {name: np.asarray(found[name], dtype=np.float64) for name in self.floats}
 
+        if truth is not None:
+            return framework
+        leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
         try:
-            derive(np.ones(y.shape))
+            with recording(True), local_values(self.pair.forward) as seen:
+                recorded, cache = self.pair.forward(*{**handed, **leaves}.values())
         except Exception as error:
-            return None, None, f"forward can't be differentiated by its framework ({_reported(error, self.forward)})"
-        return derive, None, None
+            raise NoDerivative(
+                f"forward can't be recorded on tensors ({_reported(error, self.pair.forward)})"
+            ) from None
+        if not isinstance(recorded, Tensor) or not recorded.requires_grad:
+            raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
+        if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
+            raise NoDerivative("forward gives another result on tensors than on arrays")
+        named = {name: t for name, t in [*_held(cache), *seen.items()] if name and isinstance(t, Tensor)}
+        return Trace(recorded, leaves, named)
 
-    def _trusted(self, derive: Derivative, inputs: Inputs) -> bool:
-        """Whether differences confirm a derivative, here or at inputs near by.
+    def _trusted(self) -> bool:
+        """Whether differences confirm the derivative, here or at inputs near by.
 
         A forward pass that leaves the tensors half way, by `np.asarray`, is recorded in part only. Where differences
         can't tell, at a kink or a steep place, those near by decide.
         """
-        if self._confirmed(derive, inputs):
-            return True
         rng = np.random.default_rng(0)
-        near = {**inputs, **{n: moved(inputs[n], rng) for n in self.floats}}
-        try:
-            other, _, _ = self._derived(near, self.output(near))
-        except Unjudgeable:
-            return False
-        return other is not None and self._confirmed(other, near)
+        near = self.inputs | {n: moved(self.inputs[n], rng) for n in self.floats}
+        return self._confirmed(self.inputs) or self._confirmed(near)
 
-    def _traced(self, inputs: Inputs, y: Array) -> tuple[Trace | None, str | None]:
-        handed = copy.deepcopy(inputs)
-        leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
-        try:
-            with recording(True), np.errstate(all="ignore"), local_values(self.forward) as seen:
-                recorded, cache = self.call_forward({**handed, **leaves})
-        except Exception as error:
-            return None, f"forward can't be recorded on tensors ({_reported(error, self.forward)})"
-        if not isinstance(recorded, Tensor) or not recorded.requires_grad:
-            return None, "forward leaves the tensors it is given, so it can't be recorded"
-        if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
-            return None, "forward gives another result on tensors than on arrays"
-        named = {**(cache if isinstance(cache, dict) else getattr(cache, "__dict__", {})), **seen}
-        return Trace(recorded, leaves, {str(n): t for n, t in named.items() if isinstance(t, Tensor)}), None
-
-    def _confirmed(self, derive: Derivative, inputs: Inputs) -> bool:
-        """Whether a derivative agrees with a difference along a random direction."""
+    def _confirmed(self, inputs: Inputs) -> bool:
+        """Whether the derivative agrees with a difference along a random direction."""
         rng = np.random.default_rng(0)
-        shape = self.output(inputs).shape
-        for h in (1e-4, 1e-4, 1e-6):
-            dy = np.asarray(rng.normal(size=shape))
-            truth = derive(dy)
-            steps = {n: rng.normal(size=g.shape) * _scale(inputs[n]) for n, g in truth.items()}
-            terms = np.concatenate([np.ravel(g * steps[n]) for n, g in truth.items()])
-            ends = [{**inputs, **{n: inputs[n] + t * step for n, step in steps.items()}} for t in (h, -h)]
-            try:
-                up, down = (float(np.sum(self.output(end) * dy)) for end in ends)
-            except (Unjudgeable, ValueError):  # it takes no such values, or gives another shape
-                return False
-            if abs((up - down) / (2 * h) - np.sum(terms)) <= 1e-4 * np.sum(np.abs(terms)):
-                return True
+        try:
+            derive = self._derivative(inputs)
+            for h in (1e-4, 1e-4, 1e-6):
+                dy = np.asarray(rng.normal(size=self.y.shape))
+                truth = derive(dy)
+                steps = {n: rng.normal(size=g.shape) * scale(inputs[n]) for n, g in truth.items()}
+                terms = np.concatenate([np.ravel(g * steps[n]) for n, g in truth.items()])
+                ends = [inputs | {n: inputs[n] + t * step for n, step in steps.items()} for t in (h, -h)]
+                up, down = (float(np.sum(self._output(end) * dy)) for end in ends)
+                if abs((up - down) / (2 * h) - np.sum(terms)) <= 1e-4 * np.sum(np.abs(terms)):
+                    return True
+        except (Unjudgeable, ValueError):  # it takes no such values, or gives another shape
+            pass
         return False
 
-    def _exact(
-        self, derive: Derivative, inputs: Inputs, dy: Array, rng: np.random.Generator
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _exact(self, truth: Gradients, rng: np.random.Generator) -> tuple[Gradients, Gradients]:
         """The gradients, and how far they move when the inputs move by their last bits: at a kink they jump."""
-        truth = derive(dy)
-        sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(inputs[n])) for n in self.floats}
+        sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(self.inputs[n])) for n in self.floats}
         noise = {n: np.zeros(g.shape) for n, g in truth.items()}
         for t in (1, -1):
-            near = dict(inputs)
-            for n in self.floats:
-                near[n] = inputs[n] * (1 + 4e-15 * t * sides[n]) + 1e-20 * _scale(inputs[n]) * t * sides[n]
+            near = dict(self.inputs)
+            for n, side in sides.items():
+                near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
             try:
-                other = self._derived(near, self.output(near))[0]
-            except Unjudgeable:
+                moves = self._derivative(near)(self.dy)
+            except (Unjudgeable, NoDerivative):
                 continue
-            moves = other(dy) if other else truth
             for n, g in truth.items():
                 off = np.abs(moves[n] - g)
                 jumps = ~(off <= 1e-6 * np.max(np.abs(g), where=np.isfinite(g), initial=0) + 1e-300)
@@ -278,64 +262,38 @@ class Pair:
                 noise[n] = np.maximum(noise[n], off)
         return {n: np.nan_to_num(g) for n, g in truth.items()}, noise
 
-    def _differences(self, inputs: Inputs, dy: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _differences(self) -> tuple[Gradients, Gradients]:
         """The gradients by differences of the output, each with its error, which is infinite at a kink."""
 
         def loss(at: Sequence[Array]) -> list[Array]:
             try:
-                return [np.asarray(np.sum(self.output({**inputs, **dict(zip(self.floats, at, strict=True))}) * dy))]
+                y = self._output(self.inputs | dict(zip(self.floats, at, strict=True)))
             except Unjudgeable:
                 return [np.asarray(np.nan)]
+            return [np.asarray(np.sum(y * self.dy))]
 
-        slopes = Differences(loss, [inputs[name] for name in self.floats], rng=np.random.default_rng(0))
+        slopes = Differences(loss, [self.inputs[name] for name in self.floats], rng=np.random.default_rng(0))
         truth, noise = {}, {}
         for i, name in enumerate(self.floats):
-            value, error = slopes.jacobian(i)
-            shape = inputs[name].shape
-            truth[name], error = np.nan_to_num(value[0].reshape(shape)), error[0].reshape(shape)
+            shape = self.inputs[name].shape
+            value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
+            truth[name] = np.nan_to_num(value)
             noise[name] = np.nan_to_num(10 * error, nan=np.inf) + 1e-6 * np.max(np.abs(truth[name]), initial=0)
         return truth, noise
 
 
-def _names(forward: Callable[..., Any], count: int, given: Any) -> list[str]:
-    """A name for each input: the caller's, else those of forward's parameters."""
-    if given is not None:
-        if isinstance(given, str) or len(given) != count or len(set(given)) != count:
-            raise ValueError(f"names is {given!r}, expected {count} different names, one an input")
-        return [str(name) for name in given]
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    return names + [f"input{i}" for i in range(len(names), count)]
+def same(before: Sequence[Array], after: Sequence[Array]) -> bool:
+    """Whether arrays are equal, NaNs too."""
+    pairs = zip(before, after, strict=False)
+    return len(before) == len(after) and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
-def _checked(name: str, given: Any) -> Any:
-    """A private copy of one input: floats as float64, so that only mistakes show and not rounding."""
-    if isinstance(given, Tensor):
-        given = given.data
-    if isinstance(given, list) and given:
-        given = np.asarray(given)
-    if isinstance(given, np.ndarray | np.floating):
-        if given.dtype.kind in "cO":
-            raise TypeError(f"inputs: {name} has dtype {given.dtype}, expected floats (or integers for a constant)")
-        if given.dtype.kind == "f":
-            array = np.array(given, dtype=np.float64)
-            if not np.isfinite(array).all():
-                raise ValueError(f"inputs: {name} holds {array[~np.isfinite(array)].flat[0]}, expected finite numbers")
-            return array
-    return copy.deepcopy(given)
-
-
-def _output(y: Any) -> Array:
-    array = np.asarray(y)
-    if array.dtype.kind != "f":
-        raise Unjudgeable(f"forward returned a y of dtype {array.dtype}, expected floats")
-    if not np.isfinite(array).all():
-        bad = array[~np.isfinite(array)].flat[0]
-        raise Unjudgeable(f"forward returned a y with {bad} in it: no gradient can be judged there")
-    return array.astype(np.float64)
+def _wrong(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> Array:
+    """Where a gradient is not the true one, up to rounding; `size` is that of terms that cancel in it."""
+    if given.shape != truth.shape:
+        return np.ones(given.shape, bool)
+    size = max(float(np.max(np.abs(truth), initial=0)), size)
+    return np.asarray(~(np.abs(given - truth) <= TOLERANCE * size + noise) & (noise != np.inf))
 
 
 def _reported(error: Exception, function: Callable[..., Any]) -> str:
@@ -371,103 +329,17 @@ def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
         sys.setprofile(before)
 
 
-def arrays_in(values: dict[str, Any]) -> dict[str, Array]:
-    """Those of a function's variables that hold numbers."""
-    kinds = np.ndarray | np.floating | float
-    return {name: np.array(value) for name, value in values.items() if isinstance(value, kinds)}
+def _held(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every array and tensor in a cache, with the name it has there."""
+    if isinstance(value, np.ndarray | np.floating | Tensor):
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _held(item, name)
+    else:
+        for key, item in (value if isinstance(value, dict) else getattr(value, "__dict__", {})).items():
+            yield from _held(item, str(key))
 
 
-def _arrays(value: Any) -> Iterator[Array]:
-    """Every array in a cache or in what backward returned."""
-    if isinstance(value, np.ndarray | np.floating):
-        yield np.asarray(value)
-    elif isinstance(value, dict | tuple | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _arrays(item)
-    elif hasattr(value, "__dict__"):
-        yield from _arrays(vars(value))
-
-
-def _same(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and bool(np.all((a == b) | ((a != a) & (b != b))))
-
-
-def _scale(array: Any) -> float:
-    """The size of a step that moves an array noticeably."""
-    return float(np.std(array)) or float(np.max(np.abs(array), initial=0)) or 1.0
-
-
-# --- Other inputs --------------------------------------------------------------------------------------------
-
-
-def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Array:
-    """Values near the caller's, no two of them equal, with other signs if `turned`: a gamma of ones hides mistakes.
-
-    What the caller's values promise is kept: a symmetric matrix, rows that sum to 1.
-    """
-    factor = rng.uniform(0.5, 1.5, size=value.shape)
-    new = np.where(value == 0, (factor - 1) * _scale(value), value * factor)
-    if _weights(value):
-        new = np.abs(new)
-        return np.asarray(new / new.sum(axis=-1, keepdims=True))
-    if turned:
-        new = new * rng.choice([-1.0, 1.0], size=value.shape)
-    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and np.array_equal(value, value.T):
-        new = (new + new.T) / 2
-    return np.asarray(new)
-
-
-def lengthened(pair: Pair, rng: np.random.Generator) -> Iterator[Inputs]:
-    """Inputs in which axes of the same length get different ones, some of which forward may refuse.
-
-    With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. Labels go with the rows that they
-    belong to, since an index reaches into longer arrays without a word.
-    """
-    arrays = {n: v for n, v in pair.inputs.items() if isinstance(v, np.ndarray)}
-    axes: dict[int, list[tuple[str, int]]] = {}
-    for name, value in arrays.items():
-        for axis, length in enumerate(value.shape):
-            axes.setdefault(length, []).append((name, axis))
-    choices = [
-        (places, [place for i, place in enumerate(places) if chosen >> i & 1])
-        for length, places in axes.items()
-        if length > 1 and length not in pair.written
-        for chosen in range(1, 2 ** min(len(places), 6))
-    ]
-    for places, taken in choices[:40]:
-        first = next((name for name, _ in places if name in pair.floats), "")
-        if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if n not in pair.floats):
-            continue
-        inputs = dict(pair.inputs)
-        for name, axis in taken:
-            inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
-        for name in [name for name in pair.floats if inputs[name] is not pair.inputs[name]]:
-            if _weights(pair.inputs[name]):
-                inputs[name] = inputs[name] / inputs[name].sum(axis=-1, keepdims=True)
-            elif np.any(inputs[name] != np.round(inputs[name])):
-                inputs[name] = moved(inputs[name], rng)
-        yield inputs
-
-
-def _weights(value: Array) -> bool:
-    """Whether the rows of an array sum to 1, as probabilities do."""
-    return value.ndim > 0 and bool(np.all(value >= 0)) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6)
-
-
-def _numbers(function: Any) -> set[int]:
-    """The whole numbers that a function finds in its text, its file, its closure and its object."""
-    code, owner = _code(function), getattr(function, "__self__", None)
-    if code is None:
-        return set()
-    plain = getattr(function, "__func__", inspect.unwrap(function))
-    space = getattr(plain, "__globals__", {})
-    cells = [c.cell_contents for c in getattr(plain, "__closure__", None) or () if c != type(c)()]
-    values = [*code.co_consts, *[space.get(name) for name in code.co_names], *cells]
-    values += vars(owner).values() if hasattr(owner, "__dict__") else []
-    return _whole(values)
-
-
-def _whole(value: Any) -> set[int]:
-    if isinstance(value, tuple | list | dict):
-        return set().union(*map(_whole, value.values() if isinstance(value, dict) else value))
-    return {value} if type(value) is int else set()
+def _arrays(cache: Any) -> list[Array]:
+    return [np.asarray(value) for _, value in _held(cache)]

@@ -64,6 +64,18 @@ class Row:
     truth: Array | None = field(default=None, repr=False, compare=False)
 
 
+def row(
+    name: str, what: str, given: Array, truth: Array, ok: bool, note: str, judged: Any = True, least: float = 0.0
+) -> Row:
+    """The row of what came back beside the truth, by its worst judged entry; no relative error for a truth of 0."""
+    error = largest = np.nan
+    if given.shape == truth.shape:
+        error = float(np.max(np.abs(given - truth), where=judged, initial=0))
+        largest = float(np.max(np.abs(truth), initial=0))
+    relative = error / largest if largest > least else np.nan
+    return Row(name, what, given.shape, error, relative, ok, note, returned=given, truth=truth)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the referee found. True in a condition when everything is right.

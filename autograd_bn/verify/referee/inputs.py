@@ -1,0 +1,124 @@
+"""The inputs on which a pair is judged: the caller's, checked, and others on which more can show."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ...engine import Tensor
+from ...engine.node import Array
+from .adapters import Pair, is_float
+
+Inputs = dict[str, Any]
+
+
+def checked(pair: Pair, names: Any) -> Inputs:
+    """A private copy of a pair's inputs, by the caller's names for them, else by those of forward's parameters."""
+    count = len(pair.inputs)
+    if names is not None and (isinstance(names, str) or len(names) != count or len(set(names)) != count):
+        raise ValueError(f"names is {names!r}, expected {count} different names, one an input")
+    listed = pair.names if names is None else map(str, names)
+    inputs = {name: _checked(name, given) for name, given in zip(listed, pair.inputs, strict=True)}
+    if not any(map(is_float, inputs.values())):
+        kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in inputs.items())
+        raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")
+    return inputs
+
+
+def _checked(name: str, given: Any) -> Any:
+    """A private copy of one input: floats as float64, so that only mistakes show and not rounding."""
+    if isinstance(given, Tensor):
+        given = given.data
+    if isinstance(given, list) and given:
+        given = np.asarray(given)
+    if isinstance(given, np.ndarray | np.floating):
+        if given.dtype.kind in "cO":
+            raise TypeError(f"inputs: {name} has dtype {given.dtype}, expected floats (or integers for a constant)")
+        if given.dtype.kind == "f":
+            array = np.array(given, dtype=np.float64)
+            if not np.isfinite(array).all():
+                raise ValueError(f"inputs: {name} holds {array[~np.isfinite(array)].flat[0]}, expected finite numbers")
+            return array
+    return copy.deepcopy(given)
+
+
+def scale(array: Any) -> float:
+    """The size of a step that moves an array noticeably."""
+    return float(np.std(array)) or float(np.max(np.abs(array), initial=0)) or 1.0
+
+
+def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Array:
+    """Values near the caller's, no two of them equal, with other signs if `turned`: a gamma of ones hides mistakes.
+
+    What the caller's values promise is kept: a symmetric matrix, rows that sum to 1.
+    """
+    factor = rng.uniform(0.5, 1.5, size=value.shape)
+    new = np.where(value == 0, (factor - 1) * scale(value), value * factor)
+    if _weights(value):
+        new = np.abs(new)
+        return np.asarray(new / new.sum(axis=-1, keepdims=True))
+    if turned:
+        new = new * rng.choice([-1.0, 1.0], size=value.shape)
+    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and np.array_equal(value, value.T):
+        new = (new + new.T) / 2
+    return np.asarray(new)
+
+
+def lengthened(pair: Pair, given: Inputs, rng: np.random.Generator) -> Iterator[Inputs]:
+    """Inputs in which axes of the same length get different ones, some of which forward may refuse.
+
+    With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. Labels go with the rows that they
+    belong to, since an index reaches into longer arrays without a word. Lengths that the code has as numbers of its
+    own can't be others.
+    """
+    written = _numbers(pair.forward) | _numbers(pair.source) | _whole(given)
+    axes: dict[int, list[tuple[str, int]]] = {}
+    for name, value in given.items():
+        for axis, length in enumerate(value.shape if isinstance(value, np.ndarray) else ()):
+            axes.setdefault(length, []).append((name, axis))
+    choices = [
+        (places, [place for i, place in enumerate(places) if chosen >> i & 1])
+        for length, places in axes.items()
+        if length > 1 and length not in written
+        for chosen in range(1, 2 ** min(len(places), 6))
+    ]
+    for places, taken in choices[:40]:
+        first = next((name for name, _ in places if is_float(given[name])), "")
+        if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if not is_float(given[n])):
+            continue
+        inputs = dict(given)
+        for name, axis in taken:
+            inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
+        for name, value in given.items():
+            if is_float(value) and inputs[name] is not value:
+                if _weights(value):
+                    inputs[name] = inputs[name] / inputs[name].sum(axis=-1, keepdims=True)
+                elif np.any(value != np.round(value)):
+                    inputs[name] = moved(inputs[name], rng)
+        yield inputs
+
+
+def _weights(value: Array) -> bool:
+    """Whether the rows of an array sum to 1, as probabilities do."""
+    return value.ndim > 0 and bool(np.all(value >= 0)) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6)
+
+
+def _numbers(function: Any) -> set[int]:
+    """The whole numbers that a function finds in its text, its file, its closure and its object."""
+    function = inspect.unwrap(getattr(function, "func", function))
+    try:
+        read = inspect.getclosurevars(function)
+    except (TypeError, ValueError):  # no Python function
+        return set()
+    owner = getattr(getattr(function, "__self__", None), "__dict__", {})
+    return _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+
+
+def _whole(value: Any) -> set[int]:
+    if isinstance(value, tuple | list | dict):
+        return set().union(*map(_whole, value.values() if isinstance(value, dict) else value))
+    return {value} if type(value) is int else set()
