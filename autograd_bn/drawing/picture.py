@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from ..engine.files import whole
 from ..engine.graph import Values
 from . import modules
 from .layout import draw
-from .opened import opened
 from .records import Picture
+from .scene import Scene
 from .structure import neighbourhood
 
 if TYPE_CHECKING:
@@ -115,25 +115,23 @@ def to_dot(
     """
     from .dot import digraph
 
-    graph, only, calls = asked(outputs, inputs, expand, around, hops, direction)
-    start = seeds(graph, grads)
-    stored, origins = grads is True and start is None, None
+    scene = asked(outputs, inputs, expand, around, hops, direction)
+    start = seeds(scene.graph, grads)
+    stored = grads is True and start is None
     if expand:
+        fused = {node for node in scene.graph.nodes if node.op == "batch_norm"}
         # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
-        needed = values or start or any(node.dtype == object for node in graph.nodes)
-        fused = {node for node in graph.nodes if node.op == "batch_norm"}
-        graph, origins = opened(graph, fused, Values(graph.nodes) if needed else None)
-    gradients = flow(graph, start) if start is not None else None
+        needed = values or start or any(node.dtype == object for node in scene.graph.nodes)
+        scene = scene.opened(fused, Values(scene.graph.nodes) if needed else None)
+    gradients = flow(scene.graph, start) if start is not None else None
     if stored:
-        gradients = {node: node.grad for node in graph.nodes if isinstance(node, Leaf) and node.grad is not None}
-    known = graph.values() if values else None
-    return digraph(Picture(graph, origins, known, gradients, only, calls, stored), direction)
+        leaves = [node for node in scene.graph.nodes if isinstance(node, Leaf)]
+        gradients = {node: node.grad for node in leaves if node.grad is not None}
+    return digraph(Picture(scene, scene.graph.values() if values else None, gradients, stored), direction)
 
 
-def asked(
-    outputs: Any, inputs: Any, opened: bool, around: Any, hops: int, direction: str | None
-) -> tuple[Graph, Collection[Node] | None, modules.Calls]:
-    """The graph to draw, its nodes near `around`, and the calls of its modules where `outputs` is a model."""
+def asked(outputs: Any, inputs: Any, opened: bool, around: Any, hops: int, direction: str | None) -> Scene:
+    """What is to be drawn: `outputs` may be a model, whose small layers are one box each unless they are `opened`."""
     if direction not in (None, "LR", "TB"):
         raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     calls = modules.Calls()
@@ -145,14 +143,14 @@ def asked(
         raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
     graph = outputs if isinstance(outputs, Graph) else Graph(*_tensors(outputs, "outputs"))
     if around is None:
-        return graph, None, calls
+        return Scene(graph, calls=calls)
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
         raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
     centre = Graph(*_tensors(around, "around")).outputs
     for node in centre:
         if node not in graph.nodes:
             raise ValueError(f"around has {node!r}, which is not below outputs")
-    return graph, neighbourhood(graph, centre, hops), calls
+    return Scene(graph, neighbourhood(graph, centre, hops), calls)
 
 
 def _tensors(given: Any, name: str) -> Sequence[Tensor]:

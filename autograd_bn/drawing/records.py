@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..batch_norm.fusion import norms
-from ..engine import Graph, Leaf, Node
+from ..engine import Leaf, Node
 from . import labels, structure
-from .modules import Call, Calls
+from .modules import Call
+from .scene import Scene
 
 LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 PARAMETERS = {"gamma", "beta", "weight", "bias"}
@@ -53,34 +54,29 @@ class Frame:
 class Picture:
     """All that is drawn of a graph, in topological order. A place in `shapes` or in `frames` is an id.
 
-    `origins` has for each node the one that it is a part of where fused nodes are opened. `values` and `gradients`,
-    where given, have an entry for each node whose value or gradient is known; `stored` ones are what the leaves hold,
-    and flow nowhere. `brief` ones, of a page, are short. Of all nodes those that come from `only` are drawn, as
-    `neighbourhood` has them, and dots where the graph goes on. The `calls` of modules become frames, or boxes.
+    `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
+    are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
+    beyond what is shown. The calls of modules become frames, or boxes.
     """
 
     def __init__(
         self,
-        graph: Graph,
-        origins: Mapping[Node, Node] | None = None,
+        scene: Scene,
         values: Mapping[Node, Any] | None = None,
         gradients: Mapping[Node, Any] | None = None,
-        only: Collection[Node] | None = None,
-        calls: Calls | None = None,
         stored: bool = False,
         brief: bool = False,
     ) -> None:
-        self.values, self.gradients, self.stored, self.brief = values, gradients, stored, brief
-        self.origins, self.calls = origins or {node: node for node in graph.nodes}, calls or Calls()
+        self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
+        graph, shown, self.full_names = scene.graph, scene.shown, scene.calls.names
         self.dtype = graph.outputs[0].dtype
-        shown = [node for node in graph.nodes if only is None or self.origins[node] in only]
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
-            if (calls_of := self.calls_of(node)) and calls_of[-1].kind == "box":
-                boxes.setdefault(calls_of[-1], []).append(node)
+            if (calls := scene.calls_of(node)) and calls[-1].kind == "box":
+                boxes.setdefault(calls[-1], []).append(node)
         # Of the nodes in a box the one that has its result, and all of them.
-        self.parts = {n: parts for call, parts in boxes.items() for n in parts if self.origins[n] is call.result}
+        self.parts = {n: parts for call, parts in boxes.items() for n in parts if scene.origin(n) is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
         framed: dict[Any, int] = {}  # the frame of a module's call, or of a fused node
         self.home = {node: self.frame(node, framed) for node in shown if node not in hidden}
@@ -89,12 +85,12 @@ class Picture:
         found = norms(graph.outputs) if small else []
         self.roles = {node: role for norm in found for node, role in norm.items() if role}
         aside = {node for norm in found for node in self.frame_statistics(norm)}
-        given = {n: self.calls.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
+        given = {n: self.full_names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
         self.names = labels.numbered(given) if brief else given
         inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
-                if parent in self.calls.names and self.home.get(parent, 0) is None:
+                if parent in self.full_names and self.home.get(parent, 0) is None:
                     self.home[parent] = self.home[node]
         self.again = structure.drawn_again(inputs)
         self.spine = {*structure.spine(graph.outputs[0], inputs, aside)}
@@ -113,16 +109,12 @@ class Picture:
 
     # --- Frames ---
 
-    def calls_of(self, node: Node) -> list[Call]:
-        """The calls of modules that a node was recorded in, outermost first."""
-        return self.calls.of.get(self.origins[node], [])
-
     def frame(self, node: Node, framed: dict[Any, int]) -> int | None:
         """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
-        here, origin = None, self.origins[node]
+        here, origin = None, self.scene.origin(node)
         fused = origin.op == "batch_norm" and node not in self.parts
         options = labels.title(origin)[1:] if fused and node.op != origin.op else []
-        calls = [call for call in self.calls_of(node) if call.path and call.kind != "box"]
+        calls = [call for call in self.scene.calls_of(node) if call.path and call.kind != "box"]
         around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
         if fused and not (calls and calls[-1].kind == "fused"):
             around.append((origin, "batch_norm" if options else "fused", "fused"))
@@ -176,7 +168,7 @@ class Picture:
         return node is arg or any(p in self.gradients and arg in p.receivers for p in self.parts.get(node, [node]))
 
     def leaf(self, node: Node, frame: int | None, again: bool = False) -> int:
-        name, kind = self.calls.names.get(node), "input"
+        name, kind = self.full_names.get(node), "input"
         if node.requires_grad:
             kind = "parameter" if name or node.name in PARAMETERS else "variable"
         here = self.add(kind, [name] if name else labels.title(node), frame, node, not again)
@@ -193,7 +185,7 @@ class Picture:
             return self.place[arg]
         key = arg, self.again.get((arg, reader), reader)
         if key not in self.place:
-            frame = self.home[reader] if not again or arg in self.calls.names else None
+            frame = self.home[reader] if not again or arg in self.full_names else None
             self.place[key] = self.leaf(arg, frame, again) if again else self.add("more", ["…"], frame)
         return self.place[key]
 
@@ -210,7 +202,7 @@ class Picture:
             if not isinstance(arg, Node):
                 self.connect(tail, here, arg, name if len(name) == 1 else "")
                 continue
-            known = (arg.name, self.calls.names.get(arg, "").rpartition(".")[2])
+            known = (arg.name, self.full_names.get(arg, "").rpartition(".")[2])
             spine = (arg, node) in self.spine
             self.connect(tail, here, arg, "" if name in known else name, position=place, spine=spine)
             if self.flow(node, arg):
@@ -221,7 +213,7 @@ class Picture:
         if node.op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]
         if node in self.parts:
-            return [self.calls_of(node)[-1].title, *(lines if node.op == "batch_norm" else [])]
+            return [self.scene.calls_of(node)[-1].title, *(lines if node.op == "batch_norm" else [])]
         name = "" if node in self.outputs and node.name else self.names[node]
         if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
             return [first.replace(node.op, name, 1), *lines]

@@ -19,7 +19,6 @@ from ...engine.graph import Values
 from ...verify.compare import Comparison
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
-from ..opened import opened
 from ..picture import asked, seeds, write
 from . import judged
 from .arrays import Arrays
@@ -99,7 +98,8 @@ def page(
         else:
             found = judged.failed(outputs, direction, arrays)
         return _document("What the check found, step by step", [found], {}, arrays)
-    graph, only, calls = asked(outputs, inputs, True, around, hops, direction)
+    scene = asked(outputs, inputs, True, around, hops, direction)
+    graph = scene.graph
     start, why = seeds(graph, grads is None or grads), ""
     if start is None and grads is not False:
         shape = next(node.shape for node in graph.outputs if math.prod(node.shape) != 1)
@@ -108,10 +108,10 @@ def page(
         why = "There is no backward pass: nothing requires a gradient."
 
     def made(name: str, fused: list[Node]) -> View:
-        form, origins = opened(graph, fused, Values(graph.nodes))
-        return view(name, form, start, arrays, origins, values is not False, direction, only, calls, why)
+        form = scene.opened(fused, Values(graph.nodes))
+        return view(name, form, start, arrays, values is not False, direction, why)
 
-    fused = [node for node in graph.nodes if node.op == "batch_norm" and (only is None or node in only)]
+    fused = [node for node in scene.shown if node.op == "batch_norm"]
     views = [made("closed" if fused else "graph", [])]
     if fused and (expand or len(views[0].ids) + BODY * len(fused) <= MOST):
         views.append(made("open", fused))
@@ -120,7 +120,7 @@ def page(
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
-        back = {str(i): first.ids[other.origins[node]] for node, i in other.ids.items()}
+        back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
         twin.setdefault(first.data["name"], {str(there): int(i) for i, there in back.items()})
         twin[other.data["name"]] = back
     title = ", ".join([node.name or node.op or "graph" for node in graph.outputs])

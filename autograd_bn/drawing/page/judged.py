@@ -12,6 +12,7 @@ from ...verify.compare import Comparison, weighing
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
 from ..picture import flow
+from ..scene import Scene
 from .arrays import Arrays
 from .views import View, view
 
@@ -24,17 +25,17 @@ def compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     measured = given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant
     views = [
-        view(name, *_recorded(f, given, given.inputs), arrays, direction=direction)
+        view(name, *_weighed(f, given, given.inputs), arrays, direction=direction)
         for name, f in zip(given.names, given.functions, strict=True)
     ]
     twins = _twins(*views)
-    found: dict[str, dict[Node, Any]] = {"value": views[0].values | views[1].values}
-    found["grad"] = views[0].grads | views[1].grads
+    found = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
     exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
-    for made, f in zip(views, given.functions if measured else (), strict=measured):
-        graph, start = _recorded(f, given, [array.astype(wide) for array in given.inputs])
-        again = dict(zip(graph.nodes, made.graph.nodes, strict=False)) if len(graph) == len(made.graph) else {}
-        for what, known in (("value", graph.values()), ("grad", flow(graph, start))):
+    for made, f in zip(views, given.functions, strict=True) if measured else ():
+        scene, weights = _weighed(f, given, [array.astype(wide) for array in given.inputs])
+        graph, ours = scene.graph, made.scene.graph
+        again = dict(zip(graph.nodes, ours.nodes, strict=True)) if len(graph) == len(ours) else {}
+        for what, known in (("value", graph.values()), ("grad", flow(graph, weights))):
             exact[what] |= {again[node]: array for node, array in known.items() if node in again}
     for made in views:
         for node, i in made.ids.items() if measured else ():
@@ -50,19 +51,19 @@ def compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[
                         errors[what]["other"] = _error(found[what][twin], right, right)
                         errors[what]["apart"] = _error(found[what][node], found[what][twin], right)
             made.data["notes"][i] = {"ulp": errors}
-    for made, other in (views, views[::-1]):
-        for node in reversed(made.graph.nodes):
+    for made in views:
+        for node in reversed(made.scene.graph.nodes):
             for parent in node.inputs:
                 twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
-        made.data["twin"] = {str(i): other.ids[twins[node]] for node, i in made.ids.items()}
-    return views, {made.data["name"]: made.data.pop("twin") for made in views}
+    sides = zip(views, views[::-1], strict=True)
+    return views, {m.data["name"]: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in sides}
 
 
-def _recorded(f: Callable[..., Any], given: Comparison, inputs: Sequence[Any]) -> tuple[Graph, list[Any]]:
+def _weighed(f: Callable[..., Any], given: Comparison, inputs: Sequence[Any]) -> tuple[Scene, list[Any]]:
     """The graph of a function, and the weights of its outputs."""
     leaves = [as_tensor(a, requires_grad=True, name=name) for a, name in zip(inputs, given.input_names, strict=True)]
     outputs = _listed(f(*leaves))
-    return Graph(*outputs), list(map(weighing(given.seed), outputs))
+    return Scene(Graph(*outputs)), list(map(weighing(given.seed), outputs))
 
 
 def _listed(result: Any) -> list[Any]:
@@ -72,11 +73,11 @@ def _listed(result: Any) -> list[Any]:
 def _twins(first: View, second: View) -> dict[Node, Node]:
     """The nodes that belong together, either way: inputs, outputs, and what has the same operation and value."""
     twins: dict[Node, Node] = {}
-    for node, other in zip(first.graph.outputs, second.graph.outputs, strict=True):
+    for node, other in zip(first.scene.graph.outputs, second.scene.graph.outputs, strict=True):
         if not {node, other} & twins.keys():
             twins |= {node: other, other: node}
-    for other in [node for node in second.graph.nodes if node not in twins]:
-        for node in first.graph.nodes:
+    for other in [node for node in second.ids if node not in twins]:
+        for node in first.ids:
             if node not in twins and (node.op, node.shape) == (other.op, other.shape):
                 error = _error(first.values[node], second.values[other], second.values[other])
                 if (other.op is None and node.name == other.name) or (error is not None and error <= CLOSE):
@@ -109,7 +110,7 @@ def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
-    made = view("graph", graph, start, arrays, direction=direction)
+    made = view("graph", Scene(graph), start, arrays, direction=direction)
     named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
         node = named.get(name) or _of_gradient(made, row.truth)
@@ -154,7 +155,7 @@ def failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
     flat = np.arange(ends[-1]) == worst
     parts = zip(outputs, np.split(flat, ends[:-1]), strict=True)
     start = [part.astype(output.dtype).reshape(output.shape) for output, part in parts]
-    made = view("graph", Graph(*outputs), start, arrays, direction=direction)
+    made = view("graph", Scene(Graph(*outputs)), start, arrays, direction=direction)
     for block in given.rows:
         node = next(node for node in made.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}

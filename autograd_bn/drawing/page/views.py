@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine import Graph, Node
+from ...engine import Node
 from .. import labels
-from ..modules import Calls
 from ..picture import flow
 from ..records import Picture
+from ..scene import Scene
 from . import formulas
 from .arrays import Arrays
 from .paths import paths
@@ -27,8 +27,7 @@ class View:
 
     data: dict[str, Any]
     svg: str
-    graph: Graph
-    origins: Mapping[Node, Node]
+    scene: Scene
     values: dict[Node, Any]
     grads: dict[Node, Any]
     ids: dict[Node, int]
@@ -36,23 +35,15 @@ class View:
 
 def view(
     name: str,
-    graph: Graph,
+    scene: Scene,
     start: Sequence[Any] | None,
     arrays: Arrays,
-    origins: Mapping[Node, Node] | None = None,
     values: bool = True,
     direction: str | None = None,
-    only: Collection[Node] | None = None,
-    calls: Calls | None = None,
     why: str = "",
 ) -> View:
-    """A view of a graph, or of its nodes that come from `only`, with a backward pass if there are gradients to `start`.
-
-    `origins` has for each node the one that it is a part of, `calls` those of a model's modules. `why` says why there
-    is no backward pass.
-    """
-    origins = origins or {node: node for node in graph.nodes}
-    shown = [node for node in graph.nodes if only is None or origins[node] in only]
+    """A view of a graph, with a backward pass if there are gradients to `start`; `why` says why there are none."""
+    graph, shown = scene.graph, scene.shown
     if len(shown) > MOST:
         raise ValueError(
             f"the graph has {len(shown)} nodes to show, and a page shows up to {MOST}: "
@@ -62,7 +53,7 @@ def view(
     known, visits = graph.values(), list[Any]()
     seeds = [(node, seed) for node, seed in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
     grads = flow(graph, start, visits)
-    picture = Picture(graph, origins, known if values else None, grads, only, calls, brief=True)
+    picture = Picture(scene, known if values else None, grads, brief=True)
     ids, names = {node: i for i, node in enumerate(shown)}, picture.names
     kinds = {shape.node: shape.kind for shape in reversed(picture.shapes)}
     nodes = [
@@ -96,7 +87,7 @@ def view(
         "notes": {},
     }
     svg = draw_view(picture, name, ids, direction or "TB")
-    return View(data, svg, graph, origins, known, grads, ids)
+    return View(data, svg, scene, known, grads, ids)
 
 
 def _steps(
