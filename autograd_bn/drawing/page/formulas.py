@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Graph, Leaf, Node, Tensor, as_tensor
+from ...engine.backward import pull
 from ...engine.node import recording
 from .. import labels
 
@@ -30,13 +32,14 @@ AROUND = {
     "transpose": ("", "ᵀ", ATOM, ATOM),
     "abs": ("|", "|", ATOM, 0),
     "sum": ("Σ(", ")", ATOM, 0),
+    "sum_to": ("Σ(", ")", ATOM, 0),
     "broadcast_to": ("spread(", ")", ATOM, 0),
 }
 SILENT = ("reshape", "astype", "copy")
 # Operations whose derivative is a factor for each element.
 ELEMENTWISE = frozenset(
     "add subtract multiply divide power negative exp expm1 log log1p sqrt rsqrt square abs tanh sigmoid sin cos relu "
-    "maximum minimum where copy astype".split()
+    "maximum minimum where copy astype sum_to".split()
 )
 
 
@@ -74,49 +77,38 @@ def _bracketed(text: str, own: int, level: int) -> str:
     return f"({text})" if own < level else text
 
 
-def rules(node: Node, g: Any, names: Mapping[Node, str]) -> dict[int, tuple[str, Any, Any]]:
+def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any, Any]]:
     """For each input that gets a part: the rule's formula in `g`, the local derivative where it is elementwise, and
-    what the rule gives where that is yet to be summed.
+    its product with `g` where that is yet to be summed.
 
-    The rule runs once on tensors that stand for what it reads, and what that records is the formula: so a wrong rule
+    The rules run once on tensors that stand for what they read, and what that records is the formula: so a wrong rule
     shows its wrong formula.
     """
     op: Any = node.primitive
-    called: dict[Node, str] = {}
-
-    def stand_in(value: Any, name: str, requires_grad: bool) -> Tensor:
-        tensor = as_tensor(np.asarray(value), requires_grad=requires_grad)
-        called[tensor.node] = name
-        return tensor
-
-    upstream = stand_in(g, "g", True)
-    saved = [
-        stand_in(value, names[source], source.requires_grad)
-        if isinstance(source, Node) and value is not None
-        else value
-        for source, value in zip((*node.args, node, None), node.saved, strict=False)
-    ]
-    flags = [tuple([position in node.wanted for position in range(len(node.args))])] if op.joint else []
-    found: dict[int, tuple[str, Any, Any]] = {}
-    outs: Any = None
-    for position in node.wanted:
-        rule = op.rule(position)
-        about = rule.about(node, position)
-        try:
-            if outs is None or not op.joint:
-                with recording(True):
-                    outs = rule.function(upstream, *flags, *rule.pick(saved), **about)
-        except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
-            found[position] = ("its own rule", None, None)
+    upstream, alone = as_tensor(np.asarray(g), requires_grad=True), copy(node)
+    alone.args = tuple([_stand_in(arg) if isinstance(arg, Node) else arg for arg in node.args])
+    alone.versions = ()
+    called = {alone: names[node], upstream.node: "g"}
+    called |= {new: names[arg] for new, arg in zip(alone.args, node.args, strict=True) if isinstance(arg, Node)}
+    try:
+        with recording(True):
+            parts = pull(alone, upstream, create_graph=True)
+    except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
+        return [("its own rule", None, None)] * len(node.wanted)
+    found: list[tuple[str, Any, Any]] = []
+    for position, (parent, part) in zip(node.wanted, parts, strict=True):
+        if not isinstance(part, Tensor):
+            found.append(("a constant", None, None))
             continue
-        out = outs[position] if op.joint else outs
-        if not isinstance(out, Tensor):
-            found[position] = ("a constant", None, None)
-            continue
-        roles = {inner: role for norm in norms([out]) for inner, role in norm.items()} if op.joint else {}
-        text, local = _text({**roles, **called}, out.node, 0), None
-        if not op.joint and {inner.op for inner in Graph(out).nodes if inner.op} <= ELEMENTWISE:
-            local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **about)
-        fits = out.shape == node.args[position].shape
-        found[position] = (text, local, None) if fits else (f"Σ({text})", local, out.data)
+        roles = {inner: role for norm in norms([part]) for inner, role in norm.items()} if op.joint else {}
+        local, product = None, None
+        if not op.joint and {inner.op for inner in Graph(part).nodes if inner not in called} <= ELEMENTWISE:
+            rule = op.rule(position)
+            local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **rule.about(node, position))
+            product = None if upstream.shape == parent.shape else g * local
+        found.append((_text({**roles, **called}, part.node, 0), local, product))
     return found
+
+
+def _stand_in(node: Node) -> Node:
+    return as_tensor(np.zeros(node.shape, node.dtype), requires_grad=node.requires_grad).node

@@ -103,13 +103,13 @@ def _steps(
     expected = Counter(to for *_, parts in visited for to, _ in parts)
     arrived, sums = Counter[Node](), dict[Node, Any]()
     for node, g, handed in visited:
-        read = formulas.rules(node, g, names) if g is not None and any(to in ids for to, _ in handed) else {}
+        places: Sequence[int | None] = [None] if g is None else node.wanted
+        read = [(None, None, None)] if g is None else formulas.rules(node, g, names)
         parts, said = [], []
-        for place, (to, part) in zip(node.wanted if g is not None else [None], handed, strict=True):
+        for place, (rule, local, raw), (to, part) in zip(places, read, handed, strict=True):
             arrived[to] += 1
             sums[to] = sums[to] + part if to in sums else part
             if to in ids:
-                rule, local, raw = read.get(place, (None, None, None))
                 share = f", share {arrived[to]} of {expected[to]}" if expected[to] > 1 else ""
                 said.append(f"{names[to]} gets {rule}{share}")
                 kept = {"local": local, "raw": raw, "part": part, "total": sums[to]}
