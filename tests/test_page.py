@@ -21,6 +21,7 @@ import autograd_bn as ag
 from autograd_bn.drawing.dot import digraph
 from autograd_bn.drawing.layout import draw
 from autograd_bn.drawing.records import Picture
+from autograd_bn.drawing.scene import Scene
 from autograd_bn.engine import primitive
 
 CHROMIUM = os.environ.get("AUTOGRAD_BN_CHROMIUM") or shutil.which("chromium")
@@ -351,7 +352,7 @@ def test_of_graphvizs_svg_only_what_is_listed_gets_through(monkeypatch):
     start = r'<ellipse fill="[^"]*" stroke="[^"]*"'
 
     def drawing(extra):
-        drawn = draw(digraph(Picture(ag.Graph(ag.tensor(1.0, name="x"))), "TB").source, "svg").decode()
+        drawn = draw(digraph(Picture(Scene(ag.Graph(ag.tensor(1.0, name="x")))), "TB").source, "svg").decode()
         monkeypatch.setattr(
             "autograd_bn.drawing.page.svg.draw", lambda *_: re.sub(start, extra, drawn, count=1).encode()
         )

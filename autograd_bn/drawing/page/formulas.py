@@ -87,7 +87,6 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any,
     op: Any = node.primitive
     upstream, alone = as_tensor(np.asarray(g), requires_grad=True), copy(node)
     alone.args = tuple([_stand_in(arg) if isinstance(arg, Node) else arg for arg in node.args])
-    alone.versions = ()
     called = {alone: names[node], upstream.node: "g"}
     called |= {new: names[arg] for new, arg in zip(alone.args, node.args, strict=True) if isinstance(arg, Node)}
     try:

@@ -104,7 +104,8 @@ def _steps(
     arrived, sums = Counter[Node](), dict[Node, Any]()
     for node, g, handed in visited:
         places: Sequence[int | None] = [None] if g is None else node.wanted
-        read = [(None, None, None)] if g is None else formulas.rules(node, g, names)
+        shown = g is not None and any(to in ids for to, _ in handed)
+        read: Sequence[Any] = formulas.rules(node, g, names) if shown else [(None, None, None)] * len(handed)
         parts, said = [], []
         for place, (rule, local, raw), (to, part) in zip(places, read, handed, strict=True):
             arrived[to] += 1
@@ -112,10 +113,9 @@ def _steps(
             if to in ids:
                 share = f", share {arrived[to]} of {expected[to]}" if expected[to] > 1 else ""
                 said.append(f"{names[to]} gets {rule}{share}")
-                kept = {"local": local, "raw": raw, "part": part, "total": sums[to]}
-                places = {key: None if array is None else arrays.add(array) for key, array in kept.items()}
                 about = {"to": ids[to], "pos": place, "rule": rule, "n": arrived[to], "of": expected[to]}
-                parts.append(about | places)
+                kept = {"local": local, "raw": raw, "part": part, "total": sums[to]}
+                parts.append(about | {key: None if array is None else arrays.add(array) for key, array in kept.items()})
         if g is None and parts:
             given = "given" if node.shape else "1, its derivative with respect to itself"
             say = f"Backward begins: the gradient of {names[node]} is {given}."
