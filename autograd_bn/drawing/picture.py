@@ -44,21 +44,21 @@ def render(
     """Draw the graph below `outputs`, a tensor, several or a `Graph`, to a file, and return its path.
 
     The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), which needs no Graphviz, or `.html`, the
-    page of `ag.page`, on which values and gradients are shown unless False. Ovals are tensors, boxes operations with
-    their scalar constants and options, notes arrays among their operands; edges show shapes, and a dtype where it is
-    not the first output's. The mean, var, 1/σ and x̂ of a batch norm have their names and the statistics a frame,
-    however it is spelled, in graphs whose arrays have up to 524,288 elements. `expand=True` opens fused ones.
+    page of `ag.page`, on which values and gradients are shown unless False. Ovals are tensors, boxes operations, notes
+    arrays among their operands; edges show shapes, and a dtype where it is not the first output's. The mean, var, 1/σ
+    and x̂ of a batch norm have their names and the statistics a frame, however it is spelled, in graphs whose arrays
+    have up to 524,288 elements; `expand=True` opens fused ones.
 
     `values=True` shows every value: up to six numbers in full, of more their mean and range. `grads=True` shows
     every gradient, and dashed edges where it flows: that of the sum of outputs of one element, computed here. For
     other outputs leaves show their `.grad`; or an array as `grads`, of the only output's shape, weighs its elements.
 
     `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
-    frames with their paths, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the
-    graph or several, cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there.
-    `direction` is "LR" (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
+    frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
+    cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. `direction` is "LR"
+    (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
 
-    Values, gradients and exact rationals are computed anew: on every rank, where there are `allreduce` nodes. The file
+    Where there are `allreduce` nodes, values, gradients and exact rationals are computed anew on every rank. The file
     is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or
     direction, a gradient of another shape or an `around` that is not in the graph; `RuntimeError` where Graphviz is
     missing, fails or needs more than a minute, or a value was overwritten by `assign`; `OSError` for the file.

@@ -93,7 +93,7 @@ class Picture:
                 if parent in self.full_names and self.home.get(parent, 0) is None:
                     self.home[parent] = self.home[node]
         self.again = structure.drawn_again(inputs)
-        self.spine = {*structure.spine(graph.outputs[0], inputs, aside)}
+        self.spine = structure.spine(graph.outputs[0], inputs, aside)
         self.outputs = dict.fromkeys([node for node in graph.outputs if node in self.home])
         self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
         for node in self.home:
@@ -158,7 +158,9 @@ class Picture:
         return len(self.shapes) - 1
 
     def connect(self, tail: int, head: int, given: Any, name: str = "", **about: Any) -> None:
-        words = [name, str(given.shape) if given.shape else "", "" if given.dtype == self.dtype else str(given.dtype)]
+        said = self.shapes[tail].lines[0].partition(" = ")[0].rpartition(".")[2]
+        shape, dtype = str(given.shape or ""), "" if given.dtype == self.dtype else str(given.dtype)
+        words = [name if name != said else "", shape, dtype]
         self.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), **about))
 
     def flow(self, node: Node, arg: Node) -> bool:
@@ -181,9 +183,7 @@ class Picture:
             frame = None if reader.op == "batch_norm" else self.home[reader]
             return self.add("constant", labels.constant(reader, place, self.values is not None), frame)
         again = (arg, reader) in self.again
-        if arg in self.place and not again:
-            return self.place[arg]
-        key = arg, self.again.get((arg, reader), reader)
+        key = arg if arg in self.place and not again else (arg, reader)
         if key not in self.place:
             frame = self.home[reader] if not again or arg in self.full_names else None
             self.place[key] = self.leaf(arg, frame, again) if again else self.add("more", ["…"], frame)
@@ -199,13 +199,8 @@ class Picture:
         # The value of an operation that is an output stands there.
         here = self.place[node] = self.add(kind, self.title(node), self.home[node], node, node not in self.outputs)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
-            if not isinstance(arg, Node):
-                self.connect(tail, here, arg, name if len(name) == 1 else "")
-                continue
-            known = (arg.name, self.full_names.get(arg, "").rpartition(".")[2])
-            spine = (arg, node) in self.spine
-            self.connect(tail, here, arg, "" if name in known else name, position=place, spine=spine)
-            if self.flow(node, arg):
+            self.connect(tail, here, arg, name, position=place, spine=self.spine.get(node) is arg)
+            if isinstance(arg, Node) and self.flow(node, arg):
                 self.arrows.append(Arrow(here, tail, gradient=True))
 
     def title(self, node: Node) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..engine import Graph, Leaf, Node
 
-FAR = 8  # a leaf with readers further apart than so many ranks is drawn again for each rank
+FAR = 8  # a leaf with readers further apart than so many ranks is drawn again beside the others
 STATISTICS = ("mean", "var", "1/σ")
 Inputs = Mapping[Node, Sequence[Node]]
 
@@ -43,12 +43,12 @@ def ranks(inputs: Mapping[Any, Sequence[Any]]) -> dict[Any, int]:
     return rank
 
 
-def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
-    """The leaves that are read far away: (leaf, reader) -> rank of the copy that the reader has.
+def drawn_again(inputs: Inputs) -> set[tuple[Node, Node]]:
+    """The leaves that are read far away, each with a reader beside which it is drawn again.
 
     Graphviz needs minutes for many long edges.
     """
-    rank, copies = ranks(inputs), dict[tuple[Node, Node], int]()
+    rank, again = ranks(inputs), set[tuple[Node, Node]]()
     readers: dict[Node, list[Node]] = {}
     for node, parents in inputs.items():
         for parent in parents:
@@ -56,8 +56,8 @@ def drawn_again(inputs: Inputs) -> dict[tuple[Node, Node], int]:
     for leaf, reading in readers.items():
         first = min(rank[reader] for reader in reading)
         if isinstance(leaf, Leaf) and max(rank[reader] for reader in reading) - first > FAR:
-            copies |= {(leaf, reader): rank[reader] for reader in reading if rank[reader] > first}
-    return copies
+            again |= {(leaf, reader) for reader in reading if rank[reader] > first}
+    return again
 
 
 def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
@@ -73,11 +73,10 @@ def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
     return [node for node in nodes if node in found]
 
 
-def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> list[tuple[Node, Node]]:
-    """The way forward to `last`, as edges: each from the input that took the longest and is not `aside`."""
-    rank, edges = ranks(inputs), []
+def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> dict[Node, Node]:
+    """The way forward to `last`: for each node on it the input before it, which took the longest and is not `aside`."""
+    rank, way = ranks(inputs), dict[Node, Node]()
     while parents := [parent for parent in inputs.get(last, ()) if parent not in aside]:
-        before = max(parents, key=lambda parent: rank.get(parent, 0) if parent.primitive else 0)
-        edges.append((before, last))
-        last = before
-    return edges
+        way[last] = max(parents, key=lambda parent: rank.get(parent, 0) if parent.primitive else 0)
+        last = way[last]
+    return way

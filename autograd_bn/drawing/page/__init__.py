@@ -16,12 +16,9 @@ from typing import Any
 
 from ...engine import Node
 from ...engine.graph import Values
-from ...verify.compare import Comparison
-from ...verify.gradcheck import GradientError
-from ...verify.referee.verdict import Verdict
 from ..picture import asked, seeds, write
-from . import judged
 from .arrays import Arrays
+from .reports import REPORTS, of_report
 from .views import MOST, View, view
 
 ALONE = 8  # fused nodes that have a view of their own
@@ -87,44 +84,38 @@ def page(
     '<!doctype html>'
     """
     arrays = Arrays()
-    if isinstance(outputs, Comparison | Verdict | GradientError):
+    if isinstance(outputs, REPORTS):
         if any(option is not None for option in (values, grads, around, inputs)) or expand:
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
-        if isinstance(outputs, Comparison):
-            views, twin = judged.compared(outputs, direction, arrays)
-            return _document(f"{' and '.join(outputs.names)}, side by side", views, twin, arrays, beside=True)
-        if isinstance(outputs, Verdict):
-            found = judged.judged(outputs, direction, arrays)
-        else:
-            found = judged.failed(outputs, direction, arrays)
-        return _document("What the check found, step by step", [found], {}, arrays)
+        title, views, twin = of_report(outputs, direction, arrays)
+        return _document(title, views, twin, arrays, beside=bool(twin))
     scene = asked(outputs, inputs, True, around, hops, direction)
-    graph = scene.graph
-    start, why = seeds(graph, grads is None or grads), ""
+    ends = scene.graph.outputs
+    start, why = seeds(scene.graph, grads is None or grads), ""
     if start is None and grads is not False:
-        shape = next(node.shape for node in graph.outputs if math.prod(node.shape) != 1)
+        shape = next(node.shape for node in ends if math.prod(node.shape) != 1)
         why = f"There is no backward pass: an output has shape {shape}, so pass its gradient as grads=."
-    elif start and not any(node.requires_grad for node in graph.outputs):
+    elif start and not any(node.requires_grad for node in ends):
         why = "There is no backward pass: nothing requires a gradient."
+    known = Values(scene.graph.nodes)
 
-    def made(name: str, fused: list[Node]) -> View:
-        form = scene.opened(fused, Values(graph.nodes))
-        return view(name, form, start, arrays, values is not False, direction, why)
+    def made(name: str, *fused: Node) -> View:
+        return view(name, scene.opened(fused, known), start, arrays, values is not False, direction, why)
 
     fused = [node for node in scene.shown if node.op == "batch_norm"]
-    views = [made("closed" if fused else "graph", [])]
+    views = [made("closed" if fused else "graph")]
     if fused and (expand or len(views[0].ids) + BODY * len(fused) <= MOST):
-        views.append(made("open", fused))
+        views.append(made("open", *fused))
     if len(fused) > 1 and not arrays.brief:
-        views += [made(f"open {k}", [node]) for k, node in enumerate(fused[:ALONE], 1)]
+        views += [made(f"open {k}", node) for k, node in enumerate(fused[:ALONE], 1)]
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
         back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
         twin.setdefault(first.data["name"], {str(there): int(i) for i, there in back.items()})
         twin[other.data["name"]] = back
-    title = ", ".join([node.name or node.op or "graph" for node in graph.outputs])
-    return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and bool(fused)))
+    title = f"{', '.join([node.name or node.op or 'graph' for node in ends])}, step by step"
+    return _document(title, views, twin, arrays, start=int(expand and bool(fused)))
 
 
 def _document(

@@ -1,8 +1,8 @@
-"""Pages of what was judged: a comparison side by side, a verdict and a failed gradcheck at the first wrong step."""
+"""Pages of what was checked: a comparison side by side, a verdict and a failed gradcheck at the first wrong step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,60 +14,78 @@ from ...verify.referee.verdict import Verdict
 from ..picture import flow
 from ..scene import Scene
 from .arrays import Arrays
+from .paths import LABELS
 from .views import View, view
 
+REPORTS = (Comparison, Verdict, GradientError)
 CLOSE = 1e4  # ulp: what two forms compute at one place
-LABELS = {"direct": "direct", "mean": "through the mean", "var": "through the variance"}
+PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
 
 
-def compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], dict[str, dict[str, int]]]:
-    """Both functions of a comparison, each node with its errors, and for each node its twin on the other side."""
-    wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
-    measured = given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant
-    views = [
-        view(name, *_weighed(f, given, given.inputs), arrays, direction=direction)
-        for name, f in zip(given.names, given.functions, strict=True)
-    ]
-    twins = _twins(*views)
-    found = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
-    exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
-    for made, f in zip(views, given.functions, strict=True) if measured else ():
-        scene, weights = _weighed(f, given, [array.astype(wide) for array in given.inputs])
-        graph, ours = scene.graph, made.scene.graph
-        again = dict(zip(graph.nodes, ours.nodes, strict=True)) if len(graph) == len(ours) else {}
-        for what, known in (("value", graph.values()), ("grad", flow(graph, weights))):
-            exact[what] |= {again[node]: array for node, array in known.items() if node in again}
-    for made in views:
-        for node, i in made.ids.items() if measured else ():
-            twin = twins.get(node)
-            # What has a twin in the first graph is held against that one's exact value.
-            true = twin if twin and made is views[1] else node
-            errors: dict[str, Any] = {}
-            for what in ("value", "grad"):
-                if node in found[what] and true in exact[what]:
-                    right = exact[what][true]
-                    errors[what] = {"own": _error(found[what][node], right, right)}
-                    if twin in found[what]:
-                        errors[what]["other"] = _error(found[what][twin], right, right)
-                        errors[what]["apart"] = _error(found[what][node], found[what][twin], right)
-            made.data["notes"][i] = {"ulp": errors}
-    for made in views:
-        for node in reversed(made.scene.graph.nodes):
-            for parent in node.inputs:
-                twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
-    sides = zip(views, views[::-1], strict=True)
-    return views, {m.data["name"]: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in sides}
-
-
-def _weighed(f: Callable[..., Any], given: Comparison, inputs: Sequence[Any]) -> tuple[Scene, list[Any]]:
-    """The graph of a function, and the weights of its outputs."""
-    leaves = [as_tensor(a, requires_grad=True, name=name) for a, name in zip(inputs, given.input_names, strict=True)]
-    outputs = _listed(f(*leaves))
-    return Scene(Graph(*outputs)), list(map(weighing(given.seed), outputs))
+def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], dict[str, dict[str, int]]]:
+    """The title, the views and the twins of each view's nodes, of a comparison, a verdict or a failed gradcheck."""
+    if isinstance(given, Comparison):
+        return f"{' and '.join(given.names)}, side by side", *_compared(given, direction, arrays)
+    made = (_judged if isinstance(given, Verdict) else _failed)(given, direction, arrays)
+    return "What the check found, step by step", [made], {}
 
 
 def _listed(result: Any) -> list[Any]:
     return list(result) if isinstance(result, tuple | list) else [result]
+
+
+# --- A comparison ---
+
+
+def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], dict[str, dict[str, int]]]:
+    """Both functions, each node with its errors, and for each node its twin on the other side."""
+
+    def weighed(f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
+        named = zip(given.inputs, given.input_names, strict=True)
+        outputs = _listed(f(*[as_tensor(a.astype(dtype or a.dtype), requires_grad=True, name=n) for a, n in named]))
+        return Scene(Graph(*outputs)), list(map(weighing(given.seed), outputs))
+
+    sides = list(zip(given.names, given.functions, strict=True))
+    views = [view(name, *weighed(f), arrays, direction=direction) for name, f in sides]
+    twins = _twins(*views)
+    wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
+    if given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant:
+        found = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
+        exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
+        for made, (_, f) in zip(views, sides, strict=True):
+            scene, weights = weighed(f, wide)
+            if len(scene.graph) == len(made.scene.graph):
+                again = dict(zip(scene.graph.nodes, made.scene.graph.nodes, strict=True))
+                exact["value"] |= {again[node]: array for node, array in scene.graph.values().items()}
+                exact["grad"] |= {again[node]: array for node, array in flow(scene.graph, weights).items()}
+        for made in views:
+            for node, i in made.ids.items():
+                made.data["notes"][i] = {"ulp": _errors(node, twins.get(node), made is views[1], found, exact)}
+    for made in views:
+        for node in reversed(made.scene.graph.nodes):
+            for parent in node.inputs:
+                twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
+    both = zip(views, views[::-1], strict=True)
+    return views, {m.data["name"]: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in both}
+
+
+def _errors(
+    node: Node, twin: Node | None, second: bool, found: Mapping[str, Any], exact: Mapping[str, Any]
+) -> dict[str, dict[str, float | None]]:
+    """The errors of a node's value and gradient, its twin's, and how far they are apart.
+
+    What has a twin in the first graph is held against that one's exact value.
+    """
+    errors: dict[str, dict[str, float | None]] = {}
+    true = twin if twin and second else node
+    for what in found:
+        if node in found[what] and true in exact[what]:
+            right = exact[what][true]
+            errors[what] = {"own": _error(found[what][node], right, right)}
+            if twin in found[what]:
+                errors[what]["other"] = _error(found[what][twin], right, right)
+                errors[what]["apart"] = _error(found[what][node], found[what][twin], right)
+    return errors
 
 
 def _twins(first: View, second: View) -> dict[Node, Node]:
@@ -96,21 +114,23 @@ def _error(a: Any, b: Any, scale: Any) -> float | None:
     return float(apart / unit) if np.isfinite(apart) and np.isfinite(unit) else None
 
 
-def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
+# --- A verdict, and a failed gradcheck ---
+
+
+def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
     """The graph of a hand-written forward pass, with what its backward pass got wrong."""
     rows = {row.name: row for row in given.rows if row.truth is not None}
     try:
         leaves = [
-            as_tensor(np.asarray(value), requires_grad=f"d{name}" in rows, name=name)
-            for name, value in given.inputs.items()
+            as_tensor(np.asarray(a), requires_grad=f"d{name}" in rows, name=name) for name, a in given.inputs.items()
         ]
         y = _listed(given.forward(*leaves))[0]  # type: ignore[misc]
-        graph, start = Graph(y), [np.asarray(given.dy).astype(y.dtype)]
+        scene, start = Scene(Graph(y)), [np.asarray(given.dy).astype(y.dtype)]
     except Exception as error:  # whatever it is, the author's function does not take tensors
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
-    made = view("graph", Scene(graph), start, arrays, direction=direction)
+    made = view("graph", scene, start, arrays, direction=direction)
     named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
         node = named.get(name) or _of_gradient(made, row.truth)
@@ -122,12 +142,10 @@ def judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
         if not row.ok and row.returned is not None:
             tables = {"returned": row.returned, "true": row.truth, "returned − true": row.returned - row.truth}
         _note(made, node, row.ok, say, tables, arrays)
-        coefficients = {
-            LABELS.get(path, path): round(c, 6) + 0.0 for path, c in given.coefficients.get(name, {}).items()
-        }
-        for way in [way for p in made.data["paths"] if p["leaf"] == made.ids[node] for way in p["paths"]]:
-            if coefficients and not row.ok:
-                way["coef"] = coefficients.get(way["label"])
+        carried = {PATHS.get(path, path): round(c, 6) + 0.0 for path, c in given.coefficients.get(name, {}).items()}
+        for found in made.data["paths"] if carried and not row.ok else ():
+            for way in found["paths"] if found["leaf"] == made.ids[node] else ():
+                way["coef"] = carried.get(way["label"])
     return made
 
 
@@ -139,7 +157,7 @@ def _of_gradient(made: View, gradient: Any) -> Node | None:
     return None
 
 
-def failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
+def _failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
     """The graph of a function whose gradcheck failed, at the output element where the derivative is worst."""
     if given.f is None or given.order != 1 or not given.rows:
         raise ValueError("this error has no graph to show: only a wrong first derivative has one")
@@ -152,8 +170,7 @@ def failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
     with np.errstate(all="ignore"):
         off = [np.where(b.wrong, np.abs(b.analytic - b.measured) / b.bound, 0).max(axis=1) for b in given.rows]
     worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([output.size for output in outputs])
-    flat = np.arange(ends[-1]) == worst
-    parts = zip(outputs, np.split(flat, ends[:-1]), strict=True)
+    parts = zip(outputs, np.split(np.arange(ends[-1]) == worst, ends[:-1]), strict=True)
     start = [part.astype(output.dtype).reshape(output.shape) for output, part in parts]
     made = view("graph", Scene(Graph(*outputs)), start, arrays, direction=direction)
     for block in given.rows:
