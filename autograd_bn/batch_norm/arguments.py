@@ -48,9 +48,10 @@ def checked(
     if x.dtype.kind in "iub":
         x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
     gamma, beta = [p if p is None or isinstance(p, Tensor) else np.asarray(p) for p in (gamma, beta)]
-    kinds: Any = [None if p is None else (p.shape, p.dtype) for p in (x, gamma, beta)]
-    axes, n = _settled(*kinds, None if axes is None else _listed(axes, x.shape))
-    if not (type(eps) is float and 0 < eps < math.inf and x.dtype != object):
+    holders = [p.node if isinstance(p, Tensor) else p for p in (x, gamma, beta)]
+    kinds: Any = [None if p is None else (p.shape, p.dtype) for p in holders]
+    axes, n = _settled(*kinds, None if axes is None else _listed(axes, kinds[0][0]))
+    if not (type(eps) is float and 0 < eps < math.inf and kinds[0][1].kind != "O"):
         eps = _checked_eps(eps, axes, x)
     if form not in ("fused", "composed"):
         raise ValueError(f'form is {form!r}, expected "fused" or "composed"')

@@ -206,10 +206,15 @@ def input_gradient(
 
 
 class Found(NamedTuple):
-    """What `forward_at_once` keeps: the mean's two parts, the variance and the scale in rows, a column a feature."""
+    """What `forward_at_once` keeps: the mean's two parts, the variance and the scale in rows, a column a feature.
+
+    And what it read, as `backward_at_once` will.
+    """
 
     rows: Array
     layout: Layout
+    x: Array
+    gamma: Array
 
     def parts(self) -> tuple[Mean, Array, Array, int]:
         """The mean, the variance and the scale in the shape of statistics, and the count."""
@@ -230,7 +235,8 @@ def _layout_at_once(
         return None
     like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
     layout = layout_of(axes, like_x)
-    return layout if layout.view(like_x).flags.c_contiguous and layout.size <= compiled().PARALLEL else None
+    contiguous = layout.view(like_x).flags.c_contiguous and not layout.turned
+    return layout if contiguous and layout.size <= compiled().PARALLEL else None
 
 
 def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, Found] | None:
@@ -241,28 +247,21 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
     layout = _layout_at_once(axes, x.shape, x.strides, x.dtype, *dtypes)
     if layout is None:
         return None
-    y, rows = empty_like(x), np.empty((4, layout.features))
-    vectors = _vector(gamma, 1, x, layout), _vector(beta, 0, x, layout)
-    fits = compiled().forward(*layout.walk, layout.line(x), layout.line(y), *vectors, eps, rows)
-    return (y, Found(rows, layout)) if fits else None
+    y = empty_like(x)
+    scale = line(np.ascontiguousarray(gamma)) if gamma is not None else np.ones(layout.features, x.dtype)
+    shift = line(np.ascontiguousarray(beta)) if beta is not None else np.zeros(layout.features, x.dtype)
+    source, rows = layout.line(x), np.empty((4, layout.features))
+    fits = compiled().forward(*layout.walk, source, layout.line(y), scale, shift, eps, rows)
+    return (y, Found(rows, layout, source, scale)) if fits else None
 
 
-def backward_at_once(
-    g: Array, x: Array, gamma: Any, found: Found, through: tuple[bool, bool]
-) -> tuple[Array, Array, Array] | None:
+def backward_at_once(g: Array, found: Found, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
     """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
-    rows, layout = found
-    dx, dgamma, dbeta = empty_like(x), np.empty(layout.features, x.dtype), np.empty(layout.features, x.dtype)
+    rows, layout, source, scale = found
+    dx, dgamma, dbeta = empty_like(x), np.empty_like(scale), np.empty_like(scale)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    lines, vector = [layout.line(array) for array in (g, x, dx)], _vector(gamma, 1, x, layout)
-    fits = compiled().backward(*layout.walk, *lines, vector, rows, *through, dgamma, dbeta)
-    return (dx, layout.unflat(dgamma), layout.unflat(dbeta)) if fits else None
-
-
-def _vector(parameter: Any, neutral: int, x: Array, layout: Layout) -> Array:
-    """A parameter as a vector of features; where it is None, one that changes nothing."""
-    if parameter is None:
-        return np.full(layout.features, neutral, x.dtype)
-    return line(np.ascontiguousarray(layout.flat(parameter, x.dtype)))
+    lines = layout.line(g), source, layout.line(dx)
+    fits = compiled().backward(*layout.walk, *lines, scale, rows, *through, dgamma, dbeta)
+    return (dx, dgamma, dbeta) if fits else None

@@ -11,7 +11,7 @@ from .. import engine as ag
 from ..distributed.collectives import raising_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
-from ..engine.primitive import primitive
+from ..engine.primitive import primitive, registry
 from . import arithmetic, ranks
 from .arguments import checked, kept_shape, lay_along
 from .arithmetic import Found, Mean, native
@@ -158,7 +158,7 @@ def _on_arrays(
 ) -> tuple[Any, ...]:
     dx: Any = None
     if type(kept) is Found:
-        if wanted[0] and (done := arithmetic.backward_at_once(g, x, gamma, kept, through)):
+        if wanted[0] and (done := arithmetic.backward_at_once(g, kept, x, through)):
             dx, weighted, total = done
             dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
             return dx, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
@@ -194,6 +194,9 @@ def _batch_norm(
         kept, centred = _statistics(x, mean, var, eps, axes, stop, comm)
         x = x if kept.unit is None else x * kept.unit
         return arithmetic.normalise(x, axes, kept.mean, kept.scale, gamma, beta, centred), kept
+
+
+FUSED = registry["batch_norm"]
 
 
 def batch_norm(
@@ -254,7 +257,8 @@ def batch_norm(
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
     else:
-        y, kept = _batch_norm(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
+        how = {"axes": over, "stop": frozenset(stop), "comm": comm}
+        y, kept = FUSED.record((x, gamma, beta, mean, var, eps), how)
         if return_stats:
             mean, var, n = kept.values()
     if not return_stats:

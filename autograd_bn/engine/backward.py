@@ -70,29 +70,28 @@ def grad(
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
-    for i, given in enumerate(inputs):
-        if not given.node.requires_grad:
+    nodes = [given.node for given in inputs]
+    for i, node in enumerate(nodes):
+        if not node.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
     seeds = []
     for i, (output, given) in enumerate(zip(outputs, grad_outputs, strict=True)):
-        if output.requires_grad or not allow_unused:
+        if output.node.requires_grad or not allow_unused:
             seed = _seed(output, given, f"grad_outputs[{i}]")
             if create_graph:
                 seed = given if isinstance(given, Tensor) else as_tensor(seed)
             seeds.append((output.node, seed))
-    targets = {given.node for given in inputs}
+    targets = set(nodes)
     with recording(True) if create_graph else nullcontext():
         found = propagate(seeds, targets, create_graph)
-    results: list[Any] = []
-    for i, given in enumerate(inputs):
-        result = found.get(given.node)
-        if result is None and not allow_unused:
+    for i, node in enumerate(nodes):
+        if node not in found and not allow_unused:
             raise RuntimeError(
-                f"no output depends on inputs[{i}]{f' ({given.name})' if given.name else ''}: "
+                f"no output depends on inputs[{i}]{f' ({node.name})' if node.name else ''}: "
                 "pass allow_unused=True to get None for it"
             )
-        results.append(result)
-    if len(targets) < len(inputs) and not create_graph:
+    results: list[Any] = [found.get(node) for node in nodes]
+    if len(targets) < len(nodes) and not create_graph:
         results = [None if result is None else np.array(result) for result in results]
     return tuple(results)
 
@@ -188,7 +187,7 @@ def _owned(found: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
     """The arrays found, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
     taken = {id(owner_of(array)) for array in seeds}
     for node, g in found.items():
-        owner = id(owner_of(g))
+        owner = id(g if g.base is None else owner_of(g))
         if type(g) is not np.ndarray or not g.flags.writeable or owner in taken:
             found[node] = g = np.array(g)
             owner = id(g)
@@ -222,20 +221,21 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
 
 
 def _seed(output: Tensor, gradient: Any, what: str) -> Any:
-    if not output.requires_grad:
-        raise RuntimeError(f"{output.node!r} does not require a gradient: nothing below it has requires_grad=True")
+    node = output.node
+    if not node.requires_grad:
+        raise RuntimeError(f"{node!r} does not require a gradient: nothing below it has requires_grad=True")
     if gradient is None:
         if output.size != 1:
             raise ValueError(
-                f"{what} is needed for an output of shape {output.shape}: only a single element has a default of 1"
+                f"{what} is needed for an output of shape {node.shape}: only a single element has a default of 1"
             )
-        gradient = np.ones(output.shape, dtype=output.dtype)
+        gradient = np.ones(node.shape, dtype=node.dtype)
     array = np.asarray(gradient)
-    if array.shape != output.shape:
-        raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {output.shape}")
-    if array.dtype.kind not in "fiubO" and array.dtype != output.dtype:
+    if array.shape != node.shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {node.shape}")
+    if array.dtype.kind not in "fiubO" and array.dtype != node.dtype:
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
-    return exact(array, what) if output.dtype == object else array.astype(output.dtype, copy=False)
+    return exact(array, what) if node.dtype.kind == "O" else array.astype(node.dtype, copy=False)
 
 
 def _tensors(given: Any, what: str) -> list[Tensor]:
