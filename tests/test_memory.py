@@ -72,10 +72,14 @@ def test_memory_of_another_size_waits_for_its_own():
     assert len(memory._free) == 1
 
 
-def test_only_the_last_few_are_kept():
+def test_no_more_is_held_than_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "HELD", 4 * LARGE.nbytes)
     arrays = [memory.empty_like(LARGE) for _ in range(9)]
-    del arrays
+    last = address(arrays[-1])
+    while arrays:
+        del arrays[0]
     assert len(memory._free) == 4
+    assert address(memory.empty_like(LARGE)) == last
 
 
 @pytest.mark.parametrize("like", [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999))])

@@ -263,10 +263,12 @@ def batch_norm(
             mean, var, n = kept.values()
     if not return_stats:
         return y
-    shape, dtype = kept_shape(x.shape, over), arithmetic.wide(x.dtype) if return_stats == "count" else x.dtype
+    shape, dtype = kept_shape(x.shape, over), arithmetic.wide(x.dtype)
+    mean, var = np.array(mean, dtype).reshape(shape), np.array(var, dtype).reshape(shape)
+    if return_stats == "count":
+        return y, mean, var, n
     with np.errstate(over="ignore"):
-        statistics = [np.array(statistic, dtype).reshape(shape) for statistic in (mean, var)]
-    return (y, *statistics, n) if return_stats == "count" else (y, *statistics)
+        return y, mean.astype(x.dtype, copy=False), var.astype(x.dtype, copy=False)
 
 
 def body(node: Node, values: Mapping[Node, Any]) -> Node:

@@ -1,11 +1,9 @@
-"""Memory of large results, used again: pages that are new to the process cost more than the arithmetic.
-
-At most half a gigabyte is held when nothing uses it.
-"""
+"""Memory of large results, used again: pages that are new to the process cost more than the arithmetic."""
 
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,13 @@ from ...engine.node import Array
 
 # In bytes. What is smaller stays with the allocator; what is larger goes back to the system at once.
 SMALLEST, LARGEST = 1 << 17, 1 << 27
+# How many bytes are held when nothing uses them.
+HELD = 1 << 29
+
+Room = tuple[Array, int]  # bytes, and their address
 
 # The memory of the last arrays that were dropped.
-_free: deque[Array] = deque(maxlen=4)
+_free: deque[Room] = deque()
 
 
 class Loan:
@@ -24,33 +26,42 @@ class Loan:
 
     __slots__ = ("__array_interface__", "_free", "_room")
 
-    def __init__(self, room: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, room: Room, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._room, self._free = room, _free
-        data = room.__array_interface__["data"]
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": data}
+        self.__array_interface__ = _interface(room[1], shape, dtype)
 
     def __del__(self) -> None:
-        self._free.append(self._room)
+        free = self._free
+        free.append(self._room)
+        held = sum([len(memory) for memory, _ in [*free]])
+        while held > HELD and free:
+            held -= len(free.popleft()[0])
+
+
+@lru_cache
+def _interface(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    return {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address, False)}
 
 
 def empty_like(x: Array, dtype: Any = None) -> Array:
     """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
-    dtype = np.dtype(dtype or x.dtype)
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
     size = x.size * dtype.itemsize
     if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous):
         return np.empty_like(x, dtype)
     return np.asarray(Loan(_room(size), x.shape, dtype))
 
 
-def _room(size: int) -> Array:
+def _room(size: int) -> Room:
     for _ in range(len(_free)):
         try:
             room = _free.pop()  # the one that is warmest
         except IndexError:  # another thread was quicker
             break
-        if len(room) == size:
+        if len(room[0]) == size:
             return room
         _free.appendleft(room)
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64  # at a line of the cache
-    return room[start : start + size]
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # at a line of the cache
+    memory = memory[start : start + size]
+    return memory, memory.ctypes.data
