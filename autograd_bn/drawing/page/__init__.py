@@ -19,7 +19,7 @@ from ...engine.graph import Values
 from ..picture import asked, seeds, write
 from .arrays import Arrays
 from .reports import REPORTS, of_report
-from .views import MOST, View, view
+from .views import MOST, View
 
 ALONE = 8  # fused nodes that have a view of their own
 BODY = 10  # nodes that a fused node opens into, about
@@ -100,7 +100,7 @@ def page(
     known = Values(scene.graph.nodes)
 
     def made(name: str, *fused: Node) -> View:
-        return view(name, scene.opened(fused, known), start, arrays, values is not False, direction, why)
+        return View(name, scene.opened(fused, known), start, arrays, values is not False, direction, why)
 
     fused = [node for node in scene.shown if node.op == "batch_norm"]
     views = [made("closed" if fused else "graph")]

@@ -14,8 +14,7 @@ from ...verify.referee.verdict import Verdict
 from ..picture import flow
 from ..scene import Scene
 from .arrays import Arrays
-from .paths import LABELS
-from .views import View, view
+from .views import LABELS, View
 
 REPORTS = (Comparison, Verdict, GradientError)
 CLOSE = 1e4  # ulp: what two forms compute at one place
@@ -46,7 +45,7 @@ def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple
         return Scene(Graph(*outputs)), list(map(weighing(given.seed), outputs))
 
     sides = list(zip(given.names, given.functions, strict=True))
-    views = [view(name, *weighed(f), arrays, direction=direction) for name, f in sides]
+    views = [View(name, *weighed(f), arrays, direction=direction) for name, f in sides]
     twins = _twins(*views)
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     if given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant:
@@ -130,7 +129,7 @@ def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
-    made = view("graph", scene, start, arrays, direction=direction)
+    made = View("graph", scene, start, arrays, direction=direction)
     named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
         node = named.get(name) or _of_gradient(made, row.truth)
@@ -172,7 +171,7 @@ def _failed(given: GradientError, direction: str | None, arrays: Arrays) -> View
     worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([output.size for output in outputs])
     parts = zip(outputs, np.split(np.arange(ends[-1]) == worst, ends[:-1]), strict=True)
     start = [part.astype(output.dtype).reshape(output.shape) for output, part in parts]
-    made = view("graph", Scene(Graph(*outputs)), start, arrays, direction=direction)
+    made = View("graph", Scene(Graph(*outputs)), start, arrays, direction=direction)
     for block in given.rows:
         node = next(node for node in made.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}
