@@ -56,6 +56,8 @@ class Sketch(graphviz.Digraph):  # type: ignore[misc]
 
 def digraph(picture: Picture, direction: str | None) -> Sketch:
     """The DOT of a picture; `direction` is "LR", "TB", or None for what fits a page."""
+    if direction not in (None, "LR", "TB"):
+        raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     if direction is None:
         across, down = _widths(picture)
         direction = "LR" if across <= max(PAGE, down) else "TB"

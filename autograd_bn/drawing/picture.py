@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine import Graph, Leaf, Node, Tensor
+from ..engine import Graph, Leaf, Node
 from ..engine.backward import propagate
 from ..engine.files import whole
 from ..engine.graph import Values
-from . import modules
 from .layout import draw
 from .records import Picture
-from .scene import Scene
-from .structure import neighbourhood
+from .scene import scene_of
 
 if TYPE_CHECKING:
     import graphviz
@@ -115,7 +113,7 @@ def to_dot(
     """
     from .dot import digraph
 
-    scene = asked(outputs, inputs, expand, around, hops, direction)
+    scene = scene_of(outputs, inputs, expand, around, hops)
     start = seeds(scene.graph, grads)
     stored = grads is True and start is None
     if expand:
@@ -128,35 +126,6 @@ def to_dot(
         leaves = [node for node in scene.graph.nodes if isinstance(node, Leaf)]
         gradients = {node: node.grad for node in leaves if node.grad is not None}
     return digraph(Picture(scene, scene.graph.values() if values else None, gradients, stored), direction)
-
-
-def asked(outputs: Any, inputs: Any, opened: bool, around: Any, hops: int, direction: str | None) -> Scene:
-    """What is to be drawn: `outputs` may be a model, whose small layers are one box each unless they are `opened`."""
-    if direction not in (None, "LR", "TB"):
-        raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
-    calls = modules.Calls()
-    if hasattr(outputs, "named_parameters"):
-        if inputs is None:
-            raise TypeError("inputs is None, expected what the model is to be called with")
-        outputs, calls = modules.run(outputs, inputs, opened)
-    elif inputs is not None:
-        raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
-    graph = outputs if isinstance(outputs, Graph) else Graph(*_tensors(outputs, "outputs"))
-    if around is None:
-        return Scene(graph, calls=calls)
-    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
-        raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
-    centre = Graph(*_tensors(around, "around")).outputs
-    for node in centre:
-        if node not in graph.nodes:
-            raise ValueError(f"around has {node!r}, which is not below outputs")
-    return Scene(graph, neighbourhood(graph, centre, hops), calls)
-
-
-def _tensors(given: Any, name: str) -> Sequence[Tensor]:
-    if not isinstance(given, Tensor | list | tuple):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
-    return [given] if isinstance(given, Tensor) else given
 
 
 def seeds(graph: Graph, grads: Any) -> list[Any] | None:

@@ -10,8 +10,7 @@ from typing import Any
 from ..batch_norm.fusion import norms
 from ..engine import Leaf, Node
 from . import labels, structure
-from .modules import Call
-from .scene import Scene
+from .scene import Call, Scene
 
 LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 PARAMETERS = {"gamma", "beta", "weight", "bias"}
@@ -69,7 +68,7 @@ class Picture:
     ) -> None:
         self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
-        graph, shown, self.full_names = scene.graph, scene.shown, scene.calls.names
+        graph, shown, self.full_names = scene.graph, scene.shown, scene.names
         self.dtype = graph.outputs[0].dtype
         boxes: dict[Call, list[Node]] = {}
         for node in shown:

@@ -1,30 +1,42 @@
-"""What is to be drawn: a graph, or a part of it, whose fused nodes can be opened into their composed form."""
+"""What is to be drawn: a graph, a part of it, or the forward pass of a model, whose fused nodes can be opened."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+import inspect
+import re
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..batch_norm.definition import body
-from ..engine import Graph, Node
-from ..engine.node import Array, recording, topological_order
-from .modules import Call, Calls
+from ..engine import Graph, Leaf, Node, Tensor, as_tensor
+from ..engine.node import Array, no_update, recording, topological_order
+
+
+class Call(NamedTuple):
+    """One forward pass of a module."""
+
+    path: str
+    title: str
+    result: Node
+    kind: str  # "box" for one shape in a picture, "fused" for a fused node alone that is opened there, else "module"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Of a graph all nodes, or those that come from `only`, as `neighbourhood` has them, and the `calls` of modules.
+    """Of a graph all nodes, or those that come from `only`, with dots where it goes on.
 
+    `calls` are those of modules that a node was recorded in, outermost first, `names` the parameters' full ones.
     `origins` has the node that another is a copy or a part of, where fused nodes are opened.
     """
 
     graph: Graph
     only: Collection[Node] | None = None
-    calls: Calls = field(default_factory=Calls)
+    calls: Mapping[Node, list[Call]] = field(default_factory=dict)
+    names: Mapping[Node, str] = field(default_factory=dict)
     origins: Mapping[Node, Node] = field(default_factory=dict)
 
     @property
@@ -38,7 +50,7 @@ class Scene:
 
     def calls_of(self, node: Node) -> list[Call]:
         """The calls of modules that a node was recorded in, outermost first."""
-        return self.calls.of.get(self.origin(node), [])
+        return self.calls.get(self.origin(node), [])
 
     def opened(self, fused: Container[Node], values: Mapping[Node, Any] | None) -> Scene:
         """The same with the nodes in `fused` opened, on a copy of the graph.
@@ -80,3 +92,94 @@ class _Echo:
 
     def Allreduce(self, part: Array, total: Array) -> None:
         total[...] = part
+
+
+def scene_of(outputs: Any, inputs: Any, opened: bool, around: Any, hops: int) -> Scene:
+    """What is to be drawn of tensors, a graph, or a model, whose small layers are one box each unless `opened`."""
+    calls, names = dict[Node, list[Call]](), dict[Node, str]()
+    if hasattr(outputs, "named_parameters"):
+        if inputs is None:
+            raise TypeError("inputs is None, expected what the model is to be called with")
+        names = {parameter.node: name for name, parameter in outputs.named_parameters()}
+        outputs = _run(outputs, inputs, opened, calls)
+    elif inputs is not None:
+        raise TypeError(f"inputs is for a model, but outputs is a {type(outputs).__name__}")
+    graph = outputs if isinstance(outputs, Graph) else _graph(outputs, "outputs")
+    if around is None:
+        return Scene(graph, None, calls, names)
+    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
+        raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
+    centre = _graph(around, "around").outputs
+    for node in centre:
+        if node not in graph.nodes:
+            raise ValueError(f"around has {node!r}, which is not below outputs")
+    return Scene(graph, _neighbourhood(graph, centre, hops), calls, names)
+
+
+def _graph(given: Any, name: str) -> Graph:
+    if not isinstance(given, Tensor | list | tuple):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
+    return Graph(*([given] if isinstance(given, Tensor) else given))
+
+
+def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -> Any:
+    """The result of `model(*inputs)`, recorded; `calls` gets those of its modules.
+
+    Running statistics and generators stay as they are.
+    """
+    given = inputs if isinstance(inputs, list | tuple) else [inputs]
+    names = list(inspect.signature(model.forward).parameters)
+    names += [f"input {i}" for i in range(len(names), len(given))]
+    tensors = [x if isinstance(x, Tensor) else as_tensor(x, name=name) for x, name in zip(given, names, strict=False)]
+
+    def seen(path: str, module: Any, args: tuple[Any, ...], result: Any) -> None:
+        path = "" if module is model else path
+        known, recorded = {tensor.node for tensor in _tensors(args)}, list[Node]()
+        reached = [tensor.node for tensor in _tensors([result])]
+        for node in reached:  # which grows
+            elsewhere = path and node in calls and not calls[node][0].path.startswith(f"{path}.")
+            if node.op and node not in known and not elsewhere:
+                known.add(node)
+                recorded.append(node)
+                reached += node.inputs
+        if recorded:
+            small = len(recorded) == 1 or (not opened and getattr(module, "one_box", False))
+            fused = opened and len(recorded) == 1 and recorded[0].op == "batch_norm"
+            call = Call(path, _title(path, module), recorded[0], "fused" if fused else "box" if small else "module")
+            for node in recorded:
+                calls.setdefault(node, []).insert(0, call)
+
+    with recording(True), no_update(), model.watching(seen):
+        return model(*tensors)
+
+
+def _tensors(given: Iterable[Any]) -> Iterator[Tensor]:
+    for item in given:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _tensors(item)
+
+
+def _title(path: str, module: Any) -> str:
+    """Where a module stands and what it is, with what is said first of it: "1: BatchNorm(32)"."""
+    kind = re.sub(r",? ?\w+=(\([^)]*\)|[^,()]*)", "", repr(module).split("\n")[0]).removesuffix("(").removesuffix("()")
+    return f"{path}: {kind}" if path else kind
+
+
+def _neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]:
+    """The nodes at most `hops` edges away from `around`, either way, and the leaves that these read.
+
+    A leaf is no way through: what else reads a shared weight is not near.
+    """
+    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
+    for node in graph.nodes:
+        for parent in node.inputs:
+            readers[parent].append(node)
+    found = edge = set(around)
+    for hop in range(hops):
+        near = {parent for node in edge for parent in node.inputs}
+        near |= {reader for node in edge if node.primitive or not hop for reader in readers[node]}
+        edge = near - found
+        found = found | near
+    return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}

@@ -1,33 +1,15 @@
-"""How a graph is arranged: what is near, which leaves are drawn again, batch norm's statistics, the way forward."""
+"""How a graph is arranged: which leaves are drawn again, batch norm's statistics, the way forward."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from ..engine import Graph, Leaf, Node
+from ..engine import Leaf, Node
 
 FAR = 8  # a leaf with readers further apart than so many ranks is drawn again beside the others
 STATISTICS = ("mean", "var", "1/σ")
 Inputs = Mapping[Node, Sequence[Node]]
-
-
-def neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]:
-    """The nodes at most `hops` edges away from `around`, either way, and the leaves that these read.
-
-    A leaf is no way through: what else reads a shared weight is not near.
-    """
-    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    for node in graph.nodes:
-        for parent in node.inputs:
-            readers[parent].append(node)
-    found = edge = set(around)
-    for hop in range(hops):
-        near = {parent for node in edge for parent in node.inputs}
-        near |= {reader for node in edge if node.primitive or not hop for reader in readers[node]}
-        edge = near - found
-        found = found | near
-    return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
 
 
 def ranks(inputs: Mapping[Any, Sequence[Any]]) -> dict[Any, int]:

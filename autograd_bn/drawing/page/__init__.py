@@ -16,7 +16,8 @@ from typing import Any
 
 from ...engine import Node
 from ...engine.graph import Values
-from ..picture import asked, seeds, write
+from ..picture import seeds, write
+from ..scene import scene_of
 from .arrays import Arrays
 from .reports import REPORTS, of_report
 from .views import MOST, View
@@ -89,7 +90,7 @@ def page(
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
         title, views, twin = of_report(outputs, direction, arrays)
         return _document(title, views, twin, arrays, beside=bool(twin))
-    scene = asked(outputs, inputs, True, around, hops, direction)
+    scene = scene_of(outputs, inputs, True, around, hops)
     ends = scene.graph.outputs
     start, why = seeds(scene.graph, grads is None or grads), ""
     if start is None and grads is not False:
