@@ -18,7 +18,6 @@ from .orders import check_order, derivatives, input_names, pull
 
 # Below it products of derivatives with each other vanish in float64.
 _UNDERFLOW = 1e-60
-_NOT_LINEAR = "the rule is not linear in the incoming gradient"
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,10 @@ class Block:
         """Where the rules are further from what was measured than that can be off."""
         return np.asarray(~(np.abs(self.analytic - self.measured) <= self.bound) & (self.bound <= self.limit))
 
-    def at(self, place: int, rows: list[str]) -> Any:
-        """What one entry is called, and its figures; `rows` are the outputs' names."""
+    def entry(self, place: int, rows: list[str]) -> str:
+        """What one entry is called, where `rows` are the outputs' names."""
         row, column = divmod(place, self.analytic.shape[1])
-        entry = f"d {rows[row]} / d {self.name}{_at(np.unravel_index(column, self.shape))}"
-        return entry, *[a.flat[place] for a in (self.analytic, self.measured, self.bound, self.limit)]
+        return f"d {rows[row]} / d {self.name}{_at(np.unravel_index(column, self.shape))}"
 
 
 class GradientError(AssertionError):
@@ -78,26 +76,25 @@ def gradcheck(
 ) -> bool:
     """Check the derivatives of `f(*inputs)` against numeric ones: True, or `GradientError`.
 
-    `f` takes tensors and returns a tensor or several. `inputs` are arrays of floats, whatever their width:
-    the check runs in float64. Tensors that don't require a gradient are constants. Every entry of the
-    Jacobian is checked, with weights other than 1 on the outputs, and that the rules are linear in those
-    weights. `order=2` also checks the gradient of the gradient, with respect to the inputs and to the
-    weights, and so on upwards. Running statistics and every `.grad` stay as they are.
+    `f` takes tensors and returns a tensor or several. `inputs` are arrays of floats of any width: the check runs in
+    float64. Tensors that don't require a gradient are constants. Every entry of the Jacobian is checked, with weights
+    other than 1 on the outputs, and that the rules are linear in those weights. `order=2` also checks the gradient of
+    the gradient, by the inputs and by the weights, and so on. Running statistics and every `.grad` stay as they are.
 
     A numeric derivative n comes with an estimate e of its own error (see `Differences`). A derivative a passes
     within both of
 
         bound = 10 (e + r) + 1e-11 m        limit = atol + rtol |n|
 
-    where r is what moving the inputs by their last bits does to the rules' results, and m the largest
-    derivative of the same output with respect to the same input. Beyond the bound it is wrong, however small that
-    is: so a factor of 1 - 1e-4 is found. Where the bound is wider than the limit the differences are too coarse, and
-    what they can't hold to the limit is refused. `eps` is the smallest step, in standard deviations of the input.
+    where r is what moving the inputs by their last bits does to the rules' results, and m the largest derivative of the
+    same output with respect to the same input. Beyond the bound it is wrong, however small that is: so a factor of
+    1 - 1e-4 is found. Where the bound is wider than the limit the differences are too coarse, and the check is refused.
+    `eps` is the smallest step, in standard deviations of the input.
 
-    `GradientError` names the input, the worst entry, both values and the likely mistake; it holds the figures of
-    every entry. It is a `ValueError` too where nothing can be judged, and says why: a kink nearer than `eps`, inputs
-    that share memory, nothing that requires a gradient, outputs that don't depend on the inputs or differ from call to
-    call. `TypeError` for inputs that aren't floats and results that aren't tensors.
+    `GradientError` names the input, the worst entry, both values and the likely mistake, and holds every figure. It is
+    a `ValueError` too where nothing can be judged, and says why: a kink nearer than `eps`, inputs that share memory,
+    nothing that requires a gradient, outputs that don't depend on the inputs or differ from call to call. `TypeError`
+    for inputs that aren't floats and results that aren't tensors.
 
     >>> import autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
@@ -125,11 +122,12 @@ def gradcheck(
     with no_update():
         variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
         for k in range(order):
+            check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
             try:
-                check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
                 check.run()
             except GradientError as error:
-                error.f, error.inputs, error.names, error.order = f, tuple(arrays), tuple(names), k + 1
+                error.f, error.inputs, error.names = f, tuple(arrays), tuple(names)
+                error.rows, error.order = tuple(check.blocks), k + 1
                 raise
             variables = [*variables, *[np.asarray(rng.normal(size=t.shape)) for t in check.outputs.values()]]
     return True
@@ -159,27 +157,50 @@ def _checked_inputs(given: list[Any], names: list[str], constants: list[bool]) -
 
 
 class _Check:
-    """The check of one order: of the outputs that `record` gives, by its variables."""
+    """The check of the derivative of order `k + 1`: of the outputs that `record` gives, by its variables."""
 
     def __init__(
         self, record: Any, at: list[Array], k: int, eps: float, atol: float, rtol: float, rng: np.random.Generator
     ) -> None:
-        self.record, self.at, self.k, self.atol, self.rtol, self.rng = record, at, k, atol, rtol, rng
+        self.record, self.at, self.k, self.eps, self.atol, self.rtol, self.rng = record, at, k, eps, atol, rtol, rng
         self.leaves, self.outputs = record(at)
-        self.size = sum(output.size for output in self.outputs.values())
         self.graph = ag.Graph(*self.outputs.values())
-        if k == 0:
+        self.blocks: list[Block] = []
+
+    def run(self) -> None:
+        """Judge every derivative by the rules, and that these are linear in the incoming gradient."""
+        if self.k == 0:
             self.refuse_what_cannot_be_judged()
+        differences = self.measured()
+        # A weight of 1 would not show a rule that squares it; the two sums are of both signs, as a rule may take |g|.
+        size = sum(output.size for output in self.outputs.values())
+        scale = self.rng.uniform(0.5, 2, size) * self.rng.choice([-1, 1], size)
+        sums = np.outer([1, -1.5], self.rng.normal(size=size))
+        pulled = [self.pull(weights, self.leaves, self.outputs) for weights in (*np.diag(scale), *sums)]
+        rounding, linear = self.rounding(sums[0], pulled[-2]), True
+        for i, (name, leaf) in enumerate(self.leaves.items()):
+            rows = np.array([gradients[i].ravel() for gradients in pulled])
+            analytic = rows[:-2] / scale[:, None]
+            measured, error = differences.jacobian(i)
+            floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
+            bound, limit = 10 * (error + rounding[i]) + floor, self.atol + self.rtol * np.abs(measured)
+            self.blocks.append(Block(name, leaf.shape, analytic, measured, bound, limit))
+            linear &= not np.any(np.abs(rows[-2:] - sums @ analytic) > np.abs(sums) @ bound)
+        self.judge(linear)
+
+    def measured(self) -> Differences:
+        """The derivatives by differences; `Unjudgeable` at a kink."""
         floats = [a for a in map(np.asarray, self.graph.values().values()) if a.dtype.kind == "f"]
         magnitude = max(float(np.max(np.abs(a), initial=0, where=np.isfinite(a))) for a in floats)
-        self.differences = Differences(self.values, at, smallest=eps, magnitude=magnitude, rng=rng)
-        if kink := self.differences.kink():
+        differences = Differences(self.values, self.at, smallest=self.eps, magnitude=magnitude, rng=self.rng)
+        if kink := differences.kink():
             i, index = kink
             raise Unjudgeable(
-                f"f is not smooth within {eps * self.differences.scale[i]:.1g} of {[*self.leaves][i]}{_at(index)} = "
-                f"{at[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
+                f"f is not smooth within {self.eps * differences.scale[i]:.1g} of {[*self.leaves][i]}{_at(index)} = "
+                f"{self.at[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
                 "there is no derivative to compare with, move that element"
             )
+        return differences
 
     def values(self, at: Sequence[Array]) -> list[Array]:
         """The outputs elsewhere."""
@@ -207,32 +228,8 @@ class _Check:
             names = ", ".join(self.leaves)
             raise Unjudgeable(f"no output of f depends on its inputs ({names}): every gradient would pass")
 
-    def run(self) -> None:
-        """Judge every derivative, then that of two weighted sums: a backward pass is linear in its weights."""
-        weights = np.outer([1, -1.5], self.rng.normal(size=self.size))  # of both signs, since a rule may take |g|
-        pulled = list(map(self.pull, weights))
-        rounding = self.rounding(weights[0], pulled[0])
-        blocks, sums, linear = [], [], True
-        for i, ((name, leaf), analytic) in enumerate(zip(self.leaves.items(), self.jacobians(), strict=True)):
-            measured, error = self.differences.jacobian(i)
-            floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
-            figures = measured, 10 * (error + rounding[i]) + floor, self.atol + self.rtol * np.abs(measured)
-            blocks.append(Block(name, leaf.shape, analytic, *figures))
-            rows = np.array([gradients[i].ravel() for gradients in pulled])
-            summed = [w @ figure for w, figure in zip((weights, abs(weights), abs(weights)), figures, strict=True)]
-            sums.append(Block(name, leaf.shape, rows, *summed))
-            linear &= not np.any(np.abs(rows - weights @ analytic) > 1e-6 * np.abs(weights) @ np.abs(analytic))
-        entries = [f"{name}{_at(i)}" for name, output in self.outputs.items() for i in np.ndindex(output.shape)]
-        try:
-            self.judge(blocks, entries, "" if linear else _NOT_LINEAR)
-            self.judge(sums, ["(a weighted sum of f)"] * 2, _NOT_LINEAR)
-        except GradientError as error:
-            error.rows = tuple(blocks)
-            raise
-
-    def pull(self, weights: Array, at: Sequence[Array] | None = None) -> list[Array]:
-        """The gradients of the outputs weighed by a vector, here or elsewhere."""
-        leaves, outputs = (self.leaves, self.outputs) if at is None else self.record(at)
+    def pull(self, weights: Array, leaves: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Array]:
+        """The gradients of the outputs weighed by a vector."""
         parts = np.split(weights, np.cumsum([output.size for output in outputs.values()])[:-1])
         shaped = [part.reshape(output.shape) for part, output in zip(parts, outputs.values(), strict=True)]
         return [g.data for g in pull(outputs.values(), leaves.values(), shaped)]
@@ -241,41 +238,37 @@ class _Check:
         """How far rounding may throw the rules' results: what moving the inputs by their last bits does to them."""
         most = [0.0] * len(here)
         for _ in range(2):
-            there = self.pull(weights, [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.at])
+            at = [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.at]
+            there = self.pull(weights, *self.record(at))
             most = [max(m, float(np.max(np.abs(a - b), initial=0))) for m, a, b in zip(most, here, there, strict=True)]
         return most
 
-    def jacobians(self) -> list[Array]:
-        """Every derivative by the rules, for each variable an array of outputs by elements."""
-        found = [np.empty((self.size, leaf.size)) for leaf in self.leaves.values()]
-        # A weight of 1 would not show a rule that squares it.
-        for k, weight in enumerate(self.rng.uniform(0.5, 2, self.size) * self.rng.choice([-1, 1], self.size)):
-            for rows, gradient in zip(found, self.pull(weight * (np.arange(self.size) == k)), strict=True):
-                rows[k] = gradient.ravel() / weight
-        return found
-
-    def judge(self, blocks: list[Block], rows: list[str], mistake: str = "") -> None:
-        """Raise where the rules are wrong, then where what was measured is too coarse to say; `rows` names outputs."""
-        if bad := [block for block in blocks if block.wrong.any()]:
+    def judge(self, linear: bool) -> None:
+        """Raise where the rules are wrong, then where what was measured is too coarse to say."""
+        rows = [f"{name}{_at(i)}" for name, output in self.outputs.items() for i in np.ndindex(output.shape)]
+        bad = [block for block in self.blocks if block.wrong.any()]
+        if bad or not linear:
             what = f"derivative of order {self.k + 1}" if self.k else "gradient"
-            text = [f"the {what} with respect to {', '.join(block.name for block in bad)} is wrong"]
+            text = [f"the {what} with respect to {', '.join(block.name for block in bad or self.blocks)} is wrong"]
             for block in bad:
                 off = np.where(block.wrong, np.nan_to_num(np.abs(block.analytic - block.measured), nan=np.inf), -1)
-                entry, got, expected, bound, _ = block.at(int(np.argmax(off)), rows)
-                text += [
-                    f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {entry}: got {got:.10g}, "
-                    f"expected {expected:.10g} (measured to {bound:.1g})",
-                    f"  likely mistake: {mistake or _likely(block)}",
-                ]
+                worst = int(np.argmax(off))
+                got, expected, bound = (a.flat[worst] for a in (block.analytic, block.measured, block.bound))
+                text.append(
+                    f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {block.entry(worst, rows)}: "
+                    f"got {got:.10g}, expected {expected:.10g} (measured to {bound:.1g})"
+                )
+                text += [f"  likely mistake: {_likely(block)}"] if linear else []
+            text += [] if linear else ["  likely mistake: the rule is not linear in the incoming gradient"]
             if any(node.op == "stop_gradient" or node.params.get("stop") for node in self.graph.nodes):
                 text += ["  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"]
             raise GradientError("\n".join(text))
-        for block in blocks:
+        for block in self.blocks:
             for place in np.flatnonzero(~(np.abs(block.analytic - block.measured) <= block.limit))[:1]:
-                entry, _, _, bound, limit = block.at(place, rows)
                 raise Unjudgeable(
-                    f"the numeric value of {entry} is good to {bound:.3g} only, more than atol + rtol * |value| = "
-                    f"{limit:.3g}: f is too noisy, too steep or too near a kink here"
+                    f"the numeric value of {block.entry(place, rows)} is good to {block.bound.flat[place]:.3g} only, "
+                    f"more than atol + rtol * |value| = {block.limit.flat[place]:.3g}: "
+                    "f is too noisy, too steep or too near a kink here"
                 )
 
 
