@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array, no_update
+from ..engine.node import Array
 from ..engine.tensor import check_differentiable
-from .orders import check_order, check_same, derivatives, function_names, input_names
+from .orders import check_order, check_same, function_names, input_names, quantities
 from .report import html_table, text_table
 
 # Part of a row's largest entry by which the formulas may differ (constants may have been rounded to the inputs' dtype),
@@ -29,19 +29,18 @@ _DRAWS = 4
 class Row:
     """One compared quantity: the output, or the gradient of one input.
 
-    `ulp` and `wrong` have an entry for each side; both sides may be unsuspected in a row that is not `ok` where there
-    is no reference to tell which is wrong. `non_finite` counts each side's entries that are not finite, `columns` are
-    their indices on the last axis.
+    `ulp`, `wrong` and `non_finite` (a count of entries) are each side's; without a reference a row may differ where no
+    side is wrong. `columns` are the indices on the last axis of entries that are not finite.
     """
 
     name: str
     shape: tuple[int, ...]
     max_abs: float
     max_rel: float
-    ulp: tuple[float | None, float | None]
+    ulp: tuple[float | None, ...]
     ok: bool
     wrong: tuple[bool, bool]
-    non_finite: tuple[int, int]
+    non_finite: tuple[int, ...]
     columns: tuple[int, ...]
 
 
@@ -129,18 +128,17 @@ def compare(
 ) -> Comparison:
     """Run two functions of tensors on the same inputs and compare outputs and gradients.
 
-    The gradients are those of the outputs weighted by random numbers drawn from `seed`; with `order` above 1,
-    those of the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double, else
-    float64 for narrower inputs. There the formulas must agree, to 1e-10 of a row's largest entry (float32: 1e-6,
-    float16: 4e-4); and `f` there is the reference that each side is held against, to 1e-10 (1e-5, 1e-2). More is
-    rounding, and passes, only within 16 times what moving the inputs by their last bits does to the reference, or
-    where that is 0, to the side itself, and up to half of the digits between formulas. Non-finite entries must be those
-    of the reference, in place and kind. Without wider arithmetic the sides are held against each other. Running
-    statistics stay as they are.
+    The gradients are those of the outputs weighted by random numbers drawn from `seed`; with `order` above 1, those of
+    the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double, else float64 for
+    narrower inputs. There the formulas must agree, to 1e-10 of a row's largest entry (float32: 1e-6, float16: 4e-4),
+    and `f` is the reference that each side is held against, to 1e-10 (1e-5, 1e-2). More is rounding, and passes, only
+    within 16 times what moving the inputs by their last bits does to the reference, or where that is 0, to the side
+    itself, and up to half of the digits between formulas. Non-finite entries must be those of the reference, in place
+    and kind. Without wider arithmetic the sides are held against each other.
 
-    `inputs` are float arrays or tensors, of any shapes, or arrays of exact rationals, which must be equal
-    exactly. The result has `ok`, `rows` (see `Row`), and a table as `str`. `ValueError` where the outputs' numbers or
-    shapes differ or `order` is below 1; `TypeError` for inputs that aren't floats or results that aren't tensors.
+    `inputs` are float arrays or tensors, or arrays of exact rationals, which must be equal exactly. Running statistics
+    stay as they are. `ValueError` where the outputs' numbers or shapes differ or `order` is below 1; `TypeError` for
+    inputs that aren't floats or results that aren't tensors.
 
     >>> import autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
@@ -184,9 +182,8 @@ class _Run:
         self.arrays, self.dtype = arrays, np.result_type(*arrays)
         self.moves: dict[float, dict[str, Any]] = {}
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
-        with no_update(), np.errstate(all="ignore"):
-            walk = derivatives(f, leaves, order, weighing(seed), what=what)
-            self.values = {name: output.data for _, outputs in walk for name, output in outputs.items()}
+        with np.errstate(all="ignore"):
+            self.values = quantities(f, leaves, order, weighing(seed), what)
 
     def at(self, arrays: Sequence[Array]) -> _Run:
         """The same elsewhere, or in other arithmetic."""
@@ -202,7 +199,7 @@ class _Run:
                 steps = [unit * np.asarray(rng.uniform(-2, 2, a.shape), np.longdouble) for a in self.arrays]
                 there = self.at([(a + a * step).astype(a.dtype) for a, step in zip(self.arrays, steps, strict=True)])
                 for row, value in there.values.items():
-                    most[row] = max(most[row], _SLACK * _distance(value, self.values[row], finite=True))
+                    most[row] = max(most[row], _SLACK * _largest(_apart(value, self.values[row])))
         return self.moves[unit][name]
 
     def vanishes(self, name: str) -> bool:
@@ -222,34 +219,33 @@ def _in_wide_arithmetic(sides: Sequence[_Run]) -> tuple[list[_Run], str | None]:
 
 
 def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run]) -> Row:
-    dtype, (a, b) = sides[0].dtype, (side.values[name] for side in sides)
-    agree, difference, scale = _agree(name, wide or sides, dtype), _distance(a, b), max(_largest(a), _largest(b))
-    ulp: list[float | None] = [None, None]
-    right = [True, True]
+    dtype, values = sides[0].dtype, [side.values[name] for side in sides]
+    apart, scale = _most(_apart(*values)), max(map(_largest, values))
+    agree, right = _agree(name, wide or sides, dtype), [True, True]
+    ulp: tuple[float | None, ...] = (None, None)
     if wide:
         exact = wide[0].values[name]
         scale = _largest(exact)
         unit = np.spacing(np.asarray(min(scale, 0.99 * float(np.finfo(dtype).max))).astype(dtype))
-        errors = [_error(side.values[name], exact) for side in sides]
-        ulp = [float(error / unit) for error in errors]
+        errors = [_error(value, exact) for value in values]
+        ulp = tuple([float(error / unit) for error in errors])
         right = [_is_rounding(error, name, side, wide[0]) for error, side in zip(errors, sides, strict=True)]
     wrong = not right[0], bool(wide) and not (right[1] and agree)
-    relative = difference / scale if scale else np.inf if difference else 0
-    bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in (a, b)]
-    counts, columns = [int(where.sum()) for where in bad], np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
-    figures = float(difference), float(relative), (ulp[0], ulp[1]), agree and not any(wrong), wrong
-    return Row(name, a.shape, *figures, (counts[0], counts[1]), tuple(columns))
+    relative = apart / scale if scale else np.inf if apart else 0
+    bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in values]
+    columns = np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
+    ok, counts = agree and not any(wrong), tuple([int(where.sum()) for where in bad])
+    return Row(name, values[0].shape, float(apart), float(relative), ulp, ok, wrong, counts, tuple(columns))
 
 
 def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
     """Whether two formulas agree in a row, but for rounding, which may take half of the digits of `dtype`."""
     a, b = (run.values[name] for run in runs)
-    apart, scale = _distance(a, b), max(_largest(a), _largest(b))
+    apart, scale = _most(_apart(a, b)), max(_largest(a), _largest(b))
     if dtype.kind == "O" or apart <= _tolerance(dtype)[0] * scale:
         return bool(apart == 0 or dtype.kind != "O")
-    return bool(apart <= sum(run.moved(name, run.dtype) for run in runs)) and (
-        bool(apart <= float(np.sqrt(np.finfo(dtype).eps)) * scale) or all(run.vanishes(name) for run in runs)
-    )
+    close = apart <= float(np.sqrt(np.finfo(dtype).eps)) * scale or all(run.vanishes(name) for run in runs)
+    return bool(close and apart <= sum(run.moved(name, run.dtype) for run in runs))
 
 
 def _is_rounding(error: Any, name: str, side: _Run, exact: _Run) -> bool:
@@ -264,17 +260,14 @@ def _tolerance(dtype: Any) -> tuple[float, float]:
     return _TOLERANCE.get(str(dtype), (1e-10, 1e-10))
 
 
-def _distance(a: Array, b: Array, finite: bool = False) -> Any:
-    """The largest difference of two entries; infinite where one isn't finite and the other not the same.
-
-    Of those that are finite, if only they are asked for.
-    """
+def _apart(a: Array, b: Array) -> Array:
+    """The difference of every two entries; infinite where one isn't finite and the other not the same."""
     with np.errstate(invalid="ignore", over="ignore"):
         difference = abs(a - b)
     if a.dtype.kind != "O":
         same, both = (a == b) | (np.isnan(a) & np.isnan(b)), np.isfinite(a) & np.isfinite(b)
         difference = np.where(same, 0, np.where(both, difference, np.inf))
-    return _largest(difference, finite)
+    return np.asarray(difference)
 
 
 def _error(value: Array, exact: Array) -> Any:
@@ -282,11 +275,15 @@ def _error(value: Array, exact: Array) -> Any:
     with np.errstate(over="ignore"):
         rounded = exact.astype(value.dtype).astype(exact.dtype)
     finite = np.isfinite(value) & np.isfinite(exact)
-    return _distance(value.astype(exact.dtype), np.where(finite, exact, rounded))
+    return _most(_apart(value.astype(exact.dtype), np.where(finite, exact, rounded)))
 
 
-def _largest(a: Array, finite: bool = True) -> Any:
-    """The largest entry, or finite entry, in the widest arithmetic: what float64 can't hold is not infinite there."""
-    if a.dtype.kind == "O":
-        return np.max(np.abs(a), initial=0)
-    return np.longdouble(np.max(np.abs(a), initial=0, where=np.isfinite(a) if finite else True))
+def _most(a: Array) -> Any:
+    """The largest entry, in the widest arithmetic: what float64 can't hold is not infinite there."""
+    most = np.max(np.abs(a), initial=0)
+    return most if a.dtype.kind == "O" else np.longdouble(most)
+
+
+def _largest(a: Array) -> Any:
+    """The largest finite entry."""
+    return _most(a if a.dtype.kind == "O" else a[np.isfinite(a)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array, recording
+from ..engine.node import Array, no_update, recording
 
 
 def derivatives(
@@ -51,6 +51,15 @@ def derivatives(
         variables |= {f"(weights of {name})": w for name, w in weights.items() if getattr(w, "requires_grad", False)}
         outputs = dict(zip(names, found, strict=True))
         yield variables, outputs
+
+
+def quantities(
+    f: Callable[..., Any], inputs: Sequence[Tensor], order: int, weigh: Callable[[Tensor], Any], what: str
+) -> dict[str, Array]:
+    """All that `derivatives` gives, by name; running statistics stay as they are."""
+    with no_update():
+        walk = derivatives(f, inputs, order, weigh, what=what)
+        return {name: output.data for _, outputs in walk for name, output in outputs.items()}
 
 
 def pull(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:

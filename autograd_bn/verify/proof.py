@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -15,9 +15,9 @@ import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array, no_update
+from ..engine.node import Array
 from ..engine.operations import Axis, reduced_axes
-from .orders import check_order, check_same, derivatives, function_names, input_names
+from .orders import check_order, check_same, function_names, input_names, quantities
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,19 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
         _exact(given, f"inputs[{i}]") if wanted else np.asarray(given)
         for i, (given, wanted) in enumerate(zip(inputs, checked, strict=True))
     ]
-    with no_update():
-        walks = []
-        for h, what in ((f, "f"), (g, "g")):
-            leaves = [ag.tensor(a, requires_grad=w, name=n) for a, w, n in zip(arrays, checked, names, strict=True)]
-            walks.append(_exactly(derivatives(h, leaves, order, _weights(), what=what), what))
-    check_same(*walks)
-    shapes, found = {name: a.shape for name, a in walks[0].items()}, None
-    for name, a in walks[0].items():
-        for index in np.argwhere(a != walks[1][name])[: found is None]:
-            place = tuple(index.tolist())
-            found = Difference(name, place, *[Fraction(walk[name].item(place)) for walk in walks])
-    return Proof(function_names(f, g), shapes, order, found)
+    leaves = [ag.tensor(a, requires_grad=w, name=name) for a, w, name in zip(arrays, checked, names, strict=True)]
+    left, right = _exactly(f, leaves, order, "f"), _exactly(g, leaves, order, "g")
+    check_same(left, right)
+    places = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
+    found = next(places, None)
+    difference = found and Difference(*found, *[Fraction(side[found[0]].item(found[1])) for side in (left, right)])
+    return Proof(function_names(f, g), {name: a.shape for name, a in left.items()}, order, difference)
 
 
-def _exactly(walk: Iterator[tuple[Any, dict[str, Tensor]]], what: str) -> dict[str, Array]:
-    """The quantities of a function of all orders, each of rationals only."""
+def _exactly(f: Callable[..., Any], leaves: list[Tensor], order: int, what: str) -> dict[str, Array]:
+    """A function and its weighed gradients of all orders, in rationals only."""
     try:
-        found = {name: output.data for _, outputs in walk for name, output in outputs.items()}
+        found = quantities(f, leaves, order, _weights(), what)
         for element in [element for array in found.values() for element in array.flat]:
             if not isinstance(element, Rational):
                 kind = type(element).__name__
