@@ -24,8 +24,6 @@ from ..engine.node import Array
 from ..nn.checkpoint import load
 from ..nn.data import load_digits
 
-BROKEN = "it is damaged or not such a file"
-
 
 class UsageError(Exception):
     """What the user asked for can't be done; the message is one line."""
@@ -97,8 +95,13 @@ def load_data(path: str | None) -> Data:
     else:
         try:
             arrays, columns = _read(Path(path))
+        except UsageError:
+            raise
         except OSError as error:
             raise UsageError(f"can't read {path}: {words(error)}") from None
+        except Exception as error:  # whatever a damaged file leads to
+            why = "it holds pickled objects" if "Object arrays" in str(error) else "it is damaged or not such a file"
+            raise UsageError(f"can't read {path}: {why}") from None
     data = [name for name in arrays if name not in ("gamma", "beta")]
     if "x" not in data and len(data) != 1:
         raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
@@ -119,18 +122,12 @@ def _read(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return _read_csv(path)
-    if suffix not in (".npy", ".npz"):
-        raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz or .csv")
-    try:
-        if suffix == ".npz":
-            return load(path), ()
+    if suffix == ".npz":
+        return load(path), ()
+    if suffix == ".npy":
         with path.open("rb") as file:
             return {"x": np.lib.format.read_array(file, allow_pickle=False)}, ()
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file leads to
-        reason = "it holds pickled objects" if "Object arrays" in str(error) else BROKEN
-        raise UsageError(f"can't read {path}: {reason}") from None
+    raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz or .csv")
 
 
 def _read_csv(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
@@ -139,35 +136,32 @@ def _read_csv(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
     Columns are separated by tabs, semicolons or commas, whichever the first line has; beside semicolons a comma is a
     decimal one.
     """
-    rows: list[list[float]] = []
-    columns: tuple[str, ...] = ()
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         first = file.readline()
         file.seek(0)
         separator = next((mark for mark in "\t;" if mark in first), ",")
         reader = csv.reader(file, delimiter=separator)
-        for cells in filter(None, reader):
-            values = [_number(cell, separator) for cell in cells]
-            if not rows and not columns and not any(isinstance(value, float) for value in values):
-                columns = tuple([cell.strip() for cell in cells])
-                continue
-            for i, value in enumerate(values, 1):
-                if value is None:
-                    raise UsageError(f"{path}, line {reader.line_num}, column {i}: {cells[i - 1]!r} is not a number")
-            expected = len(columns or (rows[0] if rows else cells))
-            if len(cells) != expected:
-                raise UsageError(f"{path}, line {reader.line_num} has {len(cells)} columns, expected {expected}")
-            rows.append(values)  # type: ignore[arg-type]
-    if not rows:
+        lines = [(reader.line_num, [_number(cell, separator) for cell in cells]) for cells in reader if cells]
+    columns: tuple[str, ...] = ()
+    if lines and not any(isinstance(cell, float) for cell in lines[0][1]):
+        columns = tuple([str(cell).strip() for cell in lines.pop(0)[1]])
+    if not lines:
         raise UsageError(f"{path} is empty, expected rows of numbers")
-    return {"x": np.array(rows)}, columns
+    expected = len(columns or lines[0][1])
+    for line, cells in lines:
+        if len(cells) != expected:
+            raise UsageError(f"{path}, line {line} has {len(cells)} columns, expected {expected}")
+        for i, cell in enumerate(cells, 1):
+            if isinstance(cell, str):
+                raise UsageError(f"{path}, line {line}, column {i}: {cell!r} is not a number")
+    return {"x": np.array([cells for _, cells in lines])}, columns
 
 
-def _number(cell: str, separator: str) -> float | None:
+def _number(cell: str, separator: str) -> float | str:
     try:
         return float(cell.replace(",", ".") if separator == ";" else cell)
     except ValueError:
-        return None
+        return cell
 
 
 def writable_folder(path: str | Path) -> Path:

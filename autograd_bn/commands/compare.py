@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from dataclasses import asdict
@@ -90,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             "forms": forms,
             "pictures": [str(path) for path in pictures],
         }
-        print(json.dumps(_finite(report), indent=2))
+        finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither infinity nor NaN
+        print(json.dumps(finite, indent=2))
     else:
         print(_about(data))
         table, _, notes = str(comparison).partition("\n\n")
@@ -156,12 +156,3 @@ def _table(forms: dict[str, dict[str, Any]]) -> str:
 
 def _ulp(ulp: float | None) -> str:
     return "unknown" if ulp is None else f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.1e}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: where a difference is one of them it becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -88,9 +88,7 @@ class Run:
     """A net on its way, with what the plot needs of its history."""
 
     def __init__(self, name: str, net: nn.Sequential, lr: float, momentum: float, comm: Any = None) -> None:
-        self.name = name
-        self.net = net
-        self.comm = comm
+        self.name, self.net, self.comm = name, net, comm
         self.optimiser = ag.optim.SGD(net.parameters(), lr, momentum)
         self.loss = float("nan")
         self.history = np.empty((0, 2 + len(PERCENTILES)))  # step, accuracy, percentiles
@@ -114,25 +112,18 @@ class Run:
 
     def evaluate(self, x: Any, labels: Any) -> tuple[float, Any]:
         """The accuracy on a test set, and the percentiles of what the first unit of the last activation gets."""
-        watched = x
-        self.net.eval()
+        *below, activation, last = self.net.eval()
         with ag.no_grad():
-            for i, layer in enumerate(self.net):
-                watched = x if i == len(self.net) - 2 else watched
+            for layer in below:
                 x = layer(x)
+            correct = np.argmax(last(activation(x)).data, axis=1) == labels
         self.net.train()
-        correct = np.argmax(np.asarray(x), axis=1) == labels
-        return float(correct.mean()), np.percentile(np.asarray(watched)[:, 0], PERCENTILES)
+        return float(correct.mean()), np.percentile(x.data[:, 0], PERCENTILES)
 
     def record(self, step: int, x: Any, labels: Any) -> None:
         """Add a line to the history."""
         accuracy, percentiles = self.evaluate(x, labels)
         self.history = np.vstack([self.history, [step, accuracy, *percentiles]])
-
-    def steps_to_goal(self) -> int | None:
-        """When the test accuracy first reached the goal."""
-        reached = self.history[self.history[:, 1] >= GOAL, 0]
-        return int(reached[0]) if len(reached) else None
 
     def state(self) -> dict[str, Any]:
         """All that the next steps, the table and the plot depend on."""
@@ -142,13 +133,13 @@ class Run:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        parts: dict[str, dict[str, Any]] = {"net": {}, "optimiser": {}, "run": {}}
-        for key in [key for key in state if key.startswith(f"{self.name}/")]:
-            _, part, name = key.split("/")
-            parts[part][name] = state[key]
-        self.net.load_state_dict(parts["net"])
-        self.optimiser.load_state_dict(parts["optimiser"])
-        self.history, self.loss = parts["run"]["history"], parts["run"]["loss"].item()
+        net, optimiser, run = (
+            {key.removeprefix(start): array for key, array in state.items() if key.startswith(start)}
+            for start in (f"{self.name}/{part}/" for part in ("net", "optimiser", "run"))
+        )
+        self.net.load_state_dict(net)
+        self.optimiser.load_state_dict(optimiser)
+        self.history, self.loss = run["history"], run["loss"].item()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -174,17 +165,19 @@ def run(args: argparse.Namespace) -> int:
     stopped, text = done, ""
     bar = progress(settings["steps"], text, done, quiet=args.json or not first)
     with _one_blas_thread(), _stop_after_step() as asked, bar as show:
-        for step, batch in enumerate(batches(x[learn], labels[learn], settings["seed"], done), done + 1):
+        steps = range(done + 1, settings["steps"] + 1)
+        for step, batch in zip(steps, batches(x[learn], labels[learn], settings["seed"], done), strict=False):
             if comm is not None and allreduce(np.asarray(len(asked)), comm) and not asked:
                 asked.append(signal.SIGINT)  # another rank heard Ctrl-C first
-            if step > settings["steps"] or asked:
+            if asked:
                 break
+            look = first and step % EVERY == 0
             for each in runs:
                 each.step(*batch)
-                if first and step % EVERY == 0:
+                if look:
                     each.record(step, x[test], labels[test])
             stopped = step
-            if first and step % EVERY == 0:
+            if look:
                 losses = " / ".join([f"{each.loss:.3f}" for each in runs])
                 text = f"loss {losses}, accuracy " + " / ".join([f"{100 * each.history[-1, 1]:.1f} %" for each in runs])
             show(text)
@@ -202,24 +195,23 @@ def run(args: argparse.Namespace) -> int:
         {
             "net": each.name,
             "loss": each.loss,
-            "steps_to_90_percent": each.steps_to_goal(),
+            "steps_to_90_percent": next((int(step) for step, right, *_ in each.history if right >= GOAL), None),
             "test_accuracy": each.evaluate(x[test], labels[test])[0],
         }
         for each in runs
     ]
     drawn = draw(runs, plot)
-    saved = str(target) if args.save else None
     if args.json:
+        saved = str(target) if args.save else None
         print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None, "saved": saved}))
         return 0
     print(
         f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out;\n"
-        f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n"
+        f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n\n{_table(rows)}\n"
     )
-    print(_table(rows))
-    print(f"\nplot: {plot}" if drawn else f"\n{INSTALL}")
-    if saved:
-        print(f"state: {saved}")
+    print(f"plot: {plot}" if drawn else INSTALL)
+    if args.save:
+        print(f"state: {target}")
     return 0
 
 
