@@ -51,7 +51,7 @@ INSTALL = 'matplotlib is not installed, so there is no plot: pip install "autogr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("-o", "--output", metavar="FILE", default="training.svg", help="the plot: .svg or .png")
-    parser.add_argument("--conv", action="store_true", help="train a small LeNet with batch norm")
+    parser.add_argument("--conv", action="store_const", const=True, help="train a small LeNet with batch norm")
     parser.add_argument("--steps", type=int, help="how many steps in all (default 5000; 600 with --conv)")
     parser.add_argument("--lr", type=float, help="the learning rate (default 0.5; 0.1 with --conv)")
     parser.add_argument("--seed", type=int, help="of the split, the initial weights and the batches (default 0)")
@@ -233,11 +233,11 @@ def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, An
 
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """What to train, how many steps of it are done, and the state they led to."""
-    asked = {name: getattr(args, name) for name in ("steps", "lr", "seed") if getattr(args, name) is not None}
+    asked = {name: getattr(args, name) for name in DEFAULTS[False] if getattr(args, name) is not None}
     if asked.get("steps", 1) < 1 or not 0 <= asked.get("lr", 0) < float("inf") or asked.get("seed", 0) < 0:
         raise UsageError("expected --steps of at least 1, a finite --lr and a --seed of at least 0")
     if args.resume is None:
-        return {**DEFAULTS[args.conv], **asked}, 0, {}
+        return {**DEFAULTS["conv" in asked], **asked}, 0, {}
     try:
         with refused():
             state: dict[str, Any] = ag.load(args.resume)
@@ -246,7 +246,7 @@ def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, 
         raise UsageError(f"can't read {args.resume}: {words(error)}") from None
     except KeyError:
         raise UsageError(f"{args.resume} was not saved by autograd-bn train") from None
-    for name, value in {**asked, **({"conv": True} if args.conv else {})}.items():
+    for name, value in asked.items():
         if name != "steps" and settings[name] != value:
             raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
     settings |= asked

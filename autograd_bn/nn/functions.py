@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..engine import reshape, where
-from ..engine.node import Array
 from ..engine.primitive import primitive
 
 Pair = tuple[int, int]
@@ -70,22 +69,13 @@ def fold(x: Any, /, to: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
 def _max_pool_gradient(
     g: Any, x: Any, out: Any, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair
 ) -> Any:
-    n, rows, columns, channels = shape_of_windows = g.shape
-    over = (n, rows, columns, 1, 1, channels)
-    first = _first_hit(windows(np.asarray(x), size, stride, padding, -np.inf), np.asarray(out), shape_of_windows)
-    return fold(where(first, reshape(g, over), 0), shape, stride, padding)
-
-
-def _first_hit(view: Array, out: Array, shape: tuple[int, ...]) -> Array:
-    """Which element of each window is its maximum; of several the first, of NaNs the first."""
-    first = np.zeros(view.shape, dtype=bool)
-    free = np.ones(shape, dtype=bool)
-    for i, j in np.ndindex(view.shape[3:5]):
-        element = view[:, :, :, i, j]
-        hit = free & ((element == out) | (element != element))
-        first[:, :, :, i, j] = hit
-        free &= ~hit
-    return first
+    n, rows, columns, channels = g.shape
+    view = windows(np.asarray(x), size, stride, padding, -np.inf).reshape(n, rows, columns, size[0] * size[1], channels)
+    first = (view == np.asarray(out)[:, :, :, None]) | (view != view)  # or a NaN
+    for i in range(size[0] * size[1] - 1):
+        first[:, :, :, i + 1 :] &= ~first[:, :, :, i : i + 1]
+    over = where(first, reshape(g, (n, rows, columns, 1, channels)), 0)
+    return fold(reshape(over, (n, rows, columns, *size, channels)), shape, stride, padding)
 
 
 @primitive(_max_pool_gradient)
