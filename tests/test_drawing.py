@@ -258,6 +258,11 @@ def test_no_gradient_passes_a_cut():
         assert "arrowhead=normaltee" in source
 
 
+def test_the_cuts_of_an_opened_node_are_drawn_as_cuts():
+    source = ag.to_dot(normed(stop=("mean", "var")), expand=True, direction="TB").source
+    assert re.findall(r"(\d+) \[.*normaltee", source) == re.findall(r'(\d+) \[label="stop_gradient', source)
+
+
 def test_a_reused_operand_has_two_arrows():
     x = leaf(3.0, "x")
     assert arrows(ag.to_dot(x * x, grads=True).source) == [

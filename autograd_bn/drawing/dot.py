@@ -65,12 +65,12 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
-    # Graphviz leaves none between statistics and spine for the labels of arrows from one to the other.
+    # Around the statistics: Graphviz leaves none there for the labels of arrows across the frame.
     room = max(8, *[2.2 * len(arrow.label) for arrow in picture.arrows])
     # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     members: dict[int | None, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
-        text = "\n".join([*shape.lines, *filter(None, (shape.value, shape.gradient))])
+        text = "\n".join(shape.text)
         style = f"{KINDS[shape.kind][0]}{AGAIN * shape.again}{' group=spine' * (i in on_spine)}"
         members.setdefault(shape.frame, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
 
@@ -78,8 +78,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         graph.body.extend(members.get(place, ()))
         for i, frame in enumerate(picture.frames):
             if frame.parent == place:
-                margin = room if frame.kind == "statistics" else 8
-                style = f"{CLUSTER} margin={margin} {FRAMES[frame.kind]}"
+                style = f"{CLUSTER} margin={room if frame.kind == 'statistics' else 8} {FRAMES[frame.kind]}"
                 graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [label={_quoted(frame.title)} {style}]\n")
                 fill(i)
                 graph.body.append("\t}\n")
@@ -92,11 +91,10 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         inner = tail.frame is not None and tail.frame == head.frame
         if arrow.gradient:
             style = GRADIENT_EDGE
-        elif inner and tail.frame in nested and direction == "TB":
-            style = _beside(arrow.label)
         else:
-            style = f"label={_quoted(f'  {arrow.label} ')}{CUT * (head.kind == 'stop_gradient')}"
-        style += " weight=100" * (arrow.spine or (inner and not arrow.gradient))
+            beside = inner and tail.frame in nested and direction == "TB"
+            style = _beside(arrow.label) if beside else f"label={_quoted(f'  {arrow.label} ')}"
+            style += CUT * (head.kind == "stop_gradient") + " weight=100" * (arrow.spine or inner)
         if arrow.spine:
             # The first rank of a module's frame is its parameters', which stand aside of the way forward.
             style += " minlen=2" * (modules and not inner and head.frame is not None) + " penwidth=2.2" * bold
@@ -121,9 +119,7 @@ def _widths(picture: Picture) -> tuple[float, float]:
             longest = max(longest, len(arrow.label))
     rows: dict[int, list[float]] = {}
     for i, rank in ranks(tails).items():
-        shape = picture.shapes[i]
-        lines = "\n".join([*shape.lines, shape.value, shape.gradient]).split("\n")
-        rows.setdefault(rank, []).append(42 + FACE * max(map(len, lines)))
+        rows.setdefault(rank, []).append(42 + FACE * max(map(len, picture.shapes[i].text)))
     across = sum(map(max, rows.values())) + (18 + 0.75 * FACE * longest) * (len(rows) - 1)
     return across, max(map(sum, rows.values()))
 
@@ -138,11 +134,7 @@ def _legend(picture: Picture) -> str:
 
 @lru_cache(maxsize=1024)
 def _quoted(text: str) -> str:
-    return '"' + _escaped(text).replace('"', '\\"') + '"'
-
-
-def _escaped(text: str) -> str:
     """`text` so that Graphviz shows it as it was typed: no escapes, no entities, nothing unprintable."""
     text = re.sub(r"[^\n\t -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", lambda c: ascii(c[0])[1:-1], text)
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("\\", "\\\\").replace("\n", "\\n")
+    return '"' + text.replace('"', '\\"') + '"'

@@ -77,7 +77,7 @@ def operand_names(node: Node) -> list[str]:
 def constant(node: Node, position: int, with_value: bool) -> list[str]:
     """The lines of an array that stands among an operation's operands."""
     name, array = operand_names(node)[position], node.args[position]
-    value = [value_text(array)] if with_value or array.size <= SHORT else []
+    value = value_text(array) if with_value or array.size <= SHORT else []
     return [name if len(name) > 1 else "constant", *value]
 
 
@@ -96,7 +96,7 @@ def _option_text(value: Any) -> str:
         return re.sub(":$", "", ":".join([_option_text(part) for part in (value.start, value.stop, value.step)]))
     if isinstance(value, np.ndarray | list):
         array = np.asarray(value)
-        return value_text(array) if array.size <= SHORT else f"array {array.shape}"
+        return "\n".join(value_text(array)) if array.size <= SHORT else f"array {array.shape}"
     return number_text(value)
 
 
@@ -110,11 +110,11 @@ def number_text(number: Any, digits: int = 6) -> str:
     return text if len(text) <= 12 or not isinstance(number, Rational) else f"{float(number):.{digits}g}"
 
 
-def value_text(value: Any, what: str = "") -> str:
-    """A short array as it stands, of a long one its mean and range; `what` it is stands before."""
+def value_text(value: Any, what: str = "") -> list[str]:
+    """The lines for an array: a short one as it stands, of a long one its mean and range, behind `what` it is."""
     array = np.asarray(value)
-    if not array.size or array.dtype.kind not in "biufO":
-        return f"{what}{array.shape}"
+    if not array.size:
+        return [f"{what}{array.shape}"]
     numbers = array.astype(float)
     noise = 0.0  # what is so small beside the largest is rounding
     if array.dtype.kind == "f" and array.size > 1:
@@ -124,21 +124,22 @@ def value_text(value: Any, what: str = "") -> str:
         return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4)
 
     if array.size <= SHORT:
-        return what + re.sub(r"\s*\n\s*", "\n", np.array2string(array, separator=", ", formatter={"all": text}))
+        listed = what + np.array2string(array, separator=", ", formatter={"all": text})
+        return [line.strip() for line in listed.split("\n") if line]
     with np.errstate(all="ignore"):
         low, high = text(np.min(numbers)), text(np.max(numbers))
         mean = text(np.mean(numbers), 64 * noise)
-    return f"{what}all {low}" if low == high else f"{what}mean {mean}\n{what}range {low} to {high}"
+    return [f"{what}all {low}"] if low == high else [f"{what}mean {mean}", f"{what}range {low} to {high}"]
 
 
-def short(value: Any, what: str = "") -> str:
-    """An array in a few letters: up to three numbers in full, of more the range; `what` it is stands before."""
+def short(value: Any, what: str = "") -> list[str]:
+    """The same in a few letters: up to three numbers in full, of more the range."""
     array = np.asarray(value)
-    if array.size <= 3 or array.dtype.kind not in "biufO":
+    if array.size <= 3:
         return value_text(array.reshape(-1) if array.ndim else array, what)
     with np.errstate(all="ignore"):
         low, high = [number_text(f(array), 3) for f in (np.min, np.max)]
-    return f"{what}all {low}" if low == high else f"{what}{low} … {high}"
+    return [f"{what}all {low}" if low == high else f"{what}{low} … {high}"]
 
 
 def wrapped(line: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..batch_norm.fusion import norms
@@ -24,9 +24,14 @@ class Shape:
     lines: list[str]
     frame: int | None = None
     node: Node | None = None
-    value: str = ""
-    gradient: str = ""
+    value: list[str] = field(default_factory=list)
+    gradient: list[str] = field(default_factory=list)
     again: bool = False  # a leaf that stands elsewhere, too, with its value
+
+    @property
+    def text(self) -> list[str]:
+        """All lines that it shows."""
+        return [*self.lines, *self.value, *self.gradient]
 
 
 @dataclass(slots=True)
@@ -152,7 +157,7 @@ class Picture:
             if node in self.gradients:
                 shape.gradient = text(self.gradients[node], ".grad " if self.stored else "∂ ")
             elif isinstance(node, Leaf) and node.requires_grad:
-                shape.gradient = "no .grad" if self.stored else "no gradient"
+                shape.gradient = ["no .grad" if self.stored else "no gradient"]
         self.shapes.append(shape)
         return len(self.shapes) - 1
 

@@ -141,7 +141,8 @@ def _document(
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
-    return Page(html.encode("utf-8", "backslashreplace").decode(), views[start].svg)
+    still = views[start].svg.replace(">", "><style>text{stroke:none}</style>", 1)
+    return Page(html.encode("utf-8", "backslashreplace").decode(), still)
 
 
 def _stage(made: View, shown: bool) -> str:

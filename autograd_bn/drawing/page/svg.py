@@ -18,7 +18,8 @@ ATTRIBUTES = frozenset(
     "stroke-width".split()
 )  # no dashes: they say that a value isn't known yet
 VALUE = re.compile(r"[-\w#., ()]*")  # of an attribute: no url, no style
-INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "font-family": FONT}
+# What the root says for all; a text in it has no stroke.
+INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "stroke": "#22303c", "font-family": FONT}
 
 
 def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: str) -> str:
@@ -38,9 +39,7 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
         if kind == "node":
             shape = picture.shapes[int(title)]
             texts = [child for child in group if child.tag == "text"]
-            lines = [
-                role for role, text in (("g", shape.gradient), ("v", shape.value)) if text for _ in text.split("\n")
-            ]
+            lines = ["g"] * len(shape.gradient) + ["v"] * len(shape.value)
             for text, role in zip(reversed(texts), lines, strict=False):
                 text.set("class", role)
             group.set("class", f"node {shape.kind}")
@@ -55,7 +54,7 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
     made = ElementTree.Element("svg", {"xmlns": SVG[1:-1], **top, **INHERITED})
     inner = ElementTree.SubElement(made, "g", {"transform": graph.get("transform", "")})
     inner.extend([group for *_, group in sorted(order, key=lambda entry: entry[:2])])
-    return ElementTree.tostring(made, encoding="unicode")
+    return ElementTree.tostring(made, encoding="unicode").replace(" />", "/>")
 
 
 def _clean(element: ElementTree.Element) -> None:
@@ -67,6 +66,8 @@ def _clean(element: ElementTree.Element) -> None:
         for key, value in element.attrib.items()
         if key in ATTRIBUTES and INHERITED.get(key) != value and VALUE.fullmatch(value)
     }
+    if element.tag == "polygon":  # which is closed without its first point at the end
+        element.attrib["points"] = element.attrib["points"].rpartition(" ")[0]
     element.text, element.tail = (element.text or "").strip() and element.text, None
     for child in list(element):
         if child.tag == SVG + "title":
