@@ -14,7 +14,7 @@ from ...engine.node import Array
 # All measured. Elements of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which
 # threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on
 # less, as long as there are enough lines to share what the folding costs.
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 LINE = 1 << 13
 FEWEST_LINES = 8
 FEWEST_ROWS = 64
