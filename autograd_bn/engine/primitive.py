@@ -47,7 +47,7 @@ class Rule:
             known = {**known, "position": position, "shape": np.shape(node.args[position])}
             if "shapes" in self.metadata:
                 known["shapes"] = tuple([np.shape(arg) for arg in node.args])
-        return {name: known[name] for name in self.metadata}
+        return known if len(known) == len(self.metadata) else {name: known[name] for name in self.metadata}
 
 
 class Primitive:
