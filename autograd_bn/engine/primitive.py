@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from operator import itemgetter
@@ -53,7 +54,7 @@ class Rule:
 class Primitive:
     """An operation: its forward function on arrays, and its rules: one for each array, or one for all of them."""
 
-    def __init__(self, forward: Callable[..., Any], rules: tuple[Any, ...], joint: bool, view: bool) -> None:
+    def __init__(self, forward: FunctionType, rules: tuple[Any, ...], joint: bool, view: bool) -> None:
         code = forward.__code__
         self.name = forward.__name__.strip("_")
         self.forward = forward
@@ -62,9 +63,6 @@ class Primitive:
         self.variadic = bool(code.co_flags & 0x04)
         self.arrays = code.co_varnames[: code.co_posonlyargcount]
         self.keywords = code.co_varnames[len(self.arrays) : code.co_argcount + code.co_kwonlyargcount]
-        options = self.keywords[: code.co_argcount - len(self.arrays)]
-        self.defaults = dict(zip(options[::-1], (forward.__defaults__ or ())[::-1], strict=False))
-        self.defaults |= forward.__kwdefaults__ or {}
         if not self.arrays and not self.variadic:
             raise TypeError(f"{self.name} takes no arrays: put a / behind them, as in def {self.name}(x, /)")
         one = joint or self.variadic
@@ -85,6 +83,7 @@ class Primitive:
             raise TypeError(f"{self.name} takes any number of arrays, so that its rule can read no values")
         self.many = len(self.rules) > 1
         self.plans: dict[tuple[int, ...], list[bool]] = {}
+        self.split = _splitter(forward, self.arrays, self.keywords)
 
     def rule(self, position: int) -> Rule:
         """The rule for the array at `position`; `TypeError` where there is none."""
@@ -150,25 +149,18 @@ class Primitive:
         out = self.forward(*args, **params)
         return exact(out, self.name) if getattr(out, "dtype", None) is OBJECT else out
 
-    def bind(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Split a call into its arrays and its metadata, in the declared order and with every default filled in."""
-        count = len(args) if self.variadic else len(self.arrays)
-        arrays, extra = args[:count], args[count:]
-        if len(arrays) < count or len(extra) > len(self.keywords):
-            raise TypeError(f"{self.name}() takes {count} arrays and options {self.keywords}, got {len(args)}")
-        named = dict(zip(self.keywords, extra, strict=False))
-        if len(named) == len(self.keywords) and not params and list not in map(type, extra):
-            return arrays, named
-        for name in params:
-            if name in named or name not in self.keywords:
-                known = "takes it once" if name in named else f"knows only {self.keywords}"
-                raise TypeError(f"{self.name}() got the option {name!r}, but {known}")
-        given = {**self.defaults, **named, **params}
-        try:
-            # A list is the caller's to change, so a tuple is kept.
-            return arrays, {n: tuple(v) if isinstance(v := given[n], list) else v for n in self.keywords}
-        except KeyError as error:
-            raise TypeError(f"{self.name}() needs {error}") from None
+
+def _splitter(forward: FunctionType, arrays: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
+    """A function with the parameters of `forward` that gives a call's arrays and its metadata: Python binds them."""
+    signature, empty = inspect.signature(forward), inspect.Parameter.empty
+    bare = [p.replace(annotation=empty, default=empty) for p in signature.parameters.values()]
+    values = f"({', '.join(arrays)},)" if arrays else next(iter(signature.parameters))
+    # A list is the caller's to change, so a tuple is kept.
+    metadata = ", ".join([f"{name!r}: tuple({name}) if type({name}) is list else {name}" for name in keywords])
+    split: FunctionType = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: ({values}, {{{metadata}}})")
+    split.__qualname__ = forward.__name__.strip("_")  # which errors name
+    split.__defaults__, split.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__
+    return split
 
 
 def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -204,9 +196,8 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
         simple = None if op.keywords or op.variadic else len(op.arrays)
 
         def apply(*args: Any, **params: Any) -> Any:
-            if params or len(args) != simple:
-                args, params = op.bind(args, params)
-            return op.record(args, params)
+            plain = len(args) == simple and not params
+            return op.record(args, params) if plain else op.record(*op.split(*args, **params))
 
         plain = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
         plain = plain and not any(rule.metadata for rule in op.rules)
