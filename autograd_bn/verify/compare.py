@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import engine as ag
-from ..engine import Tensor
+from ..engine import Node, Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
 from .orders import check_order, check_same, function_names, input_names, quantities
@@ -162,11 +162,11 @@ def compare(
     return Comparison(function_names(f, g), rows, reference, dtype, seed, (f, g), tuple(arrays), tuple(names))
 
 
-def weighing(seed: int) -> Callable[[Tensor], Array]:
+def weighing(seed: int) -> Callable[[Tensor | Node], Array]:
     """Draws an output's weights: multiples of 1/1024 from 1/2 to 2 with signs, the same in every arithmetic."""
     rng = np.random.default_rng(seed)
 
-    def draw(output: Tensor) -> Array:
+    def draw(output: Tensor | Node) -> Array:
         numerators = rng.integers(512, 2049, output.shape) * rng.choice([-1, 1], output.shape)
         one = Fraction(1) if output.dtype.kind == "O" else output.dtype.type(1)
         return np.asarray(numerators.astype(output.dtype) * (one / 1024))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,11 @@ def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, l
     return "What the check found, step by step", [made], {}
 
 
-def _listed(result: Any) -> list[Any]:
-    return list(result) if isinstance(result, tuple | list) else [result]
+def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str]) -> Graph:
+    """The graph of a function of arrays, those that are `checked` with a gradient."""
+    leaves = [as_tensor(np.asarray(a), requires_grad=name in checked, name=name) for name, a in inputs.items()]
+    result = f(*leaves)
+    return Graph(*(result if isinstance(result, tuple | list) else [result]))
 
 
 # --- A comparison ---
@@ -40,18 +44,20 @@ def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple
     """Both functions, each node with its errors, and for each node its twin on the other side."""
 
     def weighed(f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
-        named = zip(given.inputs, given.input_names, strict=True)
-        outputs = _listed(f(*[as_tensor(a.astype(dtype or a.dtype), requires_grad=True, name=n) for a, n in named]))
-        return Scene(Graph(*outputs)), list(map(weighing(given.seed), outputs))
+        inputs = {n: a.astype(dtype or a.dtype) for n, a in zip(given.input_names, given.inputs, strict=True)}
+        graph, draw = _graph(f, inputs, given.input_names), weighing(given.seed)
+        return Scene(graph), [draw(node) for node in graph.outputs]
 
-    sides = list(zip(given.names, given.functions, strict=True))
-    views = [View(name, *weighed(f), arrays, direction=direction) for name, f in sides]
+    views = [
+        View(name, *weighed(f), arrays, direction=direction)
+        for name, f in zip(given.names, given.functions, strict=True)
+    ]
     twins = _twins(*views)
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     if given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant:
         found = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
         exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
-        for made, (_, f) in zip(views, sides, strict=True):
+        for made, f in zip(views, given.functions, strict=True):
             scene, weights = weighed(f, wide)
             if len(scene.graph) == len(made.scene.graph):
                 again = dict(zip(scene.graph.nodes, made.scene.graph.nodes, strict=True))
@@ -59,32 +65,22 @@ def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple
                 exact["grad"] |= {again[node]: array for node, array in flow(scene.graph, weights).items()}
         for made in views:
             for node, i in made.ids.items():
-                made.data["notes"][i] = {"ulp": _errors(node, twins.get(node), made is views[1], found, exact)}
+                twin, errors = twins.get(node), dict[str, Any]()
+                # What has a twin in the first graph is held against that one's exact value.
+                true = twin if twin and made is views[1] else node
+                for what in [what for what in found if node in found[what] and true in exact[what]]:
+                    mine, right = found[what][node], exact[what][true]
+                    errors[what] = {"own": _error(mine, right, right)}
+                    if twin in found[what]:
+                        errors[what]["other"] = _error(found[what][twin], right, right)
+                        errors[what]["apart"] = _error(mine, found[what][twin], right)
+                made.data["notes"][i] = {"ulp": errors}
     for made in views:
         for node in reversed(made.scene.graph.nodes):
             for parent in node.inputs:
                 twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
     both = zip(views, views[::-1], strict=True)
     return views, {m.data["name"]: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in both}
-
-
-def _errors(
-    node: Node, twin: Node | None, second: bool, found: Mapping[str, Any], exact: Mapping[str, Any]
-) -> dict[str, dict[str, float | None]]:
-    """The errors of a node's value and gradient, its twin's, and how far they are apart.
-
-    What has a twin in the first graph is held against that one's exact value.
-    """
-    errors: dict[str, dict[str, float | None]] = {}
-    true = twin if twin and second else node
-    for what in found:
-        if node in found[what] and true in exact[what]:
-            right = exact[what][true]
-            errors[what] = {"own": _error(found[what][node], right, right)}
-            if twin in found[what]:
-                errors[what]["other"] = _error(found[what][twin], right, right)
-                errors[what]["apart"] = _error(found[what][node], found[what][twin], right)
-    return errors
 
 
 def _twins(first: View, second: View) -> dict[Node, Node]:
@@ -119,17 +115,19 @@ def _error(a: Any, b: Any, scale: Any) -> float | None:
 def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
     """The graph of a hand-written forward pass, with what its backward pass got wrong."""
     rows = {row.name: row for row in given.rows if row.truth is not None}
+
+    def forward(*leaves: Tensor) -> Any:
+        result = given.forward(*leaves)  # type: ignore[misc]
+        return result[0] if isinstance(result, tuple | list) else result
+
     try:
-        leaves = [
-            as_tensor(np.asarray(a), requires_grad=f"d{name}" in rows, name=name) for name, a in given.inputs.items()
-        ]
-        y = _listed(given.forward(*leaves))[0]  # type: ignore[misc]
-        scene, start = Scene(Graph(y)), [np.asarray(given.dy).astype(y.dtype)]
+        graph = _graph(forward, given.inputs, [name.removeprefix("d") for name in rows])
     except Exception as error:  # whatever it is, the author's function does not take tensors
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
-    made = View("graph", scene, start, arrays, direction=direction)
+    start = [np.asarray(given.dy).astype(graph.outputs[0].dtype)]
+    made = View("graph", Scene(graph), start, arrays, direction=direction)
     named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
         node = named.get(name) or _of_gradient(made, row.truth)
@@ -160,18 +158,14 @@ def _failed(given: GradientError, direction: str | None, arrays: Arrays) -> View
     """The graph of a function whose gradcheck failed, at the output element where the derivative is worst."""
     if given.f is None or given.order != 1 or not given.rows:
         raise ValueError("this error has no graph to show: only a wrong first derivative has one")
-    checked = {block.name for block in given.rows}
-    leaves = [
-        value if isinstance(value, Tensor) else as_tensor(value, requires_grad=name in checked, name=name)
-        for name, value in zip(given.names, given.inputs, strict=True)
-    ]
-    outputs = _listed(given.f(*leaves))
+    named = dict(zip(given.names, given.inputs, strict=True))
+    graph = _graph(given.f, named, [block.name for block in given.rows])
     with np.errstate(all="ignore"):
         off = [np.where(b.wrong, np.abs(b.analytic - b.measured) / b.bound, 0).max(axis=1) for b in given.rows]
-    worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([output.size for output in outputs])
-    parts = zip(outputs, np.split(np.arange(ends[-1]) == worst, ends[:-1]), strict=True)
-    start = [part.astype(output.dtype).reshape(output.shape) for output, part in parts]
-    made = View("graph", Scene(Graph(*outputs)), start, arrays, direction=direction)
+    worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([math.prod(node.shape) for node in graph.outputs])
+    parts = zip(graph.outputs, np.split(np.arange(ends[-1]) == worst, ends[:-1]), strict=True)
+    start = [part.astype(node.dtype).reshape(node.shape) for node, part in parts]
+    made = View("graph", Scene(graph), start, arrays, direction=direction)
     for block in given.rows:
         node = next(node for node in made.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}

@@ -36,19 +36,18 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
         kind, title = group.get("class", ""), group.findtext(SVG + "title", "")
         _clean(group)
         place = (0, 0)
-        if kind == "node":
+        if kind == "edge":
+            group.set("data-edge", edges[title].pop(0))
+            place = (1, 0)
+        elif kind == "node":
             shape = picture.shapes[int(title)]
-            texts = [child for child in group if child.tag == "text"]
-            lines = ["g"] * len(shape.gradient) + ["v"] * len(shape.value)
-            for text, role in zip(reversed(texts), lines, strict=False):
+            roles = ["g"] * len(shape.gradient) + ["v"] * len(shape.value)
+            for text, role in zip([child for child in group if child.tag == "text"][::-1], roles, strict=False):
                 text.set("class", role)
             group.set("class", f"node {shape.kind}")
             if shape.node:
                 group.attrib |= {"data-node": str(ids[shape.node]), "data-view": name}
-            place = (2, ids[shape.node] if shape.node else -1)
-        elif kind == "edge":
-            group.set("data-edge", edges[title].pop(0))
-            place = (1, 0)
+            place = (2, int(title))
         order.append((*place, group))
     top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
     made = ElementTree.Element("svg", {"xmlns": SVG[1:-1], **top, **INHERITED})
