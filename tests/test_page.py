@@ -928,7 +928,7 @@ def test_a_frame_that_starts_without_a_size_fits_once_it_has_one(chromium):
         tab.wait_for_function("() => document.querySelector('iframe').contentWindow.length === 0")
         tab.evaluate("() => { document.querySelector('iframe').style = 'width:900px;height:700px' }")
         frame = tab.frames[1]
-        frame.wait_for_function("() => document.querySelector('.stage:not([hidden]) svg').style.width !== ''")
+        frame.wait_for_function("() => document.querySelector('.stage:not([hidden]) svg')?.style.width")
         assert frame.evaluate("() => document.querySelector('.stage text').getBoundingClientRect().height") >= 10
 
 
