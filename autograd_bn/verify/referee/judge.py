@@ -19,8 +19,9 @@ from .inputs import Inputs, checked, lengthened, moved
 from .matching import canonical
 from .mistakes import Mistake, alone, close, listed
 from .paths import Paths, explain, main_paths, telling
-from .repair import Clock, NoSearch, search
+from .repair import Clock, search
 from .run import Run, same
+from .slips import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
 

@@ -1,0 +1,315 @@
+"""The slips that people make: every small edit of a function that may undo one, the likelier the cheaper."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import re
+import textwrap
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+# What may have been meant where a pattern stands, with its cost and kind; letters stand for any expressions.
+_TABLE: list[Any] = [
+    ("a + b", (1, "a - b", "sign"), (1.05, "a", "term"), (1.05, "b", "term"), (1.15, "a * b", "operator")),
+    ("a - b", (1, "a + b", "sign"), (1.05, "a", "term"), (1.05, "-b", "term"), (1.15, "a * b", "operator")),
+    ("a - b", (1.1, "b - a", "order")),
+    ("a * b", (1.05, "a", "factor"), (1.05, "b", "factor"), *[(1, f"a {sign} b", "operator") for sign in "/@+-"]),
+    ("a / b", (1.05, "a", "factor"), (1.05, "b", "factor"), *[(1, f"a {sign} b", "operator") for sign in "*-"]),
+    ("a / b", (1.1, "b / a", "order")),
+    ("a @ b", (1.05, "a", "factor"), (1.05, "b", "factor"), (1, "a * b", "operator"), (1.1, "b @ a", "order")),
+    ("a @ b", *[(1.2, new, "order") for new in ("b.T @ a", "b @ a.T", "b.T @ a.T")]),
+    ("a ** b", (1.05, "a", "power"), (1, "a * b", "operator"), (1.1, "b ** a", "order")),
+    ("a * b * c", (1.5, "a", "factor")),
+    ("-a", (1, "a", "sign")),
+    ("~a", (1, "a", "sign")),
+    ("a.T", (1, "a", "transposed")),
+    ("a[b]", (1.6, "a", "index"), (1.7, "a.sum(axis=0)", "not summed")),
+    *[(f"a {this} b", *[(1, f"a {sign} b", "comparison") for sign in _COMPARISONS]) for this in _COMPARISONS],
+    *[(f"a {this}= b", *[(1.2, f"a {sign}= b", "operator") for sign in "+-*/"]) for this in "+-*/"],
+    *[(f"a {this}= b", (1, "a = b", "assignment"), (1, f"a = a {this} b", "in place")) for this in "+-*/"],
+    ("a = b", (1, "a += b", "assignment"), (1, "a -= b", "assignment"), (1.2, "a = a + b", "assignment")),
+]
+_PATTERNS = [(ast.parse(pattern).body[0], rows) for pattern, *rows in _TABLE]
+# Functions that are taken for each other.
+_KIN = [
+    ("sum", "mean", "cumsum"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("exp", "log", "expm1"),
+    ("sin", "cos", "-np.sin"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
+    ("var", "std"), ("tanh", "cosh"), ("log", "log1p"), ("abs", "sign"), ("dot", "multiply"), ("add", "subtract"),
+    ("matmul", "multiply"), ("subtract.at", "add.at"), ("tril", "triu"), ("floor", "ceil"),
+]  # fmt: skip
+_REDUCTIONS = ("sum", "mean", "max", "min", "prod", "var", "std", "cumsum", "argmax")
+_AXES = "0;1;-1;2;None;-2;(0, 1);(0, 2);(1, 2);(0, 2, 3);(0, 1, 2);(2, 3);(1, 2, 3);(3, 4);(2, 3, 4);(1, 2, 3, 4)"
+_NUMBERS = ("0", "1", "2", "0.5", "3", "-1", "-2", "1.5", "-0.5", "-1.5", "4", "0.25", "6")
+# Factors that derivatives have, in terms of a value at hand.
+_DERIVATIVES = ("1 - {0}**2", "{0} * (1 - {0})", "{0} > 0", "1 - {0}", "{0}**2", "1 + {0}", "1 / {0}", "np.exp({0})")
+# What a name becomes; and what an operand (o), an argument (c), the head of an expression (h), or what stands before a
+# dot (a) or after a sign (u) becomes.
+_NAMED = [(1.4, "{} - 1", "constant"), (1.8, "{} + 1", "constant"), (1.9, "1 - {}", "complement")]
+_NAMED += [(1.9, "{}**2", "power")]
+_SUMS = [f"axis={axis}{keep}" for axis in ("0", "1", "-1") for keep in ("", ", keepdims=True")]
+_SUMS += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for keep in ("", ", keepdims=True")]]
+_AROUND = [(1.1, "-({})", "sign", "hc"), (1.4, "({}).T", "transposed", "oca"), (2.3, "1 - ({})", "complement", "ocau")]
+_AROUND += [(2 + rank / 20, f"({{}}).sum({inside})", "not summed", "o") for rank, inside in enumerate(_SUMS)]
+_AROUND += [(2.2, f"{number} * ({{}})", "constant", "ocau") for number in ("2", "0.5", "3")]
+_AROUND += [(3, f"({{}}){index}", "index", "oc") for index in ("[:, None]", "[None, :]", "[::-1]")]
+_AROUND += [(3.4, "1 + ({})", "term", "ocau")]
+_AROUND += [(3.5, f"np.{f}({{}})", "call", "o") for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh")]
+# What says 0 or 1 in a roundabout way.
+_IDLE = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\)* [-/] \(*\1(?![\w.(\[])|\* 0(?![\w.])|(?<![\w.])0 \*")
+
+
+class NoSearch(Exception):
+    """Why the code isn't edited."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The bytes from `start` to `end` of a function's text become `new`, for a mistake in the value of `place`."""
+
+    cost: float
+    start: int
+    end: int
+    new: str
+    kind: str
+    place: ast.AST
+
+
+class Source:
+    """A function's text, its syntax, and the values from outside that it reads."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        if not isinstance(function, types.FunctionType):
+            raise NoSearch("it is no plain function")
+        self.file = function.__code__.co_filename
+        try:
+            lines, first = inspect.getsourcelines(function)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+            self.outside = inspect.getclosurevars(function)
+        except (OSError, TypeError, ValueError, SyntaxError):
+            raise NoSearch("its source is not at hand") from None
+        definition = tree.body[0]
+        if not isinstance(definition, ast.FunctionDef):
+            raise NoSearch("its source is not a plain function")
+        skipped = definition.lineno - 1  # decorators
+        self.first = max(first, 1) + skipped
+        self.text = "".join(textwrap.dedent("".join(lines)).splitlines(keepends=True)[skipped:]).encode()
+        self.tree: Any = ast.parse(self.text).body[0]
+        self.starts = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
+
+    def span(self, node: Any) -> tuple[int, int]:
+        """Where a node's text begins and ends."""
+        return self.starts[node.lineno - 1] + node.col_offset, self.starts[node.end_lineno - 1] + node.end_col_offset
+
+    def segment(self, node: Any) -> str:
+        """A node's text."""
+        start, end = self.span(node)
+        return self.text[start:end].decode()
+
+    def edited(self, edit: Edit) -> bytes:
+        """The text after an edit."""
+        return self.text[: edit.start] + edit.new.encode() + self.text[edit.end :]
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all below it, but no signature and no message."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.arguments | ast.Assert | ast.Raise | ast.JoinedStr):
+            yield from _walk(child)
+
+
+def _matched(pattern: ast.AST, node: ast.AST, found: dict[str, ast.AST]) -> bool:
+    """Whether a node has a pattern's form, with the nodes found for its letters."""
+    if isinstance(pattern, ast.Name):
+        found[pattern.id] = node
+        return True
+    if type(pattern) is not type(node) or getattr(pattern, "attr", "") != getattr(node, "attr", ""):
+        return False
+    own, others = [*ast.iter_child_nodes(pattern)], [*ast.iter_child_nodes(node)]
+    return len(own) == len(others) and all(_matched(a, b, found) for a, b in zip(own, others, strict=True))
+
+
+class Slips:
+    """Every small edit of a function, each with its cost: about how many of its kind one would try first."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.text, self.found = source, source.segment, list[Edit]()
+        nodes: list[Any] = [node for statement in source.tree.body for node in _walk(statement)]
+        self.parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+        code, outside = source.function.__code__, source.outside
+        parameters = code.co_varnames[: code.co_argcount]
+        # The values in scope, each with the line it is there from; and those that nobody reads.
+        numbers = [n for n, v in outside.globals.items() if isinstance(v, int | float | np.ndarray)]
+        self.born: dict[str, int] = dict.fromkeys([*parameters, *outside.nonlocals, *numbers], 0)
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        for name in names:
+            if isinstance(name.ctx, ast.Store):
+                self.born[name.id] = min(name.lineno, self.born.get(name.id, name.lineno))
+        values = [node for node in nodes if isinstance(node, ast.expr) and self._is_value(node)]
+        for node in filter(self._is_atom, values):
+            self.born.setdefault(self.text(node), node.lineno)
+        self.unread = {name for name in self.born if name.isidentifier()} - {
+            name.id for name in names if isinstance(name.ctx, ast.Load)
+        }
+        self.counts = [f"{p}.shape[{i}]" for p in parameters[:1] for i in (0, -1)]
+        for node in nodes:
+            if isinstance(node, ast.stmt):
+                self._statement(node)
+        for node in values:
+            self._expression(node)
+
+    def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
+        """Note an edit of a node or a span, in `place`, unless it is an idle one."""
+        start, end = at if isinstance(at, tuple) else self.source.span(at)
+        text = self.source.text
+        first, last = text.rfind(b"\n", 0, start) + 1, text.find(b"\n", end)
+        if not _IDLE.search(text[first:start].decode() + new + text[end:last].decode()):
+            self.found.append(Edit(cost, start, end, new, kind, place or at))
+
+    def _is_value(self, node: Any) -> bool:
+        """Whether an expression is read for its value: no target, no function or module."""
+        parent, root = self.parents.get(node), node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        outer = self.source.outside.globals.get(getattr(root, "id", ""))
+        called = isinstance(parent, ast.Call) and node is parent.func
+        read = isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+        return read and not called and not isinstance(outer, types.ModuleType)
+
+    def _is_atom(self, node: Any) -> bool:
+        """Whether a value is a name in all but syntax: `cache["x"]`, `self.w`, `x.shape[0]`, `len(x)`."""
+        match node:
+            case ast.Subscript(value=ast.Attribute(attr="shape")) | ast.Subscript(slice=ast.Constant(value=str())):
+                return True
+            case ast.Attribute(value=ast.Name()):
+                return node.attr not in ("T", "shape", "dtype", "ndim", "real", "flat")
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"
+
+    def _names(self, node: Any) -> list[str]:
+        """The values in scope where `node` stands, those that nobody reads first."""
+        found = [name for name, line in self.born.items() if line < node.lineno]
+        return sorted(found, key=lambda name: (name not in self.unread, -self.born[name]))
+
+    def _patterns(self, node: ast.AST, place: ast.AST) -> None:
+        """What the table has for a node."""
+        for pattern, rows in _PATTERNS:
+            parts = dict[str, ast.AST]()
+            if _matched(pattern.value if isinstance(pattern, ast.Expr) else pattern, node, parts):
+                texts = {letter: f"({self.text(part)})" for letter, part in parts.items()}
+                for cost, new, kind in rows:
+                    text = re.sub(r"\b[abc]\b", lambda letter, texts=texts: texts[letter[0]], new)  # type: ignore[misc]
+                    self._add(cost, node, text if isinstance(node, ast.stmt) else f"({text})", kind, place)
+
+    def _statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.Assign(value=value) | ast.AugAssign(value=value):
+                self._patterns(node, value)
+                self._add(3 if isinstance(node, ast.Assign) else 1.5, node, "pass", "dropped", value)
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=several)], value=value):
+                self._exchanges(several, "order", value, 1.6)
+            case ast.Return(value=ast.Tuple(elts=several) as value):
+                self._exchanges(several, "swapped", value)
+
+    def _exchanges(self, nodes: Sequence[ast.expr], kind: str, place: ast.AST, cost: float = 1) -> None:
+        for a, b in itertools.combinations(nodes, 2):
+            (start, middle), (other, end) = self.source.span(a), self.source.span(b)
+            new = self.text(b) + self.source.text[middle:other].decode() + self.text(a)
+            self._add(cost, (start, end), new, kind, place)
+
+    def _expression(self, node: Any) -> None:
+        """First what stands there turned, then another name, last a factor or a summand more."""
+        text, parent = self.text(node), self.parents[node]
+        if isinstance(parent, ast.keyword) and parent.arg in ("axis", "keepdims", "dim", "dtype"):
+            return
+        match node:
+            case ast.Constant() if type(node.value) in (int, float):
+                self._number(node, parent)
+                return
+            case ast.Tuple() | ast.List() | ast.Dict() | ast.Slice() | ast.Constant():
+                return
+            case ast.Call():
+                self._call(node)
+            case ast.BinOp(op=ast.Mult(), right=last):
+                first, tail = "", list[ast.expr]([node])
+                if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult):
+                    first, tail = f"{self.text(node.left.left)} * ", [node.left.right, last]
+                alone = {n.id for part in tail for n in ast.walk(part) if isinstance(n, ast.Name) and n.id != "np"}
+                for form in _DERIVATIVES if len(alone) == 1 else ():
+                    self._add(2, node, f"({first}({form.format(*alone)}))", "wrong formula")
+        self._patterns(node, node)
+        names = self._names(node)
+        if isinstance(node, ast.Name) or self._is_atom(node):
+            for rank, name in enumerate(names):
+                if name != text:
+                    self._add(1.3 + rank / 100, node, name, "wrong name")
+            for cost, form, kind in _NAMED:
+                self._add(cost, node, f"({form.format(text)})", kind)
+        index = isinstance(parent, ast.Subscript) and node is parent.slice
+        if index or isinstance(parent, ast.Compare) or (isinstance(parent, ast.Attribute) and parent.attr == "shape"):
+            return
+        assigned = isinstance(parent, ast.Assign | ast.AugAssign) and node is parent.value
+        head = assigned or isinstance(parent, ast.Return | ast.Tuple | ast.Dict)
+        where = "h" * head + "o" * (head or isinstance(parent, ast.BinOp)) + "c" * isinstance(parent, ast.Call)
+        where += "a" * isinstance(parent, ast.Attribute) + "u" * isinstance(parent, ast.UnaryOp)
+        for cost, form, kind, places in _AROUND:
+            if set(where) & set(places):
+                self._add(cost, node, f"({form.format(text)})", kind)
+        for rank, name in enumerate([*names, *[c for c in self.counts if c not in names]] if where else []):
+            cost = 2.4 + rank / 50 - 0.7 * (name in self.unread) - 0.3 * head
+            for sign, more in (("*", 0.0), ("/", 0.1), ("+", 0.2), ("-", 0.2), ("@", 0.4)):
+                self._add(cost + more, node, f"(({text}) {sign} {name})", "factor" if sign in "*/@" else "term")
+            for form in _DERIVATIVES:
+                self._add(3.2 + rank / 50, node, f"(({text}) * ({form.format(name)}))", "factor")
+
+    def _number(self, node: ast.Constant, parent: ast.AST) -> None:
+        value: Any = node.value
+        near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
+        for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
+            idle = isinstance(parent, ast.BinOp) and number == str(int(not isinstance(parent.op, ast.Add | ast.Sub)))
+            if number != self.text(node) and not idle:
+                self._add(1 + rank / 50, node, f"({number})", "constant")
+        for rank, name in enumerate([*self._names(node), *self.counts]):
+            self._add(1.7 + rank / 50, node, name, "constant")
+
+    def _call(self, node: ast.Call) -> None:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        arguments, dropped = node.args[1:], self.text(node.args[0]) if node.args else ""
+        if isinstance(node.func, ast.Attribute):
+            end = self.source.span(node.func)[1]
+            for kin in _KIN:
+                for other in [other for other in kin if name in kin and other != name]:
+                    kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
+                    self._add(1, (end - len(name.encode()), end), other, kind, node)
+            if self._is_value(node.func.value):
+                arguments, dropped = node.args, self.text(node.func.value)
+        if dropped:
+            kind = "precision" if name in ("astype", "round", "float32") else "call"
+            self._add(1.2, node, f"({dropped})", kind)
+        self._exchanges(node.args, "order", node)
+        if name not in _REDUCTIONS:
+            return
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        axis = arguments[0] if arguments else given.get("axis") or given.get("dim")
+        close = self.source.span(node)[1] - 1
+        more = ", " if node.args or node.keywords else ""
+        names = [name for name in ("axis", "axes", "dims") if name in self._names(node)]
+        for rank, new in enumerate([*names, *_AXES.split(";")]):
+            if axis is None:
+                self._add(1.1 + rank / 50, (close, close), f"{more}axis={new}", "wrong axis", node)
+                self._add(1.3 + rank / 50, (close, close), f"{more}axis={new}, keepdims=True", "wrong axis", node)
+            elif new != self.text(axis):
+                self._add(1 + rank / 50, self.source.span(axis), new, "wrong axis", node)
+        if "keepdims" in given:
+            keep = given["keepdims"]
+            self._add(1, self.source.span(keep), str(self.text(keep) != "True"), "wrong axis", node)
+        else:
+            self._add(1, (close, close), f"{more}keepdims=True", "wrong axis", node)
