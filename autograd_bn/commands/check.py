@@ -27,7 +27,7 @@ import numpy as np
 from ..drawing.picture import render
 from ..verify.gradcheck import Unjudgeable
 from ..verify.referee import Verdict, check_backward
-from ..verify.referee.adapters import NoPair, Pair, adapt, loss, numpy_pair, parameters
+from ..verify.referee.adapters import NoPair, Pair, adapt, is_float, loss, numpy_pair, parameters
 from . import UsageError, complain, output_file
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
@@ -46,8 +46,9 @@ SECONDS, TRIALS = 60, 3000
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
 # What a parameter of this name may be, likeliest first: a shape (after +, positive; after int, whole numbers below the
-# last size; after bool, a mask), or, after =, a value.
+# last size; after bool, a mask), after = a value, or the options below.
 CANDIDATES = (
+    (r"\w*(params?|config|cfg)", "options"),
     (r"x\d?|inputs?|data|a|z|images?|scores|logits|pred\w*|y_?hat", "ND BDIJ BDKL BTD D +ND int:BTV"),
     (r"w|weights?|kernels?|filters?|theta|table", "DM MD D +D MDPP VM MN"),
     (r"b|bias", "M D F M1"),
@@ -75,28 +76,38 @@ CONSTANTS = r"y|labels?|targets?|y_?true|t|mask|(running_?)?(mean|mu|var)|p|q"
 
 @dataclass
 class Entry:
-    """Something to judge: its functions, what it takes, how it runs on such values; then what became of it."""
+    """Something to judge: its functions, what it takes, how it becomes a pair on such values; then what came of it."""
 
     forward: str
     backward: str
     parameters: list[str]
-    run_on: Callable[[Sequence[Any]], Pair]
+    adapted: Callable[[Sequence[Any]], Pair]
     verdict: str = ""  # right, wrong, unwritten, unjudged, or nothing where this is no pair
     reason: str = ""
     report: Verdict | None = None
 
     def __str__(self) -> str:
-        if self.report is None:
-            return f"{self.verdict.upper()}: {self.reason}"
-        return f"{self.report}\n{self.reason}".rstrip()
+        head = f"{self.verdict.upper()}: {self.reason}"
+        return head if self.report is None else f"{self.report}\n{self.reason}".rstrip()
 
     def json(self) -> str:
         """One line for machines."""
-        fields = {name: getattr(self, name) for name in ("forward", "backward", "verdict")}
         findings, repairs = ((), ()) if self.report is None else (self.report.diagnosis, self.report.repair)
-        fields["diagnosis"] = " ".join([*map(str, findings), *[self.reason] * bool(self.reason)])
+        diagnosis = " ".join([*map(str, findings), *[self.reason] * bool(self.reason)])
         edits = [{name: getattr(r, name) for name in ("file", "line", "old", "new")} for r in repairs]
-        return json.dumps({**fields, "repair": edits})
+        fields = {"forward": self.forward, "backward": self.backward, "verdict": self.verdict}
+        return json.dumps({**fields, "diagnosis": diagnosis, "repair": edits})
+
+    def on(self, values: Sequence[Any]) -> Pair:
+        """The pair on copies of these values, with the same random numbers in every call."""
+        pair = self.adapted(copy.deepcopy(tuple(values)))
+
+        @wraps(pair.forward)
+        def forward(*values: Any) -> Any:
+            np.random.seed(0)  # noqa: NPY002
+            return pair.forward(*values)
+
+        return replace(pair, forward=forward)
 
 
 class _TimeUp(BaseException):
@@ -117,67 +128,65 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
     page = output_file(args.output, (".html",)) if args.output else None
     # What the file prints must not mix with the report.
-    with contextlib.redirect_stdout(sys.stderr), _loaded(Path(args.file)) as module:
-        found = list(_pairs(module))
-        for pair in found:
-            _judge(pair, vars(module), args.seed)
-    found = [pair for pair in found if pair.verdict]
+    with contextlib.redirect_stdout(sys.stderr), np.errstate(all="ignore"), _loaded(Path(args.file)) as module:
+        found = list(_entries(module))
+        for entry in found:
+            _judge(entry, vars(module), args.seed)
+    found = [entry for entry in found if entry.verdict]
     if not found:
         raise UsageError(f"{args.file} defines no pair of functions forward and backward")
     several = len(found) > 1
-    for pair in found:
-        text = str(pair)
-        if several and pair.verdict == "right":
-            text = f"{text.splitlines()[0]} {pair.reason}".rstrip()
-        print(pair.json() if args.json else f"{pair.backward}: {text}" if several else text)
-        if page is not None and pair.report is not None and (pair.verdict == "wrong" or not several):
+    for entry in found:
+        text = str(entry)
+        if several and entry.verdict == "right":
+            text = f"{text.splitlines()[0]} {entry.reason}".rstrip()
+        print(entry.json() if args.json else f"{entry.backward}: {text}" if several else text)
+        if page is not None and entry.report is not None and (entry.verdict == "wrong" or not several):
             try:
-                render(pair.report, page.with_stem(f"{page.stem}-{pair.backward}") if several else page)
+                render(entry.report, page.with_stem(f"{page.stem}-{entry.backward}") if several else page)
             except ValueError as error:  # it has no graph
-                complain(f"{pair.backward}: {error}")
-    counts = Counter(pair.verdict for pair in found)
+                complain(f"{entry.backward}: {error}")
+    counts = Counter(entry.verdict for entry in found)
     if several and not args.json:
         print("\n" + ", ".join(f"{counts[v]} {v}" for v in ("right", "wrong", "unwritten", "unjudged") if counts[v]))
     return 1 if counts["wrong"] else 0 if counts["right"] else 2
 
 
-def _judge(pair: Entry, space: dict[str, Any], seed: int) -> None:
-    """What the referee makes of a pair."""
+def _judge(entry: Entry, space: dict[str, Any], seed: int) -> None:
+    """What the referee makes of an entry."""
     try:
         with _limited(SECONDS):
-            inputs = _given_inputs(pair, space) or _found_inputs(pair)
-            adapted = _seeded(pair, inputs)
-            _fits(adapted)
-            pair.report = check_backward(adapted, adapted.inputs, seed=seed)
-            if pair.report.ok and any(isinstance(value, dict) and "mode" in value for value in inputs):
-                _judge_test_mode(pair, inputs, seed)
-            pair.verdict = "right" if pair.report.ok else "wrong"
+            inputs = _given_inputs(entry, space) or _found_inputs(entry)
+            pair = entry.on(inputs)
+            _fits(pair)
+            entry.report = check_backward(pair, pair.inputs, seed=seed)
+            if entry.report.ok and any(isinstance(value, dict) and "mode" in value for value in inputs):
+                _judge_test_mode(entry, inputs, seed)
+            entry.verdict = "right" if entry.report.ok else "wrong"
     except NoPair:
         pass
     except _TimeUp:
-        pair.verdict, pair.reason, pair.report = "unjudged", f"it took more than {SECONDS} s", None
+        entry.verdict, entry.reason, entry.report = "unjudged", f"it took more than {SECONDS} s", None
     except NotImplementedError as error:
-        pair.verdict, pair.reason = "unwritten", str(error) or "it raises NotImplementedError"
+        entry.verdict, entry.reason = "unwritten", str(error) or "it raises NotImplementedError"
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
-        pair.verdict, pair.reason = "unjudged", " ".join(str(error).split()) or type(error).__name__
+        entry.verdict, entry.reason = "unjudged", " ".join(str(error).split()) or type(error).__name__
 
 
-def _judge_test_mode(pair: Entry, inputs: Sequence[Any], seed: int) -> None:
+def _judge_test_mode(entry: Entry, inputs: Sequence[Any], seed: int) -> None:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
     there = copy.deepcopy(tuple(inputs))
-    forward = pair.run_on(there).forward
-    if "mode" in getattr(inspect.unwrap(forward), "__code__", _fits.__code__).co_consts:
-        forward(*there)  # in training it leaves its running statistics in the dict
-        options = [{**value, "mode": "test"} if isinstance(value, dict) else value for value in there]
-        adapted = _seeded(pair, options)
-        y, *_, cache = inspect.unwrap(adapted.forward)(*copy.deepcopy(adapted.inputs))
-        if y is None or cache is None:
-            what = "output" if y is None else "cache"
-            pair.reason = f"In test mode forward returns no {what}, so its gradient is not judged."
-            return
-        report = check_backward(adapted, adapted.inputs, seed=seed)
-        if not report.ok:
-            pair.report, pair.reason = report, "This is in test mode."
+    forward = inspect.unwrap(entry.on(there).forward)
+    if "mode" not in getattr(forward, "__code__", _fits.__code__).co_consts:
+        return
+    forward(*there)  # in training it leaves its running statistics in the dict
+    pair = entry.on([{**value, "mode": "test"} if isinstance(value, dict) else value for value in there])
+    y, *_, cache = forward(*copy.deepcopy(pair.inputs))
+    if y is None or cache is None:
+        what = "output" if y is None else "cache"
+        entry.reason = f"In test mode forward returns no {what}, so its gradient is not judged."
+    elif not (report := check_backward(pair, pair.inputs, seed=seed)).ok:
+        entry.report, entry.reason = report, "This is in test mode."
 
 
 @contextlib.contextmanager
@@ -272,7 +281,7 @@ def _run(path: Path, name: str) -> ModuleType:
 # What there is to judge
 
 
-def _pairs(module: ModuleType) -> Iterator[Entry]:
+def _entries(module: ModuleType) -> Iterator[Entry]:
     """Everything in the file that has a forward and a backward pass, in the file's order."""
     own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
     functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
@@ -284,47 +293,40 @@ def _pairs(module: ModuleType) -> Iterator[Entry]:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or {bare} & {*functions}
             if known:
                 forward = max(known, key=len)
-                run_on = partial(numpy_pair, functions[forward], value)
-                yield Entry(forward, name, parameters(functions[forward]), run_on)
+                adapted = partial(numpy_pair, functions[forward], value)
+                yield Entry(forward, name, parameters(functions[forward]), adapted)
         elif name in functions and re.search(r"loss(_|$)", name, re.IGNORECASE) and "forward" not in name:
             yield Entry(name, name, parameters(value), partial(loss, value))
         elif isinstance(value, type) and not value.__subclasses__() and {"forward", "backward"} <= set(dir(value)):
-            yield _class_pair(name, value)
+            yield _class_entry(name, value)
         elif jax is not None and isinstance(value, jax.custom_vjp):
             yield Entry(name, getattr(value.bwd, "__name__", "bwd"), parameters(value.fun), partial(adapt, value))
 
 
-def _class_pair(name: str, what: Any) -> Entry:
+def _class_entry(name: str, what: Any) -> Entry:
     """A `torch.autograd.Function`, or a layer class, whose object is made first."""
-    takes, torch = parameters(what.forward), sys.modules.get("torch")
+    takes, made, torch = parameters(what.forward), parameters(what), sys.modules.get("torch")
     if torch is not None and issubclass(what, torch.autograd.Function):
         apart = what.setup_context is not torch.autograd.Function.setup_context
         return Entry(f"{name}.forward", f"{name}.backward", takes[not apart :], partial(adapt, what))
-    made = parameters(what)
-    run_on = lambda values: adapt(what(*values[: len(made)]), values[len(made) :])
-    return Entry(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], run_on)
+    adapted = lambda values: adapt(what(*values[: len(made)]), values[len(made) :])
+    return Entry(f"{name}.forward", f"{name}.backward", [*made, *takes[1:]], adapted)
 
 
 # Inputs
 
 
-def _given_inputs(pair: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
+def _given_inputs(entry: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
     """The inputs that the file gives."""
-    given = space.get(_inputs_name(pair), space.get("inputs"))
+    given = space.get(_inputs_name(entry), space.get("inputs"))
     given = given() if callable(given) else given
     if given is not None and not isinstance(given, tuple | list):
         raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
     return None if given is None else tuple(given)
 
 
-def _inputs_name(pair: Entry) -> str:
-    return re.sub(r"([._]?forward.*)?$", "_", pair.forward, count=1).lstrip("_") + "inputs"
-
-
-def _candidates(name: str) -> list[str]:
-    if re.fullmatch(r"\w*(params?|config|cfg)", name):
-        return ["options"]
-    return next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, name.lower())), UNKNOWN).split()
+def _inputs_name(entry: Entry) -> str:
+    return re.sub(r"([._]?forward.*)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
 def _drawn(kind: str, rng: np.random.Generator) -> Any:
@@ -342,64 +344,48 @@ def _drawn(kind: str, rng: np.random.Generator) -> Any:
     return rng.uniform(0.5, 2, shape) if letters.startswith("+") else rng.normal(size=shape) * 1.5 + 0.2
 
 
-def _found_inputs(pair: Entry) -> tuple[Any, ...]:
+def _found_inputs(entry: Entry) -> tuple[Any, ...]:
     """Inputs that forward accepts, best such that backward's gradients fit their shapes."""
-    kinds = [_candidates(name) for name in pair.parameters]
+    names = [name.lower() for name in entry.parameters]
+    kinds = [next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, n)), UNKNOWN).split() for n in names]
     accepted, first = None, ""
     for chosen in itertools.islice(itertools.product(*kinds), TRIALS):
         rng = np.random.default_rng(1)
         values = tuple([_drawn(kind, rng) for kind in chosen])
         try:
-            with np.errstate(all="ignore"):
-                fits = _fits(_seeded(pair, values))
+            if _fits(entry.on(values)):
+                return values
         except (NotImplementedError, Unjudgeable, NoPair):
             raise
         except Exception as error:  # not these
             first = first or f" ({type(error).__name__}: {' '.join(str(error).split())})"
-            continue
-        if fits:
-            return values
-        accepted = accepted or values
+        else:
+            accepted = accepted or values
     if accepted is None or UNKNOWN.split() in kinds:
-        call = f"{pair.forward}({', '.join(pair.parameters)})"
-        raise ValueError(f"no inputs are known for {call}: define {_inputs_name(pair)} in the file{first}")
+        call = f"{entry.forward}({', '.join(entry.parameters)})"
+        raise ValueError(f"no inputs are known for {call}: define {_inputs_name(entry)} in the file{first}")
     return accepted
 
 
-def _seeded(pair: Entry, values: Sequence[Any]) -> Pair:
-    """A pair on these values, with the same random numbers in every call."""
-    adapted = pair.run_on(copy.deepcopy(tuple(values)))
-
-    @wraps(adapted.forward)
-    def forward(*values: Any) -> Any:
-        np.random.seed(0)  # noqa: NPY002
-        return adapted.forward(*values)
-
-    return replace(adapted, forward=forward)
-
-
-def _fits(adapted: Pair) -> bool:
+def _fits(pair: Pair) -> bool:
     """Whether backward's gradients have the inputs' shapes; raises what forward raises, or that one isn't written."""
-    y, cache = adapted.forward(*copy.deepcopy(adapted.inputs))
+    y, cache = pair.forward(*copy.deepcopy(pair.inputs))
     if y is None:
         raise NotImplementedError("forward returned None")
     y = np.asarray(y, dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
         raise ValueError("forward's output is empty or not finite")
     try:
-        given = adapted.backward(np.ones(y.shape), cache)
+        given = pair.backward(np.ones(y.shape), cache)
     except (NotImplementedError, Unjudgeable):
         raise
     except Exception:
         return False  # for the verdict to report
     if isinstance(given, dict):
         return True
-    inputs = dict(zip(adapted.names, adapted.inputs, strict=True))
-    given = [None] * len(inputs) if given is None else given if isinstance(given, tuple | list) else [given]
-    gradients = dict(zip(inputs, given, strict=False))
-    floats = [n for n, v in inputs.items() if getattr(v, "dtype", np.dtype(int)).kind == "f"]
-    wanted = [n for n in floats if not re.fullmatch(CONSTANTS, n.lower())]
-    unwritten = [n for n in wanted if gradients.get(n, 0) is None]
+    given = given if isinstance(given, tuple | list) else [given] * (len(pair.names) if given is None else 1)
+    gradients = list(zip(pair.names, pair.inputs, given, strict=False))
+    unwritten = [n for n, x, d in gradients if d is None and is_float(x) and not re.fullmatch(CONSTANTS, n.lower())]
     if unwritten:
         raise NotImplementedError(f"backward returned None for {', '.join(unwritten)}")
-    return all(d is None or np.shape(d) == np.shape(inputs[name]) for name, d in gradients.items())
+    return all(d is None or np.shape(d) == np.shape(x) for _, x, d in gradients)

@@ -103,6 +103,7 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
             raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
     forward, backward = copy.deepcopy((forward, backward))  # methods write into their object: into one copy of it
     names, owner = parameters(forward, len(inputs)), [backward.__self__] if inspect.ismethod(backward) else []
+    signature = inspect.signature(backward)
 
     @wraps(forward)
     def one(*values: Any) -> Any:
@@ -116,7 +117,7 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
                 raise Unjudgeable("forward returned no cache, expected a pair (y, cache)")
             rest = [named[name] for name in wanted]
         try:
-            inspect.signature(backward).bind(*outputs, *rest)
+            signature.bind(*outputs, *rest)
         except TypeError as error:
             raise Unjudgeable(f"backward takes other arguments than (dy, cache): {error}") from None
         y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
@@ -126,9 +127,11 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
         @wraps(function)
         def other(dy: Any, cache: Any) -> Any:
             shapes, rest = cache
-            ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-            parts = zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)
-            given = [part.reshape(shape) for part, shape in parts] if len(shapes) > 1 else [dy]
+            given = [dy]
+            if len(shapes) > 1:
+                ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+                parts = zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)
+                given = [part.reshape(shape) for part, shape in parts]
             return function(*owner, *given, *rest)
 
         return other

@@ -20,7 +20,7 @@ from .matching import canonical
 from .mistakes import Mistake, alone, close, listed
 from .paths import Paths, explain, main_paths, telling
 from .repair import Clock, search
-from .run import Run, same
+from .run import Run
 from .slips import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
@@ -165,7 +165,7 @@ class Referee:
                 rows.append(self._unreturned(name, "missing"))
         repairs = self._repairs(wrong) if wrong or back.faults else []
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
-        steps = showing[0].steps(showing[0].author, self.paths is not None)
+        steps = showing[0].steps(self.pair.backward, self.paths is not None)
         steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
             self._diagnose(showing[0], showing[-1], wrong, repairs, steps)
@@ -303,8 +303,8 @@ def _ignores_dy(run: Run) -> bool:
     if run.author.failure is not None or not any(np.any(g) for g in run.truth.values()):
         return False
     other = run.back(run.pair.backward, -2)
-    before, after = ([*back.gradients.values(), *back.others.values()] for back in (run.author, other))
-    return bool(before) and same(before, after)
+    before, after = ([g.tobytes() for g in [*b.gradients.values(), *b.others.values()]] for b in (run.author, other))
+    return bool(before) and before == after
 
 
 _COPY = "Work on a copy: a = a * b, not a *= b."

@@ -44,15 +44,13 @@ def derivative_of(key: str) -> list[str]:
 class Returned:
     """What backward returned: gradients of inputs by the inputs' names, other arrays, and what is wrong with them.
 
-    `locals` are the arrays that backward ends with, `faults` says what it and forward overwrite, `failure` what it
-    raised.
+    `faults` says what it and forward overwrite, `failure` what it raised.
     """
 
     gradients: dict[str, Array] = field(default_factory=dict)
     others: dict[str, Array] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    locals: dict[str, Array] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     failure: str | None = None
 

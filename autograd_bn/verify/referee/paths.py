@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
 
@@ -81,48 +81,23 @@ class Paths:
         counts = set() if found is None else {*np.bincount(found.astype(int)).tolist()}
         return found.astype(int) if found is not None and len(counts) == 1 and counts != {1} else None
 
-    def fits(self, given: Array) -> Iterator[tuple[dict[str, list[Mistake]], Array]]:
+    def fit(self, given: Array) -> tuple[Array, list[Mistake]] | None:
         """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
 
-        With the mistakes that change a path besides; those with fewer come first.
+        With what else is wrong with every path.
         """
         shares = list(self.shares.values())
         c = _solved([share.reshape(1, -1) for share in shares], given.reshape(1, -1))
         if c is None and len(shares) == 1 and np.all(shares[0]):
             c = (given / shares[0]).reshape(1, -1)
-        if c is not None:
-            yield {path: [] for path in self.shares}, c
-        elif self.groups is not None and "direct" in self.shares:
-            rows = self._rows(given)
-            kept, lost = np.any(rows != 0, axis=0), list[Mistake]()
-            if not np.all(kept):
-                words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
-                lost = [Mistake("lost rows", words, "Fill in every row")]
-            options = [
-                [(list[Mistake](), self._rows(share)), *self._others(path)] for path, share in self.shares.items()
-            ]
-            every = [chosen for chosen in itertools.product(*options) if sum(len(m) for m, _ in chosen) < 3]
-            for chosen in sorted(every, key=lambda chosen: sum(len(m) for m, _ in chosen)):
-                c = _solved([term[:, kept] for _, term in chosen], rows[:, kept])
-                if c is not None:
-                    yield {path: mistakes + lost for path, (mistakes, _) in zip(self.shares, chosen, strict=True)}, c
-
-    def _others(self, path: str) -> Iterator[tuple[list[Mistake], Array]]:
-        """What a path becomes with a value in another's place, before its sum over a feature or in it, or unsummed."""
-        if path == "direct":
-            return
-        rows = self._full
-        direct, share = self._rows(self.shares["direct"]), self._rows(self.shares[path])
-        own = [n for n, r in rows.items() if np.all(r) and close(share, r * np.mean(share / r, axis=1, keepdims=True))]
-        for name in own:
-            total = np.sum(direct * rows[name], axis=1, keepdims=True)
-            unsummed = Mistake("not summed", "is not summed over the batch", "Sum over the batch")
-            yield [unsummed], share / total * direct * rows[name]
-            for other in [n for n in rows if n not in own]:
-                words, repair = f"has `{other}` where `{name}` belongs", f"Put `{name}` in its place"
-                yield [Mistake("wrong operand", f"{words}, outside its sum", repair)], share / rows[name] * rows[other]
-                inside = share / total * np.sum(direct * rows[other], axis=1, keepdims=True)
-                yield [Mistake("wrong operand", f"{words}, in its sum", repair)], inside
+        if c is not None or self.groups is None or "direct" not in self.shares:
+            return None if c is None else (c, [])
+        rows = self._rows(given)
+        kept = np.any(rows != 0, axis=0)
+        c = _solved([self._rows(share)[:, kept] for share in shares], rows[:, kept])
+        words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
+        lost = Mistake("lost rows", words, "Fill in every row")
+        return None if c is None else (c, [] if np.all(kept) else [lost])
 
     @cached_property
     def _full(self) -> dict[str, Array]:
@@ -287,20 +262,17 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     carried: dict[str, dict[str, float]] = {}
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
-        best, found, c = 4.0 - (name in repaired) - (len(paths.shares) == 1), dict[str, list[Mistake]](), np.empty(0)
-        for besides, weights in paths.fits(g) if paths.shares and (paths.statistics or factors) else ():
-            if len(set(itertools.chain(*besides.values()))) >= best:
-                break
-            more = {
-                path: besides[path] + (factors.explain(w) if factors else number(float(w[0]), counts))
-                for path, w in zip(paths.shares, weights, strict=True)
-            }
-            cost = sum(mistake.cost for mistake in set(itertools.chain(*more.values())))
-            if 0.5 < cost < best:
-                best, found, c = cost, more, weights
-        if not found:
+        fit = paths.fit(g) if paths.shares and (paths.statistics or factors) else None
+        if fit is None:
             continue
+        c, every = fit
+        found = {
+            path: every + (factors.explain(w) if factors else number(float(w[0]), counts))
+            for path, w in zip(paths.shares, c, strict=True)
+        }
         mistakes = dict.fromkeys(itertools.chain(*found.values()))
+        if not 0.5 < sum(mistake.cost for mistake in mistakes) < 4 - (name in repaired) - (len(paths.shares) == 1):
+            continue
         same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
         carried[label] = {path: float(np.median(w)) for path, w in same}
         for mistake in mistakes:

@@ -64,7 +64,7 @@ def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, 
         return set() if new else {name for name, g in back.gradients.items() if run.right(name, g)}
 
     def steps(backward: Backward) -> dict[str, bool]:
-        return {step.name: step.ok for step in runs[-1].steps(runs[-1].back(backward), aliased)}
+        return {step.name: step.ok for step in runs[-1].steps(backward, aliased)}
 
     fixed, known = passed(runs[0], before) - wrong, steps(workshop.backward)
     found, spare = Repairs(), Repairs()
@@ -192,7 +192,7 @@ class Workshop:
             after = run.back(backward).gradients
         if not moved or not after:
             return None
-        return {n for n in before if n not in after or not np.array_equal(before[n], after[n], equal_nan=True)}
+        return {n for n, g in before.items() if n not in after or g.tobytes() != after[n].tobytes()}
 
 
 _MODULES = {"numpy", "math", "torch", "jax", "scipy", "operator", "functools", "itertools"}

@@ -104,20 +104,17 @@ class Run:
         given = dy.copy() if dy.ndim else np.float64(dy)
         try:
             _, cache = self.pair.forward(*handed.values())
-            written = [name for name in self.floats if not np.array_equal(handed[name], self.inputs[name])]
-            before = [array.copy() for array in _arrays(cache)]
-            with local_values(backward) as seen:
-                returned = copy.deepcopy(backward(given, cache))
+            written = [name for name in self.floats if handed[name].tobytes() != self.inputs[name].tobytes()]
+            before = _bits(cache)
+            returned = copy.deepcopy(backward(given, cache))
         except Exception as error:
             out.failure = f"backward raised {_reported(error, backward)}"
             return out
         out.sort(returned, self.inputs, self.truth)
-        kinds = np.ndarray | np.floating | float
-        out.locals = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)}
         out.faults = [f"forward overwrites its input {name} in place" for name in written]
-        if not np.array_equal(given, dy):
+        if given.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")
-        if not same(before, list(_arrays(cache))):
+        if before != _bits(cache):
             out.faults.append("backward overwrites an array of the cache in place")
         return out
 
@@ -138,19 +135,23 @@ class Run:
         given = self.author.gradients.get(name) if given is None else given
         return given is not None and given.shape == self.truth[name].shape and not np.any(self.wrong(name, given))
 
-    def steps(self, back: Returned, aliased: bool) -> list[Row]:
-        """The intermediates in backward order: those of a returned dict, and backward's own variables.
+    def steps(self, backward: Callable[..., Any], aliased: bool) -> list[Row]:
+        """The intermediates of a backward pass in its order: those of a returned dict, and its own variables.
 
         `aliased` matches names by what normalisations call their values.
         """
         trace, rows = self.trace, list[tuple[int, Row]]()
         if trace is None:
             return []
+        with local_values(backward) as seen:
+            others = self.back(backward).others
+        kinds = np.ndarray | np.floating | float
+        arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
         found, shares = trace.flow(trace.y.node, self.dy)
         known = {plain(n): t.node for n, t in trace.named.items() if t.node in found and t.node is not trace.y.node}
         roles = {canonical(name): name for name in known if canonical(name) and aliased}
         inputs = {plain(name) for name in self.inputs}
-        for key, value in (back.locals | back.others).items():
+        for key, value in arrays.items():
             targets = [name for name in derivative_of(key)[:-1] if name not in inputs]
             target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
             if target is None:
@@ -282,12 +283,6 @@ class Run:
         return truth, noise
 
 
-def same(before: Sequence[Array], after: Sequence[Array]) -> bool:
-    """Whether arrays are equal, NaNs too."""
-    pairs = zip(before, after, strict=False)
-    return len(before) == len(after) and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-
 def _wrong(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> Array:
     """Where a gradient is not the true one, up to rounding; `size` is that of terms that cancel in it."""
     if given.shape != truth.shape:
@@ -329,9 +324,12 @@ def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
         sys.setprofile(before)
 
 
+_ARRAYS = np.ndarray, np.floating, Tensor
+
+
 def _held(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every array and tensor in a cache, with the name it has there."""
-    if isinstance(value, np.ndarray | np.floating | Tensor):
+    if isinstance(value, _ARRAYS):
         yield name, value
     elif isinstance(value, tuple | list):
         for item in value:
@@ -341,5 +339,6 @@ def _held(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _held(item, str(key))
 
 
-def _arrays(cache: Any) -> list[Array]:
-    return [np.asarray(value) for _, value in _held(cache)]
+def _bits(cache: Any) -> list[bytes]:
+    """What tells whether an array in a cache was written into."""
+    return [value.tobytes() for _, value in _held(cache)]
