@@ -48,21 +48,25 @@ _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "var", "std", "cumsum", "arg
 _AXES = "0;1;-1;2;None;-2;(0, 1);(0, 2);(1, 2);(0, 2, 3);(0, 1, 2);(2, 3);(1, 2, 3);(3, 4);(2, 3, 4);(1, 2, 3, 4)"
 _NUMBERS = ("0", "1", "2", "0.5", "3", "-1", "-2", "1.5", "-0.5", "-1.5", "4", "0.25", "6")
 # Factors that derivatives have, in terms of a value at hand.
-_DERIVATIVES = ("1 - {0}**2", "{0} * (1 - {0})", "{0} > 0", "1 - {0}", "{0}**2", "1 + {0}", "1 / {0}", "np.exp({0})")
-# What a name becomes; and what an operand (o), an argument (c), the head of an expression (h), or what stands before a
-# dot (a) or after a sign (u) becomes.
-_NAMED = [(1.4, "{} - 1", "constant"), (1.8, "{} + 1", "constant"), (1.9, "1 - {}", "complement")]
-_NAMED += [(1.9, "{}**2", "power")]
-_SUMS = [f"axis={axis}{keep}" for axis in ("0", "1", "-1") for keep in ("", ", keepdims=True")]
-_SUMS += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for keep in ("", ", keepdims=True")]]
-_AROUND = [(1.1, "-({})", "sign", "hc"), (1.4, "({}).T", "transposed", "oca"), (2.3, "1 - ({})", "complement", "ocau")]
-_AROUND += [(2 + rank / 20, f"({{}}).sum({inside})", "not summed", "o") for rank, inside in enumerate(_SUMS)]
-_AROUND += [(2.2, f"{number} * ({{}})", "constant", "ocau") for number in ("2", "0.5", "3")]
-_AROUND += [(3, f"({{}}){index}", "index", "oc") for index in ("[:, None]", "[None, :]", "[::-1]")]
-_AROUND += [(3.4, "1 + ({})", "term", "ocau")]
-_AROUND += [(3.5, f"np.{f}({{}})", "call", "o") for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh")]
-# What says 0 or 1 in a roundabout way.
-_IDLE = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\)* [-/] \(*\1(?![\w.(\[])|\* 0(?![\w.])|(?<![\w.])0 \*")
+_DERIVATIVES = ("1 - {}**2", "{} * (1 - {})", "{} > 0", "1 - {}", "{}**2", "1 + {}", "1 / {}", "np.exp({})")
+_SUMMED = [f"axis={axis}{keep}" for axis in ("0", "1", "-1") for keep in ("", ", keepdims=True")]
+_SUMMED += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for keep in ("", ", keepdims=True")]]
+# What a value {0} may have been meant to be, also in terms of another one {1}, with the cost, the kind, and where that
+# is tried: on names (n), all values (v), operands (o), heads of expressions (h) or arguments (c).
+_VALUES = [
+    (1.3, "{1}", "wrong name", "n"), (1.4, "{0} - 1", "constant", "n"), (1.8, "{0} + 1", "constant", "n"),
+    (1.9, "1 - {0}", "complement", "n"), (1.9, "{0}**2", "power", "n"), (1.1, "-{0}", "sign", "hc"),
+    (1.4, "{0}.T", "transposed", "v"), (2.3, "1 - {0}", "complement", "v"), (3.4, "1 + {0}", "term", "v"),
+    (2.4, "{0} * {1}", "factor", "v"), (2.5, "{0} / {1}", "factor", "v"), (2.8, "{0} @ {1}", "factor", "v"),
+    (2.6, "{0} + {1}", "term", "v"), (2.6, "{0} - {1}", "term", "v"),
+    *[(3.2, "{0} * (" + form.replace("{}", "{1}") + ")", "factor", "v") for form in _DERIVATIVES],
+    *[(2 + rank / 20, f"{{0}}.sum({inside})", "not summed", "o") for rank, inside in enumerate(_SUMMED)],
+    *[(2.2, f"{number} * {{0}}", "constant", "v") for number in ("2", "0.5", "3")],
+    *[(3, f"{{0}}{index}", "index", "v") for index in ("[:, None]", "[None, :]", "[::-1]")],
+    *[(3.5, f"np.{f}{{0}}", "call", "o") for f in ("exp", "sqrt", "abs", "sign", "log", "cos", "tanh")],
+]  # fmt: skip
+_PLACES = {ast.BinOp: "vo", ast.Call: "vc", ast.Attribute: "v", ast.UnaryOp: "v"}
+_PLACES |= dict.fromkeys([ast.Assign, ast.AugAssign, ast.Return, ast.Tuple, ast.Dict], "voh")
 
 
 class NoSearch(Exception):
@@ -156,10 +160,10 @@ class Slips:
         values = [node for node in nodes if isinstance(node, ast.expr) and self._is_value(node)]
         for node in filter(self._is_atom, values):
             self.born.setdefault(self.text(node), node.lineno)
+        self.born |= {f"{p}.shape[{i}]": 0 for p in parameters[:1] for i in (0, -1)}
         self.unread = {name for name in self.born if name.isidentifier()} - {
             name.id for name in names if isinstance(name.ctx, ast.Load)
         }
-        self.counts = [f"{p}.shape[{i}]" for p in parameters[:1] for i in (0, -1)]
         for node in nodes:
             if isinstance(node, ast.stmt):
                 self._statement(node)
@@ -167,12 +171,9 @@ class Slips:
             self._expression(node)
 
     def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
-        """Note an edit of a node or a span, in `place`, unless it is an idle one."""
+        """Note an edit of a node or a span, in `place`."""
         start, end = at if isinstance(at, tuple) else self.source.span(at)
-        text = self.source.text
-        first, last = text.rfind(b"\n", 0, start) + 1, text.find(b"\n", end)
-        if not _IDLE.search(text[first:start].decode() + new + text[end:last].decode()):
-            self.found.append(Edit(cost, start, end, new, kind, place or at))
+        self.found.append(Edit(cost, start, end, new, kind, place or at))
 
     def _is_value(self, node: Any) -> bool:
         """Whether an expression is read for its value: no target, no function or module."""
@@ -232,7 +233,7 @@ class Slips:
             return
         match node:
             case ast.Constant() if type(node.value) in (int, float):
-                self._number(node, parent)
+                self._number(node)
                 return
             case ast.Tuple() | ast.List() | ast.Dict() | ast.Slice() | ast.Constant():
                 return
@@ -243,41 +244,25 @@ class Slips:
                 if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult):
                     first, tail = f"{self.text(node.left.left)} * ", [node.left.right, last]
                 alone = {n.id for part in tail for n in ast.walk(part) if isinstance(n, ast.Name) and n.id != "np"}
-                for form in _DERIVATIVES if len(alone) == 1 else ():
-                    self._add(2, node, f"({first}({form.format(*alone)}))", "wrong formula")
+                for name, form in itertools.product(alone, _DERIVATIVES) if len(alone) == 1 else ():
+                    self._add(2, node, f"({first}({form.replace('{}', name)}))", "wrong formula")
         self._patterns(node, node)
-        names = self._names(node)
-        if isinstance(node, ast.Name) or self._is_atom(node):
-            for rank, name in enumerate(names):
-                if name != text:
-                    self._add(1.3 + rank / 100, node, name, "wrong name")
-            for cost, form, kind in _NAMED:
-                self._add(cost, node, f"({form.format(text)})", kind)
-        index = isinstance(parent, ast.Subscript) and node is parent.slice
-        if index or isinstance(parent, ast.Compare) or (isinstance(parent, ast.Attribute) and parent.attr == "shape"):
-            return
-        assigned = isinstance(parent, ast.Assign | ast.AugAssign) and node is parent.value
-        head = assigned or isinstance(parent, ast.Return | ast.Tuple | ast.Dict)
-        where = "h" * head + "o" * (head or isinstance(parent, ast.BinOp)) + "c" * isinstance(parent, ast.Call)
-        where += "a" * isinstance(parent, ast.Attribute) + "u" * isinstance(parent, ast.UnaryOp)
-        for cost, form, kind, places in _AROUND:
-            if set(where) & set(places):
-                self._add(cost, node, f"({form.format(text)})", kind)
-        for rank, name in enumerate([*names, *[c for c in self.counts if c not in names]] if where else []):
-            cost = 2.4 + rank / 50 - 0.7 * (name in self.unread) - 0.3 * head
-            for sign, more in (("*", 0.0), ("/", 0.1), ("+", 0.2), ("-", 0.2), ("@", 0.4)):
-                self._add(cost + more, node, f"(({text}) {sign} {name})", "factor" if sign in "*/@" else "term")
-            for form in _DERIVATIVES:
-                self._add(3.2 + rank / 50, node, f"(({text}) * ({form.format(name)}))", "factor")
+        where = set("n" if isinstance(node, ast.Name) or self._is_atom(node) else "")
+        where |= set(_PLACES.get(type(parent), "") if getattr(parent, "attr", "") != "shape" else "")
+        for cost, form, kind, places in _VALUES:
+            if where & set(places):
+                for rank, name in enumerate(self._names(node) if "{1}" in form else [""]):
+                    more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0
+                    if name != text:
+                        self._add(cost + more, node, f"({form.format(f'({text})', name)})", kind)
 
-    def _number(self, node: ast.Constant, parent: ast.AST) -> None:
+    def _number(self, node: ast.Constant) -> None:
         value: Any = node.value
         near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
         for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
-            idle = isinstance(parent, ast.BinOp) and number == str(int(not isinstance(parent.op, ast.Add | ast.Sub)))
-            if number != self.text(node) and not idle:
-                self._add(1 + rank / 50, node, f"({number})", "constant")
-        for rank, name in enumerate([*self._names(node), *self.counts]):
+            if number != self.text(node):
+                self._add(1.06 + rank / 50, node, f"({number})", "constant")  # dropping it comes first
+        for rank, name in enumerate(self._names(node)):
             self._add(1.7 + rank / 50, node, name, "constant")
 
     def _call(self, node: ast.Call) -> None:
