@@ -8,9 +8,9 @@ import numpy as np
 
 from ...engine.node import Array
 from ...engine.operations import broadcasts
-from .mistakes import MISSING, Mistake, alone, close, lengths, listed, number
+from .mistakes import MISSING, Mistake, alone, close, lengths, listed, missing, number
 from .run import Run
-from .verdict import Finding, Row
+from .verdict import Finding
 
 
 def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array | None]:
@@ -32,24 +32,17 @@ def shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array
     return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
 
 
-def generic(run: Run, given: dict[str, Array], steps: list[Row]) -> list[Finding]:
-    """Reasons for wrong gradients; `steps` are the intermediates in backward order."""
+def generic(run: Run, given: dict[str, Array]) -> list[Finding]:
+    """Reasons for wrong gradients."""
     single = {name: alone(run, g, run.truth[name]) for name, g in given.items()}
-    labels = tuple([f"d{name}" for name in given])
     if any(reason is None or reason.kind == "weight" for reason in single.values()):
         path = one_path(run, given)
         if path is not None:
             return [path]
-        first = next((step for step in steps if not step.ok), None)
-        reason = None if first is None else alone(run, first.returned, first.truth)
-        if first is not None and reason is not None:
-            what = f"{listed(labels)} {'is' if len(labels) == 1 else 'are'} wrong from the step {first.name} on:"
-            return [Finding(reason.kind, labels, f"{what} {first.name} {reason.words}.", f"{reason.repair}.")]
-    reasons = {name: reason or _unknown(run, name, given[name]) for name, reason in single.items()}
     shared: dict[Mistake, list[str]] = {}
-    for name, known in reasons.items():
-        shared.setdefault(known, []).append(name)
-    return [reason.of([f"d{name}" for name in names]) for reason, names in shared.items()]
+    for name, reason in single.items():
+        shared.setdefault(reason or _unknown(run, name, given[name]), []).append(f"d{name}")
+    return [reason.of(labels) for reason, labels in shared.items()]
 
 
 def swapped(run: Run, given: dict[str, Array]) -> Finding | None:
@@ -123,18 +116,10 @@ def one_path(run: Run, given: dict[str, Array]) -> Finding | None:
             # A weight so near to 1 is rounding, which any edge explains.
             if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
                 labels = tuple([f"d{n}" for n in given])
-                return _path_finding(labels, trace.label(parent), trace.label(consumer), 1 + k, run)
+                way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
+                first, *_ = number(1 + k, lengths(run))
+                return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
     return None
 
 
 _MOST_EDGES = 300
-
-
-def _path_finding(labels: tuple[str, ...], start: str, end: str, weight: float, run: Run) -> Finding:
-    """What the weight of one path says."""
-    way = f"the path from `{start}` to `{end}` in forward"
-    first, *_ = number(weight, lengths(run))
-    if first is MISSING:
-        what = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'} 0.00 of {way}: that term is missing."
-        return Finding("missing path", labels, what, f"Add what flows back from `{end}` to `{start}`.")
-    return first.of([f"in {listed(labels)} {way}"], labels)

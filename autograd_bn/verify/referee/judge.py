@@ -168,7 +168,7 @@ class Referee:
         steps = showing[0].steps(self.pair.backward, self.paths is not None)
         steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
-            self._diagnose(showing[0], showing[-1], wrong, repairs, steps)
+            self._diagnose(showing[0], showing[-1], wrong, repairs)
         else:
             self._wrong_step(steps)
         if given.why_differences:
@@ -226,7 +226,7 @@ class Referee:
             self.notes.append(f"No repair was looked for in backward: {why}.")
         return []
 
-    def _diagnose(self, run: Run, last: Run, wrong: list[str], repairs: list[Repair], steps: list[Row]) -> None:
+    def _diagnose(self, run: Run, last: Run, wrong: list[str], repairs: list[Repair]) -> None:
         """The mistakes behind the wrong gradients: in shape, in order, on a path of a normalisation, or any other.
 
         Paths are looked for in the last of the runs, which tells most; what remains is told by the first, with the
@@ -251,7 +251,7 @@ class Referee:
                 shaped = {name: g for name, g in shaped.items() if name not in repair.gradients}
                 if not said & {f"d{name}" for name in repair.gradients}:
                     self.findings.append(_slip(repair))
-        self.findings += generic(run, shaped, steps) if shaped else []
+        self.findings += generic(run, shaped)
 
     def _not_linear(self, run: Run, shaped: dict[str, Array]) -> list[str]:
         """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""

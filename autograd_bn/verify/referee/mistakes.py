@@ -12,6 +12,7 @@ import numpy as np
 from .run import Run
 from .verdict import Finding
 
+PATHS = {"direct": "the direct path", "mean": "the path through the mean", "var": "the path through the variance"}
 RTOL = 1e-7  # how well an explanation must reproduce what came back, of its largest entry
 
 
@@ -91,6 +92,18 @@ def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
 
 MISSING = Mistake("missing", "is zero", "Compute it by the chain rule")
 SIGN = Mistake("sign", "has the wrong sign", "Flip its sign")
+
+
+def missing(labels: Sequence[str], ways: Sequence[str], formula: str = "") -> Finding:
+    """Paths that gradients lack; `formula` is what they add in terms of the direct path."""
+    parts = listed([f"0.00 of {way}" for way in ways])
+    what = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'} {parts}: "
+    what += f"that {'term' if len(ways) == 1 else 'part'} is missing."
+    if {PATHS["mean"], PATHS["var"]} == set(ways):
+        what += " The mean and the variance are taken for constants, which is right in inference alone."
+    kind = "missing path" if len(ways) == 1 else "inference formula"
+    repair = f"{formula}, where direct is the direct path" if formula else f"what flows back on {listed(ways)}"
+    return Finding(kind, tuple(labels), what, f"Add {repair}.")
 
 
 def alone(run: Run, given: Any, truth: Any) -> Mistake | None:

@@ -13,13 +13,12 @@ from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .inputs import Inputs
 from .matching import canonical
-from .mistakes import MISSING, Mistake, close, lengths, listed, number
+from .mistakes import MISSING, PATHS, Mistake, close, lengths, missing, number
 from .run import Run, Trace
 from .verdict import Finding
 
 # Operations that lay a short operand along a longer one.
 _SPREADING = {"add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where", "broadcast_to", "repeat"}
-_WORDS = {"direct": "the direct path", "mean": "the path through the mean", "var": "the path through the variance"}
 # What is written for the root of the variance; forward has one of them.
 _ROOTS: dict[str, Callable[[Array, float, int], Array]] = {
     "sqrt({var} + eps)": lambda var, eps, n: np.sqrt(var + eps),
@@ -258,7 +257,7 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     main, counts = main_paths(run), lengths(run)
     factors = None if main is None else Factors(main)
     places: dict[Mistake, dict[str, list[str]]] = {}
-    missing: dict[tuple[str, ...], tuple[list[str], str]] = {}
+    lacking: dict[tuple[str, ...], tuple[list[str], str]] = {}
     carried: dict[str, dict[str, float]] = {}
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
@@ -277,30 +276,16 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
         carried[label] = {path: float(np.median(w)) for path, w in same}
         for mistake in mistakes:
             ways = [path for path in found if mistake in found[path]]
-            words = [_WORDS.get(path, f"the path through `{path}`") for path in ways]
+            words = [PATHS.get(path, f"the path through `{path}`") for path in ways]
             if mistake is MISSING and len(ways) < len(found):
                 formulas = [paths.formula(path) for path in ways if path != "direct" and "direct" in paths.shares]
                 said = " and ".join(formulas) if len(formulas) == len(ways) and all(formulas) else ""
-                missing.setdefault(tuple(words), ([], said))[0].append(label)
+                lacking.setdefault(tuple(words), ([], said))[0].append(label)
             elif len(ways) == len(found):
                 places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(found) > 1 else label]
             else:
                 places.setdefault(mistake, {})[label] = [f"in {label} {way}" for way in words]
-    findings = [_missing(labels, ways, formula) for ways, (labels, formula) in missing.items()]
+    findings = [missing(labels, ways, formula) for ways, (labels, formula) in lacking.items()]
     for mistake, where in places.items():
         findings.append(mistake.of(list(itertools.chain(*where.values())), list(where)))
     return findings, carried
-
-
-def _missing(labels: list[str], ways: Sequence[str], formula: str) -> Finding:
-    """Paths that gradients lack."""
-    carry = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'}"
-    parts = listed([f"0.00 of {way}" for way in ways])
-    what = f"{carry} {parts}: that {'term' if len(ways) == 1 else 'part'} is missing."
-    if {_WORDS["mean"], _WORDS["var"]} == set(ways):
-        what += " The mean and the variance are taken for constants, which is right in inference alone."
-    kind = "missing path" if len(ways) == 1 else "inference formula"
-    repair = (
-        f"Add {formula}, where direct is the direct path." if formula else f"Add what flows back on {listed(ways)}."
-    )
-    return Finding(kind, tuple(labels), what, repair)
