@@ -58,30 +58,28 @@ def lengths(run: Run, **known: int) -> dict[str, int]:
     return {name: n for n, name in found.items() if n > 1}
 
 
+# What a factor says: the kind, the words, and the repair; and so for what a length makes of it.
+_PLAIN = [
+    (2.0, "factor", "is twice what it should be", "Halve it"),
+    (0.5, "factor", "is half of what it should be: a factor 2 is missing", "Multiply it by 2"),
+]
+_COUNTED: list[Any] = [
+    (lambda n: n, "sum for mean", "is {0} times too large: a sum stands where a mean belongs", "Divide it by {0}"),
+    (lambda n: 1 / n, "mean for sum", "is {0} times too small: a mean stands where a sum belongs", "Sum there"),
+    (lambda n: n / (n - 1), "N-1", "is divided by {0} - 1 where {0} belongs", "Divide it by {0}"),
+    (lambda n: (n - 1) / n, "N-1", "is divided by {0} where {0} - 1 belongs", "Divide it by {0} - 1"),
+]
+
+
 def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
     """What a plain factor `k` on a term says; nothing where it is 1."""
     if abs(k - 1) < 1e-8:
         return []
     if abs(k) < 1e-8:
         return [MISSING]
-    plain = [
-        (2, "factor", "is twice what it should be", "Halve it"),
-        (0.5, "factor", "is half of what it should be: a factor 2 is missing", "Multiply it by 2"),
-    ]
-    rows = [(1.0, "", "", ""), *(plain if "N" not in counts else [])]
-    for name, n in counts.items():
-        rows += [
-            (
-                n,
-                "sum for mean",
-                f"is {name} times too large: a sum stands where a mean belongs",
-                f"Divide it by {name}",
-            ),
-            (1 / n, "mean for sum", f"is {name} times too small: a mean stands where a sum belongs", "Sum there"),
-            (n / (n - 1), "N-1", f"is divided by {name} - 1 where {name} belongs", f"Divide it by {name}"),
-            ((n - 1) / n, "N-1", f"is divided by {name} where {name} - 1 belongs", f"Divide it by {name} - 1"),
-            *plain,
-        ]
+    counted = [(f(n), *[text.format(name) for text in texts]) for name, n in counts.items() for f, *texts in _COUNTED]
+    first = len(_COUNTED) * ("N" in counts)
+    rows = [(1.0, "", "", ""), *counted[:first], *_PLAIN, *counted[first:]]
     for (one, n), (other, m) in itertools.permutations(counts.items(), 2):
         rows.append((n / m, "wrong count", f"is divided by {other} where {one} belongs", f"Divide it by {one}"))
     for value, kind, words, repair in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 
@@ -80,23 +80,40 @@ class Paths:
         counts = set() if found is None else {*np.bincount(found.astype(int)).tolist()}
         return found.astype(int) if found is not None and len(counts) == 1 and counts != {1} else None
 
-    def fit(self, given: Array) -> tuple[Array, list[Mistake]] | None:
+    def fits(self, given: Array) -> Iterator[tuple[Array, dict[str, list[Mistake]]]]:
         """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
 
-        With what else is wrong with every path.
+        With what else is wrong with each path.
         """
         shares = list(self.shares.values())
         c = _solved([share.reshape(1, -1) for share in shares], given.reshape(1, -1))
         if c is None and len(shares) == 1 and np.all(shares[0]):
             c = (given / shares[0]).reshape(1, -1)
-        if c is not None or self.groups is None or "direct" not in self.shares:
-            return None if c is None else (c, [])
-        rows = self._rows(given)
-        kept = np.any(rows != 0, axis=0)
-        c = _solved([self._rows(share)[:, kept] for share in shares], rows[:, kept])
-        words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
-        lost = Mistake("lost rows", words, "Fill in every row")
-        return None if c is None else (c, [] if np.all(kept) else [lost])
+        if c is not None:
+            yield c, {path: [] for path in self.shares}
+        elif self.groups is not None and "direct" in self.shares:
+            rows = self._rows(given)
+            kept = np.any(rows != 0, axis=0)
+            words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
+            lost = [] if np.all(kept) else [Mistake("lost rows", words, "Fill in every row")]
+            terms = {path: self._rows(share) for path, share in self.shares.items()}
+            for path, other, mistakes in [("direct", terms["direct"], []), *self._misread()]:
+                c = _solved([term[:, kept] for term in (terms | {path: other}).values()], rows[:, kept])
+                if c is not None:
+                    yield c, {p: lost + (mistakes if p == path else []) for p in terms}
+
+    def _misread(self) -> Iterator[tuple[str, Array, list[Mistake]]]:
+        """A path with a value in another's place, before its sum over a feature or in it."""
+        direct = self._rows(self.shares["direct"])
+        for path, name in itertools.product([path for path in self.shares if path != "direct"], self._full):
+            share, value = self._rows(self.shares[path]), self._full[name]
+            if np.all(value) and close(share, value * np.mean(share / value, axis=1, keepdims=True)):
+                outside = share / np.sum(direct * value, axis=1, keepdims=True)
+                for other, taken in self._full.items():
+                    words = f"has `{other}` where `{name}` belongs"
+                    mistakes = [Mistake("wrong operand", words, f"Put `{name}` in its place")]
+                    yield path, share / value * taken, mistakes
+                    yield path, outside * np.sum(direct * taken, axis=1, keepdims=True), mistakes
 
     @cached_property
     def _full(self) -> dict[str, Array]:
@@ -261,17 +278,19 @@ def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list
     carried: dict[str, dict[str, float]] = {}
     for name, g in given.items() if run.trace is not None else ():
         paths, label = Paths(run, name), f"d{name}"
-        fit = paths.fit(g) if paths.shares and (paths.statistics or factors) else None
-        if fit is None:
+        limit, best = 4.0 - (name in repaired) - (len(paths.shares) == 1), None
+        for c, besides in paths.fits(g) if paths.shares and (paths.statistics or factors) else ():
+            found = {
+                path: besides[path] + (factors.explain(w) if factors else number(float(w[0]), counts))
+                for path, w in zip(paths.shares, c, strict=True)
+            }
+            cost = sum(mistake.cost for mistake in set(itertools.chain(*found.values())))
+            if 0.5 < cost < limit:
+                limit, best = cost, (c, found)
+        if best is None:
             continue
-        c, every = fit
-        found = {
-            path: every + (factors.explain(w) if factors else number(float(w[0]), counts))
-            for path, w in zip(paths.shares, c, strict=True)
-        }
+        c, found = best
         mistakes = dict.fromkeys(itertools.chain(*found.values()))
-        if not 0.5 < sum(mistake.cost for mistake in mistakes) < 4 - (name in repaired) - (len(paths.shares) == 1):
-            continue
         same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
         carried[label] = {path: float(np.median(w)) for path, w in same}
         for mistake in mistakes:
