@@ -135,6 +135,11 @@ def arrows(source):
 # --- What a picture says -----------------------------------------------------------------------------------
 
 
+def test_two_arrows_between_the_same_nodes_have_one_label():
+    c = leaf([[1.0, 2.0]]) - 1
+    assert re.findall(r'1 -> 2 \[label=" *(.*?) *"', ag.to_dot(c * c).source) == ["", "(1, 2)"]
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_ids_count_up_and_arrows_run_from_lower_to_higher(name):
     source = PICTURES[name]().source

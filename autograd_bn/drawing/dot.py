@@ -86,14 +86,17 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     fill(None)
     modules = any(frame.kind == "module" for frame in picture.frames)
     bold = bool(picture.frames) or any(shape.kind == "parameter" for shape in picture.shapes)
+    last = {(arrow.tail, arrow.head, arrow.label): arrow for arrow in picture.arrows}
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
+        # The two arrows of c * c have one label.
+        label = arrow.label if last[arrow.tail, arrow.head, arrow.label] is arrow else ""
         inner = tail.frame is not None and tail.frame == head.frame
         if arrow.gradient:
             style = GRADIENT_EDGE
         else:
             beside = inner and tail.frame in nested and direction == "TB"
-            style = _beside(arrow.label) if beside else f"label={_quoted(f'  {arrow.label} ')}"
+            style = _beside(label) if beside else f"label={_quoted(f'  {label} ')}"
             style += CUT * (head.kind == "stop_gradient") + " weight=100" * (arrow.spine or inner)
         if arrow.spine:
             # The first rank of a module's frame is its parameters', which stand aside of the way forward.
