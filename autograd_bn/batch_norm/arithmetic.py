@@ -85,17 +85,17 @@ def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Ar
     if x.dtype == dtype:
         high = added(x, axes) / n
     else:  # squares have the bits to be summed about 0, unless a mean is large
-        t = x.astype(dtype)
+        t = _less(x, None, dtype)
         total = added(t, axes)
         high = total / n
         correction = total * high
-        squares = added(t * t, axes) - correction
+        squares = added(_times(t, t), axes) - correction
         if (correction <= 2.0**20 * squares).all():
             return Mean(None, high), squares, t
-    t = x - high
+    t = _less(x, high, dtype)
     low = added(t, axes) / n
     correction = low * low * n
-    squares = added(t * t, axes)
+    squares = added(_times(t, t), axes)
     far = correction + correction > squares
     if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
         origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(dtype)
@@ -155,8 +155,8 @@ def _affine(
         t *= slope
         t += constant
         if term:
-            t += term[0] * term[1]
-        return t.astype(dtype, copy=False)
+            t += _times(*term)
+        return t if t.dtype == dtype else _less(t, None, dtype)
     y = empty_like(x, dtype)
     layout, views = walk(axes, x, y, *term[:1])
     vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:])]
@@ -165,8 +165,17 @@ def _affine(
 
 
 def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
-    """A new array of `x - mean` in a dtype as wide as the mean's, which may be None."""
-    return x.astype(dtype) if mean is None else x - mean
+    """A new array of `x - mean`, which may be None, in another dtype."""
+    t = empty_like(x, dtype)
+    if mean is None:
+        np.copyto(t, x, casting="same_kind")
+    else:
+        np.subtract(x, mean, out=t)
+    return t
+
+
+def _times(x: Array, factor: Array) -> Array:
+    return np.multiply(x, factor, out=empty_like(x))
 
 
 def backward_sums(
@@ -179,8 +188,8 @@ def backward_sums(
     dtype = wide(x.dtype)
     made: tuple[Any, Array] = None, g
     if direct(x):
-        made = t, h = _less(x, mean.high, dtype), g.astype(dtype, copy=False)
-        total, weighted = added(h, axes), added(t * h, axes)
+        made = t, h = _less(x, mean.high, dtype), g if g.dtype == dtype else _less(g, None, dtype)
+        total, weighted = added(h, axes), added(_times(t, h), axes)
     else:
         layout, (source, gradient) = walk(axes, x, g)
         sums = np.empty((2, layout.parts, layout.features), dtype)

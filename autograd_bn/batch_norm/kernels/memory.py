@@ -47,7 +47,7 @@ def empty_like(x: Array, dtype: Any = None) -> Array:
     """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
     dtype = x.dtype if dtype is None else np.dtype(dtype)
     size = x.size * dtype.itemsize
-    if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous):
+    if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous) or dtype.hasobject:
         return np.empty_like(x, dtype)
     return np.asarray(Loan(_room(size), x.shape, dtype))
 
