@@ -271,7 +271,6 @@ NEAR_MISSES = {
     "no mean is subtracted": lambda x, z: x / np.sqrt(x.var(0) + EPS),
     "eps is -0.001": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) - EPS),
     "eps requires a gradient": lambda x, z: (x - x.mean(0)) / np.sqrt(x.var(0) + ag.exp(z[0])),
-    "the mean is not": lambda x, z: (x - np.zeros(3)) / np.sqrt(x.var(0) + EPS),
     "the scale and the shift": lambda x, z: 2 * (x - x.mean(0)) / np.sqrt(x.var(0) + EPS),
     "the mean is not computed from 'x', and requires a gradient": lambda x, z: (
         (x - z[0]) / np.sqrt(ag.stop_gradient(ag.exp(z[1])) + EPS)
@@ -306,6 +305,8 @@ LOOKALIKES = {
     "it is divided by sqrt(var + eps), and not centred on the mean of 'x'": [
         lambda x: (x - x.mean(0) - EPS) / np.sqrt(x.var(0) + EPS),
         lambda x: (x + x.mean(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - x.max(0)) / np.sqrt(x.var(0) + EPS),
+        lambda x: (x - np.ones(3)) / np.sqrt(x.var(0) + EPS),
         lambda x: (x - 0.5 * x.mean(0)) / np.sqrt(x.var(0) + EPS),
         lambda x: (x - (0.1 * x.mean(0) + np.array([0.3, -0.2, 0.5]))) / np.sqrt(x.var(0) + EPS),
         lambda x: (x - x.sum(0) / 4) / np.sqrt(x.var(0) + EPS),
@@ -316,7 +317,9 @@ LOOKALIKES = {
         lambda x: (x - x.mean(0)) * np.sqrt((np.array([1.0, 2.0, 3.0]) * ag.rsqrt(x.var(0) + EPS)) ** 2)
     ],
     "mean absolute deviation": [lambda x: (x - x.mean(0)) / (abs(x - x.mean(0)).mean(0) + EPS)],
-    "no mean is subtracted, before or under the root": [lambda x: x / np.sqrt((x * x).mean(0) + EPS)],
+    "no mean is subtracted from what is divided, and what is under the root is not a mean": [
+        lambda x: x / np.sqrt((x * x).mean(0) + EPS)
+    ],
     "weighted by 5": [lambda x: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(0) + EPS)],
     "no eps": [
         lambda x: (x - x.mean(0)) / x.std(0),
@@ -324,13 +327,13 @@ LOOKALIKES = {
     ],
     "multiplies by": [lambda x: (x - x.mean(0)) * np.sqrt(x.var(0) + EPS)],
     "without the square root": [lambda x: (x - x.mean(0)) * (x.var(0) + EPS) ** -1],
-    "and the mean is not": [lambda x: (x - x.max(0)) / np.sqrt(x.var(0) + EPS)],
     "unequal axes": [lambda x: (x - x.mean(0)) / np.sqrt(x.var(1, keepdims=True) + EPS)],
     "some inputs only, because of relu": [lambda x: (x - x.mean(0)) / np.sqrt(ag.relu(x.var(0)) + EPS)],
     "stop_gradient cuts one use": [
         lambda x: (c := x - ag.stop_gradient(x.mean(0))) / np.sqrt(c.var(0) + EPS),
         lambda x: (x - x.mean(0)) / np.sqrt(((x - ag.stop_gradient(x.mean(0))) ** 2).mean(0) + EPS),
         lambda x: (x - 0.5 * x.mean(0) - 0.5 * ag.stop_gradient(x.mean(0))) / np.sqrt(x.var(0) + EPS),
+        lambda x: (-ag.stop_gradient(-x) - x.mean(0)) / np.sqrt(x.var(0) + EPS),
         # Zero, and so are its first two derivatives.
         lambda x: (x - x.mean(0) + (x.mean(0) - ag.stop_gradient(x.mean(0))) ** 3) / np.sqrt(x.var(0) + EPS),
     ],
@@ -423,6 +426,12 @@ def test_other_consumers_of_the_interior_stay_right():
     np.testing.assert_allclose(ag.Graph(loss).values()[loss.node], value)
     assert_same(before, derivatives(loss, leaves))
     assert not ag.fuse(loss).fused
+
+
+def test_what_is_divided_by_constants_afterwards_is_batch_norm_inside():
+    x, _, _ = inputs()
+    n = SPELLINGS["rsqrt"](x, None, None, EPS)
+    assert ag.fuse(n / np.arange(1, 4)).fused == (n.node,)
 
 
 def test_two_affine_maps_of_one_normalised_tensor_are_two_batch_norms():

@@ -13,8 +13,9 @@ from ...engine import Tensor
 from ...engine.graph import Graph, Values
 from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
+from ..arguments import kept_shape
 from ..definition import batch_norm, body
-from .recognise import PARTLY, Argument, Match, Recogniser, label
+from .recognise import Match, Recogniser, label
 
 
 class Refusal(NamedTuple):
@@ -45,17 +46,15 @@ class Report:
 def fuse(*outputs: Tensor) -> Report:
     """Rewire every batch norm that is spelled out below `outputs` into one fused node, in place.
 
-    Any spelling is recognised: `rsqrt`, `1 / sqrt`, `** -0.5` or a division by the root; `var` or the mean of
-    squared deviations in any form, `sum / n` for `mean`; gamma and beta, or their folded form
-    `x * s + (beta - mean * s)`, or neither; reshaped and broadcast parameters; `stop_gradient` on the
-    statistics, which becomes `stop`; given statistics that are constants. The last node of the spelling
-    becomes the fused node; values keep their bits, and gradients agree to rounding at every order. Other
-    consumers of the nodes inside still have them.
+    Any spelling is recognised, with gamma and beta or without, with the statistics of the batch or given ones that are
+    constants; `stop_gradient` on the statistics becomes `stop`. The last node of the spelling becomes the fused node;
+    values keep their bits, and gradients agree to rounding at every order. Other consumers of the nodes inside still
+    have them.
 
-    What looks like batch norm and differs is refused, with the reason: eps outside the root, unequal axes,
-    statistics of another tensor, an unbiased variance or one in a single pass, a node inside that is itself
-    one of `outputs`. The cost is linear in the number of nodes. `RuntimeError`, with nothing changed, where a
-    leaf was assigned to since the forward pass.
+    What looks like batch norm and differs is refused, with the reason: eps outside the root, unequal axes, statistics
+    of another tensor, an unbiased variance or one in a single pass, a node inside that is itself one of `outputs`. The
+    cost is linear in the number of nodes. `RuntimeError`, with nothing changed, where a leaf was assigned to since the
+    forward pass.
 
     >>> import autograd_bn as ag
     >>> x = ag.tensor([[1.0, 10.0], [3.0, 30.0]], requires_grad=True, name="x")
@@ -68,59 +67,42 @@ def fuse(*outputs: Tensor) -> Report:
     """
     graph = Graph(*outputs)
     values = Values(graph.nodes)
-    made: dict[Node, tuple[Node, str]] = {}
-    refused: dict[Node, str] = {}
-    partly: dict[Node, tuple[str, set[Node]]] = {}
+    found: dict[Node, tuple[Node | None, str]] = {}
     for node, region in Recogniser(graph.nodes).search(graph.outputs):
-        verdict = region.match or region.verdict
+        verdict = region.verdict
         if isinstance(verdict, Match):
+            stop = f", stop={verdict.stop}" if verdict.stop else ""
             try:
-                made[node] = _fused(verdict, values), _described(verdict)
+                text = f"batch norm of {label(verdict.x)}, axes={verdict.axes}{stop}"
+                found[node] = _fused(verdict, values), text
             except (TypeError, ValueError) as error:
-                refused[node] = str(error)
-        elif verdict and verdict.rank == PARTLY:
-            partly[node] = verdict.reason, region.inside(node)
+                found[node] = None, str(error)
         elif verdict:
-            refused[node] = verdict.reason
-    for node, (text, interior) in reversed(partly.items()):
-        if not interior & (made.keys() | refused.keys()):
-            refused[node] = text
-    for node, (fused, _) in made.items():
-        node.become(fused)
-    looked_at = [node for node in graph.nodes if node in made or node in refused]
+            found[node] = None, verdict.reason
+    for node, (fused, _) in found.items():
+        if fused:
+            node.become(fused)
     return Report(
-        tuple([node for node in looked_at if node in made]),
-        tuple([Refusal(node, refused[node]) for node in looked_at if node in refused]),
-        tuple(
-            [
-                ("fused", label(node), made[node][1]) if node in made else ("refused", label(node), refused[node])
-                for node in looked_at
-            ]
-        ),
+        tuple([node for node, (fused, _) in found.items() if fused]),
+        tuple([Refusal(node, text) for node, (fused, text) in found.items() if not fused]),
+        tuple([("fused" if fused else "refused", label(node), text) for node, (fused, text) in found.items()]),
     )
 
 
 def _fused(match: Match, values: Values) -> Node:
     """The fused node that computes `match`, recorded on the same inputs."""
+    shapes = [kept_shape(match.x.shape, match.axes, keepdims) for keepdims in (True, False)]
 
-    def given(argument: Argument | None) -> Any:
-        if argument is None:
-            return None
-        source, shape = argument
+    def given(source: Any) -> Any:
         value = Tensor(values[source], source) if isinstance(source, Node) else source
-        return value if np.shape(value) == shape else broadcast_to(value, shape)
+        fits = not isinstance(value, Tensor | np.ndarray) or value.shape in shapes
+        return value if fits else broadcast_to(value, shapes[0])
 
     with recording(True):
         x = Tensor(values[match.x], match.x)
-        gamma, beta, *constants = [given(argument) for argument in match[1:6]]
-        eps, mean, var = [a.data if isinstance(a, Tensor) else a for a in constants]
+        gamma, beta, eps, mean, var = [given(source) for source in match[1:6]]
         y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
     return y.node  # type: ignore[no-any-return]
-
-
-def _described(match: Match) -> str:
-    stop = f", stop={match.stop}" if match.stop else ""
-    return f"batch norm of {label(match.x)}, axes={match.axes}{stop}"
 
 
 def expand(*outputs: Tensor) -> tuple[Node, ...]:
@@ -161,9 +143,9 @@ def norms(outputs: Sequence[Tensor | Node]) -> list[dict[Node, str]]:
     nodes = topological_order(ends)
     found = []
     for node, region in Recogniser(nodes).search(ends):
-        if match := region.match:
-            given = {part.source for part in (match.mean, match.var) if part and isinstance(part.source, Node)}
-            inside = region.inside(node) | {node} | given
+        if isinstance(match := region.verdict, Match):
+            given = [part for part in (match.mean, match.var) if isinstance(part, Node)]
+            inside = region.inside(node).union([node], given)
             named = region.roles(inside)
             found.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
-    return found[::-1]
+    return found
