@@ -15,7 +15,7 @@ from .. import engine as ag
 from ..engine import Node, Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
-from .orders import check_order, check_same, function_names, input_names, quantities
+from .orders import check_order, check_same, derivatives, function_names, input_names
 from .report import html_table, text_table
 
 # Part of a row's largest entry by which the formulas may differ (constants may have been rounded to the inputs' dtype),
@@ -183,7 +183,8 @@ class _Run:
         self.moves: dict[float, dict[str, Any]] = {}
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
         with np.errstate(all="ignore"):
-            self.values = quantities(f, leaves, order, weighing(seed), what)
+            _, orders = derivatives(f, leaves, order, weighing(seed), what=what)
+        self.values = {name: output.data for outputs in orders for name, output in outputs.items()}
 
     def at(self, arrays: Sequence[Array]) -> _Run:
         """The same elsewhere, or in other arithmetic."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array, no_update
+from ..engine.node import Array
 from .finite_differences import Differences
-from .orders import check_order, derivatives, input_names, pull
+from .orders import check_order, derivatives, input_names, place, pull
 
 # Below it products of derivatives with each other vanish in float64.
 _UNDERFLOW = 1e-60
@@ -40,10 +40,10 @@ class Block:
         """Where the rules are further from what was measured than that can be off."""
         return np.asarray(~(np.abs(self.analytic - self.measured) <= self.bound) & (self.bound <= self.limit))
 
-    def entry(self, place: int, rows: list[str]) -> str:
+    def named(self, entry: int, rows: list[str]) -> str:
         """What one entry is called, where `rows` are the outputs' names."""
-        row, column = divmod(place, self.analytic.shape[1])
-        return f"d {rows[row]} / d {self.name}{_at(np.unravel_index(column, self.shape))}"
+        row, column = divmod(entry, self.analytic.shape[1])
+        return f"d {rows[row]} / d {place(self.name, np.unravel_index(column, self.shape))}"
 
 
 class GradientError(AssertionError):
@@ -116,20 +116,19 @@ def gradcheck(
             for a, constant, name in zip(arrays, constants, names, strict=True)
         ]
         weigh = lambda _: ag.as_tensor(next(rest), requires_grad=True)
-        *_, last = derivatives(f, tensors, k, weigh, record=record, label="f")
-        return last
+        variables, orders = derivatives(f, tensors, k, weigh, record=record, label="f")
+        return variables, orders[-1]
 
-    with no_update():
-        variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
-        for k in range(order):
-            check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
-            try:
-                check.run()
-            except GradientError as error:
-                error.f, error.inputs, error.names = f, tuple(arrays), tuple(names)
-                error.rows, error.order = tuple(check.blocks), k + 1
-                raise
-            variables = [*variables, *[np.asarray(rng.normal(size=t.shape)) for t in check.outputs.values()]]
+    variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
+    for k in range(order):
+        check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
+        try:
+            check.run()
+        except GradientError as error:
+            error.f, error.inputs, error.names = f, tuple(arrays), tuple(names)
+            error.rows, error.order = tuple(check.blocks), k + 1
+            raise
+        variables = [*variables, *[np.asarray(rng.normal(size=t.shape)) for t in check.outputs.values()]]
     return True
 
 
@@ -196,7 +195,7 @@ class _Check:
         if kink := differences.kink():
             i, index = kink
             raise Unjudgeable(
-                f"f is not smooth within {self.eps * differences.scale[i]:.1g} of {[*self.leaves][i]}{_at(index)} = "
+                f"f is not smooth within {self.eps * differences.scale[i]:.1g} of {place([*self.leaves][i], index)} = "
                 f"{self.at[i][index]:.6g} (a kink, a jump, the edge of its domain or a very steep place): "
                 "there is no derivative to compare with, move that element"
             )
@@ -245,7 +244,7 @@ class _Check:
 
     def judge(self, linear: bool) -> None:
         """Raise where the rules are wrong, then where what was measured is too coarse to say."""
-        rows = [f"{name}{_at(i)}" for name, output in self.outputs.items() for i in np.ndindex(output.shape)]
+        rows = [place(name, i) for name, output in self.outputs.items() for i in np.ndindex(output.shape)]
         bad = [block for block in self.blocks if block.wrong.any()]
         if bad or not linear:
             what = f"derivative of order {self.k + 1}" if self.k else "gradient"
@@ -255,7 +254,7 @@ class _Check:
                 worst = int(np.argmax(off))
                 got, expected, bound = (a.flat[worst] for a in (block.analytic, block.measured, block.bound))
                 text.append(
-                    f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {block.entry(worst, rows)}: "
+                    f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {block.named(worst, rows)}: "
                     f"got {got:.10g}, expected {expected:.10g} (measured to {bound:.1g})"
                 )
                 text += [f"  likely mistake: {_likely(block)}"] if linear else []
@@ -264,10 +263,10 @@ class _Check:
                 text += ["  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"]
             raise GradientError("\n".join(text))
         for block in self.blocks:
-            for place in np.flatnonzero(~(np.abs(block.analytic - block.measured) <= block.limit))[:1]:
+            for i in np.flatnonzero(~(np.abs(block.analytic - block.measured) <= block.limit))[:1]:
                 raise Unjudgeable(
-                    f"the numeric value of {block.entry(place, rows)} is good to {block.bound.flat[place]:.3g} only, "
-                    f"more than atol + rtol * |value| = {block.limit.flat[place]:.3g}: "
+                    f"the numeric value of {block.named(i, rows)} is good to {block.bound.flat[i]:.3g} only, "
+                    f"more than atol + rtol * |value| = {block.limit.flat[i]:.3g}: "
                     "f is too noisy, too steep or too near a kink here"
                 )
 
@@ -287,7 +286,3 @@ def _likely(block: Block) -> str:
         if np.all(np.abs(turned - want) <= close):
             return f"transposed: the two axes of {block.name} are exchanged"
     return "a term is missing, or has a wrong factor"
-
-
-def _at(index: Any) -> str:
-    return f"[{', '.join(str(int(i)) for i in index)}]" if len(index) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,44 +22,34 @@ def derivatives(
     record: bool = False,
     what: str = "f",
     label: str = "output",
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Yield the outputs of `f`, then the gradient of these weighed by numbers, then that one's, up to `order`.
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The outputs of `f`, then the gradient of these weighed by numbers, then that one's, up to `order`, by name.
 
-    Each comes with the variables that it depends on: the inputs that require a gradient, by their names, and
-    those of the weights so far that do. `weigh` gives the weights of an output, an array or a tensor. The last order
-    is recorded only if `record` is set. Outputs are called `label`, then "d" or "d2" and the variable's name.
+    Before them come the variables that the last depends on: the inputs that require a gradient, by their names, and
+    those of the weights that do. `weigh` gives the weights of an output, an array or a tensor. The last order is
+    recorded only if `record` is set. Outputs are called `label`, then "d" or "d2" and the variable's name. Running
+    statistics stay as they are.
 
     >>> x = ag.tensor([2.0, 3.0], requires_grad=True, name="x")
-    >>> (_, value), (_, gradient) = derivatives(ag.square, [x], 1, lambda t: np.ones(t.shape))
+    >>> _, (value, gradient) = derivatives(ag.square, [x], 1, lambda t: np.ones(t.shape))
     >>> gradient["dx"].data
     array([4., 6.])
     """
     variables = {t.name or "": t for t in inputs if t.requires_grad}
-    with recording(record or order > 0):
+    with recording(record or order > 0), no_update():
         result = f(*inputs)
     several = isinstance(result, tuple | list)
     for k, output in enumerate(result if several else [result]):
         if not isinstance(output, Tensor):
             which = f" as its output {k}" if several else ""
             raise TypeError(f"{what} returned a {type(output).__name__}{which}, expected a tensor")
-    outputs = {f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}
-    yield variables, outputs
+    orders = [{f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}]
     for k in range(1, order + 1):
-        weights = {name: weigh(output) for name, output in outputs.items()}
-        found = pull(outputs.values(), variables.values(), weights.values(), record=record or k < order)
-        names = [f"d{k if k > 1 else ''}{name}" for name in variables]
+        weights = {name: weigh(output) for name, output in orders[-1].items()}
+        found = pull(orders[-1].values(), variables.values(), weights.values(), record=record or k < order)
+        orders.append({f"d{k if k > 1 else ''}{name}": g for name, g in zip(variables, found, strict=True)})
         variables |= {f"(weights of {name})": w for name, w in weights.items() if getattr(w, "requires_grad", False)}
-        outputs = dict(zip(names, found, strict=True))
-        yield variables, outputs
-
-
-def quantities(
-    f: Callable[..., Any], inputs: Sequence[Tensor], order: int, weigh: Callable[[Tensor], Any], what: str
-) -> dict[str, Array]:
-    """All that `derivatives` gives, by name; running statistics stay as they are."""
-    with no_update():
-        walk = derivatives(f, inputs, order, weigh, what=what)
-        return {name: output.data for _, outputs in walk for name, output in outputs.items()}
+    return variables, orders
 
 
 def pull(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:
@@ -94,7 +84,6 @@ def function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, s
 
 
 def check_order(order: int) -> None:
-    """Raise `ValueError` unless `order` is that of a derivative."""
     if order < 1:
         raise ValueError(f"order is {order}, expected 1 or more")
 
@@ -106,3 +95,9 @@ def check_same(left: Mapping[str, Array], right: Mapping[str, Array]) -> None:
     for name, value in left.items():
         if value.shape != right[name].shape:
             raise ValueError(f"{name} has shape {value.shape} from f and {right[name].shape} from g: expected the same")
+
+
+def place(name: str, index: Iterable[Any]) -> str:
+    """What an entry of an array is called: "x[0, 1]"."""
+    listed = ", ".join([str(int(i)) for i in index])
+    return f"{name}[{listed}]" if listed else name

@@ -17,7 +17,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import Axis, reduced_axes
-from .orders import check_order, check_same, function_names, input_names, quantities
+from .orders import check_order, check_same, derivatives, function_names, input_names, place
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,9 @@ class Proof:
             quantities = f"{entries} entries of {', '.join(self.shapes)}"
             return f"{f} = {g} at these inputs, exactly, to order {self.order}: {quantities}"
         at = self.difference
-        place = f"{at.quantity}[{', '.join(map(str, at.index))}]" if at.index else at.quantity
         width = max(len(f), len(g))
         return (
-            f"{f} and {g} differ, first in {place}:\n"
+            f"{f} and {g} differ, first in {place(at.quantity, at.index)}:\n"
             f"  {f:{width}} = {_exact_and_decimal(at.left)}\n"
             f"  {g:{width}} = {_exact_and_decimal(at.right)}\n"
             f"  {'':{width}}   {_decimal(at.right - at.left, 3)} apart"
@@ -117,7 +116,8 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
 def _exactly(f: Callable[..., Any], leaves: list[Tensor], order: int, what: str) -> dict[str, Array]:
     """A function and its weighed gradients of all orders, in rationals only."""
     try:
-        found = quantities(f, leaves, order, _weights(), what)
+        _, orders = derivatives(f, leaves, order, _weights(), what=what)
+        found = {name: output.data for outputs in orders for name, output in outputs.items()}
         for element in [element for array in found.values() for element in array.flat]:
             if not isinstance(element, Rational):
                 kind = type(element).__name__
