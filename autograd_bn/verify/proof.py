@@ -71,17 +71,14 @@ class Proof:
 def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[Any], *, order: int = 1) -> Proof:
     """Compare `f(*inputs)` and `g(*inputs)`, and their derivatives up to `order`, in exact rational arithmetic.
 
-    `inputs` are arrays of rationals (`Fraction`, int), or of floats, which are taken for the exact binary
-    fractions that they are; tensors that don't require a gradient are constants. Compared with == are all entries of
-    the outputs, of their gradient weighed by random rationals, of the weighed gradient of that (`order=2`, also with
-    respect to the first weights), and so on. Gradients that differ agree at random weights with a probability of about
-    1e-6 (Schwartz 1980). All of it holds at these inputs: x * x and 2 * x - 1 are equal to order 1 at x = 1, so take
-    inputs as general as those of `rational_batch`.
+    `inputs` are arrays of rationals (`Fraction`, int), or of floats, which are taken for the exact fractions that they
+    are; tensors that don't require a gradient are constants. Compared with == are all entries of the outputs, of their
+    gradient weighed by random rationals, of the weighed gradient of that (`order=2`, also by the first weights), and so
+    on. Gradients that differ agree at random weights with a probability of about 1e-6 (Schwartz 1980). All of it holds
+    at these inputs: x * x and 2 * x - 1 are equal to order 1 at x = 1, so take inputs as general as `rational_batch`'s.
 
-    The result has `equal`, and `difference` with `quantity`, `index`, `left` and `right` where it isn't so.
-    `ValueError` for a square root that isn't rational (see `rational_batch`), for a division by zero, and for
-    outputs of different numbers or shapes; `TypeError` where a function leaves the rationals: an `exp`, a float
-    constant.
+    `ValueError` for a square root that isn't rational (see `rational_batch`), for a division by zero, and for outputs
+    of different numbers or shapes; `TypeError` where a function leaves the rationals: an `exp`, a float constant.
 
     >>> import autograd_bn as ag
     >>> x, gamma, beta, eps = ag.rational_batch((4, 3))
@@ -98,13 +95,11 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
           -0.125 apart
     """
     check_order(order)
-    names = input_names(f, inputs)
-    checked = [not isinstance(given, Tensor) or given.requires_grad for given in inputs]
-    arrays = [
-        _exact(given, f"inputs[{i}]") if wanted else np.asarray(given)
-        for i, (given, wanted) in enumerate(zip(inputs, checked, strict=True))
-    ]
-    leaves = [ag.tensor(a, requires_grad=w, name=name) for a, w, name in zip(arrays, checked, names, strict=True)]
+    leaves = []
+    for i, (given, name) in enumerate(zip(inputs, input_names(f, inputs), strict=True)):
+        constant = isinstance(given, Tensor) and not given.requires_grad
+        array = np.asarray(given) if constant else _exact(given, f"inputs[{i}]")
+        leaves.append(ag.tensor(array, requires_grad=not constant, name=name))
     left, right = _exactly(f, leaves, order, "f"), _exactly(g, leaves, order, "g")
     check_same(left, right)
     places = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
@@ -143,10 +138,9 @@ def _weights() -> Callable[[Tensor], Tensor]:
 def rational_batch(shape: Sequence[int], *, axes: Axis = None, seed: int = 0) -> tuple[Array, Array, Array, Array]:
     """Exact inputs `(x, gamma, beta, eps)` for batch norm: object arrays of `Fraction`.
 
-    `x` has the given shape; `gamma`, `beta` and `eps` have the shape of the axes that are kept. The
-    statistics are taken over `axes`, as in `batch_norm`: by default over all axes but the last. `eps` is
-    positive and such that variance + eps is the square of a rational for each feature, so that every step of
-    batch norm is exact. No gamma is 0 or 1. `ValueError` where a feature has fewer than two values.
+    `x` has the given shape; `gamma`, `beta` and `eps` have that of the axes that are kept by statistics over `axes`, as
+    in `batch_norm` all but the last by default. `eps` is positive and makes variance + eps the square of a rational for
+    each feature, so that every step is exact. No gamma is 0 or 1. `ValueError` for fewer than two values of a feature.
 
     >>> import autograd_bn as ag
     >>> x, gamma, beta, eps = ag.rational_batch((3, 2))
