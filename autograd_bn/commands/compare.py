@@ -14,6 +14,7 @@ import numpy as np
 
 import autograd_bn as ag
 
+from ..verify.compare import in_ulp
 from ..verify.report import text_table
 from . import Data, fill, load_data, progress, refused, writable_folder
 
@@ -133,26 +134,20 @@ def _about(data: Data) -> str:
 
 def _table(forms: dict[str, dict[str, Any]]) -> str:
     """What each form costs, why that matters, and the outcome in one sentence."""
-    both = list(forms.values())
-    body = [
-        ["nodes in the graph", *[f"{form['nodes']}" for form in both]],
-        ["of them operations", *[f"{form['operations']}" for form in both]],
-        ["bytes kept for backward", *[f"{form['saved_bytes']:,}" for form in both]],
-        ["forward and backward", *[f"{1000 * form['seconds']:.3f} ms" for form in both]],
-        ["largest error, ulp", *[_ulp(form["ulp"]) for form in both]],
+    labels = ["nodes in the graph", "of them operations", "bytes kept for backward"]
+    labels += ["forward and backward, ms", "largest error, ulp"]
+    shown = [
+        (f"{f['nodes']}", f"{f['operations']}", f"{f['saved_bytes']:,}", f"{1000 * f['seconds']:.3f}", in_ulp(f["ulp"]))
+        for f in forms.values()
     ]
     why = (
         "A backward pass visits every node, and holds the bytes from forward to backward. The error is that of outputs "
         "and gradients in units in the last place, the gap between neighbouring floats: rounding alone costs 0.5."
     )
-    first, second = both
+    old, new = shown
     outcome = (
-        f"One fused node in place of {first['operations']} operations took {1000 * second['seconds']:.3f} ms against "
-        f"{1000 * first['seconds']:.3f}, kept {second['saved_bytes']:,} bytes against {first['saved_bytes']:,}, and "
-        f"was off by {_ulp(second['ulp'])} ulp at most against {_ulp(first['ulp'])}."
+        f"One fused node in place of {old[1]} operations took {new[3]} ms against {old[3]}, kept {new[2]} bytes "
+        f"against {old[2]}, and was off by {new[4]} ulp at most against {old[4]}."
     )
-    return "\n".join([text_table(["", *forms], body, right=(1, 2)), "", fill(why), fill(outcome)])
-
-
-def _ulp(ulp: float | None) -> str:
-    return "unknown" if ulp is None else f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.1e}"
+    table = text_table(["", *forms], list(zip(labels, *shown, strict=True)), right=(1, 2))
+    return "\n".join([table, "", fill(why), fill(outcome)])

@@ -88,7 +88,7 @@ class Comparison:
                 " x ".join(map(str, row.shape)) or "scalar",
                 f"{row.max_abs:.2e}",
                 f"{row.max_rel:.2e}",
-                *("-" if ulp is None else f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.2e}" for ulp in row.ulp),
+                *map(in_ulp, row.ulp),
                 "equal" if row.ok else results.get(row.wrong, "DIFFERS"),
             ]
             for row in self.rows
@@ -160,6 +160,11 @@ def compare(
     rows = tuple([_row(name, sides, wide) for name in sides[0].values])
     dtype = str(sides[0].dtype)
     return Comparison(function_names(f, g), rows, reference, dtype, seed, (f, g), tuple(arrays), tuple(names))
+
+
+def in_ulp(error: float | None) -> str:
+    """An error in words."""
+    return "unknown" if error is None else f"{error:.2f}" if error < 1000 else f"{error:.1e}"
 
 
 def weighing(seed: int) -> Callable[[Tensor | Node], Array]:
