@@ -64,38 +64,30 @@ class Module:
                     if isinstance(item, Module):
                         yield f"{name}.{i}", item
 
-    def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """The module itself, named "", and all below it with their paths ("1.0"), each once."""
-        seen: set[Module] = set()
-        stack: list[tuple[str, Module]] = [("", self)]
-        while stack:
-            path, module = stack.pop()
-            if module not in seen:
-                seen.add(module)
-                yield path, module
-                children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
-                stack.extend(children[::-1])
+    def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
+        """The module itself, named "", and all below it with their paths ("1.0"); one that is shared under each."""
+        yield path, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{path}.{name}" if path else name)
 
     def modules(self) -> Iterator[Module]:
         """The module itself and all below it, each once."""
-        return (module for _, module in self.named_modules())
+        return iter(dict.fromkeys(module for _, module in self.named_modules()))
 
-    def _entries(self, prefix: str = "") -> Iterator[tuple[str, Module, str]]:
-        """Every parameter and buffer: its full name, and the module and attribute that hold it."""
-        for name, value in vars(self).items():
-            if value is not None and (name in self._parameters or name in self.buffers):
-                yield prefix + name, self, name
-        for name, child in self.named_children():
-            yield from child._entries(f"{prefix}{name}.")
+    def _entries(self) -> Iterator[tuple[str, Any, Module, str]]:
+        """Every parameter and buffer: its full name, its value, and the module and attribute that hold it."""
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if value is not None and (name in module._parameters or name in module.buffers):
+                    yield f"{path}.{name}" if path else name, value, module, name
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters with their names (`layer.weight`); one that is shared comes once."""
-        seen: set[int] = set()
-        for name, owner, attribute in self._entries():
-            value = getattr(owner, attribute)
-            if isinstance(value, Tensor) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        found: dict[int, tuple[str, Tensor]] = {}
+        for name, value, _, _ in self._entries():
+            if isinstance(value, Tensor):
+                found.setdefault(id(value), (name, value))
+        return iter(found.values())
 
     def parameters(self) -> Iterator[Tensor]:
         """The parameters, in the order in which they were set; one that is shared comes once."""
@@ -118,7 +110,7 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter and buffer by name, as `save` takes it."""
-        return {name: np.array(getattr(owner, attribute)) for name, owner, attribute in self._entries()}
+        return {name: np.array(value) for name, value, _, _ in self._entries()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Overwrite every parameter and buffer with the values in `state`, in place, keeping their dtypes.
@@ -127,18 +119,17 @@ class Module:
         read-only or doesn't fit, and nothing has changed.
         """
         entries = list(self._entries())
-        mine = {name: getattr(owner, attribute) for name, owner, attribute in entries}
-        values = matched(state, mine, type(self).__name__)
-        for name, owner, attribute in entries:
-            if isinstance(mine[name], Tensor):
-                mine[name].assign(values[name])
+        values = matched(state, {name: mine for name, mine, _, _ in entries}, type(self).__name__)
+        for name, mine, owner, attribute in entries:
+            if isinstance(mine, Tensor):
+                mine.assign(values[name])
             else:
                 setattr(owner, attribute, values[name])
 
     @contextmanager
     def watching(self, seen: Callable[[str, Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
         """Inside the block, in this thread, `seen(path, module, args, result)` follows every call of a module below."""
-        paths = {module: path for path, module in self.named_modules()}
+        paths = {module: path for path, module in reversed([*self.named_modules()])}
 
         def mine(module: Module, args: tuple[Any, ...], result: Any) -> None:
             if module in paths:
