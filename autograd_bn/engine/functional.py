@@ -33,24 +33,16 @@ def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
     return output
 
 
-def _rows(output: Tensor, leaves: list[Tensor], create_graph: bool) -> list[tuple[Any, ...]]:
+def _rows(output: Tensor, leaves: list[Tensor], create_graph: bool) -> list[list[Any]]:
     """The gradient of every element of `output` with respect to each leaf, zeros where there is none."""
     rows = []
     for i in range(output.size):
+        row: tuple[Any, ...] = (None,) * len(leaves)
         if output.requires_grad:
-            seed = np.zeros(output.size, dtype=output.dtype)
-            seed[i] = 1
-            row = grad(output, leaves, [seed.reshape(output.shape)], create_graph=create_graph, allow_unused=True)
-        else:
-            row = (None,) * len(leaves)
-        rows.append(
-            tuple(
-                [
-                    np.zeros(leaf.shape, dtype=leaf.dtype) if r is None else r
-                    for r, leaf in zip(row, leaves, strict=True)
-                ]
-            )
-        )
+            seed = np.zeros(output.shape, output.dtype)
+            seed.flat[i] = 1
+            row = grad(output, leaves, [seed], create_graph=create_graph, allow_unused=True)
+        rows.append([np.zeros_like(x.data) if r is None else r for r, x in zip(row, leaves, strict=True)])
     return rows
 
 
@@ -68,13 +60,11 @@ def jacobian(f: Callable[..., Any], *inputs: Any) -> Any:
     leaves = _leaves(inputs)
     output = _output(f, leaves)
     rows = _rows(output, leaves, create_graph=False)
-    result = []
-    for i, leaf in enumerate(leaves):
-        block = np.empty((output.size, *leaf.shape), dtype=leaf.dtype)
-        for k, row in enumerate(rows):
-            block[k] = row[i]
-        result.append(block.reshape(output.shape + leaf.shape))
-    return result[0] if len(result) == 1 else tuple(result)
+    blocks = [
+        np.array([row[i] for row in rows], leaf.dtype).reshape(output.shape + leaf.shape)
+        for i, leaf in enumerate(leaves)
+    ]
+    return blocks[0] if len(blocks) == 1 else tuple(blocks)
 
 
 def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
