@@ -59,26 +59,12 @@ def formula(node: Node) -> str:
     return f"{'' if gamma is None else 'gamma · '}(x − mean) / √(var + eps){'' if beta is None else ' + beta'}"
 
 
-def edge_names(node: Node) -> list[str]:
-    """The operands' names where a reader needs them to tell one from another, else empty."""
-    if len(node.args) > 1 and node.op not in COMMUTATIVE and sum(map(is_array, node.args)) > 1:
-        return operand_names(node)
-    return [""] * len(node.args)
-
-
 def operand_names(node: Node) -> list[str]:
     """What an operation calls its operands."""
     made = node.primitive
     if made is None or made.variadic:
         return [str(i) for i in range(len(node.args))]
     return list(made.arrays)
-
-
-def constant(node: Node, position: int, with_value: bool) -> list[str]:
-    """The lines of an array that stands among an operation's operands."""
-    name, array = operand_names(node)[position], node.args[position]
-    value = value_text(array) if with_value or array.size <= SHORT else []
-    return [name if len(name) > 1 else "constant", *value]
 
 
 def is_array(arg: Any) -> bool:

@@ -145,7 +145,7 @@ class Picture:
         if parts := self.parts.get(node):
             pairs = [(arg, i) for part in parts for i, arg in enumerate(part.args)]
             return [(arg, "", i) for arg, i in pairs if isinstance(arg, Node) and arg not in parts]
-        named = enumerate(zip(node.args, labels.edge_names(node), strict=True))
+        named = enumerate(zip(node.args, labels.operand_names(node), strict=True))
         return [(arg, name, i) for i, (arg, name) in named if labels.is_array(arg)]
 
     def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
@@ -181,11 +181,12 @@ class Picture:
         self.shapes[here].again = again
         return here
 
-    def tail_of(self, arg: Any, reader: Node, place: int) -> int:
+    def tail_of(self, arg: Any, reader: Node, name: str) -> int:
         """The shape that an arrow to `reader` comes from."""
         if not isinstance(arg, Node):
+            value = labels.value_text(arg) if self.values is not None or arg.size <= labels.SHORT else []
             frame = None if reader.op == "batch_norm" else self.home[reader]
-            return self.add("constant", labels.constant(reader, place, self.values is not None), frame)
+            return self.add("constant", [name if len(name) > 1 else "constant", *value], frame)
         again = (arg, reader) in self.again
         key = arg if arg in self.place and not again else (arg, reader)
         if key not in self.place:
@@ -198,12 +199,13 @@ class Picture:
             self.place[node] = self.leaf(node, self.home[node])
             return
         operands = self.operands(node)
-        tails = [self.tail_of(arg, node, place) for arg, _, place in operands]
+        tails = [self.tail_of(arg, node, name) for arg, name, _ in operands]
+        alike = len(operands) == 1 or node.op in labels.COMMUTATIVE  # operands that need no names
         kind = node.op if node.op in ("stop_gradient", "allreduce") else "operation"
         # The value of an operation that is an output stands there.
         here = self.place[node] = self.add(kind, self.title(node), self.home[node], node, node not in self.outputs)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
-            self.connect(tail, here, arg, name, position=place, spine=self.spine.get(node) is arg)
+            self.connect(tail, here, arg, "" if alike else name, position=place, spine=self.spine.get(node) is arg)
             if isinstance(arg, Node) and self.flow(node, arg):
                 self.arrows.append(Arrow(here, tail, gradient=True))
 
