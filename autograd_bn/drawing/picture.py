@@ -123,8 +123,7 @@ def to_dot(
         scene = scene.opened(fused, Values(scene.graph.nodes) if needed else None)
     gradients = flow(scene.graph, start) if start is not None else None
     if stored:
-        leaves = [node for node in scene.graph.nodes if isinstance(node, Leaf)]
-        gradients = {node: node.grad for node in leaves if node.grad is not None}
+        gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
     return digraph(Picture(scene, scene.graph.values() if values else None, gradients, stored), direction)
 
 

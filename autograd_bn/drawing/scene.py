@@ -172,14 +172,9 @@ def _neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]
 
     A leaf is no way through: what else reads a shared weight is not near.
     """
-    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    for node in graph.nodes:
-        for parent in node.inputs:
-            readers[parent].append(node)
-    found = edge = set(around)
-    for hop in range(hops):
-        near = {parent for node in edge for parent in node.inputs}
-        near |= {reader for node in edge if node.primitive or not hop for reader in readers[node]}
-        edge = near - found
-        found = found | near
+    found = set(around)
+    for hop in range(min(hops, len(graph))):
+        ways = {node for node in found if node.primitive or not hop}
+        near = {parent for node in found for parent in node.inputs}
+        found = found | near | {node for node in graph.nodes if not ways.isdisjoint(node.inputs)}
     return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}

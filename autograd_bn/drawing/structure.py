@@ -30,16 +30,10 @@ def drawn_again(inputs: Inputs) -> set[tuple[Node, Node]]:
 
     Graphviz needs minutes for many long edges.
     """
-    rank, again = ranks(inputs), set[tuple[Node, Node]]()
-    readers: dict[Node, list[Node]] = {}
-    for node, parents in inputs.items():
-        for parent in parents:
-            readers.setdefault(parent, []).append(node)
-    for leaf, reading in readers.items():
-        first = min(rank[reader] for reader in reading)
-        if isinstance(leaf, Leaf) and max(rank[reader] for reader in reading) - first > FAR:
-            again |= {(leaf, reader) for reader in reading if rank[reader] > first}
-    return again
+    rank = ranks(inputs)
+    edges = [(leaf, node) for node, parents in inputs.items() for leaf in parents if isinstance(leaf, Leaf)]
+    far = {leaf for leaf, reader in edges if rank[reader] - rank[leaf] - 1 > FAR}
+    return {(leaf, reader) for leaf, reader in edges if leaf in far and rank[reader] - rank[leaf] > 1}
 
 
 def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
