@@ -15,25 +15,23 @@ from ...engine.node import recording
 from .. import labels
 
 SUM, PRODUCT, POWER, ATOM = 1, 2, 3, 4
-INFIX = {
-    "add": ("+", SUM),
-    "subtract": ("−", SUM),
-    "multiply": ("·", PRODUCT),
-    "divide": ("/", PRODUCT),
-    "matmul": ("@", PRODUCT),
-    "power": ("^", POWER),
-}
-# What stands around the only operand, and how tightly the result and the operand bind.
-AROUND = {
-    "negative": ("−", "", PRODUCT, PRODUCT),
-    "square": ("", "²", POWER, ATOM),
-    "sqrt": ("√", "", POWER, ATOM),
-    "rsqrt": ("1/√", "", PRODUCT, ATOM),
-    "transpose": ("", "ᵀ", ATOM, ATOM),
-    "abs": ("|", "|", ATOM, 0),
-    "sum": ("Σ(", ")", ATOM, 0),
-    "sum_to": ("Σ(", ")", ATOM, 0),
-    "broadcast_to": ("spread(", ")", ATOM, 0),
+# How an operation is written, how tightly that binds, and how tightly its operands have to.
+FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
+    "add": ("{} + {}", SUM, (SUM, SUM)),
+    "subtract": ("{} − {}", SUM, (SUM, PRODUCT)),
+    "multiply": ("{} · {}", PRODUCT, (PRODUCT, PRODUCT)),
+    "divide": ("{} / {}", PRODUCT, (PRODUCT, POWER)),
+    "matmul": ("{} @ {}", PRODUCT, (PRODUCT, PRODUCT)),
+    "power": ("{} ^ {}", POWER, (POWER, ATOM)),
+    "negative": ("−{}", PRODUCT, (PRODUCT,)),
+    "square": ("{}²", POWER, (ATOM,)),
+    "sqrt": ("√{}", POWER, (ATOM,)),
+    "rsqrt": ("1/√{}", PRODUCT, (ATOM,)),
+    "transpose": ("{}ᵀ", ATOM, (ATOM,)),
+    "abs": ("|{}|", ATOM, (0,)),
+    "sum": ("Σ({})", ATOM, (0,)),
+    "sum_to": ("Σ({})", ATOM, (0,)),
+    "broadcast_to": ("spread({})", ATOM, (0,)),
 }
 SILENT = ("reshape", "astype", "copy")
 # Operations whose derivative is a factor for each element.
@@ -52,29 +50,20 @@ def formula(node: Node, names: Mapping[Node, str]) -> str:
 
 def _text(names: Mapping[Node, str], node: Any, level: int) -> str:
     """An expression; in brackets where it binds less tightly than `level`."""
-    if not isinstance(node, Node):
-        text = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
-        return _bracketed(text, SUM if text[0] == "−" else ATOM, level)
-    if names.get(node):
+    if isinstance(node, Node) and names.get(node):
         return names[node]
     if isinstance(node, Leaf):
-        return "c" if node.shape else _text(names, node.data, level)
-    args = node.args
+        node = node.data
+    if not isinstance(node, Node):
+        text = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
+        return f"({text})" if text[0] == "−" and level > SUM else text
     if node.op in SILENT:
-        return _text(names, args[0], level)
-    if node.op in INFIX:
-        sign, own = INFIX[node.op]
-        right = own if sign in "+·@" else own + 1
-        return _bracketed(f"{_text(names, args[0], own)} {sign} {_text(names, args[1], right)}", own, level)
-    if node.op in AROUND:
-        before, after, own, inner = AROUND[node.op]
-        return _bracketed(before + _text(names, args[0], inner) + after, own, level)
-    inside = ", ".join([_text(names, arg, 0) for arg in args if arg is not None])
-    return f"{node.op}({inside})"
-
-
-def _bracketed(text: str, own: int, level: int) -> str:
-    return f"({text})" if own < level else text
+        return _text(names, node.args[0], level)
+    if node.op in FORMS:
+        form, own, levels = FORMS[node.op]
+        text = form.format(*[_text(names, arg, inner) for arg, inner in zip(node.args, levels, strict=False)])
+        return f"({text})" if own < level else text
+    return f"{node.op}({', '.join([_text(names, arg, 0) for arg in node.args if arg is not None])})"
 
 
 def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any, Any]]:
