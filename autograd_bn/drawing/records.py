@@ -72,8 +72,9 @@ class Picture:
         brief: bool = False,
     ) -> None:
         self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
+        self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
-        graph, shown, self.full_names = scene.graph, scene.shown, scene.names
+        graph, shown = scene.graph, scene.shown
         self.dtype = graph.outputs[0].dtype
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
@@ -89,12 +90,12 @@ class Picture:
         found = norms(graph.outputs) if small else []
         self.roles = {node: role for norm in found for node, role in norm.items() if role}
         aside = {node for norm in found for node in self.frame_statistics(norm)}
-        given = {n: self.full_names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
+        given = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
         self.names = labels.numbered(given) if brief else given
         inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
-                if parent in self.full_names and self.home.get(parent, 0) is None:
+                if parent in scene.names and self.home.get(parent, 0) is None:
                     self.home[parent] = self.home[node]
         self.again = structure.drawn_again(inputs)
         self.spine = structure.spine(graph.outputs[0], inputs, aside)
@@ -150,6 +151,7 @@ class Picture:
 
     def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
+        shape.again = isinstance(node, Leaf) and not full
         text = labels.short if self.brief else labels.value_text
         if node and full and self.values is not None:
             shape.value = text(self.values[node])
@@ -169,17 +171,8 @@ class Picture:
 
     def flow(self, node: Node, arg: Node) -> bool:
         """Whether to show that a gradient flows to `arg` from `node`, or from what reads it."""
-        if self.gradients is None or self.stored or self.brief or arg not in self.gradients:
-            return False
-        return node is arg or any(p in self.gradients and arg in p.receivers for p in self.parts.get(node, [node]))
-
-    def leaf(self, node: Node, frame: int | None, again: bool = False) -> int:
-        name, kind = self.full_names.get(node), "input"
-        if node.requires_grad:
-            kind = "parameter" if name or node.name in PARAMETERS else "variable"
-        here = self.add(kind, [name] if name else labels.title(node), frame, node, not again)
-        self.shapes[here].again = again
-        return here
+        parts = self.parts.get(node, [node])
+        return arg in self.flowing and (node is arg or any(p in self.flowing and arg in p.receivers for p in parts))
 
     def tail_of(self, arg: Any, reader: Node, name: str) -> int:
         """The shape that an arrow to `reader` comes from."""
@@ -188,29 +181,36 @@ class Picture:
             frame = None if reader.op == "batch_norm" else self.home[reader]
             return self.add("constant", [name if len(name) > 1 else "constant", *value], frame)
         again = (arg, reader) in self.again
-        key = arg if arg in self.place and not again else (arg, reader)
-        if key not in self.place:
-            frame = self.home[reader] if not again or arg in self.full_names else None
-            self.place[key] = self.leaf(arg, frame, again) if again else self.add("more", ["…"], frame)
-        return self.place[key]
+        if arg in self.place and not again:
+            return self.place[arg]
+        if (arg, reader) not in self.place:
+            frame = self.home[reader] if not again or arg in self.scene.names else None
+            kind, lines = (self.kind(arg), self.title(arg)) if again else ("more", ["…"])
+            self.place[arg, reader] = self.add(kind, lines, frame, arg if again else None, full=False)
+        return self.place[arg, reader]
 
     def add_node(self, node: Node) -> None:
-        if isinstance(node, Leaf):
-            self.place[node] = self.leaf(node, self.home[node])
-            return
         operands = self.operands(node)
         tails = [self.tail_of(arg, node, name) for arg, name, _ in operands]
         alike = len(operands) == 1 or node.op in labels.COMMUTATIVE  # operands that need no names
-        kind = node.op if node.op in ("stop_gradient", "allreduce") else "operation"
-        # The value of an operation that is an output stands there.
-        here = self.place[node] = self.add(kind, self.title(node), self.home[node], node, node not in self.outputs)
+        full = not node.op or node not in self.outputs  # the value of an operation that is an output stands there
+        here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
             self.connect(tail, here, arg, "" if alike else name, position=place, spine=self.spine.get(node) is arg)
             if isinstance(arg, Node) and self.flow(node, arg):
                 self.arrows.append(Arrow(here, tail, gradient=True))
 
+    def kind(self, node: Node) -> str:
+        if node.op:
+            return node.op if node.op in ("stop_gradient", "allreduce") else "operation"
+        if not node.requires_grad:
+            return "input"
+        return "parameter" if node in self.scene.names or node.name in PARAMETERS else "variable"
+
     def title(self, node: Node) -> list[str]:
         first, *lines = labels.title(node)
+        if not node.op:
+            return [self.scene.names.get(node, first)]
         if node.op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]
         if node in self.parts:
