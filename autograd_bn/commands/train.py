@@ -290,13 +290,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 COLOURS = {WITHOUT: "#b5533c", WITH: "#1f5a87", LENET: "#1f5a87"}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "autograd_bn",  # the same plot gives the same file
-}
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE["svg.hashsalt"] = "autograd_bn"  # the same plot gives the same file
 
 
 def draw(runs: list[Run], path: Path) -> bool:
