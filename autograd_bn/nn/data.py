@@ -44,10 +44,5 @@ def batches(
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")
     size = positive(size, "size")
     order = None if rng is None else np.random.default_rng(rng).permutation(len(x))
-
-    def rows() -> Iterator[tuple[Array, Array]]:
-        for start in range(0, len(x) - (size - 1 if drop_last else 0), size):
-            some = slice(start, start + size)
-            yield (x[some], y[some]) if order is None else (x[order[some]], y[order[some]])
-
-    return rows()
+    slices = [slice(start, start + size) for start in range(0, len(x) - (size - 1 if drop_last else 0), size)]
+    return ((x[rows], y[rows]) for rows in (slices if order is None else (order[some] for some in slices)))
