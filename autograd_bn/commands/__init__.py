@@ -1,4 +1,4 @@
-"""The commands of the command line, one module each: `HELP`, `add_arguments(parser)`, `run(args) -> int`.
+"""The commands of the command line, one module each: `HELP`, `add_arguments(parser)`, `run(args) -> exit status`.
 
 Here is what they share: the user's data, the files that they write, and the bar that shows how far they are.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -203,16 +202,3 @@ def progress(total: int, text: str, done: int = 0, quiet: bool = False) -> Itera
             bar.update()
 
         yield show
-
-
-def world(option: str) -> Any:
-    """All ranks that mpiexec started; `UsageError` without mpi4py."""
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        raise UsageError(f'{option} needs mpi4py and mpiexec: pip install "autograd_bn[mpi]"') from None
-    from ..distributed import end_together
-
-    end_together(MPI.COMM_WORLD)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt would leave the other ranks waiting
-    return MPI.COMM_WORLD

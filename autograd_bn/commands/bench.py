@@ -26,7 +26,6 @@ REPEATS = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument("-o", "--output", metavar="FILE", help="draw a plot, .svg or .png (needs matplotlib)")
 

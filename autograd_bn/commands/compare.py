@@ -45,7 +45,6 @@ FORMS = {"composed": composed, "fused": fused}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
     parser.add_argument("-o", "--output", metavar="DIR", default="batch_norm_graphs", help="folder for the pictures")
     parser.add_argument("--order", type=int, default=1, help="highest order of the gradients (default 1)")

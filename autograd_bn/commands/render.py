@@ -21,7 +21,6 @@ example: autograd-bn render measurements.csv --form fused --expand -o graph.svg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="the picture: .svg, .png, .pdf, .dot or .html"

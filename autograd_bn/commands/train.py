@@ -16,10 +16,10 @@ import numpy as np
 import autograd_bn as ag
 
 from .. import nn
-from ..distributed import allreduce, sum_gradients
+from ..distributed import allreduce, end_together, sum_gradients
 from ..distributed.collectives import raising_together
 from ..verify.report import text_table
-from . import UsageError, complain, output_file, progress, refused, words, world, writable_folder
+from . import UsageError, complain, output_file, progress, refused, words, writable_folder
 
 HELP = """train on the packaged digits with and without batch norm, and plot both
 
@@ -49,7 +49,6 @@ INSTALL = 'matplotlib is not installed, so there is no plot: pip install "autogr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("-o", "--output", metavar="FILE", default="training.svg", help="the plot: .svg or .png")
     parser.add_argument("--conv", action="store_const", const=True, help="train a small LeNet with batch norm")
     parser.add_argument("--steps", type=int, help="how many steps in all (default 5000; 600 with --conv)")
@@ -144,7 +143,7 @@ class Run:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print, plot; the exit status."""
-    comm = world("--mpi") if args.mpi else None
+    comm = _all_ranks() if args.mpi else None
     first = comm is None or comm.rank == 0  # the rank that looks at the test set, prints and writes
     with raising_together(comm):
         plot = output_file(args.output, (".svg", ".png"))
@@ -213,6 +212,17 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         print(f"state: {target}")
     return 0
+
+
+def _all_ranks() -> Any:
+    """The communicator of all ranks that mpiexec started."""
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise UsageError('--mpi needs mpi4py and mpiexec: pip install "autograd_bn[mpi]"') from None
+    end_together(MPI.COMM_WORLD)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt would leave the other ranks waiting
+    return MPI.COMM_WORLD
 
 
 def make_runs(settings: dict[str, Any], comm: Any = None) -> list[Run]:
