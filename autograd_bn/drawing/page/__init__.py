@@ -14,16 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...engine import Node
 from ...engine.graph import Values
 from ..picture import seeds, write
 from ..scene import scene_of
 from .arrays import Arrays
 from .reports import REPORTS, of_report
-from .views import MOST, View
+from .views import BRIEF, MOST, View
 
 ALONE = 8  # fused nodes that have a view of their own
-BODY = 10  # nodes that a fused node opens into, about
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,17 +96,14 @@ def page(
         why = f"There is no backward pass: an output has shape {shape}, so pass its gradient as grads=."
     elif start and not any(node.requires_grad for node in ends):
         why = "There is no backward pass: nothing requires a gradient."
-    known = Values(scene.graph.nodes)
-
-    def made(name: str, *fused: Node) -> View:
-        return View(name, scene.opened(fused, known), start, arrays, values is not False, direction, why)
-
     fused = [node for node in scene.shown if node.op == "batch_norm"]
-    views = [made("closed" if fused else "graph")]
-    if fused and (expand or len(views[0].ids) + BODY * len(fused) <= MOST):
-        views.append(made("open", *fused))
-    if len(fused) > 1 and not arrays.brief:
-        views += [made(f"open {k}", node) for k, node in enumerate(fused[:ALONE], 1)]
+    known, forms = Values(scene.graph.nodes), {"closed" if fused else "graph": scene}
+    opened = scene.opened(fused, known)
+    if fused and (expand or len(opened.shown) <= MOST):
+        forms["open"] = opened
+    if len(fused) > 1 and all(len(form.shown) <= BRIEF for form in forms.values()):
+        forms |= {f"open {k}": scene.opened([node], known) for k, node in enumerate(fused[:ALONE], 1)}
+    views = [View(name, form, start, arrays, values is not False, direction, why) for name, form in forms.items()]
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
