@@ -145,7 +145,7 @@ def seeds(graph: Graph, grads: Any) -> list[Any] | None:
 
 def flow(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
     """The gradient of every node that has one, where those of the outputs begin with `start`."""
-    begin = [(node, seed) for node, seed in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
+    begin = list(zip(graph.outputs, start or (), strict=False))
     return propagate(begin, {node for node in graph.nodes if node.requires_grad}, False, visits)
 
 

@@ -11,7 +11,7 @@ from ..dot import FONT, digraph
 from ..layout import draw
 from ..records import Picture
 
-SVG = "{http://www.w3.org/2000/svg}"
+SVG = "http://www.w3.org/2000/svg"
 TAGS = frozenset("svg g path polygon polyline ellipse text".split())
 ATTRIBUTES = frozenset(
     "class transform points d cx cy rx ry x y text-anchor font-size font-weight font-style fill fill-opacity stroke "
@@ -24,7 +24,8 @@ INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "
 
 def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: str) -> str:
     """The picture as SVG for a page; the shapes of the nodes in `ids` stand in their order."""
-    root = ElementTree.fromstring(draw(digraph(picture, direction).source, "svg"))
+    drawn = draw(digraph(picture, direction).source, "svg").decode()
+    root = ElementTree.fromstring(drawn.replace(f' xmlns="{SVG}"', "", 1))
     edges: dict[str, list[str]] = {}  # tail->head: the data-edge of each of the arrows between them
     for arrow in picture.arrows:
         tail, head = (picture.shapes[i].node for i in (arrow.tail, arrow.head))
@@ -32,8 +33,8 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
         edges.setdefault(f"{arrow.tail}->{arrow.head}", []).append(ends)
     (graph,) = root
     order: list[tuple[int, int, ElementTree.Element]] = []
-    for group in [part for part in graph if part.tag not in (SVG + "polygon", SVG + "title")]:  # no background
-        kind, title = group.get("class", ""), group.findtext(SVG + "title", "")
+    for group in [part for part in graph if part.tag not in ("polygon", "title")]:  # no background
+        kind, title = group.get("class", ""), group.findtext("title", "")
         _clean(group)
         place = (0, 0)
         if kind == "edge":
@@ -50,14 +51,13 @@ def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: s
             place = (2, int(title))
         order.append((*place, group))
     top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
-    made = ElementTree.Element("svg", {"xmlns": SVG[1:-1], **top, **INHERITED})
+    made = ElementTree.Element("svg", {"xmlns": SVG, **top, **INHERITED})
     inner = ElementTree.SubElement(made, "g", {"transform": graph.get("transform", "")})
     inner.extend([group for *_, group in sorted(order, key=lambda entry: entry[:2])])
     return ElementTree.tostring(made, encoding="unicode").replace(" />", "/>")
 
 
 def _clean(element: ElementTree.Element) -> None:
-    element.tag = element.tag.removeprefix(SVG)
     if element.tag not in TAGS:
         raise RuntimeError(f"Graphviz drew <{element.tag}>, which a page has no place for")
     element.attrib = {
@@ -69,7 +69,7 @@ def _clean(element: ElementTree.Element) -> None:
         element.attrib["points"] = element.attrib["points"].rpartition(" ")[0]
     element.text, element.tail = (element.text or "").strip() and element.text, None
     for child in list(element):
-        if child.tag == SVG + "title":
+        if child.tag == "title":
             element.remove(child)
         else:
             _clean(child)

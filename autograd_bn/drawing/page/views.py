@@ -81,15 +81,8 @@ class View:
             for place, arg in enumerate(node.args)
             if isinstance(arg, Node) and arg in ids
         ]
-        steps, paths = list(self.steps(visits, why)), list(self.paths())
-        self.data: dict[str, Any] = {
-            "name": name,
-            "nodes": nodes,
-            "edges": edges,
-            "steps": steps,
-            "paths": paths,
-            "notes": {},
-        }
+        self.data: dict[str, Any] = {"name": name, "nodes": nodes, "edges": edges, "notes": {}}
+        self.data |= {"steps": list(self.steps(visits, why)), "paths": list(self.paths())}
         self.svg = draw_view(picture, name, ids, direction or "TB")
 
     def steps(self, visits: Sequence[Any], why: str) -> Iterator[dict[str, Any]]:
