@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from .report import html_table, text_table
 
 # Part of a row's largest entry by which the formulas may differ (constants may have been rounded to the inputs' dtype),
 # and by which a result in the inputs' dtype may be off.
-_TOLERANCE = {"object": (0.0, 0.0), "float16": (4e-4, 1e-2), "float32": (1e-6, 1e-5)}
+_TOLERANCE = defaultdict(lambda: (1e-10, 1e-10), object=(0.0, 0.0), float16=(4e-4, 1e-2), float32=(1e-6, 1e-5))
 _SLACK = 16  # times what moving the inputs by their last bits does
 _DRAWS = 4
 
@@ -68,17 +69,6 @@ class Comparison:
     def __bool__(self) -> bool:
         return self.ok
 
-    @property
-    def verdict(self) -> str:
-        """The result in one line: in which rows they differ, and which side is wrong there."""
-        both = " and ".join(self.names)
-        differ = [row.name for row in self.rows if not row.ok]
-        if not differ:
-            return f"{both} agree in every row"
-        wrong = [[row.name for row in self.rows if row.wrong[side]] for side in (0, 1)]
-        blamed = [f"{name} is wrong in {', '.join(rows)}" for name, rows in zip(self.names, wrong, strict=True) if rows]
-        return "; ".join([f"{both} differ in {', '.join(differ)}", *blamed])
-
     def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
         results = {(True, False): f"{first} WRONG", (False, True): f"{second} WRONG", (True, True): "BOTH WRONG"}
@@ -95,13 +85,17 @@ class Comparison:
         ]
 
     def _notes(self) -> Iterator[str]:
-        yield f"{self.verdict}. Inputs {self.dtype}, random output weights (seed {self.seed})."
+        differ = ", ".join([row.name for row in self.rows if not row.ok])
+        wrong = [", ".join([row.name for row in self.rows if row.wrong[side]]) for side in (0, 1)]
+        blamed = [f"; {name} is wrong in {rows}" for name, rows in zip(self.names, wrong, strict=True) if rows]
+        verdict = f"{' and '.join(self.names)} " + (f"differ in {differ}" if differ else "agree in every row")
+        yield f"{''.join([verdict, *blamed])}. Inputs {self.dtype}, random output weights (seed {self.seed})."
         for row in self.rows:
             if any(row.non_finite):
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
                 where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
                 yield f"{row.name}: entries that are not finite: {counts}{where}."
-        formula, rounding = _tolerance(self.dtype)
+        formula, rounding = _TOLERANCE[self.dtype]
         equal = f"within {formula:g} of the row's largest entry"
         if self.dtype == "object":
             yield "equal: exactly."
@@ -248,7 +242,7 @@ def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
     """Whether two formulas agree in a row, but for rounding, which may take half of the digits of `dtype`."""
     a, b = (run.values[name] for run in runs)
     apart, scale = _most(_apart(a, b)), max(_largest(a), _largest(b))
-    if dtype.kind == "O" or apart <= _tolerance(dtype)[0] * scale:
+    if dtype.kind == "O" or apart <= _TOLERANCE[str(dtype)][0] * scale:
         return bool(apart == 0 or dtype.kind != "O")
     close = apart <= float(np.sqrt(np.finfo(dtype).eps)) * scale or all(run.vanishes(name) for run in runs)
     return bool(close and apart <= sum(run.moved(name, run.dtype) for run in runs))
@@ -256,14 +250,12 @@ def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
 
 def _is_rounding(error: Any, name: str, side: _Run, exact: _Run) -> bool:
     """Whether one side's error may come from rounding in its own arithmetic."""
-    small = _tolerance(side.dtype)[1] * _largest(exact.values[name]) + float(np.finfo(side.dtype).smallest_subnormal)
+    small = _TOLERANCE[str(side.dtype)][1] * _largest(exact.values[name]) + float(
+        np.finfo(side.dtype).smallest_subnormal
+    )
     if error <= small or error <= exact.moved(name, side.dtype):
         return True
     return exact.vanishes(name) and bool(error <= side.moved(name, side.dtype))
-
-
-def _tolerance(dtype: Any) -> tuple[float, float]:
-    return _TOLERANCE.get(str(dtype), (1e-10, 1e-10))
 
 
 def _apart(a: Array, b: Array) -> Array:
