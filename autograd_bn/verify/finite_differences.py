@@ -64,7 +64,7 @@ class Differences:
 
     def jacobian(self, i: int) -> tuple[Array, Array]:
         """The derivatives of all outputs (rows) by the elements of input `i` (columns), and their errors."""
-        columns = np.array([self.along(i, unit) for unit in _units(self.at[i].shape)])
+        columns = np.array([self.along(i, unit) for unit in _units(self.at[i])])
         value, error = columns.reshape(self.at[i].size, 2, self.value.size).transpose(1, 2, 0)
         return value, error
 
@@ -73,11 +73,11 @@ class Differences:
 
         Second differences of a smooth function shrink in proportion to the step, those across a kink do not.
         """
-        for _ in range(2):
-            if not self._bends(range(len(self.at)), [self._direction(array) for array in self.at]):
-                return None
+        every = range(len(self.at))
+        if not all(self._bends(every, [self._direction(array) for array in self.at]) for _ in range(2)):
+            return None
         for i, array in enumerate(self.at):
-            for index, unit in zip(np.ndindex(array.shape), _units(array.shape), strict=True):
+            for index, unit in zip(np.ndindex(array.shape), _units(array), strict=True):
                 if self._bends([i], [unit]):
                     return i, index
         return None
@@ -137,13 +137,12 @@ class Differences:
         def moved(t: float) -> Array:
             return self._moved(which, [t * self.scale[i] * d for i, d in zip(which, directions, strict=True)])
 
-        h = self.smallest
-        steps = (h, h / 2, h / 4)
-        sides = [(moved(t), moved(-t)) for t in steps]
-        bends = [(up - 2 * self.value + down) / t for (up, down), t in zip(sides, steps, strict=True)]
-        slope = np.abs(sides[0][0] - sides[0][1]) / (2 * h)
+        steps = self.smallest / np.array([[1], [2], [4]])
+        up, down = (np.array([moved(sign * step) for step in steps[:, 0]]) for sign in (1, -1))
+        bends = (up - 2 * self.value + down) / steps
+        slope = np.abs(up[0] - down[0]) / (2 * self.smallest)
         noise = np.max([self.noise[i] for i in which], axis=0) / steps[-1]
-        excess = np.max([np.abs(bends[k] - bends[0] * steps[k] / h) for k in (1, 2)], axis=0)
+        excess = np.max(np.abs(bends - bends[0] * steps / self.smallest), axis=0)
         return bool(np.any(~(excess <= 1e-6 * slope + 50 * noise)))
 
     def _direction(self, array: Array) -> Array:
@@ -162,10 +161,9 @@ def _richardson(estimates: Sequence[Array]) -> tuple[Array, Array]:
     return (16 * r2 - r1) / 15, np.abs(r2 - r1)
 
 
-def _units(shape: Index) -> list[Array]:
-    """The unit vectors of a space, in the order of `np.ndindex`."""
-    size = math.prod(shape)
-    return list(np.eye(size).reshape(size, *shape))
+def _units(array: Array) -> Array:
+    """The unit vectors of an array's space, in the order of `np.ndindex`."""
+    return np.eye(array.size).reshape(array.size, *array.shape)
 
 
 def _scale(array: Array) -> float:
