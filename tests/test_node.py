@@ -121,7 +121,7 @@ def test_a_block_without_updates_may_stand_in_another():
     assert mode.updating
 
 
-def test_become_takes_over_the_versions_it_reads():
+def test_become_takes_over_the_time_at_which_it_read():
     w = ag.tensor([1.0, 2.0], requires_grad=True, name="w")
     y, other = w * 3, ag.square(w)
     y.node.become(other.node)

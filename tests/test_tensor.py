@@ -195,6 +195,15 @@ def test_a_copy_is_not_taken_for_a_view():
     assert w.grad == 16.0
 
 
+def test_what_was_assigned_before_it_was_read_is_no_harm():
+    w, other = (ag.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    w.assign([3.0, 4.0])
+    loss = (w * w).sum()
+    other.assign([5.0, 6.0])
+    loss.backward()
+    assert w.grad.tolist() == [6, 8]
+
+
 def test_what_is_not_read_may_be_overwritten():
     x = ag.tensor([1.0, 2.0], requires_grad=True)
     y = (x * 2 + x).sum()
