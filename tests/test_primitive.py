@@ -408,3 +408,19 @@ def test_a_list_among_the_options_is_the_callers_to_change():
     axis.remove(0)
     y.backward()
     assert np.array_equal(x.grad, np.ones((2, 3)))
+
+
+def test_a_view_that_reads_its_result_notices_an_assignment():
+    try:
+
+        @primitive(lambda g, out: g * out, view=True)
+        def seen(x, /):
+            return x[...]
+
+        w = ag.tensor([1.0, 2.0], requires_grad=True, name="w")
+        y = seen(w).sum()
+        w.assign([3.0, 4.0])
+        with pytest.raises(RuntimeError, match="'w' of 'seen' was overwritten"):
+            y.backward()
+    finally:
+        del registry["seen"]
