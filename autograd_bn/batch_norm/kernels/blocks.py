@@ -24,14 +24,13 @@ Index = tuple[int | slice, ...]
 
 
 class Block(NamedTuple):
-    """One block: where it is, and the shape in which it is computed.
+    """One block: where it is, and the lines in which it is computed.
 
-    `lines` is that shape, with the axis that is summed over at `Layout.axis`. The sums of the lines have the shape
-    `lanes`, (repeats, features, inner), and are summed in their turn over the first and the last.
+    The axis of `lines` that is summed over is `Layout.axis`. The sums of the lines have the shape `lanes`,
+    (repeats, features, inner), and are summed in their turn over the first and the last.
     """
 
     where: Index
-    shape: tuple[int, ...]
     rows: int
     inner: int
     features: slice
@@ -39,7 +38,6 @@ class Block(NamedTuple):
     lines: tuple[int, ...]
     lanes: tuple[int, int, int]
     place: slice  # of its lines in a vector that `Layout.lay` made
-    size: int
 
 
 class Layout:
@@ -93,8 +91,8 @@ class Layout:
         self.counts = np.array(counts).reshape(-1, 1)
 
     @cached_property
-    def walk(self) -> tuple[Array, bool, Array]:
-        """The blocks in numbers, for arrays whose views are contiguous; then `long` and `counts`.
+    def table(self) -> Array:
+        """The blocks in numbers, for arrays whose views are contiguous.
 
         Where a block starts; its rows, features and inner elements; how far it is from row to row and from feature to
         feature; which of the features comes first; and its part.
@@ -105,12 +103,16 @@ class Layout:
             start = int(np.ravel_multi_index(first, self.shape))
             lengths = (block.rows, block.features.stop - block.features.start, block.inner)
             rows.append((start, *lengths, self.features * self.inner, self.inner, block.features.start, block.part))
-        return np.array(rows), self.long, self.counts
+        return np.array(rows)
+
+    @cached_property
+    def walk(self) -> tuple[Array, bool]:
+        """The whole array as the one block of such a table; and whether lines are those of `inner`."""
+        width = self.features * self.inner
+        return np.array([(0, self.size // width, self.features, self.inner, width, self.inner, 0, 0)]), self.long
 
     def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
-        cut = [len(range(*s.indices(n))) for s, n in zip(where, self.shape, strict=True) if isinstance(s, slice)]
         wide = features.stop - features.start
-        size = rows * wide * inner
         if self.long:
             lines: tuple[int, ...] = (rows, wide, inner)
             lanes, place = (rows, wide, 1), features
@@ -118,7 +120,7 @@ class Layout:
             repeats = math.gcd(rows, self.repeats)
             lines, lanes = (rows // repeats, repeats * wide * inner), (repeats, wide, inner)
             place = slice(features.start * inner, features.start * inner + lines[1])
-        return Block(where, tuple(cut), rows, inner, features, part, lines, lanes, place, size)
+        return Block(where, rows, inner, features, part, lines, lanes, place)
 
     def view(self, array: Array) -> Array:
         """`array` in the order of the walk, without a copy."""
@@ -131,22 +133,17 @@ class Layout:
 
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""
-        if statistic is None or (statistic.ndim == 1 and statistic.dtype is dtype):
-            return statistic
-        if self.turned:
-            statistic = np.reshape(statistic, self.kept_shape).transpose(self.kept_order)
-        return np.asarray(statistic, dtype).reshape(-1)
+        if statistic is None:
+            return None
+        turned = np.reshape(statistic, self.kept_shape).transpose(self.kept_order)
+        return np.asarray(turned, dtype).reshape(-1)
 
     def unflat(self, vectors: Array) -> Array:
         """The inverse of `flat`, with 1s in the place of the summed axes; for one vector, or rows of them."""
-        if vectors.shape == self.statistics_shape:
-            return vectors
-        lead = vectors.shape[:-1]
-        if self.turned:
-            order = (*range(len(lead)), *[len(lead) + i for i in np.argsort(self.kept_order)])
-            vectors = vectors.reshape(*lead, *[self.kept_shape[i] for i in self.kept_order]).transpose(order)
-        spread: Array = vectors.reshape(*lead, *self.statistics_shape)
-        return spread
+        *lead, _ = vectors.shape
+        turned = vectors.reshape(*lead, *[self.kept_shape[i] for i in self.kept_order])
+        order = [*range(len(lead)), *[len(lead) + i for i in np.argsort(self.kept_order)]]
+        return turned.transpose(order).reshape(*lead, *self.statistics_shape)
 
     def lay(self, vector: Any) -> Any:
         """A vector of features, repeated such that `Block.place` cuts out what lies along a block's lines; or None."""

@@ -1,7 +1,8 @@
 """The kernels in numba, in double precision registers. Imported when first needed.
 
-The three steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call.
-Most sums may be reordered, so that they vectorise; numbers that are not finite stay what they are.
+The three steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call,
+on the array as one block. Most sums may be reordered, so that they vectorise; numbers that are not finite stay what
+they are. `g` may be None: numba compiles code for each of the two.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ PARALLEL = 1 << 20
 # How many rows are summed at a time, for fewer stores; and how many, before their sums are added to the others.
 ABREAST = 4
 CHUNK = 64
+# How many numbers of one run.
+RUN = 1 << 14
 
 _exact = njit(nogil=True, cache=True, error_model="numpy")
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
@@ -30,12 +33,11 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
-    table, long, _ = layout.walk
-    parallel = layout.size >= PARALLEL
+    table, parallel = layout.table, layout.size >= PARALLEL
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
-        kernel(table[first : first + taken], long, *args)
+        kernel(table[first : first + taken], layout.long, *args)
 
     share(work, range(0, len(table), taken), parallel)
 
@@ -61,21 +63,15 @@ def affine(
 
 @_exact
 def _centres(x, start, stride, rows, centres):  # type: ignore[no-untyped-def]
-    """The mean of 16 rows, or the first of fewer: added in pairs, of pairs, it is exact where numbers are equal."""
+    """The first row, plus the mean distance of 16 rows from it, if there are as many: exact where numbers are equal."""
     centres[:] = 0
-    if rows < 16:
-        centres += x[start : start + len(centres)]
-        return
-    for half in range(2):
-        a = start + 8 * half * stride
-        r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-        r4, r5, r6, r7 = x[a + 4 * stride :], x[a + 5 * stride :], x[a + 6 * stride :], x[a + 7 * stride :]
+    first = x[start : start + len(centres)]
+    for row in range(1, 16 if rows >= 16 else 1):
+        r = x[start + row * stride :]
         for j in range(len(centres)):
-            left = (np.float64(r0[j]) + r1[j]) + (np.float64(r2[j]) + r3[j])
-            right = (np.float64(r4[j]) + r5[j]) + (np.float64(r6[j]) + r7[j])
-            centres[j] += left + right
+            centres[j] += np.float64(r[j]) - first[j]
     for j in range(len(centres)):
-        centres[j] /= 16
+        centres[j] = first[j] + centres[j] / 16
 
 
 @_exact
@@ -108,8 +104,7 @@ def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no
         else:
             lanes = centre if inner == 1 else np.empty(features * inner)
             _centres(x, start, stride, rows, lanes)
-            for f in range(features):
-                centre[f] = lanes[f * inner]
+            centre[:] = lanes[::inner]
         for _ in range(2):
             if long:
                 _sums_of_runs(None, x, start, rows, features, inner, stride, step, centre, distance, square)
@@ -138,7 +133,14 @@ def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[
             _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weight)
 
 
-# The sums of g and of g * (x - mean), with x - mean itself where g is None: numba compiles code for each of the two.
+# The sums of g and of g * (x - mean), with x - mean itself where g is None.
+
+
+@_compiled
+def _terms(g, h, r, m):  # type: ignore[no-untyped-def]
+    t = r - m
+    d = t if g is None else np.float64(h)
+    return d, d * t
 
 
 @_compiled
@@ -149,33 +151,26 @@ def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weig
     for chunk in range(0, rows, CHUNK):
         both[:] = 0
         end = min(chunk + CHUNK, rows)
-        for row in range(chunk, end - ABREAST + 1, ABREAST):
-            a = start + row * stride
-            r0, r1, r2, r3 = x[a:], x[a + stride :], x[a + 2 * stride :], x[a + 3 * stride :]
-            if g is None:
-                for j in range(width):
-                    t0, t1, t2, t3 = r0[j] - m[j], r1[j] - m[j], r2[j] - m[j], r3[j] - m[j]
-                    s[j] += (t0 + t1) + (t2 + t3)
-                    w[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
-            else:
-                h0, h1, h2, h3 = g[a:], g[a + stride :], g[a + 2 * stride :], g[a + 3 * stride :]
-                for j in range(width):
-                    d0, d1, d2, d3 = np.float64(h0[j]), np.float64(h1[j]), np.float64(h2[j]), np.float64(h3[j])
-                    s[j] += (d0 + d1) + (d2 + d3)
-                    w[j] += (d0 * (r0[j] - m[j]) + d1 * (r1[j] - m[j])) + (d2 * (r2[j] - m[j]) + d3 * (r3[j] - m[j]))
-        for row in range(end - (end - chunk) % ABREAST, end):
+        odd = end - (end - chunk) % ABREAST
+        for row in range(chunk, odd, ABREAST):
+            a, b = start + row * stride, start + (row + 1) * stride
+            c, d = start + (row + 2) * stride, start + (row + 3) * stride
+            ra, rb, rc, rd = x[a:], x[b:], x[c:], x[d:]
+            ha, hb, hc, hd = (ra, rb, rc, rd) if g is None else (g[a:], g[b:], g[c:], g[d:])
+            for j in range(width):
+                sa, wa = _terms(g, ha[j], ra[j], m[j])
+                sb, wb = _terms(g, hb[j], rb[j], m[j])
+                sc, wc = _terms(g, hc[j], rc[j], m[j])
+                sd, wd = _terms(g, hd[j], rd[j], m[j])
+                s[j] += (sa + sb) + (sc + sd)
+                w[j] += (wa + wb) + (wc + wd)
+        for row in range(odd, end):
             r = x[start + row * stride :]
-            if g is None:
-                for j in range(width):
-                    t = r[j] - m[j]
-                    s[j] += t
-                    w[j] += t * t
-            else:
-                h = g[start + row * stride :]
-                for j in range(width):
-                    d = np.float64(h[j])
-                    s[j] += d
-                    w[j] += d * (r[j] - m[j])
+            h = r if g is None else g[start + row * stride :]
+            for j in range(width):
+                sa, wa = _terms(g, h[j], r[j], m[j])
+                s[j] += sa
+                w[j] += wa
         _add(sums, lows, both)
     sums += lows
     for f in range(features):
@@ -188,92 +183,68 @@ def _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total,
     for f in range(features):
         m, sums, lows, both = mean[f], np.zeros(2), np.zeros(2), np.empty(2)
         for row in range(rows):
-            s = w = 0.0
-            a = start + row * stride + f * step
-            r = x[a : a + inner]
-            if g is not None:
-                h = g[a : a + inner]
-            for i in range(inner):
-                t = r[i] - m
-                d = t
-                if g is not None:
-                    d = np.float64(h[i])
-                s += d
-                w += d * t
-            both[0], both[1] = s, w
-            _add(sums, lows, both)
+            for first in range(0, inner, RUN):
+                s = w = 0.0
+                a, length = start + row * stride + f * step + first, min(RUN, inner - first)
+                r = x[a : a + length]
+                h = r if g is None else g[a : a + length]
+                for i in range(length):
+                    d, t = _terms(g, h[i], r[i], m)
+                    s += d
+                    w += t
+                both[0], both[1] = s, w
+                _add(sums, lows, both)
         total[f], weighted[f] = sums[0] + lows[0], sums[1] + lows[1]
 
 
 @_compiled
+def _value(g, h, d, r, m, k, c):  # type: ignore[no-untyped-def]
+    t = (r - m) * k + c
+    return t if g is None else h * d + t
+
+
+@_compiled
 def _affine(table, long, x, y, means, slopes, constants, g, directs):  # type: ignore[no-untyped-def]
+    h, factors = (x, slopes) if g is None else (g, directs)
     for start, rows, features, inner, stride, step, first, _ in table:
-        last = first + features
-        if long:
-            for row in range(rows):
-                for f in range(features):
-                    a = start + row * stride + f * step
-                    m, k, c = means[first + f], slopes[first + f], constants[first + f]
-                    r, out = x[a : a + inner], y[a : a + inner]
-                    if g is None:
-                        for i in range(inner):
-                            out[i] = (r[i] - m) * k + c
-                    else:
-                        h, d = g[a : a + inner], directs[first + f]
-                        for i in range(inner):
-                            out[i] = h[i] * d + ((r[i] - m) * k + c)
-        else:
-            width = features * inner
-            m, k = _spread(means[first:last], inner), _spread(slopes[first:last], inner)
-            c = _spread(constants[first:last], inner)
-            if g is not None:
-                e = _spread(directs[first:last], inner)
-            for row in range(rows):
-                a = start + row * stride
-                r, out = x[a : a + width], y[a : a + width]
-                if g is None:
-                    for j in range(width):
-                        out[j] = (r[j] - m[j]) * k[j] + c[j]
+        width = inner if long else features * inner
+        mine = slice(first, first + features)
+        if not long:
+            ms, ks = _spread(means[mine], inner), _spread(slopes[mine], inner)
+            cs, ds = _spread(constants[mine], inner), _spread(factors[mine], inner)
+        for row in range(rows):
+            for f in range(features if long else 1):
+                a = start + row * stride + f * step
+                r, e, out = x[a : a + width], h[a : a + width], y[a : a + width]
+                if long:
+                    m, k, c, d = means[first + f], slopes[first + f], constants[first + f], factors[first + f]
+                    for i in range(width):
+                        out[i] = _value(g, e[i], d, r[i], m, k, c)
                 else:
-                    h = g[a : a + width]
-                    for j in range(width):
-                        out[j] = h[j] * e[j] + ((r[j] - m[j]) * k[j] + c[j])
+                    for i in range(width):
+                        out[i] = _value(g, e[i], ds[i], r[i], ms[i], ks[i], cs[i])
 
 
 @_exact
-def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore[no-untyped-def]
+def forward(table, long, x, y, gamma, beta, eps, found):  # type: ignore[no-untyped-def]
     """All steps of the forward pass: `found` gets the mean's two parts, the variance and the scale.
 
     False, and no result, where a variance is not below `LARGEST`.
     """
-    features, parts, n = len(gamma), len(counts), counts.sum()
-    sums = np.zeros((3, parts, features))
+    features = len(gamma)
+    n, sums = len(x) // features, np.empty((3, 1, features))
     _statistics(table, long, x, sums[0], sums[1], sums[2])
-    origin, high, low, var, scale = sums[0, 0], found[0], found[1], found[2], found[3]
-    vectors = np.zeros((3, features))
-    shift, scales, shifts = vectors[0], vectors[1], vectors[2]
-    for part in range(parts):
-        weight, centre, distance = counts[part, 0], sums[0, part], sums[1, part]
-        for f in range(features):
-            distance[f] += centre[f] - origin[f]
-            shift[f] += weight * distance[f]
-    var[:] = 0
+    centre, distance, square = sums[0, 0], sums[1, 0], sums[2, 0]
+    high, low, var, scale = found[0], found[1], found[2], found[3]
+    scales, shifts = np.empty(features), np.empty(features)
+    fits = True
     for f in range(features):
-        shift[f] /= n
-    for part in range(parts):
-        weight, distance, square = counts[part, 0], sums[1, part], sums[2, part]
-        for f in range(features):
-            rest = distance[f] - shift[f]
-            var[f] += square[f] + weight * rest * rest
-    for f in range(features):
-        high[f] = origin[f] + shift[f]
-        low[f] = (origin[f] - high[f]) + shift[f]
-        var[f] = max(var[f] / n, 0.0)
+        high[f] = centre[f] + distance[f]
+        low[f] = (centre[f] - high[f]) + distance[f]
+        var[f] = max(square[f] / n, 0.0)
         scale[f] = 1 / np.sqrt(var[f] + eps)
         scales[f] = scale[f] * gamma[f]
         shifts[f] = beta[f] - low[f] * scales[f]
-    fits = True
-    for f in range(features):
         fits = fits and var[f] < LARGEST
     if fits:
         _affine(table, long, x, y, high, scales, shifts, None, None)
@@ -281,28 +252,22 @@ def forward(table, long, counts, x, y, gamma, beta, eps, found):  # type: ignore
 
 
 @_exact
-def backward(table, long, counts, g, x, dx, gamma, found, through_mean, through_var, dgamma, dbeta):  # type: ignore[no-untyped-def]
+def backward(table, long, g, x, dx, gamma, found, through_mean, through_var, dgamma, dbeta):  # type: ignore[no-untyped-def]
     """All steps of the backward pass; False where a product of float64 left the range."""
-    features, parts, n = len(gamma), len(counts), counts.sum()
-    both = np.empty((2, parts, features))
+    features = len(gamma)
+    n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((3, features))
     mean, low, scale = found[0], found[1], found[3]
-    _backward_sums(table, long, g, x, mean, both[0], both[1])
-    vectors = np.zeros((3, features))
+    _backward_sums(table, long, g, x, mean, sums[0], sums[1])
     direct, slope, constant = vectors[0], vectors[1], vectors[2]
-    total, weighted = both[0, 0], both[1, 0]
-    for part in range(1, parts):
-        for f in range(features):
-            total[f] += both[0, part, f]
-            weighted[f] += both[1, part, f]
     of_mean, of_var = through_mean / n, through_var / n
     fits = True
     for f in range(features):
-        weighted[f] = (weighted[f] - low[f] * total[f]) * scale[f]
-        dgamma[f], dbeta[f] = weighted[f], total[f]
+        total = sums[0, 0, f]
+        weighted = (sums[1, 0, f] - low[f] * total) * scale[f]
+        dgamma[f], dbeta[f] = weighted, total
         direct[f] = scale[f] * gamma[f]
-        slope[f] = -direct[f] * scale[f] * (weighted[f] * of_var)
-        constant[f] = -direct[f] * (total[f] * of_mean) - low[f] * slope[f]
-    for f in range(features):
-        fits = fits and np.isfinite(weighted[f])
+        slope[f] = -direct[f] * scale[f] * (weighted * of_var)
+        constant[f] = -direct[f] * (total * of_mean) - low[f] * slope[f]
+        fits = fits and np.isfinite(weighted)
     _affine(table, long, x, dx, mean, slope, constant, g, direct)
     return fits

@@ -38,14 +38,16 @@ scratch = _Scratch()
 
 
 def load(view: Array, block: Block, dtype: Any, slot: int = 0) -> Array:
-    buffer = scratch.take(slot, block.size, dtype)
-    np.copyto(buffer.reshape(block.shape), view[block.where])
+    piece = view[block.where]
+    buffer = scratch.take(slot, piece.size, dtype)
+    np.copyto(buffer.reshape(piece.shape), piece)
     lines: Array = buffer.reshape(block.lines)
     return lines
 
 
 def store(values: Array, view: Array, block: Block) -> None:
-    np.copyto(view[block.where], values.reshape(block.shape), casting="same_kind")
+    piece = view[block.where]
+    np.copyto(piece, values.reshape(piece.shape), casting="same_kind")
 
 
 def run(layout: Layout, work: Callable[[Block], None]) -> None:

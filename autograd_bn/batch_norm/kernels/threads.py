@@ -28,18 +28,14 @@ def set_num_threads(n: int | None) -> None:
     >>> ag.set_num_threads(None)
     """
     global _number
-    number = None if n is None else _checked(n, "n")
+    _number = None if n is None else _checked(n, "n")
     _forget()
-    _number = number
 
 
 def num_threads() -> int:
     """How many threads large work is shared by."""
-    global _number
-    if _number is None:
-        given = os.environ.get(_VARIABLE)
-        _number = _checked(given, _VARIABLE) if given else _processors()
-    return _number
+    given = os.environ.get(_VARIABLE)
+    return _number or (_checked(given, _VARIABLE) if given else _processors())
 
 
 def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) -> None:
