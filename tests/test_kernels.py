@@ -612,6 +612,18 @@ def test_an_unknown_backend_is_refused():
         ag.set_backend("cuda")
 
 
+def test_features_in_another_order_than_memory_has(backend):
+    x, g = np.random.default_rng(0).normal(size=(2, 64, 10, 12))
+    gamma, beta = g[:2]
+    found = []
+    for laid_out in (np.ascontiguousarray, np.asfortranarray):
+        leaves = [ag.as_tensor(a, requires_grad=True) for a in (laid_out(x), gamma, beta)]
+        y = ag.batch_norm(*leaves, axes=0)
+        found.append([y.data, *ag.grad(y, leaves, g)])
+    for a, b in zip(*found, strict=True):
+        assert np.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_numba_where_it_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(kernels, "_has_numba", lambda: False)
     with pytest.raises(ImportError, match="pip install"):

@@ -82,7 +82,10 @@ def test_no_more_is_held_than_is_said(monkeypatch):
     assert address(memory.empty_like(LARGE)) == last
 
 
-@pytest.mark.parametrize("like", [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999))])
+ODD = [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999)), LARGE.astype(object)]
+
+
+@pytest.mark.parametrize("like", ODD, ids=["small", "strided", "turned", "huge", "objects"])
 def test_small_odd_and_huge_arrays_are_left_to_numpy(like):
     made = memory.empty_like(like)
     assert made.base is None
