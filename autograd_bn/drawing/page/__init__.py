@@ -63,19 +63,18 @@ def page(
     hops: int = 3,
     inputs: Any = None,
 ) -> Page:
-    """A page that steps through the graph below `outputs`, a tensor or several, forward and back.
+    """A page that steps through the graph below `outputs` forward and back, with the options of `render`.
 
     It shows every operation in topological order and every visit of the backward pass in the engine's, with the value,
     the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed body; and
     where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
 
-    `outputs` may also be a model, called with `inputs`; a `Comparison`, which shows both graphs side by side, each node
-    with its errors in ulp; a `Verdict` or a `GradientError`: then the page opens at the first wrong step.
+    `outputs` may also be a `Comparison`, which shows both graphs side by side, each node with its errors in ulp, or a
+    `Verdict` or a `GradientError`: then the page opens at the first wrong step.
 
-    `values=False` leaves values out, `grads=False` the backward pass. The gradient is that of the sum of outputs of
-    one element; for another output `grads` is an array of its shape, without which the page steps forward only.
-    `expand=True` shows the open form first. `direction`, `around` and `hops` are those of `render`. A page has at most
-    1,500 nodes, and above 200 summaries of all arrays: `ValueError` for more.
+    Values and gradients are shown unless False. For an output of more than one element `grads` is an array of its
+    shape, without which the page steps forward only. `expand=True` shows the open form first. A page has at most 1,500
+    nodes (`ValueError` for more), and above 200 summaries of all arrays.
 
     >>> import autograd_bn as ag
     >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
