@@ -191,7 +191,6 @@ def test_what_a_repair_says_is_in_every_form(tmp_path):
         verdict.diagnosis[0]
     )
     assert "+dw = x.T @ da" in verdict._repr_html_()
-    assert '"new": "dw = x.T @ da"' in verdict.to_json()
 
 
 def test_a_diff_names_the_file_without_its_folders_and_a_notebook_by_its_cell():

@@ -98,27 +98,21 @@ def where(wrong: Array, value: Array) -> str:
 
 def one_path(run: Run, given: dict[str, Array]) -> Finding | None:
     """One edge of the recorded graph whose share, weighted otherwise, makes every wrong gradient come out."""
-    if run.trace is None:
-        return None
     trace = run.trace
-    _, edges = trace.flow(trace.y.node, run.dy)
-    leaves = {name: trace.leaves[name].node for name in given}
-    excess = {name: g - run.truth[name] for name, g in given.items()}
-    constant = trace.constants(run.dy)
-    for cut in [[], constant] if constant else [[]]:
-        for consumer, parent, part in edges[:_MOST_EDGES]:
-            shares, _ = trace.flow(parent, part, cut)
-            share = {name: shares.get(leaf, np.zeros(leaf.shape)) for name, leaf in leaves.items()}
-            power = sum(float(np.sum(s * s)) for s in share.values())
-            if not power:
-                continue
-            k = sum(float(np.sum(s * excess[name])) for name, s in share.items()) / power
-            # A weight so near to 1 is rounding, which any edge explains.
-            if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
-                labels = tuple([f"d{n}" for n in given])
-                way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
-                first, *_ = number(1 + k, lengths(run))
-                return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
+    if trace is None:
+        return None
+    cut = trace.constants(run.dy)
+    for consumer, parent, part in trace.flow(trace.y.node, run.dy)[1][:_MOST_EDGES]:
+        shares, _ = trace.flow(parent, part, cut)
+        share = {name: shares.get(trace.leaves[name].node, np.zeros(g.shape)) for name, g in given.items()}
+        power = sum(float(np.sum(s * s)) for s in share.values())
+        k = sum(float(np.sum(s * (given[n] - run.truth[n]))) for n, s in share.items()) / (power or np.inf)
+        # A weight so near to 1 is rounding, which any edge explains.
+        if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
+            labels = [f"d{n}" for n in given]
+            way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
+            first, *_ = number(1 + k, lengths(run))
+            return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
     return None
 
 

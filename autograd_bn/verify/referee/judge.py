@@ -169,8 +169,9 @@ class Referee:
         steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
             self._diagnose(showing[0], showing[-1], wrong, repairs)
-        else:
-            self._wrong_step(steps)
+        for step in [step for step in steps if not step.ok and not wrong][:1]:
+            unknown = Mistake("unexplained", "is wrong", "Check its formula")
+            self.findings.append((alone(given, step.returned, step.truth) or unknown).of([step.name]))
         if given.why_differences:
             why = given.why_differences
             self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
@@ -289,13 +290,6 @@ class Referee:
                 given = made
             shaped[name] = given
         return shaped
-
-    def _wrong_step(self, steps: list[Row]) -> None:
-        """The first returned intermediate that is wrong, where the gradients are right all the same."""
-        step = next((step for step in steps if not step.ok), None)
-        if step is not None:
-            unknown = Mistake("unexplained", "is wrong", "Check its formula")
-            self.findings.append((alone(self.given, step.returned, step.truth) or unknown).of([step.name]))
 
 
 def _ignores_dy(run: Run) -> bool:

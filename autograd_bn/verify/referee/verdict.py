@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,12 +79,11 @@ def row(
 class Verdict:
     """What the referee found. True in a condition when everything is right.
 
-    `rows` has an entry for each gradient, and for each intermediate gradient that could be matched with the
-    forward pass, in backward order. `diagnosis` holds the findings, the most telling first: each has
-    `kind`, `gradients`, `what` and `repair`, and reads as a sentence or two. `repair` holds the edits of the author's
-    code that were found to make the gradients right: each has `file`, `line`, `old`, `new` and `gradients`, and reads
-    as a diff. `coefficients` says how much of each path of a normalisation its gradient carries. `notes` say what
-    else a reader should know, such as how the truth was found. `forward`, `inputs` and `dy` are what was judged.
+    `rows` has an entry for each gradient, and for each intermediate one that could be matched with the forward pass,
+    in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
+    that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
+    normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
+    `forward`, `inputs` and `dy` are what was judged.
     """
 
     ok: bool
@@ -106,21 +104,16 @@ class Verdict:
         """The first wrong step in the order of the backward pass, where steps could be judged."""
         return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
 
-    @property
-    def diff(self) -> str:
-        """The repairs as one diff."""
-        return "\n".join(map(str, self.repair))
-
     def __str__(self) -> str:
         lines = [self._headline()]
         many = len(self.diagnosis) > 1
         for i, finding in enumerate(self.diagnosis, 1):
             lines += [f"{i}. {finding.what}" if many else finding.what]
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
-        lines += ["", self.diff, ""] if self.repair else []
+        lines += ["", *map(str, self.repair), ""] if self.repair else []
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
-        lines += ["", text_table(_HEAD, self._cells("  "), right=(2, 3))]
+        lines += ["", text_table(_HEAD, self._cells(), right=(2, 3))]
         lines += ["", *[f"Note: {note}" for note in self.notes]] if self.notes else []
         return "\n".join(lines)
 
@@ -135,10 +128,10 @@ class Verdict:
             return "WRONG, though the gradients of the inputs are right."
         return f"WRONG: {', '.join(wrong)}" + (f" ({len(wrong)} of {total} gradients)." if total > 1 else ".")
 
-    def _cells(self, indent: str) -> list[tuple[str, ...]]:
+    def _cells(self) -> list[tuple[str, ...]]:
         return [
             (
-                row.name if row.what == "gradient" else indent + row.name,
+                row.name if row.what == "gradient" else f"  {row.name}",
                 "x".join(map(str, row.shape)) or "scalar",
                 _figure(row.max_abs),
                 _figure(row.max_rel),
@@ -153,27 +146,12 @@ class Verdict:
             f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
             for f in self.diagnosis
         )
-        diff = f"<pre>{escape(self.diff)}</pre>" if self.repair else ""
+        edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
         notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
         head = f"<p><b>{escape(self._headline())}</b></p>"
-        return f"<div>{head}<ol>{items}</ol>{diff}{first}{html_table(_HEAD, self._cells(''))}{notes}</div>"
-
-    def to_json(self) -> str:
-        """The verdict as JSON, for graders."""
-        names = [name for name in Row.__dataclass_fields__ if name not in ("returned", "truth")]
-        return json.dumps(
-            {
-                "ok": self.ok,
-                "rows": [{name: getattr(row, name) for name in names} for row in self.rows],
-                "diagnosis": [asdict(finding) for finding in self.diagnosis],
-                "repair": [asdict(repair) for repair in self.repair],
-                "first_wrong": self.first_wrong,
-                "notes": list(self.notes),
-            },
-            indent=2,
-        )
+        return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
 
 
 _HEAD = ("gradient", "shape", "max |error|", "relative", "verdict")
