@@ -27,22 +27,17 @@ _GRADIENT_NAMES = ("d{}", "d_{}", "grad_{}", "{}_grad", "grad{}")
 class Pair:
     """A target as `y, cache = forward(*inputs)` and `grads = backward(dy, cache)`, NumPy in and out.
 
-    `truth(inputs, dy)` are the gradients by the framework's own autodiff through the same forward code (it raises
-    where that code leaves the framework), `source` is the author's backward, and `rebuild(function)` is `backward`
-    with an edited `function` in the place of `source`.
+    `source` is the author's backward, and `call(source, dy, cache)` what it returns, or an edited one in its place.
+    `truth(inputs, dy)` are the gradients by the framework's own autodiff through the same forward code; it raises where
+    that code leaves the framework.
     """
 
     forward: Callable[..., Any]
     inputs: tuple[Any, ...]
     names: list[str]
     source: Callable[..., Any]
-    rebuild: Callable[[Callable[..., Any]], Callable[..., Any]]
+    call: Callable[[Callable[..., Any], Any, Any], Any]
     truth: Callable[[dict[str, Any], Array], dict[str, Array]] | None = None
-
-    @property
-    def backward(self) -> Callable[..., Any]:
-        """The author's backward as it stands."""
-        return self.rebuild(self.source)
 
 
 def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
@@ -123,20 +118,16 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
         y = np.concatenate([np.reshape(y, -1) for y in outputs]) if len(outputs) > 1 else outputs[0]
         return y, ([np.shape(y) for y in outputs], rest)
 
-    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def other(dy: Any, cache: Any) -> Any:
-            shapes, rest = cache
-            given = [dy]
-            if len(shapes) > 1:
-                ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-                parts = zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)
-                given = [part.reshape(shape) for part, shape in parts]
-            return function(*owner, *given, *rest)
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+        shapes, rest = cache
+        given = [dy]
+        if len(shapes) > 1:
+            ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+            parts = zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)
+            given = [part.reshape(shape) for part, shape in parts]
+        return function(*owner, *given, *rest)
 
-        return other
-
-    return Pair(one, tuple(inputs), names, getattr(backward, "__func__", inspect.unwrap(backward)), rebuild)
+    return Pair(one, tuple(inputs), names, getattr(backward, "__func__", inspect.unwrap(backward)), call)
 
 
 def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
@@ -150,17 +141,13 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     def forward(*moved: Any) -> Any:
         return function(*moved, *inputs[count:])[0], moved
 
-    def rebuild(edited: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(edited)
-        def backward(dy: Any, moved: Any) -> Any:
-            found = edited(*moved, *inputs[count:])[1]
-            if isinstance(found, dict):
-                return {name: dy * value for name, value in found.items()}
-            return None if found is None else tuple([dy * d for d in (found if count > 1 else (found,))])
+    def call(edited: Callable[..., Any], dy: Any, moved: Any) -> Any:
+        found = edited(*moved, *inputs[count:])[1]
+        if isinstance(found, dict):
+            return {name: dy * value for name, value in found.items()}
+        return None if found is None else tuple([dy * d for d in (found if count > 1 else (found,))])
 
-        return backward
-
-    return Pair(forward, tuple(inputs[:count]), parameters(function, count), function, rebuild)
+    return Pair(forward, tuple(inputs[:count]), parameters(function, count), function, call)
 
 
 def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
@@ -207,15 +194,11 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         with doubles():
             return list(map(_array, grad(y, list(filter(moves, leaves)), torch.as_tensor(dy))))
 
-    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def backward(dy: Any, cache: Any) -> Any:
-            leaves, y = cache[0]()
-            run[0] = function
-            found = iter(pulled(y, leaves, dy))
-            return tuple([next(found) if moves(t) else None for t in leaves])
-
-        return backward
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+        leaves, y = cache[0]()
+        run[0] = function
+        found = iter(pulled(y, leaves, dy))
+        return tuple([next(found) if moves(t) else None for t in leaves])
 
     def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
         leaves = dict(zip(values, leaves_of(values.values()), strict=True))
@@ -229,7 +212,7 @@ def _torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in found}
 
     names = parameters(target.forward, len(inputs), skip=0 if apart else 1)
-    return Pair(forward, tuple(map(_array, inputs)), names, target.backward, rebuild, truth)
+    return Pair(forward, tuple(map(_array, inputs)), names, target.backward, call, truth)
 
 
 def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
@@ -256,18 +239,14 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
             y, kept = target.fwd(*arrays(values))
         return _array(y), lambda: ([values[i] for i in sorted(apart)], kept)
 
-    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def backward(dy: Any, cache: Any) -> Any:
-            constants, kept = cache()
-            with doubles(True):
-                found = function(*constants, kept, jax.numpy.asarray(dy))
-            if not isinstance(found, tuple | list):
-                raise TypeError(f"{function.__name__} returned a {type(found).__name__}, expected a tuple")
-            given = iter(found)
-            return tuple([None if i in apart else _array(next(given, None)) for i in range(len(names))])
-
-        return backward
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+        constants, kept = cache()
+        with doubles(True):
+            found = function(*constants, kept, jax.numpy.asarray(dy))
+        if not isinstance(found, tuple | list):
+            raise TypeError(f"{function.__name__} returned a {type(found).__name__}, expected a tuple")
+        given = iter(found)
+        return tuple([None if i in apart else _array(next(given, None)) for i in range(len(names))])
 
     def pulled(floats: Any, others: Any, dy: Any) -> Any:
         run = lambda moved: target.fun(*[{**fixed, **others, **moved}[name] for name in names])
@@ -285,7 +264,7 @@ def _jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
                 found = pulled(floats, others, jax.numpy.asarray(dy))
         return {n: _array(g) for n, g in found.items()}
 
-    return Pair(forward, plain, names, target.bwd, rebuild, truth)
+    return Pair(forward, plain, names, target.bwd, call, truth)
 
 
 def _layer(layer: Any, inputs: Sequence[Any]) -> Pair:
@@ -307,19 +286,15 @@ def _layer(layer: Any, inputs: Sequence[Any]) -> Pair:
                 kept[gradient][...] = 0  # some layers add to it
         return one.forward(*values[: len(names)]), lambda: (one, values[: len(names)])
 
-    def rebuild(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def backward(dy: Any, cache: Any) -> Any:
-            one, taken = cache()
-            given = dy * function(one, *taken) if again else function(one, dy)
-            given = tuple(given) if isinstance(given, tuple | list) else (given,)
-            filled = (*given, *[None] * (len(names) - len(given)))
-            return (*filled, *[_kept(one).get(gradient) for _, gradient in slots.values()])
-
-        return backward
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+        one, taken = cache()
+        given = dy * function(one, *taken) if again else function(one, dy)
+        given = tuple(given) if isinstance(given, tuple | list) else (given,)
+        filled = (*given, *[None] * (len(names) - len(given)))
+        return (*filled, *[_kept(one).get(gradient) for _, gradient in slots.values()])
 
     values = (*inputs, *[_kept(layer)[slot] for slot, _ in slots.values()])
-    return Pair(forward, values, [*names, *slots], type(layer).backward, rebuild)
+    return Pair(forward, values, [*names, *slots], type(layer).backward, call)
 
 
 def _kept(layer: Any) -> dict[Slot, Any]:

@@ -165,7 +165,7 @@ class Referee:
                 rows.append(self._unreturned(name, "missing"))
         repairs = self._repairs(wrong) if wrong or back.faults else []
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
-        steps = showing[0].steps(self.pair.backward, self.paths is not None)
+        steps = showing[0].steps(self.pair.source, self.paths is not None)
         steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
             self._diagnose(showing[0], showing[-1], wrong, repairs)
@@ -263,7 +263,7 @@ class Referee:
             (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2 or clipping of it")),
         )
         for factor, rtol, mistake in rows if shaped and not self.unit else ():
-            found = run.back(self.pair.backward, factor).gradients
+            found = run.back(self.pair.source, factor).gradients
             off = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
             off = [n for n in off if not close(found[n] / factor, shaped[n], rtol)]
             if off:
@@ -296,7 +296,7 @@ def _ignores_dy(run: Run) -> bool:
     """Whether backward returns the same whatever the gradient is that it is handed."""
     if run.author.failure is not None or not any(np.any(g) for g in run.truth.values()):
         return False
-    other = run.back(run.pair.backward, -2)
+    other = run.back(run.pair.source, -2)
     before, after = ([g.tobytes() for g in [*b.gradients.values(), *b.others.values()]] for b in (run.author, other))
     return bool(before) and before == after
 

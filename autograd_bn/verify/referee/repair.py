@@ -53,8 +53,9 @@ def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, 
 
     `NoSearch` where the code can't be edited, or must not be run many times.
     """
-    workshop, wrong = Workshop(pair), set(order)
-    before = runs[0].back(workshop.backward)
+    workshop, wrong = Workshop(pair.source), set(order)
+    as_it_stands = workshop.space[workshop.main]
+    before = runs[0].back(as_it_stands)
     if before.failure and not runs[0].author.failure:
         raise NoSearch("its source does not run by itself")
 
@@ -66,7 +67,7 @@ def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, 
     def steps(backward: Backward) -> dict[str, bool]:
         return {step.name: step.ok for step in runs[-1].steps(backward, aliased)}
 
-    fixed, known = passed(runs[0], before) - wrong, steps(workshop.backward)
+    fixed, known = passed(runs[0], before) - wrong, steps(as_it_stands)
     found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
     for owner, edit in workshop.touching(runs[0], before, wrong, fixed, clock):
@@ -125,9 +126,8 @@ _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, pair: Pair) -> None:
-        function: Any = pair.source
-        self.rebuild, self.sources = pair.rebuild, [Source(function)]
+    def __init__(self, function: Any) -> None:
+        self.sources = [Source(function)]
         for source in self.sources:
             for name, helper in source.outside.globals.items():
                 known = [other.function for other in self.sources]
@@ -143,7 +143,6 @@ class Workshop:
         for source in self.sources:
             _check_calls(source, self.space)
             self._compile(source, source.text)
-        self.backward = self.rebuild(self.space[self.main])
 
     def _compile(self, source: Source, text: bytes) -> None:
         exec(compile(text, source.file, "exec"), self.space)
@@ -157,7 +156,7 @@ class Workshop:
         self.space.update(copy.deepcopy(self.kept))
         try:
             self._compile(source, text)
-            yield self.rebuild(self.space[self.main])
+            yield self.space[self.main]
         finally:
             self.space[name] = kept
 

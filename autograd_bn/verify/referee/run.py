@@ -96,7 +96,7 @@ class Run:
         except NoDerivative as why:
             self.why_differences = str(why)
             self.truth, self.noise = self._differences()
-        self.author = self.back(pair.backward)
+        self.author = self.back(pair.source)
 
     def back(self, backward: Callable[..., Any], factor: float = 1.0) -> Returned:
         """What a backward pass returns right after forward, for `factor * dy`."""
@@ -106,7 +106,7 @@ class Run:
             _, cache = self.pair.forward(*handed.values())
             written = [name for name in self.floats if handed[name].tobytes() != self.inputs[name].tobytes()]
             before = _bits(cache)
-            returned = copy.deepcopy(backward(given, cache))
+            returned = copy.deepcopy(self.pair.call(backward, given, cache))
         except Exception as error:
             out.failure = f"backward raised {_reported(error, backward)}"
             return out
