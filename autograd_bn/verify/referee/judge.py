@@ -165,7 +165,7 @@ class Referee:
                 rows.append(self._unreturned(name, "missing"))
         repairs = self._repairs(wrong) if wrong or back.faults else []
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
-        steps = showing[0].steps(self.pair.source, self.paths is not None)
+        steps = showing[0].steps(self.pair.source)
         steps = [step for step in steps if wrong or step.name in back.others]
         if wrong:
             self._diagnose(showing[0], showing[-1], wrong, repairs)
@@ -222,7 +222,7 @@ class Referee:
         """The edits of the author's code that make wrong gradients right."""
         try:
             with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                return search(self.pair, self.runs[::-1], wrong, self.clock, self.paths is not None)
+                return search(self.runs[::-1], wrong, self.clock)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
         return []

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-from .adapters import Pair
 from .matching import Returned
 from .run import Run
 from .slips import Edit, NoSearch, Slips, Source
@@ -48,12 +47,12 @@ class Repairs(dict[str, tuple[float, Repair]]):
         return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
-def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, aliased: bool) -> list[Repair]:
+def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
     `NoSearch` where the code can't be edited, or must not be run many times.
     """
-    workshop, wrong = Workshop(pair.source), set(order)
+    workshop, wrong = Workshop(runs[0].pair.source), set(order)
     as_it_stands = workshop.space[workshop.main]
     before = runs[0].back(as_it_stands)
     if before.failure and not runs[0].author.failure:
@@ -65,7 +64,7 @@ def search(pair: Pair, runs: Sequence[Run], order: Sequence[str], clock: Clock, 
         return set() if new else {name for name, g in back.gradients.items() if run.right(name, g)}
 
     def steps(backward: Backward) -> dict[str, bool]:
-        return {step.name: step.ok for step in runs[-1].steps(backward, aliased)}
+        return {step.name: step.ok for step in runs[-1].steps(backward)}
 
     fixed, known = passed(runs[0], before) - wrong, steps(as_it_stands)
     found, spare = Repairs(), Repairs()

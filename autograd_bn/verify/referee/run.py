@@ -135,11 +135,8 @@ class Run:
         given = self.author.gradients.get(name) if given is None else given
         return given is not None and given.shape == self.truth[name].shape and not np.any(self.wrong(name, given))
 
-    def steps(self, backward: Callable[..., Any], aliased: bool) -> list[Row]:
-        """The intermediates of a backward pass in its order: those of a returned dict, and its own variables.
-
-        `aliased` matches names by what normalisations call their values.
-        """
+    def steps(self, backward: Callable[..., Any]) -> list[Row]:
+        """The intermediates of a backward pass in its order: those of a returned dict, and its own variables."""
         trace, rows = self.trace, list[tuple[int, Row]]()
         if trace is None:
             return []
@@ -149,7 +146,7 @@ class Run:
         arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
         found, shares = trace.flow(trace.y.node, self.dy)
         known = {plain(n): t.node for n, t in trace.named.items() if t.node in found and t.node is not trace.y.node}
-        roles = {canonical(name): name for name in known if canonical(name) and aliased}
+        roles = {canonical(name): name for name in known if canonical(name)}
         inputs = {plain(name) for name in self.inputs}
         for key, value in arrays.items():
             targets = [name for name in derivative_of(key)[:-1] if name not in inputs]

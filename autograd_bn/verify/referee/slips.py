@@ -26,7 +26,6 @@ _TABLE: list[Any] = [
     ("a @ b", (1.05, "a", "factor"), (1.05, "b", "factor"), (1, "a * b", "operator"), (1.1, "b @ a", "order")),
     ("a @ b", *[(1.2, new, "order") for new in ("b.T @ a", "b @ a.T", "b.T @ a.T")]),
     ("a ** b", (1.05, "a", "power"), (1, "a * b", "operator"), (1.1, "b ** a", "order")),
-    ("a * b * c", (1.5, "a", "factor")),
     ("-a", (1, "a", "sign")),
     ("~a", (1, "a", "sign")),
     ("a.T", (1, "a", "transposed")),
@@ -157,18 +156,21 @@ class Slips:
         for name in names:
             if isinstance(name.ctx, ast.Store):
                 self.born[name.id] = min(name.lineno, self.born.get(name.id, name.lineno))
-        values = [node for node in nodes if isinstance(node, ast.expr) and self._is_value(node)]
-        for node in filter(self._is_atom, values):
-            self.born.setdefault(self.text(node), node.lineno)
+        for node in nodes:
+            if self._is_value(node) and self._is_atom(node):
+                self.born.setdefault(self.text(node), node.lineno)
         self.born |= {f"{p}.shape[{i}]": 0 for p in parameters[:1] for i in (0, -1)}
         self.unread = {name for name in self.born if name.isidentifier()} - {
             name.id for name in names if isinstance(name.ctx, ast.Load)
         }
         for node in nodes:
-            if isinstance(node, ast.stmt):
-                self._statement(node)
-        for node in values:
-            self._expression(node)
+            match node:
+                case ast.Assign(value=value) | ast.AugAssign(value=value):
+                    self._patterns(node, value)
+                case ast.Return(value=ast.Tuple(elts=several) as value):
+                    self._exchanges(several, "swapped", value)
+                case ast.expr() if self._is_value(node):
+                    self._expression(node)
 
     def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
         """Note an edit of a node or a span, in `place`."""
@@ -209,22 +211,11 @@ class Slips:
                     text = re.sub(r"\b[abc]\b", lambda letter, texts=texts: texts[letter[0]], new)  # type: ignore[misc]
                     self._add(cost, node, text if isinstance(node, ast.stmt) else f"({text})", kind, place)
 
-    def _statement(self, node: ast.stmt) -> None:
-        match node:
-            case ast.Assign(value=value) | ast.AugAssign(value=value):
-                self._patterns(node, value)
-                self._add(3 if isinstance(node, ast.Assign) else 1.5, node, "pass", "dropped", value)
-        match node:
-            case ast.Assign(targets=[ast.Tuple(elts=several)], value=value):
-                self._exchanges(several, "order", value, 1.6)
-            case ast.Return(value=ast.Tuple(elts=several) as value):
-                self._exchanges(several, "swapped", value)
-
-    def _exchanges(self, nodes: Sequence[ast.expr], kind: str, place: ast.AST, cost: float = 1) -> None:
+    def _exchanges(self, nodes: Sequence[ast.expr], kind: str, place: ast.AST) -> None:
         for a, b in itertools.combinations(nodes, 2):
             (start, middle), (other, end) = self.source.span(a), self.source.span(b)
             new = self.text(b) + self.source.text[middle:other].decode() + self.text(a)
-            self._add(cost, (start, end), new, kind, place)
+            self._add(1, (start, end), new, kind, place)
 
     def _expression(self, node: Any) -> None:
         """First what stands there turned, then another name, last a factor or a summand more."""
@@ -239,13 +230,6 @@ class Slips:
                 return
             case ast.Call():
                 self._call(node)
-            case ast.BinOp(op=ast.Mult(), right=last):
-                first, tail = "", list[ast.expr]([node])
-                if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult):
-                    first, tail = f"{self.text(node.left.left)} * ", [node.left.right, last]
-                alone = {n.id for part in tail for n in ast.walk(part) if isinstance(n, ast.Name) and n.id != "np"}
-                for name, form in itertools.product(alone, _DERIVATIVES) if len(alone) == 1 else ():
-                    self._add(2, node, f"({first}({form.replace('{}', name)}))", "wrong formula")
         self._patterns(node, node)
         where = set("n" if isinstance(node, ast.Name) or self._is_atom(node) else "")
         where |= set(_PLACES.get(type(parent), "") if getattr(parent, "attr", "") != "shape" else "")
@@ -270,10 +254,9 @@ class Slips:
         arguments, dropped = node.args[1:], self.text(node.args[0]) if node.args else ""
         if isinstance(node.func, ast.Attribute):
             end = self.source.span(node.func)[1]
-            for kin in _KIN:
-                for other in [other for other in kin if name in kin and other != name]:
-                    kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
-                    self._add(1, (end - len(name.encode()), end), other, kind, node)
+            for other in sorted({other for kin in _KIN if name in kin for other in kin} - {name}):
+                kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
+                self._add(1, (end - len(name.encode()), end), other, kind, node)
             if self._is_value(node.func.value):
                 arguments, dropped = node.args, self.text(node.func.value)
         if dropped:
