@@ -89,8 +89,9 @@ class Referee:
         self.notes: list[str] = []
         self.coefficients: dict[str, dict[str, float]] = {}
         self.paths: Paths | None = None
-        self.given = self._run(inputs)
-        if _ignores_dy(self.given) and self._ignores_dy_elsewhere():
+        self.given = Run(pair, inputs, self.rng)
+        # Off the caller's inputs too, where no gradient is 0 by zeros in them.
+        if _ignores_dy(self.given) and _ignores_dy(self._tried(self._moved(self.given.floats)) or self.given):
             self.unit = True
             if self.given.y.size == 1:
                 self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
@@ -99,21 +100,10 @@ class Referee:
                 what = "backward ignores dy: it returns the same for every gradient that it is handed."
                 repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
                 self.findings.append(Finding("ignores dy", labels, what, repair))
-            self.given = self._run(inputs)
+            self.given = Run(pair, inputs, self.rng, self.unit)
         self.runs, self.price = [self.given], self.clock.spent()
         if self.given.author.failure is None:
             self._run_elsewhere()
-
-    def _run(self, inputs: Inputs) -> Run:
-        return Run(self.pair, inputs, self.rng, self.unit)
-
-    def _ignores_dy_elsewhere(self) -> bool:
-        """Whether backward ignores dy off the caller's inputs too, where no gradient is 0 by zeros in them."""
-        try:
-            run = self._run(self._moved(self.given.floats))
-        except Unjudgeable:
-            return True
-        return run.author.failure is not None or _ignores_dy(run)
 
     def _moved(self, names: Sequence[str], turned: bool = False) -> Inputs:
         return self.inputs | {n: moved(self.inputs[n], self.rng, turned=turned) for n in names}
@@ -135,17 +125,19 @@ class Referee:
             self.runs.sort(key=lambda run: run is near)
 
     def _another(self, inputs: Inputs) -> Run | None:
-        """A run on other inputs, where the pair takes them."""
-        if self.given.why_differences and self.clock.spent() + self.price > 0.75:
-            return None  # differences take many calls
+        """A run on other inputs, kept where the pair takes them; by differences it takes many calls."""
+        late = self.given.why_differences and self.clock.spent() + self.price > 0.75
+        run = None if late else self._tried(inputs)
+        self.runs += [run] if run else []
+        return run
+
+    def _tried(self, inputs: Inputs) -> Run | None:
+        """A run on inputs that the pair may not take."""
         try:
-            run = self._run(inputs)
+            run = Run(self.pair, inputs, self.rng, self.unit)
         except Unjudgeable:
             return None
-        if run.author.failure is not None:
-            return None
-        self.runs.append(run)
-        return run
+        return run if run.author.failure is None else None
 
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
