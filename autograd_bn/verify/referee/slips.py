@@ -26,6 +26,7 @@ _TABLE: list[Any] = [
     ("a @ b", (1.05, "a", "factor"), (1.05, "b", "factor"), (1, "a * b", "operator"), (1.1, "b @ a", "order")),
     ("a @ b", *[(1.2, new, "order") for new in ("b.T @ a", "b @ a.T", "b.T @ a.T")]),
     ("a ** b", (1.05, "a", "power"), (1, "a * b", "operator"), (1.1, "b ** a", "order")),
+    ("a * b * c", (1.5, "a", "factor")),
     ("-a", (1, "a", "sign")),
     ("~a", (1, "a", "sign")),
     ("a.T", (1, "a", "transposed")),
@@ -165,10 +166,10 @@ class Slips:
         }
         for node in nodes:
             match node:
+                case ast.Return(value=ast.Tuple() as several) | ast.Assign([ast.Tuple()], ast.Tuple() as several):
+                    self._exchanges(several.elts, "swapped", several)
                 case ast.Assign(value=value) | ast.AugAssign(value=value):
                     self._patterns(node, value)
-                case ast.Return(value=ast.Tuple(elts=several) as value):
-                    self._exchanges(several, "swapped", value)
                 case ast.expr() if self._is_value(node):
                     self._expression(node)
 
