@@ -40,6 +40,17 @@ def jax():
     return pytest.importorskip("jax")
 
 
+def test_a_numpy_pair_may_have_several_outputs_or_no_cache():
+    several = lambda x: (2 * x, x**2, x)
+    assert ag.check_backward(several, lambda da, db, x: 2 * da + 2 * x * db, (X,)).ok
+    assert not ag.check_backward(several, lambda da, db, x: 2 * db + 2 * x * da, (X,)).ok
+    assert ag.check_backward(lambda x, w: x * w, lambda dy, w, x: (dy * w, dy * x), (X, X + 1)).ok
+    with pytest.raises(ValueError, match="returned no cache"):
+        ag.check_backward(lambda x: 2 * x, lambda dy, cache: 2 * dy, (X,))
+    with pytest.raises(ValueError, match="takes other arguments than"):
+        ag.check_backward(several, lambda dy, x: dy, (X,))
+
+
 def batch_norm(torch, apart, slip):
     """Batch norm as a Function, in either style, right or without the path through the variance."""
 

@@ -75,6 +75,20 @@ def test_one_slip_is_undone(tmp_path, right, wrong, kind):
     assert f"-{repair.old}\n+{repair.new}" in str(verdict)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "what"),
+    [
+        ("return dy * (1 - h**2)", "return dy", "`* (1 - h**2)` is missing"),
+        ("dx = da @ w.T", "dx = 0.5 * da @ w.T", "`0.5 *` has no place"),
+        ("da.sum(axis=0)", "da.mean(axis=0)", "`mean` stands where `sum` belongs"),
+    ],
+)
+def test_a_repair_says_what_differs_and_no_more(tmp_path, right, wrong, what):
+    _, forward, backward = module(tmp_path, RIGHT.replace(right, wrong))
+    (repair,) = ag.check_backward(forward, backward, (X, W, B), seconds=10).repair
+    assert repair.what == what
+
+
 def test_two_slips_in_two_gradients_are_both_undone(tmp_path):
     text = RIGHT.replace("da.sum(axis=0)", "da.mean(axis=0)").replace("dw = x.T @ da", "dw = -x.T @ da")
     _, forward, backward = module(tmp_path, text)
