@@ -125,9 +125,12 @@ def test_pooling_equals_pytorch_on_ties_too(kind, kernel, stride, data):
 def test_max_pool_hands_on_nan_in_its_own_window_only():
     image = rng(0).normal(size=(1, 4, 4, 1))
     image[0, 1, 1, 0] = np.nan
-    out = nn.MaxPool2d(2)(image)
-    assert np.isnan(out[0, 0, 0, 0])
-    assert np.isfinite(out.ravel()[1:]).all()
+    x = ag.tensor(image, requires_grad=True)
+    y = nn.MaxPool2d(2)(x)
+    assert np.isnan(y.data[0, 0, 0, 0])
+    assert np.isfinite(y.data.ravel()[1:]).all()
+    y.backward(np.ones(y.shape))
+    assert x.grad[0, :2, :2, 0].tolist() == [[0, 0], [0, 1]]  # a NaN is the largest
 
 
 @pytest.mark.parametrize("bias", [True, False])
