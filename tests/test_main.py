@@ -249,8 +249,11 @@ def test_a_mismatch_ends_with_status_1(monkeypatch, capsys, undrawn):
     monkeypatch.setattr(compare, "fused", wrong)
     assert main(["compare", "small.npy"]) == 1
     assert "differ in output" in capsys.readouterr().out
+    monkeypatch.setattr(compare, "fused", lambda x, gamma, beta: compare.composed(x, gamma, beta) * np.inf)
     assert main(["compare", "small.npy", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["ok"] is False
+    out = capsys.readouterr().out
+    assert json.loads(out)["ok"] is False
+    assert json.loads(out)["rows"][0]["max_abs"] is None  # JSON has no infinity
 
 
 def test_the_first_table_explains_itself_and_ends_in_one_sentence(capsys, undrawn):
