@@ -688,13 +688,25 @@ def test_no_text_is_clipped(name):
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "SVG"])
-def test_every_format_is_drawn_to_the_path_that_comes_back(tmp_path, suffix):
+def test_every_format_is_drawn_to_the_path_that_comes_back_and_nothing_else(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / f"picture.{suffix}"
     path.write_text("old")
     assert ag.render(normed(), path) == path
     start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF", "dot": b"digraph", "gv": b"digraph"}
     assert path.read_bytes().startswith(start[suffix.lower()])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_font_is_found_where_the_system_has_none(tmp_path, monkeypatch):
+    folder = Path(ag.__file__).parent / "drawing" / "fonts"
+    alone = (folder / "fonts.conf").read_text().replace("/etc/fonts/fonts.conf", "/nowhere")
+    source, widths = ag.to_dot(leaf(1.0, "W" * 40)).source, []
+    for config in (alone, re.sub("<dir.*</dir>", "", alone)):
+        (tmp_path / "fonts.conf").write_text(config)
+        monkeypatch.setenv("FONTCONFIG_FILE", str(tmp_path / "fonts.conf"))
+        widths.append(float(ET.fromstring(draw(source, "svg")).get("viewBox").split()[2]))
+    assert widths[0] > widths[1]
 
 
 def test_a_path_may_be_a_string(tmp_path):

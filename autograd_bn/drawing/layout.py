@@ -27,7 +27,8 @@ os._exit(0)
 QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
 RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
 # Boxes are sized by the font: with one of our own they fit on a machine that has no fonts, too.
-_FONTS = Path(__file__).parent / "fonts" / "fonts.conf"
+# The configuration names the folder that Graphviz runs in.
+_FONTS = Path(__file__).with_name("fonts")
 
 
 def draw(source: str, format: str) -> bytes:
@@ -37,7 +38,7 @@ def draw(source: str, format: str) -> bytes:
     is neither, where it fails, and where it needs more than a minute.
     """
     if dot := shutil.which("dot"):
-        command = [dot, f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
+        command = [os.path.abspath(dot), f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
     else:
         try:
             import pygraphviz  # noqa: F401
@@ -51,8 +52,10 @@ def draw(source: str, format: str) -> bytes:
     note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
     note.start()
     try:
-        environment = {"FONTCONFIG_FILE": str(_FONTS), **os.environ}
-        done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, timeout=LIMIT)
+        environment = {"FONTCONFIG_FILE": str(_FONTS / "fonts.conf"), **os.environ}
+        done = subprocess.run(
+            command, input=source.encode(), capture_output=True, cwd=_FONTS, env=environment, timeout=LIMIT
+        )
     except subprocess.TimeoutExpired:
         raise RuntimeError(
             f"Graphviz has not drawn this graph in {LIMIT:g} s: cut a part out with around= and hops=, or write a "
