@@ -496,6 +496,7 @@ def test_a_neighbourhood_has_what_is_near_and_dots_where_the_graph_goes_on():
     assert len(labels(ag.to_dot(y, around=w, hops=1).source)) == 7
     assert ag.to_dot(y, around=b, hops=9).source == ag.to_dot(y).source
     assert list(labels(ag.to_dot(y, around=y, hops=0).source).values()) == ["…", "tanh", "output"]
+    assert list(labels(ag.to_dot(y, around=w, hops=0).source).values()) == ["w"]
 
 
 def test_a_part_of_a_huge_graph_is_drawn():

@@ -66,7 +66,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
     # Around the statistics: Graphviz leaves none there for the labels of arrows across the frame.
-    room = max(8, *[2.2 * len(arrow.label) for arrow in picture.arrows])
+    room = 3 + 2 * max([len(arrow.label) for arrow in picture.arrows], default=0)
     # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
     members: dict[int | None, list[str]] = {}
     for i, shape in enumerate(picture.shapes):
