@@ -234,9 +234,10 @@ class Slips:
         self._patterns(node, node)
         where = set("n" if isinstance(node, ast.Name) or self._is_atom(node) else "")
         where |= set(_PLACES.get(type(parent), "") if getattr(parent, "attr", "") != "shape" else "")
+        names = self._names(node)
         for cost, form, kind, places in _VALUES:
             if where & set(places):
-                for rank, name in enumerate(self._names(node) if "{1}" in form else [""]):
+                for rank, name in enumerate(names if "{1}" in form else [""]):
                     more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0
                     if name != text:
                         self._add(cost + more, node, f"({form.format(f'({text})', name)})", kind)
