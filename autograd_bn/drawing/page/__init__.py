@@ -19,7 +19,7 @@ from ..picture import seeds, write
 from ..scene import scene_of
 from .arrays import Arrays
 from .reports import REPORTS, of_report
-from .views import BRIEF, MOST, View
+from .views import BRIEF, MOST, Twins, View
 
 ALONE = 8  # fused nodes that have a view of their own
 
@@ -113,9 +113,7 @@ def page(
     return _document(title, views, twin, arrays, start=int(expand and bool(fused)))
 
 
-def _document(
-    title: str, views: list[View], twin: dict[str, dict[str, int]], arrays: Arrays, start: int = 0, beside: bool = False
-) -> Page:
+def _document(title: str, views: list[View], twin: Twins, arrays: Arrays, start: int = 0, beside: bool = False) -> Page:
     """The HTML of a page, the same bytes for the same graph."""
     folder = files(__package__)
     parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}

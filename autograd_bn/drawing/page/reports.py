@@ -15,14 +15,14 @@ from ...verify.referee.verdict import Verdict
 from ..picture import flow
 from ..scene import Scene
 from .arrays import Arrays
-from .views import LABELS, View
+from .views import LABELS, Twins, View
 
 REPORTS = (Comparison, Verdict, GradientError)
 CLOSE = 1e4  # ulp: what two forms compute at one place
 PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
 
 
-def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], dict[str, dict[str, int]]]:
+def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], Twins]:
     """The title, the views and the twins of each view's nodes, of a comparison, a verdict or a failed gradcheck."""
     if isinstance(given, Comparison):
         return f"{' and '.join(given.names)}, side by side", *_compared(given, direction, arrays)
@@ -40,7 +40,7 @@ def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection
 # --- A comparison ---
 
 
-def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], dict[str, dict[str, int]]]:
+def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], Twins]:
     """Both functions, each node with its errors, and for each node its twin on the other side."""
 
     def weighed(f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:

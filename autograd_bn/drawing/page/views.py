@@ -21,6 +21,7 @@ from .svg import draw_view
 MOST = 1500  # nodes: a page with more is none that a reader can walk through
 BRIEF = 200  # nodes, above which arrays are summaries
 WAYS = 16  # the most paths to a leaf that are told apart
+Twins = dict[str, dict[str, int]]  # of each view by its name: for each node its twin in the other view
 LABELS = {  # of a path through batch norm, by whether it meets the mean and the variance
     (False, False): "direct",
     (True, False): "through the mean",
