@@ -237,7 +237,7 @@ def test_the_weights_of_the_paths_are_kept():
 # --- Planted mistakes --------------------------------------------------------------------------------------
 
 # What the referee may call each kind of mistake of tests/mutants.py.
-WEIGHTS = {"missing path", "missing", "zero", "weight", "sign", "factor"}
+WEIGHTS = {"missing path", "missing", "weight", "sign", "factor"}
 CALLED = {
     "direct path": WEIGHTS,
     "mean path": WEIGHTS,

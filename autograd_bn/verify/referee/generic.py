@@ -102,7 +102,7 @@ def one_path(run: Run, given: dict[str, Array]) -> Finding | None:
     if trace is None:
         return None
     cut = trace.constants(run.dy)
-    for consumer, parent, part in trace.flow(trace.y.node, run.dy)[1][:_MOST_EDGES]:
+    for consumer, parent, part in trace.flow(trace.y.node, run.dy)[1][:300]:
         shares, _ = trace.flow(parent, part, cut)
         share = {name: shares.get(trace.leaves[name].node, np.zeros(g.shape)) for name, g in given.items()}
         power = sum(float(np.sum(s * s)) for s in share.values())
@@ -114,6 +114,3 @@ def one_path(run: Run, given: dict[str, Array]) -> Finding | None:
             first, *_ = number(1 + k, lengths(run))
             return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
     return None
-
-
-_MOST_EDGES = 300

@@ -294,10 +294,7 @@ def _reported(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def _code(function: Any) -> Any:
-    function = inspect.unwrap(getattr(function, "func", function))
-    if not hasattr(function, "__code__"):
-        function = getattr(function, "__func__", type(function).__dict__.get("__call__"))
-    return getattr(function, "__code__", None)
+    return getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
 
 
 @contextmanager
