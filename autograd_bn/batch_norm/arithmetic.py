@@ -17,7 +17,7 @@ from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted
 from .kernels.blocks import Layout, layout_of, line, walk
 from .kernels.memory import empty_like
-from .kernels.numpy import added
+from .kernels.numpy import SPARE, added
 
 # Up to so many elements the direct formula is quicker than a walk over blocks.
 SMALL, SMALL_BESIDE_NUMBA = 1 << 17, 1 << 14
@@ -90,7 +90,7 @@ def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Ar
         high = total / n
         correction = total * high
         squares = added(_times(t, t), axes) - correction
-        if (correction <= 2.0**20 * squares).all():
+        if (correction <= SPARE * squares).all():
             return Mean(None, high), squares, t
     t = _less(x, high, dtype)
     low = added(t, axes) / n

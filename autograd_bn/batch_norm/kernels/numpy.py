@@ -19,6 +19,8 @@ PARALLEL = 1 << 18
 # Weights of rows that are added by BLAS, which is quicker than NumPy; up to how many elements it does so in one thread.
 ONES = np.ones(64)
 ALONE = 1 << 13
+# How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
+SPARE = 2.0**20
 
 
 class _Scratch(threading.local):
@@ -61,8 +63,8 @@ def run(layout: Layout, work: Callable[[Block], None]) -> None:
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
     """For each part and feature a centre, the mean's distance from it, and the sum of squares about the mean.
 
-    The centre is the first element where the dtype has bits to spare, so that the subtraction is all but exact, else
-    the rounded mean; in nearly constant features the first element too: a constant one is exactly its own mean.
+    The centre is 0 where the dtype has bits to spare for the squares to cancel, else the rounded mean; in nearly
+    constant features it is the first element: a constant one is exactly its own mean.
     """
     spare = x.dtype != distances.dtype
 
@@ -70,22 +72,23 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
         t = load(x, block, distances.dtype)
         n, where = block.rows * block.inner, (block.part, block.features)
         first = t.reshape(block.rows, -1, block.inner)[0, :, 0].copy()
-        centre = first if spare else summed(t, layout, block) / n
-        t -= layout.along(centre, block.lanes[0])
+        centre = np.zeros_like(first) if spare else summed(t, layout, block) / n
+        if not spare:
+            t -= layout.along(centre, block.lanes[0])
         distance = summed(t, layout, block) / n
         correction = n * distance * distance
         t *= t
-        square = summed(t, layout, block)
-        far = correction + correction > square
-        if not spare and far.any():
+        square = summed(t, layout, block) - correction
+        far = correction > (SPARE if spare else 1) * square
+        if far.any():
             t = load(x, block, distances.dtype)
             t -= layout.along(first, block.lanes[0])
             near = summed(t, layout, block) / n
             t -= layout.along(near, block.lanes[0])
             t *= t
-            square, correction = np.where(far, summed(t, layout, block), square), np.where(far, 0, correction)
+            square = np.where(far, summed(t, layout, block), square)
             centre, distance = np.where(far, first, centre), np.where(far, near, distance)
-        centres[where], distances[where], squares[where] = centre, distance, square - correction
+        centres[where], distances[where], squares[where] = centre, distance, square
 
     run(layout, work)
 
