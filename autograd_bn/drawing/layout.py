@@ -1,4 +1,4 @@
-"""Graphviz at work: DOT becomes svg, png or pdf."""
+"""Graphviz at work: DOT becomes svg, png or pdf, and a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Timer
+
+from ..engine.files import whole
 
 # Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
 # stack, freeing the layout of a graph with a title reads memory that is gone, and its warnings go to the terminal.
@@ -68,3 +70,13 @@ def draw(source: str, format: str) -> bytes:
         reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"
         raise RuntimeError(f"Graphviz failed to draw {format} ({reason}); a .dot file can still be written")
     return done.stdout
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a picture to a file, whole or not at all."""
+    try:
+        with whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
+    return path

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import base64
-import math
 import os
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..engine import Graph, Leaf, Node
-from ..engine.backward import propagate
-from ..engine.files import whole
+from ..engine import Graph, Leaf
 from ..engine.graph import Values
-from .layout import draw
+from .layout import draw, write
 from .records import Picture
-from .scene import scene_of
+from .scene import flow, scene_of, seeds
 
 if TYPE_CHECKING:
     import graphviz
@@ -81,16 +75,6 @@ def render(
     return write(path, source.encode() if suffix in (".dot", ".gv") else draw(source, suffix[1:]))
 
 
-def write(path: Path, content: bytes) -> Path:
-    """Write a picture to a file, whole or not at all."""
-    try:
-        with whole(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
-    return path
-
-
 def to_dot(
     outputs: Any,
     *,
@@ -125,28 +109,6 @@ def to_dot(
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
     return digraph(Picture(scene, scene.graph.values() if values else None, gradients, stored), direction)
-
-
-def seeds(graph: Graph, grads: Any) -> list[Any] | None:
-    """The gradient of each output that a backward pass begins with; None where there is none to draw."""
-    outputs = graph.outputs
-    if grads is None or grads is False:
-        return None
-    if grads is True:
-        return None if any(math.prod(n.shape) != 1 for n in outputs) else [np.ones(n.shape, n.dtype) for n in outputs]
-    array = np.asarray(grads)
-    if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO":
-        raise ValueError(
-            f"grads is {type(grads).__name__} of shape {array.shape}, expected True, False or the gradient of "
-            f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
-        )
-    return [array.astype(outputs[0].dtype)]
-
-
-def flow(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
-    """The gradient of every node that has one, where those of the outputs begin with `start`."""
-    begin = list(zip(graph.outputs, start or (), strict=False))
-    return propagate(begin, {node for node in graph.nodes if node.requires_grad}, False, visits)
 
 
 def html(shown: Any) -> str | None:

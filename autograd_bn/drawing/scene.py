@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from ..batch_norm.definition import body
 from ..engine import Graph, Leaf, Node, Tensor, as_tensor
+from ..engine.backward import propagate
 from ..engine.node import Array, no_update, recording, topological_order
 
 
@@ -178,3 +180,25 @@ def _neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]
         near = {parent for node in found for parent in node.inputs}
         found = found | near | {node for node in graph.nodes if not ways.isdisjoint(node.inputs)}
     return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
+
+
+def seeds(graph: Graph, grads: Any) -> list[Any] | None:
+    """The gradient of each output that a backward pass begins with; None where there is none to draw."""
+    outputs = graph.outputs
+    if grads is None or grads is False:
+        return None
+    if grads is True:
+        return None if any(math.prod(n.shape) != 1 for n in outputs) else [np.ones(n.shape, n.dtype) for n in outputs]
+    array = np.asarray(grads)
+    if len(outputs) != 1 or array.shape != outputs[0].shape or array.dtype.kind not in "fiuO":
+        raise ValueError(
+            f"grads is {type(grads).__name__} of shape {array.shape}, expected True, False or the gradient of "
+            f"a single output, of its shape {outputs[0].shape}; there are {len(outputs)} outputs"
+        )
+    return [array.astype(outputs[0].dtype)]
+
+
+def flow(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
+    """The gradient of every node that has one, where those of the outputs begin with `start`."""
+    begin = list(zip(graph.outputs, start or (), strict=False))
+    return propagate(begin, {node for node in graph.nodes if node.requires_grad}, False, visits)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.graph import Values
-from ..picture import seeds, write
-from ..scene import scene_of
+from ..layout import write
+from ..scene import scene_of, seeds
 from .arrays import Arrays
 from .reports import REPORTS, of_report
 from .views import BRIEF, MOST, Twins, View

@@ -12,8 +12,7 @@ from ...engine import Graph, Node, Tensor, as_tensor
 from ...verify.compare import Comparison, weighing
 from ...verify.gradcheck import GradientError
 from ...verify.referee.verdict import Verdict
-from ..picture import flow
-from ..scene import Scene
+from ..scene import Scene, flow
 from .arrays import Arrays
 from .views import LABELS, Twins, View
 

@@ -11,9 +11,8 @@ from typing import Any
 from ...engine import Leaf, Node
 from ...engine.backward import pull
 from .. import labels
-from ..picture import flow
 from ..records import Picture
-from ..scene import Scene
+from ..scene import Scene, flow
 from . import formulas
 from .arrays import Arrays
 from .svg import draw_view
