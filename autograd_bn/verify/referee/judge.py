@@ -226,12 +226,9 @@ class Referee:
         caller's own figures.
         """
         shaped, told = self._shaped(run, wrong, self.findings), self._shaped(last, wrong, [])
-        exchanged = swapped(last, told)
-        if exchanged is not None:
-            self.findings.append(exchanged)
-            shaped = {name: g for name, g in shaped.items() if f"d{name}" not in exchanged.gradients}
-        curved = self._not_linear(run, shaped)
-        shaped = {name: g for name, g in shaped.items() if name not in curved}
+        for found in filter(None, (swapped(last, told), self._not_linear(run, shaped))):
+            self.findings.append(found)
+            shaped = {name: g for name, g in shaped.items() if f"d{name}" not in found.gradients}
         left = {n: told[n] for n in shaped if n in told and not close(told[n], last.truth[n], 5e-7)}
         explained, carried = explain(last, left, {name for repair in repairs for name in repair.gradients})
         joint = one_path(run, shaped) if self.paths is not None and 1 < len(shaped) > len(carried) else None
@@ -246,8 +243,8 @@ class Referee:
                     self.findings.append(_slip(repair))
         self.findings += generic(run, shaped)
 
-    def _not_linear(self, run: Run, shaped: dict[str, Array]) -> list[str]:
-        """The gradients that aren't proportional to dy, or change from call to call, with a finding that says so."""
+    def _not_linear(self, run: Run, shaped: dict[str, Array]) -> Finding | None:
+        """The gradients that aren't proportional to dy, or change from call to call."""
         kept = "comes back otherwise when backward is called again: something is kept from call to call"
         bent = "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not"
         rows = (
@@ -256,12 +253,11 @@ class Referee:
         )
         for factor, rtol, mistake in rows if shaped and not self.unit else ():
             found = run.back(self.pair.source, factor).gradients
-            off = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
-            off = [n for n in off if not close(found[n] / factor, shaped[n], rtol)]
+            same = [n for n, g in shaped.items() if n in found and found[n].shape == g.shape]
+            off = [n for n in same if not close(found[n] / factor, shaped[n], rtol)]
             if off:
-                self.findings.append(mistake.of([f"d{name}" for name in off]))
-                return off
-        return []
+                return mistake.of([f"d{name}" for name in off])
+        return None
 
     def _shaped(self, run: Run, wrong: list[str], findings: list[Finding]) -> dict[str, Array]:
         """The gradients that are left to explain, brought into shape; findings on values and shapes."""
