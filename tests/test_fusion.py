@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
-from autograd_bn.batch_norm.fusion import norms
+from autograd_bn.batch_norm.fusion import norms, recognise
+from autograd_bn.engine.graph import compute
 
 EPS = 1e-3
 
@@ -607,6 +608,23 @@ def test_deep_nets(name):
         if old is not None:
             np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-9 * scale)
     assert len(ag.expand(y)) == len(report.fused)
+
+
+def test_the_cost_is_linear_where_many_functions_lie_below(monkeypatch):
+    computed = []
+    monkeypatch.setattr(recognise, "compute", lambda node, args: computed.append(node) or compute(node, args))
+
+    def cost(steps):
+        w, h, c = (ag.tensor(np.random.default_rng(i).normal(size=(4, 4)), requires_grad=True) for i in range(3))
+        for _ in range(steps):
+            forget, given, out = (ag.sigmoid(ag.batch_norm(h @ w, form="composed") + w[0]) for _ in range(3))
+            c = forget * c + given * ag.tanh(h)
+            h = out * ag.tanh(c)
+        computed.clear()
+        assert len(ag.fuse(h).fused) == 3 * steps
+        return len(computed)
+
+    assert cost(6) < 4 * cost(2) < 4 * 3000
 
 
 def test_a_long_chain_with_nothing_to_find():

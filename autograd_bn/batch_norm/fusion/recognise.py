@@ -27,7 +27,8 @@ _ROOTS = frozenset("sqrt rsqrt power log".split())
 _SAME = frozenset("copy astype stop_gradient".split())
 _MEANS = frozenset("sum mean var".split())
 _ELEMENTWISE = _LAST | _ROOTS | _SAME | {"square", "exp", "broadcast_to"}
-_ANALYTIC = _ELEMENTWISE | _MEANS | frozenset("matmul einsum reshape transpose getitem".split())
+_MIXING = _MEANS | {"matmul", "einsum"}
+_ANALYTIC = _ELEMENTWISE | _MIXING | {"reshape", "transpose", "getitem"}
 _OTHERS = frozenset("abs max min maximum minimum relu tanh sigmoid prod".split())  # looked through for a reason only
 _MOST = 64  # How many nodes are looked at below one.
 # Of several reasons, the first of these. Inside what is batch norm partly there may be one.
@@ -112,28 +113,38 @@ class Recogniser:
         y, wide = self.same[node], self.varies[node]
         if y not in self.analytic or node.op not in _LAST or 0 in node.shape:
             return None
-        if 1 not in node.shape and node.op in ("add", "subtract") and all(self.varying(a) == wide for a in node.args):
-            return None  # a sum of two tensors, of which neither is a parameter
-        below, seen = [y], {y}
-        for found in below:
-            fresh = [a for a in _nodes(self.args.get(found, ())) if a not in seen] if len(below) < _MOST else []
-            below += dict.fromkeys(fresh)
-            seen.update(fresh)
-        if 1 not in node.shape and not any(self._scales(found, wide) for found in below):
-            return None
-        opened = seen & self.args.keys()
-        regions = [Region(self, y, x, opened) for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
+        if 1 not in node.shape and node.op != "divide" and [self.varying(arg) for arg in node.args] == [wide, wide]:
+            return None  # a sum or product of two tensors, of which neither is a parameter
+        for opened in (self.analytic, self.args.keys()):
+            below, seen = [y], {y}
+            for found in below:
+                fresh = [a for a in _nodes(self.args[found]) if a not in seen] if found in opened else []
+                below += dict.fromkeys(fresh if len(below) < _MOST else [])
+                seen.update(below)
+            if 1 not in node.shape and not any(self._scales(found, wide) for found in below):
+                return None
+            candidates = [x for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
+            regions = [Region(self, y, x, seen & opened) for x in candidates]
+            # What the first round found is not looked at again.
+            regions = [region for region in regions if opened is self.analytic or region.args.keys() - self.analytic]
+            best = min(self._judged(regions), key=attrgetter("verdict.rank"), default=None)
+            if best and best.verdict.rank != UNLIKE:
+                return best
+        return None
+
+    def _judged(self, regions: Sequence[Region]) -> list[Region]:
+        """The one that is batch norm, or else all of them with the reasons why they are none."""
         # The nearest x first; other tensors of its shape beside it are a sign that it is not the one.
-        regions.sort(key=lambda region: len(region.others) > 0)
+        promising = [region for region in regions if region.is_promising()]
+        promising.sort(key=lambda region: len(region.others) > 0)
         with np.errstate(all="ignore"):
-            for region in regions:
+            for region in promising:
                 region.judge()
                 if isinstance(region.verdict, Match):
-                    return region
-            for region in regions:
+                    return [region]
+            for region in promising:
                 region.explain()
-        best = min(regions, key=attrgetter("verdict.rank"), default=None)
-        return best if best and best.verdict.rank != UNLIKE else None
+        return promising
 
     def _scales(self, node: Node, wide: set[int]) -> bool:
         """Whether it may be the root of a statistic, or divide by one."""
@@ -182,9 +193,19 @@ class Region:
             stack += fresh
         return found
 
-    def _after(self, start: Any) -> set[Any]:
-        """What depends on a node."""
-        found = {start}
+    def is_promising(self) -> bool:
+        """Whether there is one root to divide by, and its like over `x` if elements of `x` are mixed."""
+        moving = self._after(self.x, *self.others)
+        mixing = any(node.op in _MIXING for node in self.args if node in moving)
+        roots = [node for node in self.args if _is_root(node) and (node in moving or not mixing)]
+        divided = [
+            node for node in self.args if node.op == "divide" and moving.intersection(_nodes(self.args[node][1:]))
+        ]
+        return len(roots) in (1, 2) or (mixing and not roots and len(divided) == 1)
+
+    def _after(self, *start: Node) -> set[Node]:
+        """What depends on these nodes."""
+        found = set(start)
         for node, args in self.args.items():
             found.update([node] if found.intersection(_nodes(args)) else [])
         return found
@@ -270,13 +291,15 @@ class Region:
     def summands(self) -> Iterator[tuple[Node, Any, Any, Any]]:
         """The sums: of each what is added to what, and its value."""
         sums = [node for node in self.args if node.op in ("add", "subtract")]
-        for node, i, sign in product(sums, (0, 1), (1, -1)):
+        for node, i in product(sums, (0, 1)):
             e, other = self.args[node][i], self.args[node][1 - i]
             if not isinstance(e, Node):
-                yield node, other, sign * node.args[i], self.laid(sign * e)
-            elif e not in self.moving:
-                value = self.laid(sign * self.values[e])
-                yield from [(node, other, *source) for source in self.sources if _close(source[1], value, 1e-9)]
+                found = [(sign * node.args[i], sign * e) for sign in (1, -1)]
+            else:
+                negated = self.args[e] if e.op == "negative" and e in self.args else []
+                found = [(source, self.values[source]) for source in (e, *negated) if e not in self.moving]
+            laid = [(node, other, source, self.laid(value)) for source, value in found]
+            yield from [summand for summand in laid if summand[3] is not None]
 
     def taken(self, source: Any, values: Values, neutral: float = 0) -> Any:
         """The value of a source along `x`; a neutral one in the place of None."""
@@ -396,16 +419,22 @@ class Region:
         near = self.verdict.rank == UNLIKE if self.averaged else self.others
         if near and count(self.shape, self.axes) > 1:
             eps = [0.0, *[e for *_, e in self.summands()]]
-            reasons = [reason for e in eps for reason in (self._unequal(e), self._in_part(e))]
+            reasons = [*map(self._unequal, eps), *(map(self._in_part, eps) if self._lines(1.0) else ())]
             self.verdict = min(*reasons, self.verdict, key=attrgetter("rank"))
+
+    def _lines(self, spread: float) -> list[tuple[Array, Any, Any]]:
+        """Three values of `x`, the slope of `y` in `x` and its mean, if along the averaged axes it is a line."""
+        avg, points = self.avg, self.points(spread)
+        lines = [(x, avg(y * (x - avg(x))) / self.var(x), avg(y)) for x, y in points]
+        straight = [level + slope * (x - avg(x)) for x, slope, level in lines]
+        close = [_close(y, line, 1e-9, self.scale) for (_, y), line in zip(points, straight, strict=True)]
+        return lines if all(close) else []
 
     def _in_part(self, e: Any) -> Miss:
         """Which half of (x - centre) / scale isn't that of batch norm, and what stands in its place, if eps is `e`."""
         avg, var, n, name = self.avg, self.var, count(self.shape, self.axes), label(self.x)
-        lines = [(x, avg(y * (x - avg(x))) / var(x), avg(y)) for x, y in self.points(_root(e))]
-        for (x, slope, level), (_, y) in zip(lines, self.points(_root(e)), strict=True):
-            if not _close(y, level + slope * (x - avg(x)), 1e-9, self.scale):
-                return NOTHING
+        if not (lines := self._lines(_root(e))):
+            return NOTHING
         # The slope is gamma / sqrt(weight * var + e): its square at two points has the weight.
         (v, p), (w, q) = [(var(x), slope**2) for x, slope, _ in lines[:2]]
         weight = float((e * (q - p) / (p * v - q * w)).flat[0])
