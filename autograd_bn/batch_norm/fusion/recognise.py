@@ -198,10 +198,8 @@ class Region:
         moving = self._after(self.x, *self.others)
         mixing = any(node.op in _MIXING for node in self.args if node in moving)
         roots = [node for node in self.args if _is_root(node) and (node in moving or not mixing)]
-        divided = [
-            node for node in self.args if node.op == "divide" and moving.intersection(_nodes(self.args[node][1:]))
-        ]
-        return len(roots) in (1, 2) or (mixing and not roots and len(divided) == 1)
+        divisors = moving.intersection(_nodes([args[1] for node, args in self.args.items() if node.op == "divide"]))
+        return len(roots) in (1, 2) or (mixing and not roots and len(divisors) == 1)
 
     def _after(self, *start: Node) -> set[Node]:
         """What depends on these nodes."""
@@ -318,11 +316,10 @@ class Region:
         bumped.flat[0] += 0.5
         moved = self.run(bumped, self.drawn)[self.y] != y
         self.averaged = [k for k in range(x.ndim) if np.moveaxis(moved, k, 0)[1:].any()]
-        if self.averaged:
-            self._over(self.averaged)
         for candidate in self._training() if self.averaged else self._given():
-            if not isinstance(self.verdict, Match):
-                self.verdict = min(self.verdict, self._confirmed(*candidate), key=attrgetter("rank"))
+            self.verdict = min(self.verdict, self._confirmed(*candidate), key=attrgetter("rank"))
+            if isinstance(self.verdict, Match):
+                break
         for node in self.inside(self.y) if isinstance(self.verdict, Match) else ():
             if self.graph.same[node] not in self.graph.analytic:
                 self.verdict = Miss(f"it is batch norm at some inputs only, because of {node.op}")
@@ -333,10 +330,13 @@ class Region:
         self.axes = tuple(sorted({*axes, *short}))
         constants = [pair for node, args in self.args.items() for pair in zip(node.args, args, strict=True)]
         nodes = sorted(self.values.keys() - self.moving, key=self.graph.order.__getitem__)
-        known = [pair for pair in constants if np.ndim(pair[1])] + [(node, self.values[node]) for node in nodes]
+        known = [pair for pair in constants if isinstance(pair[1], np.ndarray)] + [
+            (node, self.values[node]) for node in nodes
+        ]
         self.sources = [(source, laid) for source, value in known if (laid := self.laid(value)) is not None]
 
     def _training(self) -> Iterator[tuple[Any, ...]]:
+        self._over(self.averaged)
         for total, _, eps, e in self.summands():
             if total in self.moving and (found := self.fit(_normal(self.avg, self.var, e), _root(e))):
                 yield self.named(found[0], 1), self.named(found[1], 0, self.scale), eps
