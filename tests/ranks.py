@@ -291,6 +291,10 @@ def gradients_are_averaged_by_count():
         average_gradients([w, unused], comm, count=count)
         close(w.grad, expected)
         assert unused.grad is None
+        narrow = ag.tensor(np.full(3, 1e-4), dtype="float16", requires_grad=True)
+        narrow.grad = narrow.data
+        average_gradients([narrow], comm, count=1 + 98 * (comm.rank == 0))
+        assert narrow.grad.tolist() == narrow.data.tolist()  # weighed in double precision
 
         # Batch norm over the ranks ties their losses together: then averages of them don't do, if counts differ.
         def loss(x, comm, w=w):
