@@ -54,6 +54,7 @@ def test_a_shared_layer_is_trained_once_and_saved_under_both_names():
     assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias"]
     assert set(net.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert len(list(net.modules())) == 3
+    assert [path for path, _ in net.named_modules()] == ["", "0", "1"]
     paths = []
     with net.watching(lambda path, *_: paths.append(path)):
         net(np.ones((1, 3), "float32"))

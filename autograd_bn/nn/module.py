@@ -64,19 +64,26 @@ class Module:
                     if isinstance(item, Module):
                         yield f"{name}.{i}", item
 
-    def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
+    def _paths(self, path: str = "") -> Iterator[tuple[str, Module]]:
         """The module itself, named "", and all below it with their paths ("1.0"); one that is shared under each."""
         yield path, self
         for name, child in self.named_children():
-            yield from child.named_modules(f"{path}.{name}" if path else name)
+            yield from child._paths(f"{path}.{name}" if path else name)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """The module itself, named "", and all below it with their paths ("1.0"), each once, under its first."""
+        found: dict[Module, str] = {}
+        for path, module in self._paths():
+            found.setdefault(module, path)
+        return ((path, module) for module, path in found.items())
 
     def modules(self) -> Iterator[Module]:
         """The module itself and all below it, each once."""
-        return iter(dict.fromkeys(module for _, module in self.named_modules()))
+        return (module for _, module in self.named_modules())
 
     def _entries(self) -> Iterator[tuple[str, Any, Module, str]]:
         """Every parameter and buffer: its full name, its value, and the module and attribute that hold it."""
-        for path, module in self.named_modules():
+        for path, module in self._paths():
             for name, value in vars(module).items():
                 if value is not None and (name in module._parameters or name in module.buffers):
                     yield f"{path}.{name}" if path else name, value, module, name
@@ -129,7 +136,7 @@ class Module:
     @contextmanager
     def watching(self, seen: Callable[[str, Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
         """Inside the block, in this thread, `seen(path, module, args, result)` follows every call of a module below."""
-        paths = {module: path for path, module in reversed([*self.named_modules()])}
+        paths = {module: path for path, module in self.named_modules()}
 
         def mine(module: Module, args: tuple[Any, ...], result: Any) -> None:
             if module in paths:
