@@ -635,3 +635,13 @@ def test_the_kernels_are_described(backend):
     assert kernels.describe_backend() == f"the {backend} kernels, chosen by set_backend"
     ag.set_backend(None)
     assert backend == "numpy" or kernels.describe_backend().startswith("the numba kernels from ")
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_no_features_are_normalised_by_the_backend_that_is_asked_for():
+    ag.set_backend("numba")
+    try:
+        x = ag.tensor(np.ones((5, 0)), requires_grad=True)
+        assert ag.grad(ag.batch_norm(x), x, np.ones((5, 0)))[0].shape == (5, 0)
+    finally:
+        ag.set_backend(None)

@@ -77,7 +77,7 @@ def compiled() -> Any:
 
 def numba_wanted(size: int) -> bool:
     """Whether numba's kernels are to run on arrays of so many elements, if they can."""
-    return _backend == "numba" or (_backend is None and size >= LARGE and _has_numba())
+    return size > 0 and (_backend == "numba" or (_backend is None and size >= LARGE and _has_numba()))
 
 
 @cache
