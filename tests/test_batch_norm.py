@@ -367,6 +367,22 @@ def test_float16_squares_beyond_its_range_stay_finite(form):
     assert np.isfinite(dx).all()
 
 
+@pytest.mark.parametrize("scale", [500.0, 0.01])
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_is_right_at_order_2(form, scale):
+    draw = np.random.default_rng(0)
+    x, g, v = draw.normal(size=(3, 6, 2)).astype("float16")
+    x *= np.float16(scale)
+    orders = []
+    for dtype in ("float16", float):
+        leaf = ag.tensor(x.astype(dtype), requires_grad=True)
+        (first,) = ag.grad(ag.batch_norm(leaf, form=form), leaf, g.astype(dtype), create_graph=True)
+        orders.append((first.data, *ag.grad(first, leaf, v.astype(dtype))))
+    for found, true in zip(*orders, strict=True):
+        assert found.dtype == "float16"
+        np.testing.assert_allclose(found, true, rtol=1e-2, atol=1e-2 * np.abs(true).max())
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_float16_takes_statistics_and_eps_beyond_its_range(form):
     x = ag.tensor([[1000.0, 1.0], [-1000.0, 1.0]], dtype="float16", requires_grad=True)

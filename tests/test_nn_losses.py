@@ -111,3 +111,19 @@ def test_plain_arrays_give_plain_numbers():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_cross_entropy_of_more_float16_rows_than_it_counts(create_graph):
+    x = rng(0).normal(size=(70_000, 2)).astype("float16")
+    labels = np.zeros(len(x), int)
+    found = []
+    for dtype in ("float16", float):
+        logits = ag.tensor(x.astype(dtype), requires_grad=True)
+        loss = nn.cross_entropy(logits, labels)
+        (g,) = ag.grad(loss, logits, 100.0, create_graph=create_graph)
+        found.append((loss.item(), np.asarray(g)))
+    (loss, g), (true, exact) = found
+    assert g.dtype == "float16"
+    assert loss == pytest.approx(true, rel=2e-3)
+    np.testing.assert_allclose(g, exact, rtol=2e-2, atol=1e-6)

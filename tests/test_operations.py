@@ -626,3 +626,18 @@ def test_every_function_without_an_underscore_is_exported_or_a_helper():
 
     assert set(operations.__all__) <= set(vars(operations))
     assert operations.__all__ == sorted(operations.__all__)
+
+
+def test_unsigned_exponents_of_0_have_no_wrapped_gradient():
+    x = ag.tensor([1e3, 1e3], requires_grad=True)
+    assert ag.grad((x ** np.array([0, 2], np.uint8)).sum(), x)[0].tolist() == [0, 2e3]
+
+
+def test_axes_given_as_an_array_are_copied():
+    x = ag.tensor(np.arange(9.0).reshape(3, 3), requires_grad=True)
+    order, axis = np.array([1, 0]), np.array(0)
+    y, total = ag.transpose(x, order), ag.sum(x, axis)
+    order[:], axis[...] = (0, 1), 1
+    g = np.arange(9.0).reshape(3, 3)
+    assert ag.grad(y, x, g)[0].tolist() == g.T.tolist()
+    assert ag.grad(total, x, g[0])[0].tolist() == [g[0].tolist()] * 3

@@ -130,6 +130,8 @@ def _rule(
     through = (mean is None and "mean" not in stop, mean is None and "var" not in stop)
     if not isinstance(g, Tensor):
         return _on_arrays(g, wanted, x, gamma, beta, kept, axes, through, comm)
+    if x.dtype == np.float16:  # as in `composed`
+        g, x, gamma = (None if p is None else p.astype(np.float32) for p in (g, x, gamma))
     centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
     kept = centred, ag.rsqrt(ag.add(var, eps)), n
     return _on_tensors(g, wanted, x, gamma, beta, kept, axes, through, comm)

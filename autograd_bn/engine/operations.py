@@ -79,6 +79,7 @@ def _lowered(a: Any, b: Any) -> Any:
     """b - 1, but where `b` is a constant 0, or both are 0, a number that keeps the power of `a` finite."""
     if isinstance(b, (int, float)):
         return b - 1 if b else 1
+    b = b.astype(float) if b.dtype.kind == "u" else b
     return where((a == 0) & (b == 0), 1, b - 1)
 
 
@@ -404,7 +405,12 @@ def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     return np.sum(x, axis=axis, keepdims=keepdims)
 
 
-@primitive(lambda g, shape, axis, keepdims: _spread(g / count(shape, axis), shape, axis, keepdims))
+def over(g: Any, n: int) -> Any:
+    """g / n, in single precision for float16, which has no such counts."""
+    return (astype(g, np.float32) if g.dtype == np.float16 else g) / n
+
+
+@primitive(lambda g, shape, axis, keepdims: _spread(over(g, count(shape, axis)), shape, axis, keepdims))
 def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     """The mean over `axis` (all axes by default).
 
@@ -417,7 +423,7 @@ def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
 
 @primitive(
     lambda g, x, shape, axis, ddof, keepdims: (
-        _spread(g, shape, axis, keepdims) * (2 * (x - mean(x, axis, True)) / (count(shape, axis) - ddof))
+        _spread(g, shape, axis, keepdims) * (2 * over(x - mean(x, axis, True), count(shape, axis) - ddof))
     )
 )
 def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
@@ -602,7 +608,8 @@ def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     """`x` summed over the axes that broadcasting from shape `to` would add: the transpose of `broadcast_to`."""
     lead = x.ndim - len(to)
     axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
-    return np.reshape(np.add.reduce(x, axis=axes), to)
+    # NumPy adds float16 row by row, and 2048 + 1 is 2048.
+    return np.reshape(np.add.reduce(x, axis=axes, dtype=np.float32 if x.dtype == np.float16 else None), to)
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

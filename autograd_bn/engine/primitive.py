@@ -155,8 +155,9 @@ def _splitter(forward: FunctionType, arrays: Sequence[str], keywords: Sequence[s
     signature, empty = inspect.signature(forward), inspect.Parameter.empty
     bare = [p.replace(annotation=empty, default=empty) for p in signature.parameters.values()]
     values = f"({', '.join(arrays)},)" if arrays else next(iter(signature.parameters))
-    # A list is the caller's to change, so a tuple is kept.
-    metadata = ", ".join([f"{name!r}: tuple({name}) if type({name}) is list else {name}" for name in keywords])
+    # Lists and arrays are the caller's to change, so a tuple or a copy is kept.
+    kept = "tuple({0}) if type({0}) is list else {0}.copy() if type({0}) is np.ndarray else {0}"
+    metadata = ", ".join([f"{name!r}: {kept.format(name)}" for name in keywords])
     split: FunctionType = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: ({values}, {{{metadata}}})")
     split.__qualname__ = forward.__name__.strip("_")  # which errors name
     split.__defaults__, split.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__

@@ -20,7 +20,7 @@ def _input_gradient(g: Any, weight: Any, shape: tuple[int, ...]) -> Any:
     return g @ weight if len(shape) == 2 else reshape(_rows(g) @ weight, shape)
 
 
-@primitive(_input_gradient, lambda g, x: _rows(g).T @ _rows(x), lambda g: _rows(g).sum(axis=0))
+@primitive(_input_gradient, lambda g, x: _rows(g).T @ _rows(x), lambda g: _rows(g))
 def linear(x: Any, weight: Any, bias: Any, /) -> Any:
     """`x @ weight.T + bias`: x (..., in), weight (out, in), bias (out,) or None; the result is (..., out).
 

@@ -8,14 +8,15 @@ import numpy as np
 
 from ..engine import Tensor, exp, mean, sigmoid, softmax, square, subtract
 from ..engine.node import Array
+from ..engine.operations import over
 from ..engine.primitive import primitive
 
 
 def _cross_entropy_gradient(g: Any, wanted: Any, logits: Any, labels: Array, kept: Array) -> Any:
     if isinstance(g, Tensor):
         one_hot = labels[..., None] == np.arange(logits.shape[-1])
-        return (softmax(logits) - one_hot) * (g / labels.size), None
-    share = g / labels.size
+        return (softmax(logits) - one_hot) * over(g, labels.size), None
+    share = over(g, labels.size)
     out = kept * share
     out.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()] -= share
     return out, None
@@ -28,7 +29,7 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     total = np.add.reduce(probabilities, axis=-1, keepdims=True)
     probabilities /= total
     chosen = shifted.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()]
-    return np.add.reduce(np.log(total).ravel() - chosen) / logits.dtype.type(labels.size), probabilities
+    return np.mean(np.log(total).ravel() - chosen), probabilities
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
