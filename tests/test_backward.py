@@ -571,3 +571,48 @@ def test_sums_added_up_by_many_threads_are_whole():
     finally:
         sys.setswitchinterval(before)
     assert np.array_equal(x.grad, np.full(3, 6.0 * times))
+
+
+def test_sums_of_gradients_keep_dtype_byte_order_and_0d_objects():
+    x = ag.tensor(np.array(Fraction(3), dtype=object), requires_grad=True)
+    assert ag.grad(x * x + x, [x]) == (Fraction(7),)
+    (slope,) = ag.grad(x * x * x, x, create_graph=True)
+    assert ag.grad(slope, x) == (Fraction(18),)
+    assert [f(lambda x: x * x * x, x).item() for f in (ag.jacobian, ag.hessian)] == [27, 18]
+    swapped = ag.tensor(np.array([1.0, 2.0], ">f8"), requires_grad=True)
+    for passes in (1, 2):
+        (swapped * swapped + swapped).sum().backward()
+        assert swapped.grad.dtype.str == ">f8"
+        assert swapped.grad.tolist() == [3.0 * passes, 5.0 * passes]
+
+
+def test_a_rule_that_makes_new_arrays_can_be_differentiated_again():
+    @primitive(lambda g, x: np.zeros(x.shape))
+    def flat(x, /):
+        return np.ones_like(x)
+
+    x = ag.tensor([2.0, 3.0], requires_grad=True)
+    for f, second in ((lambda x: flat(x) + flat(x) + x * x * x, [12.0, 18.0]), (flat, None)):
+        (slope,) = ag.grad(f(x).sum(), x, create_graph=True)
+        assert isinstance(slope, ag.Tensor)
+        if second:
+            assert ag.grad(slope.sum(), x)[0].tolist() == second
+    del registry["flat"]
+
+
+@pytest.mark.parametrize("reduce", [ag.mean, ag.var])
+def test_the_mean_of_more_float16_than_it_counts_has_a_gradient(reduce):
+    x = (np.arange(70_000) % 5).astype("float16")
+    (narrow,), (wide,) = (
+        ag.grad(reduce(t), t, 100.0) for t in (ag.tensor(x.astype(d), requires_grad=True) for d in ("float16", float))
+    )
+    assert narrow.dtype == "float16"
+    np.testing.assert_allclose(narrow, wide, rtol=2e-3, atol=1e-6)
+
+
+def test_float16_is_summed_over_broadcast_rows_without_loss():
+    shift = ag.tensor(np.zeros(2, "float16"), requires_grad=True)
+    ones = np.ones((4096, 2), "float16")
+    layer = ag.nn.Linear(2, 2, dtype="float16", rng=0)
+    assert ag.grad((ones + shift).sum(), shift)[0].tolist() == [4096, 4096]
+    assert ag.grad(layer(ones), layer.bias, ones)[0].tolist() == [4096, 4096]

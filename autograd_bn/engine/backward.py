@@ -37,7 +37,7 @@ def backward(self: Tensor, gradient: Any = None) -> None:
         # Sums first: where one of them fails, no gradient has changed.
         sums = [value if leaf.grad is None else leaf.grad + value for leaf, value in leaves]
         for (leaf, _), total in zip(leaves, sums, strict=True):
-            leaf.grad = np.asarray(total)
+            leaf.grad = np.asarray(total, leaf.dtype)
 
 
 def grad(
@@ -119,9 +119,11 @@ def propagate(
             elif node in ours:
                 sums[node] = np.add(sums[node], part, out=sums[node])
             else:
-                sums[node] = part = sums[node] + part
-                if type(part) is np.ndarray:
+                total = sums[node] + part
+                if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
+                    total = np.asarray(total, node.dtype)
                     ours.add(node)
+                sums[node] = total
         parts = []
         if visited in sums:
             g = sums.pop(visited)
@@ -179,7 +181,7 @@ def pull(
             part = rule.function(g, *rule.pick(saved))
         if getattr(part, "dtype", None) is not parent.dtype or part.shape != parent.shape:
             part = _fitted(part, parent, node, position)
-        parts.append((parent, part))
+        parts.append((parent, as_tensor(part) if create_graph else part))
     return parts
 
 

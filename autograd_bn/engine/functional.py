@@ -61,7 +61,7 @@ def jacobian(f: Callable[..., Any], *inputs: Any) -> Any:
     output = _output(f, leaves)
     rows = _rows(output, leaves, create_graph=False)
     blocks = [
-        np.array([row[i] for row in rows], leaf.dtype).reshape(output.shape + leaf.shape)
+        np.array([row[i].ravel() for row in rows], leaf.dtype).reshape(output.shape + leaf.shape)
         for i, leaf in enumerate(leaves)
     ]
     return blocks[0] if len(blocks) == 1 else tuple(blocks)
