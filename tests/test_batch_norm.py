@@ -367,6 +367,17 @@ def test_float16_squares_beyond_its_range_stay_finite(form):
     assert np.isfinite(dx).all()
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (500, 10)])  # the larger in numba
+@pytest.mark.parametrize("form", FORMS)
+def test_a_wider_parameter_widens_the_result_and_no_gradient(form, shape):
+    x = ag.tensor(np.random.default_rng(0).normal(size=shape), dtype="float32", requires_grad=True)
+    for wide in ("gamma", "beta"):
+        parameter = ag.tensor(np.full(shape[1], 0.1), requires_grad=True)
+        y = ag.batch_norm(x, **{wide: parameter}, form=form)
+        dx, dwide = ag.grad(y, [x, parameter], y.data)
+        assert (y.dtype, dx.dtype, dwide.dtype) == ("float64", "float32", "float64")
+
+
 @pytest.mark.parametrize("scale", [500.0, 0.01])
 @pytest.mark.parametrize("form", FORMS)
 def test_float16_is_right_at_order_2(form, scale):

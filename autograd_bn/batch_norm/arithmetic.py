@@ -240,7 +240,7 @@ def _layout_at_once(
     axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], *dtypes: Any
 ) -> Layout | None:
     """The layout of an array that one compiled call each way computes; None where the steps are better."""
-    if dtypes[0].char not in "fd" or not dtypes[0].isnative or any(d not in (None, dtypes[0]) for d in dtypes):
+    if dtypes[0].char not in "fd" or not dtypes[0].isnative or any(d is not None and d != dtypes[0] for d in dtypes):
         return None
     like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
     layout = layout_of(axes, like_x)
