@@ -148,9 +148,10 @@ def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weig
     width = features * inner
     m, both, sums, lows = _spread(mean, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
     s, w = both[:width], both[width:]
-    for chunk in range(0, rows, CHUNK):
+    most = CHUNK if x.itemsize == 4 else CHUNK // 4  # float32 has bits to spare in double
+    for chunk in range(0, rows, most):
         both[:] = 0
-        end = min(chunk + CHUNK, rows)
+        end = min(chunk + most, rows)
         odd = end - (end - chunk) % ABREAST
         for row in range(chunk, odd, ABREAST):
             a, b = start + row * stride, start + (row + 1) * stride
