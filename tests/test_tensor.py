@@ -220,3 +220,10 @@ def test_a_leaf_can_be_copied_with_its_gradient():
     assert (other.name, other.grad.tolist(), x.data.tolist()) == ("x", [2.0, 4.0], [1.0, 2.0])
     (other * 2).sum().backward()
     assert x.grad.tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("f", [lambda x, pair: x * pair, lambda x, pair: pair - x, lambda x, pair: ag.exp(pair)])
+def test_a_list_of_tensors_is_no_constant_operand(f):
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"an operand of \w+ is a list of tensors.*stack\(\)"):
+        f(x, [x.sum(), x.sum()])

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from .node import Buffer, Leaf, Node, mode
-from .tensor import Tensor, exact
+from .tensor import Tensor, array_of, exact
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,7 +113,7 @@ class Primitive:
                 if arg.requires_grad:
                     wanted.append(len(operands))
             else:
-                arg = arg if type(arg) in CONSTANTS else np.asarray(arg)
+                arg = arg if type(arg) in CONSTANTS else array_of(arg, f"an operand of {self.name}")
                 if getattr(arg, "dtype", OBJECT).kind == "c":
                     complexes = arg
                 values.append(arg)

@@ -216,14 +216,19 @@ def exact(values: Any, what: str) -> Array:
     return out
 
 
-def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
-    """`data` as an array of real numbers; `TypeError` for tensors in a list, for text, complex and other elements."""
+def array_of(data: Any, what: str, dtype: Any = None) -> Array:
+    """`data` as an array; `TypeError` for tensors in a list."""
     if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) for item in _flat(data)):
         raise TypeError(
             f"{what} is a {type(data).__name__} of tensors, which would cut the graph: join them with "
             "stack(), or take the values of each with detach()"
         )
-    array = np.asarray(data, dtype=dtype)
+    return np.asarray(data, dtype=dtype)
+
+
+def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
+    """`data` as an array of real numbers; `TypeError` for tensors in a list, for text, complex and other elements."""
+    array = array_of(data, what, dtype)
     if array.dtype.kind not in "fiubO":
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
     return array
