@@ -456,3 +456,14 @@ def test_every_layer_with_parameters_takes_a_dtype(dtype):
         assert {p.dtype for p in layer.parameters()} == {np.dtype(dtype)}
         assert layer(x).dtype == dtype
     assert nn.LayerNorm(3, dtype=dtype)(x).dtype == dtype
+
+
+def test_padding_never_wins_against_minus_infinity():
+    torch = pytest.importorskip("torch")
+    x = np.full((1, 4, 4, 1), -np.inf)
+    x[0, 3, 3] = 1.0
+    mine, theirs = ag.tensor(x, requires_grad=True), torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    g = np.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    nn.MaxPool2d(2, padding=1)(mine).backward(g)
+    torch.nn.functional.max_pool2d(theirs, 2, padding=1).backward(torch.tensor(g.transpose(0, 3, 1, 2)))
+    assert mine.grad.ravel().tolist() == theirs.grad.ravel().tolist()

@@ -72,6 +72,8 @@ def _max_pool_gradient(
     n, rows, columns, channels = g.shape
     view = windows(np.asarray(x), size, stride, padding, -np.inf).reshape(n, rows, columns, size[0] * size[1], channels)
     first = (view == np.asarray(out)[:, :, :, None]) | (view != view)  # or a NaN
+    if any(padding):  # which never wins, not even among -inf
+        first &= windows(np.ones(shape, bool), size, stride, padding).reshape(first.shape)
     for i in range(size[0] * size[1] - 1):
         first[:, :, :, i + 1 :] &= ~first[:, :, :, i : i + 1]
     over = where(first, reshape(g, (n, rows, columns, 1, channels)), 0)
