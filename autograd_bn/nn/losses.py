@@ -29,7 +29,9 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     total = np.add.reduce(probabilities, axis=-1, keepdims=True)
     probabilities /= total
     chosen = shifted.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()]
-    return np.mean(np.log(total).ravel() - chosen), probabilities
+    wide = np.float32 if logits.dtype == np.float16 else None
+    loss = np.add.reduce(np.log(total).ravel() - chosen, dtype=wide) / labels.size
+    return logits.dtype.type(loss), probabilities
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
