@@ -136,6 +136,8 @@ def many_fractions_are_summed_exactly():
     mine = np.array([Fraction(i + 1, comm.rank + 2) for i in range(500)], dtype=object)  # more than fits one message
     total = allreduce(mine, comm)
     assert [sum(Fraction(i + 1, rank + 2) for rank in range(comm.size)) for i in range(500)] == total.tolist()
+    swapped = allreduce(np.arange(500, dtype=">f8"), comm)
+    assert swapped.tolist() == (np.arange(500) * comm.size).tolist()
 
 
 def float16_does_not_overflow():

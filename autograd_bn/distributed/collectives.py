@@ -50,7 +50,8 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     >>> allreduce([1.0, 2.0], MPI.COMM_WORLD)
     array([1., 2.])
     """
-    small = t.nbytes < FRAME // 2 or t.dtype.char not in "fdg"  # MPI knows no float16 and no rational numbers
+    # MPI knows no float16, no rational numbers and no other byte order.
+    small = t.nbytes < FRAME // 2 or t.dtype.char not in "fdg" or not t.dtype.isnative
     parts = exchange(comm, call or f"allreduce of shape {t.shape}, dtype {t.dtype}", t if small else None)
     if small:
         return reduce(np.add, parts)  # in rank order
