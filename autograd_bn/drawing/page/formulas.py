@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...batch_norm.fusion import norms
-from ...engine import Graph, Leaf, Node, Tensor, as_tensor
+from ...engine import Graph, Leaf, Node, as_tensor
 from ...engine.backward import pull
 from ...engine.node import recording
 from .. import labels
@@ -85,7 +85,7 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any,
         return [("its own rule", None, None)] * len(node.wanted)
     found: list[tuple[str, Any, Any]] = []
     for position, (parent, part) in zip(node.wanted, parts, strict=True):
-        if not isinstance(part, Tensor):
+        if isinstance(part.node, Leaf) and part.node not in called:
             found.append(("a constant", None, None))
             continue
         roles = {inner: role for norm in norms([part]) for inner, role in norm.items()} if op.joint else {}
