@@ -99,13 +99,13 @@ def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Ar
     far = correction + correction > squares
     if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
         origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(dtype)
-        t = x - origin
+        t = _less(x, origin, dtype)
         distance = added(t, axes) / n
         t -= distance
         near = Mean.at(origin, distance)
         high, low = np.where(far, near.high, high), np.where(far, near.low, low)
-        correction, squares = np.where(far, 0, correction), np.where(far, added(t * t, axes), squares)
-        t = x - high
+        correction, squares = np.where(far, 0, correction), np.where(far, added(_times(t, t), axes), squares)
+        t = _less(x, high, dtype)
     return Mean(high, low), squares - correction, t
 
 

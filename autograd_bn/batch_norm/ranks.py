@@ -41,9 +41,8 @@ def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
 def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
     """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
     (high, low), own, _ = arithmetic.statistics(x, axes)
-    call = _Call("fused", x, axes, stop)
     mine = np.stack((low if high is None else high, low * (high is not None), own))
-    parts = exchange(comm, call, (count(x.shape, axes), mine))
+    parts = exchange(comm, _Call("fused", x, axes, stop), (count(x.shape, axes), mine))
     counts = np.array([n for n, _ in parts if n] or [1])
     highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
     n = _at_least_two(sum(n for n, _ in parts))
