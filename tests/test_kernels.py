@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.batch_norm import arithmetic, kernels
-from autograd_bn.batch_norm.kernels import blocks, numpy, threads
+from autograd_bn.batch_norm.kernels import blocks, numpy, threads, thresholds
 
 EPS = 1e-5
 DTYPES = ["float32", "float64"]
@@ -278,17 +279,24 @@ def kernel_modules():
     return modules
 
 
+def lower(monkeypatch, **limits):
+    """Other thresholds for one test."""
+    for name, limit in limits.items():
+        monkeypatch.setattr(thresholds, name, limit)
+    blocks._layout.cache_clear()
+    arithmetic._layout_at_once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def layouts_of_moved_thresholds_are_forgotten(monkeypatch):
+    yield
+    monkeypatch.undo()
+    lower(monkeypatch)
+
+
 def cut(monkeypatch):
-    """Cut arrays of a few hundred elements into many blocks, and share them among threads: the only place that knows
-    the names of the thresholds.
-    """
-    for name in ("SMALL", "SMALL_BESIDE_NUMBA"):
-        monkeypatch.setattr(arithmetic, name, 0)
-    monkeypatch.setattr(blocks, "BLOCK", 256)
-    monkeypatch.setattr(blocks, "_layout", blocks.Layout)
-    monkeypatch.setattr(arithmetic, "_layout_at_once", arithmetic._layout_at_once.__wrapped__)
-    for module in kernel_modules():
-        monkeypatch.setattr(module, "PARALLEL", 0)
+    """Cut arrays of a few hundred elements into many blocks, and share them among threads."""
+    lower(monkeypatch, DIRECT_NUMPY=0, DIRECT_NUMBA=0, BLOCK=256, SHARED_NUMPY=0, SHARED_NUMBA=0)
 
 
 @pytest.fixture(params=["small", "cut", "large"])
@@ -440,11 +448,11 @@ def test_shuffled_rows_stay_within_one_ulp(name, dtype, n, backend):
 @SMALL
 def test_gamma_and_beta_may_be_left_out(name, dtype, n, backend):
     (x, gamma, beta, g), _ = torture(name, dtype)
-    for given in ((None, beta), (gamma, None), (None, None)):
+    for known in ((None, beta), (gamma, None), (None, None)):
         expected = reference(
-            x, *(np.full(3, i, dtype) if p is None else p for i, p in ((1, given[0]), (0, given[1]))), g
+            x, *(np.full(3, i, dtype) if p is None else p for i, p in ((1, known[0]), (0, known[1]))), g
         )
-        results = computed(x, *given, g)
+        results = computed(x, *known, g)
         true = [None, None, expected.dgamma, expected.dbeta]
         assert_close([t if r is None else r for r, t in zip(results, true, strict=True)], expected)
 
@@ -488,6 +496,101 @@ def test_sums_that_cancel_are_right_beside_their_terms(mean, dtype, backend):
     for result, true, terms in zip(sums, (expected.dgamma, expected.dbeta), (g.T * normal, g.T), strict=True):
         size = np.maximum(np.abs(true).ravel(), np.sqrt((terms**2).sum(axis=1))).astype(dtype)
         assert (np.abs(result - true.ravel()) <= LIMITS[dtype][2] * np.spacing(size)).all()
+
+
+# Any shape over any axes in any memory, on both sides of every threshold.
+
+
+def textbook(x, gamma, beta, g, axes):
+    """y, dx, dgamma, dbeta by the definition, in long doubles."""
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    x, gamma, beta, g = (
+        a.astype(np.longdouble).reshape(s) for a, s in ((x, x.shape), (gamma, kept), (beta, kept), (g, x.shape))
+    )
+    centred = x - x.mean(axes, keepdims=True)
+    scale = 1 / np.sqrt((centred * centred).mean(axes, keepdims=True) + EPS)
+    normal = centred * scale
+    dx = gamma * scale * (g - g.mean(axes, keepdims=True) - normal * (g * normal).mean(axes, keepdims=True))
+    return gamma * normal + beta, dx, (g * normal).sum(axes), g.sum(axes)
+
+
+def assert_textbook(arrays, axes, results, expected):
+    bits = np.finfo(arrays[0].dtype).eps
+    for result, true in zip(results, expected, strict=True):
+        assert result.dtype == arrays[0].dtype
+        assert (np.abs(result - true.reshape(result.shape)) <= 100 * bits * max(1, np.abs(true).max())).all()
+
+
+def in_memory(draw, a):
+    """`a` with its axes in any order in memory, any of them backwards or with gaps; or repeated along one."""
+    order = draw(st.permutations(range(a.ndim)))
+    a = np.ascontiguousarray(a.transpose(order)).transpose(np.argsort(order))
+    for axis in range(a.ndim):
+        kind = draw(st.sampled_from(["as it is"] * 4 + ["backwards", "gaps", "repeated"]))
+        if kind == "backwards":
+            a = np.flip(np.flip(a, axis).copy(order="K"), axis)
+        elif kind == "gaps":
+            a = np.take(a, np.arange(a.shape[axis]).repeat(2), axis)[(slice(None),) * axis + (slice(None, None, 2),)]
+        elif kind == "repeated":
+            a = np.broadcast_to(a[(slice(None),) * axis + (slice(1),)], a.shape)
+    return a
+
+
+LOWERED = {
+    "DIRECT_NUMPY": (0, 30),
+    "DIRECT_NUMBA": (0, 30),
+    "COMPILED": (0, 30),
+    "BLOCK": (1, 4, 16, 64),
+    "LINE": (8, 32),
+    "FEWEST_LINES": (2, 8),
+    "FEWEST_ROWS": (2, 64),
+    "SHORTEST_RUN": (1, 4, 32),
+    "SHARED_NUMPY": (0, 30),
+    "SHARED_NUMBA": (0, 30),
+}
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_any_shape_axes_memory_and_dtype_on_both_sides_of_every_threshold(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    assume(math.prod(shape[i] for i in axes) > 1)
+    dtype = data.draw(st.sampled_from(["float16", "float32", "float64", "longdouble"]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x, g = (in_memory(data.draw, a.astype(dtype)) for a in rng.normal(size=(2, *shape)))
+    gamma, beta = rng.normal(size=(2, *[n for i, n in enumerate(shape) if i not in axes])).astype(dtype)
+    names = ["numpy", "numba", None] if find_spec("numba") else ["numpy"]
+    with pytest.MonkeyPatch.context() as patch:
+        lower(patch, **{name: data.draw(st.sampled_from(limits), name) for name, limits in LOWERED.items()})
+        try:
+            ag.set_backend(data.draw(st.sampled_from(names)))
+            results = computed(x, gamma, beta, g, axes)
+        finally:
+            ag.set_backend(None)
+    assert_textbook((x, gamma, beta, g), axes, results, textbook(x, gamma, beta, g, axes))
+
+
+def test_every_threshold_of_an_array_is_moved():
+    assert {name for name in vars(thresholds) if name.isupper()} - set(LOWERED) == {
+        *("SMALLEST_ROOM", "LARGEST_ROOM", "HELD"),  # of memory, which has tests of its own
+    }
+
+
+SIZES = sorted({getattr(thresholds, name) for name in LOWERED if getattr(thresholds, name) >= 1 << 12})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [n for size in SIZES for n in (size - 1, size, size + 1)])
+def test_all_axes_of_arrays_about_as_large_as_each_threshold(n, dtype, backend):
+    x, g = np.random.default_rng(0).normal(size=(2, n)).astype(dtype)
+    gamma, beta = np.array(2, dtype), np.array(1, dtype)
+    expected = textbook(x, gamma, beta, g, (0,))
+    y, dx, *sums = computed(x, gamma, beta, g, 0)
+    assert_textbook((x,), (0,), (y, dx), expected[:2])
+    both = [a.reshape(-1, next(k for k in (7, 5, 3, 2, 1) if n % k == 0)) for a in (x, g)]
+    y2, dx2, *sums2 = computed(both[0], gamma, beta, both[1], (0, 1))
+    assert [a.tobytes() for a in (y2, dx2, *sums2)] == [a.tobytes() for a in (y, dx, *sums)]
 
 
 # Which of y, dx, dgamma and dbeta a number that is not finite goes into.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.batch_norm.kernels import memory
+from autograd_bn.batch_norm.kernels import memory, thresholds
 
 LARGE = np.zeros((1 << 9, 1 << 9), np.float32)
 
@@ -73,7 +73,7 @@ def test_memory_of_another_size_waits_for_its_own():
 
 
 def test_no_more_is_held_than_is_said(monkeypatch):
-    monkeypatch.setattr(memory, "HELD", 4 * LARGE.nbytes)
+    monkeypatch.setattr(thresholds, "HELD", 4 * LARGE.nbytes)
     arrays = [memory.empty_like(LARGE) for _ in range(9)]
     last = address(arrays[-1])
     while arrays:

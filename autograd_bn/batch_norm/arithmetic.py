@@ -14,13 +14,11 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, compiled, numba_wanted
+from .kernels import choose, compiled, numba_wanted, thresholds
 from .kernels.blocks import Layout, layout_of, line, walk
 from .kernels.memory import empty_like
 from .kernels.numpy import SPARE, added
 
-# Up to so many elements the direct formula is quicker than a walk over blocks.
-SMALL, SMALL_BESIDE_NUMBA = 1 << 17, 1 << 14
 # Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
 NEAR = 2.0**16
 
@@ -61,7 +59,8 @@ def native(x: Array) -> Array:
 
 def direct(x: Array) -> bool:
     """Whether `x` is computed by the direct formula."""
-    return x.size <= (SMALL_BESIDE_NUMBA if numba_wanted(x.size) else SMALL) or x.dtype == object
+    most = thresholds.DIRECT_NUMBA if numba_wanted(x.size) else thresholds.DIRECT_NUMPY
+    return x.size <= most or x.dtype == object
 
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
@@ -245,7 +244,7 @@ def _layout_at_once(
     like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
     layout = layout_of(axes, like_x)
     contiguous = layout.view(like_x).flags.c_contiguous and not layout.turned
-    return layout if contiguous and layout.size <= compiled().PARALLEL else None
+    return layout if contiguous and layout.size <= thresholds.SHARED_NUMBA else None
 
 
 def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, Found] | None:

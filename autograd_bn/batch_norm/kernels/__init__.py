@@ -7,11 +7,9 @@ from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from ...engine.node import Array
-from . import numpy
+from . import numpy, thresholds
 from .blocks import Layout
 
-# Elements from which on a compiled call is quicker than NumPy's.
-LARGE = 1 << 12
 # Variances from which on squares and products come near the end of a double's range.
 LARGEST = 1e280
 
@@ -54,7 +52,7 @@ def describe_backend() -> str:
     if _backend is not None:
         return f"the {_backend} kernels, chosen by set_backend"
     if _has_numba():
-        return f"the numba kernels from {LARGE} elements on, the numpy kernels below"
+        return f"the numba kernels from {thresholds.COMPILED} elements on, the numpy kernels below"
     return "the numpy kernels (numba is not installed)"
 
 
@@ -77,7 +75,7 @@ def compiled() -> Any:
 
 def numba_wanted(size: int) -> bool:
     """Whether numba's kernels are to run on arrays of so many elements, if they can."""
-    return size > 0 and (_backend == "numba" or (_backend is None and size >= LARGE and _has_numba()))
+    return size > 0 and (_backend == "numba" or (_backend is None and size >= thresholds.COMPILED and _has_numba()))
 
 
 @cache

@@ -10,15 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...engine.node import Array
-
-# All measured. Elements of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which
-# threads wait for each other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on
-# less, as long as there are enough lines to share what the folding costs.
-BLOCK = 1 << 17
-LINE = 1 << 13
-FEWEST_LINES = 8
-FEWEST_ROWS = 64
-SHORTEST_RUN = 32
+from . import thresholds
 
 Index = tuple[int | slice, ...]
 
@@ -69,14 +61,16 @@ class Layout:
         self.size = self.count * self.features
 
         # Lines of `inner`, or where that is short, lines of whole rows.
-        self.long = self.inner >= SHORTEST_RUN or self.inner > outer
+        self.long = self.inner >= thresholds.SHORTEST_RUN or self.inner > outer
         self.axis = 2 if self.long else 0
-        inners = list(_tiles(lengths[2], BLOCK))
-        run = min(self.inner, BLOCK)
-        features = list(_tiles(lengths[1], BLOCK // run // (1 if self.long else min(outer, FEWEST_ROWS))))
+        inners = list(_tiles(lengths[2], thresholds.BLOCK))
+        run = min(self.inner, thresholds.BLOCK)
+        features = list(
+            _tiles(lengths[1], thresholds.BLOCK // run // (1 if self.long else min(outer, thresholds.FEWEST_ROWS)))
+        )
         width = run * max([stop - start for _, start, stop in features])
-        rows = min(outer, BLOCK // width)
-        folds = 1 if self.long or len(features) > 1 else min(LINE // width, rows // FEWEST_LINES)
+        rows = min(outer, thresholds.BLOCK // width)
+        folds = 1 if self.long or len(features) > 1 else min(thresholds.LINE // width, rows // thresholds.FEWEST_LINES)
         self.repeats = 1 << max(0, folds.bit_length() - 1)
         outers = list(_tiles(lengths[0], rows, even=self.repeats))
         self.parts = len(outers) * len(inners)
@@ -141,9 +135,9 @@ class Layout:
     def unflat(self, vectors: Array) -> Array:
         """The inverse of `flat`, with 1s in the place of the summed axes; for one vector, or rows of them."""
         *lead, _ = vectors.shape
-        turned = vectors.reshape(*lead, *[self.kept_shape[i] for i in self.kept_order])
-        order = [*range(len(lead)), *[len(lead) + i for i in np.argsort(self.kept_order)]]
-        return turned.transpose(order).reshape(*lead, *self.statistics_shape)
+        turned = vectors.reshape((*lead, *[self.kept_shape[i] for i in self.kept_order]))
+        order = [*range(len(lead)), *[len(lead) + self.kept_order.index(i) for i in range(len(self.kept_order))]]
+        return turned.transpose(order).reshape((*lead, *self.statistics_shape))
 
     def lay(self, vector: Any) -> Any:
         """A vector of features, repeated such that `Block.place` cuts out what lies along a block's lines; or None."""

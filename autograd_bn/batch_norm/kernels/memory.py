@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-
-# In bytes. What is smaller stays with the allocator; what is larger goes back to the system at once.
-SMALLEST, LARGEST = 1 << 17, 1 << 27
-# How many bytes are held when nothing uses them.
-HELD = 1 << 29
+from . import thresholds
 
 Room = tuple[Array, int]  # bytes, and their address
 
@@ -34,7 +30,7 @@ class Loan:
         free = self._free
         free.append(self._room)
         held = sum([len(memory) for memory, _ in [*free]])
-        while held > HELD and free:
+        while held > thresholds.HELD and free:
             held -= len(free.popleft()[0])
 
 
@@ -47,7 +43,7 @@ def empty_like(x: Array, dtype: Any = None) -> Array:
     """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
     dtype = x.dtype if dtype is None else np.dtype(dtype)
     size = x.size * dtype.itemsize
-    if not (SMALLEST <= size <= LARGEST and x.flags.c_contiguous) or dtype.hasobject:
+    if not (thresholds.SMALLEST_ROOM <= size <= thresholds.LARGEST_ROOM and x.flags.c_contiguous) or dtype.hasobject:
         return np.empty_like(x, dtype)
     return np.asarray(Loan(_room(size), x.shape, dtype))
 

@@ -14,12 +14,9 @@ import numpy as np
 from numba import njit
 
 from ...engine.node import Array
-from . import LARGEST
+from . import LARGEST, thresholds
 from .blocks import Layout, line
 from .threads import share
-
-# Below this many elements a second thread costs more than it saves.
-PARALLEL = 1 << 20
 
 # How many rows are summed at a time, for fewer stores; and how many, before their sums are added to the others.
 ABREAST = 4
@@ -33,7 +30,7 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
-    table, parallel = layout.table, layout.size >= PARALLEL
+    table, parallel = layout.table, layout.size >= thresholds.SHARED_NUMBA
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:

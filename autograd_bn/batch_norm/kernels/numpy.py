@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
+from . import thresholds
 from .blocks import Block, Layout
 from .threads import share
 
-# Above this many elements a second thread pays.
-PARALLEL = 1 << 18
 # Weights of rows that are added by BLAS, which is quicker than NumPy; up to how many elements it does so in one thread.
 ONES = np.ones(64)
 ALONE = 1 << 13
@@ -57,7 +56,7 @@ def run(layout: Layout, work: Callable[[Block], None]) -> None:
         with np.errstate(all="ignore"):  # of each thread its own
             work(block)
 
-    share(quietly, layout.blocks, layout.size > PARALLEL)
+    share(quietly, layout.blocks, layout.size > thresholds.SHARED_NUMPY)
 
 
 def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:

@@ -1,0 +1,21 @@
+"""From which size on something is done another way: all measured, and all here, so that a test can move them.
+
+Counted in elements, but for the last three. Results differ by their last bits on the two sides of the first seven.
+"""
+
+# Up to so many the direct formula is quicker than a walk over blocks: with NumPy's kernels, and with numba's.
+DIRECT_NUMPY, DIRECT_NUMBA = 1 << 17, 1 << 14
+# From so many on a compiled call is quicker than NumPy's.
+COMPILED = 1 << 12
+# Of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which threads wait for each
+# other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on less, as long as there
+# are enough lines to share what the folding costs.
+BLOCK = 1 << 17
+LINE = 1 << 13
+FEWEST_LINES = 8
+FEWEST_ROWS = 64
+SHORTEST_RUN = 32
+# From so many on several threads pay, or one compiled call does no longer.
+SHARED_NUMPY, SHARED_NUMBA = 1 << 18, 1 << 20
+# In bytes: memory of less stays with the allocator, of more goes back to the system at once; how much is held unused.
+SMALLEST_ROOM, LARGEST_ROOM, HELD = 1 << 17, 1 << 27, 1 << 29
