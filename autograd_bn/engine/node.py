@@ -91,6 +91,11 @@ class Node:
         return None if self.primitive is None else self.primitive.name
 
     @property
+    def own_op(self) -> str | None:
+        """The operation's name if it is the package's own; `None` for anybody else's, whatever its name, and a leaf."""
+        return self.primitive.name if self.primitive is not None and self.primitive.own else None
+
+    @property
     def inputs(self) -> tuple[Node, ...]:
         """The nodes this one was computed from, in argument order; constants are left out."""
         return tuple([arg for arg in self.args if isinstance(arg, Node)])

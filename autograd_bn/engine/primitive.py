@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from operator import itemgetter
@@ -21,7 +22,8 @@ OBJECT = np.dtype(object)
 NO_PARAMS: dict[str, Any] = {}
 # What an operation takes for a constant as it is; anything else becomes an array. A Python number stays one, and weak.
 CONSTANTS = frozenset([np.ndarray, float, int, bool, type(None), *np.sctypeDict.values()])
-registry: dict[str, Primitive] = {}
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+registry: dict[str, Primitive] = {}  # the package's own, by name; nobody else's primitive gets in
 
 
 class Rule:
@@ -60,6 +62,7 @@ class Primitive:
         self.forward = forward
         self.joint = joint
         self.view = view
+        self.own = False  # whether it is the package's
         self.variadic = bool(code.co_flags & 0x04)
         self.arrays = code.co_varnames[: code.co_posonlyargcount]
         self.keywords = code.co_varnames[len(self.arrays) : code.co_argcount + code.co_kwonlyargcount]
@@ -193,7 +196,9 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
         if not isinstance(forward, FunctionType):
             raise TypeError(f"@primitive(...) decorates a Python function, got a {type(forward).__name__}")
         op = Primitive(forward, rules, joint, view)
-        registry[op.name] = op
+        if forward.__code__.co_filename.startswith(PACKAGE):
+            registry.setdefault(op.name, op)
+        op.own = registry.get(op.name) is op
         simple = None if op.keywords or op.variadic else len(op.arrays)
 
         def apply(*args: Any, **params: Any) -> Any:

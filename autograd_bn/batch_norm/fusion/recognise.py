@@ -76,16 +76,20 @@ class Recogniser:
             args = [self.same[arg] if isinstance(arg, Node) else arg for arg in node.args]
             self.same[node] = known.setdefault(_key(node, args), node)
             self.varies[node] = _long(node.shape)
-            if node.op in _ELEMENTWISE:
+            if node.own_op in _ELEMENTWISE:
                 self.varies[node] &= set().union(*[self.varying(arg) for arg in args])
-            rounds = node.op == "astype" and node.dtype != node.inputs[0].dtype
-            if node.op in _ANALYTIC | _OTHERS and not rounds and all(0 not in parent.shape for parent in node.inputs):
+            rounds = node.own_op == "astype" and node.dtype != node.inputs[0].dtype
+            if (
+                node.own_op in _ANALYTIC | _OTHERS
+                and not rounds
+                and all(0 not in parent.shape for parent in node.inputs)
+            ):
                 if _is_even(node, args):  # an even power of abs(x) is that of x
-                    args = [self.args[a][0] if isinstance(a, Node) and a.op == "abs" else a for a in args]
+                    args = [self.args[a][0] if isinstance(a, Node) and a.own_op == "abs" else a for a in args]
                 self.args[node] = [_constant(arg, node.dtype) for arg in args]
                 # The root of a square is abs(x).
                 bent = _is_root(node) and isinstance(args[0], Node) and _is_even(args[0], args[0].args)
-                self.analytic.update([] if bent or node.op in _OTHERS else [node])
+                self.analytic.update([] if bent or node.own_op in _OTHERS else [node])
 
     def varying(self, arg: Any) -> set[int]:
         """The axes along which an argument may vary, counted from the last."""
@@ -111,7 +115,7 @@ class Recogniser:
     def find(self, node: Node) -> Region | None:
         """The region below `node` that is a batch norm, or almost is one."""
         y, wide = self.same[node], self.varies[node]
-        if y not in self.analytic or node.op not in _LAST or 0 in node.shape:
+        if y not in self.analytic or node.own_op not in _LAST or 0 in node.shape:
             return None
         if 1 not in node.shape and node.op != "divide" and [self.varying(arg) for arg in node.args] == [wide, wide]:
             return None  # a sum or product of two tensors, of which neither is a parameter
@@ -148,10 +152,10 @@ class Recogniser:
 
     def _scales(self, node: Node, wide: set[int]) -> bool:
         """Whether it may be the root of a statistic, or divide by one."""
-        if node not in self.args or not (_is_root(node) or node.op == "divide"):
+        if node not in self.args or not (_is_root(node) or node.own_op == "divide"):
             return False
-        base = self.args[node][node.op == "divide"]
-        summands = self.args.get(base, []) if isinstance(base, Node) and base.op in ("add", "subtract") else []
+        base = self.args[node][node.own_op == "divide"]
+        summands = self.args.get(base, []) if isinstance(base, Node) and base.own_op in ("add", "subtract") else []
         return any(isinstance(arg, Node) and self.varies[arg] < wide for arg in (base, *summands))
 
 
@@ -172,7 +176,7 @@ class Region:
         self.cut = sorted(cut, key=graph.order.__getitem__)
         self.moving = self._after(x)
         self.others = [node for node in self.cut if node.shape == y.shape]
-        self.stopped = any(node.op == "stop_gradient" for node in self.args)
+        self.stopped = any(node.own_op == "stop_gradient" for node in self.args)
         self.alike = self._alike()
         self.shape = self._small(y.shape)
         self.axes: tuple[int, ...] = ()
@@ -196,9 +200,9 @@ class Region:
     def is_promising(self) -> bool:
         """Whether there is one root to divide by, and its like over `x` if elements of `x` are mixed."""
         moving = self._after(self.x, *self.others)
-        mixing = any(node.op in _MIXING for node in self.args if node in moving)
+        mixing = any(node.own_op in _MIXING for node in self.args if node in moving)
         roots = [node for node in self.args if _is_root(node) and (node in moving or not mixing)]
-        divisors = moving.intersection(_nodes([args[1] for node, args in self.args.items() if node.op == "divide"]))
+        divisors = moving.intersection(_nodes([args[1] for node, args in self.args.items() if node.own_op == "divide"]))
         return len(roots) in (1, 2) or (mixing and not roots and len(divisors) == 1)
 
     def _after(self, *start: Node) -> set[Node]:
@@ -213,12 +217,12 @@ class Region:
         ndim = len(self.y.shape)
         alike = set(range(-ndim, 0))
         for node, args in self.args.items():
-            if node.op in _MEANS and len(node.inputs[0].shape) == ndim:
+            if node.own_op in _MEANS and len(node.inputs[0].shape) == ndim:
                 axes = reduced_axes(node.params["axis"], ndim)
                 alike -= {axis - ndim for axis in axes}
                 even = node.params["keepdims"] or axes == tuple(range(len(axes)))
             else:
-                even = node.op in _ELEMENTWISE - {"broadcast_to"} and not any(map(np.ndim, _constants(args)))
+                even = node.own_op in _ELEMENTWISE - {"broadcast_to"} and not any(map(np.ndim, _constants(args)))
             if not even:
                 return set()
         return alike if all(broadcasts(node.shape, self.y.shape) for node in (*self.args, *self.cut)) else set()
@@ -242,8 +246,8 @@ class Region:
         values = {**others, self.x: x}
         for node, args in self.args.items():
             given = [values[arg] if isinstance(arg, Node) else arg for arg in args]
-            if node.op in _SAME:
-                values[node] = kept[node] if kept and node.op == "stop_gradient" else given[0]
+            if node.own_op in _SAME:
+                values[node] = kept[node] if kept and node.own_op == "stop_gradient" else given[0]
             else:
                 values[node] = compute(node, given)
         return values
@@ -288,13 +292,13 @@ class Region:
 
     def summands(self) -> Iterator[tuple[Node, Any, Any, Any]]:
         """The sums: of each what is added to what, and its value."""
-        sums = [node for node in self.args if node.op in ("add", "subtract")]
+        sums = [node for node in self.args if node.own_op in ("add", "subtract")]
         for node, i in product(sums, (0, 1)):
             e, other = self.args[node][i], self.args[node][1 - i]
             if not isinstance(e, Node):
                 found = [(sign * node.args[i], sign * e) for sign in (1, -1)]
             else:
-                negated = self.args[e] if e.op == "negative" and e in self.args else []
+                negated = self.args[e] if e.own_op == "negative" and e in self.args else []
                 found = [(source, self.values[source]) for source in (e, *negated) if e not in self.moving]
             laid = [(node, other, source, self.laid(value)) for source, value in found]
             yield from [summand for summand in laid if summand[3] is not None]
@@ -347,7 +351,7 @@ class Region:
             return
         slope, start = line
         if not slope.any():
-            averaging = [node for node in self.args if node.op in _MEANS and node in self.moving]
+            averaging = [node for node in self.args if node.own_op in _MEANS and node in self.moving]
             if averaging and all(count(n.inputs[0].shape, n.params["axis"]) == 1 for n in averaging):
                 self.verdict = Miss("there is one value per feature, whose variance is 0")
             return
@@ -388,7 +392,7 @@ class Region:
                     return Miss("the variance is taken in one pass, mean(x ** 2) - mean(x) ** 2, which cancels digits")
                 return match
         for node in self.args if self.stopped else ():
-            if node.op == "stop_gradient" and self.args[node] == [self.x]:
+            if node.own_op == "stop_gradient" and self.args[node] == [self.x]:
                 return Miss(f"stop_gradient cuts {label(node)} off, and not its statistics")
         cut = Miss("stop_gradient cuts one use of the mean or of the variance and not the other")
         return cut if self.stopped else NOTHING
@@ -481,7 +485,7 @@ class Region:
     def _unequal(self, e: Any) -> Miss:
         """Whether it is batch norm over other axes than those of one mean, if eps is `e`."""
         ndim = len(self.shape)
-        reduced = [n for n in self.args if n.op in _MEANS and len(n.inputs[0].shape) == ndim]
+        reduced = [n for n in self.args if n.own_op in _MEANS and len(n.inputs[0].shape) == ndim]
         axes = {reduced_axes(node.params["axis"], ndim) for node in reduced}
         near: dict[str, Formula] = {}
         for a, b, c in set(product(axes, repeat=3)) - {(a, a, a) for a in axes}:
@@ -569,24 +573,24 @@ def _close(a: Any, b: Any, slack: float, scale: float = 0.0) -> bool:
 
 def _is_root(node: Node) -> bool:
     """Whether it is a root, or a power or a logarithm that may be a part of one."""
-    if node.op == "power" and not isinstance(node.args[1], Node) and not np.ndim(node.args[1]):
+    if node.own_op == "power" and not isinstance(node.args[1], Node) and not np.ndim(node.args[1]):
         return float(node.args[1]) % 1 != 0 or float(node.args[1]) < 0
-    return node.op in _ROOTS
+    return node.own_op in _ROOTS
 
 
 def _is_even(node: Node, args: Sequence[Any]) -> bool:
     """Whether it is an even power."""
-    if node.op == "power" and not isinstance(args[1], Node) and not np.ndim(args[1]):
+    if node.own_op == "power" and not isinstance(args[1], Node) and not np.ndim(args[1]):
         return float(args[1]) % 2 == 0
-    return node.op == "square" or (node.op == "multiply" and args[0] is args[1])
+    return node.own_op == "square" or (node.own_op == "multiply" and args[0] is args[1])
 
 
 def _key(node: Node, args: Sequence[Any]) -> Any:
-    """What nodes of one value share. A leaf and one with an array in its index are themselves alone."""
+    """What nodes of one value share. All but our own operations are themselves alone, and where an index has arrays."""
     params = repr(node.params)
-    if node.op is None or "array" in params:
+    if node.own_op is None or "array" in params:
         return node
     known = [
         arg if isinstance(arg, Node) else (type(arg), id(arg) if isinstance(arg, np.ndarray) else arg) for arg in args
     ]
-    return node.op, params, *known
+    return node.own_op, params, *known

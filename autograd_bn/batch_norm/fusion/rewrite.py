@@ -121,7 +121,7 @@ def expand(*outputs: Tensor) -> tuple[Node, ...]:
     graph = Graph(*outputs)
     values = Values(graph.nodes)
     with recording(True):
-        made = [(node, body(node, values)) for node in graph.nodes if node.op == "batch_norm"]
+        made = [(node, body(node, values)) for node in graph.nodes if node.own_op == "batch_norm"]
     for node, last in made:
         node.become(last)
     return tuple([node for node, _ in made])

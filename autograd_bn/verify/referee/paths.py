@@ -58,9 +58,9 @@ class Paths:
         chain = _chain(s)
         names = [name for name in map(self.trace.label, chain) if name in self.trace.named]
         found = next((role for role in map(canonical, names) if role), names[0] if names else chain[-1].op or "")
-        if not names and chain[-1].op in ("mean", "sum"):
-            squares = [a for a in chain[-1].receivers if a.op in ("square", "power", "multiply")]
-            centred = any(a.op == "subtract" for square in squares for a in square.receivers)
+        if not names and chain[-1].own_op in ("mean", "sum"):
+            squares = [a for a in chain[-1].receivers if a.own_op in ("square", "power", "multiply")]
+            centred = any(a.own_op == "subtract" for square in squares for a in square.receivers)
             found = "var" if centred else "sum of squares" if squares else found
         return {"std": "var", "invstd": "var"}.get(found, found)
 
@@ -151,7 +151,7 @@ def _statistics(trace: Trace, leaf: Node, dead: Sequence[Node]) -> list[Node]:
         below = [a for a in node.inputs if a in largest]
         if below:
             largest[node] = max(prod(node.shape), *[largest[a] for a in below])
-            if node.op in _SPREADING and node not in dead:
+            if node.own_op in _SPREADING and node not in dead:
                 found += [a for a in below if prod(a.shape) < min(prod(node.shape), largest[a])]
     return [s for s in dict.fromkeys(found) if s not in dead]
 
@@ -182,7 +182,7 @@ class Factors:
         self.roots: dict[str, Array] = {}  # what isn't forward's root, beside it
         for s, role in paths.statistics.items():
             value, chain, name = np.ravel(values[s]), _chain(s), trace.label(s)
-            constants = [a for node in chain if node.op == "add" for a in node.args if isinstance(a, float)]
+            constants = [a for node in chain if node.own_op == "add" for a in node.args if isinstance(a, float)]
             self.eps, own, forms = max([self.eps, *constants]), "", dict[str, Array]()
             if role == "var":
                 var = next((known for known, t in trace.named.items() if t.node is chain[-1]), "var")
