@@ -1,48 +1,29 @@
-"""The order of the rooms: no file imports from a room above its own, and importing the package loads nothing heavy."""
+"""The order of the rooms: their size, no import from a room above, and importing the package loads nothing heavy."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import autograd_bn
+from tests import house
+from tests.house import FILES, PACKAGE, ROOMS, room, upward
 
-PACKAGE = Path(autograd_bn.__file__).parent
-ROOMS = "engine distributed batch_norm verify drawing nn commands __main__".split()
 HEAVY = "graphviz pygraphviz numba matplotlib mpi4py tqdm torch".split()
-
-
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(source: str, path: Path) -> set[str]:
-    """The rooms that a file imports from, wherever in the file the import stands."""
-    package = ("autograd_bn", *path.relative_to(PACKAGE).parts[:-1])
-    modules = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            start = ".".join([*base, *([node.module] if node.module else [])])
-            modules |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
-    rooms = {module.split(".")[1] for module in modules if module.startswith("autograd_bn.")}
-    return rooms & set(ROOMS)
-
-
-def upward(source: str, path: Path) -> set[str]:
-    return {found for found in imported_rooms(source, path) if ROOMS.index(found) > ROOMS.index(room(path))}
-
-
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
 def test_every_room_is_named():
     assert {room(path) for path in FILES} <= set(ROOMS)
     assert not list(PACKAGE.rglob("utils.py"))
+
+
+@pytest.mark.parametrize("name", house.LINES)
+def test_a_room_stays_small(name):
+    assert house.lines()[name] <= house.LINES[name]
+
+
+def test_argument_lists_stay_short():
+    longest, place = max(house.argument_lists())
+    assert longest <= house.POSITIONAL, place
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
