@@ -13,8 +13,8 @@ const make = (ns) => (tag, attributes, ...children) => {
 };
 const el = make("http://www.w3.org/1999/xhtml"), shape = make("http://www.w3.org/2000/svg");
 
-/* What is shown: the pane in front, the chosen node, the path that is lit. */
-const S = { pane: 0, sel: null, way: null, was: null, ulp: true, keys: true, timer: 0 };
+/* What is shown: the pane in front, the chosen node, the path that is lit; what arrives is hidden by a veil. */
+const S = { pane: 0, sel: null, way: null, was: null, ulp: true, keys: true, hide: false, veil: false, timer: 0 };
 /* A pane shows one view at one step; a comparison has two of them. */
 const panes = (D.beside ? [0, 1] : [D.start]).map((i) => ({ view: i, step: 0, scale: 0 }));
 const stages = $$(".stage").map((stage) => {
@@ -33,7 +33,7 @@ const known = (pane) => {
 };
 
 /* --- numbers and arrays --- */
-const cap = (text) => el("p", { class: "cap" }, text);
+const cap = (...parts) => el("p", { class: "cap" }, ...parts);
 const SHADES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy", BARS = "▁▂▃▄▅▆▇█";
 const number = (x) => {
   const v = Number(x), size = Math.abs(v);
@@ -43,30 +43,40 @@ const number = (x) => {
 };
 const ratio = (x) => { const [a, b] = String(x).split("/").map(Number); return b ? a / b : a; };
 const size = (dims) => dims.join("×") || "scalar";
-const table = (numbers, columns, texts, attributes) => {
-  const rows = [], top = Math.max(0, ...numbers.filter(Number.isFinite).map(Math.abs)) || 1;
+const largest = (numbers) => Math.max(0, ...numbers.filter(Number.isFinite).map(Math.abs));
+const EPS = { float16: 1e-3, float32: 1.2e-7, float64: 2.3e-16 };
+const table = (numbers, columns, texts, attributes, top, noise = 0) => {
+  const rows = [];
   numbers.forEach((v, i) => {
     if (i % columns === 0) { rows.push(el("tr", {})); }
     const e = el("td", texts ? { title: texts[i] } : {}, texts ? number(texts[i]) : "");
     const share = Math.round(45 * Math.min(1, Math.abs(v) / top)), hue = v > 0 ? "pos" : "neg";
     if (share) { e.style.background = `color-mix(in srgb, var(--${hue}) ${share}%, transparent)`; }
+    e.classList.toggle("noise", v !== 0 && Math.abs(v) < noise);
     rows[rows.length - 1].append(e);
   });
   return el("table", attributes, ...rows);
 };
-const array = (index, caption) => {
+/* The largest number of the arrays that are to share one colour scale, and that scale's key. */
+const peak = (...indices) => Math.max(...indices.map((i) => largest((D.arrays[i].data || []).map(ratio))));
+const scale = (top) => top ? cap(el("span", { class: "scale" }, `${number(-top)} … 0 … ${number(top)}`),
+  " one colour scale for what is added; grey is rounding noise beside the rest") : "";
+const array = (index, caption, top = 0) => {
   if (index === null) { return ""; }
   const a = D.arrays[index], title = cap(`${caption}  ${size(a.shape)} ${a.dtype}`);
   if (a.data) {
-    const shown = table(a.data.map(ratio), a.shape[a.shape.length - 1] || 1, a.data, { "aria-label": caption });
+    const numbers = a.data.map(ratio), noise = 16 * top * (EPS[a.dtype] || 0);
+    const columns = a.shape[a.shape.length - 1] || 1, most = top || largest(numbers) || 1;
+    const shown = table(numbers, columns, a.data, { "aria-label": caption }, most, noise);
     return el("div", { class: "array" }, title, shown);
   }
   const { mean, sd, min, max, zeros, nonfinite } = a.stats, listed = (part) => part.map(number).join(", ");
   const figures = `mean ${number(mean)}, sd ${number(sd)}, ${number(min)} … ${number(max)}`, looks = [];
   if (a.tile) {
     const { shades, columns } = a.tile, most = Math.max(...a.hist);
-    const tile = table([...shades].map((letter) => SHADES.indexOf(letter) - 25), columns, null,
-      { class: "tile", role: "img", "aria-label": `means of ${shades.length / columns} by ${columns} blocks` });
+    const label = `means of ${shades.length / columns} by ${columns} blocks`, middle = (SHADES.length - 1) / 2;
+    const tile = table([...shades].map((letter) => SHADES.indexOf(letter) - middle), columns, null,
+      { class: "tile", role: "img", "aria-label": label }, middle);
     const bars = a.hist.map((n) => BARS[Math.ceil(7 * n / most)]).join("");
     looks.push(el("div", { class: "equation" }, tile, el("span", { class: "sign", role: "img", "aria-label": "histogram" }, bars)));
   }
@@ -95,7 +105,9 @@ const paint = (pane) => {
   for (const n of view(pane).nodes) {
     const note = view(pane).notes[n.id] || {}, { verdict } = note, worn = nodes.get(n.id) || [];
     const got = k.grads.get(n.id), done = k.done(n.id), state = [n.symbol, n.op || n.kind, size(n.shape)];
-    const flags = { nov: !k.values.has(n.id), nog: !done, now: st.node === n.id, sel: sel === n.id };
+    const gets = S.veil && st.parts.some((p) => p.to === n.id), now = st.node === n.id;
+    const flags = { nov: !k.values.has(n.id) || (S.veil && now && st.pass === "forward"), nog: !done || gets };
+    Object.assign(flags, { now, sel: sel === n.id });
     flags.bad = done && verdict !== undefined && !verdict.ok;
     if (flags.nov) { state.push("not computed yet"); }
     if (got) { state.push(done ? "gradient complete" : `gradient ${got.n} of ${got.of} shares`); }
@@ -105,7 +117,7 @@ const paint = (pane) => {
       set(e, { role: "button", "aria-label": state.join(", "), tabindex });
     });
     const wearer = worn.find((e) => e.querySelector(".v")) || worn[0], shown = errors(note, k, n.id);
-    if (!wearer) { continue; }
+    if (!wearer || gets) { continue; }
     if (got && !done) { badge(wearer, [`∂ ${got.n} of ${got.of}`], ""); }
     if (verdict && done) { badge(wearer, [verdict.ok ? "✓ right" : "✗ wrong"], verdict.ok ? "ok" : "no"); }
     if (shown.length) {
@@ -139,26 +151,27 @@ const share = (p, g) => {
   const sign = (text) => el("span", { class: "sign" }, text);
   const local = p.local === null ? [] : [array(g, "g"), sign("·"), array(p.local, "local derivative"), sign("=")];
   const raw = p.raw === null ? [] : [array(p.raw, "product"), sign("→ Σ →")];
-  const part = array(p.part, p.of > 1 ? `share ${p.n} of ${p.of}` : "gradient");
+  const top = p.n > 1 ? peak(p.part, p.total) : 0;
+  const part = array(p.part, p.of > 1 ? `share ${p.n} of ${p.of}` : "gradient", top);
   const sum = `sum of ${p.n} shares${p.n === p.of ? ": the gradient" : ", so far"}`;
   const title = heading(`to ${view().nodes[p.to].symbol}: ${p.rule}`);
-  return [title, equation(...local, ...raw, part), p.n > 1 ? array(p.total, sum) : ""];
+  return [title, equation(...local, ...raw, part), p.n > 1 ? array(p.total, sum, top) : "", scale(top)];
 };
 const paths = (p) => {
-  const name = (i) => view().nodes[i].symbol;
+  const name = (i) => view().nodes[i].symbol, top = peak(p.sum, ...p.paths.map((way) => way.part));
   const ways = p.paths.flatMap((way) => {
     const times = way.coef === undefined ? "" : ` × ${way.coef === null ? "any: its term is 0" : way.coef.toFixed(2)}`;
     const b = el("button", { type: "button", class: "path", "aria-pressed": S.way === way }, way.label + times);
-    b.addEventListener("click", () => {
+    b.addEventListener("click", (e) => {
       const at = $$(".path", panel).indexOf(b);
       S.way = S.way === way ? null : way;
       show();
-      $$(".path", panel)[at].focus({ preventScroll: true });
+      if (!e.detail) { $$(".path", panel)[at].focus({ preventScroll: true }); }
     });
-    return [b, array(way.part, way.nodes.map(name).join(" → "))];
+    return [b, array(way.part, way.nodes.map(name).join(" → "), top)];
   });
   const title = `${p.paths.length} paths to ${name(p.leaf)}, which add up to its gradient`;
-  return [heading(title), ...ways, array(p.sum, "their sum")];
+  return [heading(title), ...ways, array(p.sum, "their sum", top), scale(top)];
 };
 const details = () => {
   const st = step(), id = S.sel ?? st.node, k = known(main()), n = view().nodes[id], got = k.grads.get(id);
@@ -167,17 +180,20 @@ const details = () => {
     return [el("h2", {}, "Leaves"), ...leaves.map((leaf) => array(leaf.value, leaf.symbol))];
   }
   const now = S.sel === null ? st.parts : [], reached = [id, ...now.map((p) => p.to)].filter(k.done);
-  const out = reached.flatMap(judgement);
+  const out = [], arrived = S.veil ? [] : reached.flatMap(judgement);
   if (n) {
-    out.unshift(el("h2", {}, n.formula ? `${n.symbol} = ${n.formula}` : n.symbol));
-    out.push(k.values.has(id) ? array(n.value, "value") : cap("value: not computed yet"));
+    const value = k.values.has(id) ? array(n.value, "value") : cap("value: not computed yet");
+    arrived.unshift(el("h2", {}, n.formula ? `${n.symbol} = ${n.formula}` : n.symbol));
+    out.push(S.veil && st.pass === "forward" ? cap("value: what do you expect?") : value);
   }
   if (S.sel === null && st.pass === "backward") {
     const g = n ? n.grad : null;
-    out.push(array(g, "incoming gradient g"), ...now.flatMap((p) => share(p, g)));
+    out.push(array(g, "incoming gradient g"), ...(S.veil ? [] : now.flatMap((p) => share(p, g))));
   } else if (got) {
     out.push(array(got.total, k.done(id) ? "gradient" : `gradient so far, ${got.n} of ${got.of} shares`));
   } else { out.push(cap(`gradient: ${n.grad === null ? "none" : "not computed yet"}`)); }
+  out.unshift(...arrived);
+  if (S.veil) { return out; }
   view().paths.filter((p) => reached.includes(p.leaf)).forEach((p) => out.push(...paths(p)));
   const shown = errors(view().notes[id] || {}, k, id).map(([what, { own, other, apart }]) => {
     const both = other === undefined ? "" : `, ${view(panes[1 - S.pane]).name} ${ulp(other)}, apart ${ulp(apart)}`;
@@ -200,7 +216,8 @@ const stepIn = (j) => {
   return to < 0 ? Math.max(0, steps.findIndex((s) => s.pass === st.pass)) : to;
 };
 const show = () => {
-  const st = step(), at = main().step, li = list.children[at];
+  const st = step(), at = main().step, li = list.children[at], [passing, arriving] = st.say.split(": ");
+  const say = S.veil && st.pass === "backward" && arriving ? `${passing}: what arrives at its inputs?` : st.say;
   panes.forEach((pane) => {
     if (pane !== main()) { pane.step = stepIn(pane.view); }
     stages[pane.view].stage.classList.toggle("main", pane === main());
@@ -208,16 +225,21 @@ const show = () => {
     follow(pane);
   });
   app.dataset.step = slider.value = at;
-  slider.setAttribute("aria-valuetext", `step ${at} of ${end()}: ${st.say}`);
+  slider.setAttribute("aria-valuetext", `step ${at} of ${end()}: ${say}`);
   $("count").textContent = `${at} / ${end()} ${st.pass}`;
-  if ($("say").textContent !== st.say) { $("say").textContent = st.say; }
+  if ($("say").textContent !== say) { $("say").textContent = say; }
   $$("[aria-current]", list).forEach((e) => e.removeAttribute("aria-current"));
   li.setAttribute("aria-current", "step");
   if ($("all").open) { list.scrollTop = li.offsetTop - list.offsetTop - list.clientHeight / 2; }
   panel.replaceChildren(...details());
 };
 const release = (more) => Object.assign(S, { sel: null, way: null }, more);
-const go = (to) => { release({ was: null }); main().step = Math.max(0, Math.min(end(), to)); show(); };
+const go = (to) => {
+  release({ was: null, veil: S.hide && to > main().step });
+  main().step = Math.max(0, Math.min(end(), to));
+  show();
+};
+const next = () => { if (S.veil) { S.veil = false; show(); } else { go(main().step + 1); } };
 const seed = () => { const i = view().steps.findIndex((s) => s.pass === "seed"); return i < 0 ? end() + 1 : i; };
 const refresh = () => {
   slider.max = end();
@@ -225,7 +247,11 @@ const refresh = () => {
   if (!D.beside) { stages.forEach(({ stage }, i) => { stage.hidden = i !== main().view; }); }
   $("views").value = main().view;
   act("open").textContent = main().view ? "Close the fused node" : "Open the fused node";
+  const symbols = [...new Set(view().nodes.map((n) => n.symbol))];
+  $("names").replaceChildren(...symbols.map((name) => el("option", { value: name })));
   zooms(0);
+  chart();
+  frame();
 };
 const enter = (j) => {
   const to = S.was && S.was.view === j ? S.was.step : stepIn(j), was = { view: main().view, step: main().step };
@@ -242,7 +268,9 @@ const zoom = (pane, factor) => {
   const { svg, stage, size: [w, h] } = stages[pane.view];
   const fit = Math.min((stage.clientWidth - 14) / w, (stage.clientHeight - 14) / h);
   if (!(fit > 0)) { return; }
-  const wanted = factor === 0 ? Math.min(1.35, Math.max(fit, 1)) : Math.min(4, Math.max(0.05, pane.scale * factor));
+  const readable = app.classList.contains("lecture") ? Math.max(1, innerWidth / 1100) : 1;
+  const whole = Math.min(1.35 * readable, Math.max(fit, readable));
+  const wanted = factor === 0 ? whole : Math.min(4, Math.max(0.05, pane.scale * factor));
   pane.scale = factor < 0 ? fit : wanted;
   Object.assign(svg.style, { width: `${w * pane.scale}px`, height: `${h * pane.scale}px` });
 };
@@ -253,34 +281,74 @@ const follow = (pane) => {
   const dx = a.left + a.width / 2 - b.left - b.width / 2, dy = a.top + a.height / 2 - b.top - b.height / 2;
   if (Math.abs(dx) > b.width * 0.32 || Math.abs(dy) > b.height * 0.32) { stage.scrollBy(dx, dy); }
 };
-const zooms = (factor) => panes.forEach((pane) => { zoom(pane, factor); follow(pane); });
+/* A small map of a large graph, with a frame around what is seen. */
+const MAPPED = 60, map = $("map");
+const frame = () => {
+  const { stage, svg } = stages[main().view], a = svg.getBoundingClientRect(), b = stage.getBoundingClientRect();
+  const x = (b.left - a.left) / main().scale, y = (b.top - a.top) / main().scale;
+  if (map.lastChild) { set(map.lastChild, { x, y, width: b.width / main().scale, height: b.height / main().scale }); }
+};
+const chart = () => {
+  const { svg, nodes, size: [w, h] } = stages[main().view], a = svg.getBoundingClientRect();
+  map.toggleAttribute("hidden", D.beside || nodes.size <= MAPPED);
+  if (D.beside || nodes.size <= MAPPED) { return; }
+  const at = (length) => (length / main().scale).toFixed(0);
+  const boxes = [...nodes.values()].flat().map((e) => e.getBoundingClientRect());
+  const d = boxes.map((b) => `M${at(b.left - a.left)} ${at(b.top - a.top)}h${at(b.width)}v${at(b.height)}h-${at(b.width)}z`);
+  set(map, { viewBox: `0 0 ${w} ${h}` });
+  map.replaceChildren(shape("path", { d: d.join("") }), shape("rect", {}));
+};
+const zooms = (factor) => { panes.forEach((pane) => { zoom(pane, factor); follow(pane); }); frame(); };
 const press = (name, on) => act(name).setAttribute("aria-pressed", S[name] = on);
 const play = () => {
   clearInterval(S.timer);
   press("play", !S.play);
   act("play").textContent = S.play ? "Pause" : "Play";
-  const next = () => { if (main().step < end()) { go(main().step + 1); } else { play(); } };
-  if (S.play) { S.timer = setInterval(next, 1200); }
+  if (S.play) { S.timer = setInterval(() => { if (main().step < end() || S.veil) { next(); } else { play(); } }, 1200); }
 };
 const other = () => {
   if (D.beside) { toPane(1 - S.pane); show(); } else if (D.views.length > 1) { enter(main().view ? 0 : 1); }
 };
 
+const lecture = () => {
+  const on = app.classList.toggle("lecture"), root = document.documentElement;
+  act("lecture").setAttribute("aria-pressed", on);
+  if (on && root.requestFullscreen) { root.requestFullscreen().catch(() => {}); }
+  if (!on && document.fullscreenElement) { document.exitFullscreen(); }
+  zooms(0);
+};
+const jump = (id) => {
+  const to = view().steps.findIndex((s) => s.pass === "forward" && s.node === id);
+  if (to < 0) { choose(id); } else { go(to); }
+};
+/* The first node after the current one that has the word in its name or operation. */
+const seek = (word) => {
+  const at = S.sel ?? step().node ?? -1, { nodes } = view();
+  const found = [...nodes.slice(at + 1), ...nodes.slice(0, at + 1)].find((n) => (
+    `${n.symbol} ${n.op || n.kind}`.toLowerCase().includes(word.toLowerCase())));
+  if (found) { jump(found.id); $("find").focus(); }
+};
+
 /* --- keys, buttons, mouse --- */
+const ALIAS = { ArrowRight: "n", ArrowDown: "n", PageDown: "n", ArrowLeft: "p", ArrowUp: "p", PageUp: "p", "=": "+" };
 const ACTS = [
   ["Home", "first", "|◀", "first step", () => go(0)],
   ["p", "back", "◀", "previous step", () => go(main().step - 1)],
   [" ", "play", "Play", "play or pause", play],
-  ["n", "next", "▶", "next step", () => go(main().step + 1)],
+  ["n", "next", "▶", "next step", next],
   ["End", "last", "▶|", "last step", () => go(end())],
-  ["f", "", "", "end of the forward pass", () => go(seed() - 1)],
-  ["b", "", "", "start of the backward pass", () => go(seed())],
+  ["[", "", "", "end of the forward pass", () => go(seed() - 1)],
+  ["]", "", "", "start of the backward pass", () => go(seed())],
   ["o", "open", "", "open or close the fused node; change sides", other],
-  ["c", "ulp", "ulp", "rounding errors", () => { press("ulp", !S.ulp); show(); }],
+  ["f", "lecture", "Lecture", "lecture mode: full screen, large text", lecture],
+  ["h", "hide", "Predict", "hide what arrives until the next key", () => { press("hide", !S.hide); S.veil = false; show(); }],
+  ["c", "ulp", "ulp", "rounding errors", () => { press("ulp", !S.ulp); $("badges").hidden = !S.ulp; show(); }],
   ["-", "out", "−", "smaller", () => zooms(0.8)], ["0", "fit", "Fit", "whole graph", () => zooms(-1)],
   ["+", "in", "+", "larger", () => zooms(1.25)],
   ["", "keys", "Keys", "single keys on or off", () => press("keys", !S.keys)],
-  ["?", "help", "?", "this help", () => $("keys").showModal()], ["arrows", "", "", "walk the graph"],
+  ["/", "", "", "search a node; Enter goes to its step", () => $("find").focus()],
+  ["?", "help", "?", "this help", () => $("keys").showModal()],
+  ["arrows, PageUp, PageDown", "", "", "previous and next step"], ["shift + arrows", "", "", "walk the graph"],
   ["Enter", "", "", "go to the node's step"], ["Esc", "", "", "let go"],
 ];
 ACTS.forEach(([key, name, label, text, run]) => {
@@ -289,8 +357,9 @@ ACTS.forEach(([key, name, label, text, run]) => {
   if (name) {
     const b = el("button", { type: "button", "data-do": name, title: `${text}${key && ` (${called})`}` }, label);
     if (label.length < 3) { b.setAttribute("aria-label", text); }
-    b.addEventListener("click", run);
-    $("bar").append(b, ...(name === "last" ? [slider, $("count")] : name === "open" ? [$("views")] : []));
+    /* A click leaves the keys to the page; who came by Tab keeps the focus. */
+    b.addEventListener("click", (e) => { run(); if (e.detail) { b.blur(); } });
+    $("bar").append(b, ...(name === "last" ? [slider, $("count")] : name === "open" ? [$("views"), $("find")] : []));
   }
 });
 const neighbour = (id, key) => {
@@ -300,22 +369,40 @@ const neighbour = (id, key) => {
 };
 const nodeOf = (e) => { const at = e.target.closest("[data-node]"); return at ? Number(at.dataset.node) : null; };
 document.addEventListener("keydown", (e) => {
-  const id = nodeOf(e), own = e.target.matches("input,button,select,summary") && /^( |Home|End)$/.test(e.key);
-  const run = (ACTS.find(([key]) => key === (e.key === "=" ? "+" : e.key)) || [])[4];
+  const id = nodeOf(e), { key } = e, single = key.length === 1 && key !== " ", arrow = key.startsWith("Arrow");
+  const typing = e.target === $("find") && (single || arrow || /^( |Home|End)$/.test(key));
+  const own = typing || (key === " " && e.target.matches("button,select,summary"));
+  const run = (ACTS.find(([called]) => called === (ALIAS[key] || key)) || [])[4];
   if (e.ctrlKey || e.metaKey || e.altKey || $("keys").open) { return; }
-  if (e.key === "Escape") { release(); show(); return; }
-  if (id !== null && e.key.startsWith("Arrow")) { choose(neighbour(id, e.key));
-  } else if (id !== null && e.key === "Enter") {
-    go(view().steps.findIndex((s) => s.pass === "forward" && s.node === id));
-  } else if (S.keys && !own && run) { run(); } else { return; }
+  if (key === "Escape") {
+    if (app.classList.contains("lecture")) { lecture(); }
+    release();
+    show();
+    document.activeElement.blur();
+  } else if (e.target === $("find") && key === "Enter") { seek(e.target.value);
+  } else if (arrow && e.shiftKey && !typing) { choose(neighbour(id ?? S.sel ?? step().node ?? 0, key));
+  } else if (id !== null && key === "Enter") { jump(id);
+  } else if (run && !own && (S.keys || !single)) { run(); } else { return; }
   e.preventDefault();
+});
+document.addEventListener("fullscreenchange", () => {
+  if (!document.fullscreenElement && app.classList.contains("lecture")) { lecture(); }
 });
 slider.addEventListener("input", () => go(Number(slider.value)));
 list.addEventListener("click", (e) => { const i = [...list.children].indexOf(e.target); if (i >= 0) { go(i); } });
-$("views").addEventListener("change", (e) => enter(Number(e.target.value)));
+$("views").addEventListener("change", (e) => { enter(Number(e.target.value)); e.target.blur(); });
 const sized = new ResizeObserver(() => { if (!main().scale) { zooms(0); show(); } });
 stages.forEach(({ stage }, i) => {
+  let drag = null;
+  stage.addEventListener("pointerdown", (e) => { drag = e.pointerType === "mouse" ? { x: e.clientX, y: e.clientY } : null; });
+  stage.addEventListener("pointermove", (e) => {
+    if (!drag || !e.buttons) { return; }
+    drag.far ||= Math.hypot(e.clientX - drag.x, e.clientY - drag.y) > 4;
+    if (drag.far) { stage.setPointerCapture(e.pointerId); stage.scrollBy(-e.movementX, -e.movementY); }
+  });
+  stage.addEventListener("scroll", frame);
   stage.addEventListener("click", (e) => {
+    if (drag && drag.far) { return; }
     if (D.beside) { toPane(i); }
     if (nodeOf(e) === null) { show(); } else { choose(nodeOf(e)); }
   });
@@ -324,13 +411,20 @@ stages.forEach(({ stage }, i) => {
   }, { passive: false });
   sized.observe(stage);
 });
+map.addEventListener("pointerdown", (e) => {
+  const { stage, svg, size: [w, h] } = stages[main().view], b = map.getBoundingClientRect(), { scale: s } = main();
+  const unit = Math.min(b.width / w, b.height / h), gap = svg.offsetLeft || 0;
+  const x = (e.clientX - b.left - (b.width - w * unit) / 2) / unit, y = (e.clientY - b.top - (b.height - h * unit) / 2) / unit;
+  stage.scrollTo(x * s + gap - stage.clientWidth / 2, y * s - stage.clientHeight / 2);
+});
 addEventListener("beforeprint", () => { $("all").open = true; });
 
 app.classList.toggle("beside", D.beside);
 act("open").hidden = D.beside || D.views.length < 2;
-act("ulp").hidden = !D.views.some((v) => Object.values(v.notes).some((note) => note.ulp));
+act("ulp").hidden = $("badges").hidden = !D.views.some((v) => Object.values(v.notes).some((note) => note.ulp));
 ["ulp", "keys"].forEach((name) => press(name, true));
-press("play", false);
+["play", "hide"].forEach((name) => press(name, false));
+act("lecture").setAttribute("aria-pressed", false);
 $("views").hidden = D.beside || D.views.length < 3;
 $("views").append(...D.views.map((v, i) => el("option", { value: i }, v.name)));
 $("all").open = $("bar").hidden = false;
