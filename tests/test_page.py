@@ -361,6 +361,14 @@ def test_the_same_graph_gives_the_same_bytes_in_every_process(tmp_path):
     assert pages[0] == pages[1]
 
 
+def test_the_title_says_what_the_graph_is():
+    title = lambda page: re.search("<title>(.*)</title>", str(page))[1]
+    assert title(page_of("fused")) == "loss: fused batch norm, step by step"
+    assert title(page_of("composed")) == "loss: composed batch norm, step by step"
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    assert title(ag.page((x * x).sum())) == "A graph of 3 nodes, step by step"
+
+
 def test_script_and_style_are_admitted_by_their_hashes_alone():
     html = str(page_of())
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
@@ -872,7 +880,7 @@ def test_what_arrives_is_hidden_until_the_next_key(visit):
 
 def test_search_goes_to_the_nodes_step(visit):
     page = page_of("composed")
-    tab, (view,) = visit(page), data_of(page)["views"]
+    tab = visit(page)
     press(tab, "Home /")
     tab.keyboard.type("square")
     press(tab, "Enter")

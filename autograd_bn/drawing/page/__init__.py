@@ -109,8 +109,10 @@ def page(
         back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
         twin.setdefault(first.data["name"], {str(there): int(i) for i, there in back.items()})
         twin[other.data["name"]] = back
-    title = f"{', '.join([node.name or node.op or 'graph' for node in ends])}, step by step"
-    return _document(title, views, twin, arrays, start=int(expand and bool(fused)))
+    form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
+    named = ", ".join([node.name for node in ends if node.name])
+    title = ": ".join(filter(None, [named, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
+    return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and bool(fused)))
 
 
 def _document(title: str, views: list[View], twin: Twins, arrays: Arrays, start: int = 0, beside: bool = False) -> Page:
