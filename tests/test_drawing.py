@@ -20,10 +20,10 @@ from hypothesis import given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn import nn
-from autograd_bn.drawing import layout
+from autograd_bn.drawing import run_graphviz
 from autograd_bn.drawing.dot import PAGE
-from autograd_bn.drawing.layout import draw
 from autograd_bn.drawing.records import LARGEST
+from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.nn.functions import linear
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -787,8 +787,8 @@ def test_a_failing_graphviz_is_reported(tmp_path, monkeypatch, script, match):
 def test_a_slow_graphviz_is_reported_and_stopped(tmp_path, monkeypatch, capsys):
     fake_dot(tmp_path, "exec sleep 60")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(layout, "QUIET", 0.1)
-    monkeypatch.setattr(layout, "LIMIT", 0.2)
+    monkeypatch.setattr(run_graphviz, "QUIET", 0.1)
+    monkeypatch.setattr(run_graphviz, "LIMIT", 0.2)
     with pytest.raises(RuntimeError, match=r"0.2 s: cut a part out with around= and hops=, or write a \.dot"):
         draw("digraph { 0 [label=a] }", "svg")
     assert capsys.readouterr().err == "Graphviz is drawing 1 nodes and edges ...\n"

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         if page is not None and entry.report is not None and (entry.verdict == "wrong" or not several):
             try:
                 render(entry.report, page.with_stem(f"{page.stem}-{entry.backward}") if several else page)
-            except ValueError as error:  # it has no graph
+            except (ValueError, RuntimeError) as error:  # it has no graph, or there is nothing to draw it with
                 complain(f"{entry.backward}: {error}")
     counts = Counter(entry.verdict for entry in found)
     if several and not args.json:

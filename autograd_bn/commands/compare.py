@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ import autograd_bn as ag
 
 from ..verify.compare import in_ulp
 from ..verify.report import text_table
-from . import Data, fill, load_data, progress, refused, writable_folder
+from . import Data, complain, fill, load_data, progress, refused, writable_folder
 
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
@@ -65,13 +66,17 @@ def run(args: argparse.Namespace) -> int:
         show("taking the time")
         forms = measure(leaves, _REPEATS)
         leaves[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
+        drawn, undrawn = list[Path](), list[str]()
         for path in pictures:
             show(f"drawing {path.name}")
-            drawn: Any = comparison
+            shown: Any = comparison
             if path.stem in FORMS:
-                drawn = FORMS[path.stem](*leaves)
-                drawn.name = "y"
-            ag.render(drawn, path)
+                shown = FORMS[path.stem](*leaves)
+                shown.name = "y"
+            try:
+                drawn.append(ag.render(shown, path))
+            except RuntimeError as error:  # what has been computed is told all the same
+                undrawn.append(f"{path.name} is not drawn: {error}")
         show("done")
     for i, form in enumerate(forms.values()):
         errors = [row.ulp[i] for row in comparison.rows]
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             "reference": comparison.reference,
             "rows": [asdict(row) for row in comparison.rows],
             "forms": forms,
-            "pictures": [str(path) for path in pictures],
+            "pictures": [str(path) for path in drawn],
         }
         finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither infinity nor NaN
         print(json.dumps(finite, indent=2))
@@ -96,7 +101,10 @@ def run(args: argparse.Namespace) -> int:
         table, _, notes = str(comparison).partition("\n\n")
         print(f"\n{_table(forms)}\n\n{table}\n")
         print("\n".join(map(fill, notes.splitlines())))
-        print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in pictures))
+        if drawn:
+            print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in drawn))
+    for why in undrawn:
+        complain(why)
     return 0 if comparison.ok else 1
 
 

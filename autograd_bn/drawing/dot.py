@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import graphviz
 
-from .layout import draw
 from .records import Picture
+from .run_graphviz import draw
 from .structure import ranks
 
 PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
-from .layout import draw, write
 from .records import Picture
+from .run_graphviz import draw, write
 from .scene import flow, scene_of, seeds
 
 if TYPE_CHECKING:

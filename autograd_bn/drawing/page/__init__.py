@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.graph import Values
-from ..layout import write
+from ..run_graphviz import write
 from ..scene import scene_of, seeds
 from .arrays import Arrays
 from .reports import REPORTS, of_report

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 from ...engine import Node
 from ..dot import FONT, digraph
-from ..layout import draw
 from ..records import Picture
+from ..run_graphviz import draw
 
 SVG = "http://www.w3.org/2000/svg"
 TAGS = frozenset("svg g path polygon polyline ellipse text".split())

