@@ -20,10 +20,11 @@ from hypothesis import given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn import nn
-from autograd_bn.drawing import run_graphviz
+from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.records import LARGEST
 from autograd_bn.drawing.run_graphviz import draw
+from autograd_bn.drawing.wheel import FONT, Font
 from autograd_bn.nn.functions import linear
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -651,7 +652,7 @@ def test_what_can_not_be_printed_is_spelled_out():
 @pytest.mark.parametrize("name", PICTURES)
 def test_no_text_is_clipped(name):
     ttfont = pytest.importorskip("fontTools.ttLib")
-    font = ttfont.TTFont(Path(ag.__file__).parent / "drawing" / "fonts" / "DejaVuSans.ttf")
+    font = ttfont.TTFont(FONT)
     advances, glyphs, unit = font["hmtx"], font.getBestCmap(), font["head"].unitsPerEm
     ns = "{http://www.w3.org/2000/svg}"
     source = PICTURES[name]().source
@@ -688,8 +689,18 @@ def test_no_text_is_clipped(name):
 # --- Files -------------------------------------------------------------------------------------------------
 
 
+def pdf_is_drawn():
+    try:
+        return bool(draw("digraph {}", "pdf"))
+    except RuntimeError as error:
+        assert "pdf needs Graphviz on the system" in str(error)  # noqa: PT017
+        return False
+
+
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "SVG"])
 def test_every_format_is_drawn_to_the_path_that_comes_back_and_nothing_else(tmp_path, monkeypatch, suffix):
+    if suffix == "pdf" and not pdf_is_drawn():
+        pytest.skip("pdf needs libraries that this system lacks")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / f"picture.{suffix}"
     path.write_text("old")
@@ -699,15 +710,68 @@ def test_every_format_is_drawn_to_the_path_that_comes_back_and_nothing_else(tmp_
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_font_is_found_where_the_system_has_none(tmp_path, monkeypatch):
-    folder = Path(ag.__file__).parent / "drawing" / "fonts"
-    alone = (folder / "fonts.conf").read_text().replace("/etc/fonts/fonts.conf", "/nowhere")
-    source, widths = ag.to_dot(leaf(1.0, "W" * 40)).source, []
-    for config in (alone, re.sub("<dir.*</dir>", "", alone)):
-        (tmp_path / "fonts.conf").write_text(config)
-        monkeypatch.setenv("FONTCONFIG_FILE", str(tmp_path / "fonts.conf"))
-        widths.append(float(ET.fromstring(draw(source, "svg")).get("viewBox").split()[2]))
-    assert widths[0] > widths[1]
+def test_the_wheel_draws_without_libraries_of_the_system():
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("/proc is Linux's")
+    code = "import sys; from autograd_bn.drawing import wheel; "
+    code += "wheel.raster(wheel.draw(sys.stdin.buffer.read(), 'svg', f := wheel.Font(wheel.FONT)).decode(), f); "
+    code += "print(open('/proc/self/maps').read())"
+    source = PICTURES["composed_values_grads"]().source.encode()
+    done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, check=True)
+    loaded = set(re.findall(r"/(lib[a-zA-Z]+)[^/]*\.so", done.stdout.decode()))
+    assert "libgvc" in loaded
+    assert not loaded & {
+        "libX",
+        "libXext",
+        "libXrender",
+        "libglib",
+        "libgobject",
+        "libpango",
+        "libcairo",
+        "libfontconfig",
+    }
+
+
+def test_the_picture_is_the_same_whatever_fonts_and_language_a_machine_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    source = PICTURES["expanded_values_grads"]().source
+    here = [draw(source, format) for format in ("svg", "png")]
+    (tmp_path / "fonts.conf").write_text("<fontconfig></fontconfig>")
+    for name, value in {"FONTCONFIG_FILE": "fonts.conf", "HOME": ".", "LC_ALL": "C", "GDFONTPATH": "."}.items():
+        monkeypatch.setenv(name, str(tmp_path / value) if name != "LC_ALL" else value)
+    assert [draw(source, format) for format in ("svg", "png")] == here
+
+
+def test_letters_are_as_wide_as_in_the_font():
+    ttfont = pytest.importorskip("fontTools.ttLib")
+    ours, theirs = Font(FONT), ttfont.TTFont(FONT)
+    advances, glyphs, unit = theirs["hmtx"], theirs.getBestCmap(), theirs["head"].unitsPerEm
+    assert ours.glyphs.keys() == glyphs.keys()
+    for code, glyph in glyphs.items():
+        assert ours.width(chr(code)) == advances[glyph][0] / unit
+    assert ours.width("漢字") == 2
+    assert ours.width("e\u0301") == ours.width("e")
+    assert ours.width("x̂ = σ²") == pytest.approx(sum(map(ours.width, "x̂ = σ²")))
+
+
+def test_a_long_name_fits_its_shape_to_the_point():
+    name = "Wide Wörter, 漢字 und σ² " * 2
+    (group,) = [
+        g for g in ET.fromstring(draw(ag.to_dot(leaf(1.0, name)).source, "svg")).iter() if g.findtext("{*}title") == "0"
+    ]
+    size = 12 * Font(FONT).width(max(group.itertext(), key=len))
+    assert size < 2 * float(group.find("{*}ellipse").get("rx")) < 1.5 * size + 40
+
+
+def test_pdf_names_what_it_needs_where_the_system_lacks_it(monkeypatch):
+    def load(name):
+        if name == "gvplugin_pango":
+            raise OSError("libgobject-2.0.so.0: cannot open shared object file")
+        return
+
+    monkeypatch.setattr(wheel, "_load", load)
+    with pytest.raises(SystemExit, match=r"libgobject.*: pdf needs Graphviz on the system"):
+        wheel.draw(b"digraph {}", "pdf", Font(FONT))
 
 
 def test_a_path_may_be_a_string(tmp_path):
@@ -797,10 +861,20 @@ def test_a_slow_graphviz_is_reported_and_stopped(tmp_path, monkeypatch, capsys):
 def test_without_graphviz_only_text_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
-    with pytest.raises(RuntimeError, match=r"`dot` is on PATH, or pip install 'pygraphviz>=2'"):
+    with pytest.raises(
+        RuntimeError, match=r"drawing svg needs Graphviz: pip install 'pygraphviz>=2', which carries it"
+    ):
         ag.render(normed(), tmp_path / "a.svg")
     ag.render(normed(), tmp_path / "a.dot")
     assert [file.name for file in tmp_path.iterdir()] == ["a.dot"]
+
+
+def test_png_needs_what_makes_it_of_svg(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(RuntimeError, match=r"drawing png needs .* 'pygraphviz>=2' 'resvg-py>=0.5', which"):
+        ag.render(normed(), tmp_path / "a.png")
+    assert ag.render(normed(), tmp_path / "a.svg").exists()
 
 
 def test_graphviz_is_imported_for_drawing_only():

@@ -52,6 +52,24 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
         assert path.read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize(("missing", "drawn"), [("pygraphviz", 0), ("resvg_py", 3)])
+def test_what_can_not_be_drawn_stops_nothing(capsys, monkeypatch, tmp_path, missing, drawn):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["compare", "small.npy"]) == 0
+    out, err = capsys.readouterr()
+    assert "composed and fused agree in every row" in out
+    assert ("Pictures in" in out) == bool(drawn)
+    assert len(list((tmp_path / "batch_norm_graphs").iterdir())) == drawn
+    lines = err.splitlines()
+    assert len(lines) == 5 - drawn
+    assert all(
+        re.match(r"\w+\.(svg|png|html) is not drawn: drawing \w+ needs Graphviz: pip install", line) for line in lines
+    )
+    assert main(["compare", "small.npy", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == drawn
+
+
 def test_json_is_one_object(capsys, undrawn):
     assert main(["compare", "small.npy", "--json", "--order", "2"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -69,19 +69,35 @@ class Font:
 
 
 class _TextFont(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("color", ctypes.c_char_p), ("alias", ctypes.c_void_p))
-    _fields_ += (("size", ctypes.c_double),)
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("color", ctypes.c_char_p),
+        ("alias", ctypes.c_void_p),
+        ("size", ctypes.c_double),
+    )
 
 
 class _TextSpan(ctypes.Structure):
-    _fields_ = (("text", ctypes.c_char_p), ("font", ctypes.POINTER(_TextFont)))
-    _fields_ += (("layout", ctypes.c_void_p), ("free_layout", ctypes.c_void_p))
-    _fields_ += tuple([(name, ctypes.c_double) for name in ("above", "below", "width", "height")])
+    _fields_ = (
+        ("text", ctypes.c_char_p),
+        ("font", ctypes.POINTER(_TextFont)),
+        ("layout", ctypes.c_void_p),
+        ("free_layout", ctypes.c_void_p),
+        ("above", ctypes.c_double),
+        ("below", ctypes.c_double),
+        ("width", ctypes.c_double),
+        ("height", ctypes.c_double),
+    )
 
 
 class _Plugin(ctypes.Structure):
-    _fields_ = (("id", ctypes.c_int), ("type", ctypes.c_char_p), ("quality", ctypes.c_int))
-    _fields_ += (("engine", ctypes.c_void_p), ("features", ctypes.c_void_p))
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("type", ctypes.c_char_p),
+        ("quality", ctypes.c_int),
+        ("engine", ctypes.c_void_p),
+        ("features", ctypes.c_void_p),
+    )
 
 
 class _Api(ctypes.Structure):
