@@ -20,6 +20,7 @@ LINES = {
     "commands": 1_300,
 }
 POSITIONAL = 12
+MAY_COPY = ("reshape", "ravel")
 
 
 def room(path: Path) -> str:
@@ -73,6 +74,40 @@ def main() -> None:
         print(f"{count} arguments by position: {place}")
     from_above = [path for path in FILES if upward(path.read_text("utf-8"), path)]
     print(f"imports from above: {', '.join(map(str, from_above)) or 'none'}")
+
+
+def written(tree: ast.AST) -> list[ast.expr]:
+    """What is written in place: the array of an assignment to an index, a first argument of `copyto`, an `out=`."""
+    found = []
+    for node in ast.walk(tree):
+        targets = []
+        if isinstance(node, ast.Assign):
+            targets = [part for target in node.targets for part in getattr(target, "elts", [target])]
+        elif isinstance(node, ast.AugAssign):
+            targets = [node.target]
+        found += [target.value for target in targets if isinstance(target, ast.Subscript)]
+        if isinstance(node, ast.Call):
+            found += [keyword.value for keyword in node.keywords if keyword.arg == "out"]
+            if ast.unparse(node.func) in ("np.copyto", "np.add.at", "np.put", "np.put_along_axis"):
+                found.append(node.args[0])
+    return found
+
+
+def writes_into_a_copy(source: str) -> list[int]:
+    """The lines that write through a call that copies for some memory orders, or through a name bound to it."""
+    lines = []
+    for scope in ast.walk(ast.parse(source)):
+        if not isinstance(scope, ast.FunctionDef):
+            continue
+        bound = {}
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                bound.setdefault(node.targets[0].id, []).append(node.value)
+        for target in written(scope):
+            values = bound.get(target.id, []) if isinstance(target, ast.Name) else [target]
+            calls = [ast.unparse(value.func) for value in values if isinstance(value, ast.Call)]
+            lines += [target.lineno for call in calls if call.endswith(MAY_COPY)]
+    return lines
 
 
 if __name__ == "__main__":

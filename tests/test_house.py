@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import house
-from tests.house import FILES, PACKAGE, ROOMS, room, upward
+from tests.house import FILES, PACKAGE, ROOMS, room, upward, writes_into_a_copy
 
 HEAVY = "graphviz pygraphviz numba matplotlib mpi4py tqdm torch".split()
 
@@ -44,6 +44,27 @@ def test_no_file_imports_from_a_room_above(path):
 def test_an_import_from_above_would_be_seen(line):
     assert upward(line, PACKAGE / "engine" / "node.py") == {"nn"}
     assert not upward(line, PACKAGE / "commands" / "train.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_written_through_a_reshape(path):
+    assert not writes_into_a_copy(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "out.reshape(n, -1)[rows] -= g",
+        "out.ravel()[0] = 1",
+        "np.copyto(out.reshape(3), x)",
+        "np.add(a, b, out=c.reshape(-1))",
+        "flat = out.reshape(-1); flat[0] += 1",
+        "flat = np.ravel(out); np.add.at(flat, i, 1)",
+        "a, out.reshape(-1)[0] = 1, 2",
+    ],
+)
+def test_a_write_through_a_reshape_would_be_seen(line):
+    assert writes_into_a_copy(f"def f():\n    {line}")
 
 
 def test_importing_the_package_loads_nothing_heavy():

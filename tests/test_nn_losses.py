@@ -57,6 +57,35 @@ def test_losses_pass_gradcheck_at_both_orders(loss, count):
     assert ag.gradcheck(loss, [rng(i).normal(size=(3, 2, 3)) for i in range(count)], order=2)
 
 
+LAYOUTS = {
+    "fortran": np.asfortranarray,
+    "axes turned": lambda x: np.ascontiguousarray(x.transpose(*range(1, x.ndim), 0)).transpose(-1, *range(x.ndim - 1)),
+    "every second": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "backwards": lambda x: x[..., ::-1].copy()[..., ::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 5, 3, 4)], ids=str)
+def test_gradients_do_not_depend_on_the_memory_order(shape, layout):
+    x, target, labels = rng(0).normal(size=shape), rng(1).random(shape), rng(2).integers(0, 4, size=shape[:-1])
+    turn = LAYOUTS[layout]
+    np.testing.assert_array_equal(turn(x), x)
+    for loss in (
+        lambda x, turn: nn.cross_entropy(x, turn(labels) if labels.ndim else labels),
+        lambda x, turn: nn.mse_loss(x, turn(target)),
+        lambda x, turn: nn.binary_cross_entropy_with_logits(x, turn(target)),
+    ):
+        plain, turned = (ag.as_tensor(a, requires_grad=True) for a in (x, turn(x)))
+        expected = loss(plain, np.asarray)
+        found = loss(turned, turn)
+        np.testing.assert_allclose(found.data, expected.data, rtol=1e-14)
+        for order in (False, True):
+            (g,) = ag.grad(found, turned, create_graph=order)
+            (right,) = ag.grad(expected, plain)
+            np.testing.assert_allclose(np.asarray(g.detach() if order else g), right, rtol=1e-12, atol=1e-16)
+
+
 def test_cross_entropy_neither_overflows_nor_cancels():
     logits = ag.tensor([[1000.0, 0.0], [-1000.0, 0.0], [0.0, -np.inf]], requires_grad=True)
     loss = nn.cross_entropy(logits, [1, 1, 0])

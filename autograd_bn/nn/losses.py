@@ -16,9 +16,9 @@ def _cross_entropy_gradient(g: Any, wanted: Any, logits: Any, labels: Array, kep
     if isinstance(g, Tensor):
         one_hot = labels[..., None] == np.arange(logits.shape[-1])
         return (softmax(logits) - one_hot) * over(g, labels.size), None
-    share = over(g, labels.size)
-    out = kept * share
-    out.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()] -= share
+    each = over(g, labels.size)
+    out = kept * each
+    out[_chosen(labels)] -= each
     return out, None
 
 
@@ -28,10 +28,14 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     probabilities = np.exp(shifted)
     total = np.add.reduce(probabilities, axis=-1, keepdims=True)
     probabilities /= total
-    chosen = shifted.reshape(labels.size, -1)[np.arange(labels.size), labels.ravel()]
+    losses = np.log(total)[..., 0] - shifted[_chosen(labels)]
     wide = np.float32 if logits.dtype == np.float16 else None
-    loss = np.add.reduce(np.log(total).ravel() - chosen, dtype=wide) / labels.size
-    return logits.dtype.type(loss), probabilities
+    return logits.dtype.type(np.add.reduce(losses, axis=None, dtype=wide) / labels.size), probabilities
+
+
+def _chosen(labels: Array) -> tuple[Array, ...]:
+    """The index of each row's own class among logits, whatever their memory order."""
+    return *np.indices(labels.shape, sparse=True), labels
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:

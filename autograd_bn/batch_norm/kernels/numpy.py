@@ -41,7 +41,7 @@ scratch = _Scratch()
 def load(view: Array, block: Block, dtype: Any, slot: int = 0) -> Array:
     piece = view[block.where]
     buffer = scratch.take(slot, piece.size, dtype)
-    np.copyto(buffer.reshape(piece.shape), piece)
+    np.copyto(np.ndarray(piece.shape, dtype, buffer), piece)
     lines: Array = buffer.reshape(block.lines)
     return lines
 
