@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from .batch_norm.fusion import expand as expand, fuse as fuse
     from .drawing.page import page as page
-    from .drawing.picture import render as render, to_dot as to_dot
+    from .drawing.render import render as render, to_dot as to_dot
     from .nn import data as data, optim as optim
     from .nn.checkpoint import load as load, save as save
     from .verify.compare import Comparison as Comparison, compare as compare
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LATER = {
     "batch_norm.fusion": "expand fuse",
     "drawing.page": "page",
-    "drawing.picture": "render to_dot",
+    "drawing.render": "render to_dot",
     "nn": "data optim",
     "nn.checkpoint": "load save",
     "verify.compare": "Comparison compare",
@@ -36,7 +36,7 @@ _LATER = {
 
 
 def _html(shown: Any) -> str | None:
-    from .drawing.picture import html
+    from .drawing.render import html
 
     return html(shown)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
 
 import graphviz
@@ -22,7 +23,7 @@ import autograd_bn as ag
 from autograd_bn import nn
 from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
-from autograd_bn.drawing.records import LARGEST
+from autograd_bn.drawing.picture import LARGEST
 from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.drawing.wheel import FONT, Font
 from autograd_bn.nn.functions import linear
@@ -506,6 +507,32 @@ def test_a_part_of_a_huge_graph_is_drawn():
         t = t * 1.0
         middle = t if i == 2_500 else middle
     assert list(labels(ag.to_dot(t, around=middle).source).values()) == ["…", *["multiply 1"] * 7, "…"]
+
+
+@pytest.mark.parametrize("name", "batch_norm stop_gradient allreduce copy sqrt sum_to mean divide matmul add".split())
+def test_a_users_operation_is_drawn_as_his_whatever_its_name(name):
+    def forward(x, /):
+        return x * 3
+
+    forward.__name__ = name
+    op = ag.primitive(lambda g: g * 3)(forward)
+    y = ag.exp(op(leaf([1.0, 2.0], "x"))).sum()
+    source = ag.to_dot(y, expand=True, values=True, grads=True).source
+    (line,) = [line for line in source.splitlines() if f'[label="{name}' in line]
+    assert "shape=" not in line
+    assert "cluster" not in source
+    (view,) = json_of(ag.page(y))["views"]
+    assert view["nodes"][1]["formula"] == f"{name}(x)"
+
+
+def test_the_options_are_checked_and_named_in_every_signature():
+    y = normed()
+    for function in (ag.render, ag.to_dot, ag.page):
+        assert list(signature(function).parameters)[-7:] == "values grads expand direction around hops inputs".split()
+        assert signature(function).parameters["hops"].default == 3
+    for call in (ag.to_dot, ag.page):
+        with pytest.raises(TypeError, match="there is no option 'gradients', expected some of values, grads"):
+            call(y, gradients=True)
 
 
 # --- Models ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 
 import autograd_bn as ag
 from autograd_bn.drawing.dot import digraph
-from autograd_bn.drawing.records import Picture
+from autograd_bn.drawing.picture import Picture
 from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.drawing.scene import Scene
 from autograd_bn.engine import primitive

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..drawing.picture import render
+from ..drawing.render import render
 from ..verify.gradcheck import Unjudgeable
 from ..verify.referee import Verdict, check_backward
 from ..verify.referee.adapters import NoPair, Pair, adapt, is_float, loss, numpy_pair, parameters

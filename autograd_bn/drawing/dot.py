@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import graphviz
 
-from .records import Picture
+from .arrange import ranks
+from .picture import Picture
 from .run_graphviz import draw
-from .structure import ranks
 
 PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can
 FACE = 7.4  # points that a letter is wide
@@ -56,8 +56,6 @@ class Sketch(graphviz.Digraph):  # type: ignore[misc]
 
 def digraph(picture: Picture, direction: str | None) -> Sketch:
     """The DOT of a picture; `direction` is "LR", "TB", or None for what fits a page."""
-    if direction not in (None, "LR", "TB"):
-        raise ValueError(f'direction is {direction!r}, expected "LR", "TB" or None')
     if direction is None:
         across, down = _widths(picture)
         direction = "LR" if across <= max(PAGE, down) else "TB"

@@ -36,7 +36,7 @@ def title(node: Node) -> list[str]:
     if node.primitive.joint:
         options += [f"{key} {text}" for (key, _), text in zip(given, operands, strict=True) if text != "·"]
     elif (arrays := operands.count("·")) < len(operands):
-        if node.op in COMMUTATIVE or (arrays == 1 and operands[0] == "·"):
+        if node.own_op in COMMUTATIVE or (arrays == 1 and operands[0] == "·"):
             operands = [text for text in operands if text != "·"]
         name += " " + ", ".join(operands)
     return [name, *options]

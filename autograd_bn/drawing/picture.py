@@ -1,125 +1,221 @@
-"""`render` and `to_dot`."""
+"""What a picture shows, as plain records: all is settled here, and nothing is known of DOT."""
 
 from __future__ import annotations
 
-import base64
-import os
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from ..engine import Graph, Leaf
-from ..engine.graph import Values
-from .records import Picture
-from .run_graphviz import draw, write
-from .scene import flow, scene_of, seeds
+from ..batch_norm.fusion import norms
+from ..engine import Leaf, Node
+from . import arrange, labels
+from .scene import Call, Scene
 
-if TYPE_CHECKING:
-    import graphviz
-
-MOST = 200  # nodes of a graph that a notebook draws without being asked
-SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv", ".html")
+LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
+PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
 
-def render(
-    outputs: Any,
-    path: str | os.PathLike[str],
-    *,
-    values: bool | None = None,
-    grads: Any = None,
-    expand: bool = False,
-    direction: str | None = None,
-    around: Any = None,
-    hops: int = 3,
-    inputs: Any = None,
-) -> Path:
-    """Draw the graph below `outputs`, a tensor, several or a `Graph`, to a file, and return its path.
+@dataclass(slots=True)
+class Shape:
+    """A node of the picture: what it is called, the frame that it is in, and of whose node it shows the value."""
 
-    The suffix picks the format: `.svg`, `.png`, `.pdf`, `.dot` (also `.gv`), which needs no Graphviz, or `.html`, the
-    page of `ag.page`, on which values and gradients are shown unless False. Ovals are tensors, boxes operations, notes
-    arrays among their operands; edges show shapes, and a dtype where it is not the first output's. The mean, var, 1/σ
-    and x̂ of a batch norm have their names and the statistics a frame, however it is spelled, in graphs whose arrays
-    have up to 524,288 elements; `expand=True` opens fused ones.
+    kind: str
+    lines: list[str]
+    frame: int | None = None
+    node: Node | None = None
+    value: list[str] = field(default_factory=list)
+    gradient: list[str] = field(default_factory=list)
+    again: bool = False  # a leaf that stands elsewhere, too, with its value
 
-    `values=True` shows every value: up to six numbers in full, of more their mean and range. `grads=True` shows
-    every gradient, and dashed edges where it flows: that of the sum of outputs of one element, computed here. For
-    other outputs leaves show their `.grad`; or an array as `grads`, of the only output's shape, weighs its elements.
+    @property
+    def text(self) -> list[str]:
+        """All lines that it shows."""
+        return [*self.lines, *self.value, *self.gradient]
 
-    `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
-    frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
-    cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. `direction` is "LR"
-    (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
 
-    Where there are `allreduce` nodes, values, gradients and exact rationals are computed anew on every rank. The file
-    is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or
-    direction, a gradient of another shape or an `around` that is not in the graph; `RuntimeError` where Graphviz is
-    missing, fails or needs more than a minute, or a value was overwritten by `assign`; `OSError` for the file.
+@dataclass(slots=True)
+class Arrow:
+    """An edge between two shapes, given by their places in the picture; a gradient's runs backwards."""
 
-    >>> import autograd_bn as ag, tempfile
-    >>> x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     ag.render((x * x).sum(), folder + "/picture.dot", values=True).name
-    'picture.dot'
+    tail: int
+    head: int
+    label: str = ""
+    position: int | None = None  # among the operands of the node at its head
+    gradient: bool = False
+    spine: bool = False  # on the way forward to the first output
+
+
+@dataclass(slots=True)
+class Frame:
+    """What is drawn around shapes that belong together, perhaps inside another frame."""
+
+    title: str
+    kind: str
+    parent: int | None
+
+
+class Picture:
+    """All that is drawn of a graph, in topological order. A place in `shapes` or in `frames` is an id.
+
+    `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
+    are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
+    beyond what is shown. The calls of modules become frames, or boxes.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
-    options: dict[str, Any] = {"values": values, "grads": grads, "expand": expand, "direction": direction}
-    options |= {"around": around, "hops": hops, "inputs": inputs}
-    if suffix == ".html":
-        from .page import page
 
-        return page(outputs, **options).save(path)
-    source = to_dot(outputs, **options).source
-    return write(path, source.encode() if suffix in (".dot", ".gv") else draw(source, suffix[1:]))
+    def __init__(
+        self,
+        scene: Scene,
+        values: Mapping[Node, Any] | None = None,
+        gradients: Mapping[Node, Any] | None = None,
+        stored: bool = False,
+        brief: bool = False,
+    ) -> None:
+        self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
+        self.flowing = {} if stored or brief else gradients or {}
+        self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
+        graph, shown = scene.graph, scene.shown
+        self.dtype = graph.outputs[0].dtype
+        boxes: dict[Call, list[Node]] = {}
+        for node in shown:
+            if (calls := scene.calls_of(node)) and calls[-1].kind == "box":
+                boxes.setdefault(calls[-1], []).append(node)
+        # Of the nodes in a box the one that has its result, and all of them.
+        self.parts = {n: parts for call, parts in boxes.items() for n in parts if scene.origin(n) is call.result}
+        hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
+        framed: dict[Any, int] = {}  # the frame of a module's call, or of a fused node
+        self.home = {node: self.frame(node, framed) for node in shown if node not in hidden}
 
+        small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
+        found = norms(graph.outputs) if small else []
+        self.roles = {node: role for norm in found for node, role in norm.items() if role}
+        aside = {node for norm in found for node in self.frame_statistics(norm)}
+        given = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
+        self.names = labels.numbered(given) if brief else given
+        inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
+        for node, parents in inputs.items():  # a parameter stands in its module's frame
+            for parent in parents:
+                if parent in scene.names and self.home.get(parent, 0) is None:
+                    self.home[parent] = self.home[node]
+        self.again = arrange.drawn_again(inputs)
+        self.spine = arrange.spine(graph.outputs[0], inputs, aside)
+        self.outputs = dict.fromkeys([node for node in graph.outputs if node in self.home])
+        self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
+        for node in self.home:
+            self.add_node(node)
+        for node in self.outputs:
+            here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
+            self.connect(self.place[node], here, node, spine=node is graph.outputs[0])
+            if self.flow(node, node):
+                self.arrows.append(Arrow(here, self.place[node], gradient=True))
+        cut = {parent for node in {*graph.nodes} - {*shown} for parent in node.inputs if parent.op}
+        for node in [node for node in self.home if node in cut]:
+            self.connect(self.place[node], self.add("more", ["…"], None), node)
 
-def to_dot(
-    outputs: Any,
-    *,
-    values: bool | None = None,
-    grads: Any = None,
-    expand: bool = False,
-    direction: str | None = None,
-    around: Any = None,
-    hops: int = 3,
-    inputs: Any = None,
-) -> graphviz.Digraph:
-    """The picture that `render` draws, with the same options, as a `graphviz.Digraph`.
+    # --- Frames ---
 
-    A notebook shows it as svg, with a `dot` program or with the Graphviz in the pygraphviz wheel.
+    def frame(self, node: Node, framed: dict[Any, int]) -> int | None:
+        """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""
+        here, origin = None, self.scene.origin(node)
+        fused = origin.own_op == "batch_norm" and node not in self.parts
+        options = labels.title(origin)[1:] if fused and node.op != origin.op else []
+        calls = [call for call in self.scene.calls_of(node) if call.path and call.kind != "box"]
+        around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
+        if fused and not (calls and calls[-1].kind == "fused"):
+            around.append((origin, "batch_norm" if options else "fused", "fused"))
+        for key, title, kind in around:
+            if key not in framed:
+                framed[key] = len(self.frames)
+                self.frames.append(Frame(", ".join([title, *options]) if kind == "fused" else title, kind, here))
+            here = framed[key]
+        return here
 
-    >>> import autograd_bn as ag
-    >>> x = ag.tensor([1.0, 2.0], name="x")
-    >>> print(ag.to_dot(ag.exp(x)).source[:9])
-    digraph {
-    """
-    from .dot import digraph
+    def frame_statistics(self, norm: Mapping[Node, str]) -> list[Node]:
+        """Put what computes the statistics of a batch norm into a frame."""
+        if branch := arrange.statistics([*self.home], norm):
+            taken = any(norm[node] in ("mean", "var") and node.op for node in branch)
+            title = "batch statistics" if taken else "given statistics"
+            self.frames.append(Frame(title, "statistics", self.home[branch[-1]]))
+            self.home |= dict.fromkeys(branch, len(self.frames) - 1)
+        return branch
 
-    scene = scene_of(outputs, inputs, expand, around, hops)
-    start = seeds(scene.graph, grads)
-    stored = grads is True and start is None
-    if expand:
-        fused = {node for node in scene.graph.nodes if node.op == "batch_norm"}
-        # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
-        needed = values or start or any(node.dtype == object for node in scene.graph.nodes)
-        scene = scene.opened(fused, Values(scene.graph.nodes) if needed else None)
-    gradients = flow(scene.graph, start) if start is not None else None
-    if stored:
-        gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
-    return digraph(Picture(scene, scene.graph.values() if values else None, gradients, stored), direction)
+    # --- Shapes and arrows ---
 
+    def operands(self, node: Node) -> list[tuple[Any, str, int]]:
+        """The nodes and arrays that a shape reads, each with its name and place among the operands."""
+        if parts := self.parts.get(node):
+            pairs = [(arg, i) for part in parts for i, arg in enumerate(part.args)]
+            return [(arg, "", i) for arg, i in pairs if isinstance(arg, Node) and arg not in parts]
+        named = enumerate(zip(node.args, labels.operand_names(node), strict=True))
+        return [(arg, name, i) for i, (arg, name) in named if labels.is_array(arg)]
 
-def html(shown: Any) -> str | None:
-    """What a notebook shows of a graph or a tensor that has one: its text and below it the picture, or None."""
-    graph = shown if isinstance(shown, Graph) else Graph(shown)
-    if len(graph) > MOST or not graph.ops:
-        return None
-    try:
-        picture = base64.b64encode(draw(to_dot(graph).source, "svg")).decode()
-    except RuntimeError:  # there is no Graphviz, or it needs too long
-        return None
-    text = escape(repr(shown), quote=True)
-    # An image also survives in a notebook that isn't trusted.
-    return f'<pre>{text}</pre><img alt="{text}" style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
+    def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
+        shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
+        shape.again = isinstance(node, Leaf) and not full
+        text = labels.short if self.brief else labels.value_text
+        if node and full and self.values is not None:
+            shape.value = text(self.values[node])
+        if node and full and self.gradients is not None:
+            if node in self.gradients:
+                shape.gradient = text(self.gradients[node], ".grad " if self.stored else "∂ ")
+            elif isinstance(node, Leaf) and node.requires_grad:
+                shape.gradient = ["no .grad" if self.stored else "no gradient"]
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
+
+    def connect(self, tail: int, head: int, given: Any, name: str = "", **about: Any) -> None:
+        said = self.shapes[tail].lines[0].partition(" = ")[0].rpartition(".")[2]
+        shape, dtype = str(given.shape or ""), "" if given.dtype == self.dtype else str(given.dtype)
+        words = [name if name != said else "", shape, dtype]
+        self.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), **about))
+
+    def flow(self, node: Node, arg: Node) -> bool:
+        """Whether to show that a gradient flows to `arg` from `node`, or from what reads it."""
+        parts = self.parts.get(node, [node])
+        return arg in self.flowing and (node is arg or any(p in self.flowing and arg in p.receivers for p in parts))
+
+    def tail_of(self, arg: Any, reader: Node, name: str) -> int:
+        """The shape that an arrow to `reader` comes from."""
+        if not isinstance(arg, Node):
+            value = labels.value_text(arg) if self.values is not None or arg.size <= labels.SHORT else []
+            frame = None if reader.own_op == "batch_norm" else self.home[reader]
+            return self.add("constant", [name if len(name) > 1 else "constant", *value], frame)
+        again = (arg, reader) in self.again
+        if arg in self.place and not again:
+            return self.place[arg]
+        if (arg, reader) not in self.place:
+            frame = self.home[reader] if not again or arg in self.scene.names else None
+            kind, lines = (self.kind(arg), self.title(arg)) if again else ("more", ["…"])
+            self.place[arg, reader] = self.add(kind, lines, frame, arg if again else None, full=False)
+        return self.place[arg, reader]
+
+    def add_node(self, node: Node) -> None:
+        operands = self.operands(node)
+        tails = [self.tail_of(arg, node, name) for arg, name, _ in operands]
+        alike = len(operands) == 1 or node.own_op in labels.COMMUTATIVE  # operands that need no names
+        full = not node.op or node not in self.outputs  # the value of an operation that is an output stands there
+        here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
+        for tail, (arg, name, place) in zip(tails, operands, strict=True):
+            self.connect(tail, here, arg, "" if alike else name, position=place, spine=self.spine.get(node) is arg)
+            if isinstance(arg, Node) and self.flow(node, arg):
+                self.arrows.append(Arrow(here, tail, gradient=True))
+
+    def kind(self, node: Node) -> str:
+        if node.op:
+            return node.op if node.own_op in ("stop_gradient", "allreduce") else "operation"
+        if not node.requires_grad:
+            return "input"
+        return "parameter" if node in self.scene.names or node.name in PARAMETERS else "variable"
+
+    def title(self, node: Node) -> list[str]:
+        first, *lines = labels.title(node)
+        if not node.op:
+            return [self.scene.names.get(node, first)]
+        if node.own_op == "batch_norm":
+            lines = [labels.formula(node), ", ".join(lines)]
+        if node in self.parts:
+            return [self.scene.calls_of(node)[-1].title, *(lines if node.own_op == "batch_norm" else [])]
+        name = "" if node in self.outputs and node.name else self.names[node]
+        if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
+            return [first.replace(node.op, name, 1), *lines]
+        return [f"{name} = {first}" if name else first, *lines]

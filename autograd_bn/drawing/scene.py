@@ -16,6 +16,7 @@ from ..batch_norm.definition import body
 from ..engine import Graph, Leaf, Node, Tensor, as_tensor
 from ..engine.backward import propagate
 from ..engine.node import Array, no_update, recording, topological_order
+from .options import Options
 
 
 class Call(NamedTuple):
@@ -96,9 +97,10 @@ class _Echo:
         total[...] = part
 
 
-def scene_of(outputs: Any, inputs: Any, opened: bool, around: Any, hops: int) -> Scene:
+def scene_of(outputs: Any, options: Options, opened: bool) -> Scene:
     """What is to be drawn of tensors, a graph, or a model, whose small layers are one box each unless `opened`."""
     calls, names = dict[Node, list[Call]](), dict[Node, str]()
+    inputs, around = options["inputs"], options["around"]
     if hasattr(outputs, "named_parameters"):
         if inputs is None:
             raise TypeError("inputs is None, expected what the model is to be called with")
@@ -109,13 +111,11 @@ def scene_of(outputs: Any, inputs: Any, opened: bool, around: Any, hops: int) ->
     graph = outputs if isinstance(outputs, Graph) else _graph(outputs, "outputs")
     if around is None:
         return Scene(graph, None, calls, names)
-    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
-        raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
     centre = _graph(around, "around").outputs
     for node in centre:
         if node not in graph.nodes:
             raise ValueError(f"around has {node!r}, which is not below outputs")
-    return Scene(graph, _neighbourhood(graph, centre, hops), calls, names)
+    return Scene(graph, _neighbourhood(graph, centre, options["hops"]), calls, names)
 
 
 def _graph(given: Any, name: str) -> Graph:
@@ -146,7 +146,7 @@ def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -
                 reached += node.inputs
         if recorded:
             small = len(recorded) == 1 or (not opened and getattr(module, "one_box", False))
-            fused = opened and len(recorded) == 1 and recorded[0].op == "batch_norm"
+            fused = opened and len(recorded) == 1 and recorded[0].own_op == "batch_norm"
             call = Call(path, _title(path, module), recorded[0], "fused" if fused else "box" if small else "module")
             for node in recorded:
                 calls.setdefault(node, []).insert(0, call)

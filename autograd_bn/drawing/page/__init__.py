@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ...engine.graph import Values
+from ..options import DEFAULTS, Options, named, settled
 from ..run_graphviz import write
 from ..scene import scene_of, seeds
 from .arrays import Arrays
@@ -52,17 +53,8 @@ class Page:
         )
 
 
-def page(
-    outputs: Any,
-    *,
-    values: bool | None = None,
-    grads: Any = None,
-    expand: bool = False,
-    direction: str | None = None,
-    around: Any = None,
-    hops: int = 3,
-    inputs: Any = None,
-) -> Page:
+@named
+def page(outputs: Any, **options: Unpack[Options]) -> Page:
     """A page that steps through the graph below `outputs` forward and back, with the options of `render`.
 
     It shows every operation in topological order and every visit of the backward pass in the engine's, with the value,
@@ -81,13 +73,15 @@ def page(
     >>> str(ag.page((x * x).sum()))[:15]
     '<!doctype html>'
     """
-    arrays = Arrays()
+    options, arrays = settled(options), Arrays()
+    direction, grads = options["direction"], options["grads"]
+    plain = {**DEFAULTS, "direction": direction}
     if isinstance(outputs, REPORTS):
-        if any(option is not None for option in (values, grads, around, inputs)) or expand:
+        if any(value is not default for value, default in zip(options.values(), plain.values(), strict=True)):
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
         title, views, twin = of_report(outputs, direction, arrays)
         return _document(title, views, twin, arrays, beside=bool(twin))
-    scene = scene_of(outputs, inputs, True, around, hops)
+    scene = scene_of(outputs, options, opened=True)
     ends = scene.graph.outputs
     start, why = seeds(scene.graph, grads is None or grads), ""
     if start is None and grads is not False:
@@ -95,14 +89,16 @@ def page(
         why = f"There is no backward pass: an output has shape {shape}, so pass its gradient as grads=."
     elif start and not any(node.requires_grad for node in ends):
         why = "There is no backward pass: nothing requires a gradient."
-    fused = [node for node in scene.shown if node.op == "batch_norm"]
+    fused = [node for node in scene.shown if node.own_op == "batch_norm"]
     known, forms = Values(scene.graph.nodes), {"closed" if fused else "graph": scene}
     opened = scene.opened(fused, known)
-    if fused and (expand or len(opened.shown) <= MOST):
+    if fused and (options["expand"] or len(opened.shown) <= MOST):
         forms["open"] = opened
     if len(fused) > 1 and all(len(form.shown) <= BRIEF for form in forms.values()):
         forms |= {f"open {k}": scene.opened([node], known) for k, node in enumerate(fused[:ALONE], 1)}
-    views = [View(name, form, start, arrays, values is not False, direction, why) for name, form in forms.items()]
+    views = [
+        View(name, form, start, arrays, options["values"] is not False, direction, why) for name, form in forms.items()
+    ]
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
@@ -112,7 +108,7 @@ def page(
     form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
     named = ", ".join([node.name for node in ends if node.name])
     title = ": ".join(filter(None, [named, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
-    return _document(f"{title}, step by step", views, twin, arrays, start=int(expand and bool(fused)))
+    return _document(f"{title}, step by step", views, twin, arrays, start=int(options["expand"] and bool(fused)))
 
 
 def _document(title: str, views: list[View], twin: Twins, arrays: Arrays, start: int = 0, beside: bool = False) -> Page:

@@ -43,7 +43,7 @@ ELEMENTWISE = frozenset(
 
 def formula(node: Node, names: Mapping[Node, str]) -> str:
     """What an operation computes."""
-    if node.op == "batch_norm":
+    if node.own_op == "batch_norm":
         return labels.formula(node)
     return "" if isinstance(node, Leaf) else _text({**names, node: ""}, node, 0)
 
@@ -57,10 +57,10 @@ def _text(names: Mapping[Node, str], node: Any, level: int) -> str:
     if not isinstance(node, Node):
         text = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
         return f"({text})" if text[0] == "−" and level > SUM else text
-    if node.op in SILENT:
+    if node.own_op in SILENT:
         return _text(names, node.args[0], level)
-    if node.op in FORMS:
-        form, own, levels = FORMS[node.op]
+    if node.own_op in FORMS:
+        form, own, levels = FORMS[node.own_op]
         text = form.format(*[_text(names, arg, inner) for arg, inner in zip(node.args, levels, strict=False)])
         return f"({text})" if own < level else text
     return f"{node.op}({', '.join([_text(names, arg, 0) for arg in node.args if arg is not None])})"
@@ -90,7 +90,7 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any,
             continue
         roles = {inner: role for norm in norms([part]) for inner, role in norm.items()} if op.joint else {}
         local, product = None, None
-        if not op.joint and {inner.op for inner in Graph(part).nodes if inner not in called} <= ELEMENTWISE:
+        if not op.joint and {inner.own_op for inner in Graph(part).nodes if inner not in called} <= ELEMENTWISE:
             rule = op.rule(position)
             local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **rule.about(node, position))
             product = None if upstream.shape == parent.shape else g * local

@@ -90,7 +90,7 @@ def _twins(first: View, second: View) -> dict[Node, Node]:
             twins |= {node: other, other: node}
     for other in [node for node in second.ids if node not in twins]:
         for node in first.ids:
-            if node not in twins and (node.op, node.shape) == (other.op, other.shape):
+            if node not in twins and (node.primitive, node.shape) == (other.primitive, other.shape):
                 error = _error(first.values[node], second.values[other], second.values[other])
                 if (other.op is None and node.name == other.name) or (error is not None and error <= CLOSE):
                     twins |= {node: other, other: node}

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from ...engine import Node
 from ..dot import FONT, digraph
-from ..records import Picture
+from ..picture import Picture
 from ..run_graphviz import draw
 
 SVG = "http://www.w3.org/2000/svg"

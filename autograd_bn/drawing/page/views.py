@@ -11,7 +11,7 @@ from typing import Any
 from ...engine import Leaf, Node
 from ...engine.backward import pull
 from .. import labels
-from ..records import Picture
+from ..picture import Picture
 from ..scene import Scene, flow
 from . import formulas
 from .arrays import Arrays
