@@ -272,3 +272,13 @@ def test_forty_kills_of_a_saving_process_lose_no_checkpoint(tmp_path):
     )
     assert not done.returncode, done.stderr
     assert int(done.stdout) > 0  # so many kills did hit a save in progress
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_unless_it_is_allowed(tmp_path):
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, x=np.zeros(2_000_000))
+    with pytest.raises(RuntimeError, match=r"zeros\.npz unpacks to 16,000,128 bytes; load\(path, limit=16000128\)"):
+        ag.load(path, limit=1_000_000)
+    assert len(ag.load(path, limit=16_000_128)["x"]) == 2_000_000
+    ag.save(path, {"x": np.zeros(2_000_000)})
+    assert len(ag.load(path, limit=1_000_000)["x"]) == 2_000_000  # no larger than its file

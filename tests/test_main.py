@@ -12,7 +12,8 @@ import pytest
 
 import autograd_bn as ag
 from autograd_bn.__main__ import COMMANDS, main
-from autograd_bn.commands import compare, load_data
+from autograd_bn.commands import compare
+from autograd_bn.commands.data import load_data
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +113,9 @@ def test_render_writes_the_file_it_names(capsys):
         ("text.npz", b"1 2", "can't read text.npz: it is damaged or not such a file"),
         ("typo.csv", b"1,four\n3,4\n", "typo.csv, line 1, column 2: 'four' is not a number"),
         ("header.csv", b"a,b\n", "header.csv is empty"),
-        ("hole.csv", b"a;b\n1;\n", "hole.csv, line 2, column 2: '' is not a number"),
-        ("data.txt", b"1 2", "data.txt ends in '.txt', expected .npy, .npz or .csv"),
+        ("hole.csv", b"a;b\n1;\n2;3\n", "hole.csv, line 2, column 2: '' is not a number"),
+        ("words.csv", b"a,b\nc,d\n", "words.csv, line 2, column 1: 'c' is not a number"),
+        ("data.dat", b"1 2", "data.dat ends in '.dat', expected .npy, .npz, .csv, .tsv or .txt"),
         ("one_row.csv", b"1,2\n", "one value per feature"),
     ],
 )
@@ -132,6 +134,14 @@ def test_a_bad_file_gives_one_clear_line(capsys, name, content, message):
         ("semicolons", b"height;weight\n1,0;2\n3;5,0\n4;9\n"),
         ("tabs", b"height\tweight\n1\t2\n\n3\t5\n4\t9\n"),
         ("quoted", b'"height, in m","weight"\n"1","2"\n3,5\n4,9\n'),
+        ("semicolon_in_quotes", b'"height; in m","weight"\n1,2\n3,5\n4,9\n'),
+        ("semicolon_in_a_name", b"height; in m,weight\n1,2\n3,5\n4,9\n"),
+        ("tab_in_quotes", b'"height\tin m","weight"\n1,2\n3,5\n4,9\n'),
+        ("spaces", b"height weight\n1.0e+00   2\n 3 5.0 \n4 9\n"),
+        ("savetxt", b"# height weight\n1.0e+00 2\n3 5\n4 9\n"),
+        ("spaces_after_commas", b"height, weight\n1, 2\n3, 5\n4, 9\n"),
+        ("text_beside", b"height,weight,name\n1,2,a b\n3,5,\n4,9,c\n"),
+        ("separators_at_the_ends", b"height,weight,\n1,2,\n3,5,\n4,9,\n"),
     ],
 )
 def test_csv_as_people_have_it(name, content):
@@ -141,6 +151,49 @@ def test_csv_as_people_have_it(name, content):
     assert len(data.columns) == (0 if name == "bom_without_header" else 2)
     if data.columns:
         assert data.columns[1] == "weight"
+
+
+@pytest.mark.parametrize("header", ["2019,2020", "nan,inf"])
+def test_what_line_1_was_taken_for_is_said(capsys, monkeypatch, header):
+    Path("data.csv").write_text(f"{header}\n1,2\n3,5\n")
+    assert len(load_data("data.csv").x) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(ag, "render", lambda _, path: path)
+        main(["compare", "data.csv"])
+    assert f"No names of columns: line 1 is taken for numbers ({header.replace(',', ', ')})." in capsys.readouterr().out
+    Path("data.csv").write_text("in m,in kg\n1,2\n3,5\n")
+    main(["render", "data.csv", "-o", "graph.dot"])
+    assert capsys.readouterr().err == "Line 1 is taken for the names of the columns: in m, in kg.\n"
+
+
+def test_columns_of_text_are_left_out_aloud_and_columns_can_be_picked(capsys):
+    Path("data.tsv").write_text("name\theight\tweight\nx\t1\t2\ny\t3\t5\n")
+    data = load_data("data.tsv")
+    np.testing.assert_array_equal(data.x, [[1, 2], [3, 5]])
+    assert data.notes[-1] == "Without what holds no number: name."
+    for asked, x in ("weight,height", [[2, 1], [5, 3]]), ("3", [[2], [5]]), ('"height"', [[1], [3]]):
+        np.testing.assert_array_equal(load_data("data.tsv", asked).x, x)
+    assert load_data("data.tsv", "3, height").columns == ("weight", "height")
+    assert "line 2, column 1: 'x' is not a number" in error_of(capsys, "compare", "data.tsv", "--columns", "name")
+    for asked in ("age", "0", "4", ""):
+        message = error_of(capsys, "compare", "data.tsv", "--columns", asked)
+        assert f"--columns has {asked!r}, expected name, height, weight, or a number from 1 to 3" in message
+    assert "--columns picks columns of a" in error_of(capsys, "compare", "small.npy", "--columns", "1")
+    assert "--columns picks columns of a" in error_of(capsys, "compare", "--columns", "1")
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_with_a_way_out(capsys, monkeypatch):
+    np.savez_compressed("zeros.npz", np.zeros((1000, 20)))
+    monkeypatch.setitem(ag.load.__kwdefaults__, "limit", 10_000)
+    assert "zeros.npz unpacks to 160,128 bytes" in error_of(capsys, "compare", "zeros.npz")
+
+
+def test_the_last_line_says_what_to_open(capsys):
+    assert main(["compare", "small.npy", "-o", "out"]) == 0
+    page = os.path.join("out", "compare.html")
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == f"Both graphs side by side, step by step: open {page} in a browser"
+    assert not [line for line in out if "last bits" in line]
 
 
 def test_columns_that_are_not_finite_are_named_before_anything_is_compared(capsys, undrawn):

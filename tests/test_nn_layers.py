@@ -467,3 +467,46 @@ def test_padding_never_wins_against_minus_infinity():
     nn.MaxPool2d(2, padding=1)(mine).backward(g)
     torch.nn.functional.max_pool2d(theirs, 2, padding=1).backward(torch.tensor(g.transpose(0, 3, 1, 2)))
     assert mine.grad.ravel().tolist() == theirs.grad.ravel().tolist()
+
+
+@pytest.mark.parametrize("shape", [1, (1, 1)])
+def test_a_row_of_one_value_is_beta_and_has_no_gradient(shape):
+    torch = pytest.importorskip("torch")
+    layer, theirs = nn.LayerNorm(shape, dtype=float), torch.nn.LayerNorm(shape, dtype=torch.float64)
+    x = np.random.default_rng(0).normal(size=(5, *layer.normalized_shape))
+    layer.beta.assign(np.full(layer.beta.shape, 0.25))
+    torch.nn.init.constant_(theirs.bias, 0.25)
+    leaf, their_leaf = ag.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    (layer(leaf) ** 2).sum().backward()
+    (theirs(their_leaf) ** 2).sum().backward()
+    np.testing.assert_array_equal(layer(leaf).data, theirs(their_leaf).detach().numpy())
+    pairs = (leaf, their_leaf), (layer.gamma, theirs.weight), (layer.beta, theirs.bias)
+    for mine, other in pairs:
+        np.testing.assert_allclose(mine.grad, other.grad.numpy(), atol=1e-12)
+    assert not leaf.grad.any()
+    assert layer(np.ones(x.shape, int)).dtype == float
+
+
+ALONE = ag.tensor(3.0, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: nn.LayerNorm(2)([[ALONE, ALONE]]),
+        lambda: nn.LayerNorm(1)([[ALONE], [ALONE]]),
+        lambda: nn.Dropout()([ALONE, ALONE]),
+        lambda: nn.Linear(2, 2)([[ALONE, ALONE]]),
+        lambda: nn.BatchNorm(2)([[ALONE, ALONE], [ALONE, ALONE]]),
+        lambda: nn.Conv2d(1, 1, 1)([[[[ALONE]]]]),
+        lambda: nn.Sequential(nn.Flatten(), nn.ReLU())([[ALONE, ALONE]]),
+        lambda: nn.cross_entropy([[ALONE, ALONE]], [0]),
+        lambda: nn.mse_loss([ALONE, ALONE], [0.0, 0.0]),
+        lambda: nn.mse_loss([0.0, 0.0], (ALONE, ALONE)),
+        lambda: nn.binary_cross_entropy_with_logits([ALONE], [1.0]),
+        lambda: ag.data.batches([ALONE, ALONE], [0, 1], 1),
+    ],
+)
+def test_tensors_in_a_list_are_refused_everywhere(call):
+    with pytest.raises(TypeError, match="of tensors, which would cut the graph"):
+        call()

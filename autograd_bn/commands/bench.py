@@ -12,8 +12,9 @@ import numpy as np
 from ..batch_norm.kernels import describe_backend
 from ..engine import tensor
 from ..verify.report import text_table
-from . import UsageError, fill, output_file, progress
+from . import UsageError, fill, progress
 from .compare import FORMS, measure
+from .data import output_file
 
 HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
 

@@ -28,7 +28,8 @@ from ..drawing.render import render
 from ..verify.gradcheck import Unjudgeable
 from ..verify.referee import Verdict, check_backward
 from ..verify.referee.adapters import NoPair, Pair, adapt, is_float, loss, numpy_pair, parameters
-from . import UsageError, complain, output_file
+from . import UsageError, complain
+from .data import output_file
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
 

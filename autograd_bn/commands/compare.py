@@ -17,13 +17,14 @@ import autograd_bn as ag
 
 from ..verify.compare import in_ulp
 from ..verify.report import text_table
-from . import Data, complain, fill, load_data, progress, refused, writable_folder
+from . import complain, fill, progress, refused
+from .data import DATA, Data, load_data, writable_folder
 
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
 Prints how far outputs and gradients are apart and the rounding error of each form, counts nodes and bytes kept for
 backward, takes the time, and writes both graphs as SVG and PNG, and compare.html, a page that steps through both side
-by side with each node's errors. DATA is a .npy, .npz or .csv file with rows of features
+by side with each node's errors. DATA is a .npy, .npz, .csv, .tsv or .txt file with rows of features
 (an .npz may hold x, gamma and beta); without it, the packaged digits. Exit status 0 where the forms agree, 1 where they
 differ.
 
@@ -45,8 +46,14 @@ def fused(x: Any, gamma: Any, beta: Any) -> Any:
 FORMS = {"composed": composed, "fused": fused}
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """What to read."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA)
+    parser.add_argument("--columns", metavar="A,B", help="columns of a text file to take, by name or number from 1")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
+    add_data(parser)
     parser.add_argument("-o", "--output", metavar="DIR", default="batch_norm_graphs", help="folder for the pictures")
     parser.add_argument("--order", type=int, default=1, help="highest order of the gradients (default 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
@@ -54,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, draw; the exit status."""
-    data = load_data(args.data)
+    data = load_data(args.data, args.columns)
     folder = writable_folder(args.output)
     leaves = data.leaves()
     pictures = [folder / f"{which}.{suffix}" for which in FORMS for suffix in ("svg", "png")]
@@ -87,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             "data": data.name,
             "shape": data.x.shape,
             "dtype": str(data.x.dtype),
+            "notes": data.notes,
             "not_finite": data.not_finite(),
             "ok": comparison.ok,
             "reference": comparison.reference,
@@ -103,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(map(fill, notes.splitlines())))
         if drawn:
             print(f"\nPictures in {folder}{os.sep}: " + ", ".join(path.name for path in drawn))
+        if pictures[-1] in drawn:
+            print(f"Both graphs side by side, step by step: open {pictures[-1]} in a browser")
     for why in undrawn:
         complain(why)
     return 0 if comparison.ok else 1
@@ -131,7 +141,7 @@ def measure(leaves: list[Any], repeats: int) -> dict[str, dict[str, Any]]:
 
 def _about(data: Data) -> str:
     shape = " x ".join(map(str, data.x.shape))
-    lines = [fill(f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}")]
+    lines = [fill(text) for text in (f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}", *data.notes)]
     if found := data.not_finite():
         shown = [f"{count} in {name}" for name, count in list(found.items())[:8]]
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""

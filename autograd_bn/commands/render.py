@@ -9,19 +9,20 @@ import numpy as np
 
 import autograd_bn as ag
 
-from . import UsageError, load_data, refused, writable_folder
-from .compare import FORMS
+from . import UsageError, complain, refused
+from .compare import FORMS, add_data
+from .data import load_data, writable_folder
 
 HELP = """draw the graph of batch norm on data
 
-DATA is a .npy, .npz or .csv file with rows of features; without it, the packaged digits. The suffix of FILE picks the
-format: .svg, .png, .pdf or .dot, or .html, a page that steps through the graph with every value and gradient.
+DATA is a .npy, .npz, .csv, .tsv or .txt file with rows of features; without it, the packaged digits. The suffix of FILE
+picks the format: .svg, .png, .pdf or .dot, or .html, a page that steps through the graph with every value and gradient.
 
 example: autograd-bn render measurements.csv --form fused --expand -o graph.svg"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", metavar="DATA", help=".npy, .npz or .csv file, features last")
+    add_data(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="the picture: .svg, .png, .pdf, .dot or .html"
     )
@@ -37,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.expand and args.form != "fused":
         raise UsageError("--expand opens the fused node: it needs --form fused")
     writable_folder(Path(args.output).parent)
-    leaves = load_data(args.data).leaves()
+    data = load_data(args.data, args.columns)
+    for note in data.notes:
+        complain(note)
+    leaves = data.leaves()
     weights = np.random.default_rng(0).normal(size=leaves[0].shape)
     wanted = args.grads or args.output.lower().endswith(".html")
     with refused():

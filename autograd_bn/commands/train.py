@@ -19,7 +19,8 @@ from .. import nn
 from ..distributed import allreduce, end_together, sum_gradients
 from ..distributed.collectives import raising_together
 from ..verify.report import text_table
-from . import UsageError, complain, output_file, progress, refused, words, writable_folder
+from . import UsageError, complain, progress, refused, words
+from .data import output_file, writable_folder
 
 HELP = """train on the packaged digits with and without batch norm, and plot both
 

@@ -17,6 +17,10 @@ from ..engine.node import Array
 MOST = 65535  # what an archive can count and a name can have of bytes
 
 
+class TooLarge(RuntimeError):
+    """A file whose arrays would take more memory than allowed."""
+
+
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
 
@@ -50,20 +54,27 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read the named arrays of an `.npz` file; `ValueError` where it is damaged or holds objects: none is unpickled."""
+def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Array]:
+    """Read the named arrays of an `.npz` file; `ValueError` where it is damaged or holds objects: none is unpickled.
+
+    `RuntimeError` for a compressed file whose arrays are larger than the file and than `limit` bytes.
+    """
     found: dict[str, Array] = {}
     content = Path(path).read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if len(archive.infolist()) != int.from_bytes(content[-12:-10], "little"):  # zipfile takes less for all
                 raise ValueError("its list of members is damaged")
+            if (size := sum(member.file_size for member in archive.infolist())) > max(limit, len(content)):
+                raise TooLarge(f"{os.fspath(path)} unpacks to {size:,} bytes; load(path, limit={size}) allows it")
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name == member.filename or name in found:
                     raise ValueError(f"unexpected member {member.filename!r}")
                 array = io.BytesIO(archive.read(member))  # whole, so that its checksum is known to be right
                 found[name] = np.lib.format.read_array(array, allow_pickle=False)
+    except TooLarge:
+        raise
     except Exception as error:  # whatever a damaged file leads to
         raise ValueError(f"{os.fspath(path)} is not an intact checkpoint: {error}") from None
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.node import Array
+from .functions import operand
 from .module import positive
 
 
@@ -39,7 +40,7 @@ def batches(
     >>> [len(x) for x, y in ag.data.batches(np.zeros((5, 2)), np.zeros(5), 2, rng=0)]
     [2, 2, 1]
     """
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = np.asarray(operand(x, "x")), np.asarray(operand(y, "y"))
     if not x.ndim or not y.ndim or len(x) != len(y):
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")
     size = positive(size, "size")

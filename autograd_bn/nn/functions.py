@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import reshape, where
+from ..engine import Tensor, reshape, where
 from ..engine.primitive import primitive
+from ..engine.tensor import array_of
 
 Pair = tuple[int, int]
+
+
+def operand(given: Any, name: str) -> Any:
+    """A tensor as it is, all else as an array; `TypeError` for tensors in a list."""
+    return given if isinstance(given, Tensor) else array_of(given, name)
 
 
 def _rows(x: Any) -> Any:

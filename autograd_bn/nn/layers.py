@@ -18,7 +18,7 @@ from ..distributed import end_together
 from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import Array, mode
-from .functions import Pair, linear, max_pool, windows
+from .functions import Pair, linear, max_pool, operand, windows
 from .module import Module, positive
 
 Rng = int | np.random.Generator | None
@@ -26,6 +26,11 @@ Rng = int | np.random.Generator | None
 
 def _shape(x: Any) -> tuple[int, ...]:
     return x.shape if isinstance(x, Tensor) else np.shape(x)
+
+
+def _floats(x: Any) -> Any:
+    x = operand(x, "x")
+    return x.astype(float) if x.dtype.kind in "iub" else x
 
 
 def _parameter(value: Array, dtype: Any, name: str) -> Tensor:
@@ -222,8 +227,7 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0:
             return x
-        x = x if isinstance(x, Tensor) else np.asarray(x)
-        x = x.astype(float) if x.dtype.kind in "iub" else x
+        x = _floats(x)
         rng = copy.deepcopy(self.rng) if not mode.updating else self.rng
         keep = rng.random(x.shape) >= self.p
         return x * (keep / x.dtype.type(1 - self.p) if self.p < 1 else keep)
@@ -324,7 +328,8 @@ class LayerNorm(Module):
     """Each row normalised by its own mean and biased variance over the last axes, then times `gamma` plus `beta`.
 
     `normalized_shape`, an integer or a tuple, is the shape of those axes and of `gamma` and `beta`. It is batch norm
-    over the other axes: one node, followed by a product and a sum. `ValueError` where the last axes of x differ.
+    over the other axes: one node, followed by a product and a sum. A row of one value is 0 before `gamma` and `beta`.
+    `ValueError` where the last axes of x differ.
 
     J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer Normalization", 2016, section 3.
 
@@ -345,7 +350,10 @@ class LayerNorm(Module):
         shape, count = _shape(x), len(self.normalized_shape)
         if not count or shape[-count:] != self.normalized_shape:
             raise ValueError(f"x has shape {shape}, expected {self.normalized_shape} as its last axes")
-        return batch_norm(x, axes=tuple(range(-count, 0)), eps=self.eps) * self.gamma + self.beta
+        if math.prod(self.normalized_shape) == 1:  # the row's only value is its mean
+            x = _floats(x)
+            return (x - x) * self.gamma + self.beta
+        return batch_norm(operand(x, "x"), axes=tuple(range(-count, 0)), eps=self.eps) * self.gamma + self.beta
 
     def _settings(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"

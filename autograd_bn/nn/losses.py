@@ -10,6 +10,7 @@ from ..engine import Tensor, exp, mean, sigmoid, softmax, square, subtract
 from ..engine.node import Array
 from ..engine.operations import over
 from ..engine.primitive import primitive
+from .functions import operand
 
 
 def _cross_entropy_gradient(g: Any, wanted: Any, logits: Any, labels: Array, kept: Array) -> Any:
@@ -52,7 +53,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     (0.6931, array([[ 0.5, -0.5]]))
     """
     logits = _floating(logits, "logits")
-    labels = np.asarray(labels)
+    labels = np.asarray(operand(labels, "labels"))
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels have dtype {labels.dtype}, expected integers: the index of each row's class")
     if not logits.shape or labels.shape != logits.shape[:-1]:
@@ -100,7 +101,7 @@ def binary_cross_entropy_with_logits(logits: Any, targets: Any) -> Any:
 
 
 def _floating(given: Any, name: str) -> Any:
-    given = given if isinstance(given, Tensor) else np.asarray(given)
+    given = operand(given, name)
     if given.dtype.kind != "f":
         raise TypeError(f"{name} has dtype {given.dtype}, expected floating-point numbers")
     return given
@@ -108,7 +109,7 @@ def _floating(given: Any, name: str) -> Any:
 
 def _matching(given: Any, target: Any, name: str) -> tuple[Any, Any]:
     given = _floating(given, name)
-    target = target if isinstance(target, Tensor) else np.asarray(target)
+    target = operand(target, "the target")
     if given.shape != target.shape:
         raise ValueError(f"{name} has shape {given.shape} and the target {target.shape}, expected one shape for both")
     if target.dtype.kind not in "fiub":

@@ -95,18 +95,15 @@ class Comparison:
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
                 where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
                 yield f"{row.name}: entries that are not finite: {counts}{where}."
-        formula, rounding = _TOLERANCE[self.dtype]
+        formula, _ = _TOLERANCE[self.dtype]
         equal = f"within {formula:g} of the row's largest entry"
         if self.dtype == "object":
             yield "equal: exactly."
         elif self.reference is None:
-            yield f"equal: {equal}, or within what the inputs' last bits move; no wider arithmetic to measure in."
+            yield f"equal: {equal}, or no further apart than rounding explains; no wider arithmetic to measure in."
         else:
-            yield f"ulp: largest error against {self.reference}, in units in the last place of the largest entry."
-            yield (
-                f"equal: formulas {equal} in that arithmetic, and each side within {rounding:g} of the reference, "
-                "or within what the inputs' last bits move."
-            )
+            yield f"ulp: largest error against {self.reference}, in gaps between floats at the row's largest entry."
+            yield f"equal: in that arithmetic {equal}, and here each side is off by no more than rounding explains."
 
     def __str__(self) -> str:
         return "\n".join([text_table(*self._table(), right=range(2, 6)), "", *self._notes()])

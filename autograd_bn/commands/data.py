@@ -1,0 +1,199 @@
+"""The user's files: what he gives as data, and what he wants written."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine import Tensor, as_tensor
+from ..engine.node import Array
+from ..nn.checkpoint import TooLarge, load
+from ..nn.data import load_digits
+from . import UsageError, words
+
+DATA = ".npy, .npz, .csv, .tsv or .txt file, features last"
+
+
+class Data(NamedTuple):
+    """A batch as floats, features last, with gamma and beta; the names of the features; how the file was read."""
+
+    name: str
+    x: Array
+    gamma: Array
+    beta: Array
+    columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def leaves(self) -> list[Tensor]:
+        """The arrays as tensors that a gradient flows to."""
+        return [as_tensor(getattr(self, name), requires_grad=True, name=name) for name in ("x", "gamma", "beta")]
+
+    def not_finite(self) -> dict[str, int]:
+        """How many values of each feature are NaN or infinite, for the features that have any."""
+        counts = np.count_nonzero(~np.isfinite(self.x), axis=tuple(range(self.x.ndim - 1)))
+        names = self.columns or [f"x[..., {i}]" for i in range(len(counts))]
+        return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+
+
+class _Table(NamedTuple):
+    """Rows of cells as text, each with its line in the file."""
+
+    path: Path
+    separator: str
+    lines: list[int]
+    rows: list[list[str]]
+
+    def value(self, cell: str) -> float | None:
+        """The number in a cell; beside semicolons a comma is a decimal one."""
+        try:
+            return float(cell.replace(",", ".") if self.separator == ";" else cell)
+        except ValueError:
+            return None
+
+
+def load_data(path: str | None, columns: str | None = None) -> Data:
+    """The packaged digits, or the user's file: .npy, .npz (one array or `x`, and `gamma` and `beta`), or text.
+
+    `columns` picks columns of a text file. A gamma or beta that isn't there is drawn at random: 1 and 0 would hide
+    mistakes.
+    """
+    text = path is not None and Path(path).suffix.lower() in (".csv", ".tsv", ".txt")
+    if columns is not None and not text:
+        raise UsageError("--columns picks columns of a .csv, .tsv or .txt file")
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    try:
+        if path is None:
+            images, _ = load_digits()
+            arrays = {"x": images.reshape(len(images), -1)}
+        elif text:
+            x, names, notes = _picked(_read_text(Path(path)), columns)
+            arrays = {"x": x}
+        else:
+            arrays = _read(Path(path))
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {words(error)}") from None
+    except TooLarge as error:
+        raise UsageError(f"{error}, or save it by numpy.savez, without compression") from None
+    except Exception as error:  # whatever a damaged file leads to
+        why = "it holds pickled objects" if "Object arrays" in str(error) else "it is damaged or not such a file"
+        raise UsageError(f"can't read {path}: {why}") from None
+    data = [name for name in arrays if name not in ("gamma", "beta")]
+    if "x" not in data and len(data) != 1:
+        raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
+    for name, array in arrays.items():
+        if array.dtype.kind in "iub":
+            arrays[name] = array.astype(np.float64)
+    x = arrays["x" if "x" in data else data[0]]
+    if x.dtype.kind != "f":
+        raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
+    if x.ndim < 2:
+        raise UsageError(f"{path} holds an array of shape {x.shape}, expected rows of features: two axes or more")
+    rng = np.random.default_rng(0)
+    gamma, beta = (rng.uniform(low, high, x.shape[-1:]).astype(x.dtype) for low, high in ((0.5, 1.5), (-1, 1)))
+    gamma, beta = arrays.get("gamma", gamma), arrays.get("beta", beta)
+    return Data(path or "the packaged digits", x, gamma, beta, names, notes)
+
+
+def _read(path: Path) -> dict[str, Array]:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return load(path)
+    if suffix == ".npy":
+        with path.open("rb") as file:
+            return {"x": np.lib.format.read_array(file, allow_pickle=False)}
+    raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz, .csv, .tsv or .txt")
+
+
+def _read_text(path: Path) -> _Table:
+    """The cells of a file by its separator: the first of tab, semicolon, comma and space to cut most rows alike."""
+    content = path.read_text("utf-8-sig", errors="replace").removeprefix("#")  # as `numpy.savetxt` begins a header
+    found = []
+    for separator in "\t;, ":
+        text = [line.strip() for line in content.splitlines()] if separator == " " else content.splitlines(True)
+        reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
+        numbered = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+        table = _Table(path, separator, [line for line, _ in numbered], [cells for _, cells in numbered])
+        width, often = max(Counter(map(len, table.rows)).items(), key=lambda item: item[1], default=(0, 0))
+        found.append((often if width > 1 else 0, table))
+    most = max(often for often, _ in found)
+    table = next(table for often, table in found if often == most)
+    return table if most else found[2][1]
+
+
+def _picked(table: _Table, columns: str | None) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
+    """The numbers of the columns that hold some, or of those asked for; their names; what was done, in words."""
+    path, _, lines, rows = table
+    notes, names = [], list[str]()
+    if rows and all(table.value(cell) is None for cell in rows[0]):
+        names, rows, lines = rows[0], rows[1:], lines[1:]
+        notes.append(f"Line 1 is taken for the names of the columns: {_few(names)}.")
+    elif rows:
+        notes.append(f"No names of columns: line 1 is taken for numbers ({_few(rows[0])}).")
+    if not rows:
+        raise UsageError(f"{path} is empty, expected rows of numbers")
+    width = len(names or rows[0])
+    for line, cells in zip(lines, rows, strict=True):
+        if len(cells) != width:
+            raise UsageError(f"{path}, line {line} has {len(cells)} columns, expected {width}")
+    asked = (
+        range(width)
+        if columns is None
+        else [_place(name, names, width) for name in next(csv.reader([columns])) or [""]]
+    )
+    values = {i: [table.value(cells[i]) for cells in rows] for i in asked}
+    taken = [i for i in asked if columns is not None or any(value is not None for value in values[i])]
+    if skipped := [names[i] if names else f"column {i + 1}" for i in asked if i not in taken]:
+        notes.append(f"Without what holds no number: {_few(skipped)}.")
+    for i in taken or asked:
+        for line, cells, value in zip(lines, rows, values[i], strict=True):
+            if value is None:
+                raise UsageError(f"{path}, line {line}, column {i + 1}: {cells[i]!r} is not a number")
+    x = np.array([values[i] for i in taken], dtype=float).T
+    return x, tuple([names[i] for i in taken if names]), tuple(notes)
+
+
+def _place(asked: str, names: list[str], width: int) -> int:
+    """Where a column stands that is asked for by its name, or by its number from 1."""
+    asked = asked.strip()
+    if names.count(asked) == 1:
+        return names.index(asked)
+    if asked.isdecimal() and 1 <= int(asked) <= width:
+        return int(asked) - 1
+    known = f"{_few(names)}, or " if names else ""
+    raise UsageError(f"--columns has {asked!r}, expected {known}a number from 1 to {width}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder, made if it is missing; `UsageError` where nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"can't write to the folder {path}: {words(error)}") from None
+    return folder
+
+
+def output_file(path: str, suffixes: Sequence[str]) -> Path:
+    """A file to write, in a folder that is made if it is missing; `UsageError` for another suffix."""
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise UsageError(f"{path} ends in {target.suffix!r}, expected {' or '.join(suffixes)}")
+    writable_folder(target.parent)
+    if target.is_dir():
+        raise UsageError(f"can't write {path}: it is a folder")
+    return target
