@@ -111,10 +111,18 @@ def test_png_and_too_few_steps_for_a_curve(kind):
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(capsys, monkeypatch):
+def test_without_matplotlib_one_line_says_how_to_get_it_before_it_trains(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    step, said = train.Run.step, []
+
+    def listening(*args):
+        said.append(capsys.readouterr().err)
+        step(*args)
+
+    monkeypatch.setattr(train.Run, "step", listening)
     assert main(["train", "--steps", "2"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == train.INSTALL
+    assert said[0] == train.INSTALL + "\n"
+    assert "plot" not in capsys.readouterr().out
     assert not os.path.exists("training.svg")
 
 

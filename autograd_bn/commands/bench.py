@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,14 @@ import numpy as np
 from ..batch_norm.kernels import describe_backend
 from ..engine import tensor
 from ..verify.report import text_table
-from . import UsageError, fill, progress
+from . import fill, progress
 from .compare import FORMS, measure
-from .data import output_file
 
 HELP = f"""measure fused against composed batch norm: time and bytes kept for backward
 
 It runs {describe_backend()}.
 
-example: autograd-bn bench -o bench.svg"""
+example: autograd-bn bench --json"""
 
 SHAPES = ((64, 100), (1024, 256), (1024, 1024), (8192, 1024), (65536, 64))
 REPEATS = 7
@@ -28,27 +26,16 @@ REPEATS = 7
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("-o", "--output", metavar="FILE", help="draw a plot, .svg or .png (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, plot; the exit status."""
-    path = None if args.output is None else output_file(args.output, (".svg", ".png"))
-    if path is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise UsageError('-o needs matplotlib, which is not installed: pip install "autograd_bn[plot]"') from None
+    """Measure and print; the exit status."""
     rows = []
     with progress(len(SHAPES), "measuring", quiet=args.json) as show:
         for shape in SHAPES:
             rows.append(_measure(shape))
             show(f"{shape[0]} x {shape[1]}")
     print(json.dumps(rows, indent=2) if args.json else _table(rows))
-    if path is not None:
-        _draw(rows, path)
-        if not args.json:
-            print(f"\nplot: {path}")
     return 0
 
 
@@ -80,18 +67,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
     text = f"Batch norm, forward plus backward, float32, by {describe_backend()}."
     legend = "ms: median time. MB: what is kept from forward to backward."
     return "\n".join([fill(text), fill(legend), "", text_table(head, body, right=range(7))])
-
-
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    places = np.arange(len(rows))
-    for axes, unit, title in ((left, "ms", "time, ms"), (right, "bytes", "bytes kept for backward")):
-        for form, offset, hatch in (("composed", -0.2, "//"), ("fused", 0.2, "")):
-            axes.bar(places + offset, [r[f"{form}_{unit}"] for r in rows], 0.4, label=form, hatch=hatch)
-        axes.set(title=title, yscale="log")
-        axes.set_xticks(places, [f"{r['rows']} x {r['features']}" for r in rows], rotation=30, ha="right")
-    left.legend()
-    figure.savefig(path)

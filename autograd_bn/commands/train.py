@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ DEFAULTS: dict[bool, dict[str, Any]] = {
     False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0},
     True: {"conv": True, "steps": 600, "lr": 0.1, "seed": 0},
 }
-INSTALL = 'matplotlib is not installed, so there is no plot: pip install "autograd_bn[plot]"'
+INSTALL = 'matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +163,9 @@ def run(args: argparse.Namespace) -> int:
         except (KeyError, ValueError) as error:
             raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
 
+    drawn = find_spec("matplotlib") is not None
+    if first and not drawn:
+        complain(INSTALL)
     stopped, text = done, ""
     bar = progress(settings["steps"], text, done, quiet=args.json or not first)
     with _one_blas_thread(), _stop_after_step() as asked, bar as show:
@@ -200,7 +204,8 @@ def run(args: argparse.Namespace) -> int:
         }
         for each in runs
     ]
-    drawn = draw(runs, plot)
+    if drawn:
+        draw(runs, plot)
     if args.json:
         saved = str(target) if args.save else None
         print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None, "saved": saved}))
@@ -209,7 +214,8 @@ def run(args: argparse.Namespace) -> int:
         f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out;\n"
         f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n\n{_table(rows)}\n"
     )
-    print(f"plot: {plot}" if drawn else INSTALL)
+    if drawn:
+        print(f"plot: {plot}")
     if args.save:
         print(f"state: {target}")
     return 0
@@ -305,14 +311,12 @@ STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top":
 STYLE["svg.hashsalt"] = "autograd_bn"  # the same plot gives the same file
 
 
-def draw(runs: list[Run], path: Path) -> bool:
-    """Plot the histories to an SVG or PNG file, as in figure 1 of the paper; False where matplotlib is missing."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter, PercentFormatter
-    except ImportError:
-        return False
+def draw(runs: list[Run], path: Path) -> None:
+    """Plot the histories to an SVG or PNG file, as in figure 1 of the paper; this needs matplotlib."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, PercentFormatter
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.7 + 2.5 * len(runs), 3.1), layout="constrained")
         left, *others = figure.subplots(1, 1 + len(runs), width_ratios=[1.5] + [1] * len(runs))
@@ -339,4 +343,3 @@ def draw(runs: list[Run], path: Path) -> bool:
         if len(runs) > 1:
             left.legend(frameon=False, loc="center")
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return True
