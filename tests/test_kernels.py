@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -573,7 +574,7 @@ def test_any_shape_axes_memory_and_dtype_on_both_sides_of_every_threshold(data):
 
 def test_every_threshold_of_an_array_is_moved():
     assert {name for name in vars(thresholds) if name.isupper()} - set(LOWERED) == {
-        *("SMALLEST_ROOM", "LARGEST_ROOM", "HELD"),  # of memory, which has tests of its own
+        *("SMALLEST_ROOM", "LARGEST_ROOM", "HELD", "ROOMS"),  # of memory, which has tests of its own
     }
 
 
@@ -732,6 +733,63 @@ def test_numba_where_it_is_not_installed_is_refused(monkeypatch):
     with pytest.raises(ImportError, match="pip install"):
         ag.set_backend("numba")
     assert kernels.describe_backend() == "the numpy kernels (numba is not installed)"
+
+
+UNUSABLE = {
+    "no place for its cache": "import numba.core.caching as c; c.CacheImpl._locator_classes = []; why = 'no locator'",
+    "no import": """if True:
+        import sys, tempfile, pathlib
+        path = pathlib.Path(tempfile.mkdtemp(), "numba.py")
+        path.write_text("raise ImportError('Numba needs NumPy 1.0')")
+        sys.path.insert(0, str(path.parent)); why = "Numba needs NumPy 1.0" """,
+}
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_numba_that_cannot_be_used_gives_way_to_numpy_with_one_warning(how):
+    program = """if True:
+        import numpy as np, warnings, autograd_bn as ag
+        x = ag.tensor(np.random.default_rng(0).normal(size=(3000, 100)), requires_grad=True)
+        ag.set_backend("numpy")
+        expected = ag.batch_norm(x).data
+        ag.set_backend(None)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                y = ag.batch_norm(x)
+                ag.grad(y, x, y.data)
+        [only] = seen
+        assert only.category is RuntimeWarning and why in str(only.message), only
+        assert (y.data == expected).all()
+        try:
+            ag.set_backend("numba")
+        except ImportError:
+            raise SystemExit(7)
+    """
+    done = subprocess.run([sys.executable, "-c", UNUSABLE[how] + "\n" + program], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (7, b"")
+
+
+def test_the_number_of_threads_may_change_while_another_thread_computes(backend):
+    x = np.random.default_rng(0).normal(size=(12_000, 100))  # enough for threads
+    expected = ag.batch_norm(x).tobytes()
+    failed = []
+
+    def compute():
+        try:
+            for _ in range(10):
+                assert ag.batch_norm(x).tobytes() == expected
+        except BaseException as error:
+            failed.append(error)
+
+    computing = [threading.Thread(target=compute) for _ in range(2)]
+    for thread in computing:
+        thread.start()
+    while any(thread.is_alive() for thread in computing):
+        for number in THREADS:
+            ag.set_num_threads(number)
+    assert not failed
 
 
 def test_the_kernels_are_described(backend):

@@ -23,6 +23,10 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
+def free_rooms():
+    return sum(len(rooms) for rooms in memory._free.values())
+
+
 def test_memory_of_a_dropped_array_is_used_again():
     first = memory.empty_like(LARGE)
     where = address(first)
@@ -69,7 +73,7 @@ def test_memory_of_another_size_waits_for_its_own():
     del first, other
     held = [memory.empty_like(LARGE[:128]), memory.empty_like(LARGE)]
     assert address(held[1]) == where
-    assert len(memory._free) == 1
+    assert free_rooms() == 1
 
 
 def test_no_more_is_held_than_is_said(monkeypatch):
@@ -78,8 +82,19 @@ def test_no_more_is_held_than_is_said(monkeypatch):
     last = address(arrays[-1])
     while arrays:
         del arrays[0]
-    assert len(memory._free) == 4
+    assert free_rooms() == 4
     assert address(memory.empty_like(LARGE)) == last
+
+
+def test_rooms_of_unlike_sizes_are_bounded_by_their_number(monkeypatch):
+    monkeypatch.setattr(thresholds, "ROOMS", 5)
+    kept = memory.empty_like(LARGE)
+    for rows in range(256, 300):
+        memory.empty_like(LARGE[:rows])
+    assert free_rooms() == len(memory._free) == 5  # and no size is remembered that has no room
+    where = address(kept)
+    del kept
+    assert address(memory.empty_like(LARGE)) == where
 
 
 ODD = [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999)), LARGE.astype(object)]
@@ -92,12 +107,13 @@ def test_small_odd_and_huge_arrays_are_left_to_numpy(like):
     assert made.strides == np.empty_like(like).strides
 
 
-def test_threads_never_share_memory():
+def test_threads_never_share_memory(monkeypatch):
+    monkeypatch.setattr(thresholds, "ROOMS", 3)
     wrong = []
 
     def work(number):
-        for _ in range(300):
-            array = memory.empty_like(LARGE)
+        for i in range(300):
+            array = memory.empty_like(LARGE[: 256 + i % 2])
             array[::64] = number
             wrong.extend(array[::64][array[::64] != number])
             del array

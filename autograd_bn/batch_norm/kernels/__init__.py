@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -32,8 +33,9 @@ def set_backend(name: Literal["numpy", "numba"] | None) -> None:
     By default numba's run on float32 and float64 arrays of a few thousand elements and up, where numba is installed,
     and NumPy's on all others: by shape, dtype and memory alone, so that a run repeats bit for bit. Numba's compile on
     their first use, which takes some seconds for each dtype, and are kept on disk for the next process. What they do
-    not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy.
-    `ValueError` for another name, `ImportError` for "numba" where it isn't installed.
+    not cover (memory that is not contiguous in any order of the axes, other dtypes) runs in NumPy, and so does all
+    where numba is installed but can't be used, after one warning.
+    `ValueError` for another name, `ImportError` for "numba" where it isn't installed or can't be used.
 
     >>> import autograd_bn as ag
     >>> ag.set_backend("numpy")
@@ -44,6 +46,8 @@ def set_backend(name: Literal["numpy", "numba"] | None) -> None:
         raise ValueError(f'name is {name!r}, expected "numpy", "numba" or None')
     if name == "numba" and not _has_numba():
         raise ImportError('set_backend("numba") needs numba, which is not installed: pip install "autograd_bn[fast]"')
+    if name == "numba" and compiled() is None:
+        raise ImportError('set_backend("numba") needs numba, which is installed but does not work here')
     _backend = name
 
 
@@ -67,15 +71,21 @@ def choose(layout: Layout, *views: Array) -> Kernels:
 
 @cache
 def compiled() -> Any:
-    """The kernels in numba, which are imported when first asked for."""
-    from . import numba
-
+    """The kernels in numba, which are imported when first asked for; None, and one warning, where they can't be."""
+    try:
+        from . import numba
+    except Exception as error:  # it finds no place for its cache, no LLVM, a NumPy that it doesn't know, ...
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        warnings.warn(f"numba is installed but does not work here, NumPy computes: {reason}", RuntimeWarning, 2)
+        return None
     return numba
 
 
 def numba_wanted(size: int) -> bool:
     """Whether numba's kernels are to run on arrays of so many elements, if they can."""
-    return size > 0 and (_backend == "numba" or (_backend is None and size >= thresholds.COMPILED and _has_numba()))
+    if size == 0 or _backend == "numpy" or (_backend is None and size < thresholds.COMPILED) or not _has_numba():
+        return False
+    return compiled() is not None
 
 
 @cache

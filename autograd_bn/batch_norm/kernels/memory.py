@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +12,10 @@ from . import thresholds
 
 Room = tuple[Array, int]  # bytes, and their address
 
-# The memory of the last arrays that were dropped.
-_free: deque[Room] = deque()
+# The memory of the last arrays that were dropped, by size: the size that was dropped last stands last. An array may be
+# dropped anywhere, by any thread: between any two steps below another may run, which can lose a room and not lend
+# it twice.
+_free: dict[int, list[Room]] = {}
 
 
 class Loan:
@@ -27,11 +28,18 @@ class Loan:
         self.__array_interface__ = _interface(room[1], shape, dtype)
 
     def __del__(self) -> None:
-        free = self._free
-        free.append(self._room)
-        held = sum([len(memory) for memory, _ in [*free]])
-        while held > thresholds.HELD and free:
-            held -= len(free.popleft()[0])
+        free, size = self._free, len(self._room[0])
+        mine = free.pop(size, [])  # never a copy of it, out of which a room could be lent twice
+        mine.append(self._room)
+        free[size] = mine
+        held = [*free.items()]
+        total, count = sum([size * len(rooms) for size, rooms in held]), sum([len(rooms) for _, rooms in held])
+        for size, rooms in held:
+            while rooms and (total > thresholds.HELD or count > thresholds.ROOMS):
+                del rooms[:1]
+                total, count = total - size, count - 1
+            if not rooms:
+                free.pop(size, None)
 
 
 @lru_cache
@@ -49,15 +57,10 @@ def empty_like(x: Array, dtype: Any = None) -> Array:
 
 
 def _room(size: int) -> Room:
-    for _ in range(len(_free)):
-        try:
-            room = _free.pop()  # the one that is warmest
-        except IndexError:  # another thread was quicker
-            break
-        if len(room[0]) == size:
-            return room
-        _free.appendleft(room)
-    memory = np.empty(size + 64, np.uint8)
+    try:
+        return _free[size].pop()  # the one that is warmest
+    except (KeyError, IndexError):
+        memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64  # at a line of the cache
     memory = memory[start : start + size]
     return memory, memory.ctypes.data

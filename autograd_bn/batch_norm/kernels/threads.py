@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 _VARIABLE = "AUTOGRAD_BN_NUM_THREADS"
 _number: int | None = None
-_pool: ThreadPoolExecutor | None = None
+_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads
 
 
 def set_num_threads(n: int | None) -> None:
@@ -40,7 +40,8 @@ def num_threads() -> int:
 
 def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) -> None:
     """Call `work` on every item, by several threads if `parallel`; the first error is raised when all have ended."""
-    if not parallel or num_threads() == 1:
+    number = num_threads() if parallel else 1  # once: another thread may set it meanwhile
+    if number == 1:
         for item in items:
             work(item)
         return
@@ -50,7 +51,7 @@ def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) ->
         for item in remaining:
             work(item)
 
-    others = [_started().submit(consume) for _ in range(num_threads() - 1)]
+    others = [_pool(number - 1).submit(consume) for _ in range(number - 1)]
     try:
         consume()
     finally:
@@ -61,19 +62,18 @@ def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) ->
             raise error
 
 
-def _started() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
+def _pool(size: int) -> ThreadPoolExecutor:
+    pool = _pools.get(size)
+    if pool is None:
         from concurrent.futures import ThreadPoolExecutor
 
-        _pool = ThreadPoolExecutor(num_threads() - 1, thread_name_prefix="autograd_bn")
-    return _pool
+        pool = _pools[size] = ThreadPoolExecutor(size, thread_name_prefix="autograd_bn")
+    return pool
 
 
 def _forget() -> None:
-    """Drop the pool: the next large piece of work starts one. A forked child has none of its parent's threads."""
-    global _pool
-    _pool = None
+    """Drop the pools: the next large piece of work starts one. A forked child has none of its parent's threads."""
+    _pools.clear()
 
 
 def _checked(n: Any, name: str) -> int:

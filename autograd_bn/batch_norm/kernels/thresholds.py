@@ -1,6 +1,6 @@
 """From which size on something is done another way: all measured, and all here, so that a test can move them.
 
-Counted in elements, but for the last three. Results differ by their last bits on the two sides of the first seven.
+Counted in elements, but for the last four. Results differ by their last bits on the two sides of the first seven.
 """
 
 # Up to so many the direct formula is quicker than a walk over blocks: with NumPy's kernels, and with numba's.
@@ -17,5 +17,7 @@ FEWEST_ROWS = 64
 SHORTEST_RUN = 32
 # From so many on several threads pay, or one compiled call does no longer.
 SHARED_NUMPY, SHARED_NUMBA = 1 << 18, 1 << 20
-# In bytes: memory of less stays with the allocator, of more goes back to the system at once; how much is held unused.
-SMALLEST_ROOM, LARGEST_ROOM, HELD = 1 << 17, 1 << 27, 1 << 29
+# In bytes: memory of less stays with the allocator, of more goes back to the system at once.
+SMALLEST_ROOM, LARGEST_ROOM = 1 << 17, 1 << 27
+# How much memory is held unused: in bytes, and in rooms.
+HELD, ROOMS = 1 << 29, 1 << 7
