@@ -14,7 +14,7 @@ BLOCK = 1 << 17
 LINE = 1 << 13
 FEWEST_LINES = 8
 FEWEST_ROWS = 64
-SHORTEST_RUN = 32
+SHORTEST_RUN = 32  # at most BLOCK: only a long run is cut
 # From so many on several threads pay, or one compiled call does no longer.
 SHARED_NUMPY, SHARED_NUMBA = 1 << 18, 1 << 20
 # In bytes: memory of less stays with the allocator, of more goes back to the system at once.
