@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .nn import data as data, optim as optim
     from .nn.checkpoint import load as load, save as save
     from .verify.compare import Comparison as Comparison, compare as compare
+    from .verify.derivation import Derivation as Derivation, write_backward as write_backward
     from .verify.gradcheck import GradientError as GradientError, gradcheck as gradcheck
     from .verify.proof import Proof as Proof, prove_equal as prove_equal, rational_batch as rational_batch
     from .verify.referee import Verdict as Verdict, check_backward as check_backward
@@ -29,6 +30,7 @@ _LATER = {
     "nn": "data optim",
     "nn.checkpoint": "load save",
     "verify.compare": "Comparison compare",
+    "verify.derivation": "Derivation write_backward",
     "verify.gradcheck": "GradientError gradcheck",
     "verify.proof": "Proof prove_equal rational_batch",
     "verify.referee": "Verdict check_backward",

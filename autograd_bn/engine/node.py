@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -168,13 +168,16 @@ class _Mode(threading.local):
 
     recording = True
     updating = True
+    watcher: Callable[[Any], Any] | None = (
+        None  # what a comparison or another result without gradient reads of a tensor
+    )
 
 
 mode = _Mode()
 
 
 @contextmanager
-def _set(switch: str, on: bool) -> Iterator[None]:
+def _set(switch: str, on: Any) -> Iterator[None]:
     before = getattr(mode, switch)
     setattr(mode, switch, on)
     try:
@@ -200,6 +203,11 @@ def no_grad() -> AbstractContextManager[None]:
     False
     """
     return _set("recording", False)
+
+
+def watching(watcher: Callable[[Any], Any]) -> AbstractContextManager[None]:
+    """Inside the block, in this thread, what is computed without gradient is computed of `watcher(tensor)`."""
+    return _set("watcher", watcher)
 
 
 def no_update() -> AbstractContextManager[None]:

@@ -67,12 +67,15 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _values(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
+    """A tensor's values, or what a watcher makes of them, such as values that know where they come from."""
+    if not isinstance(value, Tensor):
+        return value
+    return mode.watcher(value) if mode.watcher else value.data
 
 
 def _of_values(function: Callable[..., Any]) -> Callable[..., Any]:
     """A method that computes on the values, without gradient."""
-    return lambda self, *args, **kwargs: function(self.data, *args, **kwargs)
+    return lambda self, *args, **kwargs: function(_values(self), *args, **kwargs)
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,7 +99,7 @@ def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
 
 def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda a, b: compare(a.data, _values(b))
+    return lambda a, b: compare(_values(a), _values(b))
 
 
 def _variadic(function: Callable[[Any, Any], Any], default: Any = None) -> Callable[..., Any]:

@@ -1,0 +1,193 @@
+"""The backward pass written out: NumPy code in the author's names, read off the recorded graph and judged."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import itertools
+import keyword
+import linecache
+import os
+import tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..referee.adapters import is_float, parameters
+from ..referee.inputs import moved
+from ..referee.judge import check_backward
+from .tracing import Recording, Unwritable, recordings
+from .writer import Writer
+
+
+@dataclass(frozen=True, repr=False)
+class Derivation:
+    """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
+
+    `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
+    """
+
+    source: str
+    forward: Callable[..., Any] = field(compare=False)
+    backward: Callable[..., Any] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.source
+
+    __repr__ = __str__
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the source to a file, and return its path."""
+        path = Path(path)
+        path.write_text(self.source, "utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{highlighted(self.source)}</pre>"
+
+
+def highlighted(source: str) -> str:
+    """Code as HTML, with its keywords, numbers and comments in colour."""
+    lines, shown, at = source.splitlines(True), list[str](), (1, 0)
+    colours = {tokenize.COMMENT: "#6a737d", tokenize.NUMBER: "#005cc5", tokenize.STRING: "#22863a"}
+    for token in tokenize.generate_tokens(StringIO(source).readline):
+        if token.start > at:
+            between = lines[at[0] - 1 : token.start[0]]
+            between[-1:] = [between[-1][: token.start[1]]] if between else []
+            between[:1] = [between[0][at[1] :]] if between else []
+            shown.append("".join(between))
+        colour = "#d73a49" if keyword.iskeyword(token.string) else colours.get(token.type)
+        text = html.escape(token.string)
+        shown.append(f'<span style="color:{colour}">{text}</span>' if colour else text)
+        at = token.end
+    return "".join(shown)
+
+
+def write_backward(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    names: Sequence[str] | None = None,
+    form: Literal["steps", "folded"] = "steps",
+) -> Derivation:
+    """The forward pass `f` and its backward pass, written as NumPy code.
+
+    `f` is what `check_backward` takes for forward, `y, cache = f(*inputs)`, or any function of arrays that tensors can
+    go through. What its author named keeps its name, `dvar` is the gradient of `var`, lengths are written as `len(x)`,
+    equal expressions once, and the cache holds what backward reads. `names` are the inputs' names, by default those of
+    f's parameters. `form="steps"` follows the graph node by node; `form="folded"` writes the formula of three paths
+    for each batch norm, however it is spelled.
+
+    The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
+    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. `TypeError`
+    and `ValueError` say why none is written: a branch on data, values that leave the tensors, a random mask, an
+    operation without source.
+
+    >>> import autograd_bn as ag
+    >>> def forward(x, w):
+    ...     return np.tanh(x @ w)
+    >>> print(ag.write_backward(forward, (np.ones((5, 3)), np.ones((3, 2)))))
+    import numpy as np
+    <BLANKLINE>
+    <BLANKLINE>
+    def forward(x, w):
+        y = np.tanh(x @ w)
+        cache = x, w, y
+        return y, cache
+    <BLANKLINE>
+    <BLANKLINE>
+    def backward(dy, cache):
+        x, w, y = cache
+        g = dy * (1 - y**2)
+        dw = x.T @ g
+        dx = g @ w.T
+        return dx, dw
+    <BLANKLINE>
+    """
+    return written(f, inputs, names, form)
+
+
+def written(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    names: Sequence[str] | None = None,
+    form: str = "steps",
+    titles: tuple[str, str] = ("forward", "backward"),
+    upstream: str = "dy",
+) -> Derivation:
+    """`write_backward`, with the names of both functions and of the gradient that is handed in."""
+    if not callable(f):
+        raise TypeError(f"f is a {type(f).__name__}, expected a function")
+    if not isinstance(inputs, tuple | list):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what f takes: (x, ...)")
+    if form not in ("steps", "folded"):
+        raise ValueError(f"form is {form!r}, expected 'steps' or 'folded'")
+    listed = parameters(f, len(inputs)) if names is None else [*map(str, names)]
+    if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
+        raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
+    given = {name: _double(value) for name, value in zip(listed, inputs, strict=True)}
+    if not any(map(is_float, given.values())):
+        raise TypeError("inputs has no array of floats to take a gradient of")
+    signature = inspect.signature(f).parameters.values()
+    options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
+    with np.errstate(all="ignore"):
+        runs = recordings(f, given, options, form)
+        made = _compiled(Writer(runs, titles, upstream).source(), titles)
+        _judge(made, f, runs, form)
+    return made
+
+
+def _double(value: Any) -> Any:
+    array = value if isinstance(value, np.ndarray) or type(value) in (int, float, bool, str) else np.asarray(value)
+    return np.array(array, float) if is_float(array) else value
+
+
+def _compiled(source: str, titles: tuple[str, str]) -> Derivation:
+    space: dict[str, Any] = {}
+    where = f"<{titles[1]}, written {next(_count)}>"
+    linecache.cache[where] = len(source), None, source.splitlines(True), where  # for whoever reads its source
+    exec(compile(source, where, "exec"), space)
+    return Derivation(source, space[titles[0]], space[titles[1]])
+
+
+_count = itertools.count(1)
+
+
+def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording], form: str) -> None:
+    """Hold what was written against the engine's gradients, then have the referee judge it."""
+    rng, turned = np.random.default_rng(11), []
+    for run in runs[:2]:
+        values = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in run.inputs.items()}
+        try:
+            turned.append(Recording(f, values, run.options, form))
+        except Unwritable:
+            raise
+        except Exception:  # f takes no such values
+            continue
+    for run in (*runs, *turned):
+        found = {name: g.data for name, g in run.gradients.items()}
+        true = [(f"d{name}", found.get(name, np.zeros(leaf.shape))) for name, leaf in run.leaves.items()]
+        true += [(f"output {i}", y.data) for i, y in enumerate(run.outputs, 1)]
+        unknown = [what for what, value in true if not np.isfinite(value).all()]
+        if unknown and run in turned:
+            continue
+        if unknown:
+            raise Unwritable(f"{unknown[0]} is not finite at the inputs or near them")
+        *outputs, cache = made.forward(*run.inputs.values(), **run.options)
+        returned = made.backward(*[y.data for y in run.upstream], cache)
+        returned = returned if isinstance(returned, tuple) else (returned,)
+        gradients = [g for g, name in zip(returned, run.inputs, strict=False) if name in run.leaves]
+        for value, (what, expected) in zip([*gradients, *outputs], true, strict=True):
+            size = np.max(np.abs(expected), initial=1e-3)
+            if np.shape(value) != expected.shape or not np.all(np.abs(value - expected) <= 1e-9 * size):
+                raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
+    first = runs[2]
+    if any(op == "stop_gradient" for op, _ in first.signature):
+        return  # a constant to the engine alone: the referee sees code without it
+    verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
+    if not verdict:
+        raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")

@@ -1,0 +1,195 @@
+"""Two functions from recordings: which values have lines of their own, under which names, and what is cached."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...engine import Tensor
+from .expressions import Expression, Expressions, bare
+from .text import CHEAP, Function, called, wrapped
+from .tracing import Recording, Unwritable
+
+PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
+
+
+class Writer:
+    """What `recordings` have in common, and the text of it."""
+
+    def __init__(self, runs: Sequence[Recording], titles: tuple[str, str], upstream: str) -> None:
+        self.runs, self.titles, self.first = runs, titles, runs[0]
+        first, made = runs[0], Expressions(runs)
+        self.ys = made.of(*[run.outputs for run in runs])
+        arrays = [name for name, value in first.given.items() if isinstance(value, Tensor | np.ndarray)]
+        self.inputs = {name: made.of(*[run.given[name] for run in runs]) for name in arrays}
+        self.named = {e: name for name, e in self.inputs.items()}  # by the author
+        self.numbers: dict[str, Any] = {}
+        self.forward = _below(self.ys)
+        for name, value in first.named.items():
+            values = [run.named.get(name) for run in runs]
+            e = made.made.get(tuple([id(run.source(v)) for run, v in zip(runs, values, strict=True)]))
+            if type(value) in (int, float):
+                self.numbers[name] = values
+            elif e in self.forward and e not in self.named and name != "_":
+                self.named[e] = name
+        self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
+        for visits in zip(*[run.visits for run in runs], strict=True):
+            node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
+            self.shares.append((node, bare(gradient, made.fixed)))
+            if node in self.named:
+                made.fixed.add(self.shares[-1][1])
+        self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
+        several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
+        seeds = made.of(*[run.upstream for run in runs])
+        self.seeds = dict(zip([upstream] if len(self.ys) == 1 else several, seeds, strict=True))
+
+    def source(self) -> str:
+        """The module."""
+        ends = list(self.gradients.values())
+        behind = [e for e in _below(ends, self.forward) if e.op != "number"]
+        read = [part for e in behind for part in e.parts] + ends
+        crossing = sorted(self._crossing(read), key=_serial)
+        ahead = self._ahead(crossing)
+        outputs = [ahead.text(y) for y in self.ys]
+        back = self._back(behind, ends, crossing, ahead)
+        found = {name: back.text(g) for name, g in self.gradients.items()}
+        constants = {
+            n: f"np.zeros_like({n})" if n in self.inputs and n in self.first.leaves else "None"
+            for n in self.first.given
+        }
+        returned = list({**constants, **found}.values())
+        back.read |= {name for name in self.first.leaves if name not in found}
+        while returned[-1] == "None":
+            returned.pop()
+        # What backward reads of forward: arrays, numbers, and lengths that none of these has.
+        given = [*self.first.given, *self.first.options]
+        cached = [n for n in dict.fromkeys([*given, *ahead.names.values()]) if n in back.read and n not in self.seeds]
+        held = {n: e for e, n in ahead.names.items() if n in cached}
+        lengths = [n for n in self.numbers if n not in given]
+        lines, missing = self._lengths([n for n in lengths if n in back.read], {**self.seeds, **held})
+        cached += missing
+        before, missing = self._lengths([n for n in lengths if n in ahead.read or n in missing], self.inputs)
+        if missing:
+            raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
+        arguments = [*self.first.given, *[f"{name}={value!r}" for name, value in self.first.options.items()]]
+        made = wrapped("return ", outputs, f", {cached[0] if cached else None}" if len(cached) < 2 else ", cache")
+        kept = [wrapped("cache = ", cached)] if len(cached) > 1 else []
+        ahead.lines = [*self._guard(), *before, *ahead.lines, *kept, made]
+        back.lines = [
+            *[wrapped("", cached, " = cache")] * bool(cached),
+            *lines,
+            *back.lines,
+            wrapped("return ", returned),
+        ]
+        parts = [*{**ahead.above, **back.above}.values()]
+        for title, names, function in zip(self.titles, (arguments, [*self.seeds, "cache"]), (ahead, back), strict=True):
+            body = "\n".join(function.lines).replace("\n", "\n    ")
+            parts.append(f"{wrapped(f'def {title}(', names, '):', 4)}\n    {body}\n")
+        return "import numpy as np\n\n\n" + "\n\n".join(parts)
+
+    def _ahead(self, crossing: Sequence[Expression]) -> Function:
+        """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""
+        uses = Counter(part for e in self.forward for part in e.parts)
+        out = Function({e: name for name, e in self.inputs.items()}, self.inputs, self.numbers)
+        out.reserved = {*self.named.values(), *self.seeds}
+        for e in sorted(self.forward, key=_serial):
+            kept = e in self.named or e in crossing or (uses[e] > 1 and e.op not in CHEAP)
+            if e not in out.names and kept and e.op not in ("number", "array"):
+                own = "y" if e in self.ys and len(self.ys) == 1 else called(e)
+                out.line(e, self.named.get(e) or out.fresh(own))
+        return out
+
+    def _back(
+        self, behind: Iterable[Expression], ends: Any, crossing: Sequence[Expression], ahead: Function
+    ) -> Function:
+        """The backward pass: a line for the gradient of each named value, and for what is used twice."""
+        alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
+        named = {g: n for n, g in self.shares[::-1] if n in ahead.names and g.op != "upstream" and alone[n] == 1}
+        arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
+        arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
+        out = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
+        for e in sorted(behind, key=_serial):
+            several = uses[e] > (1 if e.op not in CHEAP else 2) and (e.op not in CHEAP or e.op == "reshape")
+            if e in out.names or not (e in named or e in ends or several):
+                continue
+            value = named.get(e)
+            name = called(e) if value is None else f"d{ahead.names[value]}"
+            path = "" if value is None or value.op == "input" else PATHS.get(name[1:], name[1:])
+            out.line(e, out.fresh(name), f"through {path}" if path else "")
+        return out
+
+    def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
+        """What backward reads of forward; what is cheap it makes again from what that is made of."""
+        found, stack = set[Expression](), [e for e in read if e in self.forward]
+        while stack:
+            e = stack.pop()
+            if e.op in CHEAP and e not in self.named:
+                stack += e.parts
+            else:
+                found.add(e)
+        return found
+
+    def _lengths(self, names: Sequence[str], arrays: dict[str, Expression]) -> tuple[list[str], list[str]]:
+        """Lines that say what the author's lengths are, and those that no array has."""
+        known = {n: list(values) for n, values in self.numbers.items()}
+        lines, left = [], list(names)
+        for array, e in arrays.items():
+            axes = [
+                next((n for n in [*left, *known] if list(lengths) == known[n]), "")
+                for lengths in zip(*e.shapes, strict=True)
+            ]
+            here = [n for n in axes if n in left]
+            if here and len(axes) > 1 and all(axes) and len(set(axes)) == len(axes):
+                lines.append(f"{', '.join(axes)} = {array}.shape")
+            else:
+                lines += [
+                    f"{n} = {f'{array}.shape[{i}]' if i else f'len({array})'}" for i, n in enumerate(axes) if n in here
+                ]
+            left = [n for n in left if n not in here]
+        return lines, left
+
+    def _guard(self) -> list[str]:
+        """Refuse lengths and numbers for which forward takes another course, or takes none."""
+        first, second = self.runs[:2]
+        wrong = []
+        for name, value in first.inputs.items():
+            if isinstance(value, np.ndarray):
+                other = second.inputs[name].shape
+                same = [i for i, n in enumerate(value.shape) if n == other[i] > 1]
+                if value.ndim > 1 and len(same) == value.ndim:
+                    wrong.append((f"{name}.shape", value.shape))
+                else:
+                    wrong += [(f"{name}.shape[{i}]" if i else f"len({name})", value.shape[i]) for i in same]
+            elif type(value) in (int, bool, str) or (type(value) is float and second.inputs[name] == value):
+                wrong.append((name, value))
+            elif isinstance(value, dict):
+                wrong += [(f"{name}[{k!r}]", v) for k, v in value.items() if type(v) in (int, bool, str, float)]
+            elif type(value) is not float:
+                raise Unwritable(f"{name} is a {type(value).__name__}, of which no check can be written")
+        if not wrong:
+            return []
+        said = " and ".join([f"{what} == {value!r}" for what, value in wrong])
+        test = " or ".join([f"{what} != {value!r}" for what, value in wrong])
+        said = said.replace('"', "'")
+        return [
+            wrapped("if ", test.split(" or "), ":", joint=" or "),
+            wrapped("    raise ValueError(", [f'"written for {said}"'], ")"),
+        ]
+
+
+def _serial(e: Expression) -> int:
+    return e.serial
+
+
+def _below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
+    """The expressions that these are computed from, and these, but for what is in `stop`."""
+    found, stack = dict[Expression, None](), list(ends)
+    while stack:
+        e = stack.pop()
+        if e not in found and e not in stop:
+            found[e] = None
+            stack += e.parts
+    return found
