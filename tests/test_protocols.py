@@ -116,6 +116,74 @@ def test_functions_without_derivative_give_plain_values(x):
     assert np.zeros_like(x).tolist() == [[0.0] * 3] * 2
 
 
+def stored(array, index, value):
+    array[index] = value
+
+
+LEAVING = {
+    "array": lambda y: np.array([y[0], y[1]]),
+    "array of rows": lambda y: np.array([[y[0], 1.0], [2.0, y[1]]]),
+    "asarray": lambda y: np.asarray(y),
+    "as_tensor": lambda y: ag.as_tensor(y, requires_grad=True),
+    "ndarray.dot": lambda y: np.eye(2).dot(y),
+    "mean of a list": lambda y: np.mean([y[0], y[1]]),
+    "sum of a list": lambda y: np.sum([y, y]),
+    "maximum of a list": lambda y: np.maximum([y[0], y[1]], 0.0),
+    "r_": lambda y: np.r_[y, y],
+    "c_": lambda y: np.c_[y, y],
+    "full": lambda y: np.full(2, y[0]),
+    "a row": lambda y: stored(np.zeros((2, 2)), 0, y),
+    "all": lambda y: stored(np.zeros(2), slice(None), y),
+    "an element": lambda y: stored(np.zeros(2), 0, y[0]),
+    "an element of integers": lambda y: stored(np.zeros(2, int), (0,), y[0]),
+    "put": lambda y: np.zeros(2).put(0, y[0]),
+    "vectorize": lambda y: np.vectorize(lambda number: number * 2)(y),
+    "polyval": lambda y: np.polyval([y[0], y[1]], 2.0),
+    "objects": lambda y: np.array([y[0], y[1]], dtype=object),
+}
+
+
+@pytest.mark.parametrize("call", LEAVING.values(), ids=LEAVING)
+def test_numpy_cannot_take_what_is_computed_out_of_the_graph(call):
+    leaf = ag.tensor([3.0, 5.0], requires_grad=True)
+    with pytest.raises((RuntimeError, ValueError)) as info:
+        call(leaf * 1)
+    error = info.value.__cause__ or info.value  # for an element NumPy says "a sequence" on top of it
+    assert isinstance(error, RuntimeError)
+    for word in ("cuts the graph", "stack()", "np.where", "t.data", "detach()"):
+        assert word in str(error)
+    with ag.no_grad():
+        call(leaf * 1)
+    call(leaf.detach() * 1)
+
+
+def test_an_array_of_elements_no_longer_hides_a_derivative():
+    with pytest.raises(RuntimeError, match="cuts the graph"):
+        ag.jacobian(lambda x: x * np.array([x[0], x[1]]), [3.0, 5.0])
+    for call in (np.vectorize(lambda number: number * 2), lambda x: x * np.eye(2).dot(x), lambda x: x * np.asarray(x)):
+        for derivative in (ag.jacobian, lambda f, x: ag.jvp(f, [x], [x])):
+            with pytest.raises(RuntimeError, match="cuts the graph"):
+                derivative(call, [3.0, 5.0])
+    leaf = ag.tensor([3.0, 5.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf that requires a gradient, which cuts the graph"):
+        np.vectorize(lambda number: number * 2)(leaf)
+
+
+def test_numbers_and_formats_leave_the_graph_as_in_pytorch():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    loss, history, kept = x.sum(), [0.0], {}
+    history[0], kept[0] = loss, float(loss)
+    history.append(float(loss))
+    assert (float(loss), int(loss), bool(loss), f"{loss:.1f}", loss.item(), kept) == (3, 3, True, "3.0", 3, {0: 3})
+    losses = np.zeros(2)
+    losses[0] = float(loss)
+    losses[1] = loss.data
+    assert losses.tolist() == [3.0, 3.0]
+    x.assign(x * 2)
+    x.grad = x * 3
+    assert (x.data.tolist(), x.grad.tolist()) == ([2, 4], [6, 12])
+
+
 def test_asarray_shares_and_converts(x):
     assert np.asarray(x) is x.data or np.shares_memory(np.asarray(x), x.data)
     assert np.asarray(x, dtype=np.float32).dtype == np.float32

@@ -89,7 +89,7 @@ def test_saved_values_cannot_be_overwritten_through_a_view():
     y = ag.exp(x)
     with ag.no_grad():
         views = [y.reshape(2, 1), y[:1], y.T, ag.stop_gradient(y)]
-    for view in [*views, y.detach(), y.reshape(2, 1), ag.as_tensor(y), ag.as_tensor(y, requires_grad=True)]:
+    for view in [*views, y.detach(), y.reshape(2, 1), ag.as_tensor(y)]:
         with pytest.raises((ValueError, RuntimeError)):
             view.data[...] = 0
         with pytest.raises(RuntimeError):

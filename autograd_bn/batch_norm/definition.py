@@ -12,6 +12,7 @@ from ..distributed.collectives import raising_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
+from ..engine.tensor import values_of
 from . import arithmetic, ranks
 from .arguments import checked, kept_shape, lay_along
 from .arithmetic import Found, Mean, native
@@ -266,7 +267,7 @@ def batch_norm(
     if not return_stats:
         return y
     shape, dtype = kept_shape(x.shape, over), arithmetic.wide(x.dtype)
-    mean, var = np.array(mean, dtype).reshape(shape), np.array(var, dtype).reshape(shape)
+    mean, var = (np.array(values_of(given), dtype).reshape(shape) for given in (mean, var))
     if return_stats == "count":
         return y, mean, var, n
     with np.errstate(over="ignore"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, recording, topological_order
 from .operations import broadcasts, sum_to
-from .tensor import Tensor, as_tensor, exact
+from .tensor import Tensor, as_tensor, exact, values_of
 
 _accumulating = threading.Lock()
 
@@ -232,7 +232,7 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
                 f"{what} is needed for an output of shape {node.shape}: only a single element has a default of 1"
             )
         gradient = np.ones(node.shape, dtype=node.dtype)
-    array = np.asarray(gradient)
+    array = values_of(gradient)
     if array.shape != node.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {node.shape}")
     if array.dtype.kind not in "fiubO" and array.dtype != node.dtype:

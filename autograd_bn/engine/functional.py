@@ -9,7 +9,7 @@ import numpy as np
 
 from .backward import grad
 from .node import Array, recording
-from .operations import reshape
+from .operations import copy, reshape
 from .tensor import Tensor, as_tensor, check_differentiable
 
 
@@ -27,7 +27,7 @@ def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
 
 def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
     with recording(True):
-        output = f(*leaves)
+        output = f(*map(copy, leaves))  # computed tensors, which NumPy can't take out of the graph unseen
     if not isinstance(output, Tensor):
         raise TypeError(f"f returned a {type(output).__name__}, expected one tensor")
     return output

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from numbers import Rational
+from opcode import opmap
 from typing import Any, final
 
 import numpy as np
 
-from .node import Array, Buffer, Leaf, Node
+from .node import Array, Buffer, Leaf, Node, mode
 
 
 def recorded(self: Any, *args: Any, **options: Any) -> Tensor:
@@ -67,7 +69,7 @@ class Tensor:
     @grad.setter
     def grad(self, value: Any) -> None:
         if value is not None:
-            value = np.array(value, dtype=self.dtype)
+            value = np.array(values_of(value), dtype=self.dtype)
             if value.shape != self.shape:
                 raise ValueError(f"grad has shape {value.shape}, expected the tensor's shape {self.shape}")
         self._leaf("grad can be set").grad = value
@@ -142,7 +144,7 @@ class Tensor:
         the values don't fit the dtype, `RuntimeError` on a computed tensor or a view of one.
         """
         leaf = self._leaf("assign() works")
-        array = np.asarray(value)
+        array = values_of(value)
         if array.shape != self.shape:
             raise ValueError(f"value has shape {array.shape}, expected the tensor's shape {self.shape}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
@@ -169,16 +171,36 @@ class Tensor:
             yield self[i]
 
     def __float__(self) -> float:
+        self._check_not_stored()
         return float(self.item())
 
     def __int__(self) -> int:
+        self._check_not_stored()
         return int(self.item())
+
+    def _check_not_stored(self) -> None:
+        """Raise where it is `array[i] = t` that asks for a number, as NumPy does for an element."""
+        caller = sys._getframe(2)
+        if not isinstance(self.node, Leaf) and caller.f_code.co_code[caller.f_lasti] == opmap["STORE_SUBSCR"]:
+            self._check_uncut()
 
     def __bool__(self) -> bool:
         return bool(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        vectorized = dtype is not None and np.dtype(dtype).hasobject and not self.dtype.hasobject
+        if vectorized or not isinstance(self.node, Leaf):
+            self._check_uncut()
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def _check_uncut(self) -> None:
+        """Raise where NumPy would take the values of a tensor out of the graph."""
+        if mode.recording and self.requires_grad:
+            what = f"what {self.node.op!r} computed" if self.node.op else "a leaf that requires a gradient"
+            raise RuntimeError(
+                f"NumPy would make an array of {what}, which cuts the graph: join tensors with stack() or "
+                "concatenate(), choose among their elements with np.where; t.data, t.detach(), float(t) cut on purpose"
+            )
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
@@ -198,6 +220,11 @@ class Tensor:
     __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = recorded
     __neg__ = __pos__ = __abs__ = recorded
     argmax = argmin = round = astype = __lt__ = __le__ = __gt__ = __ge__ = computed
+
+
+def values_of(given: Any) -> Array:
+    """The values of a tensor, or anything else as an array."""
+    return given.data if isinstance(given, Tensor) else array_of(given, "a value")
 
 
 def exact(values: Any, what: str) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..engine import Tensor, reshape, where
 from ..engine.primitive import primitive
-from ..engine.tensor import array_of
+from ..engine.tensor import array_of, values_of
 
 Pair = tuple[int, int]
 
@@ -76,8 +76,8 @@ def _max_pool_gradient(
     g: Any, x: Any, out: Any, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair
 ) -> Any:
     n, rows, columns, channels = g.shape
-    view = windows(np.asarray(x), size, stride, padding, -np.inf).reshape(n, rows, columns, size[0] * size[1], channels)
-    first = (view == np.asarray(out)[:, :, :, None]) | (view != view)  # or a NaN
+    view = windows(values_of(x), size, stride, padding, -np.inf).reshape(n, rows, columns, size[0] * size[1], channels)
+    first = (view == values_of(out)[:, :, :, None]) | (view != view)  # or a NaN
     if any(padding):  # which never wins, not even among -inf
         first &= windows(np.ones(shape, bool), size, stride, padding).reshape(first.shape)
     for i in range(size[0] * size[1] - 1):
