@@ -362,3 +362,78 @@ def test_exact_inputs_are_judged_exactly_and_the_table_says_so():
     assert comparison.ok
     assert "equal: exactly." in str(comparison)
     assert not ag.compare(lambda x: x * x, lambda x: x**2 + Fraction(1, 10**30), [x]).ok
+
+
+# --- Several dtypes, columns of unlike scales ----------------------------------------------------------------
+
+
+MIXES = [("float32", "float64", "float64"), ("float64", "float32", "float64"), ("float16", "float64", "float32")]
+
+
+@pytest.mark.parametrize("dtypes", MIXES)
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_function_is_equal_to_itself_whatever_dtypes_are_mixed(dtypes, order):
+    data = [array.astype(dtype) for array, dtype in zip(inputs(), dtypes, strict=True)]
+    product = lambda x, gamma, beta: x * gamma + ag.tanh(beta)
+    for f, g in ((product, product), (composed, composed), (composed, fused), (fused, composed)):
+        result = ag.compare(f, g, data, order=order)
+        assert result.ok, str(result)
+    assert f"Inputs {' and '.join(sorted(set(dtypes)))}, random" in str(result)
+
+
+@pytest.mark.parametrize("dtypes", MIXES)
+@pytest.mark.parametrize("row", range(4))
+def test_a_row_is_held_to_the_narrowest_dtype_that_it_was_computed_in(dtypes, row):
+    data = [array.astype(dtype) for array, dtype in zip(inputs(), dtypes, strict=True)]
+    f = lambda x, gamma, beta: x * gamma + beta
+    by = {"float16": 1e-3, "float32": 2e-6, "float64": 2e-10}["float64" if row == 0 else dtypes[row - 1]]
+    result = ag.compare(f, planted(f, row, by), data)
+    assert [not r.ok for r in result.rows] == [i == row for i in range(4)], str(result)
+
+
+def test_what_is_wide_and_was_computed_from_what_is_narrow_has_its_rounding(wide):
+    x = inputs("float32")[0]
+    f = lambda x, e: (x * 0.1).astype("float64") * e
+    assert ag.compare(f, lambda x, e: (x / 10).astype("float64") * e, [x, np.float64(2)])
+    assert not ag.compare(f, lambda x, e: (x * 0.10001).astype("float64") * e, [x, np.float64(2)])
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4, 2, 5)])
+def test_a_small_column_is_not_hidden_by_a_large_one(shape, wide):
+    scales = (10.0 ** np.array([-8, -4, 0, 4])).reshape(4, *[1] * (len(shape) - 2))
+    x = np.random.default_rng(0).normal(size=shape)
+    f = lambda x: ag.tanh(x) * scales
+    for column in range(4):
+        by = np.where(scales == scales.flat[column], 1e-3, 0)
+        cut = lambda x, by=by: f(x) * (1 - by) + ag.stop_gradient(f(x)) * by
+        output, dx = ag.compare(f, cut, [x]).rows
+        assert output.ok
+        assert not dx.ok if wide else dx.ok == (dx.unjudged > 0)
+    assert ag.compare(f, lambda x: scales * ag.tanh(x), [x])
+
+
+def test_a_column_of_which_rounding_leaves_nothing_is_judged_with_the_others():
+    x = np.random.default_rng(0).normal(size=(20, 3)) * [1, 1, 20]
+    saturated = lambda form: lambda x: ag.tanh(5 * ag.batch_norm(x, np.array([1.0, 2, 40]), form=form))
+    assert ag.compare(saturated("composed"), saturated("fused"), [x])
+
+
+def test_what_is_too_small_to_be_judged_is_counted():
+    g, scales = np.array([1.0, 2.0, 3.0]), 10.0 ** np.array([-8, 4, 4])
+    result = ag.compare(lambda g: g * scales, lambda g: g * (scales * [1.01, 1, 1]), [g])
+    assert [row.unjudged for row in result.rows] == [1, 1]
+    assert "output: 1 of 3 entries differ, but are too small beside the largest one to be judged." in str(result)
+    assert [row.unjudged for row in ag.compare(composed, fused, inputs("float32")).rows] == [0, 0, 0, 0]
+
+
+def test_whole_numbers_beside_floats_are_compared_too():
+    counted = lambda by: lambda x: (x * 1, ag.tensor([1, 2 + by]))
+    assert ag.compare(counted(0), counted(0), [np.ones(3, "f4")])
+    assert not ag.compare(counted(0), counted(1), [np.ones(3, "f4")]).rows[1].ok
+
+
+def test_the_words_below_the_table_are_a_students():
+    notes = str(ag.compare(composed, fused, inputs())).partition("\n\n")[2]
+    assert "last bits" not in notes
+    assert "rounding alone costs 0.5" in notes
+    assert "equal: computed with more digits both give the same numbers, and what is left is rounding." in notes

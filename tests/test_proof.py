@@ -171,3 +171,33 @@ def test_long_fractions_are_counted_in_digits():
     assert "f = a fraction of 1 over 5071 digits = " in text
     assert "E-5071" in text
     assert "f = 1/3 = 0.33333333333333333333" in str(ag.prove_equal(lambda x: x, lambda x: 2 * x, [[Fraction(1, 3)]]))
+
+
+def test_whole_numbers_do_not_wrap_around_however_they_come_in():
+    big, small = np.int64(2**62), [Fraction(1, 2), Fraction(3)]
+    for c in (ag.tensor(big), ag.tensor([big]), ag.tensor(np.array([big], object)), ag.tensor(np.uint8(64))):
+        proof = ag.prove_equal(lambda x, c: x + 4 * c, lambda x, c: x, (small, c))
+        assert proof.difference.left - proof.difference.right == 4 * int(c.data.flat[0])
+    for x in ([big], np.array([big], object), np.array([big, 1])):
+        assert ag.prove_equal(lambda x: 4 * x, lambda x: x * 0, [x]).difference.left == 2**64
+    for c in (ag.tensor(big), ag.tensor([big]), ag.tensor(np.uint8(200))):  # of which f knows by itself
+        with pytest.raises(TypeError, match=r"f left the rational numbers: multiply of u?int\d+ wrapped around"):
+            ag.prove_equal(lambda x, c=c: x + 4 * c, lambda x: x, [small])
+    assert ag.prove_equal(lambda x: x.sum() * big, lambda x: x.sum() * 0, [[4]]).difference.left == 2**64
+    assert ag.prove_equal(lambda x: x + 4 * ag.tensor([1, 2]), lambda x: x + np.array([4, 8]), [small])
+    picked = ag.tensor([0, 0, 1])
+    assert ag.prove_equal(lambda x, i: x[i.data] * (i + 1), lambda x, i: x[[0, 0, 1]] * [1, 1, 2], [small, picked])
+
+
+def test_what_f_overwrites_g_gets_as_it_was():
+    def overwriting(x, c):
+        y = x * 3
+        with ag.no_grad():
+            x.assign(x.data * 0)
+            c.assign(c.data * 0)
+        return y
+
+    x, c = ag.tensor([Fraction(2)], requires_grad=True), ag.tensor([5])
+    assert ag.prove_equal(overwriting, lambda x, c: x + x + x, (x, c), order=1)
+    assert ag.prove_equal(overwriting, lambda x, c: 3 * x + c - 5, (x, c))
+    assert (x.data[0], c.data[0]) == (2, 5)

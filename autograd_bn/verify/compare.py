@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections import defaultdict
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,12 +18,7 @@ from ..engine.node import Array
 from ..engine.tensor import check_differentiable
 from .orders import check_order, check_same, derivatives, function_names, input_names
 from .report import html_table, text_table
-
-# Part of a row's largest entry by which the formulas may differ (constants may have been rounded to the inputs' dtype),
-# and by which a result in the inputs' dtype may be off.
-_TOLERANCE = defaultdict(lambda: (1e-10, 1e-10), object=(0.0, 0.0), float16=(4e-4, 1e-2), float32=(1e-6, 1e-5))
-_SLACK = 16  # times what moving the inputs by their last bits does
-_DRAWS = 4
+from .tolerance import FORMULA, ROUNDING, apart, largest, moved_by_last_bits, sizes
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,8 @@ class Row:
     """One compared quantity: the output, or the gradient of one input.
 
     `ulp`, `wrong` and `non_finite` (a count of entries) are each side's; without a reference a row may differ where no
-    side is wrong. `columns` are the indices on the last axis of entries that are not finite.
+    side is wrong. `columns` are the indices on the last axis of entries that are not finite. `unjudged` counts entries
+    that differ by much beside themselves, and by nothing beside the largest that they are judged with.
     """
 
     name: str
@@ -43,6 +39,7 @@ class Row:
     wrong: tuple[bool, bool]
     non_finite: tuple[int, ...]
     columns: tuple[int, ...]
+    unjudged: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +66,9 @@ class Comparison:
     def __bool__(self) -> bool:
         return self.ok
 
+    def _dtypes(self) -> str:
+        return " and ".join(sorted({str(array.dtype) for array in self.inputs}))
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
         results = {(True, False): f"{first} WRONG", (False, True): f"{second} WRONG", (True, True): "BOTH WRONG"}
@@ -89,21 +89,26 @@ class Comparison:
         wrong = [", ".join([row.name for row in self.rows if row.wrong[side]]) for side in (0, 1)]
         blamed = [f"; {name} is wrong in {rows}" for name, rows in zip(self.names, wrong, strict=True) if rows]
         verdict = f"{' and '.join(self.names)} " + (f"differ in {differ}" if differ else "agree in every row")
-        yield f"{''.join([verdict, *blamed])}. Inputs {self.dtype}, random output weights (seed {self.seed})."
+        yield f"{''.join([verdict, *blamed])}. Inputs {self._dtypes()}, random output weights (seed {self.seed})."
         for row in self.rows:
             if any(row.non_finite):
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
                 where = f", in columns {', '.join(map(str, row.columns))}" if row.shape else ""
                 yield f"{row.name}: entries that are not finite: {counts}{where}."
-        formula, _ = _TOLERANCE[self.dtype]
-        equal = f"within {formula:g} of the row's largest entry"
+        for row in self.rows:
+            if row.unjudged:
+                many = f"{row.unjudged} of {math.prod(row.shape)} entries"
+                yield f"{row.name}: {many} differ, but are too small beside the largest one to be judged."
         if self.dtype == "object":
             yield "equal: exactly."
         elif self.reference is None:
-            yield f"equal: {equal}, or no further apart than rounding explains; no wider arithmetic to measure in."
+            yield "equal: the same numbers, but for rounding; no wider arithmetic to tell the two apart in."
         else:
-            yield f"ulp: largest error against {self.reference}, in gaps between floats at the row's largest entry."
-            yield f"equal: in that arithmetic {equal}, and here each side is off by no more than rounding explains."
+            yield (
+                f"ulp: how far each side is from the right result at most, counted in the gaps between neighbouring "
+                f"floats; rounding alone costs 0.5. The right result is that of {self.reference}."
+            )
+            yield "equal: computed with more digits both give the same numbers, and what is left is rounding."
 
     def __str__(self) -> str:
         return "\n".join([text_table(*self._table(), right=range(2, 6)), "", *self._notes()])
@@ -121,11 +126,13 @@ def compare(
 
     The gradients are those of the outputs weighted by random numbers drawn from `seed`; with `order` above 1, those of
     the gradients so weighted, and so on. Both functions also run in wider arithmetic: long double, else float64 for
-    narrower inputs. There the formulas must agree, to 1e-10 of a row's largest entry (float32: 1e-6, float16: 4e-4),
-    and `f` is the reference that each side is held against, to 1e-10 (1e-5, 1e-2). More is rounding, and passes, only
-    within 16 times what moving the inputs by their last bits does to the reference, or where that is 0, to the side
-    itself, and up to half of the digits between formulas. Non-finite entries must be those of the reference, in place
-    and kind. Without wider arithmetic the sides are held against each other.
+    narrower inputs. There the formulas must agree, to 1e-10 of a column's largest entry (float32: 1e-6, float16: 4e-4),
+    or in three axes or more of a channel's or a sample's where that is smaller, and `f` is the reference that each side
+    is held against, to 1e-10 of a row's largest entry (1e-5, 1e-2), in the narrowest dtype that either side computed
+    the row in. More is rounding, and passes, only within 16 times what moving the inputs by their
+    last bits does to the reference, or where that is 0, to the side itself, and up to half of the digits between
+    formulas. Non-finite entries must be those of the reference, in place and kind. Without wider arithmetic the sides
+    are held against each other.
 
     `inputs` are float arrays or tensors, or arrays of exact rationals, which must be equal exactly. Running statistics
     stay as they are. `ValueError` where the outputs' numbers or shapes differ or `order` is below 1; `TypeError` for
@@ -149,7 +156,7 @@ def compare(
     check_same(sides[0].values, sides[1].values)
     wide, reference = _in_wide_arithmetic(sides)
     rows = tuple([_row(name, sides, wide) for name in sides[0].values])
-    dtype = str(sides[0].dtype)
+    dtype = str(np.result_type(*arrays))
     return Comparison(function_names(f, g), rows, reference, dtype, seed, (f, g), tuple(arrays), tuple(names))
 
 
@@ -171,42 +178,52 @@ def weighing(seed: int) -> Callable[[Tensor | Node], Array]:
 
 
 class _Run:
-    """A function and its weighted gradients, in the arithmetic of the inputs: `values` has each by name."""
+    """A function and its weighted gradients, in the arithmetic of the inputs: `values` has each by name.
+
+    `dtypes` has the narrowest dtype that each was computed in.
+    """
 
     def __init__(self, arrays: Sequence[Array], *settings: Any) -> None:
         f, what, names, order, seed = self.settings = settings
-        self.arrays, self.dtype = arrays, np.result_type(*arrays)
-        self.moves: dict[float, dict[str, Any]] = {}
+        self.arrays = arrays
+        self.moves: dict[float, dict[str, Array]] = {}
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
         with np.errstate(all="ignore"):
             _, orders = derivatives(f, leaves, order, weighing(seed), what=what)
-        self.values = {name: output.data for outputs in orders for name, output in outputs.items()}
+        outputs = {name: output for found in orders for name, output in found.items()}
+        self.values = {name: output.data for name, output in outputs.items()}
+        nodes = ag.Graph(*outputs.values()).nodes
+        within = [node.dtype for node in nodes if node.op and node.dtype.kind == "f"]
+        own = {
+            name: np.result_type(output.dtype, np.float16) for name, output in outputs.items()
+        }  # of whole numbers too
+        self.dtypes = {name: _narrowest(dtype, *within) for name, dtype in own.items()}
 
     def at(self, arrays: Sequence[Array]) -> _Run:
         """The same elsewhere, or in other arithmetic."""
         return _Run(arrays, *self.settings)
 
-    def moved(self, name: str, dtype: np.dtype[Any]) -> Any:
-        """How far a row moves, at most, when the inputs move by their last bits in `dtype`, times `_SLACK`."""
-        unit = float(np.finfo(dtype).eps)
+    def moved(self, name: str, dtype: np.dtype[Any] | None = None) -> Array:
+        """How far each entry may move when the inputs move by their last bits, in `dtype` or in the row's own."""
+        unit = float(np.finfo(dtype or self.dtypes[name]).eps)
         if unit not in self.moves:
-            rng = np.random.default_rng(0)
-            most = self.moves[unit] = dict.fromkeys(self.values, 0)
-            for _ in range(_DRAWS):
-                steps = [unit * np.asarray(rng.uniform(-2, 2, a.shape), np.longdouble) for a in self.arrays]
-                there = self.at([(a + a * step).astype(a.dtype) for a, step in zip(self.arrays, steps, strict=True)])
-                for row, value in there.values.items():
-                    most[row] = max(most[row], _SLACK * _largest(_apart(value, self.values[row])))
+            again = lambda arrays: self.at(arrays).values
+            self.moves[unit] = moved_by_last_bits(self.values, self.arrays, again, unit)
         return self.moves[unit][name]
 
-    def vanishes(self, name: str) -> bool:
-        """Whether a row holds nothing but rounding errors."""
-        return bool(_largest(self.values[name]) <= self.moved(name, self.dtype))
+    def vanishes(self, name: str, size: Callable[[Array], Any] = largest) -> Any:
+        """Whether what `size` looks at holds nothing but rounding errors."""
+        return size(self.values[name]) <= size(self.moved(name))
+
+
+def _narrowest(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """The least exact of these; rationals are exact, whatever is beside them."""
+    return dtypes[0] if dtypes[0].kind == "O" else max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
 
 
 def _in_wide_arithmetic(sides: Sequence[_Run]) -> tuple[list[_Run], str | None]:
     """Both functions in arithmetic wider than the inputs', and what to call it; none where there is none."""
-    dtype = sides[0].dtype
+    dtype = np.result_type(*sides[0].arrays)
     for wide, label in ((np.longdouble, "long double"), (np.float64, "float64")):
         if dtype.kind == "f" and np.finfo(wide).nmant > np.finfo(dtype).nmant:
             with suppress(Exception):  # whatever they raise on wide numbers, they don't take them
@@ -216,53 +233,57 @@ def _in_wide_arithmetic(sides: Sequence[_Run]) -> tuple[list[_Run], str | None]:
 
 
 def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run]) -> Row:
-    dtype, values = sides[0].dtype, [side.values[name] for side in sides]
-    apart, scale = _most(_apart(*values)), max(map(_largest, values))
-    agree, right = _agree(name, wide or sides, dtype), [True, True]
+    values = [side.values[name] for side in sides]
+    dtype = _narrowest(*[side.dtypes[name] for side in sides])
+    difference, scale = np.max(apart(*values), initial=0), max(map(largest, values))
+    beyond, small = _disagreeing(name, wide or sides, dtype, sizes if wide else largest)
+    agree, right = not beyond.any(), [True, True]
     ulp: tuple[float | None, ...] = (None, None)
     if wide:
         exact = wide[0].values[name]
-        scale = _largest(exact)
+        scale = largest(exact)
         unit = np.spacing(np.asarray(min(scale, 0.99 * float(np.finfo(dtype).max))).astype(dtype))
         errors = [_error(value, exact) for value in values]
         ulp = tuple([float(error / unit) for error in errors])
-        right = [_is_rounding(error, name, side, wide[0]) for error, side in zip(errors, sides, strict=True)]
+        right = [_is_rounding(error, name, side, wide[0], dtype) for error, side in zip(errors, sides, strict=True)]
     wrong = not right[0], bool(wide) and not (right[1] and agree)
-    relative = apart / scale if scale else np.inf if apart else 0
+    relative = difference / scale if scale else np.inf if difference else 0
     bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in values]
     columns = np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
     ok, counts = agree and not any(wrong), tuple([int(where.sum()) for where in bad])
-    return Row(name, values[0].shape, float(apart), float(relative), ulp, ok, wrong, counts, tuple(columns))
-
-
-def _agree(name: str, runs: Sequence[_Run], dtype: np.dtype[Any]) -> bool:
-    """Whether two formulas agree in a row, but for rounding, which may take half of the digits of `dtype`."""
-    a, b = (run.values[name] for run in runs)
-    apart, scale = _most(_apart(a, b)), max(_largest(a), _largest(b))
-    if dtype.kind == "O" or apart <= _TOLERANCE[str(dtype)][0] * scale:
-        return bool(apart == 0 or dtype.kind != "O")
-    close = apart <= float(np.sqrt(np.finfo(dtype).eps)) * scale or all(run.vanishes(name) for run in runs)
-    return bool(close and apart <= sum(run.moved(name, run.dtype) for run in runs))
-
-
-def _is_rounding(error: Any, name: str, side: _Run, exact: _Run) -> bool:
-    """Whether one side's error may come from rounding in its own arithmetic."""
-    small = _TOLERANCE[str(side.dtype)][1] * _largest(exact.values[name]) + float(
-        np.finfo(side.dtype).smallest_subnormal
+    beside = int(small.sum())
+    return Row(
+        name, values[0].shape, float(difference), float(relative), ulp, ok, wrong, counts, tuple(columns), beside
     )
-    if error <= small or error <= exact.moved(name, side.dtype):
+
+
+def _disagreeing(
+    name: str, runs: Sequence[_Run], dtype: np.dtype[Any], size: Callable[[Array], Any]
+) -> tuple[Array, Array]:
+    """Where two formulas differ by more than rounding, which may take half of the digits of `dtype`.
+
+    And where they differ by more than the tolerance, but for larger numbers beside.
+    """
+    a, b = (run.values[name] for run in runs)
+    off = apart(a, b)
+    if dtype.kind == "O":
+        return off != 0, np.zeros(off.shape, bool)
+    tolerance, scale = FORMULA[str(dtype)], np.maximum(size(a), size(b))
+    beyond = ~(off <= tolerance * scale)
+    small = ~beyond & (off > tolerance * np.maximum(abs(a), abs(b)))
+    if beyond.any():
+        close = off <= float(np.sqrt(np.finfo(dtype).eps)) * scale
+        close |= np.logical_and(*[run.vanishes(name, size) for run in runs])
+        beyond &= ~(close & (off <= np.add(*[size(run.moved(name)) for run in runs])))
+    return beyond, small
+
+
+def _is_rounding(error: Any, name: str, side: _Run, exact: _Run, dtype: np.dtype[Any]) -> bool:
+    """Whether one side's largest error may come from rounding in its own arithmetic."""
+    small = ROUNDING[str(dtype)] * largest(exact.values[name]) + float(np.finfo(dtype).smallest_subnormal)
+    if error <= small or error <= largest(exact.moved(name, dtype)):
         return True
-    return exact.vanishes(name) and bool(error <= side.moved(name, side.dtype))
-
-
-def _apart(a: Array, b: Array) -> Array:
-    """The difference of every two entries; infinite where one isn't finite and the other not the same."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = abs(a - b)
-    if a.dtype.kind != "O":
-        same, both = (a == b) | (np.isnan(a) & np.isnan(b)), np.isfinite(a) & np.isfinite(b)
-        difference = np.where(same, 0, np.where(both, difference, np.inf))
-    return np.asarray(difference)
+    return bool(exact.vanishes(name) and error <= largest(side.moved(name, dtype)))
 
 
 def _error(value: Array, exact: Array) -> Any:
@@ -270,15 +291,4 @@ def _error(value: Array, exact: Array) -> Any:
     with np.errstate(over="ignore"):
         rounded = exact.astype(value.dtype).astype(exact.dtype)
     finite = np.isfinite(value) & np.isfinite(exact)
-    return _most(_apart(value.astype(exact.dtype), np.where(finite, exact, rounded)))
-
-
-def _most(a: Array) -> Any:
-    """The largest entry, in the widest arithmetic: what float64 can't hold is not infinite there."""
-    most = np.max(np.abs(a), initial=0)
-    return most if a.dtype.kind == "O" else np.longdouble(most)
-
-
-def _largest(a: Array) -> Any:
-    """The largest finite entry."""
-    return _most(a if a.dtype.kind == "O" else a[np.isfinite(a)])
+    return np.max(apart(value.astype(exact.dtype), np.where(finite, exact, rounded)), initial=0)

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
-from numbers import Rational
+from numbers import Integral, Rational
 from typing import Any
 
 import numpy as np
 
 from .. import engine as ag
 from ..engine import Tensor
-from ..engine.node import Array
+from ..engine.graph import Values, compute
+from ..engine.node import Array, Node
 from ..engine.operations import Axis, reduced_axes
 from .orders import check_order, check_same, derivatives, function_names, input_names, place
 
@@ -95,11 +96,18 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
           -0.125 apart
     """
     check_order(order)
-    leaves = []
-    for i, (given, name) in enumerate(zip(inputs, input_names(f, inputs), strict=True)):
-        constant = isinstance(given, Tensor) and not given.requires_grad
-        array = np.asarray(given) if constant else _exact(given, f"inputs[{i}]")
-        leaves.append(ag.tensor(array, requires_grad=not constant, name=name))
+    names = input_names(f, inputs)
+    constants = [isinstance(given, Tensor) and not given.requires_grad for given in inputs]
+    arrays = [
+        np.asarray(given) if constant else _exact(given, f"inputs[{i}]")
+        for i, (given, constant) in enumerate(zip(inputs, constants, strict=True))
+    ]
+
+    def leaves(form: Callable[[Array], Array]) -> list[Tensor]:
+        """Fresh ones, which f or g may overwrite."""
+        made = zip(arrays, constants, names, strict=True)
+        return [ag.tensor(form(array), requires_grad=not constant, name=name) for array, constant, name in made]
+
     left, right = _exactly(f, leaves, order, "f"), _exactly(g, leaves, order, "g")
     check_same(left, right)
     places = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
@@ -108,10 +116,15 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     return Proof(function_names(f, g), {name: a.shape for name, a in left.items()}, order, difference)
 
 
-def _exactly(f: Callable[..., Any], leaves: list[Tensor], order: int, what: str) -> dict[str, Array]:
+def _exactly(f: Callable[..., Any], leaves: Callable[..., list[Tensor]], order: int, what: str) -> dict[str, Array]:
     """A function and its weighed gradients of all orders, in rationals only."""
     try:
-        _, orders = derivatives(f, leaves, order, _weights(), what=what)
+        with np.errstate(over="ignore"):  # it is looked for below
+            try:
+                _, orders = derivatives(f, leaves(_whole), order, _weights(), what=what)
+            except IndexError:  # an integer constant is an index, which Python's integers can't be
+                _, orders = derivatives(f, leaves(np.copy), order, _weights(), what=what)
+            _check_whole_numbers([output for outputs in orders for output in outputs.values()])
         found = {name: output.data for outputs in orders for name, output in outputs.items()}
         for element in [element for array in found.values() for element in array.flat]:
             if not isinstance(element, Rational):
@@ -122,6 +135,31 @@ def _exactly(f: Callable[..., Any], leaves: list[Tensor], order: int, what: str)
     except TypeError as error:
         raise TypeError(f"{what} left the rational numbers: {error}") from error
     return found
+
+
+def _whole(array: Array) -> Array:
+    """NumPy's integers, which wrap around, as Python's; whatever else there is as it is."""
+    if array.dtype.kind not in "iuO":
+        return array
+    whole = lambda element: int(element) if isinstance(element, Integral) else element
+    return np.asarray(np.frompyfunc(whole, 1, 1)(array), dtype=object)
+
+
+def _check_whole_numbers(outputs: Sequence[Tensor]) -> None:
+    """Raise `TypeError` where NumPy's integers, of constants that f brought along, wrapped around."""
+    graph = ag.Graph(*outputs)
+    narrow = [node for node in graph.nodes if node.dtype.kind in "iuO" and any(map(_wraps, node.args))]
+    values = Values(graph.nodes) if narrow else {}
+    for node in narrow:
+        args = [values[arg] if isinstance(arg, Node) else arg for arg in node.args]
+        exact = compute(node, [_whole(np.asarray(arg)) if _wraps(arg) else arg for arg in args])
+        if not np.array_equal(exact, values[node]):
+            dtype = next(arg.dtype for arg in args if _wraps(arg))
+            raise TypeError(f"{node.op} of {dtype} wrapped around; write whole numbers as Python's")
+
+
+def _wraps(arg: Any) -> bool:
+    return isinstance(arg, Node | np.ndarray | np.integer) and arg.dtype.kind in "iu"
 
 
 def _weights() -> Callable[[Tensor], Tensor]:
@@ -177,7 +215,7 @@ def _exact(given: Any, where: str) -> Array:
     if array.dtype.kind not in "fiuO":
         raise TypeError(f"{where} has dtype {array.dtype}, expected rationals or floats")
     try:
-        return np.asarray(np.frompyfunc(Fraction, 1, 1)(array), dtype=object)
+        return np.asarray(np.frompyfunc(Fraction, 1, 1)(_whole(array)), dtype=object)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{where} holds what is not a rational number: {error}") from None
 
