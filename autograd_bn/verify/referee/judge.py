@@ -21,7 +21,7 @@ from .mistakes import Mistake, alone, close, listed
 from .paths import Paths, explain, main_paths, telling
 from .repair import Clock, search
 from .run import Run
-from .slips import NoSearch
+from .source import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
 

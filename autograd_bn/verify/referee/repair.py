@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import contextlib
-import copy
 import math
 import re
 import textwrap
@@ -19,8 +17,10 @@ import numpy as np
 
 from ...engine.node import Array
 from .matching import Returned
-from .run import Run
-from .slips import Edit, NoSearch, Slips, Source
+from .pure import Allowed, exchangeable
+from .run import Passed, Run, local_values
+from .slips import Edit, Slips
+from .source import NoSearch, Source, bare
 from .verdict import Repair
 
 Backward = Callable[..., Any]
@@ -50,56 +50,59 @@ class Repairs(dict[str, tuple[float, Repair]]):
 def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
-    `NoSearch` where the code can't be edited, or must not be run many times.
+    Only code that is arithmetic on arrays through and through is edited and run again (see `Allowed`), and an edit
+    exchanges arrays, numbers, axes and operators, or a function on that list for another: so nothing is executed that
+    does anything else than the unedited code does. Forward runs once a run, and backward as it stands twice; what
+    either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
+    alone.
     """
-    workshop, wrong = Workshop(runs[0].pair.source), set(order)
+    workshop, wrong = Workshop(runs[0]), set(order)
+    stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
-    before = runs[0].back(as_it_stands)
+    with local_values(*[workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
+        before = stages[0].back(as_it_stands)
     if before.failure and not runs[0].author.failure:
         raise NoSearch("its source does not run by itself")
 
-    def passed(run: Run, back: Returned) -> set[str]:
+    def right(stage: Stage, back: Returned) -> set[str]:
         """The gradients that come out right, unless arrays are overwritten on the way that weren't before."""
-        new = back.faults and not run.author.faults
-        return set() if new else {name for name, g in back.gradients.items() if run.right(name, g)}
+        new = back.faults and not stage.run.author.faults
+        return set() if new else {name for name, g in back.gradients.items() if stage.run.right(name, g)}
 
-    def steps(backward: Backward) -> dict[str, bool]:
-        return {step.name: step.ok for step in runs[-1].steps(backward)}
-
-    fixed, known = passed(runs[0], before) - wrong, steps(as_it_stands)
+    fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
     found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(runs[0], before, wrong, fixed, clock):
+    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, clock):
         if clock.spent() > 1 or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
             break
-        text = owner.edited(edit)
+        text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
             continue
         tried.add(text)
         with contextlib.suppress(SyntaxError), workshop.with_text(owner, text) as backward:
-            right = wrong | fixed
-            for run in runs:
-                right &= passed(run, run.back(backward))
-                if not fixed <= right or edit.cost >= found.price(right & wrong):
+            mended = wrong | fixed
+            for stage in stages:
+                mended &= right(stage, stage.back(backward))
+                if not fixed <= mended or edit.cost >= found.price(mended & wrong):
                     break
             else:
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
-                now = steps(backward)
+                now = stages[-1].steps(backward)
                 kept = found if all(now.get(name) for name in known) else spare
-                mended = [name for name in order if name in right]
-                if edit.cost < kept.price(set(mended)):
-                    kept.update(dict.fromkeys(mended, (edit.cost, _repair(owner, edit, tuple(mended)))))
+                names = [name for name in order if name in mended]
+                if edit.cost < kept.price(set(names)):
+                    kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names)))))
     return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
 
 
 def _repair(source: Source, edit: Edit, gradients: tuple[str, ...]) -> Repair:
     """An edit as the lines that it changes, without brackets that change nothing."""
-    meant, at = ast.dump(ast.parse(source.edited(edit))), edit.new.find("(")
+    meant, at = ast.dump(ast.parse(source.edited(edit.start, edit.end, edit.new))), edit.new.find("(")
     while at >= 0:
         for end in [i for i, sign in enumerate(edit.new) if sign == ")" and i > at]:
             shorter = replace(edit, new=edit.new[:at] + edit.new[at + 1 : end] + edit.new[end + 1 :])
             with contextlib.suppress(SyntaxError):
-                if ast.dump(ast.parse(source.edited(shorter))) == meant:
+                if ast.dump(ast.parse(source.edited(shorter.start, shorter.end, shorter.new))) == meant:
                     edit, at = shorter, at - 1
                     break
         at = edit.new.find("(", at + 1)
@@ -125,34 +128,44 @@ _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, run: Run) -> None:
+        function = run.pair.source
+        self.allowed = Allowed(function, _taken(run, run.passed()))
         self.sources = [Source(function)]
         for source in self.sources:
             for name, helper in source.outside.globals.items():
                 known = [other.function for other in self.sources]
                 plain = isinstance(helper, types.FunctionType) and helper.__name__ == name and helper not in known
-                if plain and helper.__code__.co_filename == source.file:
-                    self.sources.append(Source(helper))
-        self.space, self.main = dict(function.__globals__), function.__name__
+                if plain and helper in self.allowed.functions:
+                    self.sources.append(self.allowed.functions[helper])
+        self.space, self.main, self.steps = dict(function.__globals__), function.__name__, 0
         for source in self.sources:
             self.space.update(source.outside.nonlocals)
-        # An edit may write into the arrays of the file, so each is tried on copies of them.
-        read = {n.id for source in self.sources for n in ast.walk(source.tree) if isinstance(n, ast.Name)}
-        self.kept = {n: v for n, v in self.space.items() if n in read and isinstance(v, np.ndarray | list | dict)}
+        own = {"print": lambda *_: None, "range": _range}
+        self.space.update({name: new for name, new in own.items() if name not in self.space})
+        self.space["_step"] = self._step
         for source in self.sources:
-            _check_calls(source, self.space)
             self._compile(source, source.text)
 
     def _compile(self, source: Source, text: bytes) -> None:
-        exec(compile(text, source.file, "exec"), self.space)
-        self.space[source.function.__name__].__defaults__ = source.function.__defaults__
+        tree = ast.parse(text)
+        function: Any = tree.body[0]
+        _count_steps(bare(function))
+        exec(compile(tree, source.file, "exec", dont_inherit=True), self.space)
+        new, old = self.space[source.function.__name__], source.function
+        new.__defaults__, new.__kwdefaults__ = old.__defaults__, old.__kwdefaults__
+
+    def _step(self) -> None:
+        """Bound what one run may do: an edited number may be the length of a loop."""
+        self.steps += 1
+        if self.steps > _STEPS:
+            raise RuntimeError("the edit makes a loop too long")
 
     @contextlib.contextmanager
     def with_text(self, source: Source, text: bytes) -> Iterator[Backward]:
         """The backward pass with one function's text exchanged; `SyntaxError` where that is no Python."""
         name = source.function.__name__
         kept = self.space[name]
-        self.space.update(copy.deepcopy(self.kept))
         try:
             self._compile(source, text)
             yield self.space[self.main]
@@ -160,64 +173,109 @@ class Workshop:
             self.space[name] = kept
 
     def touching(
-        self, run: Run, before: Returned, wrong: set[str], fixed: set[str], clock: Clock
+        self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any], clock: Clock
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
-        edits = [(source, edit) for source in self.sources for edit in Slips(source).found]
+        known = zip(self.sources, seen, strict=True)
+        edits = [(source, edit) for source, values in known for edit in Slips(source, self.allowed, values).found]
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
             if at not in reaches and clock.spent() < 1:
-                moved = None if before.failure else self._moving(*at, run, before.gradients)
+                moved = None if before.failure else self._moving(*at, stage, before.gradients)
                 reaches[at] = moved is None or (bool(moved & wrong) and not moved & fixed)
             if reaches.get(at):
                 yield source, edit
 
-    def _moving(self, source: Source, span: tuple[int, int], run: Run, before: dict[str, Array]) -> set[str] | None:
-        """The gradients that move when the value of an expression does, or None where it can't be moved."""
-        moved = []
+    def _moving(self, source: Source, span: tuple[int, int], stage: Stage, before: dict[str, Array]) -> set[str] | None:
+        """The gradients that move when the value of an expression does, or None where it can't be moved.
+
+        None of them where it isn't reached, or is nothing that an edit may exchange.
+        """
+        kinds = set[str]()
 
         def move(value: Any) -> Any:
-            if isinstance(value, float) or "float" in str(getattr(value, "dtype", "")):
-                moved.append(True)
-                return value * 1.3 + 0.1
-            return value
+            moves = isinstance(value, float) or "float" in str(getattr(value, "dtype", ""))
+            several = isinstance(value, tuple) and all(map(exchangeable, value))
+            kinds.add("moved" if moves else "kept" if several or exchangeable(value) else "other")
+            return value * 1.3 + 0.1 if moves else value
 
         self.space["_move"], (start, end) = move, span
-        text = source.text[:start] + b"_move(" + source.text[start:end] + b")" + source.text[end:]
+        text = source.edited(start, end, f"_move({source.text[start:end].decode()})")
         after = dict[str, Array]()
         with contextlib.suppress(SyntaxError), self.with_text(source, text) as backward:
-            after = run.back(backward).gradients
-        if not moved or not after:
+            after = stage.back(backward).gradients
+        if "other" in kinds or not kinds:
+            return set()
+        if "moved" not in kinds or not after:
             return None
         return {n for n, g in before.items() if n not in after or g.tobytes() != after[n].tobytes()}
 
 
-_MODULES = {"numpy", "math", "torch", "jax", "scipy", "operator", "functools", "itertools"}
-_BUILTINS = set("len range float int bool abs sum max min zip enumerate tuple list dict set slice pow reversed".split())
-_BUILTINS |= set("sorted isinstance getattr hasattr print round map super".split())
-_BUILTINS |= set("ValueError TypeError NotImplementedError".split())
-_UNSAFE = set("tofile dump dumps save savez savez_compressed savetxt load loadtxt fromfile memmap write close".split())
-_UNSAFE |= set("remove unlink send system popen seed backward".split())
+class Stage:
+    """A run whose forward pass has been run: any backward can follow, and again, and leaves all as it was."""
+
+    def __init__(self, run: Run, workshop: Workshop) -> None:
+        self.run, self.workshop = run, workshop
+        self._pass()
+
+    def _pass(self) -> None:
+        self.passed = self.run.passed()
+        self.kept = self.workshop.allowed.kept(_taken(self.run, self.passed))
+
+    def back(self, backward: Backward) -> Returned:
+        """What an edited backward returns."""
+        with self._undone():
+            return self.run.back(backward, passed=self.passed)
+
+    def steps(self, backward: Backward) -> dict[str, bool]:
+        """The intermediates of an edited backward, and whether each is right."""
+        with self._undone():
+            return {step.name: step.ok for step in self.run.steps(backward, self.passed)}
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Run something from where forward left off, and again put back all that it reaches."""
+        self.workshop.steps = 0
+        self.kept.restore()  # another stage may have run, with the same object
+        try:
+            yield
+        finally:
+            if not self.kept.restore():
+                self._pass()
 
 
-def _check_calls(source: Source, space: dict[str, Any]) -> None:
-    """Refuse code whose repetition may do anything but arithmetic."""
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.While | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
-            raise NoSearch(f"it has `{type(node).__name__.lower()}` in it")
-        if isinstance(node, ast.Call):
-            root: Any = node.func
-            method = isinstance(root, ast.Attribute)
-            safe = not (method and root.attr in _UNSAFE)
-            while isinstance(root, ast.Attribute):
-                root = root.value
-            value = space.get(getattr(root, "id", ""))
-            if value is not None and (isinstance(value, types.ModuleType) or not method):
-                home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", "numpy")
-                local = getattr(getattr(value, "__code__", None), "co_filename", "") == source.file
-                safe &= local or str(home).split(".")[0] in _MODULES
-            elif isinstance(root, ast.Name) and not method:
-                safe &= root.id in _BUILTINS or not hasattr(builtins, root.id)
-            if not safe:
-                raise NoSearch(f"it calls `{source.segment(node.func)}`")
+def _taken(run: Run, passed: Passed) -> list[Any]:
+    """The arguments that the author's backward is called with; it isn't called."""
+    taken = list[Any]()
+
+    def stop(*arguments: Any) -> None:
+        taken.extend(arguments)
+        raise _Stopped
+
+    run.back(stop, passed=passed)
+    return taken
+
+
+class _Stopped(Exception):
+    pass
+
+
+_STEPS = 100_000
+
+
+def _range(*ends: Any) -> range:
+    found = range(*ends)
+    if len(found) > _STEPS:
+        raise ValueError("the edit makes a loop too long")
+    return found
+
+
+def _count_steps(node: Any) -> None:
+    """Call `_step` in every passage of a loop."""
+    for field in ("body", "orelse", "finalbody", "handlers"):
+        for statement in getattr(node, field, ()) if not isinstance(node, ast.expr) else ():
+            _count_steps(statement)
+    if isinstance(node, ast.For | ast.FunctionDef):
+        step = ast.copy_location(ast.Expr(ast.Call(ast.Name("_step", ast.Load()), [], [])), node.body[0])
+        node.body.insert(0, ast.fix_missing_locations(step))

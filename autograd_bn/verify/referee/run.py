@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ class NoDerivative(Exception):
     """Why a forward pass can't be differentiated automatically."""
 
 
+@dataclass
+class Passed:
+    """What forward leaves: its cache with the bits of its arrays, and what was `written` over."""
+
+    cache: Any
+    written: list[str]
+    bits: list[bytes]
+
+
 class Run:
     """A pair at some inputs: its output y, a random dy (1 if `unit`), the true gradients, and what came back.
 
@@ -103,23 +113,28 @@ class Run:
             self.truth, self.noise = self._differences()
         self.author = self.back(pair.source)
 
-    def back(self, backward: Callable[..., Any], factor: float = 1.0) -> Returned:
-        """What a backward pass returns right after forward, for `factor * dy`."""
-        out, handed, dy = Returned(), copy.deepcopy(self.inputs), factor * self.dy
+    def passed(self) -> Passed:
+        """What forward leaves for a backward pass."""
+        handed = copy.deepcopy(self.inputs)
+        _, cache = self.pair.forward(*handed.values())
+        written = [name for name in self.floats if handed[name].tobytes() != self.inputs[name].tobytes()]
+        return Passed(cache, [f"forward overwrites its input {name} in place" for name in written], _bits(cache))
+
+    def back(self, backward: Callable[..., Any], factor: float = 1.0, passed: Passed | None = None) -> Returned:
+        """What a backward pass returns for `factor * dy` right after forward, or after what has been `passed`."""
+        out, dy = Returned(), factor * self.dy
         given = dy.copy() if dy.ndim else np.float64(dy)
         try:
-            _, cache = self.pair.forward(*handed.values())
-            written = [name for name in self.floats if handed[name].tobytes() != self.inputs[name].tobytes()]
-            before = _bits(cache)
-            returned = copy.deepcopy(self.pair.call(backward, given, cache))
+            passed = passed or self.passed()
+            returned = copy.deepcopy(self.pair.call(backward, given, passed.cache))
         except Exception as error:
             out.failure = f"backward raised {_reported(error, backward)}"
             return out
         out.sort(returned, self.inputs, self.truth)
-        out.faults = [f"forward overwrites its input {name} in place" for name in written]
+        out.faults = [*passed.written]
         if given.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")
-        if before != _bits(cache):
+        if passed.bits != _bits(passed.cache):
             out.faults.append("backward overwrites an array of the cache in place")
         return out
 
@@ -140,13 +155,13 @@ class Run:
         given = self.author.gradients.get(name) if given is None else given
         return given is not None and given.shape == self.truth[name].shape and not np.any(self.wrong(name, given))
 
-    def steps(self, backward: Callable[..., Any]) -> list[Row]:
+    def steps(self, backward: Callable[..., Any], passed: Passed | None = None) -> list[Row]:
         """The intermediates of a backward pass in its order: those of a returned dict, and its own variables."""
         trace, rows = self.trace, list[tuple[int, Row]]()
         if trace is None:
             return []
-        with local_values(backward) as seen:
-            others = self.back(backward).others
+        with local_values(backward) as (seen,):
+            others = self.back(backward, passed=passed).others
         kinds = np.ndarray | np.floating | float
         arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
         found, shares = trace.flow(trace.y.node, self.dy)
@@ -205,7 +220,7 @@ class Run:
             return framework
         leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
         try:
-            with recording(True), local_values(self.pair.forward) as seen:
+            with recording(True), local_values(self.pair.forward) as (seen,):
                 recorded, cache = self.pair.forward(*{**handed, **leaves}.values())
         except Exception as error:
             raise NoDerivative(
@@ -298,13 +313,14 @@ def _code(function: Any) -> Any:
 
 
 @contextmanager
-def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The local variables that `function` ends with, filled in when it returns."""
-    code, seen, before = _code(function), {}, sys.getprofile()
+def local_values(*functions: Callable[..., Any]) -> Iterator[list[dict[str, Any]]]:
+    """The local variables that each function ends with, filled in when it returns."""
+    seen: list[dict[str, Any]] = [{} for _ in functions]
+    codes, before = dict(zip(map(_code, functions), seen, strict=True)), sys.getprofile()
 
     def watch(frame: Any, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is code:
-            seen.update(frame.f_locals)
+        if event == "return" and frame.f_code in codes:
+            codes[frame.f_code].update(frame.f_locals)
 
     sys.setprofile(watch)
     try:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import itertools
 import re
-import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .pure import Allowed, exchangeable
+from .source import Source
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 # What may have been meant where a pattern stands, with its cost and kind; letters stand for any expressions.
@@ -40,9 +41,9 @@ _PATTERNS = [(ast.parse(pattern).body[0], rows) for pattern, *rows in _TABLE]
 # Functions that are taken for each other.
 _KIN = [
     ("sum", "mean", "cumsum"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("exp", "log", "expm1"),
-    ("sin", "cos", "-np.sin"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
+    ("sin", "cos"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
     ("var", "std"), ("tanh", "cosh"), ("log", "log1p"), ("abs", "sign"), ("dot", "multiply"), ("add", "subtract"),
-    ("matmul", "multiply"), ("subtract.at", "add.at"), ("tril", "triu"), ("floor", "ceil"),
+    ("matmul", "multiply"), ("tril", "triu"), ("floor", "ceil"),
 ]  # fmt: skip
 _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "var", "std", "cumsum", "argmax")
 _AXES = "0;1;-1;2;None;-2;(0, 1);(0, 2);(1, 2);(0, 2, 3);(0, 1, 2);(2, 3);(1, 2, 3);(3, 4);(2, 3, 4);(1, 2, 3, 4)"
@@ -69,10 +70,6 @@ _PLACES = {ast.BinOp: "vo", ast.Call: "vc", ast.Attribute: "v", ast.UnaryOp: "v"
 _PLACES |= dict.fromkeys([ast.Assign, ast.AugAssign, ast.Return, ast.Tuple, ast.Dict], "voh")
 
 
-class NoSearch(Exception):
-    """Why the code isn't edited."""
-
-
 @dataclass(frozen=True)
 class Edit:
     """The bytes from `start` to `end` of a function's text become `new`, for a mistake in the value of `place`."""
@@ -85,49 +82,17 @@ class Edit:
     place: ast.AST
 
 
-class Source:
-    """A function's text, its syntax, and the values from outside that it reads."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        if not isinstance(function, types.FunctionType):
-            raise NoSearch("it is no plain function")
-        self.file = function.__code__.co_filename
-        try:
-            lines, first = inspect.getsourcelines(function)
-            tree = ast.parse(textwrap.dedent("".join(lines)))
-            self.outside = inspect.getclosurevars(function)
-        except (OSError, TypeError, ValueError, SyntaxError):
-            raise NoSearch("its source is not at hand") from None
-        definition = tree.body[0]
-        if not isinstance(definition, ast.FunctionDef):
-            raise NoSearch("its source is not a plain function")
-        skipped = definition.lineno - 1  # decorators
-        self.first = max(first, 1) + skipped
-        self.text = "".join(textwrap.dedent("".join(lines)).splitlines(keepends=True)[skipped:]).encode()
-        self.tree: Any = ast.parse(self.text).body[0]
-        self.starts = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
-
-    def span(self, node: Any) -> tuple[int, int]:
-        """Where a node's text begins and ends."""
-        return self.starts[node.lineno - 1] + node.col_offset, self.starts[node.end_lineno - 1] + node.end_col_offset
-
-    def segment(self, node: Any) -> str:
-        """A node's text."""
-        start, end = self.span(node)
-        return self.text[start:end].decode()
-
-    def edited(self, edit: Edit) -> bytes:
-        """The text after an edit."""
-        return self.text[: edit.start] + edit.new.encode() + self.text[edit.end :]
-
-
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it, but no signature and no message."""
+    """A node and all below it, but no signature, no message, no file's or dict's key."""
     yield node
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.arguments | ast.Assert | ast.Raise | ast.JoinedStr):
+        key = isinstance(node, ast.Subscript) and child is node.slice and any(map(_is_text, ast.walk(child)))
+        if not key and not isinstance(child, ast.arguments | ast.Assert | ast.Raise | ast.JoinedStr):
             yield from _walk(child)
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(getattr(node, "value", None), str | bytes) or isinstance(node, ast.JoinedStr)
 
 
 def _matched(pattern: ast.AST, node: ast.AST, found: dict[str, ast.AST]) -> bool:
@@ -142,13 +107,18 @@ def _matched(pattern: ast.AST, node: ast.AST, found: dict[str, ast.AST]) -> bool
 
 
 class Slips:
-    """Every small edit of a function, each with its cost: about how many of its kind one would try first."""
+    """Every small edit of a function, each with its cost: about how many of its kind one would try first.
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.text, self.found = source, source.segment, list[Edit]()
+    Arrays, numbers and axes are exchanged, by the values `seen` when it ran, and functions on the list `allowed` for
+    others on it; no string, no object, and no value that wasn't there.
+    """
+
+    def __init__(self, source: Source, allowed: Allowed, seen: Mapping[str, Any]) -> None:
+        self.source, self.text, self.found, self.allowed = source, source.segment, list[Edit](), allowed
         nodes: list[Any] = [node for statement in source.tree.body for node in _walk(statement)]
         self.parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
         code, outside = source.function.__code__, source.outside
+        self.known: Mapping[str, Any] = {**outside.globals, **outside.nonlocals, **seen}
         parameters = code.co_varnames[: code.co_argcount]
         # The values in scope, each with the line it is there from; and those that nobody reads.
         numbers = [n for n, v in outside.globals.items() if isinstance(v, int | float | np.ndarray)]
@@ -157,10 +127,12 @@ class Slips:
         for name in names:
             if isinstance(name.ctx, ast.Store):
                 self.born[name.id] = min(name.lineno, self.born.get(name.id, name.lineno))
+        self.born = {name: line for name, line in self.born.items() if exchangeable(self.known.get(name, ""))}
         for node in nodes:
-            if self._is_value(node) and self._is_atom(node):
+            if self._is_value(node) and self._is_atom(node) and exchangeable(self._value(node)):
                 self.born.setdefault(self.text(node), node.lineno)
-        self.born |= {f"{p}.shape[{i}]": 0 for p in parameters[:1] for i in (0, -1)}
+        first = [p for p in parameters[:1] if hasattr(seen.get(p), "shape")]
+        self.born |= {f"{p}.shape[{i}]": 0 for p in first for i in (0, -1)}
         self.unread = {name for name in self.born if name.isidentifier()} - {
             name.id for name in names if isinstance(name.ctx, ast.Load)
         }
@@ -172,6 +144,21 @@ class Slips:
                     self._patterns(node, value)
                 case ast.expr() if self._is_value(node):
                     self._expression(node)
+
+    def _value(self, node: Any) -> Any:
+        """The value that a name, an attribute or an item had, or a text where it isn't known."""
+        match node:
+            case ast.Name():
+                return self.known.get(node.id, "")
+            case ast.Attribute():
+                return getattr(self._value(node.value), "__dict__", {}).get(node.attr, "")
+            case ast.Subscript(value=ast.Attribute(attr="shape")) | ast.Call():
+                return 1  # a length
+            case ast.Subscript(slice=ast.Constant()):
+                holder, key = self._value(node.value), node.slice.value  # type: ignore[attr-defined]
+                if type(holder) is dict or (type(holder) in (tuple, list) and -len(holder) <= key < len(holder)):
+                    return holder[key] if type(holder) is not dict else holder.get(key, "")
+        return ""
 
     def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
         """Note an edit of a node or a span, in `place`."""
@@ -213,7 +200,7 @@ class Slips:
                     self._add(cost, node, text if isinstance(node, ast.stmt) else f"({text})", kind, place)
 
     def _exchanges(self, nodes: Sequence[ast.expr], kind: str, place: ast.AST) -> None:
-        for a, b in itertools.combinations(nodes, 2):
+        for a, b in itertools.combinations([node for node in nodes if not _is_text(node)], 2):
             (start, middle), (other, end) = self.source.span(a), self.source.span(b)
             new = self.text(b) + self.source.text[middle:other].decode() + self.text(a)
             self._add(1, (start, end), new, kind, place)
@@ -229,14 +216,20 @@ class Slips:
                 return
             case ast.Tuple() | ast.List() | ast.Dict() | ast.Slice() | ast.Constant():
                 return
+            case ast.Name():
+                if not exchangeable(self._value(node)):
+                    return
             case ast.Call():
                 self._call(node)
+        if self._is_atom(node) and not exchangeable(self._value(node)):
+            return
         self._patterns(node, node)
         where = set("n" if isinstance(node, ast.Name) or self._is_atom(node) else "")
         where |= set(_PLACES.get(type(parent), "") if getattr(parent, "attr", "") != "shape" else "")
         names = self._names(node)
+        numpy = self.known.get("np", self.source.function.__globals__.get("np")) is np
         for cost, form, kind, places in _VALUES:
-            if where & set(places):
+            if where & set(places) and (numpy or "np." not in form):
                 for rank, name in enumerate(names if "{1}" in form else [""]):
                     more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0
                     if name != text:
@@ -258,10 +251,12 @@ class Slips:
             end = self.source.span(node.func)[1]
             for other in sorted({other for kin in _KIN if name in kin for other in kin} - {name}):
                 kind = "sum for mean" if {name, other} == {"sum", "mean"} else "call"
+                if not self.allowed.knows(self.known.get(getattr(node.func.value, "id", "")), other):
+                    continue
                 self._add(1, (end - len(name.encode()), end), other, kind, node)
             if self._is_value(node.func.value):
                 arguments, dropped = node.args, self.text(node.func.value)
-        if dropped:
+        if dropped and not _is_text(node.args[0] if node.args else None):
             kind = "precision" if name in ("astype", "round", "float32") else "call"
             self._add(1.2, node, f"({dropped})", kind)
         self._exchanges(node.args, "order", node)

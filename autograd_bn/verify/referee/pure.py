@@ -1,0 +1,358 @@
+"""What code is arithmetic on arrays through and through: an allow-list, by which alone code is run again, edited.
+
+Whatever a function refers to must be on it: statements, builtins, functions of NumPy, PyTorch and JAX, methods of
+arrays and containers, and functions and methods of the author's own file that are such themselves. Whatever it can get
+at must be arrays, numbers, strings and containers of them. A file, a logger, a random generator, or a method that isn't
+listed: then it is left alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import collections
+import mmap
+import symtable
+import sys
+import types
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .source import NoSearch, Source
+
+# Modules whose functions are known by the names in `_FUNCTIONS`, and those of which nothing does more than compute.
+_MODULES = frozenset(
+    """numpy numpy.linalg numpy.fft numpy.lib.stride_tricks torch torch.nn.functional torch.linalg torch.special
+    jax jax.numpy jax.numpy.linalg jax.nn jax.lax""".split()
+)
+_WHOLE = frozenset("math cmath scipy.special jax.scipy.special".split())
+_FUNCTIONS = frozenset(
+    """abs absolute add addmm all allclose amax amin any apply_along_axis arange arccos arccosh arcsin arcsinh
+arctan arctan2 arctanh argmax argmin argsort around array array_equal array_split as_tensor asarray ascontiguousarray
+atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount bmm broadcast_arrays broadcast_to c_ cat cbrt
+ceil cholesky chunk clamp clip column_stack concatenate conj conjugate conv1d conv2d conv3d conv_general_dilated
+conv_transpose1d conv_transpose2d convolve copy copysign copyto cos cosh count_nonzero cross cumprod cumsum
+det diag diag_indices diagflat diagonal diff digamma divide divmod dot dstack eigh einsum elu empty empty_like equal erf
+erfc errstate exp exp2 expand_dims expit expm1 eye fabs fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud
+float_power floor floor_divide fmax fmin fmod fold from_numpy full full_like gather ge gelu greater greater_equal gt
+heaviside hsplit hstack hypot identity ifft ifft2 index_select indices inner inv invert irfft isclose isfinite isin
+isinf isnan isscalar is_tensor ix_ kron le leaky_relu less less_equal lgamma linspace log log10 log1p log2 log_sigmoid
+log_softmax logaddexp logical_and logical_not logical_or logical_xor logsigmoid logspace logsumexp lt masked_fill
+masked_select matmul matrix_power max max_pool1d max_pool2d maximum mean median meshgrid min minimum mm mod moveaxis
+mul multi_dot multiply mv nan_to_num ndenumerate ndim ndindex ne neg negative newaxis no_grad nonzero norm normalize
+not_equal one_hot ones ones_like outer pad permute pinv pow power prod ptp put put_along_axis qr r_ ravel reciprocal
+relu relu6 remainder repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted select selu shape
+sigmoid sign signbit silu sin sinc sinh size sliding_window_view slogdet softmax softplus solve sort split sqrt square
+squeeze stack std stop_gradient sub subtract sum svd swapaxes t take take_along_axis tan tanh tensor tensordot tile topk
+trace transpose trapezoid tri tril tril_indices triu triu_indices true_divide trunc unfold unique unravel_index
+unsqueeze var vdot vmap vsplit vstack where zeros zeros_like""".split()
+)
+_METHODS = frozenset(
+    """abs accumulate add add_ all any append argmax argmin argsort astype at bmm bool byte chunk clamp clamp_
+clip clone conj contiguous copy cos count cpu cumprod cumsum detach diagonal dim div div_ divide dot double endswith eq
+exp expand expand_as expm1 extend fill fill_ flatten flip float floor format gather ge get gt half index index_add
+index_add_ index_select insert int item items keys le log log1p log_softmax long lower lt masked_fill masked_fill_
+masked_select matmul max maximum mean min minimum mm mul mul_ multiply mv ne neg neg_ new_full new_ones new_zeros
+nonzero norm numel numpy outer permute pop pow prod ptp put ravel reciprocal reduce reduceat relu repeat reshape reverse
+round rsqrt scatter scatter_ scatter_add scatter_add_ searchsorted set setdefault sigmoid sign sin size softmax sort
+split sqrt square squeeze startswith std sub sub_ sum swapaxes t take tan tanh to tolist topk trace transpose tril triu
+type type_as unbind unfold unsqueeze update upper values var view view_as where zero_""".split()
+)
+_READ = frozenset(
+    """T mT H shape size ndim dtype real imag flat itemsize nbytes device data grad eps tiny is_cuda requires_grad
+layout start stop step saved_tensors needs_input_grad""".split()
+)
+_BUILTINS = frozenset(
+    """abs all any bool complex dict divmod enumerate float frozenset getattr hasattr int isinstance len list
+map max min pow print range reversed round set slice sorted str sum tuple zip""".split()
+)
+_SAFE = [getattr(builtins, name) for name in _BUILTINS]
+_STATEMENTS = (
+    *(ast.FunctionDef, ast.Return, ast.Delete, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.If, ast.With),
+    *(ast.Raise, ast.Try, ast.Assert, ast.Expr, ast.Pass, ast.Break, ast.Continue),
+)
+_TYPES = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, tuple, list, dict, set, frozenset)
+# What classes may define without a word: nothing of it runs when an object is read, written to or computed with.
+_HARMLESS = {
+    "__init__",
+    "__post_init__",
+    "__new__",
+    "__repr__",
+    "__str__",
+    "__call__",
+    "__getnewargs__",
+    "__replace__",
+    "__annotate__",
+}
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is a number, an array in memory, a string, or a container, which do nothing of their own."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if isinstance(value, np.ndarray):
+        base = value
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        shared = type(base) is not np.ndarray or isinstance(base.base, mmap.mmap | memoryview)
+        return type(value) is np.ndarray and value.dtype.kind in "fiubcUSmM" and not shared
+    if isinstance(value, type):
+        return value in _TYPES or (issubclass(value, np.generic | np.ndarray) and value.__module__ == "numpy")
+    if isinstance(value, collections.defaultdict):
+        return type(value) is collections.defaultdict and value.default_factory in (int, float, list, dict, None)
+    if torch is not None and isinstance(value, torch.Tensor):
+        return type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_shared()
+    if torch is not None and isinstance(value, torch.dtype | torch.device | torch.Size):
+        return True
+    if jax is not None and isinstance(value, jax.Array):
+        return True
+    return type(value) in (*_TYPES, collections.OrderedDict) or isinstance(value, np.generic | np.dtype)
+
+
+def exchangeable(value: Any) -> bool:
+    """Whether an edit may put something else in the place of a value: arrays, numbers, axes, and None."""
+    if isinstance(value, tuple):
+        return all(type(axis) is int for axis in value)
+    if type(value) is int:
+        return abs(value) < 1e6  # a length: no array gets large by an edit
+    array = hasattr(value, "dtype") and hasattr(value, "ndim")
+    return plain(value) and (array or value is None or isinstance(value, float | complex | slice))
+
+
+def _simple(value: Any) -> bool:
+    """Whether an object only keeps what is set on it, or is a named tuple: of a class without special methods."""
+    if not (isinstance(getattr(value, "__dict__", None), dict) or hasattr(value, "_fields")):
+        return False
+    if isinstance(value, type | types.ModuleType):
+        return False
+    for cls in type(value).__mro__:
+        known = {*_HARMLESS, "__eq__"} if "__dataclass_fields__" in vars(cls) else _HARMLESS
+        special = {n for n, v in vars(cls).items() if n.startswith("__") and callable(v) and n != "__class__"}
+        if not _trusted(cls) and (not special <= known or vars(cls).get("__slots__")):
+            return False
+    return True
+
+
+def _trusted(cls: type) -> bool:
+    """Whether a class of Python's or PyTorch's keeps what is set on it and does no more."""
+    return cls in (object, tuple, types.SimpleNamespace) or cls.__module__ in ("torch.autograd.function", "torch._C")
+
+
+def _inside(value: Any) -> dict[str, Any]:
+    return getattr(value, "__dict__", {})
+
+
+def reached(roots: Iterable[Any], names: Collection[str]) -> Iterator[Any]:
+    """These values and all that code which mentions these attributes can get at from them, each once."""
+    seen, left = dict[int, Any](), list(roots)
+    while left:
+        value = left.pop()
+        if id(value) in seen or type(value) in (int, float, str, bool, type(None)):
+            continue
+        seen[id(value)] = value
+        yield value
+        if isinstance(value, tuple | list | set | frozenset):
+            left += value
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        if _simple(value):
+            left += [v for name, v in _inside(value).items() if name in names]
+            left += getattr(value, "saved_tensors", ())
+
+
+class Kept:
+    """All that some values reach as it is now, so that it can be made so again."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self.arrays, self.tensors, self.held = list[Any](), list[Any](), list[Any]()
+        for value in values:
+            if isinstance(value, np.ndarray):
+                self.arrays.append((value, value.copy()))
+            elif hasattr(value, "copy_"):
+                self.tensors.append((value, value.detach().clone(), value._version))
+            elif isinstance(value, list | dict | set):
+                self.held.append((value, value.copy()))
+            elif _simple(value):
+                self.held.append((_inside(value), _inside(value).copy()))
+
+    def restore(self) -> bool:
+        """Undo what was done; False where PyTorch, which counts the changes of a tensor, will know of it."""
+        for array, before in self.arrays:
+            if array.tobytes() != before.tobytes():
+                array[...] = before
+        for value, before in self.held:
+            if isinstance(value, list):
+                value[:] = before
+            elif (
+                len(value) != len(before) or isinstance(value, set) or any(value[k] is not before.get(k) for k in value)
+            ):
+                value.clear()
+                value.update(before)
+        written = [(tensor, before) for tensor, before, version in self.tensors if tensor._version != version]
+        for tensor, before in written:
+            tensor.detach().copy_(before)
+        return not written
+
+
+class Allowed:
+    """What a backward pass, called with `taken`, can call: all of it is on the list, or `NoSearch` is raised."""
+
+    def __init__(self, function: Any, taken: Iterable[Any]) -> None:
+        self.file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        self.taken = list(taken)
+        self.roots: list[Any] = []  # what the functions read beside what they are handed
+        self.mentioned: dict[str, tuple[Source, Any]] = {}  # attributes, each with where
+        self.stored: set[str] = set()
+        self.members: set[str] = set()  # of the objects at hand
+        self.functions: dict[Any, Source] = {}
+        self.pending: list[tuple[Any, tuple[Source, Any] | None]] = [(function, None)]
+        known = -1
+        while self.pending or known != len(self.mentioned):
+            known = len(self.mentioned)
+            while self.pending:
+                other, told = self.pending.pop()
+                if other not in self.functions:
+                    self._check(other, told)
+            self._objects()
+
+    def knows(self, owner: Any, name: str) -> bool:
+        """Whether a function of a module, or a method of any value at hand, is on the list."""
+        if isinstance(owner, types.ModuleType):
+            return name in _FUNCTIONS and owner.__name__ in _MODULES and callable(getattr(owner, name, None))
+        return name in _METHODS and name not in self.members
+
+    def kept(self, taken: Iterable[Any]) -> Kept:
+        """All that the functions reach when they are called with these arguments."""
+        return Kept(reached([*taken, *self.roots], {*self.mentioned}))
+
+    def _check(self, function: Any, told: tuple[Source, Any] | None) -> None:
+        """One function's own text: its statements, and what it refers to."""
+        if getattr(getattr(function, "__code__", None), "co_filename", None) != self.file and told:
+            _refuse(*told)
+        source = self.functions[function] = Source(function)
+        self.roots += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        nodes = [*ast.walk(source.bare)]
+        parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+        space, outer = vars(builtins) | function.__globals__ | {**source.outside.nonlocals}, _from_outside(source.bare)
+        for node in nodes:
+            if isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS):
+                _refuse(source, node, f"`{type(node).__name__.lower()}`")
+            if isinstance(node, ast.Await | ast.Yield | ast.YieldFrom):
+                _refuse(source, node)
+            if isinstance(node, ast.Name) and node.id in outer and node.id in space:
+                self._outside(source, node, parents, space[node.id])
+            if isinstance(node, ast.Attribute):
+                root: Any = node
+                while isinstance(root, ast.Attribute):
+                    root = root.value
+                load, name = isinstance(node.ctx, ast.Load), getattr(root, "id", "")
+                module = name in outer and isinstance(space.get(name), types.ModuleType)
+                if node.attr.startswith("__") or (not load and (module or node.attr in _READ | _METHODS)):
+                    _refuse(source, node)
+                self.stored |= set() if load else {node.attr}
+                if not module:
+                    self.mentioned.setdefault(node.attr, (source, node))
+            if isinstance(node, ast.Call):
+                self._call(source, node, outer)
+
+    def _call(self, source: Source, node: ast.Call, outer: set[str]) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name in ("getattr", "hasattr"):
+            attribute = getattr([*node.args, None, None][1], "value", None)
+            if isinstance(attribute, str) and not attribute.startswith("__"):
+                self.mentioned.setdefault(attribute, (source, node))
+            else:
+                _refuse(source, node)
+        elif name == "print" and node.keywords:
+            _refuse(source, node)
+        elif name not in outer and not isinstance(node.func, ast.Attribute):
+            self.mentioned.setdefault("__call__", (source, node))
+
+    def _outside(self, source: Source, node: Any, parents: dict[Any, Any], value: Any) -> None:
+        """A name from outside the function, with the attributes that lead on from a module."""
+        at = node
+        while isinstance(value, types.ModuleType):
+            module, at = value.__name__, parents[at]
+            if not isinstance(at, ast.Attribute):
+                _refuse(source, node)
+            value = getattr(value, at.attr, None)
+            listed = module in _WHOLE or (module in _MODULES and at.attr in _FUNCTIONS)
+            if listed and not isinstance(value, types.ModuleType):
+                if isinstance(parents[at], ast.Attribute):
+                    self.mentioned.setdefault(parents[at].attr, (source, parents[at]))
+                return
+        error = (
+            isinstance(value, type)
+            and issubclass(value, Exception)
+            and value.__module__ in ("builtins", "numpy.linalg")
+        )
+        safe = error or any(value is builtin for builtin in _SAFE)
+        # What is printed by the code that is edited goes nowhere, but its helpers may run as they stand.
+        if value is print and source is not next(iter(self.functions.values())):
+            _refuse(source, at)
+        if not isinstance(node.ctx, ast.Load):
+            _refuse(source, node)
+        if not safe and not self._function(value, (source, at)):
+            self.roots.append(value)
+            if not (plain(value) or _simple(value)):
+                _refuse(source, at)
+
+    def _function(self, value: Any, told: tuple[Source, Any] | None) -> bool:
+        """Whether a value is a function on the list, or one of the author's, which is checked in its turn."""
+        if isinstance(value, types.FunctionType) and value.__code__.co_filename == self.file:
+            self.pending += [] if value in self.functions else [(value, told)]
+            return True
+        module, name = getattr(value, "__module__", None), getattr(value, "__name__", "")
+        if isinstance(value, np.ufunc):
+            module = next((m for m in ("numpy", "scipy.special") if getattr(sys.modules.get(m), name, 0) is value), "")
+        listed = module in _WHOLE or (module in _MODULES and name in _FUNCTIONS)
+        return listed and getattr(sys.modules.get(str(module)), name, None) is value
+
+    def _objects(self) -> None:
+        """What the attributes mentioned are on the objects at hand: what can be read or called is on the list too."""
+        there = {"__call__", *_METHODS, *_READ, *self.stored}
+        for value in [*reached([*self.taken, *self.roots], {*self.mentioned})]:
+            if not _simple(value):
+                if not (plain(value) or self._function(value, None)):
+                    raise NoSearch(
+                        f"it can reach a {type(value).__name__}, which may do more than arithmetic on arrays"
+                    )
+                continue
+            there |= {*_inside(value), *getattr(value, "_fields", ())}
+            self.members |= {*_inside(value), *[name for cls in type(value).__mro__ for name in vars(cls)]}
+            for cls in type(value).__mro__:
+                for name in set(vars(cls)) & set(self.mentioned) if not _trusted(cls) else ():
+                    there.add(name)
+                    self._member(vars(cls)[name], self.mentioned[name])
+            if any(v is not value and _simple(v) for v in _inside(value).values()):
+                self.mentioned.setdefault("__call__", next(iter(self.mentioned.values())))
+        for name in self.mentioned:
+            if name not in there:
+                _refuse(*self.mentioned[name])
+
+    def _member(self, found: Any, told: tuple[Source, Any]) -> None:
+        """What a class has under a name that is mentioned."""
+        runs = [getattr(found, "__func__", found)] if isinstance(found, types.FunctionType | staticmethod) else []
+        runs += [found.fget, found.fset] if isinstance(found, property) else []
+        self.pending += [(f, told) for f in runs if f is not None and f not in self.functions]
+        if runs:
+            return
+        if not isinstance(found, types.MemberDescriptorType) and not hasattr(type(found), "__get__"):
+            self.roots.append(found)
+        else:
+            _refuse(*told)
+
+
+def _refuse(source: Source, node: Any, words: str = "") -> None:
+    line, what = source.line(node), words or f"`{source.segment(node)}`"
+    raise NoSearch(f"line {line} has {what}, which is more than arithmetic on arrays")
+
+
+def _from_outside(function: ast.AST) -> set[str]:
+    """The names that a function's text, or one inside it, takes from outside."""
+    found, tables = set[str](), [symtable.symtable(ast.unparse(function), "text", "exec")]
+    for table in tables:
+        found |= {s.get_name() for s in table.get_symbols() if s.is_global() and table.get_type() == "function"}
+        tables += table.get_children()
+    return found

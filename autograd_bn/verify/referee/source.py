@@ -1,0 +1,72 @@
+"""The text of a function, its syntax, and what it reads from outside."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import itertools
+import textwrap
+import types
+from typing import Any
+
+
+class NoSearch(Exception):
+    """Why the code isn't edited."""
+
+
+class Source:
+    """A function's text, its syntax, and the values from outside that it reads."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        if not isinstance(function, types.FunctionType):
+            raise NoSearch("it is no plain function")
+        self.file = function.__code__.co_filename
+        try:
+            lines, first = inspect.getsourcelines(function)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+            self.outside = inspect.getclosurevars(function)
+        except (OSError, TypeError, ValueError, SyntaxError):
+            raise NoSearch("its source is not at hand") from None
+        definition: Any = tree.body[0]
+        named = isinstance(definition, ast.FunctionDef)
+        if not named and not isinstance(getattr(definition, "value", None), ast.Lambda):
+            raise NoSearch("its source is not a plain function")
+        skipped = definition.lineno - 1  # decorators
+        self.first = max(first, 1) + skipped
+        self.text = "".join(textwrap.dedent("".join(lines)).splitlines(keepends=True)[skipped:]).encode()
+        definition = ast.parse(self.text).body[0]
+        self.tree: Any = definition
+        self.bare: Any = bare(copy.deepcopy(definition)) if named else definition.value
+        self.starts = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
+
+    def span(self, node: Any) -> tuple[int, int]:
+        """Where a node's text begins and ends."""
+        return self.starts[node.lineno - 1] + node.col_offset, self.starts[node.end_lineno - 1] + node.end_col_offset
+
+    def segment(self, node: Any) -> str:
+        """A node's text."""
+        start, end = self.span(node)
+        return self.text[start:end].decode()
+
+    def line(self, node: Any) -> int:
+        """The line of the file that a node begins in."""
+        return int(self.first + node.lineno - 1)
+
+    def edited(self, start: int, end: int, new: str) -> bytes:
+        """The text with other bytes from `start` to `end`."""
+        return self.text[:start] + new.encode() + self.text[end:]
+
+
+def bare(function: Any) -> Any:
+    """Take from a function what Python runs where it is defined: decorators, defaults and annotations."""
+    given = function.args
+    function.decorator_list, function.returns = [], None
+    nothing = ast.copy_location(ast.Constant(None), function)
+    given.defaults = [nothing for _ in given.defaults]
+    given.kw_defaults = [default and nothing for default in given.kw_defaults]
+    for argument in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]:
+        if argument is not None:
+            argument.annotation = None
+    return function
