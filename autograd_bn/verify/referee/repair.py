@@ -10,7 +10,6 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,17 @@ Backward = Callable[..., Any]
 
 
 class Clock:
-    """The budget of a whole check: seconds of computing, so that what it finds doesn't depend on who else computes."""
+    """The budget of a search, counted in work, so that what it finds doesn't depend on how busy the machine is.
+
+    A unit is a run of a small backward, about 0.2 ms: passages of its loops and entries of its arrays count too.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.started = seconds, thread_time()
+        self.left = self.limit = 4000 * seconds
 
     def spent(self) -> float:
         """The share of the budget that is gone."""
-        return (thread_time() - self.started) / self.seconds if self.seconds > 0 else np.inf
+        return 1 - self.left / self.limit if self.limit else np.inf
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -56,7 +58,7 @@ def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repa
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0]), set(order)
+    workshop, wrong = Workshop(runs[0], clock), set(order)
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with local_values(*[workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -128,8 +130,8 @@ _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, run: Run) -> None:
-        function = run.pair.source
+    def __init__(self, run: Run, clock: Clock) -> None:
+        function, self.clock = run.pair.source, clock
         self.allowed = Allowed(function, _taken(run, run.passed()))
         self.sources = [Source(function)]
         for source in self.sources:
@@ -225,6 +227,8 @@ class Stage:
 
     def back(self, backward: Backward) -> Returned:
         """What an edited backward returns."""
+        sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
+        self.workshop.clock.left -= 1 + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, passed=self.passed)
 
@@ -241,6 +245,7 @@ class Stage:
         try:
             yield
         finally:
+            self.workshop.clock.left -= self.workshop.steps / 20
             if not self.kept.restore():
                 self._pass()
 
