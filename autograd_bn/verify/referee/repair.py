@@ -17,7 +17,7 @@ import numpy as np
 from ...engine.node import Array
 from .matching import Returned
 from .pure import Allowed, exchangeable
-from .run import Passed, Run, local_values
+from .run import Passed, Run, values_in
 from .slips import Edit, Slips
 from .source import NoSearch, Source, bare
 from .verdict import Repair
@@ -61,7 +61,7 @@ def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repa
     workshop, wrong = Workshop(runs[0], clock), set(order)
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
-    with local_values(*[workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
+    with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
         before = stages[0].back(as_it_stands)
     if before.failure and not runs[0].author.failure:
         raise NoSearch("its source does not run by itself")

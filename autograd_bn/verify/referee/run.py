@@ -160,7 +160,7 @@ class Run:
         trace, rows = self.trace, list[tuple[int, Row]]()
         if trace is None:
             return []
-        with local_values(backward) as (seen,):
+        with local_values(backward) as seen:
             others = self.back(backward, passed=passed).others
         kinds = np.ndarray | np.floating | float
         arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
@@ -220,7 +220,7 @@ class Run:
             return framework
         leaves = {name: as_tensor(handed[name], requires_grad=True, name=name) for name in self.floats}
         try:
-            with recording(True), local_values(self.pair.forward) as (seen,):
+            with recording(True), local_values(self.pair.forward) as seen:
                 recorded, cache = self.pair.forward(*{**handed, **leaves}.values())
         except Exception as error:
             raise NoDerivative(
@@ -313,8 +313,15 @@ def _code(function: Any) -> Any:
 
 
 @contextmanager
-def local_values(*functions: Callable[..., Any]) -> Iterator[list[dict[str, Any]]]:
-    """The local variables that each function ends with, filled in when it returns."""
+def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """The local variables that a function ends with, filled in when it returns."""
+    with values_in([function]) as (seen,):
+        yield seen
+
+
+@contextmanager
+def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The local variables that each of these functions ends with."""
     seen: list[dict[str, Any]] = [{} for _ in functions]
     codes, before = dict(zip(map(_code, functions), seen, strict=True)), sys.getprofile()
 
