@@ -4,6 +4,7 @@
 """
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from autograd_bn import nn
 from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.picture import LARGEST
+from autograd_bn.drawing.place_labels import placed
 from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.drawing.wheel import FONT, Font
 from autograd_bn.nn.functions import linear
@@ -118,6 +120,17 @@ PICTURES = {
 }
 
 
+def as_golden(svg):
+    """An svg without Graphviz's version, and a line for each element."""
+    return re.sub(r"<!--.*?-->\n", "", svg.decode(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_picture_is_the_same_on_every_machine(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert as_golden(draw(PICTURES[name]().source, "svg")) == (GOLDEN / f"{name}.svg").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_golden(name):
     assert PICTURES[name]().source == (GOLDEN / f"{name}.gv").read_text(encoding="utf-8")
@@ -129,9 +142,11 @@ def labels(source):
 
 
 def arrows(source):
-    """The edges as (tail, head, whether it is a gradient's)."""
-    found = re.findall(r"^\t+(\d+) -> (\d+) \[(.*)\]$", source, re.MULTILINE)
-    return [(int(tail), int(head), "dashed" in style) for tail, head, style in found]
+    """The edges as (tail, head, whether it is a gradient's), one that a gradient flows back along being two."""
+    found = []
+    for tail, head, about in re.findall(r"^\t+(\d+) -> (\d+) \[(.*)\]$", source, re.MULTILINE):
+        found += [(int(tail), int(head), False), *([(int(head), int(tail), True)] if "dir=both" in about else [])]
+    return found
 
 
 # --- What a picture says -----------------------------------------------------------------------------------
@@ -139,7 +154,7 @@ def arrows(source):
 
 def test_two_arrows_between_the_same_nodes_have_one_label():
     c = leaf([[1.0, 2.0]]) - 1
-    assert re.findall(r'1 -> 2 \[label=" *(.*?) *"', ag.to_dot(c * c).source) == ["", "(1, 2)"]
+    assert re.findall(r"1 -> 2 \[(.*)\]", ag.to_dot(c * c).source) == ["weight=100", 'label="  (1, 2) " weight=100']
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -243,7 +258,7 @@ def test_the_legend_has_every_kind_that_occurs():
     found = [entry for line in legend.split("\\n") for entry in line.split("     ") if entry]
     assert found == [
         "○ input", "◎ input that requires a gradient", "◎ parameter", "◳ constant", "□ operation",
-        "⊣ cut for gradients", "● output", "⇠ ∂ gradient",
+        "⊣ cut for gradients", "● output", "↔ ∂ gradient flows back",
     ]  # fmt: skip
 
 
@@ -420,7 +435,7 @@ def test_all_arrows_point_one_way_and_the_way_forward_is_straight(name):
     found, along = places(source), 1 if "rankdir=TB" in source else 0
     for tail, head, gradient in arrows(source):
         assert gradient or found[tail][along] < found[head][along]
-    main = re.findall(r"(\d+) -> (\d+) .*penwidth=2.2", source)
+    main = re.findall(r"(\d+) -> (\d+) .*penwidth=", source)
     assert bool(main) == (name not in ("around", "expression_values_grads", "cut_values_grads", "options"))
     if main and name not in ("net_opened", "inference", "fused", "fused_stop"):
         assert np.ptp([found[int(i)][1 - along] for edge in main for i in edge]) < 2
@@ -469,7 +484,7 @@ def test_a_long_chain_needs_no_recursion(tmp_path):
     for _ in range(5_000):
         t = t * 1.0
     path = ag.render(t, tmp_path / "chain.dot", values=True, grads=True)
-    assert path.read_text().count(" -> ") == 10_002
+    assert path.read_text().count("dir=both") == 5_001
 
 
 def test_a_leaf_is_drawn_again_only_where_its_readers_are_far_apart():
@@ -555,7 +570,7 @@ def test_a_model_shows_its_modules():
         "0: Block",
         "0.body: Sequential",
         "0.body.0: Conv2d(2, 2)",
-        "0.body.1: BatchNorm(2), axes 0, 1, 2, eps 1e-05",
+        r"0.body.1: BatchNorm(2)\laxes 0, 1, 2, eps 1e-05\l",
     ]
     assert frames(opened) == [*titles, "batch statistics"]
     assert "windows" in opened
@@ -694,6 +709,7 @@ def test_no_text_is_clipped(name):
             size = float(text.get("font-size"))
             half = sum(advances[glyphs[ord(letter)]][0] for letter in text.text) * size / unit / 2
             centre, baseline = float(text.get("x")), float(text.get("y"))
+            centre += half * (text.get("text-anchor") == "start")
             left, right = 0.0, width - 8
             if outline is not None:
                 rx, ry = float(outline.get("rx")), float(outline.get("ry"))
@@ -711,6 +727,73 @@ def test_no_text_is_clipped(name):
             if group.get("class") == "edge" and "rankdir=TB" in source:
                 beside = np.abs(spine[:, 0] - centre) >= half - 4  # but for the blanks around it
                 assert np.all(beside | (np.abs(spine[:, 1] - baseline + 3) > 4)), f"{text.text} is crossed"
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def cover(text):
+    """What a text covers: left, top, right, bottom."""
+    words, size, x, y = text.text or "", *[float(text.get(name)) for name in ("font-size", "x", "y")]
+    width = size * Font(FONT).width(words)
+    left = x - width / 2 * (text.get("text-anchor") == "middle")
+    blank = size * Font(FONT).width(words[: len(words) - len(words.lstrip(" \xa0"))])
+    return left + blank, y - 0.75 * size, left + blank + size * Font(FONT).width(words.strip(" \xa0")), y + 0.2 * size
+
+
+def along(element):
+    """Points on a line, close to each other."""
+    t = np.linspace(0, 1, 600)[:, None]
+    if element.tag == f"{SVG}ellipse":
+        cx, cy, rx, ry = (float(element.get(name)) for name in ("cx", "cy", "rx", "ry"))
+        return np.hstack([cx + rx * np.cos(7 * t), cy + ry * np.sin(7 * t)])
+    corners = element.get("points", "").split() or re.split("[MC ]", element.get("d"))[1:]
+    ends = np.array([corner.split(",") for corner in corners], float)
+    if element.tag != f"{SVG}path":
+        return np.concatenate([a + t * (b - a) for a, b in itertools.pairwise(ends)])
+    weights = np.hstack([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3])
+    return np.concatenate([weights @ ends[i : i + 4] for i in range(0, len(ends) - 1, 3)])
+
+
+def meetings(svg):
+    """The labels of edges and frames that meet a line or another label."""
+    texts, lines = [], []
+    for group in ET.fromstring(svg).iter(f"{SVG}g"):
+        for element in group:
+            about = group.get("class"), group.findtext(f"{SVG}title")
+            if element.tag == f"{SVG}text":
+                texts.append((*about, element.text.strip(" \xa0"), cover(element)))
+            elif element.tag != f"{SVG}title" and about[0] != "graph":
+                lines.append((*about, along(element), float(element.get("stroke-width", 1)) / 2))
+    found = []
+    for i, (kind, title, words, (left, top, right, bottom)) in enumerate(texts):
+        for other, name, line, half in lines if words else ():
+            inside = np.abs(line - [(left + right) / 2, (top + bottom) / 2])
+            meets = np.any(np.all(inside < [(right - left) / 2 + half, (bottom - top) / 2 + half], axis=1))
+            if meets and not (kind == other == "node" and title == name):
+                found.append(f"{words} meets {other} {name}")
+        for other, name, said, (west, north, east, south) in texts[:i]:
+            overlap = west < right and left < east and north < bottom and top < south
+            if overlap and words and said and (kind, title) != (other, name):
+                found.append(f"{words} lies on {said}")
+    return found
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_label_meets_a_line_or_another_label(name):
+    assert meetings(draw(PICTURES[name]().source, "svg")) == []
+
+
+def test_labels_move_only_from_lines():
+    svg = subprocess.run(
+        [sys.executable, "-P", wheel.__file__, "svg"], input=PICTURES["fused"]().source.encode(), capture_output=True
+    ).stdout.decode()
+    moved = placed(svg)
+    assert len(meetings(svg)) == 3
+    changed = [(a, b) for a, b in zip(svg.splitlines(), moved.splitlines(), strict=True) if a != b]
+    assert 0 < len(changed) < svg.count("<text")
+    assert all(re.sub('[xy]="[^"]*"', "", a) == re.sub('[xy]="[^"]*"', "", b) for a, b in changed)
+    assert placed(moved) == moved
 
 
 # --- Files -------------------------------------------------------------------------------------------------
@@ -740,8 +823,8 @@ def test_every_format_is_drawn_to_the_path_that_comes_back_and_nothing_else(tmp_
 def test_the_wheel_draws_without_libraries_of_the_system():
     if not Path("/proc/self/maps").exists():
         pytest.skip("/proc is Linux's")
-    code = "import sys; from autograd_bn.drawing import wheel; "
-    code += "wheel.raster(wheel.draw(sys.stdin.buffer.read(), 'svg', f := wheel.Font(wheel.FONT)).decode(), f); "
+    code = "import sys; from autograd_bn.drawing import run_graphviz as r, wheel; "
+    code += "r.raster(wheel.draw(sys.stdin.buffer.read(), 'svg', r.font()).decode()); "
     code += "print(open('/proc/self/maps').read())"
     source = PICTURES["composed_values_grads"]().source.encode()
     done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, check=True)
@@ -942,3 +1025,4 @@ def test_a_model_shows_its_modules_in_notebooks():
 if __name__ == "__main__":
     for title, picture in PICTURES.items():
         (GOLDEN / f"{title}.gv").write_text(picture().source, encoding="utf-8")
+        (GOLDEN / f"{title}.svg").write_text(as_golden(draw(picture().source, "svg")), encoding="utf-8")

@@ -38,8 +38,7 @@ FRAMES = {
     "statistics": 'color="#5E9C76" fillcolor="#E3F1E6"',
 }
 AGAIN = ' style="filled,dashed"'
-CUT = " arrowhead=normaltee minlen=2"
-GRADIENT_EDGE = f'style=dashed color="{GRADIENT}" constraint=false'
+LANES = f'dir=both color="{INK}:{GRADIENT}"'  # the way forward, and beside it the gradient's way back
 TEXT = {"fontname": FONT, "fontcolor": INK}
 GRAPH = TEXT | {"newrank": "true", "bgcolor": "white", "fontsize": "9", "nodesep": "0.2", "ranksep": "0.25"}
 NODE = TEXT | {"shape": "box", "style": "filled", "fillcolor": "white", "color": INK, "fontsize": "12"}
@@ -59,7 +58,8 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     if direction is None:
         across, down = _widths(picture)
         direction = "LR" if across <= max(PAGE, down) else "TB"
-    look = {**GRAPH, "rankdir": direction, "label": _legend(picture)}
+    flows = any(arrow.gradient for arrow in picture.arrows)
+    look = {**GRAPH, "rankdir": direction, "label": _legend(picture)} | ({"ranksep": "0.4"} if flows else {})
     graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
@@ -77,7 +77,10 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         for i, frame in enumerate(picture.frames):
             if frame.parent == place:
                 style = f"{CLUSTER} margin={room if frame.kind == 'statistics' else 8} {FRAMES[frame.kind]}"
-                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [label={_quoted(frame.title)} {style}]\n")
+                title, *more = [_quoted(line) for line in frame.title.split("\n")]
+                if more:  # below each other at the left
+                    title = '"' + "".join([f"{line[1:-1]}\\l" for line in (title, *more)]) + '"'
+                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [label={title} {style}]\n")
                 fill(i)
                 graph.body.append("\t}\n")
 
@@ -90,16 +93,15 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
         # The two arrows of c * c have one label.
         label = arrow.label if last[arrow.tail, arrow.head, arrow.label] is arrow else ""
         inner = tail.frame is not None and tail.frame == head.frame
-        if arrow.gradient:
-            style = GRADIENT_EDGE
-        else:
-            beside = inner and tail.frame in nested and direction == "TB"
-            style = _beside(label) if beside else f"label={_quoted(f'  {label} ')}"
-            style += CUT * (head.kind == "stop_gradient") + " weight=100" * (arrow.spine or inner)
-        if arrow.spine:
-            # The first rank of a module's frame is its parameters', which stand aside of the way forward.
-            style += " minlen=2" * (modules and not inner and head.frame is not None) + " penwidth=2.2" * bold
-        graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{style}]\n")
+        beside = inner and tail.frame in nested and direction == "TB"
+        about = [_beside(label) if beside else f"label={_quoted(f'  {label} ')}"] if label else []
+        about += ["arrowhead=normaltee minlen=2"] if head.kind == "stop_gradient" else []
+        about += [LANES] if arrow.gradient else []
+        about += ["weight=100"] if arrow.spine or inner else []
+        # The first rank of a module's frame is its parameters', which stand aside of the way forward.
+        about += ["minlen=2"] if arrow.spine and modules and not inner and head.frame is not None else []
+        about += [f"penwidth={1.5 if arrow.gradient else 2.2}"] if arrow.spine and bold else []
+        graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{' '.join(about)}]\n")
     return graph
 
 
@@ -115,9 +117,8 @@ def _widths(picture: Picture) -> tuple[float, float]:
     tails: dict[int, list[int]] = {i: [] for i in range(len(picture.shapes))}
     longest = 0
     for arrow in picture.arrows:
-        if not arrow.gradient:
-            tails[arrow.head].append(arrow.tail)
-            longest = max(longest, len(arrow.label))
+        tails[arrow.head].append(arrow.tail)
+        longest = max(longest, len(arrow.label))
     rows: dict[int, list[float]] = {}
     for i, rank in ranks(tails).items():
         rows.setdefault(rank, []).append(42 + FACE * max(map(len, picture.shapes[i].text)))
@@ -129,7 +130,7 @@ def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
     entries = [text for kind, (_, text) in KINDS.items() if kind in kinds]
     entries += ["◌ drawn again"] * any(shape.again for shape in picture.shapes)
-    entries += ["⇠ ∂ gradient"] * any(arrow.gradient for arrow in picture.arrows)
+    entries += ["↔ ∂ gradient flows back"] * any(arrow.gradient for arrow in picture.arrows)
     return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])
 
 

@@ -13,7 +13,6 @@ from . import arrange, labels
 from .scene import Call, Scene
 
 LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
-PARAMETERS = {"gamma", "beta", "weight", "bias"}
 
 
 @dataclass(slots=True)
@@ -36,13 +35,13 @@ class Shape:
 
 @dataclass(slots=True)
 class Arrow:
-    """An edge between two shapes, given by their places in the picture; a gradient's runs backwards."""
+    """An edge between two shapes, given by their places in the picture."""
 
     tail: int
     head: int
     label: str = ""
     position: int | None = None  # among the operands of the node at its head
-    gradient: bool = False
+    gradient: bool = False  # whether one flows back along it
     spine: bool = False  # on the way forward to the first output
 
 
@@ -105,9 +104,8 @@ class Picture:
             self.add_node(node)
         for node in self.outputs:
             here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
-            self.connect(self.place[node], here, node, spine=node is graph.outputs[0])
-            if self.flow(node, node):
-                self.arrows.append(Arrow(here, self.place[node], gradient=True))
+            first = node is graph.outputs[0]
+            self.connect(self.place[node], here, node, spine=first, gradient=self.flow(node, node))
         cut = {parent for node in {*graph.nodes} - {*shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
@@ -126,7 +124,8 @@ class Picture:
         for key, title, kind in around:
             if key not in framed:
                 framed[key] = len(self.frames)
-                self.frames.append(Frame(", ".join([title, *options]) if kind == "fused" else title, kind, here))
+                lines = [title, ", ".join(options)] if kind == "fused" and options else [title]
+                self.frames.append(Frame("\n".join(lines), kind, here))
             here = framed[key]
         return here
 
@@ -196,16 +195,24 @@ class Picture:
         full = not node.op or node not in self.outputs  # the value of an operation that is an output stands there
         here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
-            self.connect(tail, here, arg, "" if alike else name, position=place, spine=self.spine.get(node) is arg)
-            if isinstance(arg, Node) and self.flow(node, arg):
-                self.arrows.append(Arrow(here, tail, gradient=True))
+            about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flow(node, arg)}
+            self.connect(tail, here, arg, "" if alike else name, position=place, **about)
 
     def kind(self, node: Node) -> str:
         if node.op:
             return node.op if node.own_op in ("stop_gradient", "allreduce") else "operation"
         if not node.requires_grad:
             return "input"
-        return "parameter" if node in self.scene.names or node.name in PARAMETERS else "variable"
+        return "parameter" if self.trained(node) else "variable"
+
+    def trained(self, leaf: Node) -> bool:
+        """Whether a leaf is a parameter: the model's that is drawn, or else what has no batch axis as the data have."""
+        if self.scene.names:
+            return leaf in self.scene.names
+        leaves = [node for node in self.scene.graph.nodes if isinstance(node, Leaf)]
+        data = max(leaves, key=lambda node: (len(node.shape), not node.requires_grad))
+        same = len(leaf.shape) == len(data.shape) and leaf.shape[:1] == data.shape[:1]
+        return leaf is not data and not same
 
     def title(self, node: Node) -> list[str]:
         first, *lines = labels.title(node)

