@@ -205,16 +205,21 @@ PUBLISHED = (
 
 
 def table() -> str:
-    """What the referee finds in each derivation, as a Markdown table.
+    """What is found in each derivation, as a Markdown table that says each thing once.
 
     >>> print(table().splitlines()[0])
-    | source | formula | gradients | what the referee finds |
+    | source | formula | what is found |
     """
-    lines = ["| source | formula | gradients | what the referee finds |", "|---|---|---|---|"]
+    lines = ["| source | formula | what is found |", "|---|---|---|"]
+    said = set[str]()
     for derivation in PUBLISHED:
         verdict = derivation.judge()
-        wrong = [row.name for row in verdict.rows if row.what == "gradient" and not row.ok]
-        found = " ".join(finding.what for finding in verdict.diagnosis) or " ".join(verdict.notes[:1]) or "nothing"
-        cells = (derivation.source, derivation.formula, f"{', '.join(wrong)} wrong" if wrong else "right", found)
+        found = [finding.what for finding in verdict.diagnosis] or verdict.notes[:1]
+        news = [text for text in found if text not in said]
+        if len(news) < len(found):
+            news.insert(0, "As above." if not news else "As above, and more:")
+        source = "" if derivation.source in said else derivation.source
+        said |= {derivation.source, *found}
+        cells = (source, derivation.formula, " ".join(["right." if verdict.ok else "**wrong.**", *news]))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
