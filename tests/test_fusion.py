@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
-from autograd_bn.batch_norm.fusion import norms, recognise
+from autograd_bn.batch_norm.fusion import norms, region
 from autograd_bn.engine.graph import compute
 from autograd_bn.engine.tensor import values_of
 
@@ -613,7 +613,7 @@ def test_deep_nets(name):
 
 def test_the_cost_is_linear_where_many_functions_lie_below(monkeypatch):
     computed = []
-    monkeypatch.setattr(recognise, "compute", lambda node, args: computed.append(node) or compute(node, args))
+    monkeypatch.setattr(region, "compute", lambda node, args: computed.append(node) or compute(node, args))
 
     def cost(steps):
         w, h, c = (ag.tensor(np.random.default_rng(i).normal(size=(4, 4)), requires_grad=True) for i in range(3))

@@ -15,7 +15,7 @@ from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
 from ..arguments import kept_shape
 from ..definition import batch_norm, body
-from .recognise import Match, Recogniser, label
+from .recognise import Match, Recogniser, label, roles
 
 
 class Refusal(NamedTuple):
@@ -68,8 +68,7 @@ def fuse(*outputs: Tensor) -> Report:
     graph = Graph(*outputs)
     values = Values(graph.nodes)
     found: dict[Node, tuple[Node | None, str]] = {}
-    for node, region in Recogniser(graph.nodes).search(graph.outputs):
-        verdict = region.verdict
+    for node, _, verdict in Recogniser(graph.nodes).search(graph.outputs):
         if isinstance(verdict, Match):
             stop = f", stop={verdict.stop}" if verdict.stop else ""
             try:
@@ -77,7 +76,7 @@ def fuse(*outputs: Tensor) -> Report:
                 found[node] = _fused(verdict, values), text
             except (TypeError, ValueError) as error:
                 found[node] = None, str(error)
-        elif verdict:
+        else:
             found[node] = None, verdict.reason
     for node, (fused, _) in found.items():
         if fused:
@@ -141,11 +140,11 @@ def norms(outputs: Sequence[Tensor | Node]) -> list[dict[Node, str]]:
     """
     ends = [output.node if isinstance(output, Tensor) else output for output in outputs]
     nodes = topological_order(ends)
-    found = []
-    for node, region in Recogniser(nodes).search(ends):
-        if isinstance(match := region.verdict, Match):
+    parts = []
+    for found in Recogniser(nodes).search(ends):
+        if isinstance(match := found.verdict, Match):
             given = [part for part in (match.mean, match.var) if isinstance(part, Node)]
-            inside = region.inside(node).union([node], given)
-            named = region.roles(inside)
-            found.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
-    return found
+            inside = found.inside().union([found.node], given)
+            named = roles(found, inside)
+            parts.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
+    return parts
