@@ -424,8 +424,8 @@ def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages(monkey
 def test_the_direction_suits_the_shape_and_the_page():
     def chain(n):
         t = leaf(1.0)
-        for _ in range(n):
-            t = -t
+        for i in range(n):
+            t = -t if i % 3 else t * float(i)
         return t
 
     def width(y):
@@ -584,8 +584,8 @@ def test_equal_blocks_and_time_steps_are_drawn_once():
     source = PICTURES["residual_blocks"]().source
     assert frames(source) == ["× 20: 1 to 20", "1: Residual", "1.body: Sequential"]
     found = list(labels(source).values())
-    assert r"1.body.1.gamma\nto 20.body.1.gamma" in found
-    assert [text for text in found if text.startswith("21")] == ["21: Linear(4, 2)", "21.weight", "21.bias"]
+    assert {"1.body.1.gamma", "21: Linear(4, 2)", "21.weight", "21.bias"} <= {*found}
+    assert len(found) == 16
     source = PICTURES["time_steps"]().source
     assert counts(source) == ["× 29"]
     assert r"getitem\n[:, 1]\nto [:, 29]" in labels(source).values()

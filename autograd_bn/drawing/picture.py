@@ -259,8 +259,8 @@ class Picture:
         first, *lines = labels.title(node)
         last = self.ends.get(node, node)
         if not node.op:
-            names = [self.scene.names.get(leaf, labels.title(leaf)[0]) for leaf in (node, last)]
-            return [names[0], *[f"to {name}" for name in names[1:] if name != names[0]]]
+            said = last.name if last.name != node.name and node not in self.scene.names else None
+            return [self.scene.names.get(node, first), *([f"to {said}"] if said else [])]
         lines += [f"to {line}" for line in labels.title(last)[1:] if line not in lines]
         if node.own_op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]

@@ -39,8 +39,8 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
     `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
     frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
     cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. Equal blocks or time
-    steps in a row, three or more, are one with "× 20", unless values, gradients or `expand=True` open them. `direction` is "LR"
-    (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
+    steps in a row are one with "× 20", which values, gradients and `expand=True` open. `direction` is "LR" (left to
+    right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
 
     Where there are `allreduce` nodes, values, gradients and exact rationals are computed anew on every rank. The file
     is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or

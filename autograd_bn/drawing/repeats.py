@@ -95,8 +95,7 @@ def twins(run: Run) -> dict[Node, Node]:
     found: dict[Node, Node] = {}
     for block in others:
         for node, twin in zip(block, first, strict=True):
+            pairs = zip(node.args, twin.args, strict=True)
+            found |= {arg: other for arg, other in pairs if isinstance(arg, Leaf) and arg is not other}
             found[node] = twin
-            for arg, other in zip(node.args, twin.args, strict=True):
-                if isinstance(arg, Leaf) and arg is not other:
-                    found[arg] = other
     return found
