@@ -749,7 +749,7 @@ def check_names(names):
     total = leaf(0.0, "first")
     for name in names:
         total = total + leaf(1.0, name)
-    texts = drawn_texts(draw(ag.to_dot(total).source, "svg"))
+    texts = drawn_texts(draw(ag.to_dot(total, expand=True).source, "svg"))
     drawn = ["\n".join(lines) for i, lines in sorted(texts.items())]
     for name in names:
         assert name in drawn
