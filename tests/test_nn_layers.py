@@ -508,5 +508,5 @@ ALONE = ag.tensor(3.0, requires_grad=True) * 2
     ],
 )
 def test_tensors_in_a_list_are_refused_everywhere(call):
-    with pytest.raises(TypeError, match="of tensors, which would cut the graph"):
+    with pytest.raises((TypeError, RuntimeError), match=r"cuts? the graph"):
         call()

@@ -210,3 +210,57 @@ def test_a_module_without_forward_says_so():
 
     with pytest.raises(NotImplementedError, match="Empty has no forward"):
         Empty()(1.0)
+
+
+@pytest.mark.parametrize("name", ["functional", "BatchNorm1d", "BatchNorm2d", "CrossEntropyLoss", "ModuleList"])
+def test_pytorchs_words_name_ours(name):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': write "):
+        getattr(nn, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        _ = nn.nothing
+
+
+def test_an_error_inside_a_sequential_names_the_layers_path():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2))))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^layer 1\.1\.0, Linear: x has shape \(5, 3\), expected 2 features"):
+            net(np.ones((5, 4)))
+    with pytest.raises(ValueError, match=r"^layer 0, Linear: x has shape \(5, 3\)"):
+        net(np.ones((5, 3)))
+
+
+def test_a_batch_of_one_in_a_model_names_eval():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm(3))
+    with pytest.raises(
+        ValueError, match=r"layer 1, BatchNorm: .*\(1, 3\), one value per feature.*call model\.eval\(\)"
+    ):
+        net(np.ones((1, 4)))
+    assert not net[1].num_batches_tracked
+    assert net.eval()(np.ones((1, 4))).shape == (1, 3)
+    with pytest.raises(ValueError, match="one value per feature"):
+        nn.BatchNorm(3, track_running_stats=False).eval()(np.ones((1, 3)))
+
+
+def test_what_is_not_a_state_or_parameters_is_named(tmp_path):
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"state is a Linear, expected arrays by name: a model's state_dict\(\)"):
+        ag.save(tmp_path / "net.npz", net)
+    with pytest.raises(TypeError, match=r"params is a Linear, expected its parameters\(\)"):
+        ag.optim.SGD(net, 0.1)
+    with pytest.raises(TypeError, match="batches has no argument shuffle: give rng"):
+        ag.data.batches(np.ones(3), np.ones(3), 1, shuffle=True)
+    with pytest.raises(ValueError, match="momentum is 'a', expected a weight"):
+        nn.BatchNorm(3, momentum="a")
+
+
+def test_a_model_of_pytorch_is_told_apart(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Mine(torch.nn.Linear):
+        pass
+
+    for given in (torch.nn.ReLU(), Mine(2, 2), torch.ones(3)):
+        with pytest.raises(
+            TypeError, match=f"outputs is a {type(given).__name__} of PyTorch, expected a tensor or model"
+        ):
+            ag.render(given, tmp_path / "net.svg")

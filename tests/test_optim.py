@@ -95,7 +95,8 @@ def test_thirty_steps_equal_pytorchs(optimiser, momentum, affine):
         b.step()
     for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=1e-10, err_msg=name)
-        assert not np.array_equal(p.data, start[name])
+        # A bias before a norm has no gradient but for rounding.
+        assert name.endswith("bias") or not np.array_equal(p.data, start[name])
     for norm, other in zip((mine[1], mine[6]), theirs.norms, strict=True):
         np.testing.assert_allclose(norm.running_mean, other.running_mean.numpy(), rtol=0, atol=1e-10)
         np.testing.assert_allclose(norm.running_var, other.running_var.numpy(), rtol=0, atol=1e-10)

@@ -101,6 +101,8 @@ def scene_of(outputs: Any, options: Options, opened: bool) -> Scene:
     """What is to be drawn of tensors, a graph, or a model, whose small layers are one box each unless `opened`."""
     calls, names = dict[Node, list[Call]](), dict[Node, str]()
     inputs, around = options["inputs"], options["around"]
+    if any(kind.__module__.partition(".")[0] == "torch" for kind in type(outputs).__mro__):
+        raise TypeError(f"outputs is a {type(outputs).__name__} of PyTorch, expected a tensor or model of this package")
     if hasattr(outputs, "named_parameters"):
         if inputs is None:
             raise TypeError("inputs is None, expected what the model is to be called with")

@@ -38,6 +38,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     first: Any = path
     if isinstance(first, Mapping):
         raise TypeError(f"path is a {type(first).__name__}, expected save(path, state)")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}, expected arrays by name: a model's state_dict()")
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):

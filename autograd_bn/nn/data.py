@@ -29,7 +29,7 @@ def load_digits() -> tuple[Array, Array]:
 
 
 def batches(
-    x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None, drop_last: bool = False
+    x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None, drop_last: bool = False, **unknown: Any
 ) -> Iterator[tuple[Array, Array]]:
     """One pass over the rows of `x` and `y`, `size` at a time; the last batch has the rows that are left.
 
@@ -40,6 +40,8 @@ def batches(
     >>> [len(x) for x, y in ag.data.batches(np.zeros((5, 2)), np.zeros(5), 2, rng=0)]
     [2, 2, 1]
     """
+    if unknown:
+        raise TypeError(f"batches has no argument {', '.join(unknown)}: give rng, a seed or a generator, to shuffle")
     x, y = np.asarray(operand(x, "x")), np.asarray(operand(y, "y"))
     if not x.ndim or not y.ndim or len(x) != len(y):
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")

@@ -276,7 +276,8 @@ class BatchNorm(Module):
         if comm is not None:
             end_together(comm)
         self.num_features = positive(num_features, "num_features")
-        if momentum is not None and not 0 <= momentum <= 1:
+        number = momentum is None or isinstance(momentum, int | float | np.number)
+        if not number or (momentum is not None and not 0 <= momentum <= 1):
             raise ValueError(f"momentum is {momentum!r}, expected a weight from 0 to 1, or None for an average")
         self.channel_axis = channel_axis
         self.eps = eps
@@ -293,7 +294,12 @@ class BatchNorm(Module):
         tracking = self.running_mean is not None
         by_batch = self.training or not tracking
         with raising_together(self.comm if by_batch else None):
-            axes = _batch_axes(_shape(x), self.channel_axis, self.num_features)
+            axes, n = _batch_axes(_shape(x), self.channel_axis, self.num_features)
+        if n == 1 and self.training and tracking and self.comm is None:
+            raise ValueError(
+                f"x has shape {_shape(x)}, one value per feature, whose variance is 0: "
+                "train on more rows (batches has drop_last), or call model.eval() first"
+            )
         norm = partial(batch_norm, x, self.gamma, self.beta, axes=axes, eps=self.eps, form=self.form)
         if not by_batch:
             return norm(mean=self.running_mean, var=self.running_var)
@@ -315,13 +321,15 @@ class BatchNorm(Module):
 
 
 @lru_cache
-def _batch_axes(shape: tuple[int, ...], channel_axis: int, num_features: int) -> tuple[int, ...]:
+def _batch_axes(shape: tuple[int, ...], channel_axis: int, num_features: int) -> tuple[tuple[int, ...], int]:
+    """The axes of the statistics, and how many values each has."""
     if not -len(shape) <= channel_axis < len(shape):
         raise ValueError(f"x has shape {shape}, which has no channel_axis {channel_axis}")
     channel = channel_axis % len(shape)
     if shape[channel] != num_features:
         raise ValueError(f"x has shape {shape}, expected {num_features} features on its axis {channel_axis}")
-    return tuple([axis for axis in range(len(shape)) if axis != channel])
+    axes = tuple([axis for axis in range(len(shape)) if axis != channel])
+    return axes, math.prod([shape[axis] for axis in axes])
 
 
 class LayerNorm(Module):

@@ -196,7 +196,7 @@ class Module:
 
 
 class Sequential(Module):
-    """Modules one after the other, each applied to the result of the one before.
+    """Modules one after the other, each applied to the result of the one before; an error names the layer's path.
 
     >>> import autograd_bn as ag
     >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3, rng=0), ag.nn.ReLU())
@@ -219,8 +219,12 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def forward(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = layer(x)
+        for i, layer in enumerate(self.layers):
+            try:
+                x = layer(x)
+            except (TypeError, ValueError) as error:
+                _locate(error, str(i), layer)
+                raise
         return x
 
     def __len__(self) -> int:
@@ -231,6 +235,13 @@ class Sequential(Module):
 
     def __getitem__(self, index: int) -> Module:
         return self.layers[index]
+
+
+def _locate(error: Exception, name: str, layer: Module) -> None:
+    """Let an error say by its path which layer raises it; the layers inside have said so far."""
+    path, kind, text = getattr(error, "layer", ("", type(layer).__name__, str(error)))
+    path = f"{name}.{path}" if path else name
+    error.layer, error.args = (path, kind, text), (f"layer {path}, {kind}: {text}",)  # type: ignore[attr-defined]
 
 
 def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor
 from ..engine.node import Array
-from .module import matched, positive
+from .module import Module, matched, positive
 
 
 class Optimiser:
@@ -22,6 +22,8 @@ class Optimiser:
     slots: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        if isinstance(params, Module):
+            raise TypeError(f"params is a {type(params).__name__}, expected its parameters()")
         self.params = [params] if isinstance(params, Tensor) else list(params)
         if not self.params:
             raise ValueError("params is empty: there is nothing to optimise")
