@@ -198,14 +198,13 @@ def backward_sums(
 
 
 def input_gradient(
-    made: tuple[Any, Array], x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, averages: Any
+    made: tuple[Any, Array], x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, factor: Array, averages: Any
 ) -> Array:
-    """gamma * scale * (g - average - normalised input * weighted average); None for the average of a cut path.
+    """factor * (g - average - normalised input * weighted average); None for the average of a cut path.
 
-    `made` is what `backward_sums` made, and is overwritten.
+    `factor` is gamma * scale. `made` is what `backward_sums` made, and is overwritten.
     """
     (centred, g), (average, weighted) = made, averages
-    factor = scale if gamma is None else scale * gamma
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted is None:
         return _affine(g, axes, x.dtype, None, factor, constant, None)

@@ -13,49 +13,55 @@ from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
 from ..engine.tensor import values_of
-from . import arithmetic, ranks
-from .arguments import checked, kept_shape, lay_along
+from . import arithmetic
 from .arithmetic import Found, Mean, native
 from .kernels import LARGEST
+from .norm import Norm, checked, kept_shape, operands
 
 # Brings numbers back whose squares leave a double's range: batch norm doesn't depend on the unit of x.
 UNIT = 2.0**-600
 
 
-def composed(
-    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
-) -> tuple[Any, Any, Any, int]:
+# --- Composed ----------------------------------------------------------------------------------------------
+
+
+def composed(x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
     """Batch norm as nine recorded operations; returns the mean, the variance and their count too."""
     half = all(p is None or p.dtype == np.float16 for p in (x, gamma, beta))
-    if x.dtype == np.float16:  # the squares of its numbers are out of its range
-        x, gamma, beta = (None if p is None else p.astype(np.float32) for p in (x, gamma, beta))
-    centred, mean, var, n = _centred(x, mean, var, axes, stop, comm)
-    y = ag.multiply(centred, ag.rsqrt(ag.add(var, eps)))
+    x, gamma, beta = _widened(x, gamma, beta)
+    centred, mean, var, n = _centred(x, norm)
+    y = ag.multiply(centred, ag.rsqrt(ag.add(var, norm.eps)))
     if gamma is not None:
-        y = ag.multiply(y, lay_along(gamma, x.shape, axes))
+        y = ag.multiply(y, norm.lay(gamma, x.shape))
     if beta is not None:
-        y = ag.add(y, lay_along(beta, x.shape, axes))
+        y = ag.add(y, norm.lay(beta, x.shape))
     return y.astype(np.float16) if half else y, mean, var, n
 
 
-def _centred(
-    x: Any, mean: Any, var: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any
-) -> tuple[Any, Any, Any, int]:
+def _widened(x: Any, *others: Any) -> list[Any]:
+    """What is computed in float32 where `x` is float16: the squares of its numbers are out of its range."""
+    if x.dtype != np.float16:
+        return [x, *others]
+    return [None if p is None else p.astype(np.float32) for p in (x, *others)]
+
+
+def _centred(x: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
     """x - mean, with the mean and variance of the batch recorded unless they are given; and their count."""
-    training = mean is None
-    n, average = arithmetic.values(x.shape, axes), ag.mean
-    if training and comm is not None:
-        n, average = ranks.weighted_mean(x, axes, stop, comm)
-    if training:
-        mean = average(x, axes, keepdims=True)
-        mean = ag.stop_gradient(mean) if "mean" in stop else mean
+    if norm.mean is not None:
+        var = norm.var
+        if isinstance(x, Tensor):
+            var = ag.as_tensor(var, name="var")  # a leaf, so that eps and the root stand in the graph
+        return ag.subtract(x, norm.mean), norm.mean, var, arithmetic.values(x.shape, norm.axes)
+    n, average = norm.over.averaging(x)
+    mean = average(x, norm.axes, keepdims=True)
+    mean = ag.stop_gradient(mean) if "mean" in norm.stop else mean
     centred = ag.subtract(x, mean)
-    if training:
-        var = average(ag.square(centred), axes, keepdims=True)
-        var = ag.stop_gradient(var) if "var" in stop else var
-    elif isinstance(x, Tensor):
-        var = ag.as_tensor(var, name="var")  # a leaf, so that eps and the root stand in the graph
+    var = average(ag.square(centred), norm.axes, keepdims=True)
+    var = ag.stop_gradient(var) if "var" in norm.stop else var
     return centred, mean, var, n
+
+
+# --- Fused -------------------------------------------------------------------------------------------------
 
 
 class Statistics(NamedTuple):
@@ -80,126 +86,108 @@ class Statistics(NamedTuple):
         return Statistics(mean, self.var * unit * unit, self.scale / unit, self.n, unit)
 
 
-def _statistics(
-    x: Any, mean: Any, var: Any, eps: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any, unit: Any = None
-) -> tuple[Statistics, Any]:
-    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range.
-
-    And what `arithmetic.statistics` centred.
-    """
-    n, centred = arithmetic.values(x.shape, axes), None
-    if mean is not None:
-        centre = Mean(mean, np.zeros_like(mean)) if unit is None else Mean(mean * unit, np.zeros_like(mean))
-        spread = var if unit is None else var * unit * unit
-    else:
-        scaled = x if unit is None else x * unit
-        if comm is None:
-            centre, squares, centred = arithmetic.statistics(scaled, axes)
-        else:
-            centre, squares, n = ranks.statistics(scaled, axes, stop, comm)
-        spread = squares / max(n, 1)
-    if unit is None and x.dtype.char == "d" and not (spread < LARGEST).all():
-        return _statistics(x, mean, var, eps, axes, stop, comm, np.where(spread < LARGEST, 1, UNIT))
-    scale = arithmetic.reciprocal_deviation(spread, eps if unit is None else eps * unit * unit)
-    return Statistics(centre, spread, scale, n, unit), centred
-
-
-def _rule(
-    g: Any,
-    wanted: Any,
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    mean: Any,
-    var: Any,
-    eps: Any,
-    kept: Any,
-    axes: tuple[int, ...],
-    stop: frozenset[str],
-    comm: Any,
-) -> tuple[Any, ...]:
+def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: Norm) -> tuple[Any, ...]:
     """The derivative of `batch_norm`, with r = 1 / sqrt(var + eps) and n = (x - mean) * r:
 
     dx = gamma * r * (g - avg(g) - n * avg(g * n)): direct, through the mean, through the variance.
-    dgamma = sum(g * n), dbeta = sum(g), with `comm` over this rank's rows alone: every rank holds a copy of
+    dgamma = sum(g * n), dbeta = sum(g), over this process's rows alone: every rank holds a copy of
     gamma and beta, and theirs is the derivative by the copy. The averages are over all ranks' rows.
 
     Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. What the node kept is
     a constant, so it serves a pass on plain arrays only: on tensors the statistics are recorded anew as functions
     of `x`, which makes every further derivative right.
     """
-    through = (mean is None and "mean" not in stop, mean is None and "var" not in stop)
-    if not isinstance(g, Tensor):
-        return _on_arrays(g, wanted, x, gamma, beta, kept, axes, through, comm)
-    if x.dtype == np.float16:  # as in `composed`
-        g, x, gamma = (None if p is None else p.astype(np.float32) for p in (g, x, gamma))
-    centred, _, var, n = _centred(x, mean, var, axes, stop, comm)
-    kept = centred, ag.rsqrt(ag.add(var, eps)), n
-    return _on_tensors(g, wanted, x, gamma, beta, kept, axes, through, comm)
-
-
-def _on_tensors(
-    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, axes: Any, through: Any, comm: Any
-) -> tuple[Any, ...]:
-    centred, scale, n = kept
-    normal = centred * scale
-    total, weighted = ag.sum(g, axes, keepdims=True), ag.sum(g * normal, axes, keepdims=True)
-    dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
-    dbeta = total.reshape(beta.shape) if wanted[2] else None
-    dx: Any = None
-    if wanted[0]:
-        if comm is not None and any(through):
-            total, weighted = ranks.sums(total, weighted, comm)
-        dx = g - total / max(n, 1) if through[0] else g
-        dx = dx - normal * (weighted / max(n, 1)) if through[1] else dx
-        dx = dx * (scale if gamma is None else scale * lay_along(gamma, x.shape, axes))
-    return dx, dgamma, dbeta, None, None, None
-
-
-def _on_arrays(
-    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, axes: Any, through: Any, comm: Any
-) -> tuple[Any, ...]:
-    dx: Any = None
+    if isinstance(g, Tensor):
+        return _on_tensors(g, wanted, x, gamma, beta, norm)
     if type(kept) is Found:
-        if wanted[0] and (done := arithmetic.backward_at_once(g, kept, x, through)):
-            dx, weighted, total = done
-            dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
-            return dx, dgamma, total.reshape(beta.shape) if wanted[2] else None, None, None, None
+        if wanted[0] and (done := arithmetic.backward_at_once(g, kept, x, norm.through)):
+            return _shaped(*done, wanted, gamma, beta)
         kept = Statistics(*kept.parts())
-    centre, _, scale, n, unit = kept
-    with np.errstate(all="ignore"):
-        g, x = native(g), native(x) if unit is None else native(x) * unit
-        total, weighted, made = arithmetic.backward_sums(g, x, axes, centre, scale)
-        if unit is None and comm is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
-            return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), axes, through, comm)
-        dgamma = weighted.reshape(gamma.shape) if wanted[1] else None
-        dbeta = total.reshape(beta.shape) if wanted[2] else None
-        if wanted[0]:
-            if comm is not None and any(through):
-                total, weighted = ranks.sums(total, weighted, comm)
-            sums, n = zip((total, weighted), through, strict=True), max(n, 1)
-            averages = [total / n if used else None for total, used in sums]
-            gamma = lay_along(gamma, x.shape, axes)
-            dx = arithmetic.input_gradient(made, x, axes, centre, scale, gamma, averages)
-            dx = dx if unit is None else dx * unit
-    return dx, dgamma, dbeta, None, None, None
+    return _on_arrays(g, wanted, x, gamma, beta, kept, norm)
 
 
 @primitive(_rule, joint=True)
-def _batch_norm(
-    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, /, axes: Any, stop: frozenset[str], comm: Any
-) -> Any:
-    alone = mean is None and comm is None and type(eps) is float
-    if alone and (done := arithmetic.forward_at_once(x, axes, gamma, beta, eps)):
+def _batch_norm(x: Any, gamma: Any, beta: Any, /, norm: Norm) -> Any:
+    if norm.usual and (done := arithmetic.forward_at_once(x, norm.axes, gamma, beta, norm.eps)):
         return done
-    x, gamma, beta = native(x), lay_along(gamma, x.shape, axes), lay_along(beta, x.shape, axes)
+    x, gamma, beta = native(x), norm.lay(gamma, x.shape), norm.lay(beta, x.shape)
     with np.errstate(all="ignore"):
-        kept, centred = _statistics(x, mean, var, eps, axes, stop, comm)
+        kept, centred = _statistics(x, norm)
         x = x if kept.unit is None else x * kept.unit
-        return arithmetic.normalise(x, axes, kept.mean, kept.scale, gamma, beta, centred), kept
+        return arithmetic.normalise(x, norm.axes, kept.mean, kept.scale, gamma, beta, centred), kept
 
 
 FUSED = registry["batch_norm"]
+
+
+def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Statistics, Any]:
+    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range.
+
+    And what `arithmetic.statistics` centred.
+    """
+    eps, centred = norm.eps, None
+    if norm.mean is not None:
+        centre, spread = Mean(norm.mean, np.zeros_like(norm.mean)), norm.var
+        n = arithmetic.values(x.shape, norm.axes)
+    else:
+        centre, squares, n, centred = norm.over.statistics(x if unit is None else x * unit)
+        spread = squares / max(n, 1)
+    if unit is None and x.dtype.char == "d" and not (spread < LARGEST).all():
+        return _statistics(x, norm, np.where(spread < LARGEST, 1, UNIT))
+    if unit is not None:
+        eps = eps * unit * unit
+        if norm.mean is not None:
+            centre, spread = Mean(norm.mean * unit, centre.low), spread * unit * unit
+    return Statistics(centre, spread, arithmetic.reciprocal_deviation(spread, eps), n, unit), centred
+
+
+def _on_arrays(
+    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Statistics, norm: Norm
+) -> tuple[Any, Any, Any]:
+    """The rule on plain arrays, with what the node kept."""
+    centre, _, scale, n, unit = kept
+    with np.errstate(all="ignore"):
+        g, x = native(g), native(x) if unit is None else native(x) * unit
+        total, weighted, made = arithmetic.backward_sums(g, x, norm.axes, centre, scale)
+        if unit is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
+            return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), norm)
+        dx, dgamma, dbeta = None, weighted, total
+        if wanted[0]:
+            if any(norm.through):
+                total, weighted = norm.over.sums(total, weighted)
+            averages = [
+                s / max(n, 1) if used else None for s, used in zip((total, weighted), norm.through, strict=True)
+            ]
+            factor = scale if gamma is None else scale * norm.lay(gamma, x.shape)
+            dx = arithmetic.input_gradient(made, x, norm.axes, centre, scale, factor, averages)
+            dx = dx if unit is None else dx * unit
+    return _shaped(dx, dgamma, dbeta, wanted, gamma, beta)
+
+
+def _on_tensors(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any]:
+    """The rule on recorded tensors, with statistics recorded anew."""
+    x, g, gamma = _widened(x, g, gamma)
+    centred, _, var, n = _centred(x, norm)
+    scale = ag.rsqrt(ag.add(var, norm.eps))
+    normal = centred * scale
+    total, weighted = ag.sum(g, norm.axes, keepdims=True), ag.sum(g * normal, norm.axes, keepdims=True)
+    dx, dgamma, dbeta = None, weighted, total
+    if wanted[0]:
+        if any(norm.through):
+            total, weighted = norm.over.sums(total, weighted)
+        dx = g - total / max(n, 1) if norm.through[0] else g
+        dx = dx - normal * (weighted / max(n, 1)) if norm.through[1] else dx
+        dx = dx * (scale if gamma is None else scale * norm.lay(gamma, x.shape))
+    return _shaped(dx, dgamma, dbeta, wanted, gamma, beta)
+
+
+def _shaped(dx: Any, dgamma: Any, dbeta: Any, wanted: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
+    """The gradients that are wanted, in their operands' shapes."""
+    dgamma = dgamma.reshape(gamma.shape) if wanted[1] else None
+    return dx, dgamma, dbeta.reshape(beta.shape) if wanted[2] else None
+
+
+# --- Both --------------------------------------------------------------------------------------------------
 
 
 def batch_norm(
@@ -256,18 +244,20 @@ def batch_norm(
     (2, Counter({'batch_norm': 1}))
     """
     with raising_together(comm if mean is None else None):
-        x, gamma, beta, over, eps, mean, var = checked(x, gamma, beta, axes, eps, mean, var, stop, form, comm)
+        if form not in ("fused", "composed"):
+            raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
+        x, gamma, beta = operands(x, gamma, beta)
+        norm = checked((x, gamma, beta), axes, eps, mean, var, stop, comm)
     if form == "composed":
-        y, mean, var, n = composed(x, gamma, beta, mean, var, eps, over, frozenset(stop), comm)
+        y, mean, var, n = composed(x, gamma, beta, norm)
     else:
-        how = {"axes": over, "stop": frozenset(stop), "comm": comm}
-        y, kept = FUSED.record((x, gamma, beta, mean, var, eps), how)
+        y, kept = FUSED.record((x, gamma, beta), {"norm": norm})
         if return_stats:
             mean, var, n = kept.values()
     if not return_stats:
         return y
-    shape, dtype = kept_shape(x.shape, over), arithmetic.wide(x.dtype)
-    mean, var = (np.array(values_of(given), dtype).reshape(shape) for given in (mean, var))
+    shape, dtype = kept_shape(x.shape, norm.axes), arithmetic.wide(x.dtype)
+    mean, var = [np.array(values_of(statistic), dtype).reshape(shape) for statistic in (mean, var)]
     if return_stats == "count":
         return y, mean, var, n
     with np.errstate(over="ignore"):
@@ -276,6 +266,6 @@ def batch_norm(
 
 def body(node: Node, values: Mapping[Node, Any]) -> Node:
     """The composed form of a fused node, recorded anew on the same inputs, whose values are given."""
-    args: Any = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
-    y, *_ = composed(*args, **node.params)
+    x, gamma, beta = [Tensor(values[arg], arg) if isinstance(arg, Node) else arg for arg in node.args]
+    y, *_ = composed(x, gamma, beta, node.params["norm"])
     return y.node  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The statistics of a batch whose rows lie on the ranks of an MPI job, in both forms."""
+"""Who holds a batch, this process or the ranks of an MPI job: its statistics and its sums, in both forms."""
 
 from __future__ import annotations
 
@@ -17,51 +17,76 @@ from . import arithmetic
 from .arithmetic import Mean
 
 
-def weighted_mean(x: Any, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[int, Callable[..., Any]]:
-    """How many values of all ranks have one mean, and a `mean` over them.
+class Process:
+    """A batch whose rows this process holds."""
 
-    It weighs each rank's own mean with its part of the values, a recorded constant.
-    """
-    own: Any = np.full((1,) * x.ndim, Fraction(count(x.shape, axes)), dtype=np.result_type(x.dtype, float))
-    if isinstance(x, Tensor):
-        own = ag.as_tensor(own, name="count")
-    total = allreduce(own, comm, _Call("composed", x, axes, stop))
-    n = _at_least_two(int(total.item()))
-    part = ag.divide(own, total if n else 1)
-    if part.dtype != x.dtype:
-        part = part.astype(x.dtype)
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        self.axes = axes
 
-    def mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
-        reduce = ag.mean if count(x.shape, axes) else ag.sum  # the mean of nothing is not a number
-        return allreduce(ag.multiply(reduce(x, axes, keepdims=keepdims), part), comm)
+    def averaging(self, x: Any) -> tuple[int, Callable[..., Any]]:
+        """How many values have one mean, and the recorded `mean` over them."""
+        return arithmetic.values(x.shape, self.axes), ag.mean
 
-    return n, mean
+    def statistics(self, x: Array) -> tuple[Mean, Array, int, Any]:
+        """Mean, sum of squares about it, and count; and `x - mean.high` if it was made."""
+        mean, squares, centred = arithmetic.statistics(x, self.axes)
+        return mean, squares, arithmetic.values(x.shape, self.axes), centred
 
-
-def statistics(x: Array, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> tuple[Mean, Array, int]:
-    """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
-    (high, low), own, _ = arithmetic.statistics(x, axes)
-    mine = np.stack((low if high is None else high, low * (high is not None), own))
-    parts = exchange(comm, _Call("fused", x, axes, stop), (count(x.shape, axes), mine))
-    counts = np.array([n for n, _ in parts if n] or [1])
-    highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
-    n = _at_least_two(sum(n for n, _ in parts))
-    distance, square = arithmetic.merge(counts.reshape(-1, *[1] * x.ndim), (highs - highs[0]) + lows, squares)
-    return Mean.at(highs[0], distance), square, n
+    def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
+        """The sums over all rows, of those over this process's."""
+        return total, weighted
 
 
-def sums(total: Any, weighted: Any, comm: Any) -> tuple[Any, Any]:
-    """Two sums over the rows of every rank, in one exchange."""
-    both = allreduce(ag.stack((total, weighted)), comm)
-    return both[0], both[1]
+class Ranks:
+    """A batch whose rows lie on the ranks of a communicator."""
+
+    def __init__(self, axes: tuple[int, ...], stop: frozenset[str], comm: Any) -> None:
+        self.axes, self.stop, self.comm = axes, stop, comm
+
+    def averaging(self, x: Any) -> tuple[int, Callable[..., Any]]:
+        """How many values have one mean, and the recorded `mean` over them.
+
+        It weighs each rank's own mean with its part of the values, a recorded constant.
+        """
+        axes = self.axes
+        own: Any = np.full((1,) * x.ndim, Fraction(count(x.shape, axes)), dtype=np.result_type(x.dtype, float))
+        if isinstance(x, Tensor):
+            own = ag.as_tensor(own, name="count")
+        total = allreduce(own, self.comm, _Call("composed", x, self))
+        n = _at_least_two(int(total.item()))
+        part = ag.divide(own, total if n else 1)
+        if part.dtype != x.dtype:
+            part = part.astype(x.dtype)
+
+        def mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+            reduce = ag.mean if count(x.shape, axes) else ag.sum  # the mean of nothing is not a number
+            return allreduce(ag.multiply(reduce(x, axes, keepdims=keepdims), part), self.comm)
+
+        return n, mean
+
+    def statistics(self, x: Array) -> tuple[Mean, Array, int, Any]:
+        """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
+        (high, low), own, _ = arithmetic.statistics(x, self.axes)
+        mine = np.stack((low if high is None else high, low * (high is not None), own))
+        parts = exchange(self.comm, _Call("fused", x, self), (count(x.shape, self.axes), mine))
+        counts = np.array([n for n, _ in parts if n] or [1])
+        highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
+        n = _at_least_two(sum(n for n, _ in parts))
+        distance, square = arithmetic.merge(counts.reshape(-1, *[1] * x.ndim), (highs - highs[0]) + lows, squares)
+        return Mean.at(highs[0], distance), square, n, None
+
+    def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
+        """The sums over the rows of all ranks, in one exchange."""
+        both = allreduce(ag.stack((total, weighted)), self.comm)
+        return both[0], both[1]
 
 
 class _Call:
     """What the ranks must agree on, in words. No string, so that a picture doesn't print it as an option."""
 
-    def __init__(self, form: str, x: Any, axes: tuple[int, ...], stop: frozenset[str]) -> None:
-        features = tuple([n for i, n in enumerate(x.shape) if i not in axes])
-        options = f"form={form!r}, axes={axes}, stop={sorted(stop)}"
+    def __init__(self, form: str, x: Any, over: Ranks) -> None:
+        features = tuple([n for i, n in enumerate(x.shape) if i not in over.axes])
+        options = f"form={form!r}, axes={over.axes}, stop={sorted(over.stop)}"
         self.text = f"batch_norm({options}) of {features} features, dtype {x.dtype}"
 
     def __str__(self) -> str:

@@ -28,18 +28,19 @@ def title(node: Node) -> list[str]:
     name = node.op or ""
     options = [
         f"[{text}]" if key == "index" else f"{key} {text}"
-        for key, value in node.params.items()
+        for key, value in _metadata(node).items()
         if key not in UNSHOWN and (text := _option_text(value)) and f"{key} {text}" not in UNSAID
     ]
-    given = [(key, arg) for key, arg in zip(operand_names(node), node.args, strict=True) if arg is not None]
-    operands = ["·" if is_array(arg) else number_text(arg) for _, arg in given]
-    if node.primitive.joint:
-        options += [f"{key} {text}" for (key, _), text in zip(given, operands, strict=True) if text != "·"]
-    elif (arrays := operands.count("·")) < len(operands):
+    operands = ["·" if is_array(arg) else number_text(arg) for arg in node.args if arg is not None]
+    if (arrays := operands.count("·")) < len(operands):
         if node.own_op in COMMUTATIVE or (arrays == 1 and operands[0] == "·"):
             operands = [text for text in operands if text != "·"]
         name += " " + ", ".join(operands)
     return [name, *options]
+
+
+def _metadata(node: Node) -> dict[str, Any]:
+    return node.params["norm"].options() if node.own_op == "batch_norm" else node.params
 
 
 def numbered(names: Mapping[Node, str]) -> dict[Node, str]:
@@ -55,7 +56,7 @@ def numbered(names: Mapping[Node, str]) -> dict[Node, str]:
 
 def formula(node: Node) -> str:
     """What a fused batch norm computes."""
-    _, gamma, beta, *_ = node.args
+    _, gamma, beta = node.args
     return f"{'' if gamma is None else 'gamma · '}(x − mean) / √(var + eps){'' if beta is None else ' + beta'}"
 
 

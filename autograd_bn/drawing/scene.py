@@ -67,8 +67,9 @@ class Scene:
                 twin = twins[node] = copy(node)
                 twin.args = tuple([twins.get(arg, arg) if isinstance(arg, Node) else arg for arg in node.args])
             if node in fused:
-                if values is None and node.params["comm"] is not None:
-                    twin.params = {**node.params, "comm": _Echo(node.params["comm"].size)}
+                norm = node.params["norm"]
+                if values is None and norm.comm is not None:
+                    twin.params = {"norm": replace(norm, comm=_Echo(norm.comm.size))}
                 known = {
                     twins.get(p, p): np.zeros(p.shape, p.dtype) if values is None else values[p] for p in node.inputs
                 }

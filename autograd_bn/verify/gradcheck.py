@@ -259,7 +259,7 @@ class _Check:
                 )
                 text += [f"  likely mistake: {_likely(block)}"] if linear else []
             text += [] if linear else ["  likely mistake: the rule is not linear in the incoming gradient"]
-            stops = [node.params.get("stop") for node in self.graph.nodes if node.own_op == "batch_norm"]
+            stops = [node.params["norm"].stop for node in self.graph.nodes if node.own_op == "batch_norm"]
             if any(stops) or any(node.own_op == "stop_gradient" for node in self.graph.nodes):
                 text += ["  note: f stops a gradient on purpose (stop_gradient or stop=), which differences do not see"]
             raise GradientError("\n".join(text))

@@ -13,8 +13,8 @@ from ...engine import Tensor
 from ...engine.graph import Graph, Values
 from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
-from ..arguments import kept_shape
 from ..definition import batch_norm, body
+from ..norm import kept_shape
 from .recognise import Match, Recogniser, label, roles
 
 
