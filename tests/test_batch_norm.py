@@ -559,3 +559,24 @@ def test_bad_input_is_named(message, form, recorded):
     with pytest.raises((TypeError, ValueError), match="^" + re.escape(message)) as error:
         ag.batch_norm(x, **options)
     assert "\n" not in str(error.value)
+
+
+ALONE = ag.tensor(3.0, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "operands",
+    [
+        {"x": [[ALONE, 1.0], [2.0, 3.0]]},
+        {"gamma": [ALONE, ALONE]},
+        {"beta": [1.0, ALONE]},
+        {"mean": [ALONE, ALONE], "var": np.ones(2)},
+        {"mean": np.ones(2), "var": (ALONE, 1.0)},
+        {"eps": [ALONE, 1.0]},
+    ],
+    ids=lambda operands: list(operands)[-1],
+)
+def test_tensors_in_a_list_are_refused(operands, form):
+    with pytest.raises(TypeError, match="of tensors, which would cut the graph"):
+        ag.batch_norm(**{"x": np.eye(2), "form": form} | operands)

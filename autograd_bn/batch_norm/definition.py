@@ -155,9 +155,8 @@ def _on_arrays(
         if wanted[0]:
             if any(norm.through):
                 total, weighted = norm.over.sums(total, weighted)
-            averages = [
-                s / max(n, 1) if used else None for s, used in zip((total, weighted), norm.through, strict=True)
-            ]
+            through_mean, through_var = norm.through
+            averages = total / max(n, 1) if through_mean else None, weighted / max(n, 1) if through_var else None
             factor = scale if gamma is None else scale * norm.lay(gamma, x.shape)
             dx = arithmetic.input_gradient(made, x, norm.axes, centre, scale, factor, averages)
             dx = dx if unit is None else dx * unit

@@ -15,6 +15,7 @@ import numpy as np
 from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
+from ..engine.tensor import array_of, values_of
 from . import ranks
 from .arithmetic import values, wide
 
@@ -59,7 +60,9 @@ class Norm:
 
     def options(self) -> dict[str, Any]:
         """What a picture says of it."""
-        return {"axes": self.axes, "stop": self.stop, "eps": self.eps, "mean": self.mean, "var": self.var}
+        arrays = {"eps": self.eps, "mean": self.mean, "var": self.var}
+        flat = {name: np.squeeze(a, self.axes) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
+        return {"axes": self.axes, "stop": self.stop, **flat}
 
     def lay(self, parameter: Any, shape: tuple[int, ...]) -> Any:
         """A parameter of the kept axes' shape, reshaped where it must be to broadcast against `shape`; or None."""
@@ -78,10 +81,13 @@ def _broadcasting(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[in
 def operands(x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
     """The operands of `batch_norm` as arrays or tensors; `x` of floating-point or exact numbers."""
     if not isinstance(x, Tensor):
-        x = ag.as_tensor(x) if isinstance(gamma, Tensor) or isinstance(beta, Tensor) else np.asarray(x)
+        x = ag.as_tensor(x) if isinstance(gamma, Tensor) or isinstance(beta, Tensor) else array_of(x, "x")
     if x.dtype.kind in "iub":
         x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
-    gamma, beta = [p if p is None or isinstance(p, Tensor) else np.asarray(p) for p in (gamma, beta)]
+    if type(gamma) is not Tensor and gamma is not None:
+        gamma = array_of(gamma, "gamma")
+    if type(beta) is not Tensor and beta is not None:
+        beta = array_of(beta, "beta")
     return x, gamma, beta
 
 
@@ -168,7 +174,7 @@ def _checked_statistic(statistic: Any, name: str, axes: tuple[int, ...], x: Kind
         if statistic.requires_grad:
             raise TypeError(f"{name} requires a gradient, but given statistics are constants: pass {name}.detach()")
         statistic = statistic.data
-    statistic = np.asarray(statistic)
+    statistic = array_of(statistic, name)
     _check_kind((statistic.shape, statistic.dtype), name, axes, shape)
     statistic = _fractions(statistic) if dtype.kind == "O" else statistic.astype(_of_statistics(dtype))
     return np.reshape(statistic, kept_shape(shape, axes, keepdims=True))
@@ -185,7 +191,7 @@ def _checked_eps(eps: Any, axes: tuple[int, ...], x: Kind) -> Any:
         return eps
     if isinstance(eps, Tensor) and eps.requires_grad:
         raise TypeError("eps requires a gradient, but it is a constant: pass eps.detach()")
-    array = np.asarray(eps)
+    array = values_of(eps) if isinstance(eps, Tensor) else array_of(eps, "eps")
     if array.dtype.kind not in "fiuO":
         raise TypeError(f"eps has dtype {array.dtype}, expected a positive number")
     if not all(isinstance(number, Real) and 0 < number < math.inf for number in array.flat):  # type: ignore[operator]
