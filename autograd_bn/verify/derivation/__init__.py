@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..referee.adapters import is_float, parameters
+from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.judge import check_backward
+from ..referee.pairs import parameters
 from .tracing import Recording, Unwritable, recordings
 from .writer import Writer
 

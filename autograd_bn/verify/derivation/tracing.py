@@ -15,7 +15,7 @@ from ...engine import Tensor, as_tensor
 from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, topological_order, watching
-from ..referee.adapters import is_float
+from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.run import local_values
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.node import Array
-from .adapters import Pair, is_float
+from .held import is_array, is_float
+from .pairs import Pair
 
 Inputs = dict[str, Any]
 
@@ -33,7 +34,7 @@ def _checked(name: str, given: Any) -> Any:
     """A private copy of one input: floats as float64, so that only mistakes show and not rounding."""
     if isinstance(given, Tensor):
         given = given.data
-    if isinstance(given, list) and given:
+    if isinstance(given, list) and given and not any(map(is_array, given)):
         given = np.asarray(given)
     if isinstance(given, np.ndarray | np.floating):
         if given.dtype.kind in "cO":

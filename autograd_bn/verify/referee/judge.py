@@ -13,13 +13,14 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .adapters import Pair, adapt, numpy_pair
 from .generic import generic, one_path, shape_finding, swapped
 from .inputs import Inputs, checked, lengthened, moved
-from .matching import canonical
+from .meant import convention, without_guards
 from .mistakes import Mistake, alone, close, listed
+from .pairs import Pair, adapt, numpy_pair
 from .paths import Paths, explain, main_paths, telling
 from .repair import Clock, search
+from .returned import canonical
 from .run import Run
 from .source import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
@@ -33,6 +34,7 @@ def check_backward(
     names: Sequence[str] | None = None,
     seed: int = 0,
     seconds: float = 2.0,
+    strict: bool = False,
 ) -> Verdict:
     """Judge a hand-written backward pass against the forward pass it belongs to.
 
@@ -56,6 +58,8 @@ def check_backward(
     For wrong gradients it looks for the smallest edit of `backward` that makes them right, for `seconds` of computing
     at most.
 
+    A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
+
     Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't
     be judged; whatever is wrong with `backward`, an exception too, is in the verdict.
 
@@ -76,22 +80,24 @@ def check_backward(
         raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes: (x, ...)")
     pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
     with np.errstate(all="ignore"):
-        return Referee(pair, checked(pair, names), seed, seconds).verdict()
+        return Referee(pair, checked(pair, names), seed, seconds, strict).verdict()
 
 
 class Referee:
     """One check: the runs that it makes of a pair, and what it makes of them."""
 
-    def __init__(self, pair: Pair, inputs: Inputs, seed: int, seconds: float) -> None:
-        self.pair, self.inputs, self.clock, self.unit = pair, inputs, Clock(seconds), False
+    def __init__(self, pair: Pair, inputs: Inputs, seed: int, seconds: float, strict: bool) -> None:
+        self.pair, self.inputs, self.clock, self.unit, self.strict = pair, inputs, Clock(seconds), pair.unit, strict
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
         self.findings: list[Finding] = []
-        self.notes: list[str] = []
+        self.notes = [*pair.notes]
+        self.warnings: list[str] = []
         self.coefficients: dict[str, dict[str, float]] = {}
         self.paths: Paths | None = None
-        self.given = Run(pair, inputs, self.rng)
+        self.given = Run(pair, inputs, self.rng, self.unit)
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
-        if _ignores_dy(self.given) and _ignores_dy(self._tried(self._moved(self.given.floats)) or self.given):
+        deaf = not self.unit and _ignores_dy(self.given)
+        if deaf and _ignores_dy(self._tried(self._moved(self.given.floats)) or self.given):
             self.unit = True
             if self.given.y.size == 1:
                 self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
@@ -101,6 +107,7 @@ class Referee:
                 repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
                 self.findings.append(Finding("ignores dy", labels, what, repair))
             self.given = Run(pair, inputs, self.rng, self.unit)
+        self.given.call_twice()
         self.runs = [self.given]
         if self.given.author.failure is None:
             self._run_elsewhere()
@@ -147,7 +154,8 @@ class Referee:
             rows = [self._unreturned(name, "not computed") for name in given.floats]
             self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
             return self._made(rows, self._repairs(given.floats))
-        self.findings += [Finding("overwritten", (), f"{what}.", _COPY) for what in back.faults] + back.findings
+        self.warnings = [f"{what}. {_COPY}" for what in back.faults]
+        self.findings += back.findings
         self.notes += back.notes
         rows, wrong = [], []
         for name in given.floats:
@@ -156,6 +164,10 @@ class Referee:
                 wrong += [] if rows[-1].ok else [name]
             elif any(f"d{name}" in finding.gradients for finding in self.findings):
                 rows.append(self._unreturned(name, "missing"))
+        meant = convention(self.runs, wrong, self.pair.source) if wrong and not self.findings else ""
+        if meant:
+            self.findings = [Finding("convention", tuple([f"d{name}" for name in wrong]), meant, "")]
+            return self._made(rows, [], meant)
         repairs = self._repairs(wrong) if wrong or back.faults else []
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
         steps = showing[0].steps(self.pair.source)
@@ -176,16 +188,23 @@ class Referee:
             )
         return self._made(rows + steps, repairs)
 
-    def _made(self, rows: list[Row], repairs: list[Repair]) -> Verdict:
+    def _made(self, rows: list[Row], repairs: list[Repair], convention: str = "") -> Verdict:
+        if not rows and not self.findings:
+            raise Unjudgeable("backward returned no gradient of an array that forward reads")
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
         ok = all(row.ok for row in rows if row.what == "gradient") and not findings
         judged = self.pair.forward, self.inputs, self.given.dy
-        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged)
+        seen = tuple(self.warnings), (*self.pair.unseen, *self.given.author.unseen), convention
+        ok = ok and not (self.strict and self.warnings)
+        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen)
 
     def _judged(self, name: str) -> Row:
         """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
         judged = [run for run in self.runs if name in run.author.gradients]
         bad = [run for run in judged if not run.right(name)]
+        if bad and all(close(run.author.gradients[name], without_guards(run).get(name, np.nan)) for run in bad):
+            bad = []
+            self.notes.append(f"d{name} is right without the small number that forward adds inside of its logarithm.")
         run = (bad or judged)[0]
         given, truth, note = run.author.gradients[name], run.truth[name], ""
         if given.shape != truth.shape:

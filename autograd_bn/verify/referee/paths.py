@@ -12,8 +12,8 @@ import numpy as np
 from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .inputs import Inputs
-from .matching import canonical
 from .mistakes import MISSING, PATHS, Mistake, close, lengths, missing, number
+from .returned import canonical
 from .run import Run, Trace
 from .verdict import Finding
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-from .matching import Returned
 from .pure import Allowed, exchangeable
+from .returned import Returned
 from .run import Passed, Run, values_in
 from .slips import Edit, Slips
 from .source import NoSearch, Source, bare

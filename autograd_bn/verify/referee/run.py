@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import sys
@@ -17,9 +18,10 @@ from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
 from ..finite_differences import Differences
 from ..gradcheck import Unjudgeable
-from .adapters import Pair, is_float
+from .held import is_float
 from .inputs import Inputs, moved, scale
-from .matching import Returned, canonical, derivative_of, plain
+from .pairs import Pair
+from .returned import Gradients as Back, Returned, canonical, derivative_of, is_constant, plain
 from .verdict import Row, row
 
 Gradients = dict[str, Array]
@@ -79,7 +81,7 @@ class Passed:
 
     cache: Any
     written: list[str]
-    bits: list[bytes]
+    bits: list[tuple[Any, bytes]]
 
 
 class Run:
@@ -117,8 +119,10 @@ class Run:
         """What forward leaves for a backward pass."""
         handed = copy.deepcopy(self.inputs)
         _, cache = self.pair.forward(*handed.values())
-        written = [name for name in self.floats if handed[name].tobytes() != self.inputs[name].tobytes()]
-        return Passed(cache, [f"forward overwrites its input {name} in place" for name in written], _bits(cache))
+        judged = [name for name in self.floats if not is_constant(name, self.inputs[name])]
+        written = [name for name in judged if handed[name].tobytes() != self.inputs[name].tobytes()]
+        bits = [(array, array.tobytes()) for _, array in _held(cache)]
+        return Passed(cache, [f"forward overwrites its input {name} in place" for name in written], bits)
 
     def back(self, backward: Callable[..., Any], factor: float = 1.0, passed: Passed | None = None) -> Returned:
         """What a backward pass returns for `factor * dy` right after forward, or after what has been `passed`."""
@@ -134,9 +138,22 @@ class Run:
         out.faults = [*passed.written]
         if given.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")
-        if passed.bits != _bits(passed.cache):
+        if any(array.tobytes() != bits for array, bits in passed.bits):
             out.faults.append("backward overwrites an array of the cache in place")
         return out
+
+    def call_twice(self) -> None:
+        """See whether a second backward pass after the same forward pass returns something else."""
+        with contextlib.suppress(Exception):  # a cache may be used up
+            _, cache = self.pair.forward(*copy.deepcopy(self.inputs).values())
+            found = []
+            for _ in range(2):
+                out, dy = Returned(), self.dy.copy() if self.dy.ndim else np.float64(self.dy)
+                back = copy.deepcopy(self.pair.call(self.pair.source, dy, cache))
+                out.sort(back._replace(left={}) if isinstance(back, Back) else back, self.inputs, self.truth)
+                found.append(out.gradients)
+            if any(found[1][n].tobytes() != g.tobytes() for n, g in found[0].items()):
+                self.author.faults.append("a second backward after the same forward returns something else")
 
     # Right and wrong
 
@@ -339,18 +356,17 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
 _ARRAYS = np.ndarray, np.floating, Tensor
 
 
-def _held(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _held(cache: Any) -> Iterator[tuple[str, Any]]:
     """Every array and tensor in a cache, with the name it has there."""
-    if isinstance(value, _ARRAYS):
-        yield name, value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _held(item, name)
-    else:
-        for key, item in (value if isinstance(value, dict) else getattr(value, "__dict__", {})).items():
-            yield from _held(item, str(key))
-
-
-def _bits(cache: Any) -> list[bytes]:
-    """What tells whether an array in a cache was written into."""
-    return [value.tobytes() for _, value in _held(cache)]
+    todo, seen = [("", cache)], set()
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, _ARRAYS):
+            yield name, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, tuple | list):
+                todo += [(name, item) for item in reversed(value)]
+            else:
+                kept = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+                todo += [(str(key), item) for key, item in kept.items()]

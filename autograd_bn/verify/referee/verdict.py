@@ -83,7 +83,8 @@ class Verdict:
     in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
-    `forward`, `inputs` and `dy` are what was judged.
+    `forward`, `inputs` and `dy` are what was judged; `warnings` say what is overwritten on the way, and `unseen` which
+    arrays that forward reads are not judged.
     """
 
     ok: bool
@@ -95,9 +96,17 @@ class Verdict:
     forward: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     dy: Array | None = field(default=None, repr=False, compare=False)
+    warnings: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    convention: str = ""
 
     def __bool__(self) -> bool:
         return self.ok
+
+    @property
+    def status(self) -> str:
+        """One of right, wrong and convention: a gradient that is other than the derivative on purpose."""
+        return "right" if self.ok else "convention" if self.convention else "wrong"
 
     @property
     def first_wrong(self) -> str | None:
@@ -111,10 +120,12 @@ class Verdict:
             lines += [f"{i}. {finding.what}" if many else finding.what]
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
         lines += ["", *map(str, self.repair), ""] if self.repair else []
+        lines += [f"Warning: {warning}" for warning in self.warnings]
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
         lines += ["", text_table(_HEAD, self._cells(), right=(2, 3))]
-        lines += ["", *[f"Note: {note}" for note in self.notes]] if self.notes else []
+        notes = (*self.notes, *[f"Not judged: {what}" for what in self.unseen])
+        lines += ["", *[f"Note: {note}" for note in notes]] if notes else []
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -123,7 +134,10 @@ class Verdict:
         wrong = [row.name for row in self.rows if row.what == "gradient" and not row.ok]
         total = sum(row.what == "gradient" for row in self.rows)
         if self.ok:
-            return f"RIGHT: {'the gradient is' if total == 1 else f'all {total} gradients are'} right."
+            warned = ", with a warning" if self.warnings else ""
+            return f"RIGHT: {'the gradient is' if total == 1 else f'all {total} gradients are'} right{warned}."
+        if self.convention:
+            return f"CONVENTION, and no mistake: {', '.join(wrong)}."
         if not wrong:
             return "WRONG, though the gradients of the inputs are right."
         return f"WRONG: {', '.join(wrong)}" + (f" ({len(wrong)} of {total} gradients)." if total > 1 else ".")
@@ -149,7 +163,8 @@ class Verdict:
         edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
-        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
+        said = (*self.warnings, *self.notes, *[f"Not judged: {what}" for what in self.unseen])
+        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in said)
         head = f"<p><b>{escape(self._headline())}</b></p>"
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
 

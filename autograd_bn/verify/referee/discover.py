@@ -1,0 +1,631 @@
+"""What there is to judge in a file, inputs that suit it, and what the referee makes of each."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import json
+import linecache
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from traceback import extract_tb
+from typing import Any
+
+import numpy as np
+
+from ..gradcheck import Unjudgeable
+from .frameworks import torch_library
+from .held import arrays, is_array, is_float
+from .judge import check_backward
+from .load import SECONDS, TimeUp, limited, said
+from .pairs import (
+    CONTEXTS,
+    NUMPY,
+    Calls,
+    NoPair,
+    Pair,
+    adapt,
+    agreement,
+    author_of,
+    loss,
+    methods_of,
+    numpy_pair,
+    parameters,
+    returned_names,
+    stirred,
+)
+from .returned import Gradients, is_constant
+from .verdict import Verdict
+
+TRIALS, ACCEPTED, FITTING = 4000, 30, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
+# Sizes that can't be mistaken for each other, by the letters that stand for them below.
+SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
+# What a parameter of this name may be, likeliest first: a shape, as letters or in brackets, after the kind of its
+# entries; after = a value; or the options below.
+CANDIDATES = (
+    (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|channels|size|dims?|units|nodes|n"
+     r"|num|d)|fan_?in|(size|dim)_?in|size|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
+    (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
+     r"|channels|size|dims|units|nodes|n|num|d)|fan_?out|(size|dim)_?out|units|classes|neurons|hidden|filters|vocab_?size|k|m",
+     "=3 =4"),
+    (r".*(path|file|dir|folder|url|name|port|fd).*", '="x"'),
+    (r"(hyper_?)?\w*(params?|parameters|config|cfg|options|opts|kwargs)", "options"),
+    (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|out(put)?s?|a_?l|yp|logits|scores",
+     "ND unit:ND prob:ND unit:N unit:N1 N N1 DN +ND"),
+    (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
+    (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
+     "ND BDIJ BDKL BTD DN D +ND BIJD int:BTV DI unit:ND N N1"),
+    (r"w_?(x|xh|ih|ax)", "DM DF MD"),
+    (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
+    (r"w_?[a-z]", "DM MV MD MM"),
+    (r"(w\d?|weights?|kernels?|filters?|theta|table|m)", "DM MD D +D MDPP VM MN PPDM DN"),
+    (r"b\d?|b_?[a-z]|bias(es)?", "M D F M1 1M D1 111M"),
+    (r"gamma|scale|gain|g", "+D +1D11 +1D +D1 +N1 =2"),
+    (r"beta|shift|offset", "D 1D11 1D D1 N1"),
+    (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c|[ac]_?prev|prev_?[ac]", "NM BM MN MD"),
+    (r"y|t|labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*",
+     "int:NM onehot:ND int:BTM int:NMM ND N bits:N bits:N1 bits:ND N1 sign:N sign:N1 +ND onehot:DN DN"),
+    (r"(\w*_)?mask", "bool:BT bool:ND"),
+    (r"(running_?|moving_?|r_?)?(mean|mu|avg)", "D =0.5"),
+    (r"(running_?|moving_?|r_?)?(var|variance|sigma2)", "+D =0.7"),
+    (r"(input_|normalized_|in_)?shape", "=[4] =4 =[4,3,5] =[2,4]"),
+    (r"n?_?groups?|stride|\w*pool\w*_size|kernel_?size|ksize|filter_?size|f|hf|wf", "=2 =3"),
+    (r"pad(ding)?", "=1 =0"),
+    (r"eps(ilon)?", "=0.001"),
+    (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 unit:ND unit:N"),
+    (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1"),
+    (r"axis|dim", "=1"),
+    (r"\w*activation\w*|\w*nonlinearity", '="relu" ="sigmoid" ="tanh"'),
+    (r"reduction", '="mean"'),
+    (r"(is_?)?train(ing)?|training_mode", "=true"),
+    (r"mode", '="train"'),
+)  # fmt: skip
+LOOSE = "|".join([pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND unit:ND"))])
+UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
+OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
+OPTIONS |= {"f": 2, "momentum": 0.9}
+_TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
+
+
+@dataclass
+class Entry:
+    """Something to judge: what it takes, and how it becomes a pair on such values; then what came of it."""
+
+    forward: str
+    backward: str
+    parameters: list[str]
+    adapted: Callable[[Sequence[Any]], Pair]
+    probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
+    made: int = 0  # how many of the values its object is made of
+    base: bool = False  # a base class, whose passes may be left to others
+    verdict: str = ""  # right, wrong, convention, unwritten, unjudged, or nothing where this is no pair
+    reasons: list[str] = field(default_factory=list)
+    report: Verdict | None = None
+
+    @property
+    def reason(self) -> str:
+        """What is said beside the report."""
+        return " ".join(self.reasons)
+
+    def __str__(self) -> str:
+        head = f"{self.verdict.upper()}: {self.reason}"
+        return head if self.report is None else f"{self.report}\n{self.reason}".rstrip()
+
+    def json(self) -> str:
+        """One line for machines."""
+        said: list[str] = []
+        if self.report is not None:
+            said = [*map(str, self.report.diagnosis), *self.report.warnings]
+            said += [f"Not judged: {what}." for what in self.report.unseen]
+        repairs = () if self.report is None else self.report.repair
+        edits = [{name: getattr(r, name) for name in ("file", "line", "old", "new")} for r in repairs]
+        fields = {"forward": self.forward, "backward": self.backward, "verdict": self.verdict}
+        return json.dumps({**fields, "diagnosis": " ".join([*said, *self.reasons]), "repair": edits})
+
+
+# What there is to judge
+
+
+def entries(space: dict[str, Any]) -> Iterator[Entry]:
+    """Everything in a file that has a forward and a backward pass, in the file's order."""
+    name_of_file = space["__name__"]
+    own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == name_of_file}
+    functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
+    jax, uses = sys.modules.get("jax"), _uses_torch(space)
+    for name, value in own.items():
+        if name in functions and (forward := _forward_of(name, functions)):
+            passes = functions[forward], value
+            yield Entry(
+                forward,
+                name,
+                parameters(passes[0]),
+                _either(partial(numpy_pair, *passes), uses),
+                _lifted(passes[0], uses),
+            )
+        elif name in functions and _is_loss(name, value):
+            yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, uses))
+        elif isinstance(value, type) and methods_of(value):
+            yield _class_entry(name, value, uses)
+        elif jax is not None and isinstance(value, jax.custom_vjp):
+            back = getattr(value.bwd, "__name__", "bwd")
+            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _lifted(value.fun, None))
+
+
+def _is_loss(name: str, function: Any) -> bool:
+    """Whether a function may return a loss and its gradient."""
+    named = re.search(r"loss(_|$)", name, re.IGNORECASE) and not re.search(r"forward|^test|^plot", name)
+    return bool(named) and len(returned_names(function)) != 1
+
+
+# What a backward pass and the forward pass that belongs to it have in their names.
+_NAMES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
+_NAMES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
+
+
+def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
+    """The forward pass that a function's name says that it is the backward pass of."""
+    for back, fore in _NAMES.items():
+        if back in name:
+            wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
+            known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
+            known = [n for n in known if n != name]
+            return max(known, key=len) if known else None
+    return None
+
+
+def _class_entry(name: str, what: Any, torch: Any) -> Entry:
+    """A class whose passes stand by themselves, or a layer class, whose object is made first."""
+    fore, back = methods_of(what) or ("", "")
+    forward = getattr(what, fore)
+    takes, library = parameters(forward), sys.modules.get("torch")
+    names = f"{name}.{fore}", f"{name}.{back}"
+    if library is not None and issubclass(what, library.autograd.Function):
+        apart = what.setup_context is not library.autograd.Function.setup_context
+        return Entry(*names, takes[not apart :], partial(adapt, what), lambda values: None)
+    first = next(iter(inspect.signature(forward).parameters), "")
+    if inspect.ismethod(forward) or first in CONTEXTS or isinstance(inspect.getattr_static(what, fore), staticmethod):
+        author = author_of(what)
+        lead = [author.owner] if author.leads else []
+        probe = lambda values: _lifted(author.forward, torch)([*copy.deepcopy(lead), *values])
+        adapted = lambda values: Calls(author_of(what), values).pair()
+        return Entry(*names, takes[first in CONTEXTS :], _either(adapted, torch), probe)
+    made = parameters(what)
+
+    def make(values: Sequence[Any]) -> Any:
+        np.random.seed(0)  # noqa: NPY002
+        with (torch_library(torch) if torch else NUMPY).precise():
+            return what(*values[: len(made)])
+
+    return Entry(
+        *names,
+        [*made, *takes[1:]],
+        _either(lambda values: adapt(make(values), values[len(made) :]), torch, len(made)),
+        lambda values: _lifted(getattr(make(values), fore), torch)(values[len(made) :]),
+        len(made),
+        bool(what.__subclasses__()),
+    )
+
+
+def _uses_torch(space: dict[str, Any]) -> Any:
+    """PyTorch, where a file imports it."""
+    torch = sys.modules.get("torch")
+    there = any(
+        str(getattr(v, "__name__", "")).partition(".")[0] == "torch" for v in space.values() if inspect.ismodule(v)
+    )
+    return torch if torch is not None and there else None
+
+
+def _lifted(function: Callable[..., Any], torch: Any) -> Callable[[Sequence[Any]], Any]:
+    """A function called on copies of values, which PyTorch's own code gets as PyTorch's."""
+
+    def call(values: Sequence[Any]) -> Any:
+        np.random.seed(0)  # noqa: NPY002
+        given = copy.deepcopy(list(values))
+        if torch is None:
+            return function(*given)
+        library = torch_library(torch)
+        with library.precise():
+            try:
+                return function(*map(library.lift, copy.deepcopy(given)))
+            except Exception as error:
+                with suppress(Exception):
+                    return function(*given)
+                raise error
+
+    return call
+
+
+def _either(adapted: Callable[[Sequence[Any]], Pair], torch: Any, made: int = 0) -> Callable[[Sequence[Any]], Pair]:
+    """A pair on NumPy's arrays, or on PyTorch's where the file computes with these."""
+
+    def on(values: Sequence[Any]) -> Pair:
+        if torch is None:
+            return adapted(values)
+        with torch_library(torch).precise():
+            try:
+                return adapted([*values[:made], *map(torch_library(torch).lift, values[made:])])
+            except Exception:
+                return adapted(values)
+
+    return on
+
+
+# Inputs
+
+
+def drawn(kind: str, rng: np.random.Generator) -> Any:
+    """A value of a kind as `CANDIDATES` lists them."""
+    if kind == "options":
+        return dict(OPTIONS)
+    if kind.startswith("="):
+        value = json.loads(kind[1:])
+        return tuple(value) if isinstance(value, list) else value
+    what, _, letters = kind.rpartition(":")
+    plus, letters = letters.startswith("+"), letters.lstrip("+")
+    if letters.startswith("("):
+        shape = tuple(map(int, re.findall(r"\d+", letters)))
+    else:
+        shape = tuple([SIZES[letter] for letter in letters])
+    last = shape[-1] if shape else 1
+    if what == "int":
+        return rng.integers(0, last, shape[:-1])
+    if what == "onehot":
+        return np.eye(last)[rng.permutation(np.arange(int(np.prod(shape[:-1]))) % last)].reshape(shape)
+    if what in ("bits", "sign"):
+        bits = rng.permutation(np.arange(int(np.prod(shape))) % 2).reshape(shape).astype(float)
+        return bits if what == "bits" else 2 * bits - 1
+    if what == "bool":
+        return rng.random(shape) < 0.8
+    if what in ("unit", "prob"):
+        values = rng.uniform(0.1, 0.9, shape)
+        return values / values.sum(-1, keepdims=True) if what == "prob" else values
+    return rng.uniform(0.5, 2, shape) if plus else rng.normal(size=shape) * 1.5 + 0.2
+
+
+def parsed_inputs(text: str) -> dict[str, Any]:
+    """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`."""
+    found, rng = dict[str, Any](), np.random.default_rng(1)
+    for name, kind, value in re.findall(
+        r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|[^\s(]+)", text
+    ):
+        if value.startswith("("):
+            kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
+            found[name] = drawn(f"{kind}{value}", rng)
+        else:
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+    return found
+
+
+def _kinds(entry: Entry, name: str, lengths: Sequence[int]) -> list[str]:
+    """What a parameter may be, by its name."""
+    listed = next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, name.lower())), UNKNOWN).split()
+    for length in lengths if "ND" in listed else ():
+        listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
+    return listed
+
+
+def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]:
+    """Inputs that forward takes, best such that every gradient agrees with differences there; and the pair on them."""
+    inside: dict[str, list[str]] = {}  # what a dict must hold, by its parameter
+    best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
+    failed: list[tuple[int, str]] = []
+    accepted = fitting = 0
+    lengths = _lengths(entry)
+    while True:
+        slots = [(name, None) for name in entry.parameters] + [(n, key) for n, keys in inside.items() for key in keys]
+        kinds = [["known"] if n in known and key is None else _kinds(entry, key or n, lengths) for n, key in slots]
+        missing, firm = None, dict[int, str]()
+        for chosen in _likeliest(kinds):
+            if any(chosen[i] != kind for i, kind in firm.items()):
+                continue
+            rng, values = np.random.default_rng(1), dict[str, Any]()
+            for (name, key), kind in zip(slots, chosen, strict=True):
+                if key is None:
+                    values[name] = known[name] if kind == "known" else drawn(kind, rng)
+                else:
+                    values[name][key] = drawn(kind, rng)
+            given = tuple(values.values())
+            try:
+                _finite(entry.probe(given))
+            except (NotImplementedError, NoPair):
+                raise
+            except KeyError as error:
+                dicts = [n for n, value in values.items() if isinstance(value, dict)]
+                key = error.args[0] if error.args else None
+                if dicts and isinstance(key, str) and key not in values[dicts[0]] and dicts[0] not in known:
+                    missing = dicts[0], key
+                    break
+                failed.append((_depth(error, entry), f"{said(error)}{_line(error)}"))
+                continue
+            except Exception as error:
+                if _is_todo(error):
+                    raise NotImplementedError(str(error) or "assert False") from None
+                failed.append((_depth(error, entry), f"{said(error)}{_line(error)}"))
+                continue
+            try:
+                pair = entry.adapted(copy.deepcopy(given))
+                score = rating(pair)
+            except (NotImplementedError, Unjudgeable, NoPair):
+                raise
+            except Exception as error:
+                if _is_todo(error):
+                    raise NotImplementedError(str(error) or "assert False") from None
+                failed.append((10**6, f"{said(error)}{_line(error)}"))
+                continue
+            accepted, fitting = accepted + 1, fitting + score[0]
+            if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
+                firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
+            if best is None or score > best[0]:
+                best = score, given, pair
+            if score == (True, 1) or accepted >= ACCEPTED or fitting >= FITTING:
+                return best[1:]
+        if missing is not None and len(inside.get(missing[0], ())) < 12:
+            inside.setdefault(missing[0], []).append(missing[1])
+            continue
+        if best is not None:
+            return best[1:]
+        raise ValueError(_no_inputs(entry, failed))
+
+
+def _lengths(entry: Entry) -> list[int]:
+    """The lengths that an object made without arguments holds, of which x may have one."""
+    if entry.made:
+        return []
+    with suppress(Exception):
+        one = entry.probe.__closure__
+        made = next(
+            cell.cell_contents
+            for cell in one or ()
+            if callable(cell.cell_contents) and cell.cell_contents.__name__ == "make"
+        )
+        sizes = {k for value in arrays(made(())).values() if is_array(value) for k in np.shape(value) if k > 1}
+        return sorted(sizes)[:4]
+    return []
+
+
+def _loose(name: str) -> bool:
+    """Whether a parameter may be of several kinds, all of which fit."""
+    named = any(re.fullmatch(pattern, name.lower()) for pattern, _ in CANDIDATES)
+    return not named or bool(re.fullmatch(LOOSE, name.lower()))
+
+
+def _likeliest(kinds: list[list[str]]) -> list[tuple[str, ...]]:
+    """Choices of a kind for each parameter, those first in which each is the likeliest."""
+    ranked = itertools.islice(itertools.product(*[list(enumerate(listed)) for listed in kinds]), 40 * TRIALS)
+    first = sorted(ranked, key=lambda chosen: sum(rank for rank, _ in chosen))[:TRIALS]
+    return [tuple([kind for _, kind in chosen]) for chosen in first]
+
+
+def rating(pair: Pair) -> tuple[bool, float]:
+    """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences."""
+    _written(pair)
+    try:
+        with np.errstate(all="ignore"):
+            told = agreement(pair)
+    except (NotImplementedError, Unjudgeable):
+        raise
+    except Exception:
+        return False, -1.0
+    fit = bool(told) and all(value is not None for value in told.values())
+    return fit, sum(map(bool, told.values())) / max(len(told) + len(pair.unseen), 1)
+
+
+def _finite(result: Any) -> None:
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    if first is None:
+        return
+    y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
+    if not y.size or not np.isfinite(y).all():
+        raise ValueError("forward's output is empty or not finite")
+
+
+def _is_todo(error: BaseException) -> bool:
+    """Whether an exception is an author's note that nothing stands there yet."""
+    if isinstance(error, NotImplementedError) or (isinstance(error, AssertionError) and _TODO.search(str(error))):
+        return True
+    steps = extract_tb(error.__traceback__)
+    return (
+        isinstance(error, AssertionError)
+        and bool(steps)
+        and bool(re.match(r"assert (False|0)\b", steps[-1].line or ""))
+    )
+
+
+def _depth(error: BaseException, entry: Entry) -> int:
+    steps = extract_tb(error.__traceback__)
+    return (steps[-1].lineno or 0) if steps else 0
+
+
+def _line(error: BaseException) -> str:
+    steps = [
+        step
+        for step in extract_tb(error.__traceback__)
+        if "autograd_bn" not in step.filename and "site-packages" not in step.filename
+    ]
+    return f" (line {steps[-1].lineno})" if steps else ""
+
+
+def inputs_name(entry: Entry) -> str:
+    """What a file calls the inputs that it gives for a pair."""
+    return re.sub(r"([._]?forward.*|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
+
+
+def _no_inputs(entry: Entry, failed: list[tuple[int, str]]) -> str:
+    call = f"{entry.forward}({', '.join(entry.parameters)})"
+    why = max(failed, key=lambda pair: pair[0])[1] if failed else "it takes none"
+    line = " ".join(f"{name}=(5,4)" for name in entry.parameters)
+    return (
+        f"no inputs are known for {call}, the best guess ended with {why}; "
+        f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
+    )
+
+
+# The verdict
+
+
+def given_inputs(entry: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The inputs that the file gives."""
+    given = space.get(inputs_name(entry), space.get("inputs"))
+    given = given() if callable(given) else given
+    if given is not None and not isinstance(given, tuple | list):
+        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
+    return None if given is None else tuple(given)
+
+
+def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int = 0, strict: bool = False) -> None:
+    """What the referee makes of an entry."""
+    try:
+        with limited(2 * SECONDS), np.errstate(all="ignore"):
+            given = given_inputs(entry, space)
+            if given is None:
+                given, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
+            else:
+                pair = entry.adapted(copy.deepcopy(given))
+                rating(pair)
+            entry.report = check_backward(pair, pair.inputs, seed=seed, strict=strict)
+            for other, where in _elsewhere(entry, given) if entry.report.ok else ():
+                report = check_backward(other, other.inputs, seed=seed, strict=strict)
+                if not report.ok:
+                    entry.report = report
+                    entry.reasons.append(f"This is {where}.")
+                    break
+            entry.verdict = entry.report.status
+            if (
+                entry.report.status == "wrong"
+                and pair.unit
+                and np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) > 1
+            ):
+                kinds = {finding.kind for finding in entry.report.diagnosis}
+                if kinds & {"shape", "count", "not summed", "transposed", "raised"}:
+                    raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
+            if lacking := _lacking(entry.report, space):
+                entry.verdict, entry.report = "unjudged", None
+                entry.reasons = [f"backward needs {lacking}, which isn't there"]
+    except NoPair:
+        pass
+    except TimeUp:
+        entry.verdict, entry.report = "unjudged", None
+        entry.reasons.append(f"it took more than {2 * SECONDS} s")
+    except NotImplementedError as error:
+        entry.verdict = "" if entry.base else "unwritten"
+        entry.reasons.append(str(error) or "it raises NotImplementedError")
+    except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
+        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in _file(error)
+        entry.verdict, entry.report = "unjudged", None
+        entry.reasons.append(
+            (" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)
+        )
+
+
+def _lacking(report: Verdict, space: dict[str, Any]) -> str:
+    """What backward imports in vain, if that is why it raised."""
+    raised = [finding.what for finding in report.diagnosis if finding.kind == "raised"]
+    named = re.search(r"NameError: name '(\w+)' is not defined|ImportError: ([\w.]+) is", raised[0] if raised else "")
+    if not named:
+        return ""
+    text = "".join(linecache.getlines(space["__file__"]))
+    found = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
+    return found or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
+
+
+def _file(error: BaseException) -> str:
+    steps = extract_tb(error.__traceback__)
+    return steps[-1].filename if steps else ""
+
+
+def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+    """The pair where the same code may take another way: in test mode, and on x of more axes."""
+    first = next((i for i, value in enumerate(given) if is_float(value) and i >= entry.made), None)
+    if first is not None and given[first].ndim == 2 and given[first].shape[1] % 2 == 0:
+        rows, columns = given[first].shape
+        folded = list(copy.deepcopy(given))
+        folded[first] = folded[first].reshape(rows, 1, 2, columns // 2)
+        with suppress(Exception):
+            a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (given, folded))
+            if a.shape == b.shape and np.allclose(a, b) and (pair := entry.adapted(folded)):
+                yield pair, f"for {entry.parameters[first]} of shape {folded[first].shape}"
+    if any(isinstance(value, dict) and "mode" in value for value in given):
+        yield from _in_test_mode(entry, given)
+
+
+def _output(result: Any) -> Any:
+    return np.asarray(result[0] if isinstance(result, tuple | list) else result)
+
+
+def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+    """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
+    seen: list[Any] = []
+
+    class Watched(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            seen.append(key)
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            seen.append(key)
+            return super().get(key, default)
+
+    with suppress(Exception):
+        entry.probe([Watched(value) if isinstance(value, dict) else value for value in copy.deepcopy(given)])
+    if "mode" not in seen:
+        return
+    there = list(copy.deepcopy(given))
+    pair = entry.adapted(there)
+    pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
+    for value in there:
+        if isinstance(value, dict):
+            value["mode"] = "test"
+    result = entry.probe(there)
+    y, cache = (result[0], result[-1]) if isinstance(result, tuple | list) else (result, 0)
+    if y is None:
+        entry.reasons.append("In test mode forward returns no output, so its gradient is not judged.")
+    elif cache is None or (isinstance(cache, dict | tuple | list) and not cache):
+        entry.reasons.append("In test mode forward returns no cache, so its gradient is not judged.")
+    else:
+        yield entry.adapted(there), "in test mode"
+
+
+def _written(pair: Pair) -> None:
+    """`NotImplementedError` where one of the passes isn't written yet."""
+    y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+    if y is None:
+        raise NotImplementedError("forward returned None")
+    try:
+        back = pair.call(pair.source, np.ones(np.shape(y)), kept)
+    except Unjudgeable:
+        raise
+    except Exception as error:
+        if _is_todo(error):
+            raise NotImplementedError(str(error) or "assert False") from None
+        return  # for the verdict to report
+    if not isinstance(back, Gradients):
+        back = Gradients(back, {}, (), tuple(pair.names))
+    values = dict(zip(pair.names, pair.inputs, strict=True))
+    floats = [name for name in pair.names if is_float(values[name]) and not is_constant(name, values[name])]
+    listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
+    left = [name for name, value in back.left.items() if value is not None]
+    if isinstance(back.back, dict):
+        return
+    if all(value is None for value in listed) and not left and floats:
+        raise NotImplementedError(f"backward returned None for {', '.join(floats)}")
+    if len(listed) == len(back.names):
+        none = [
+            n for n, value in zip(back.names, listed, strict=True) if value is None and n in floats and n not in left
+        ]
+        if none:
+            raise NotImplementedError(f"backward returned None for {', '.join(none)}")
+    numbers = [v for v in [*listed, *back.left.values()] if v is not None]
+    with suppress(TypeError, ValueError):
+        if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):
+            rng = np.random.default_rng(4)
+            moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
+            if np.array_equal(y, pair.forward(*moved)[0]):
+                raise NotImplementedError("forward returns the same for all inputs, and backward zeros")

@@ -1,0 +1,123 @@
+"""The arrays that an author's objects hold: where they are, and which of them are gradients of which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from .returned import derivative_of, plain
+
+Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to what it holds
+_CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
+# Words on the way to a parameter or to a gradient that say no more than that.
+_PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
+_GRADIENT_PLACES = set("grads gradients grad gradient dparams diff g derivatives gradval dvalue grad_value".split())
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value is an array that has a gradient."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of floats, of NumPy or of a framework."""
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype.kind == "f")
+    return is_tensor(value) and bool(value.is_floating_point())
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is an array of PyTorch's."""
+    return hasattr(value, "is_leaf") and hasattr(value, "detach")
+
+
+def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What a container or an object holds, with where."""
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, tuple | list):
+        yield from enumerate(value)
+    elif not isinstance(value, _CLOSED):
+        yield from dict(getattr(value, "__dict__", {})).items()
+        if is_tensor(value) and value.is_leaf and value.grad is not None:
+            yield "grad", value.grad
+
+
+def arrays(root: Any) -> dict[Path, Any]:
+    """Every array of floats in an object, the outer ones first; numbers that are floats too."""
+    held, seen = dict[Path, Any](), set[int]()
+    todo: list[tuple[Path, Any]] = [((), root)]
+    while todo and len(seen) < 5000:
+        path, value = todo.pop(0)
+        if is_array(value) or isinstance(value, float | np.floating):
+            held[path] = value
+        if id(value) not in seen:
+            seen.add(id(value))
+            todo += [((*path, key), item) for key, item in _inside(value)]
+    return held
+
+
+def get(root: Any, path: Path) -> Any:
+    """What stands at a place, or None."""
+    for key in path:
+        root = dict(_inside(root)).get(key)
+    return root
+
+
+def put(root: Any, path: Path, new: Any) -> None:
+    """Have another value at a place; tuples on the way are made anew."""
+    owner, key = get(root, path[:-1]), path[-1]
+    if isinstance(owner, tuple):
+        items = [new if i == key else item for i, item in enumerate(owner)]
+        put(root, path[:-1], type(owner)._make(items) if hasattr(owner, "_make") else tuple(items))
+    elif isinstance(owner, dict | list):
+        owner[key] = new
+    else:
+        vars(owner)[key] = new
+
+
+def label(path: Path) -> str:
+    """What to call the array at a place: the name its author gave it."""
+    words = [key for key in path if key not in _PLACES]
+    words = words if any(isinstance(word, str) for word in words) else list(path)
+    return "".join([f"[{w}]" if isinstance(w, int) else f".{w}" for w in words]).removeprefix(".")
+
+
+def kinship(parameter: Path, slot: Path) -> float:
+    """How surely names and places say that one array is the gradient of another: 3 sure, 1 likely, 0 no word of it."""
+    same = parameter[:-1] == slot[:-1]
+    if same and isinstance(slot[-1], int) and isinstance(parameter[-1], int) and len(slot) > 2:
+        return 2.5 if slot[-1] == parameter[-1] + 1 else 0.0  # (W, dW)
+    ours = [plain(str(key)) for key in parameter if key not in _PLACES]
+    theirs = [plain(str(key)) for key in slot if key not in _PLACES | _GRADIENT_PLACES]
+    marked = any(key in _GRADIENT_PLACES for key in slot)
+    if not ours or not theirs:
+        return 3.0 if same and marked and not theirs else 0.0  # weight.value, weight.grad
+    if marked and ours == theirs:
+        return 3.0
+    meant = derivative_of(theirs[-1])[:-1] + ([theirs[-1]] if marked else [])
+    if ours[-1] in meant:
+        return 3.0 if ours[:-1] == theirs[:-1] else 2.0
+    return 1.0 if any(len(m) and (ours[-1].startswith(m) or m.startswith(ours[-1])) for m in meant) else 0.0
+
+
+def looks_like_a_gradient(slot: Path) -> bool:
+    """Whether a place's name says that a gradient is there."""
+    return any(key in _GRADIENT_PLACES for key in slot) or len(derivative_of(str(slot[-1]))) > 1
+
+
+def groups(held: dict[Path, Any]) -> list[tuple[Any, list[Path]]]:
+    """Arrays with every place at which each of them stands."""
+    found: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
+    for path, value in held.items():
+        found.setdefault((path[0], id(value)), (value, []))[1].append(path)
+    return list(found.values())
+
+
+def best(paths: Sequence[Path], slots: Sequence[Path]) -> list[tuple[float, Path]]:
+    """Slots by how surely each is the gradient of the array at `paths`, the surest first."""
+    rated = [(max(kinship(path, slot) for path in paths), slot) for slot in slots]
+    return sorted(rated, key=lambda pair: -pair[0])

@@ -1,0 +1,261 @@
+"""Files as people have them, run so that what they define can be judged: a script, or a notebook's cells."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import linecache
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Any
+
+SECONDS = 30  # for running the file; a pair has twice as many
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+
+
+class Unreadable(Exception):
+    """Why there is nothing to judge in a file; the message is one line."""
+
+
+class TimeUp(BaseException):
+    """Something took too long; no handler of the file's own catches it."""
+
+
+@dataclass
+class Loaded:
+    """What a file defines, and what a reader should know of how it ran."""
+
+    space: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+class StandIn(ModuleType):
+    """In the place of a module, or of something in it, that isn't there.
+
+    As a decorator it leaves alone what it is handed, as a base class it is empty; called on arrays it raises.
+    """
+
+    __all__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return range if name == "xrange" else StandIn(f"{self.__name__}.{name}")
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if len(given) == 1 and not named and callable(given[0]) and not isinstance(given[0], StandIn):
+            return given[0]
+        if any(hasattr(value, "dtype") for value in [*given, *named.values()]):
+            raise ImportError(f"{self.__name__} is called, but {self.__name__.partition('.')[0]} isn't there")
+        return StandIn(self.__name__)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        first = next(base for base in bases if isinstance(base, StandIn))
+        return (StandInBase,) if first is self else ()
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        return None
+
+    def __instancecheck__(self, _: Any) -> bool:
+        return False
+
+    def _refuse(self, *_: Any) -> Any:
+        raise ImportError(f"{self.__name__} is used, but {self.__name__.partition('.')[0]} isn't there")
+
+    __iter__ = __len__ = __array__ = __float__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = _refuse
+    __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __neg__ = __getitem__ = _refuse
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+
+class StandInBase:
+    """In the place of a base class that isn't there."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def text_of(path: Path) -> str:
+    """A file's code: of a notebook, its code cells with a line `# In[n]:` above each; magics become comments."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if path.suffix == ".ipynb":
+        try:
+            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        except (ValueError, KeyError, TypeError):
+            raise Unreadable(f"{path} is no notebook of format 4") from None
+        text = "\n\n".join([f"# In[{i}]:\n" + _cell("".join(cell["source"])) for i, cell in enumerate(cells, 1)])
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        text = _cell(text)
+    return text
+
+
+def _cell(text: str) -> str:
+    """A cell without its magics; one for another language is left out."""
+    first = text.lstrip().partition("\n")[0]
+    if first.startswith("%%") and not re.match(r"%%(time|timeit|capture|prun)\b", first):
+        return re.sub(r"(?m)^", "# ", text)
+    return re.sub(r"(?m)^(\s*)([%!?].*|.*[^\s#'\"]\?+)$", r"\1pass  # \2", text)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Stop what takes longer, where the platform can."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeUp
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where the file swallows it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def _no_exit(status: int = 0) -> None:
+    raise SystemExit(f"os._exit({status})")
+
+
+def _folders(path: Path) -> list[Path]:
+    """The file's folder and those above it, up to the root of its project."""
+    found = [path.resolve().parent]
+    roots = (".git", "setup.py", "pyproject.toml", "setup.cfg", "requirements.txt")
+    while len(found) < 5 and found[-1].parent != found[-1]:
+        inner = len(found) == 1 or (found[-1] / "__init__.py").exists()
+        if not inner and any((found[-1] / root).exists() for root in roots):
+            break
+        found.append(found[-1].parent)
+    return found
+
+
+@contextlib.contextmanager
+def loaded(path: Path) -> Iterator[Loaded]:
+    """What the file defines, with imports as it expects them, from its own folders; nothing of them stays."""
+    if path.suffix not in (".py", ".ipynb"):
+        raise Unreadable(f"{path} ends in {path.suffix!r}, expected a Python file, .py, or a notebook, .ipynb")
+    if not path.is_file():
+        raise Unreadable(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
+    folders = _folders(path)
+    before = sys.path[:], sys.dont_write_bytecode, set(sys.modules), os._exit, sys.argv, sys.stdin, dict(os.environ)
+    sys.path[:0], sys.dont_write_bytecode = [*map(str, folders), os.getcwd()], True
+    os._exit = _no_exit  # type: ignore[assignment]
+    sys.argv, sys.stdin = [str(path)], io.StringIO()
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    try:
+        # A module of a package in packages, since it may import its neighbours so.
+        name = ""
+        for folder in folders[::-1]:
+            name = f"{name}.{re.sub(r'[^0-9A-Za-z_]', '_', folder.name)}" if name else "checked"
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [str(folder)]
+        yield _run(path, f"{name}.{path.stem}")
+    finally:
+        sys.path[:], sys.dont_write_bytecode, modules, os._exit, sys.argv, sys.stdin, environment = before
+        os.environ.clear()
+        os.environ.update(environment)
+        for name in set(sys.modules) - modules:
+            module = sys.modules[name]
+            home = str(getattr(module, "__file__", None) or "")
+            if (
+                isinstance(module, StandIn)
+                or name.startswith("checked")
+                or (home.startswith(str(folders[-1])) and "site-packages" not in home)
+            ):
+                del sys.modules[name]
+
+
+def _run(path: Path, name: str) -> Loaded:
+    """Run the file statement by statement; after one that fails only definitions and imports are run."""
+    text, module = text_of(path), ModuleType(name)
+    package = name.rpartition(".")[0]
+    module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
+    sys.modules[name] = module
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
+    found, stopped = Loaded(module.__dict__), ""
+    try:
+        statements = ast.parse(text, str(path)).body
+    except SyntaxError as error:
+        raise Unreadable(f"{path}, line {error.lineno}: SyntaxError: {error.msg}") from None
+    absent: list[str] = []
+    with contextlib.suppress(TimeUp), limited(SECONDS):
+        for statement in statements:
+            if stopped and not (isinstance(statement, _DEFINES) or _is_plain(statement)):
+                continue
+            try:
+                _execute(statement, str(path), module.__dict__, absent)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit too: the file is not ours
+                steps = [step.lineno for step in extract_tb(error.__traceback__) if step.filename == str(path)]
+                words = f"it takes more than {SECONDS} s" if isinstance(error, TimeUp) else said(error)
+                stopped = stopped or f"{path}, line {(steps or [statement.lineno])[-1]}: {words}"
+    if stopped:
+        needs = f" (without {', '.join(absent)})" if absent else ""
+        found.notes.append(stopped + needs)
+    return found
+
+
+def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list[str]) -> None:
+    """Run one statement; modules that it imports in vain are stood in for."""
+    code = compile(ast.Module([statement], []), file, "exec")
+    while True:
+        try:
+            return exec(code, space)
+        except ModuleNotFoundError as error:
+            if not error.name or error.name in absent:
+                raise
+            absent.append(error.name)
+            sys.modules[error.name] = StandIn(error.name)
+            above, _, last = error.name.rpartition(".")
+            if isinstance(sys.modules.get(above), StandIn):
+                setattr(sys.modules[above], last, sys.modules[error.name])
+
+
+def _is_plain(statement: ast.stmt) -> bool:
+    """Whether a statement only gives names to constants."""
+    return isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+class _Shell:
+    """What a notebook's magics are called on."""
+
+    def __init__(self, space: dict[str, Any], path: Path) -> None:
+        self.space, self.path = space, path
+
+    def run_cell_magic(self, magic: str, _: str, code: str) -> None:
+        """Run a cell that is timed or captured."""
+        if magic in ("time", "timeit", "capture", "prun"):
+            exec(compile(code, str(self.path), "exec"), self.space)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None

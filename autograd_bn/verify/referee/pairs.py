@@ -1,0 +1,766 @@
+"""How an author's code is called: a convention a row, and what comes of it as a pair of functions on arrays."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import random
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import wraps
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...engine.node import Array
+from ..gradcheck import Unjudgeable
+from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put
+from .returned import Gradients, Returned, derivative_of, is_constant, plain
+
+_EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
+# What a class may call its two passes.
+METHODS = (
+    ("forward", "backward"), ("compute", "gradient"), ("forward_pass", "backward_pass"), ("fprop", "bprop"),
+    ("forward_propagation", "backward_propagation"), ("forward_prop", "backward_prop"), ("fwd", "bwd"),
+    ("_forward", "_backward"), ("__call__", "backward"), ("__call__", "backward_pass"), ("loss", "gradient"),
+    ("__call__", "gradient"), ("loss", "grad"), ("__call__", "grad"), ("loss", "backward"),
+)  # fmt: skip
+CONTEXTS = ("ctx", "context")
+_CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
+_RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
+_OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target as `y, cache = forward(*inputs)` and `grads = backward(dy, cache)`, NumPy in and out.
+
+    `source` is the author's backward, and `call(source, dy, cache)` what it returns, or an edited one in its place.
+    `truth(inputs, dy)` are the gradients by the framework's own autodiff through the same forward code; it raises where
+    that code leaves the framework. `unit`: backward takes no dy, and is the gradient for dy = 1. `unseen` are arrays
+    that forward reads and that aren't judged, each with why.
+    """
+
+    forward: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    names: list[str]
+    source: Callable[..., Any]
+    call: Callable[[Callable[..., Any], Any, Any], Any]
+    truth: Callable[[dict[str, Any], Array], dict[str, Array]] | None = None
+    unit: bool = False
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+class NoPair(Exception):
+    """A function isn't what its name seemed to say."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """What an author wrote: `forward(*lead, ...)` and `backward(*lead, ...)`; the lead is a copy of `owner` a call."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    owner: Any = None
+    leads: bool = False
+    names: tuple[str, ...] = ()
+
+    def copied(self) -> Any:
+        """A copy of the owner, with the iterators and generators in it as they are."""
+        try:
+            return copy.deepcopy(self.owner)
+        except Exception as error:
+            kind = type(self.owner).__name__
+            raise Unjudgeable(f"an object of {kind} can't be copied ({error}), and is not run as it is") from None
+
+
+class Context:
+    """A `ctx` for functions that keep what backward reads in one."""
+
+    saved: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *values: Any) -> None:
+        """Keep what backward reads."""
+        self.saved = values
+
+    saved_tensors = saved_values = to_save = property(lambda self: self.saved)
+    needs_input_grad = (True,) * 99
+
+
+# Who wrote what
+
+
+def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
+    """The names of a function's first parameters, or of those that a caller must give."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        listed = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):  # a function of C, as of NumPy
+        listed = []
+    if count is None:
+        return [p.name for p in listed if p.default is p.empty]
+    names = [p.name for p in listed[skip : skip + count]]
+    return names + [f"input{i}" for i in range(len(names), count)]
+
+
+def methods_of(what: type) -> tuple[str, str] | None:
+    """What a class calls its two passes."""
+    own = {name for base in what.__mro__ for name in vars(base)}
+    return next((pair for pair in METHODS if own >= {*pair} and all(callable(getattr(what, n)) for n in pair)), None)
+
+
+def author_of(target: Any) -> Author:
+    """The passes of a class or an object, and what they work on."""
+    what = target if isinstance(target, type) else type(target)
+    passes = methods_of(what)
+    if passes is None or (passes[0] == "__call__" and inspect.isfunction(target)):
+        raise TypeError(f"target is {getattr(target, '__name__', f'a {what.__name__}')}, {_EXPECTED}")
+    forward, backward = (getattr(what, name) for name in passes)
+    first = next(iter(inspect.signature(forward).parameters), "")
+    if inspect.ismethod(forward):  # a class method
+        return Author(forward.__func__, backward.__func__, what, leads=True)
+    if first in CONTEXTS:
+        return Author(forward, backward, _context(sys.modules.get(what.__module__)), leads=True)
+    if isinstance(inspect.getattr_static(what, passes[0]), staticmethod):
+        return Author(forward, backward)
+    if isinstance(target, type):
+        raise TypeError(f"target is the class {target.__name__}, expected an object of it: {target.__name__}(...)")
+    return Author(forward, backward, target, leads=True)
+
+
+def _context(module: Any) -> Any:
+    """A context of the author's own file, else one of ours."""
+    for value in list(vars(module).values()) if module is not None else []:
+        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "save_for_backward"):
+            with suppress(Exception):
+                return value()
+    return Context()
+
+
+def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
+    """`loss, dx = function(x, ...)`; several gradients are those that their names say, else of the first inputs."""
+    first = function(*copy.deepcopy(inputs))
+    if not isinstance(first, tuple | list) or len(first) < 2 or np.ndim(first[0]) or isinstance(first[0], str):
+        raise NoPair
+    names = parameters(function, len(inputs))
+    rest = first[1] if len(first) == 2 else first[1:]
+    hints = [*returned_names(function)[1:]]
+    known = {plain(name): name for name in names}
+    said = [next((known[n] for n in derivative_of(hint) if n in known), "") for hint in hints]
+    count = len(rest) if isinstance(rest, tuple | list) else 1
+    judged = said if len(said) == count and all(said) else names[:count]
+    judged = names if isinstance(rest, dict) else judged
+
+    @wraps(function)
+    def forward(*values: Any) -> Any:
+        with seeded(function):
+            return function(*copy.deepcopy(values))[0], values
+
+    def call(edited: Callable[..., Any], dy: Any, values: Any) -> Any:
+        with seeded(function):
+            back = edited(*copy.deepcopy(values))[1:]
+        back = back[0] if len(back) == 1 else back
+        if isinstance(back, dict):
+            scaled: Any = {name: dy * value for name, value in back.items()}
+        else:
+            listed = back if isinstance(back, tuple | list) else (back,)
+            scaled = tuple([None if d is None else dy * d for d in listed])
+        return Gradients(scaled, {}, (), tuple(judged))
+
+    floats = [
+        n for n, v in zip(names, inputs, strict=True) if is_float(v) and n not in judged and not is_constant(n, v)
+    ]
+    unseen = tuple([f"{name}, of which no gradient is returned" for name in floats])
+    return Pair(forward, tuple(inputs), names, function, call, unseen=unseen)
+
+
+def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
+    """Recognise a target by what it is, with the frameworks that the caller has imported."""
+    from .frameworks import jax_function, torch_function
+
+    if isinstance(target, Pair):
+        return target
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(target, type) and issubclass(target, torch.autograd.Function):
+        return torch_function(torch, target, inputs)
+    if jax is not None and isinstance(target, jax.custom_vjp):
+        return jax_function(jax, target, inputs)
+    return Calls(author_of(target), inputs).pair()
+
+
+def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
+    """A pair of functions or of methods."""
+    for what, function in (("forward", forward), ("backward", backward)):
+        if not callable(function):
+            raise TypeError(f"{what} is a {type(function).__name__}, expected a function")
+    owner = getattr(backward, "__self__", None) if inspect.ismethod(backward) else None
+    leads = owner is not None and getattr(forward, "__self__", None) is owner
+    if leads:
+        forward, backward = forward.__func__, backward.__func__
+    first = next(iter(_signature(forward)), "")
+    if not leads and first in CONTEXTS and len(_signature(forward)) == len(inputs) + 1:
+        owner, leads = _context(sys.modules.get(getattr(forward, "__module__", ""))), True
+    return Calls(Author(forward, backward, owner, leads), inputs).pair()
+
+
+def _signature(function: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def returned_names(function: Any) -> list[str]:
+    """What a function's last `return` calls the values that it returns; an empty name for what has none."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError, IndentationError):
+        return []
+    found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    items = found[-1].elts if found and isinstance(found[-1], ast.Tuple | ast.List) else found[-1:]
+    return [
+        re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
+    ]
+
+
+# How it is called
+
+
+class Library(NamedTuple):
+    """What an author computes with: arrays into it and out of it, outputs laid end to end, and its own derivative."""
+
+    lift: Callable[[Any], Any]
+    lower: Callable[[Any], Any]
+    join: Callable[[list[Any]], Any]
+    precise: Callable[[], Any]
+    truth: Any = None
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
+
+
+def itself(value: Any) -> Any:
+    """A value as it is."""
+    return value
+
+
+NUMPY = Library(itself, itself, _joined, _as_it_is)
+
+
+def array(value: Any) -> Any:
+    """A framework's array as NumPy's, floats in double precision; anything else as it is."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    elif hasattr(value, "__array__") and not isinstance(value, np.generic):
+        value = np.asarray(value)
+    return value.astype(np.float64, copy=False) if is_float(value) else value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where forward's outputs are, and what backward is called with: places in what is `Seen`, or dy's by number."""
+
+    outputs: tuple[Path, ...]
+    arguments: tuple[Path, ...]
+    sure: bool = True  # whether it follows from the counts and names of arguments and results
+
+    @property
+    def unit(self) -> bool:
+        """Whether backward takes no dy."""
+        return not any(place[0] == "dy" for place in self.arguments)
+
+
+Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
+
+
+class _Kept:
+    """What backward reads, as a cache; `watched` is what it must not overwrite."""
+
+    def __init__(self, seen: Seen, outputs: list[Any], watched: dict[str, Any]) -> None:
+        self.reveal = lambda: (seen, outputs)
+        self.watched = watched
+
+
+class Calls:
+    """The calls of an author's passes: found out by making them, on copies of everything."""
+
+    def __init__(self, author: Author, inputs: Sequence[Any], library: Library | None = None) -> None:
+        from .frameworks import library_of
+
+        self.author, self.library = author, library or library_of(inputs)
+        self.names = parameters(author.forward, len(inputs), skip=int(author.leads))
+        self.inputs = tuple(map(array, inputs))
+        self.slots: dict[str, list[Path]] = {}  # arrays that forward reads from objects: where each of them stands
+        self.values: list[Any] = []
+        self.places: dict[str, Path] = {}  # where backward leaves a gradient, by what it is the gradient of
+        self.rates: dict[str, float] = {}  # and by how much it moves a parameter that it updates itself
+        self.notes: list[str] = []
+        self.unseen: list[str] = []
+        self.returns = returned_names(author.backward)
+        self.plan = Plan((), ())
+
+    def pair(self) -> Pair:
+        """The calls as a pair."""
+        return self._chosen()._finished()
+
+    def _finished(self) -> Pair:
+        if self.plan.unit:
+            self.notes.append("backward takes no dy: it is judged as the gradient for dy = 1.")
+        self.unseen += globals_read(self.author.forward)
+        return replace(self._made(), notes=tuple(self.notes), unseen=tuple(self.unseen))
+
+    def _made(self) -> Pair:
+        author, names = self.author, [*self.names, *self.slots]
+
+        @wraps(author.forward)
+        def forward(*values: Any) -> tuple[Any, Any]:
+            seen = self.passed(values)
+            outputs = self.outputs(seen)
+            return self.library.lower(self.library.join(outputs)), _Kept(seen, outputs, self._watched(seen))
+
+        def call(function: Callable[..., Any], dy: Any, kept: Any) -> Any:
+            return self.pulled(function, dy, *kept.reveal())
+
+        truth = self.library.truth and self.library.truth(self, names)
+        values = (*self.inputs, *self.values)
+        return Pair(forward, values, names, inspect.unwrap(author.backward), call, truth, self.plan.unit)
+
+    # One pass
+
+    def passed(self, values: Sequence[Any]) -> Seen:
+        """What there is after a forward pass at these values, which it may overwrite."""
+        count, lift = len(self.names), self.library.lift
+        seen: Seen = {
+            "object": self.author.copied(),
+            "input": dict(zip(self.names, map(lift, values[:count]), strict=True)),
+        }
+        seen["start"] = dict(zip(self.slots, values[count:], strict=True))
+        for name, value in seen["start"].items():
+            shape = np.shape(get(seen, self.slots[name][0]))
+            if shape != np.shape(value):
+                raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
+            for path in self.slots[name]:
+                put(seen, path, lift(value))
+            seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
+        seen["before"] = arrays({"object": seen["object"]})
+        with seeded(self.author.forward), self.library.precise():
+            result = self.author.forward(*self._lead(seen), *seen["input"].values())
+        seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
+        return seen
+
+    def _anew(self, seen: Seen) -> None:
+        """Have gradients start from 0, since some layers add to them, and parameters from where they were."""
+        for name, place in self.places.items():
+            held = get(seen, place)
+            if place in self.slots.get(name, ()):
+                for path in self.slots[name]:
+                    put(seen, path, self.library.lift(copy.copy(seen["start"][name])))
+            elif isinstance(held, np.ndarray):
+                held[...] = 0
+
+    def _lead(self, seen: Seen) -> tuple[Any, ...]:
+        return (seen["object"],) if self.author.leads else ()
+
+    def outputs(self, seen: Seen) -> list[Any]:
+        """What forward computed, by the plan."""
+        found = [get(seen, place) for place in self.plan.outputs]
+        if any(y is None for y in found):
+            raise NotImplementedError("forward returned None")
+        return found
+
+    def _watched(self, seen: Seen) -> dict[str, Any]:
+        """The arrays that backward has no business with writing into."""
+        own, held = {*self.places.values()}, arrays({"object": seen["object"]})
+        own |= {path for paths in self.slots.values() for path in paths}
+        gradients = {id(value) for path, value in held.items() if path in own or looks_like_a_gradient(path)}
+        watched = {"result": seen["result"][1:]}
+        for path, value in held.items():
+            if is_array(value) and id(value) not in gradients:
+                watched[str(path[-1])] = value if isinstance(value, np.ndarray) else array(value)
+        return watched
+
+    def pulled(self, function: Callable[..., Any], dy: Any, seen: Seen, outputs: list[Any]) -> Gradients:
+        """What a backward pass returns and leaves behind."""
+        parts = [dy]
+        if len(outputs) > 1:
+            shapes = [np.shape(y) for y in outputs]
+            ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+            parts = [p.reshape(s) for p, s in zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)]
+        self._anew(seen)
+        there = seen | {"dy": list(map(self.library.lift, parts)), "rate": 1.0, "node": _node(seen)}
+        with self.library.precise():
+            back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        left = {}
+        for name, place in self.places.items():
+            left[name] = array(get(seen, place))
+            if place in self.slots.get(name, ()) and left[name] is not None:  # backward updates the parameter itself
+                left[name] = (array(seen["start"][name]) - left[name]) / self.rates[name]
+        return Gradients(lowered(back), left, tuple(self.returns), tuple(self.names))
+
+    # How backward is called
+
+    def _chosen(self) -> Calls:
+        """Called by the first row under which the gradients are right where there are several, else that works."""
+        seen = self.passed(copy.deepcopy(self.inputs))
+        found = list(dict.fromkeys(plans(self.author, self.names, seen)))
+        if not found:
+            none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in _signature(self.author.backward))
+            takes = f"backward takes other arguments than (dy, cache): {inspect.signature(self.author.backward)}"
+            raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
+        best, rated, raised = self, -2.0, ""
+        for plan in found:
+            calls, score = copy.copy(self), -1.0
+            calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
+            try:
+                calls._look_for_parameters()
+                if len(found) > 1 or not plan.sure:
+                    with np.errstate(all="ignore"):
+                        told = agreement(calls._made())
+                    score = sum(map(bool, told.values())) / max(len(told), 1)
+            except (Unjudgeable, NotImplementedError):
+                raise
+            except Exception as error:
+                raised = raised or f"{type(error).__name__}: {error}"
+            if score > rated:
+                best, rated = calls, score
+            if score == 1:
+                break
+        if raised and not best.plan.sure and rated < 0:
+            raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
+        read = {*best.plan.outputs, *best.plan.arguments}
+        left = [place for place in outputs_of(seen) if place not in read]
+        best.unseen += [f"output {place[1]} of forward, for which backward takes no gradient" for place in left]
+        return best
+
+    # What forward reads beside its arguments
+
+    def _look_for_parameters(self) -> None:
+        """Take for parameters the arrays in objects and containers that move the output when they are moved."""
+        first = self.passed(copy.deepcopy(self.inputs))
+        y, cold, author = self._plain(first), self._read(), self.author
+        if author.owner is not None:  # some are made by the first forward pass
+            self.author = replace(author, owner=first["object"])
+            warm = dict[str, list[Path]]()
+            with suppress(Exception):
+                if np.array_equal(self._plain(self.passed(copy.deepcopy(self.inputs))), y):
+                    warm = self._read()
+            if set(warm) <= set(cold):
+                self.author, warm = author, cold
+            cold = warm
+        self.slots = cold
+        root = self._root()
+        self.values = [array(copy.deepcopy(get(root, paths[0]))) for paths in cold.values()]
+        self._move_plain_ones()
+        self._place()
+
+    def _root(self) -> Seen:
+        return {"object": self.author.owner, "input": dict(zip(self.names, self.inputs, strict=True))}
+
+    def _plain(self, seen: Seen) -> Array:
+        return np.concatenate([np.ravel(array(y)) for y in self.outputs(seen)]).astype(np.float64)
+
+    def _tried(self, values: Sequence[Any]) -> Array | None:
+        """The output at these values, where forward takes them."""
+        try:
+            return self._plain(self.passed(copy.deepcopy([*self.inputs, *values])))
+        except Unjudgeable:
+            raise
+        except Exception:
+            return None
+
+    def _read(self) -> dict[str, list[Path]]:
+        """The arrays that the output depends on, by name."""
+        rng, found, y = np.random.default_rng(3), dict[str, list[Path]](), self._tried(())
+        for value, paths in groups(arrays(self._root())):
+            if not is_array(value) or (paths[0][0] == "input" and len(paths[0]) == 2) or y is None:
+                continue
+            name = label(paths[0][1:] if paths[0][0] == "object" else paths[0][2:])
+            if name in self.names or name in found:
+                name = label(paths[0]).replace("object", "self", 1)
+            self.slots = {name: paths}
+            moved = self._tried([stirred(array(value), rng)])
+            if moved is None or moved.shape != y.shape or not np.array_equal(moved, y, equal_nan=True):
+                found[name] = paths
+        self.slots = {}
+        return found
+
+    def _move_plain_ones(self) -> None:
+        """Move parameters that are 0 or 1 throughout, as a gain and a bias at the start: they would hide mistakes."""
+        rng = np.random.default_rng(5)
+        for i, value in enumerate(self.values):
+            if np.all((value == 0) | (value == 1)):
+                values = [*self.values[:i], stirred(value, rng), *self.values[i + 1 :]]
+                y = self._tried(values)
+                if y is not None and np.isfinite(y).all():
+                    self.values = values
+
+    def _all(self) -> dict[str, Any]:
+        return dict(zip([*self.names, *self.slots], [*self.inputs, *self.values], strict=True))
+
+    def _place(self) -> None:
+        """Find where backward leaves the gradients that it does not return; name the arrays that have none."""
+        floats = {name: value for name, value in self._all().items() if is_float(value)}
+        try:
+            seen = self.passed(copy.deepcopy([*self._all().values()]))
+            outputs, y = self.outputs(seen), self._plain(seen)
+            before = arrays({"object": seen["object"]})
+            bits = {path: array(value).tobytes() for path, value in before.items() if is_array(value)}
+            dy = np.ones(y.shape) if self.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
+            shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
+            out = Returned()
+            out.sort(self.pulled(self.author.backward, shaped, seen, outputs), self._all(), dict.fromkeys(floats, 1.0))
+        except Exception as error:  # for the verdict to report
+            self.unseen += [f"{name}, since backward raised {type(error).__name__}" for name in self.slots]
+            return
+        after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
+        new = {p for p, v in after.items() if before.get(p) is not v or bits[p] != array(v).tobytes()}
+        held = {path for paths in self.slots.values() for path in paths}
+        for name in [name for name in floats if name not in out.gradients]:
+            called = (name, "x", "input", "inputs") if name == next(iter(floats)) else (name,)
+            paths, shape = self.slots.get(name) or [("object", n) for n in called], np.shape(floats[name])
+            open_ = [p for p in after if p not in held and p not in self.places.values()]
+            rated = [(s, p) for s, p in best(paths, open_) if s >= 2 or (p in new and np.shape(after[p]) == shape)]
+            moved = [path for path in paths if path in new and path in held]
+            place = self._gradient_of(name, rated, after, dy) or (moved and self._updated(name, moved[0], after, dy))
+            if place:
+                self.places[name] = place
+            elif name in self.slots and not is_constant(name, floats[name]):
+                why = (
+                    "which backward moves by no multiple of a gradient"
+                    if moved
+                    else "of which backward leaves no gradient"
+                )
+                self.unseen.append(f"{name}, {why}")
+
+    def _gradient_of(
+        self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], dy: Array
+    ) -> Path | None:
+        """The place whose name says that this gradient is there, else the one whose values do."""
+        best_ones = [place for surety, place in rated if surety == rated[0][0]]
+        if rated and rated[0][0] >= 2 and len(best_ones) == 1:
+            return best_ones[0]
+        step = np.random.default_rng(11).normal(size=np.shape(self._all()[name]))
+        slope = self._slope(name, dy, step)
+        for _, place in rated:
+            terms = array(after[place]) * step if np.shape(after[place]) == step.shape else np.zeros(1)
+            if np.any(terms) and abs(np.sum(terms) - slope) <= 1e-5 * np.sum(np.abs(terms)):
+                return place
+        likely = [place for surety, place in rated if surety >= 1 or looks_like_a_gradient(place)]
+        return likely[0] if likely and (rated[0][0] >= 1 or len(likely) == 1) and name in self.slots else None
+
+    def _slope(self, name: str, dy: Array, step: Array) -> float:
+        """How fast `sum(y * dy)` changes along a step of one array, by a difference."""
+        values, h = self._all(), 1e-5 * float(np.max(np.abs(self._all()[name]), initial=0) or 1)
+        ends = []
+        for sign in (1, -1):
+            at = values | {name: values[name] + sign * h * step}
+            ends.append(self._plain(self.passed(copy.deepcopy([*at.values()]))))
+        return float(np.sum((ends[0] - ends[1]) * dy) / (2 * h))
+
+    def _updated(self, name: str, place: Path, after: dict[Path, Any], dy: Array) -> Path | None:
+        """The place of a parameter that backward updates itself, if its step is a multiple of a gradient."""
+        change = array(self._all()[name]) - array(after[place])
+        rates = [v for p, v in after.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
+        given = ("rate",) in self.plan.arguments
+        step = np.random.default_rng(11).normal(size=change.shape)
+        factor = (
+            1.0 if given else float(rates[0]) if rates else float(np.sum(change * step)) / self._slope(name, dy, step)
+        )
+        if not given and not rates:
+            step, factor = np.random.default_rng(12).normal(size=change.shape), float(f"{factor:.4g}")
+            if abs(np.sum(change * step) - factor * self._slope(name, dy, step)) > 1e-4 * np.sum(np.abs(change * step)):
+                return None
+        self.rates[name] = factor
+        self.notes.append(
+            f"backward updates {name} itself; its step, divided by {factor:.4g}, is judged as the gradient."
+        )
+        return place
+
+
+def agreement(pair: Pair) -> dict[str, bool | None]:
+    """For each gradient, whether it agrees with a difference along one step; None where its shape is another."""
+    rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
+    output: Any = lambda at: np.asarray(pair.forward(*copy.deepcopy([*at.values()]))[0], dtype=np.float64)
+    y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+    # Losses often take dy for 1 and don't read it, which is for the referee to say.
+    dy = np.ones(np.shape(y)) if pair.unit or np.size(y) == 1 else rng.normal(size=np.shape(y))
+    floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
+    out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
+    agree: dict[str, bool | None] = {}
+    for name, given in out.gradients.items():
+        agree[name] = None
+        if given.shape == inputs[name].shape:
+            step = rng.normal(size=given.shape) * (float(np.std(inputs[name])) or 1.0)
+            up, down = (output(inputs | {name: inputs[name] + h * step}) for h in (1e-5, -1e-5))
+            terms, slope = given * step, float(np.sum((up - down) * dy)) / 2e-5
+            agree[name] = abs(float(np.sum(terms)) - slope) <= 1e-4 * float(np.sum(np.abs(terms))) + 1e-9
+    missing = [f for finding in out.findings for f in finding.gradients]
+    return agree | dict.fromkeys(missing, False)
+
+
+def stirred(value: Array, rng: np.random.Generator) -> Array:
+    """Values near by that are neither 0 nor 1 nor equal to each other; what is positive stays so."""
+    size = float(np.max(np.abs(value), initial=0)) or 1.0
+    return np.asarray(
+        np.where(
+            value == 0, 0.3 * size * rng.uniform(0.5, 1.5, value.shape), value * rng.uniform(0.6, 1.4, value.shape)
+        )
+    )
+
+
+@contextmanager
+def seeded(function: Any) -> Iterator[None]:
+    """The same random numbers in every call, and the caller's generators as they were."""
+    space = getattr(inspect.unwrap(function), "__globals__", {})
+    torch = sys.modules.get("torch")
+    own = [v for v in [*space.values()] if isinstance(v, np.random.Generator)]
+    was = [copy.deepcopy(g.bit_generator.state) for g in own]
+    kept = np.random.get_state(), random.getstate(), torch and torch.get_rng_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    if torch:
+        torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        for generator, state in zip(own, was, strict=True):
+            generator.bit_generator.state = state
+        np.random.set_state(kept[0])  # noqa: NPY002
+        random.setstate(kept[1])
+        if torch:
+            torch.set_rng_state(kept[2])
+
+
+def globals_read(function: Any) -> list[str]:
+    """The arrays of a file or a closure that a function reads by name: nobody hands them over, so none is judged."""
+    with suppress(TypeError, ValueError):
+        read = inspect.getclosurevars(inspect.unwrap(function))
+        held = {**read.globals, **read.nonlocals}
+        return [f"{name}, which forward reads from outside" for name, value in held.items() if is_array(value)]
+    return []
+
+
+def lowered(value: Any) -> Any:
+    """A framework's arrays as NumPy's, also inside of containers."""
+    if isinstance(value, dict):
+        return {key: lowered(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(lowered, value)) if not hasattr(value, "_make") else tuple(map(lowered, value))
+    return array(value)
+
+
+def _node(seen: Seen) -> Any:
+    """A node of a graph, as `gradient(out_grad, node)` reads it."""
+    value: Any = lambda a: SimpleNamespace(
+        cached_data=a, data=a, realize_cached_data=lambda: a, numpy=lambda: a, shape=np.shape(a)
+    )
+    return SimpleNamespace(inputs=list(map(value, seen["input"].values())), **vars(value(seen["result"][0])))
+
+
+# The rows: what backward is called with
+
+
+def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
+    """The ways in which a backward pass may be meant to be called, the likeliest first."""
+    parts = seen["result"]
+    listed = [*_signature(author.backward).values()][int(author.leads) :]
+    kinds = inspect.Parameter
+    variadic = any(p.kind is kinds.VAR_POSITIONAL for p in listed)
+    listed = [p for p in listed if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    wanted = [p.name for p in listed if p.default is p.empty]
+    if not wanted and listed and (listed[0].default is None or listed[0].default in (1, 1.0)) and not variadic:
+        wanted = [p.name for p in listed[:1] if not re.fullmatch(_RATES, p.name) and p.name not in names]
+    outputs: list[Path] = [("result", i) for i in range(len(parts))]
+    if len(parts) == 1 and parts[0] is None and author.leads:
+        kept = _kept_output(seen)
+        outputs = [kept] if kept else outputs
+    called = returned_names(author.forward)
+    if len(called) == len(outputs) == 2 and called[0] in _CACHES:
+        outputs, called = outputs[::-1], called[::-1]
+    named = dict(zip(called, outputs, strict=False)) if len(parts) > 1 else {}
+    named = {name: place for name, place in named.items() if name and place != outputs[0]}
+    fixed: dict[str, Path] = {}
+    for name in wanted:
+        if re.fullmatch(_RATES, name) and name not in names:
+            fixed[name] = ("rate",)
+        elif name == "node":
+            fixed[name] = ("node",)
+        elif name in named and name not in _CACHES:
+            fixed[name] = named[name]
+        elif name in names:
+            fixed[name] = ("input", name)
+    if len(fixed) == len(wanted) - 1 == 1 and len(outputs) == 1 and np.ndim(parts[0]) < 2:
+        # The gradient of a loss, handed what it is the loss of in the place of dy.
+        held = [path for path, value in arrays({"object": seen["object"]}).items() if plain(path[-1]) in _OUTPUTS]
+        for place in [("input", names[0]), *held]:
+            yield Plan((outputs[0],), tuple([fixed.get(name, place) for name in wanted]), False)
+    for known in (fixed, {n: place for n, place in fixed.items() if place[0] != "input"}):
+        free = [name for name in wanted if name not in known]
+        for number, filled, sure in _filled(free, outputs, named, names, variadic):
+            filling = iter(filled)
+            arguments = [known[name] if name in known else next(filling) for name in wanted]
+            yield Plan(tuple(outputs[:number]), (*arguments, *filling), sure)
+
+
+def _filled(
+    free: list[str], outputs: list[Path], named: dict[str, Path], names: list[str], variadic: bool
+) -> Iterator[tuple[int, list[Path], bool]]:
+    """How many outputs count, and what the arguments without a name of their own are: dy for each output, a cache."""
+    count, several = len(free), len(outputs) > 1
+    gradients = [name for name in free if len(derivative_of(name)) > 1]
+    dys: list[Path] = [("dy", i) for i in range(len(outputs))]
+    caches = [place for name, place in named.items() if name in _CACHES] or outputs[:0:-1]
+    if variadic and not free:
+        yield len(outputs), dys, True
+    elif count == 0:
+        yield 1, [], True  # the gradient of a loss, for dy = 1
+    elif count == 1:
+        if several and plain(free[0]) in _CACHES:
+            yield 1, [caches[0]], True
+        else:
+            yield 1, dys[:1], True
+            if several and not gradients:
+                yield 1, [caches[0]], False
+    elif several and count == len(outputs) and free[0] in _CACHES:
+        yield count - 1, [caches[0], *dys[: count - 1]], True
+    elif several and count == len(outputs):
+        yield count - 1, [*dys[: count - 1], caches[0]], True
+        if len(gradients) == count:
+            yield count, dys, False
+        elif len(gradients) == 1:
+            yield 1, [dys[0], *outputs[1:]], False  # the cache as several results
+    elif several and count < len(outputs):
+        for cache in caches:
+            yield count - 1, [*dys[: count - 1], cache], False
+    elif count == 2 and plain(free[1]) not in _CACHES:
+        inputs: list[Path] = [("input", name) for name in names]
+        for place in [outputs[0], *inputs] if plain(free[1]) in _OUTPUTS else [*inputs, outputs[0]]:
+            yield 1, [dys[0], place], False
+
+
+def outputs_of(seen: Seen) -> list[Path]:
+    """The arrays of floats among what forward returned, but for the last, which may be a cache."""
+    parts = seen["result"]
+    return [("result", i) for i, part in enumerate(parts[:-1]) if is_array(part)]
+
+
+def _kept_output(seen: Seen) -> Path | None:
+    """Where an object keeps the output of a forward pass that returns nothing."""
+    now, before = arrays({"object": seen["object"]}), seen["before"]
+    given = [id(value) for value in seen["input"].values()]
+    new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v and id(v) not in given]
+    return min(new, key=lambda p: _OUTPUTS.index(plain(p[1])) if plain(p[1]) in _OUTPUTS else 99, default=None)

@@ -1,0 +1,164 @@
+"""What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...engine.node import Array
+from .verdict import Finding
+
+ROLES = {
+    "xhat": "xhat xnorm xnormalized xnormalised xn normed normalized normalised hatx xnormal normx",
+    "mean": "mean mu samplemean batchmean mub avg average m",
+    "var": "var variance sigma2 sigmasq sigmasquared samplevar batchvar vari v sigsq",
+    "std": "std sqrtvar sigma sd stddev samplestd",
+    "invstd": "ivar inv invvar invstd rstd istd inversestd invsqrtvar stdinv",
+}
+_ONE_EACH = "Return one gradient an input, in forward's order."
+
+
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.lower().replace("_", "")
+
+
+def canonical(name: str) -> str | None:
+    """The textbook's name for what somebody called `name`."""
+    return next((role for role, names in ROLES.items() if plain(name) in names.split()), None)
+
+
+_BEFORE = "dlossd dcostd dld dcd djd ded gradients gradient grads grad nabla delta partial dloss dl dj d g".split()
+_AFTER = ("gradients", "gradient", "grads", "grad", "delta", "diff")
+
+
+def derivative_of(key: str) -> list[str]:
+    """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
+    short = plain(key)
+    found = [short.removeprefix(word) for word in _BEFORE if short.startswith(word)]
+    found += [short.removesuffix(word) for word in _AFTER if short.endswith(word)]
+    return [name for name in [*found, short] if name]
+
+
+class Gradients(NamedTuple):
+    """What backward returned, what it left on an object by name, the names it returned them by, forward's arguments."""
+
+    back: Any
+    left: dict[str, Any]
+    returns: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclass
+class Returned:
+    """What backward returned: gradients of inputs by the inputs' names, other arrays, and what is wrong with them.
+
+    `faults` says what it and forward overwrite, `failure` what it raised.
+    """
+
+    gradients: dict[str, Array] = field(default_factory=dict)
+    others: dict[str, Array] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    failure: str | None = None
+    unseen: list[str] = field(default_factory=list)
+    named: bool = False  # whether what came back is told apart by its names
+
+    def sort(self, returned: Any, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
+        """Match what came back with the inputs, of which those in `truth` have a gradient."""
+        if not isinstance(returned, Gradients):
+            returned = Gradients(returned, {}, (), tuple(inputs))
+        for name, value in returned.left.items():
+            if value is not None:
+                self._keep(self.gradients, name, f"d{name}", value)
+        self._sort(returned.back, inputs, truth, returned)
+        refused = {label for finding in self.findings for label in finding.gradients}
+        for name in [name for name in truth if name not in self.gradients and f"d{name}" not in refused]:
+            if name not in returned.names and name not in returned.left:
+                continue  # an object's own, which nobody hands over
+            if name == next(iter(inputs)) and self.named:
+                self.unseen.append(f"{name}, of which no gradient is returned")
+            elif np.any(truth[name]) and not is_constant(name, inputs[name]):
+                what = f"backward returned no gradient for {name}."
+                self.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
+            else:
+                self.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
+
+    def _sort(self, back: Any, inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients) -> None:
+        if isinstance(back, dict):
+            known = {plain(name): name for name in reversed(inputs)}
+            for key, value in back.items():
+                name = next((known[n] for n in derivative_of(str(key)) if n in known), None)
+                if value is None:
+                    continue
+                free = name is not None and name not in self.gradients
+                self._keep(self.gradients if free else self.others, name if free else key, str(key), value)
+            return
+        listed = list(back) if isinstance(back, tuple | list) else [back]
+        while len(listed) > len(returned.names) and listed[-1] is None:
+            listed.pop()  # for an argument left to its default
+        wanted = self._wanted(listed, inputs, truth, returned)
+        if len(listed) > len(wanted):
+            what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
+            self.findings.append(Finding("count", (), what, _ONE_EACH))
+        for name, value in zip(wanted, listed, strict=False):
+            inside = [n for n in truth if n.startswith(f"{name}[")]
+            if isinstance(inputs.get(name), dict | list | tuple) and isinstance(value, dict | list | tuple):
+                pairs = value if isinstance(value, dict) else dict(zip(inside, value, strict=False))
+                self._sort(pairs, inputs, truth, returned)
+            elif value is not None and name in self.gradients:
+                continue
+            elif value is not None and name in truth:
+                self._keep(self.gradients, name, f"d{name}", value)
+            elif value is not None:
+                kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
+                self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+
+    def _wanted(
+        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients
+    ) -> list[str]:
+        """What the gradients in a list are those of: one an argument, else by their names, else the floats in order."""
+        names, count = list(returned.names), len(listed)
+        if count == len(names):
+            return names
+        known = {plain(name): name for name in reversed(inputs)}
+        said = [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in returned.returns]
+        if len(said) == count and all(said) and len(set(said)) == count:
+            self.named = True
+            return said
+        floats = [name for name in names if name in truth]
+        free = [name for name in floats if not is_constant(name, inputs[name])]
+        left = [name for name in truth if name not in self.gradients]
+        return next(
+            (some for some in (free, floats, left) if len(some) == count), [*floats, *left][: max(count, len(left))]
+        )
+
+    def _keep(self, where: dict[str, Array], name: Any, label: str, value: Any) -> None:
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            array = np.asarray(None)
+        if array.dtype.kind in "fiub":
+            where[str(name)] = array.astype(np.float64)
+        else:
+            what = f"{label} is a {type(value).__name__}, expected an array of floats."
+            self.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
+
+
+_CONSTANT = re.compile(
+    r"y|t|(one_?hot_?)?(y|labels?|targets?|true|truth|gt|desired|expected|mask)s?(_?(true|real|batch|one_?hot|onehot|oh))?"
+    r"|ground_?truth|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
+)
+
+
+def is_constant(name: str, value: Any) -> bool:
+    """Whether backward may leave an input out: by its name, or as labels and masks are numbers of 0 and 1 or of ±1."""
+    if _CONSTANT.fullmatch(name.lower()):
+        return True
+    kinds = set(np.unique(value).tolist()) if np.size(value) else set()
+    return len(kinds) == 2 and (kinds == {0.0, 1.0} or kinds == {-1.0, 1.0})
