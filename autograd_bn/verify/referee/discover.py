@@ -56,10 +56,10 @@ CANDIDATES = (
     (r".*(path|file|dir|folder|url|name|port|fd).*", '="x"'),
     (r"(hyper_?)?\w*(params?|parameters|config|cfg|options|opts|kwargs)", "options"),
     (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|out(put)?s?|a_?l|yp|logits|scores",
-     "ND unit:ND prob:ND unit:N unit:N1 N N1 DN +ND"),
+     "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
     (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BTD DN D +ND BIJD int:BTV DI unit:ND N N1"),
+     "ND BDIJ BDKL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
     (r"w_?(x|xh|ih|ax)", "DM DF MD"),
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),
@@ -85,7 +85,7 @@ CANDIDATES = (
     (r"(is_?)?train(ing)?|training_mode", "=true"),
     (r"mode", '="train"'),
 )  # fmt: skip
-LOOSE = "|".join([pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND unit:ND"))])
+LOOSE = "|".join([pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND prob:ND"))])
 UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
@@ -102,6 +102,7 @@ class Entry:
     adapted: Callable[[Sequence[Any]], Pair]
     probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
     made: int = 0  # how many of the values its object is made of
+    natural: bool = True  # whether its inputs are given, or such as anybody would take
     base: bool = False  # a base class, whose passes may be left to others
     verdict: str = ""  # right, wrong, convention, unwritten, unjudged, or nothing where this is no pair
     reasons: list[str] = field(default_factory=list)
@@ -207,7 +208,7 @@ def _class_entry(name: str, what: Any, torch: Any) -> Entry:
         _either(lambda values: adapt(make(values), values[len(made) :]), torch, len(made)),
         lambda values: _lifted(getattr(make(values), fore), torch)(values[len(made) :]),
         len(made),
-        bool(what.__subclasses__()),
+        base=bool(what.__subclasses__()),
     )
 
 
@@ -365,6 +366,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
             if best is None or score > best[0]:
                 best = score, given, pair
+                entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
             if score == (True, 1) or accepted >= ACCEPTED or fitting >= FITTING:
                 return best[1:]
         if missing is not None and len(inside.get(missing[0], ())) < 12:
@@ -485,6 +487,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
     try:
         with limited(2 * SECONDS), np.errstate(all="ignore"):
             given = given_inputs(entry, space)
+            guess = given is None
             if given is None:
                 given, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
             else:
@@ -506,6 +509,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                 kinds = {finding.kind for finding in entry.report.diagnosis}
                 if kinds & {"shape", "count", "not summed", "transposed", "raised"}:
                     raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
+            if guess and (why := _doubtful(entry.report, entry.natural)):
+                shapes = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
+                raise Unjudgeable(f"at guessed inputs ({shapes}) {why} Give others by --inputs or {inputs_name(entry)}")
             if lacking := _lacking(entry.report, space):
                 entry.verdict, entry.report = "unjudged", None
                 entry.reasons = [f"backward needs {lacking}, which isn't there"]
@@ -523,6 +529,14 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         entry.reasons.append(
             (" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)
         )
+
+
+def _doubtful(report: Verdict, natural: bool) -> str:
+    """What is wrong where inputs that nobody gave may be to blame."""
+    raised = [f.what for f in report.diagnosis if f.kind == "raised" and not re.search("NameError|Unbound", f.what)]
+    doubted = [] if natural else raised
+    doubted += [f.what for f in report.diagnosis if f.kind == "count" and not f.gradients]
+    return doubted[0] if doubted else ""
 
 
 def _lacking(report: Verdict, space: dict[str, Any]) -> str:

@@ -387,7 +387,7 @@ class Calls:
         own, held = {*self.places.values()}, arrays({"object": seen["object"]})
         own |= {path for paths in self.slots.values() for path in paths}
         gradients = {id(value) for path, value in held.items() if path in own or looks_like_a_gradient(path)}
-        watched = {"result": seen["result"][1:]}
+        watched = {"": seen["result"][1:]}
         for path, value in held.items():
             if is_array(value) and id(value) not in gradients:
                 watched[str(path[-1])] = value if isinstance(value, np.ndarray) else array(value)
@@ -451,21 +451,30 @@ class Calls:
     def _look_for_parameters(self) -> None:
         """Take for parameters the arrays in objects and containers that move the output when they are moved."""
         first = self.passed(copy.deepcopy(self.inputs))
-        y, cold, author = self._plain(first), self._read(), self.author
+        cold, author = self._read(), self.author
         if author.owner is not None:  # some are made by the first forward pass
             self.author = replace(author, owner=first["object"])
             warm = dict[str, list[Path]]()
             with suppress(Exception):
-                if np.array_equal(self._plain(self.passed(copy.deepcopy(self.inputs))), y):
-                    warm = self._read()
+                warm = self._read()
             if set(warm) <= set(cold):
                 self.author, warm = author, cold
+            else:
+                self._forget(author.owner, warm)
             cold = warm
         self.slots = cold
         root = self._root()
         self.values = [array(copy.deepcopy(get(root, paths[0]))) for paths in cold.values()]
         self._move_plain_ones()
         self._place()
+
+    def _forget(self, cold: Any, kept: dict[str, list[Path]]) -> None:
+        """Take out of lists what the first forward pass put there, but parameters: inputs that it kept would stay."""
+        one, parts = {"object": self.author.owner}, {path for paths in kept.values() for path in paths}
+        for path in [path for path in arrays(one) if path not in parts and not looks_like_a_gradient(path)]:
+            held, before = get(one, path[:-1]), get({"object": cold}, path[:-1])
+            if isinstance(held, list):
+                del held[len(before) if isinstance(before, list) else 0 :]
 
     def _root(self) -> Seen:
         return {"object": self.author.owner, "input": dict(zip(self.names, self.inputs, strict=True))}
