@@ -41,7 +41,7 @@ def test_the_error_bounds_what_is_off(name, scale, seed):
 
 
 def test_where_larger_numbers_cancelled_the_error_bounds_what_is_off_but_for_chance():
-    assert sum(bounded("cancelling", scale, seed) for scale in SCALES for seed in range(100)) >= 295
+    assert sum(bounded("cancelling", scale, seed) for scale in SCALES for seed in range(100)) >= 299
 
 
 @pytest.mark.parametrize(("name", "most"), [("exp", 1e-10), ("cube", 1e-10), ("sin", 1e-10), ("cancelling", 1e-5)])

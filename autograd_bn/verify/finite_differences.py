@@ -112,11 +112,14 @@ class Differences:
         tiny = self.scale[i] * self.smallest / 16
         hidden = 2**-52 * max(map(_largest, self.at))  # in numbers of the inputs' size, which cancelled
         sides = []
-        for t in (tiny, -1.4 * tiny):
-            moved = np.array([self._moved([i], [k * t * direction]) for k in range(1, 9)])
-            third = np.max(np.abs(np.diff(moved, n=3, axis=0)), axis=0) / math.sqrt(20)
-            still = np.ptp(moved, axis=0) <= hidden
-            sides.append(np.nan_to_num(np.where(still, np.maximum(third, hidden), third), nan=np.inf))
+        for sign in (1, -1):
+            third = np.zeros(self.value.shape)
+            for t in (tiny, 1.618 * tiny):  # of which one may be a multiple of what f is rounded to
+                moved = np.array([self._moved([i], [k * sign * t * direction]) for k in range(1, 9)])
+                still = np.ptp(moved, axis=0) <= hidden
+                third = np.maximum(third, np.max(np.abs(np.diff(moved, n=3, axis=0)), axis=0) / math.sqrt(20))
+                third = np.where(still, np.maximum(third, hidden), third)
+            sides.append(np.nan_to_num(third, nan=np.inf))
         calmer, wilder = np.minimum(*sides), np.maximum(*sides)
         noise = np.where(wilder <= 1000 * calmer, wilder, calmer)
         noise = np.maximum(noise, 2**-52 * np.abs(self.value))
