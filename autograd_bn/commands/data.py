@@ -41,22 +41,6 @@ class Data(NamedTuple):
         return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
 
 
-class _Table(NamedTuple):
-    """Rows of cells as text, each with its line in the file."""
-
-    path: Path
-    separator: str
-    lines: list[int]
-    rows: list[list[str]]
-
-    def value(self, cell: str) -> float | None:
-        """The number in a cell; beside semicolons a comma is a decimal one."""
-        try:
-            return float(cell.replace(",", ".") if self.separator == ";" else cell)
-        except ValueError:
-            return None
-
-
 def load_data(path: str | None, columns: str | None = None) -> Data:
     """The packaged digits, or the user's file: .npy, .npz (one array or `x`, and `gamma` and `beta`), or text.
 
@@ -73,7 +57,7 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
             images, _ = load_digits()
             arrays = {"x": images.reshape(len(images), -1)}
         elif text:
-            x, names, notes = _picked(_read_text(Path(path)), columns)
+            x, names, notes = _read_text(Path(path), columns)
             arrays = {"x": x}
         else:
             arrays = _read(Path(path))
@@ -113,52 +97,56 @@ def _read(path: Path) -> dict[str, Array]:
     raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz, .csv, .tsv or .txt")
 
 
-def _read_text(path: Path) -> _Table:
-    """The cells of a file by its separator: the first of tab, semicolon, comma and space to cut most rows alike."""
-    content = path.read_text("utf-8-sig", errors="replace").removeprefix("#")  # as `numpy.savetxt` begins a header
-    found = []
-    for separator in "\t;, ":
-        text = [line.strip() for line in content.splitlines()] if separator == " " else content.splitlines(True)
-        reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
-        numbered = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
-        table = _Table(path, separator, [line for line, _ in numbered], [cells for _, cells in numbered])
-        width, often = max(Counter(map(len, table.rows)).items(), key=lambda item: item[1], default=(0, 0))
-        found.append((often if width > 1 else 0, table))
-    most = max(often for often, _ in found)
-    table = next(table for often, table in found if often == most)
-    return table if most else found[2][1]
+def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
+    """The numbers of the columns that hold some, or of those asked for; their names; what was done, in words.
 
-
-def _picked(table: _Table, columns: str | None) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
-    """The numbers of the columns that hold some, or of those asked for; their names; what was done, in words."""
-    path, _, lines, rows = table
-    notes, names = [], list[str]()
-    if rows and all(table.value(cell) is None for cell in rows[0]):
-        names, rows, lines = rows[0], rows[1:], lines[1:]
+    The separator is the first of tab, semicolon, comma and space to cut most rows alike.
+    """
+    text = path.read_text("utf-8-sig", errors="replace").removeprefix("#").splitlines(True)  # "#" as by `savetxt`
+    separator, most = ",", 0
+    for mark in "\t;, ":
+        widths = Counter([len(cells) for _, cells in _cells(text[:100], mark)])
+        width, often = max(widths.items(), key=lambda item: item[1], default=(0, 0))
+        if width > 1 and often > most:
+            separator, most = mark, often
+    rows, names, notes = _cells(text, separator), list[str](), []
+    if rows and all(_number(cell, separator) is None for cell in rows[0][1]):
+        names = rows.pop(0)[1]
         notes.append(f"Line 1 is taken for the names of the columns: {_few(names)}.")
     elif rows:
-        notes.append(f"No names of columns: line 1 is taken for numbers ({_few(rows[0])}).")
+        notes.append(f"No names of columns: line 1 is taken for numbers ({_few(rows[0][1])}).")
     if not rows:
         raise UsageError(f"{path} is empty, expected rows of numbers")
-    width = len(names or rows[0])
-    for line, cells in zip(lines, rows, strict=True):
+    width = len(names or rows[0][1])
+    for line, cells in rows:
         if len(cells) != width:
             raise UsageError(f"{path}, line {line} has {len(cells)} columns, expected {width}")
-    asked = (
-        range(width)
-        if columns is None
-        else [_place(name, names, width) for name in next(csv.reader([columns])) or [""]]
-    )
-    values = {i: [table.value(cells[i]) for cells in rows] for i in asked}
+    asked = range(width) if columns is None else [_place(c, names, width) for c in next(csv.reader([columns])) or [""]]
+    values = {i: [_number(cells[i], separator) for _, cells in rows] for i in asked}
     taken = [i for i in asked if columns is not None or any(value is not None for value in values[i])]
     if skipped := [names[i] if names else f"column {i + 1}" for i in asked if i not in taken]:
         notes.append(f"Without what holds no number: {_few(skipped)}.")
     for i in taken or asked:
-        for line, cells, value in zip(lines, rows, values[i], strict=True):
+        for (line, cells), value in zip(rows, values[i], strict=True):
             if value is None:
                 raise UsageError(f"{path}, line {line}, column {i + 1}: {cells[i]!r} is not a number")
     x = np.array([values[i] for i in taken], dtype=float).T
     return x, tuple([names[i] for i in taken if names]), tuple(notes)
+
+
+def _cells(lines: list[str], separator: str) -> list[tuple[int, list[str]]]:
+    """Each row's cells, behind the number of the row's last line."""
+    text = [line.strip() for line in lines] if separator == " " else lines
+    reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
+    return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+
+
+def _number(cell: str, separator: str) -> float | None:
+    """The number in a cell; beside semicolons a comma is a decimal one."""
+    try:
+        return float(cell.replace(",", ".") if separator == ";" else cell)
+    except ValueError:
+        return None
 
 
 def _place(asked: str, names: list[str], width: int) -> int:
