@@ -97,6 +97,26 @@ def net():
     return nn.Sequential(Block(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3, rng=0))
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        self.body = nn.Sequential(nn.Linear(4, 4, rng=0), nn.BatchNorm(4), nn.ReLU())
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def residual(blocks=20):
+    return nn.Sequential(nn.Linear(3, 4, rng=0), *[Residual() for _ in range(blocks)], nn.Linear(4, 2, rng=0))
+
+
+def time_steps(steps=30):
+    x, h = ag.tensor(np.ones((5, steps, 3)), name="x"), ag.tensor(np.zeros((5, 4)), name="h0")
+    w, u = leaf(np.ones((3, 4)), "w"), leaf(np.ones((4, 4)), "u")
+    for t in range(steps):
+        h = ag.tanh(x[:, t] @ w + h @ u)
+    return h.sum()
+
+
 IMAGES = np.arange(64.0, dtype="float32").reshape(2, 4, 4, 2) ** 2
 PICTURES = {
     "composed": lambda: ag.to_dot(normed("composed")),
@@ -115,6 +135,8 @@ PICTURES = {
     "net": lambda: ag.to_dot(net(), inputs=IMAGES),
     "net_opened": lambda: ag.to_dot(net(), inputs=IMAGES, expand=True),
     "recurrent_grads": lambda: ag.to_dot(recurrent(), grads=True),
+    "residual_blocks": lambda: ag.to_dot(residual(), inputs=np.ones((5, 3), "float32")),
+    "time_steps": lambda: ag.to_dot(time_steps()),
     "around": lambda: ag.to_dot(y := recurrent(), around=ag.Tensor(np.zeros((1, 2)), ag.Graph(y).nodes[8]), hops=2),
     "options": lambda: ag.to_dot(options()),
 }
@@ -402,8 +424,8 @@ def test_allreduce_has_a_shape_of_its_own_and_structure_needs_no_messages(monkey
 def test_the_direction_suits_the_shape_and_the_page():
     def chain(n):
         t = leaf(1.0)
-        for _ in range(n):
-            t = -t
+        for i in range(n):
+            t = -t if i % 3 else t * float(i)
         return t
 
     def width(y):
@@ -550,6 +572,66 @@ def test_the_options_are_checked_and_named_in_every_signature():
             call(y, gradients=True)
 
 
+# --- Repeats -----------------------------------------------------------------------------------------------
+
+
+def counts(source):
+    """What is said of each repeat."""
+    return [title for title in frames(source) if title.startswith("×")]
+
+
+def test_equal_blocks_and_time_steps_are_drawn_once():
+    source = PICTURES["residual_blocks"]().source
+    assert frames(source) == ["× 20: 1 to 20", "1: Residual", "1.body: Sequential"]
+    found = list(labels(source).values())
+    assert {"1.body.1.gamma", "21: Linear(4, 2)", "21.weight", "21.bias"} <= {*found}
+    assert len(found) == 16
+    source = PICTURES["time_steps"]().source
+    assert counts(source) == ["× 29"]
+    assert r"getitem\n[:, 1]\nto [:, 29]" in labels(source).values()
+    assert len(labels(source)) == len(labels(ag.to_dot(time_steps(50)).source))
+
+
+@pytest.mark.parametrize("options", [{"values": True}, {"grads": True}, {"expand": True}])
+def test_what_is_to_be_seen_of_each_block_opens_the_repeat(options):
+    assert counts(ag.to_dot(time_steps(), **options).source) == []
+    assert len(labels(ag.to_dot(time_steps(), **options).source)) > 100
+
+
+def test_a_repeat_is_read_and_left_where_it_begins_and_ends():
+    x = leaf([1.0, 2.0], "x")
+    y = x
+    for i in range(9):
+        y = ag.tanh(y) * leaf(2.0, f"w{i}")
+    source = ag.to_dot(ag.exp(y)).source
+    assert counts(source) == ["× 8"]
+    names = labels(source)
+    inner = [i for i, text in names.items() if text in (r"w1\nto w8", "w0")]
+    assert len(inner) == 2
+    ends = {(names[tail].split("\\n")[0], names[head].split("\\n")[0]) for tail, head, _ in arrows(source)}
+    assert {("x", "tanh"), ("w1", "multiply"), ("multiply", "tanh"), ("multiply", "exp"), ("exp", "output")} <= ends
+
+
+@pytest.mark.parametrize("kind", "read output named shape constant shared few".split())
+def test_what_is_no_repeat_is_drawn_in_full(kind):
+    """Blocks that something outside reads, or that differ in anything that a picture shows."""
+    y, kept = leaf(np.ones(4), "x"), []
+    w = leaf(np.ones(4), "w")
+    for i in range(4 if kind == "few" else 12):
+        y = ag.tanh(y + w if kind == "shared" and i % 2 else y * w)
+        if kind == "named":
+            y.name = f"h{i}"
+        if kind == "shape":
+            y = ag.concatenate([y, y[:1]])
+            w = leaf(np.ones(len(y.data)), "w")
+        if kind == "constant":
+            y = y + float(i)
+        kept.append(y)
+    ends = {"read": ag.stack(kept) if kind == "read" else None, "output": kept}.get(kind, y)
+    found = counts(ag.to_dot(ends).source)
+    assert found == (["× 5"] if kind == "shared" else [])  # blocks of four operations
+
+
 # --- Models ------------------------------------------------------------------------------------------------
 
 
@@ -667,7 +749,7 @@ def check_names(names):
     total = leaf(0.0, "first")
     for name in names:
         total = total + leaf(1.0, name)
-    texts = drawn_texts(draw(ag.to_dot(total).source, "svg"))
+    texts = drawn_texts(draw(ag.to_dot(total, expand=True).source, "svg"))
     drawn = ["\n".join(lines) for i, lines in sorted(texts.items())]
     for name in names:
         assert name in drawn
@@ -992,11 +1074,18 @@ def test_graphviz_is_imported_for_drawing_only():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_notebook_shows_the_picture(monkeypatch, tmp_path):
+def test_a_notebook_shows_the_picture_and_says_what_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    graph = ag.to_dot(normed())
-    assert isinstance(graph, graphviz.Digraph)
-    assert graph._repr_mimebundle_()["image/svg+xml"].startswith("<?xml")
+    sketch = ag.to_dot(normed())
+    assert isinstance(sketch, graphviz.Digraph)
+    shown = sketch._repr_mimebundle_()
+    assert ET.fromstring(shown["image/svg+xml"]).get("style").startswith("max-width:100%")
+    assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
+    assert shown["text/plain"] == "<picture of a graph of 1 operation from x with gamma, beta to y>" == repr(sketch)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert sketch._repr_mimebundle_().keys() == {"text/plain", "image/svg+xml"}
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    assert sketch._repr_mimebundle_().keys() == {"text/plain"}
 
 
 def test_graphs_and_tensors_show_themselves_in_notebooks(monkeypatch, tmp_path):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
+from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 import graphviz
 
 from .arrange import ranks
 from .picture import Picture
-from .run_graphviz import draw
+from .run_graphviz import draw, raster
 
+MENTIONED = 6  # names, in the words for a picture
+# In a dark notebook a picture is a card with a frame.
+CARD = "max-width:100%;box-sizing:border-box;background:white;border:1px solid #8796A5;border-radius:6px;padding:6px"
 PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can
 FACE = 7.4  # points that a letter is wide
 # DejaVu and Verdana have the same widths: what one measures, the other fits.
@@ -35,6 +41,7 @@ CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t'
 FRAMES = {
     "fused": 'color="#8796A5" fillcolor="#F1F4F7"',
     "module": 'color="#8796A5" fillcolor="#FAFBFC"',
+    "repeat": 'color="#B08D57" fillcolor="#FDF9F1"',
     "statistics": 'color="#5E9C76" fillcolor="#E3F1E6"',
 }
 AGAIN = ' style="filled,dashed"'
@@ -49,8 +56,21 @@ EDGE = TEXT | {"color": INK, "fontsize": "9", "arrowsize": "0.7"}
 class Sketch(graphviz.Digraph):  # type: ignore[misc]
     """A `graphviz.Digraph` that shows itself in a notebook where there is no `dot` program, too."""
 
-    def _repr_image_svg_xml(self) -> str:
-        return draw(self.source, "svg").decode()
+    words = "picture of a graph"
+
+    def __repr__(self) -> str:
+        return f"<{self.words}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, str]:
+        """As svg, and as png and in words for where that is not shown, as in a notebook that isn't trusted."""
+        try:
+            svg = draw(self.source, "svg").decode()
+        except RuntimeError as error:
+            return {"text/plain": f"<{self.words}: {error}>"}
+        shown = {"text/plain": repr(self), "image/svg+xml": svg.replace("<svg ", f'<svg style="{CARD}" ', 1)}
+        with suppress(ImportError):
+            shown["image/png"] = base64.b64encode(raster(svg)).decode()
+        return shown
 
 
 def digraph(picture: Picture, direction: str | None) -> Sketch:
@@ -61,6 +81,7 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     flows = any(arrow.gradient for arrow in picture.arrows)
     look = {**GRAPH, "rankdir": direction, "label": _legend(picture)} | ({"ranksep": "0.4"} if flows else {})
     graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
+    graph.words = _words(picture)
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
     nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
     # Around the statistics: Graphviz leaves none there for the labels of arrows across the frame.
@@ -124,6 +145,21 @@ def _widths(picture: Picture) -> tuple[float, float]:
         rows.setdefault(rank, []).append(42 + FACE * max(map(len, picture.shapes[i].text)))
     across = sum(map(max, rows.values())) + (18 + 0.75 * FACE * longest) * (len(rows) - 1)
     return across, max(map(sum, rows.values()))
+
+
+def _words(picture: Picture) -> str:
+    """What a picture is, for who doesn't see it."""
+    kinds = {"input": "from", "variable": "from", "parameter": "with", "output": "to"}
+    parts: dict[str, list[str]] = {"from": [], "with": [], "to": []}
+    for shape in picture.shapes:
+        if shape.kind in kinds and not shape.again:
+            parts[kinds[shape.kind]].append(shape.lines[0])
+    listed = []
+    for word, names in parts.items():
+        more = ["…"] if len(names) > MENTIONED else []
+        listed += [f"{word} {', '.join(names[:MENTIONED] + more)}"] if names else []
+    operations = sum(shape.kind in ("operation", "stop_gradient", "allreduce") for shape in picture.shapes)
+    return " ".join([f"picture of a graph of {operations} operation{'s' * (operations != 1)}", *listed])
 
 
 def _legend(picture: Picture) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..batch_norm.fusion import norms
 from ..engine import Leaf, Node
-from . import arrange, labels
+from . import arrange, labels, repeats
 from .scene import Call, Scene
 
 LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
@@ -59,7 +59,7 @@ class Picture:
 
     `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
     are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
-    beyond what is shown. The calls of modules become frames, or boxes.
+    beyond what is shown. The calls of modules become frames, or boxes. `fold` draws equal blocks in a row as one.
     """
 
     def __init__(
@@ -69,11 +69,16 @@ class Picture:
         gradients: Mapping[Node, Any] | None = None,
         stored: bool = False,
         brief: bool = False,
+        fold: bool = False,
     ) -> None:
         self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
         self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
-        graph, shown = scene.graph, scene.shown
+        graph = scene.graph
+        self.runs = repeats.runs(graph.nodes, graph.outputs, self.sign) if fold else []
+        self.twins = {node: twin for run in self.runs for node, twin in repeats.twins(run).items()}
+        self.ends = {node: last for run in self.runs for node, last in self.end(run)}
+        shown = [node for node in scene.shown if node not in self.twins]
         self.dtype = graph.outputs[0].dtype
         boxes: dict[Call, list[Node]] = {}
         for node in shown:
@@ -97,18 +102,47 @@ class Picture:
                 if parent in scene.names and self.home.get(parent, 0) is None:
                     self.home[parent] = self.home[node]
         self.again = arrange.drawn_again(inputs)
-        self.spine = arrange.spine(graph.outputs[0], inputs, aside)
-        self.outputs = dict.fromkeys([node for node in graph.outputs if node in self.home])
+        first = self.twins.get(graph.outputs[0], graph.outputs[0])
+        self.spine = arrange.spine(first, inputs, aside)
+        outputs = [self.twins.get(node, node) for node in graph.outputs]
+        self.outputs = dict.fromkeys([node for node in outputs if node in self.home])
         self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
         for node in self.home:
             self.add_node(node)
         for node in self.outputs:
             here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
-            first = node is graph.outputs[0]
-            self.connect(self.place[node], here, node, spine=first, gradient=self.flow(node, node))
-        cut = {parent for node in {*graph.nodes} - {*shown} for parent in node.inputs if parent.op}
+            self.connect(self.place[node], here, node, spine=node is first, gradient=self.flow(node, node))
+        cut = {parent for node in {*graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
+
+    # --- Repeats ---
+
+    def sign(self, node: Node) -> Any:
+        """What has to be equal of two operations that one shape stands for."""
+        about = [(call.kind, call.title.rpartition(": ")[2]) for call in self.scene.calls_of(node)]
+        text = labels.title(node) if node.own_op != "getitem" else []  # time steps read one place after the other
+        return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name
+
+    def end(self, run: repeats.Run) -> Iterator[tuple[Node, Node]]:
+        """Of what the first block stands for, and its leaves, what stands in the last one."""
+        for node, last in zip(run[0], run[-1], strict=True):
+            yield node, last
+            for arg, other in zip(node.args, last.args, strict=True):
+                if isinstance(arg, Leaf) and arg is not other:
+                    yield arg, other
+
+    def around(self, run: repeats.Run) -> tuple[int, str]:
+        """How many frames of modules are around a run, and what its own says."""
+        calls = [self.framing(node) for node in (*run[0], *run[-1])]
+        depth = len([level for level in zip(*calls, strict=False) if len(set(level)) == 1])
+        ends = [self.framing(block[-1])[depth:] for block in (run[0], run[-1])]
+        paths = f": {ends[0][0].path} to {ends[1][0].path}" if all(ends) else ""
+        return depth, f"× {len(run)}{paths}"
+
+    def framing(self, node: Node) -> list[Call]:
+        """The calls of modules whose frames a node is in, outermost first."""
+        return [call for call in self.scene.calls_of(node) if call.path and call.kind != "box"]
 
     # --- Frames ---
 
@@ -117,10 +151,13 @@ class Picture:
         here, origin = None, self.scene.origin(node)
         fused = origin.own_op == "batch_norm" and node not in self.parts
         options = labels.title(origin)[1:] if fused and node.op != origin.op else []
-        calls = [call for call in self.scene.calls_of(node) if call.path and call.kind != "box"]
+        calls = self.framing(node)
         around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
         if fused and not (calls and calls[-1].kind == "fused"):
             around.append((origin, "batch_norm" if options else "fused", "fused"))
+        for run in [run for run in self.runs if node in run[0]]:
+            depth, title = self.around(run)
+            around.insert(depth, (title, title, "repeat"))
         for key, title, kind in around:
             if key not in framed:
                 framed[key] = len(self.frames)
@@ -144,9 +181,13 @@ class Picture:
         """The nodes and arrays that a shape reads, each with its name and place among the operands."""
         if parts := self.parts.get(node):
             pairs = [(arg, i) for part in parts for i, arg in enumerate(part.args)]
-            return [(arg, "", i) for arg, i in pairs if isinstance(arg, Node) and arg not in parts]
+            return [(self.drawn(arg), "", i) for arg, i in pairs if isinstance(arg, Node) and arg not in parts]
         named = enumerate(zip(node.args, labels.operand_names(node), strict=True))
-        return [(arg, name, i) for i, (arg, name) in named if labels.is_array(arg)]
+        return [(self.drawn(arg), name, i) for i, (arg, name) in named if labels.is_array(arg)]
+
+    def drawn(self, arg: Any) -> Any:
+        """What is drawn of an operand: where it is in a block that is left out, its twin."""
+        return self.twins.get(arg, arg) if isinstance(arg, Node) else arg
 
     def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
@@ -216,8 +257,11 @@ class Picture:
 
     def title(self, node: Node) -> list[str]:
         first, *lines = labels.title(node)
+        last = self.ends.get(node, node)
         if not node.op:
-            return [self.scene.names.get(node, first)]
+            said = last.name if last.name != node.name and node not in self.scene.names else None
+            return [self.scene.names.get(node, first), *([f"to {said}"] if said else [])]
+        lines += [f"to {line}" for line in labels.title(last)[1:] if line not in lines]
         if node.own_op == "batch_norm":
             lines = [labels.formula(node), ", ".join(lines)]
         if node in self.parts:

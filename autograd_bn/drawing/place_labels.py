@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -17,8 +16,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 STEP = 1.5  # points: what is so near is taken
 MARGIN = 1.2  # points between a label and a line's middle, which is half as wide as the widest
 LARGEST = 10**8  # square points of a picture up to which it is looked at
-REACH = 36  # points that a label moves at most; a frame's title moves along its frame
+GAPS = (4, 9, 14)  # points between a label that is moved and its edge
 TEXT = re.compile(r'(<text [^>]*? x=")([^"]*)(" y=")([^"]*)')
+NO_LINE = np.zeros((0, 2))
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -30,7 +30,7 @@ def placed(svg: str) -> str:
     texts = list(root.iter(f"{SVG}text"))
     if width * height > LARGEST:
         return svg
-    taken, frames = Taken(width, height), dict[ElementTree.Element, Box]()
+    taken, frames, edges = Taken(width, height), dict[ElementTree.Element, Box](), dict[ElementTree.Element, Array]()
     for element, group in groups.items():
         kind = group.get("class")
         if kind != "graph" and element.tag not in (f"{SVG}title", f"{SVG}text"):
@@ -42,6 +42,8 @@ def placed(svg: str) -> str:
                 taken.draw(line)
             if kind == "cluster":
                 frames[group] = around
+            elif kind == "edge":
+                edges.setdefault(group, line)  # its path, which comes before its arrowheads
     boxes = {text: box_of(text) for text in texts if groups[text].get("class") in ("edge", "cluster")}
     boxes = {text: box for text, box in boxes.items() if box[0] < box[2]}
     struck = [text for text, box in boxes.items() if not taken.free(box)]
@@ -49,8 +51,8 @@ def placed(svg: str) -> str:
         taken.fill(boxes[text])
     moves: dict[ElementTree.Element, tuple[float, float]] = {}
     for text in struck:
-        for dx, dy in ways(boxes[text], frames.get(groups[text])):
-            left, top, right, bottom = boxes[text]
+        left, top, right, bottom = boxes[text]
+        for dx, dy in ways(boxes[text], frames.get(groups[text]), edges.get(groups[text], NO_LINE)):
             box = left + dx, top + dy, right + dx, bottom + dy
             if box[0] >= 0 and box[2] <= width - 8 and taken.free(box):
                 moves[text] = dx, dy
@@ -126,12 +128,13 @@ def box_of(text: ElementTree.Element) -> Box:
     return left, y - 0.8 * size, left + size * font().width(words.strip()), y + 0.25 * size
 
 
-def ways(box: Box, frame: Box | None) -> Iterator[tuple[float, float]]:
-    """How far a label may move, nearest first: a title along its frame, any other all ways."""
+def ways(box: Box, frame: Box | None, line: Array) -> Array:
+    """How far a label may move, nearest first: a title along its frame, that of an edge along its edge, beside it."""
     if frame:
-        for dx in np.arange(frame[0] + 6 - box[0], frame[2] - 6 - box[2], 2):
-            yield float(dx), 0.0
-        return
-    steps = np.arange(-REACH, REACH + 1, 2.0)
-    for dx, dy in sorted([(dx, dy) for dx in steps for dy in steps], key=lambda way: way[0] ** 2 + way[1] ** 2):
-        yield float(dx), float(dy)
+        right = np.arange(frame[0] + 6 - box[0], frame[2] - 6 - box[2], 2)
+        return np.stack([right, 0 * right], axis=1)
+    size, middle = np.subtract(box[2:], box[:2]), np.add(box[2:], box[:2]) / 2
+    sides = np.array([[1, 0], [-1, 0], [0, -1], [0, 1]])
+    beside = [side * (size / 2 + gap) for gap in GAPS for side in sides]
+    moves = (line[::2, None] + beside - middle).reshape(-1, 2)
+    return np.asarray(moves[np.argsort((moves**2).sum(axis=1), kind="stable")])

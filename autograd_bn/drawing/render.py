@@ -38,8 +38,9 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
 
     `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
     frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
-    cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. `direction` is "LR"
-    (left to right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
+    cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. Equal blocks or time
+    steps in a row are one with "× 20", which values, gradients and `expand=True` open. `direction` is "LR" (left to
+    right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
 
     Where there are `allreduce` nodes, values, gradients and exact rationals are computed anew on every rank. The file
     is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or
@@ -90,12 +91,15 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
     gradients = flow(scene.graph, start) if start is not None else None
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
-    picture = Picture(scene, scene.graph.values() if values else None, gradients, stored)
+    fold = not (values or gradients or options["expand"] or options["around"] is not None)
+    picture = Picture(scene, scene.graph.values() if values else None, gradients, stored, fold=fold)
     return digraph(picture, options["direction"])
 
 
 def html(shown: Any) -> str | None:
     """What a notebook shows of a graph or a tensor that has one: its text and below it the picture, or None."""
+    from .dot import CARD
+
     graph = shown if isinstance(shown, Graph) else Graph(shown)
     if len(graph) > MOST or not graph.ops:
         return None
@@ -105,4 +109,4 @@ def html(shown: Any) -> str | None:
         return None
     text = escape(repr(shown), quote=True)
     # An image also survives in a notebook that isn't trusted.
-    return f'<pre>{text}</pre><img alt="{text}" style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
+    return f'<pre>{text}</pre><img alt="{text}" style="{CARD}" src="data:image/svg+xml;base64,{picture}">'

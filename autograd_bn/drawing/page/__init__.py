@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ...engine.graph import Values
+from ..dot import CARD
 from ..options import DEFAULTS, Options, named, settled
 from ..run_graphviz import write
 from ..scene import scene_of, seeds
@@ -47,7 +48,7 @@ class Page:
         # In a notebook that is not trusted style and frame are taken out, and the picture is left.
         return (
             '<style>img[alt="the graph"]:has(+ iframe) {display: none}</style>'
-            f'<img alt="the graph" src="data:image/svg+xml;base64,{picture}" style="max-width:100%">'
+            f'<img alt="the graph" src="data:image/svg+xml;base64,{picture}" style="{CARD}">'
             f'<iframe sandbox="allow-scripts" title="the graph, step by step" srcdoc="{escape(self.html)}" '
             'style="width:100%;height:820px;border:0"></iframe>'
         )

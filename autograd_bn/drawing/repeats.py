@@ -1,0 +1,101 @@
+"""Equal blocks and time steps that follow each other, of which a picture shows one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..engine import Leaf, Node
+
+MANY = 3  # blocks in a row that are drawn as one
+SAVED = 6  # operations that this has to leave out
+LONGEST = 100  # operations of a block
+Run = list[list[Node]]  # blocks of operations, all of one length
+
+
+def runs(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> list[Run]:
+    """The blocks that follow each other and are equal but for their leaves: by `sign`, and by what they read.
+
+    That is the same place of the block before, or the same node. No other block than the next reads one, but the last.
+    """
+    steps = [node for node in deepest_first(nodes, outputs) if node.primitive]
+    places = {node: i for i, node in enumerate(steps)}
+    readers: dict[Node, set[int]] = {node: set() for node in nodes}
+    for node, i in places.items():
+        for parent in node.inputs:
+            readers[parent].add(i)
+    signs = [sign(node) for node in steps]
+
+    def same(one: Any, other: Any, apart: int) -> bool:
+        """Whether two operands are the same, or stand `apart` places from each other."""
+        if one is other:
+            return True
+        if not isinstance(one, Node) or not isinstance(other, Node):
+            return type(one) is type(other) and bool(np.array_equal(one, other))
+        if one in places and other in places:
+            return places[one] - places[other] == apart
+        kinds = {(node.primitive, node.shape, node.dtype, node.requires_grad) for node in (one, other)}
+        return len(kinds) == len(readers[one]) == len(readers[other]) == 1
+
+    def alike(i: int, j: int) -> bool:
+        pairs = zip(steps[i].args, steps[j].args, strict=True)
+        return signs[i] == signs[j] and all(same(one, other, i - j) for one, other in pairs)
+
+    def count(start: int, size: int) -> int:
+        """How many equal blocks of a size stand in a row."""
+        blocks = 1
+        while (end := start + (blocks + 1) * size) <= len(steps):
+            block = range(end - size, end)
+            if not all(alike(i, i - size) for i in block):
+                break
+            before = steps[end - 2 * size : end - size]
+            if any(node in outputs or max(readers[node], default=0) >= end for node in before):
+                break
+            blocks += 1
+        return blocks
+
+    found, start = list[Run](), 0
+    while start < len(steps):
+        size, most = 1, 1
+        for length in range(1, min(LONGEST, (len(steps) - start) // MANY) + 1):
+            if signs[start] == signs[start + length] and (most == 1 or length % size):
+                blocks = count(start, length)
+                if blocks >= MANY and (blocks - 1) * length >= SAVED and blocks * length > most * size:
+                    size, most = length, blocks
+        if most > 1:
+            # Of the places where a block may begin the last: then what differs in the first stays outside.
+            start = max([i for i in range(start, start + size) if count(i, size) == most])
+            found.append([steps[i : i + size] for i in range(start, start + most * size, size)])
+        start += most * size
+    return found
+
+
+def deepest_first(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:
+    """The nodes, inputs first, each as late as it can be: what belongs to a time step follows the step before."""
+    depth: dict[Node, int] = {}
+    for node in nodes:
+        depth[node] = 1 + max([depth[parent] for parent in node.inputs], default=0)
+    ordered: dict[Node, None] = {}
+    stack = [(node, False) for node in reversed(outputs)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            ordered[node] = None
+        elif node not in ordered:
+            parents = sorted(dict.fromkeys(node.inputs), key=depth.__getitem__)
+            stack += [(node, True), *[(parent, False) for parent in parents]]
+    return list(ordered)
+
+
+def twins(run: Run) -> dict[Node, Node]:
+    """For each operation and leaf of the later blocks the one in the first that stands for it."""
+    first, *others = run
+    found: dict[Node, Node] = {}
+    for block in others:
+        for node, twin in zip(block, first, strict=True):
+            pairs = zip(node.args, twin.args, strict=True)
+            found |= {arg: other for arg, other in pairs if isinstance(arg, Leaf) and arg is not other}
+            found[node] = twin
+    return found
