@@ -3,9 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import distributed as distributed
+from . import batch_norm as _batch_norm, distributed as distributed, engine as _engine
 from .batch_norm import *  # noqa: F403
 from .engine import *  # noqa: F403
+from .engine import words as _words
 
 __version__ = "0.1.0"
 
@@ -53,8 +54,9 @@ def __getattr__(name: str) -> Any:
         if name in names.split():
             globals()[name] = found = getattr(import_module(f".{module}", __name__), name)
             return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(_words.missing(f"module {__name__!r} has no attribute {name!r}", name))
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "nn", *" ".join(_LATER.values()).split()})
+    modules = "__version__ distributed nn".split()
+    return sorted({*_engine.__all__, *_batch_norm.__all__, *modules, *" ".join(_LATER.values()).split()})

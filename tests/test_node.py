@@ -128,3 +128,34 @@ def test_become_takes_over_the_time_at_which_it_read():
     w.assign([5.0, 6.0])
     with pytest.raises(RuntimeError, match="overwritten"):
         y.sum().backward()
+
+
+def test_no_grad_refuses_what_runs_after_the_call():
+    def numbers():
+        yield 1
+
+    async def later():
+        return 1
+
+    async def stream():
+        yield 1
+
+    for function in (numbers, later, stream):
+        with pytest.raises(TypeError, match=f"{function.__name__} is a generator or a coroutine"):
+            ag.no_grad()(function)
+
+
+def test_one_no_grad_may_be_entered_again():
+    off, x = ag.no_grad(), ag.tensor([1.0], requires_grad=True)
+    with off:
+        with off:
+            pass
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+
+    @off
+    def countdown(n):
+        return countdown(n - 1) if n else (x * 2).requires_grad
+
+    assert countdown(3) is False
+    assert (x * 2).requires_grad

@@ -83,6 +83,28 @@ SAMPLES: dict[str, list[Sample]] = {
     "relu": [Sample(ag.relu, (signed(2, 3),))],
     "astype": [Sample(lambda x: ag.square(x).astype(x.dtype), ((2, 3),))],
     "copy": [Sample(lambda x: ag.square(x).copy(), ((2, 3),))],
+    "tan": [Sample(np.tan, (positive(2, 3) / 2,))],
+    "arcsin": [Sample(np.arcsin, (signed(2, 3) / 3,))],
+    "arccos": [Sample(np.arccos, (signed(2, 3) / 3,))],
+    "arctan": [Sample(np.arctan, ((2, 3),))],
+    "arctan2": [Sample(np.arctan2, (signed(3, 1), signed(4)))],
+    "sinh": [Sample(np.sinh, ((2, 3),))],
+    "cosh": [Sample(np.cosh, ((2, 3),))],
+    "arcsinh": [Sample(np.arcsinh, ((2, 3),))],
+    "arccosh": [Sample(np.arccosh, (positive(2, 3) + 1,))],
+    "arctanh": [Sample(np.arctanh, (signed(2, 3) / 3,))],
+    "log2": [Sample(np.log2, (positive(2, 3),))],
+    "log10": [Sample(np.log10, (positive(2, 3),))],
+    "exp2": [Sample(np.exp2, ((2, 3),))],
+    "erf": [Sample(ag.erf, ((2, 3),))],
+    "logaddexp": [Sample(np.logaddexp, ((3, 1), (4,)))],
+    "logaddexp2": [Sample(np.logaddexp2, ((3, 1), (4,)))],
+    "hypot": [Sample(np.hypot, (signed(3, 1), signed(4)))],
+    "remainder": [Sample(np.remainder, (signed(3, 1), positive(4) * 0.7))],
+    "fmod": [Sample(np.fmod, (signed(3, 1), positive(4) * 0.7))],
+    "inv": [Sample(np.linalg.inv, (signed(2, 3, 3) + 4 * np.eye(3),))],
+    "det": [Sample(np.linalg.det, (signed(2, 3, 3),))],
+    "logdet": [Sample(lambda x: np.linalg.slogdet(x)[1], (signed(2, 3, 3),))],
     "stop_gradient": [
         Sample(lambda x: x * ag.stop_gradient(x), ((2, 3),), lambda x: x * np.asarray(x).real),
     ],
@@ -221,6 +243,7 @@ CASES = [
 ]
 # Their forward functions work in real arithmetic.
 REAL_ONLY = {"batch_norm", "cross_entropy", "logistic_loss"}
+REAL_ONLY |= set("arctan2 erf logaddexp logaddexp2 hypot remainder fmod logdet".split())
 
 
 def test_every_primitive_has_a_sample_that_records_it():

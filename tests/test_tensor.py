@@ -1,6 +1,9 @@
 """`Tensor`: its data, its gradient, `assign` and the version check, Python's protocols."""
 
 import copy
+import pickle
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -227,3 +230,241 @@ def test_a_list_of_tensors_is_no_constant_operand(f):
     x = ag.tensor([1.0, 2.0], requires_grad=True)
     with pytest.raises(TypeError, match=r"an operand of \w+ is a list of tensors.*stack\(\)"):
         f(x, [x.sum(), x.sum()])
+
+
+# --- Lists of tensors, tensors as metadata ---------------------------------------------------------------------
+
+
+def objects(*tensors):
+    array = np.empty(len(tensors), dtype=object)
+    for i, tensor in enumerate(tensors):
+        array[i] = tensor
+    return array
+
+
+LEAF = ag.tensor([1.0, 2.0], requires_grad=True)
+NUMBER = ag.tensor(1.0, requires_grad=True)
+HIDDEN = {
+    "objects": lambda: LEAF * objects(NUMBER, NUMBER),
+    "objects on the left": lambda: objects(NUMBER, NUMBER) + LEAF,
+    "objects of one": lambda: ag.exp(objects(NUMBER)),
+    "nested": lambda: LEAF * [[NUMBER, 1.0], (2.0, 3.0)],
+    "padding": lambda: ag.pad(LEAF, 1, constant_values=NUMBER),
+    "padding, by NumPy": lambda: np.pad(LEAF, 1, constant_values=NUMBER),
+    "an axis": lambda: ag.sum(LEAF, NUMBER),
+    "a shape": lambda: ag.reshape(LEAF, (NUMBER, 2)),
+    "a tensor of objects": lambda: ag.tensor(objects(NUMBER, NUMBER)),
+    "gamma": lambda: ag.batch_norm(np.ones((3, 2)), [NUMBER, NUMBER]),
+    "beta": lambda: ag.batch_norm(np.ones((3, 2)), None, objects(NUMBER, NUMBER)),
+    "x": lambda: ag.batch_norm([LEAF, LEAF]),
+    "mean": lambda: ag.batch_norm(np.ones((3, 2)), mean=[NUMBER, NUMBER], var=[1.0, 1.0]),
+    "eps": lambda: ag.batch_norm(np.ones((3, 2)), eps=[NUMBER, NUMBER]),
+}
+
+
+@pytest.mark.parametrize("call", HIDDEN.values(), ids=HIDDEN)
+def test_tensors_in_a_list_in_objects_or_in_metadata_are_refused(call):
+    with pytest.raises(TypeError, match=r"of tensors, which would cut the graph|metadata.*got a tensor"):
+        call()
+
+
+# --- In place --------------------------------------------------------------------------------------------------
+
+
+def centred_in_place(h):
+    h -= h.mean(0)
+    return h
+
+
+def test_in_place_is_refused_where_somebody_else_would_keep_the_old_values():
+    x = ag.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    y = x * 1
+    kept = y
+    with pytest.raises(RuntimeError, match=r"t = t - step.*no_grad"):
+        y += 10
+    with pytest.raises(RuntimeError, match="something else holds"):
+        centred_in_place(kept)
+    for view in (y[:2], y.reshape(3, 1), y.T, x[:2]):
+        with pytest.raises(RuntimeError, match="a view of"):
+            view += 10
+    both = [y * 1]
+    for h in both:
+        with pytest.raises(RuntimeError):
+            h *= 2
+    assert y.data.tolist() == [1.0, 2.0, 4.0]
+
+
+class Holder:
+    pass
+
+
+total_of_the_module = None
+
+
+def test_in_place_goes_on_where_one_name_holds_the_tensor():
+    global total_of_the_module
+    x = ag.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    holder, items, total = Holder(), [x * 1], 0
+    holder.h, total_of_the_module = x * 1, x * 1
+    holder.h += 1
+    items[0] *= 2
+    total_of_the_module -= 1
+    for row in x:
+        total += row * row
+    assert (holder.h.data.tolist(), items[0].data.tolist(), total.item()) == ([2, 3, 5], [2, 4, 8], 21)
+    assert total_of_the_module.data.tolist() == [0, 1, 3]
+    result = centred_in_place(x * 3)
+    assert result.data.sum() == 0
+
+    def closure():
+        nonlocal total
+        total /= 2
+        return total.item()
+
+    assert closure() == 10.5
+    h = x * 2
+    g = h * h  # holds the node and what it saved, not the tensor
+    h += 1
+    assert (h.data.tolist(), g.data.tolist()) == ([3, 5, 9], [4, 16, 64])
+    with ag.no_grad():
+        w = x.detach().copy()
+        kept = w
+        w -= 1
+    assert kept.data.tolist() == [0, 1, 3]
+
+
+def test_elements_cannot_be_set_and_the_ways_out_are_named():
+    for x in (ag.tensor([1.0, 2.0]), ag.tensor([1.0, 2.0], requires_grad=True) * 1):
+        with pytest.raises(TypeError, match=r"np\.where.*stack"):
+            x[0] = 5.0
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------
+
+
+def test_an_overwrite_is_seen_through_all_that_share_memory():
+    array = np.array([1.0, 2.0])
+    for other in (lambda t: ag.as_tensor(array), lambda t: ag.as_tensor(t.data), lambda t: ag.as_tensor(array[::-1])):
+        x = ag.as_tensor(array, requires_grad=True)
+        w = ag.tensor(3.0, requires_grad=True)
+        y = (x * w).sum()
+        other(x).assign([7.0, 8.0])
+        with pytest.raises(RuntimeError, match="overwritten"):
+            y.backward()
+        (x * w).sum().backward()
+        assert w.grad == 15.0
+    x, apart = ag.tensor([1.0, 2.0], requires_grad=True), ag.tensor([1.0, 2.0])
+    y = (x * x).sum()
+    apart.assign([5.0, 5.0])
+    y.backward()
+
+
+def test_a_primitive_may_return_its_own_input():
+    @ag.primitive(lambda g: g)
+    def same(x, /):
+        return x
+
+    @ag.primitive(lambda g: g, lambda g: g)
+    def second(a, b, /):
+        return b[::-1]
+
+    x, w = ag.tensor([1.0, 2.0], requires_grad=True), ag.tensor([3.0, 3.0], requires_grad=True)
+    y, z = same(x), second(x, w)
+    assert not y.data.flags.writeable
+    assert x.data.flags.writeable
+    loss = (y * y + z * z).sum()
+    x.assign([7.0, 8.0])
+    w.assign([0.0, 0.0])
+    loss.backward()  # of what the forward pass computed
+    assert (x.grad.tolist(), w.grad.tolist(), y.data.tolist()) == ([8.0, 10.0], [6.0, 6.0], [1.0, 2.0])
+
+
+def test_reading_data_locks_nothing():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    y = ag.reshape(x, (2, 1))
+    for _ in range(2):
+        assert not y.data.flags.writeable
+        assert not (x * 2).data.flags.writeable
+    x.data[0] = 5.0
+    assert y.data[0, 0] == 5.0
+
+
+def test_leaves_can_be_pickled_and_are_fresh():
+    x = ag.tensor([1.0, 2.0], requires_grad=True, name="x")
+    (x * x).sum().backward()
+    for _ in range(5):
+        x.assign(x.data)
+    other = pickle.loads(pickle.dumps(x))
+    assert (other.name, other.data.tolist(), other.grad.tolist(), other.requires_grad) == ("x", [1, 2], [2, 4], True)
+    y = (other * other).sum()
+    y.backward()
+    y = (other * other).sum()
+    other.assign([0.0, 0.0])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        y.backward()
+    with pytest.raises(TypeError, match=r"detach\(\)"):
+        pickle.dumps(x * 2)
+
+
+def test_a_pickle_of_another_process_is_not_overwritten():
+    code = "import pickle, sys, autograd_bn as ag; x = ag.tensor([1.0], requires_grad=True)\n"
+    code += "for _ in range(9): x.assign([2.0])\n"
+    code += "sys.stdout.buffer.write(pickle.dumps(x))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    x = pickle.loads(done.stdout)
+    (x * x).sum().backward()
+    assert x.grad.tolist() == [4.0]
+
+
+def test_a_deep_graph_can_be_copied_with_what_is_known_of_it():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    y = x
+    for _ in range(5000):
+        y = y * 1.0
+    other = copy.deepcopy((x, y))
+    other[1].sum().backward()
+    assert (x.grad, other[0].grad.tolist()) == (None, [1.0, 1.0])
+    assert other[1].node.primitive is y.node.primitive
+    square = (x * x).sum()
+    x.assign([5.0, 5.0])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        copy.deepcopy(square).backward()
+
+
+# --- Words -----------------------------------------------------------------------------------------------------
+
+
+def test_words_of_pytorch_work_or_name_ours():
+    x = ag.tensor([[1.0, -4.0]], requires_grad=True)
+    assert x.relu().pow(2).data.tolist() == [[1.0, 0.0]]
+    assert x.abs().sqrt().tolist() == [[1.0, 2.0]]
+    assert np.array_equal(x.tanh().data, np.tanh(x.data))
+    assert (x.flatten().shape, x.argmax(), x.view(-1).shape, x.all()) == ((2,), 0, (2,), True)
+    for name, ours in (("unsqueeze", "expand_dims"), ("numel", r"t\.size"), ("to", "astype"), ("permute", "transpose")):
+        with pytest.raises(AttributeError, match=f"tensors have no {name!r}: write .*{ours}"):
+            getattr(x, name)
+    with pytest.raises(AttributeError, match=r"tensors have no 'nonsense'$"):
+        x.nonsense  # noqa: B018
+    for call in (lambda: ag.sum(x, dim=0), lambda: x.mean(dim=0), lambda: ag.softmax(x, dim=1)):
+        with pytest.raises(TypeError, match="no dim=: it is called axis="):
+            call()
+    with pytest.raises(TypeError, match=r"ag\.tensor\(data"):
+        ag.Tensor([1.0])
+    for name, ours in (("zeros", "NumPy"), ("cat", "concatenate"), ("from_numpy", "as_tensor"), ("tile", r"np\.tile")):
+        with pytest.raises(AttributeError, match=f"has no attribute {name!r}: write .*{ours}"):
+            getattr(ag, name)
+
+
+def test_the_grad_of_a_computed_tensor_warns():
+    x = ag.tensor([1.0], requires_grad=True)
+    with pytest.warns(UserWarning, match=r"'multiply' is always None.*ag\.grad"):
+        assert (x * 2).grad is None
+    assert x.grad is None
+    assert (x.detach() * 2).grad is None
+
+
+def test_tab_lists_what_is_public():
+    listed = dir(ag)
+    assert {"tensor", "nn", "batch_norm", "render", "optim", "softmax"} <= set(listed)
+    assert not {"import_module", "Any", "TYPE_CHECKING", "engine", "annotations"} & set(listed)
+    assert all(name in dir(ag.tensor(1.0)) for name in ("sum", "relu", "clip", "backward"))

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
 
-from ..engine.files import whole
+from ..files import whole
 from .place_labels import font, placed
 from .wheel import FONT
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .node import Array, Buffer, Leaf, Node, recording, topological_order
+from .node import Array, Buffer, Leaf, Node, owner_of, recording, topological_order
 from .operations import broadcasts, sum_to
 from .tensor import Tensor, as_tensor, exact, values_of
 
@@ -17,19 +17,7 @@ _accumulating = threading.Lock()
 
 
 def backward(self: Tensor, gradient: Any = None) -> None:
-    """Add the derivative of this tensor into `.grad` of every leaf that requires it.
-
-    `gradient` weighs the elements of the tensor and has its shape; a tensor of one element may leave it out.
-    The graph stays as it was, so that a second call adds the same again. If anything raises, no `.grad` has
-    changed. `ValueError` for a missing gradient or a wrong shape, `RuntimeError` if nothing requires a
-    gradient or a value was overwritten by `assign`.
-
-    >>> import autograd_bn as ag
-    >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
-    >>> (x * x).backward([1.0, 10.0])
-    >>> x.grad
-    array([ 2., 40.])
-    """
+    """`Tensor.backward`."""
     seed = _seed(self, gradient, "gradient")
     found = propagate([(self.node, seed)], None, create_graph=False)
     leaves = [(node, value) for node, value in found.items() if isinstance(node, Leaf)]
@@ -79,7 +67,9 @@ def grad(
         if output.node.requires_grad or not allow_unused:
             seed = _seed(output, given, f"grad_outputs[{i}]")
             if create_graph:
-                seed = given if isinstance(given, Tensor) else as_tensor(seed)
+                same = isinstance(given, Tensor) and given.dtype == seed.dtype
+                recordable = isinstance(given, Tensor) and given.dtype.kind == seed.dtype.kind == "f"
+                seed = given if same else given.astype(seed.dtype) if recordable else as_tensor(seed)
             seeds.append((output.node, seed))
     targets = set(nodes)
     with recording(True) if create_graph else nullcontext():
@@ -119,14 +109,18 @@ def propagate(
             elif node in ours:
                 sums[node] = np.add(sums[node], part, out=sums[node])
             else:
-                total = sums[node] + part
+                first = sums[node]
+                half = node.dtype == np.float16  # whose sums of many parts stop growing at 2048
+                total = (first.astype(np.float32) if half and first.dtype == np.float16 else first) + part
                 if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
-                    total = np.asarray(total, node.dtype)
+                    total = np.asarray(total, np.float32 if half else node.dtype)
                     ours.add(node)
                 sums[node] = total
         parts = []
         if visited in sums:
             g = sums.pop(visited)
+            if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
+                g = g.astype(visited.dtype)
             if visited in targets if targets is not None else not visited.wanted:
                 found[visited] = g
             if visited.wanted:
@@ -197,13 +191,6 @@ def _owned(found: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
     return found
 
 
-def owner_of(array: Any) -> Any:
-    """The array whose memory an array is a view of."""
-    while isinstance(base := getattr(array, "base", None), np.ndarray):
-        array = base
-    return array
-
-
 def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     """A rule's result as a gradient of `parent`: summed over broadcast axes, in the parent's dtype."""
     what = f"the rule of {node.op!r} for its argument {position + 1}"
@@ -248,6 +235,3 @@ def _tensors(given: Any, what: str) -> list[Tensor]:
         if not isinstance(item, Tensor):
             raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")
     return tensors
-
-
-Tensor.backward = backward

@@ -94,7 +94,16 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
     if not used:
         return value, nothing
     (tangent,) = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)
-    return value, nothing if tangent is None else tangent
+    if tangent is None:
+        return value, nothing
+    if tangent.dtype.kind == "f":  # 0 times an infinite slope is no number, but a gradient may have passed it by
+        for place in zip(*np.nonzero(~np.isfinite(tangent)), strict=True):
+            seed = np.zeros(output.shape, output.dtype)
+            seed[place] = 1
+            row = grad(output, leaves, [seed], allow_unused=True)
+            terms = [np.sum(g * d, where=d != 0) for g, d in zip(row, directions, strict=True) if g is not None]
+            tangent[place] = sum(terms)
+    return value, tangent
 
 
 def hessian(f: Callable[..., Any], *inputs: Any) -> Any:

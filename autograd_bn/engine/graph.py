@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backward import owner_of
-from .node import Leaf, Node, topological_order
+from .node import Leaf, Node, owner_of, topological_order
 from .tensor import Tensor
 
 

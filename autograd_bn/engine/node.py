@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from functools import wraps
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from .primitive import Primitive
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Buffer:
-    """The memory of a leaf, shared by every view of it, and when it was last assigned to.
+    """The memory that a leaf's data lie in, whoever else has views of it, and when it was last assigned to.
 
-    Time is counted in assignments, to any leaf: `now` of them have been made.
+    Time is counted in assignments, to any memory: `now` of them have been made.
     """
 
-    __slots__ = ("written",)
+    __slots__ = ("owner",)
     now = 0
+    _times: ClassVar[dict[int, int]] = {}  # by the owner's id, which lives as long as a buffer asks for it
     _counting = threading.Lock()
 
-    def __init__(self) -> None:
-        self.written = 0
+    def __init__(self, data: Array) -> None:
+        self.owner = owner_of(data)
+
+    @property
+    def written(self) -> int:
+        return Buffer._times.get(id(self.owner), 0)
 
     def touch(self) -> None:
         """Say that the memory was written to."""
         with Buffer._counting:
             Buffer.now += 1
-            self.written = Buffer.now
+            Buffer._times[id(self.owner)] = Buffer.now
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Buffer:
+        twin = Buffer(deepcopy(self.owner, memo))
+        Buffer._times[id(twin.owner)] = self.written
+        return twin
+
+
+def owner_of(array: Any) -> Any:
+    """The array whose memory an array is a view of."""
+    while isinstance(base := getattr(array, "base", None), np.ndarray):
+        array = base
+    return array
 
 
 class Node:
@@ -123,6 +144,16 @@ class Node:
                     "after the forward pass read it: run the forward pass again"
                 )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Node:
+        for node in topological_order([self]):  # inputs first, so that no copy calls for another
+            if id(node) not in memo:
+                memo[id(node)] = twin = object.__new__(type(node))
+                for slot in (slot for kind in type(node).__mro__[:-1] for slot in getattr(kind, "__slots__", ())):
+                    if slot not in ("__weakref__", "primitive", "params"):
+                        setattr(twin, slot, deepcopy(getattr(node, slot), memo))
+                twin.primitive, twin.params = node.primitive, node.params
+        return memo[id(self)]  # type: ignore[no-any-return]
+
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
         return f"<Node {self.op or 'leaf'}{name} shape={self.shape} dtype={self.dtype}>"
@@ -133,11 +164,15 @@ class Leaf(Node):
 
     __slots__ = ("data", "grad")
 
-    def __init__(self, data: Array, requires_grad: bool = False, buffer: Buffer | None = None) -> None:
-        super().__init__(None, (), {}, data, buffer=buffer or Buffer())
+    def __init__(self, data: Array, requires_grad: bool = False, name: str | None = None, grad: Any = None) -> None:
+        super().__init__(None, (), {}, data, buffer=Buffer(data))
         self.requires_grad = requires_grad
         self.data = data
-        self.grad: Array | None = None
+        self.name = name
+        self.grad: Array | None = grad
+
+    def __reduce__(self) -> Any:
+        return Leaf, (self.data, self.requires_grad, self.name, self.grad)
 
 
 def topological_order(outputs: Iterable[Node], *, receivers: bool = False) -> list[Node]:
@@ -168,33 +203,53 @@ class _Mode(threading.local):
 
     recording = True
     updating = True
-    watcher: Callable[[Any], Any] | None = (
-        None  # what a comparison or another result without gradient reads of a tensor
-    )
+    # What a comparison, or another result without gradient, reads of a tensor.
+    watcher: Callable[[Any], Any] | None = None
 
 
 mode = _Mode()
 
 
-@contextmanager
-def _set(switch: str, on: Any) -> Iterator[None]:
-    before = getattr(mode, switch)
-    setattr(mode, switch, on)
-    try:
-        yield
-    finally:
-        setattr(mode, switch, before)
+class _Set:
+    """A switch of `mode`, set in a block or in the calls of a function, and then what it was."""
+
+    def __init__(self, switch: str, on: Any) -> None:
+        self.switch, self.on = switch, on
+        self.before: list[Any] = []
+
+    def __enter__(self) -> None:
+        self.before.append(getattr(mode, self.switch))
+        setattr(mode, self.switch, self.on)
+
+    def __exit__(self, *error: object) -> None:
+        setattr(mode, self.switch, self.before.pop())
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        code = getattr(function, "__code__", None)
+        if code is not None and code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
+            raise TypeError(
+                f"{code.co_name} is a generator or a coroutine, whose body runs after the call: write the block "
+                "`with ag.no_grad():` inside it, without a yield or an await"
+            )
+
+        @wraps(function)
+        def inside(*args: P.args, **options: P.kwargs) -> R:
+            with _Set(self.switch, self.on):
+                return function(*args, **options)
+
+        return inside
 
 
-def recording(on: bool) -> AbstractContextManager[None]:
+def recording(on: bool) -> _Set:
     """Record operations inside the block, or don't, in this thread; the former state is restored at its end."""
-    return _set("recording", on)
+    return _Set("recording", on)
 
 
-def no_grad() -> AbstractContextManager[None]:
+def no_grad() -> _Set:
     """Record nothing inside the block, in this thread; the former state is restored at its end.
 
-    Works as a decorator too. What is computed inside is a leaf without gradient.
+    Works as a decorator too, but of a generator or a coroutine: `TypeError`. What is computed inside is a leaf without
+    gradient.
 
     >>> import autograd_bn as ag
     >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
@@ -202,14 +257,14 @@ def no_grad() -> AbstractContextManager[None]:
     ...     (x * 2).requires_grad
     False
     """
-    return _set("recording", False)
+    return _Set("recording", False)
 
 
-def watching(watcher: Callable[[Any], Any]) -> AbstractContextManager[None]:
+def watching(watcher: Callable[[Any], Any]) -> _Set:
     """Inside the block, in this thread, what is computed without gradient is computed of `watcher(tensor)`."""
-    return _set("watcher", watcher)
+    return _Set("watcher", watcher)
 
 
-def no_update() -> AbstractContextManager[None]:
+def no_update() -> _Set:
     """A forward pass inside the block, in this thread, leaves running statistics as they are."""
-    return _set("updating", False)
+    return _Set("updating", False)

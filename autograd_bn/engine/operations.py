@@ -8,7 +8,9 @@ recorded tensor.
 
 from __future__ import annotations
 
+import builtins
 import math
+import string
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 
 from .node import Array
 from .primitive import primitive
+from .tensor import plain, values_of
 
 # What the package exports of this module; tests hold it to the functions that have no underscore.
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "stop_gradient", "subtract", "sum", "tanh", "trace", "transpose", "var", "where",
 ]  # fmt: skip
 Axis = int | Sequence[int] | None
+_LETTERS = string.ascii_lowercase + string.ascii_uppercase
 
 
 # --- Elementwise, two inputs -------------------------------------------------------------------------------
@@ -33,45 +37,25 @@ Axis = int | Sequence[int] | None
 
 @primitive(lambda g: g, lambda g: g)
 def add(a: Any, b: Any, /) -> Any:
-    """a + b, broadcast.
-
-    >>> import autograd_bn as ag
-    >>> ag.add([1.0, 2.0], 3.0)
-    array([4., 5.])
-    """
+    """a + b, broadcast."""
     return a + b
 
 
 @primitive(lambda g: g, lambda g: -g)
 def subtract(a: Any, b: Any, /) -> Any:
-    """a - b, broadcast.
-
-    >>> import autograd_bn as ag
-    >>> ag.subtract([1.0, 2.0], 3.0)
-    array([-2., -1.])
-    """
+    """a - b, broadcast."""
     return a - b
 
 
 @primitive(lambda g, b: g * b, lambda g, a: g * a)
 def multiply(a: Any, b: Any, /) -> Any:
-    """a * b, broadcast.
-
-    >>> import autograd_bn as ag
-    >>> ag.multiply([1.0, 2.0], 3.0)
-    array([3., 6.])
-    """
+    """a * b, broadcast."""
     return a * b
 
 
 @primitive(lambda g, b: g / b, lambda g, b, out: -g * out / b)
 def divide(a: Any, b: Any, /) -> Any:
-    """a / b, broadcast.
-
-    >>> import autograd_bn as ag
-    >>> ag.divide([1.0, 2.0], 4.0)
-    array([0.25, 0.5 ])
-    """
+    """a / b, broadcast."""
     return a / b
 
 
@@ -79,7 +63,7 @@ def _lowered(a: Any, b: Any) -> Any:
     """b - 1, but where `b` is a constant 0, or both are 0, a number that keeps the power of `a` finite."""
     if isinstance(b, (int, float)):
         return b - 1 if b else 1
-    b = b.astype(float) if b.dtype.kind == "u" else b
+    b = b.astype(float) if b.dtype.kind in "iu" else b  # whose b - 1 may wrap
     return where((a == 0) & (b == 0), 1, b - 1)
 
 
@@ -90,10 +74,6 @@ def _lowered(a: Any, b: Any) -> Any:
 def power(a: Any, b: Any, /) -> Any:
     """a ** b, broadcast. The gradient of `b` needs `a` >= 0. Exact rationals stay exact where `b` is an
     integer or a `Fraction` with denominator 2.
-
-    >>> import autograd_bn as ag
-    >>> ag.power([1.0, 2.0], 3)
-    array([1., 8.])
     """
     exact = isinstance(a, Fraction) or isinstance(b, Fraction) or np.result_type(a, b).hasobject
     return np.frompyfunc(_exact_power, 2, 1)(a, b) if exact else a**b
@@ -104,12 +84,7 @@ def power(a: Any, b: Any, /) -> Any:
     lambda g, a, b: where(b < a, 0, where(a == b, g / 2, g)),
 )
 def maximum(a: Any, b: Any, /) -> Any:
-    """The larger of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
-
-    >>> import autograd_bn as ag
-    >>> ag.maximum([1.0, 5.0], 3.0)
-    array([3., 5.])
-    """
+    """The larger of `a` and `b`, broadcast. Where they are equal each gets half of the gradient."""
     return np.maximum(a, b)
 
 
@@ -118,23 +93,13 @@ def maximum(a: Any, b: Any, /) -> Any:
     lambda g, a, b: where(b > a, 0, where(a == b, g / 2, g)),
 )
 def minimum(a: Any, b: Any, /) -> Any:
-    """The smaller of `a` and `b`, broadcast. Where they are equal each gets half of the gradient.
-
-    >>> import autograd_bn as ag
-    >>> ag.minimum([1.0, 5.0], 3.0)
-    array([1., 3.])
-    """
+    """The smaller of `a` and `b`, broadcast. Where they are equal each gets half of the gradient."""
     return np.minimum(a, b)
 
 
 @primitive(None, lambda g, condition: where(condition, g, 0), lambda g, condition: where(condition, 0, g))
 def where(condition: Any, a: Any, b: Any, /) -> Any:
-    """`a` where `condition` holds, else `b`, broadcast. `condition` is a constant to the derivative.
-
-    >>> import autograd_bn as ag
-    >>> ag.where([True, False], [1.0, 2.0], 0.0)
-    array([1., 0.])
-    """
+    """`a` where `condition` holds, else `b`, broadcast. `condition` is a constant to the derivative."""
     return np.where(condition, a, b)
 
 
@@ -143,46 +108,26 @@ def where(condition: Any, a: Any, b: Any, /) -> Any:
 
 @primitive(lambda g: -g)
 def negative(x: Any, /) -> Any:
-    """-x.
-
-    >>> import autograd_bn as ag
-    >>> ag.negative([1.0, -2.0])
-    array([-1.,  2.])
-    """
+    """-x."""
     return -x
 
 
 @primitive(lambda g, out: g * out)
 def exp(x: Any, /) -> Any:
-    """e to the power `x`.
-
-    >>> import autograd_bn as ag
-    >>> ag.exp([0.0, 1.0])
-    array([1.        , 2.71828183])
-    """
-    return np.exp(_real(x))
+    """e to the power `x`."""
+    return np.exp(real(x))
 
 
 @primitive(lambda g, x: g / x)
 def log(x: Any, /) -> Any:
-    """The natural logarithm.
-
-    >>> import autograd_bn as ag
-    >>> ag.log([1.0, 2.0])
-    array([0.        , 0.69314718])
-    """
-    return np.log(_real(x))
+    """The natural logarithm."""
+    return np.log(real(x))
 
 
 @primitive(lambda g, out: g / (2 * out))
 def sqrt(x: Any, /) -> Any:
-    """The square root. On exact rationals it is exact, or raises `ValueError` where the root is irrational.
-
-    >>> import autograd_bn as ag
-    >>> ag.sqrt([4.0, 9.0])
-    array([2., 3.])
-    """
-    return exact_sqrt(x) if x.dtype == object else np.sqrt(_real(x))
+    """The square root. On exact rationals it is exact, or raises `ValueError` where the root is irrational."""
+    return exact_sqrt(x) if x.dtype == object else np.sqrt(real(x))
 
 
 @primitive(lambda g, out: g * (out * out * out) / -2)
@@ -198,79 +143,44 @@ def rsqrt(x: Any, /) -> Any:
 
 @primitive(lambda g, x: g * (2 * x))
 def square(x: Any, /) -> Any:
-    """x * x.
-
-    >>> import autograd_bn as ag
-    >>> ag.square([1.0, -3.0])
-    array([1., 9.])
-    """
+    """x * x."""
     return x * x
 
 
 @primitive(lambda g, x: g * np.sign(x))
 def abs(x: Any, /) -> Any:
-    """The absolute value. Its derivative at 0 is taken as 0.
-
-    >>> import autograd_bn as ag
-    >>> ag.abs([1.0, -3.0])
-    array([1., 3.])
-    """
+    """The absolute value. Its derivative at 0 is taken as 0."""
     return np.abs(x)
 
 
 @primitive(lambda g, x: g * cos(x))
 def sin(x: Any, /) -> Any:
-    """The sine of `x` in radians.
-
-    >>> import autograd_bn as ag
-    >>> ag.sin([0.0, 1.0])
-    array([0.        , 0.84147098])
-    """
-    return np.sin(_real(x))
+    """The sine of `x` in radians."""
+    return np.sin(real(x))
 
 
 @primitive(lambda g, x: -g * sin(x))
 def cos(x: Any, /) -> Any:
-    """The cosine of `x` in radians.
-
-    >>> import autograd_bn as ag
-    >>> ag.cos([0.0, 1.0])
-    array([1.        , 0.54030231])
-    """
-    return np.cos(_real(x))
+    """The cosine of `x` in radians."""
+    return np.cos(real(x))
 
 
 @primitive(lambda g, x: g / (1 + x))
 def log1p(x: Any, /) -> Any:
-    """log(1 + x), exact for small `x` too.
-
-    >>> import autograd_bn as ag
-    >>> ag.log1p([0.0, 1e-20])
-    array([0.e+00, 1.e-20])
-    """
-    return np.log1p(_real(x))
+    """log(1 + x), exact for small `x` too."""
+    return np.log1p(real(x))
 
 
 @primitive(lambda g, out: g * (out + 1))
 def expm1(x: Any, /) -> Any:
-    """exp(x) - 1, exact for small `x` too.
-
-    >>> import autograd_bn as ag
-    >>> ag.expm1([0.0, 1e-20])
-    array([0.e+00, 1.e-20])
-    """
-    return np.expm1(_real(x))
+    """exp(x) - 1, exact for small `x` too."""
+    return np.expm1(real(x))
 
 
 @primitive(lambda g, out: g * (1 - out * out))
 def tanh(x: Any, /) -> Any:
-    """The hyperbolic tangent.
-
-    >>> import autograd_bn as ag
-    >>> ag.tanh([0.0, 1.0])
-    array([0.        , 0.76159416])
-    """
-    return np.tanh(_real(x))
+    """The hyperbolic tangent."""
+    return np.tanh(real(x))
 
 
 def _logistic_slope(g: Any, out: Any) -> Any:
@@ -288,7 +198,7 @@ def sigmoid(x: Any, /) -> Any:
     >>> ag.sigmoid([0.0, -1000.0])
     array([0.5, 0. ])
     """
-    x = _real(x)
+    x = real(x)
     if x.dtype == np.float16:  # whose exp(12) overflows, though 1 / exp(12) has a place
         return sigmoid(x.astype(np.float32)).astype(np.float16)
     with np.errstate(over="ignore"):  # the inverse of infinity is the right 0
@@ -314,24 +224,14 @@ def _astype(x: Any, /, dtype: Any) -> Any:
 
 
 def astype(x: Any, dtype: Any) -> Any:
-    """`x` converted to `dtype`: to a float type recorded, to any other as a plain array.
-
-    >>> import autograd_bn as ag
-    >>> ag.tensor([1.5, 2.5]).astype("float32")
-    tensor([1.5, 2.5], shape=(2,), dtype=float32, op='astype')
-    """
+    """`x` converted to `dtype`: to a float type recorded, to any other as a plain array."""
     dtype = np.dtype(dtype)
     return _astype(x, dtype) if dtype.kind == "f" or dtype == x.dtype else x.data.astype(dtype)
 
 
 @primitive(lambda g: g)
 def copy(x: Any, /) -> Any:
-    """A copy of `x`.
-
-    >>> import autograd_bn as ag
-    >>> ag.tensor([1.0]).copy()
-    tensor([1.], shape=(1,), dtype=float64, op='copy')
-    """
+    """A copy of `x`."""
     return np.array(x)
 
 
@@ -347,7 +247,7 @@ def stop_gradient(x: Any, /) -> Any:
     return x[...]
 
 
-def _real(x: Any) -> Any:
+def real(x: Any) -> Any:
     """Integers as float64, for functions of real numbers: NumPy would compute small ones in float16."""
     return x.astype(np.float64) if x.dtype.kind in "iub" else x
 
@@ -376,7 +276,7 @@ def _exact_power(base: Any, exponent: Any) -> Any:
 
 def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` of a NumPy reduction as a sorted tuple of non-negative axes."""
-    if axis is None:
+    if axis is None or (not ndim and axis in (0, -1)):
         return tuple(range(ndim))
     return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, ndim)))
 
@@ -396,13 +296,20 @@ def _spread(g: Any, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Any:
 
 @primitive(lambda g, shape, axis, keepdims: _spread(g, shape, axis, keepdims))
 def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The sum over `axis` (all axes by default).
+    """The sum over `axis` (all axes by default)."""
+    return total(x, axis, keepdims)
 
-    >>> import autograd_bn as ag
-    >>> ag.sum([[1.0, 2.0], [3.0, 4.0]], axis=0)
-    array([4., 6.])
-    """
-    return np.sum(x, axis=axis, keepdims=keepdims)
+
+def total(x: Any, axis: Axis, keepdims: bool = False) -> Any:
+    """The sum of an array, with float16 added in float32: NumPy adds it row by row, and 2048 + 1 is 2048."""
+    half = getattr(x, "dtype", None) == np.float16
+    out = np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float32 if half else None)
+    return out.astype(np.float16) if half else out
+
+
+def widened(x: Any) -> Any:
+    """float16 as float32, for sums inside a formula."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def over(g: Any, n: int) -> Any:
@@ -412,12 +319,7 @@ def over(g: Any, n: int) -> Any:
 
 @primitive(lambda g, shape, axis, keepdims: _spread(over(g, count(shape, axis)), shape, axis, keepdims))
 def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The mean over `axis` (all axes by default).
-
-    >>> import autograd_bn as ag
-    >>> ag.mean([[1.0, 2.0], [3.0, 4.0]], axis=0)
-    array([2., 3.])
-    """
+    """The mean over `axis` (all axes by default)."""
     return np.mean(x, axis=axis, keepdims=keepdims)
 
 
@@ -427,12 +329,7 @@ def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     )
 )
 def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
-    """The variance over `axis` (all axes by default): mean of squared deviations, n - ddof for n.
-
-    >>> import autograd_bn as ag
-    >>> ag.var([[1.0, 2.0], [3.0, 4.0]], axis=0)
-    array([1., 1.])
-    """
+    """The variance over `axis` (all axes by default): mean of squared deviations, n - ddof for n."""
     deviation = x - np.mean(x, axis=axis, keepdims=True)
     biased = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
     if not ddof:
@@ -453,31 +350,17 @@ def _share(g: Any, x: Any, out: Any, shape: tuple[int, ...], axis: Axis, keepdim
 
 @primitive(_share)
 def max(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The largest element over `axis` (all axes by default). Ties share the gradient equally.
-
-    >>> import autograd_bn as ag
-    >>> ag.max([[1.0, 5.0], [3.0, 4.0]], axis=0)
-    array([3., 5.])
-    """
+    """The largest element over `axis` (all axes by default). Ties share the gradient equally."""
     return np.max(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(_share)
 def min(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The smallest element over `axis` (all axes by default). Ties share the gradient equally.
-
-    >>> import autograd_bn as ag
-    >>> ag.min([[1.0, 5.0], [3.0, 4.0]], axis=0)
-    array([1., 4.])
-    """
+    """The smallest element over `axis` (all axes by default). Ties share the gradient equally."""
     return np.min(x, axis=axis, keepdims=keepdims)
 
 
-@primitive(
-    lambda g, x, out, shape, axis, keepdims: (
-        _spread(g, shape, axis, keepdims) * exp(x - _spread(out, shape, axis, keepdims))
-    )
-)
+@primitive(lambda g, x, shape, axis, keepdims: _spread(g, shape, axis, keepdims) * softmax(x, axis))
 def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over `axis` (all axes by default), without overflow.
 
@@ -485,48 +368,49 @@ def logsumexp(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> ag.logsumexp([1000.0, 1000.0])
     array(1000.69314718)
     """
-    x = _real(x)
-    shift = _finite_max(x, axis)
+    x = real(x)
+    wide = widened(x)
+    shift = _finite_max(wide, axis)
     with np.errstate(divide="ignore"):  # where every x is -inf, so is the answer
-        total = np.log(np.sum(np.exp(x - shift), axis=axis, keepdims=True)) + shift
-    return total if keepdims else np.squeeze(total, axis=reduced_axes(axis, np.ndim(x)))
+        out = np.log(np.sum(np.exp(wide - shift), axis=axis, keepdims=True)) + shift
+    out = out if keepdims else np.squeeze(out, axis=reduced_axes(axis, np.ndim(x)))
+    return out.astype(x.dtype, copy=False)
 
 
 @primitive(lambda g, out, axis: (g - sum(g * out, axis, True)) * out)
 def softmax(x: Any, /, axis: Axis = -1) -> Any:
-    """exp(x) / sum(exp(x)) over `axis`, without overflow.
+    """exp(x) / sum(exp(x)) over `axis` (`None`: all axes), without overflow.
 
     >>> import autograd_bn as ag
     >>> ag.softmax([1.0, 1.0])
     array([0.5, 0.5])
     """
-    x = _real(x)
-    e = np.exp(x - _finite_max(x, axis))
-    return e / np.sum(e, axis=axis, keepdims=True)
+    x = real(x)
+    wide = widened(x)
+    e = np.exp(wide - _finite_max(wide, axis))
+    with np.errstate(invalid="ignore"):  # of nothing but -inf, it is no number
+        return (e / np.sum(e, axis=axis, keepdims=True)).astype(x.dtype, copy=False)
 
 
 @primitive(lambda g, out, axis: g - exp(out) * sum(g, axis, True))
 def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
-    """log(softmax(x)) over `axis`, without overflow or cancellation.
+    """log(softmax(x)) over `axis` (`None`: all axes), without overflow or cancellation.
 
     >>> import autograd_bn as ag
     >>> ag.log_softmax([0.0, -1000.0])
     array([    0., -1000.])
     """
-    x = _real(x)
-    shifted = x - _finite_max(x, axis)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+    x = real(x)
+    wide = widened(x)
+    shifted = wide - _finite_max(wide, axis)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of nothing, or of nothing but -inf
+        return (shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype, copy=False)
 
 
 @primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
 def cumsum(x: Any, /, axis: int | None = None) -> Any:
-    """The running sum along `axis` (of all elements in a row by default).
-
-    >>> import autograd_bn as ag
-    >>> ag.cumsum([1.0, 2.0, 3.0])
-    array([1., 3., 6.])
-    """
-    return np.cumsum(x, axis)
+    """The running sum along `axis` (of all elements in a row by default)."""
+    return np.cumsum(x, axis, dtype=np.float32).astype(x.dtype) if x.dtype == np.float16 else np.cumsum(x, axis)
 
 
 def _flip(x: Any, axis: int) -> Any:
@@ -534,12 +418,7 @@ def _flip(x: Any, axis: int) -> Any:
 
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The product over `axis` (all axes by default), halved again and again, so that a zero hides no derivative.
-
-    >>> import autograd_bn as ag
-    >>> ag.prod([1.0, 2.0, 3.0])
-    array(6.)
-    """
+    """The product over `axis` (all axes by default), halved again and again, so that a zero hides no derivative."""
     shape = np.shape(x)
     axes = reduced_axes(axis, len(shape))
     kept = [i for i in range(len(shape)) if i not in axes]
@@ -552,6 +431,8 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def _finite_max(x: Any, axis: Axis) -> Any:
+    if not x.size:
+        return np.zeros((), x.dtype)
     top = np.max(x.real, axis=axis, keepdims=True)
     finite = np.isfinite(top)
     return top if finite.all() else np.where(finite, top, 0)
@@ -562,28 +443,18 @@ def _finite_max(x: Any, axis: Axis) -> Any:
 
 @primitive(lambda g, shape: reshape(g, shape), view=True)
 def reshape(x: Any, /, shape: int | Sequence[int]) -> Any:
-    """`x` in another shape of the same size; one length may be -1.
-
-    >>> import autograd_bn as ag
-    >>> ag.reshape([1.0, 2.0], (2, 1)).shape
-    (2, 1)
-    """
+    """`x` in another shape of the same size; one length may be -1."""
     return np.reshape(x, shape)
 
 
-def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(np.argsort([axis % len(axes) for axis in axes]).tolist())
+def _inverse(axes: int | Sequence[int]) -> tuple[int, ...]:
+    listed = (axes,) if isinstance(axes, int) else axes
+    return tuple(np.argsort([axis % len(listed) for axis in listed]).tolist())
 
 
 @primitive(lambda g, axes: transpose(g, None if axes is None else _inverse(axes)), view=True)
 def transpose(x: Any, /, axes: Sequence[int] | None = None) -> Any:
-    """`x` with its axes in the order `axes` (reversed by default).
-
-    >>> import autograd_bn as ag
-    >>> ag.transpose([[1.0, 2.0], [3.0, 4.0]])
-    array([[1., 3.],
-           [2., 4.]])
-    """
+    """`x` with its axes in the order `axes` (reversed by default)."""
     return np.transpose(x, axes)
 
 
@@ -593,13 +464,7 @@ def _broadcast_to(x: Any, /, to: tuple[int, ...]) -> Any:
 
 
 def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
-    """`x` repeated along new axes and axes of length 1 to `shape`, as broadcasting does.
-
-    >>> import autograd_bn as ag
-    >>> ag.broadcast_to([1.0, 2.0], (2, 2))
-    array([[1., 2.],
-           [1., 2.]])
-    """
+    """`x` repeated along new axes and axes of length 1 to `shape`, as broadcasting does."""
     return _broadcast_to(x, (shape,) if isinstance(shape, int) else tuple(shape))
 
 
@@ -631,12 +496,7 @@ def _concatenate(*arrays: Any, axis: int) -> Any:
 
 
 def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
-    """The arrays joined along an axis that they have (`None`: flattened first).
-
-    >>> import autograd_bn as ag
-    >>> ag.concatenate([[1.0], [2.0, 3.0]])
-    array([1., 2., 3.])
-    """
+    """The arrays joined along an axis that they have (`None`: flattened first)."""
     if axis is None:
         return _concatenate(*[reshape(array, -1) for array in arrays], axis=0)
     return _concatenate(*arrays, axis=axis)
@@ -648,13 +508,7 @@ def _stack(*arrays: Any, out_axis: int) -> Any:
 
 
 def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """The arrays, all of one shape, joined along a new axis.
-
-    >>> import autograd_bn as ag
-    >>> ag.stack([[1.0], [2.0]])
-    array([[1.],
-           [2.]])
-    """
+    """The arrays, all of one shape, joined along a new axis."""
     ndim = np.ndim(arrays[0]) + 1 if len(arrays) else 1
     return _stack(*arrays, out_axis=np.lib.array_utils.normalize_axis_index(axis, ndim))
 
@@ -678,11 +532,12 @@ def _frozen(index: Any) -> Any:
 @primitive(lambda g, index: _getitem(g, index))
 def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
-    out = np.zeros(to, dtype=x.dtype)
     if any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
+        out = np.zeros(to, np.float32 if x.dtype == np.float16 else x.dtype)
         np.add.at(out, index, x)
-    else:
-        out[index] = x
+        return out.astype(x.dtype, copy=False)
+    out = np.zeros(to, x.dtype)
+    out[index] = x
     return out
 
 
@@ -710,12 +565,7 @@ def _matmul_gradient(g: Any, other: Any, shapes: tuple[tuple[int, ...], ...], le
     lambda g, a, shapes: _matmul_gradient(g, a, shapes, False),
 )
 def matmul(a: Any, b: Any, /) -> Any:
-    """The matrix product, over leading axes broadcast; a 1-d factor is a vector.
-
-    >>> import autograd_bn as ag
-    >>> ag.matmul([[1.0, 2.0]], [3.0, 4.0])
-    array([11.])
-    """
+    """The matrix product, over leading axes broadcast; a 1-d factor is a vector."""
     return a @ b
 
 
@@ -731,7 +581,9 @@ def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
 
 def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
     """The standard deviation: the root of `var`."""
-    return sqrt(var(x, axis, ddof, keepdims))
+    squares = var(x, axis, ddof, keepdims)
+    constant = values_of(squares) == 0  # where the root has no slope, and PyTorch too gives 0
+    return where(constant, 0, sqrt(where(constant, 1, squares))) if np.any(constant) else sqrt(squares)
 
 
 def squeeze(x: Any, axis: Axis = None) -> Any:
@@ -756,13 +608,25 @@ def dot(a: Any, b: Any) -> Any:
     return a @ b if np.ndim(a) and np.ndim(b) else a * b
 
 
+@primitive(lambda g: g, lambda g, a, b: -g * np.floor(a / b))
+def remainder(a: Any, b: Any, /) -> Any:
+    """a % b, with the sign of b."""
+    return np.remainder(a, b)
+
+
+def floor_divide(a: Any, b: Any) -> Any:
+    """a // b: piecewise constant, and so a plain array."""
+    return np.floor_divide(plain(a), plain(b))
+
+
 def reciprocal(x: Any) -> Any:
     """1 / x."""
     return 1 / x
 
 
-def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
+def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
     """`x` kept between two bounds."""
+    a_min, a_max = min if a_min is None else a_min, max if a_max is None else a_max
     x = x if a_min is None else maximum(x, a_min)
     return x if a_max is None else minimum(x, a_max)
 
@@ -797,16 +661,19 @@ def _pad(x: Any, /, widths: tuple[tuple[int, int], ...], value: Any) -> Any:
     return np.pad(x, widths, constant_values=value)
 
 
-def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
-    """`x` with a border of `constant_values`, so wide on each side of each axis; `ValueError` for other modes.
+def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0, **options: Any) -> Any:
+    """`x` with a border, so wide on each side of each axis: of `constant_values`, or as NumPy's other modes copy it.
 
-    >>> import autograd_bn as ag
-    >>> ag.pad([1.0, 2.0], (1, 0))
-    array([0., 1., 2.])
+    `ValueError` for modes that compute, as "mean".
     """
-    if mode != "constant" or np.ndim(constant_values):
+    if mode in ("edge", "reflect", "symmetric", "wrap"):
+        kind: Any = mode
+        places = np.pad(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), pad_width, mode=kind, **options)
+        return getitem(reshape(x, -1), places)
+    if mode != "constant" or options or np.ndim(constant_values):
         raise ValueError(
-            f"pad has a rule for one constant only, got mode={mode!r}, constant_values={constant_values!r}"
+            f"pad has a rule for one constant, and for the modes edge, reflect, symmetric and wrap, got mode={mode!r}, "
+            f"constant_values={constant_values!r}"
         )
     widths = np.broadcast_to(pad_width, (np.ndim(x), 2)).tolist()
     return _pad(x, tuple(map(tuple, widths)), constant_values)
@@ -818,22 +685,33 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
 )
 def _einsum(a: Any, b: Any, /, terms: tuple[str, str, str]) -> Any:
     """Two operands; each letter stands in two of the three terms at least, in none of them twice."""
-    return np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True)
+    wide = np.float32 if a.dtype == b.dtype == np.float16 else None
+    out = np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True, dtype=wide)
+    return out.astype(np.float16) if wide else out
 
 
-def einsum(subscripts: str, *operands: Any) -> Any:
-    """Einstein's sums of products, as `numpy.einsum` with letters, two operands at a time.
+def einsum(subscripts: Any, *operands: Any) -> Any:
+    """Einstein's sums of products, as `numpy.einsum`, two operands at a time.
 
-    `ValueError` for subscripts that don't match the operands, or that have an ellipsis.
+    `ValueError` for subscripts that don't match the operands.
 
     >>> import autograd_bn as ag
     >>> ag.einsum("ij,j->i", [[1.0, 2.0]], [3.0, 4.0])
     array([11.])
     """
+    if not isinstance(subscripts, str):  # operands and lists of axes in turn, and the axes of the result
+        parts = (subscripts, *operands)
+        operands = parts[: len(parts) // 2 * 2 : 2]
+        lists = ["".join([_LETTERS[i] for i in axes]) for axes in (*parts[1::2], *parts[len(parts) // 2 * 2 :])]
+        spelled = ",".join(lists[: len(operands)])
+        subscripts = f"{spelled}->{lists[-1]}" if len(lists) > len(operands) else spelled
     left, arrow, out = subscripts.replace(" ", "").partition("->")
+    shapes = [np.shape(a) for a in operands]
+    if "..." in left:
+        left, out = _without_ellipsis(left, out, arrow, shapes)
+        arrow = "->"
     terms = left.split(",")
     out = out if arrow else "".join(sorted({i for i in left if left.count(i) == 1} - {","}))
-    shapes = [np.shape(a) for a in operands]
     lengths = {(i, n) for term, shape in zip(terms, shapes, strict=False) for i, n in zip(term, shape, strict=False)}
     letters = [i for i, _ in lengths]
     if (
@@ -859,6 +737,23 @@ def einsum(subscripts: str, *operands: Any) -> Any:
             b, other = _einsum(a, b, (term, other, both)), both
         term, a = other, b
     return a if term == out else transpose(a, tuple([term.index(i) for i in out]))
+
+
+def _without_ellipsis(left: str, out: str, arrow: str, shapes: list[tuple[int, ...]]) -> tuple[str, str]:
+    """The terms with letters for the axes that an ellipsis stands for, the last of each the same."""
+    terms = left.split(",")
+    lengths = [len(shape) - len(term) + 3 for term, shape in zip(terms, shapes, strict=True) if "..." in term]
+    free = [i for i in _LETTERS if i not in left + out][: builtins.max(lengths)]
+    spelled = [
+        term.replace("...", "".join(free[len(free) - (len(shape) - len(term) + 3) :]))
+        for term, shape in zip(terms, shapes, strict=True)
+    ]
+    if not arrow:
+        alone = left.replace(".", "")
+        out = "..." + "".join(sorted({i for i in alone if alone.count(i) == 1} - {","}))
+    if free and "..." not in out:
+        raise ValueError(f"subscripts {left!r} have an ellipsis that the result {out!r} has not: write it there too")
+    return ",".join(spelled), out.replace("...", "".join(free))
 
 
 def _summed(term: str, a: Any, kept: str) -> tuple[str, Any]:

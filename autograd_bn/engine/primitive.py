@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -12,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from .node import Buffer, Leaf, Node, mode
-from .tensor import Tensor, array_of, exact
+from .node import Array, Buffer, Leaf, Node, mode
+from .tensor import Tensor, array_of, exact, holds_tensors
+from .words import unknown_option
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,7 +21,8 @@ R = TypeVar("R")
 OBJECT = np.dtype(object)
 NO_PARAMS: dict[str, Any] = {}
 # What an operation takes for a constant as it is; anything else becomes an array. A Python number stays one, and weak.
-CONSTANTS = frozenset([np.ndarray, float, int, bool, type(None), *np.sctypeDict.values()])
+NUMBERS = frozenset([float, int, bool, type(None), *np.sctypeDict.values()]) - {np.object_, np.void}
+CONSTANTS = NUMBERS | {np.ndarray}
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 registry: dict[str, Primitive] = {}  # the package's own, by name; nobody else's primitive gets in
 
@@ -66,6 +67,10 @@ class Primitive:
         self.variadic = bool(code.co_flags & 0x04)
         self.arrays = code.co_varnames[: code.co_posonlyargcount]
         self.keywords = code.co_varnames[len(self.arrays) : code.co_argcount + code.co_kwonlyargcount]
+        positional, given = code.co_varnames[: code.co_argcount], forward.__defaults__ or ()
+        defaults = dict(zip(positional[len(positional) - len(given) :], given, strict=True))
+        self.absent = [defaults.pop(name) for name in self.arrays if name in defaults]  # stand in for the last arrays
+        self.defaults: dict[str, Any] = {**defaults, **(forward.__kwdefaults__ or {})}
         if not self.arrays and not self.variadic:
             raise TypeError(f"{self.name} takes no arrays: put a / behind them, as in def {self.name}(x, /)")
         one = joint or self.variadic
@@ -86,7 +91,14 @@ class Primitive:
             raise TypeError(f"{self.name} takes any number of arrays, so that its rule can read no values")
         self.many = len(self.rules) > 1
         self.plans: dict[tuple[int, ...], list[bool]] = {}
-        self.split = _splitter(forward, self.arrays, self.keywords)
+
+    def __deepcopy__(self, memo: object) -> Primitive:
+        return self  # an operation is known by identity
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"what {self.name} computed can't be pickled: pickle t.detach(), which has no history, or t.data"
+        )
 
     def rule(self, position: int) -> Rule:
         """The rule for the array at `position`; `TypeError` where there is none."""
@@ -102,8 +114,11 @@ class Primitive:
             self.plans[wanted] = [place in read for place in range(len(self.arrays) + 2)] if read else []
         return self.plans[wanted]
 
-    def record(self, args: Sequence[Any], params: dict[str, Any]) -> Any:
-        """Compute on tensors and constants, and hang the result into the graph; of arrays alone, only compute."""
+    def record(self, args: Sequence[Any], options: dict[str, Any] = NO_PARAMS, rest: Sequence[Any] = ()) -> Any:
+        """Compute on tensors and constants, and hang the result into the graph; of arrays alone, only compute.
+
+        The metadata is in `options` by name, or in `rest` by place.
+        """
         now, recorded, complexes = Buffer.now, False, None
         operands: list[Any] = []
         values: list[Any] = []
@@ -116,24 +131,36 @@ class Primitive:
                 if arg.requires_grad:
                     wanted.append(len(operands))
             else:
-                arg = arg if type(arg) in CONSTANTS else array_of(arg, f"an operand of {self.name}")
+                if type(arg) not in NUMBERS:
+                    arg = array_of(arg, f"an operand of {self.name}")
                 if getattr(arg, "dtype", OBJECT).kind == "c":
                     complexes = arg
                 values.append(arg)
             operands.append(arg)
+        if rest or options:
+            rest = [self._kept(value, "metadata") for value in rest]
+            options = {name: self._kept(value, name) for name, value in options.items()}
+            if not options.keys() <= {*self.keywords}:
+                raise TypeError(unknown_option(self.name, options, self.keywords))
         if not recorded:
-            return self.compute(values, params)
+            return self._compute(values, options, rest)
         if complexes is not None:
             raise TypeError(f"{self.name} of a tensor got an operand of dtype {complexes.dtype}, expected real numbers")
-        out, kept = self.forward(*values, **params), None
+        out, kept = self.forward(*values, *rest, **options), None
         if self.joint:
             out, kept = out
         if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
-        buffer = operands[0].buffer if self.view and isinstance(operands[0], Node) else None
-        if buffer is not None and not np.may_share_memory(out, values[0]):
-            buffer = None
+        buffer = None
+        if self.view:
+            if isinstance(operands[0], Node) and np.may_share_memory(out, values[0]):
+                buffer = operands[0].buffer
+        elif type(out) is np.ndarray and _borrowed(out, values):
+            out = out.copy()  # what overwrites the operand would overwrite the result too
         if mode.recording:
+            params = options
+            if self.keywords:
+                params = {**self.defaults, **dict(zip(self.keywords, rest, strict=False)), **options}
             positions = tuple(wanted) if self.rules else ()
             needs = self.saves(positions)
             saved = tuple([v if need else None for v, need in zip((*values, out, kept), needs, strict=bool(needs))])
@@ -141,30 +168,65 @@ class Primitive:
         else:
             out = np.asarray(out)
             if self.view and buffer is None and out.base is not None:
+                out = out.view()
                 out.flags.writeable = False  # the memory of a computed tensor, which a derivative may read
-            node = Leaf(out, buffer=buffer)
+            node = Leaf(out)
         return (Tensor(out, node), kept) if self.joint else Tensor(out, node)
 
-    def compute(self, args: list[Any], params: dict[str, Any]) -> Any:
+    def record_pair(self, a: Any, b: Any) -> Any:
+        """`record`, written out for what most of a graph is made of: a tensor with another, or with a number."""
+        now = Buffer.now
+        x = a._value if type(a) is Tensor else a
+        y = b._value if type(b) is Tensor else b
+        if not mode.recording or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):
+            return self.record((a, b))
+        # A scalar is much quicker than an array of it.
+        if type(x) is np.ndarray and not x.shape:
+            x = x[()]
+        if type(y) is np.ndarray and not y.shape:
+            y = y[()]
+        out = self.forward(x, y)
+        if getattr(out, "dtype", OBJECT).kind in "Oc" or out.base is not None or out is x or out is y:
+            return self.record((a, b))
+        wanted: tuple[int, ...] = ()
+        if type(a) is Tensor:
+            a = a.node
+            if a.requires_grad:
+                wanted = (0,)
+        if type(b) is Tensor:
+            b = b.node
+            if b.requires_grad:
+                wanted = (0, 1) if wanted else (1,)
+        needs = self.plans[wanted] if wanted in self.plans else self.saves(wanted)
+        saved = (x if needs[0] else None, y if needs[1] else None, out if needs[2] else None, None) if needs else ()
+        return Tensor(out, Node(self, (a, b), NO_PARAMS, out, wanted, saved, now))
+
+    def _compute(self, args: list[Any], options: dict[str, Any], rest: Sequence[Any]) -> Any:
         """Compute on arrays and record nothing."""
         if args and isinstance(args[0], (int, float, complex)):
             args[0] = np.asarray(args[0])
-        out = self.forward(*args, **params)
+        out = self.forward(*args, *rest, **options)
         return exact(out, self.name) if getattr(out, "dtype", None) is OBJECT else out
 
+    def _kept(self, value: Any, name: str) -> Any:
+        """Metadata as a node may keep it: lists and arrays are the caller's to change; `TypeError` for tensors."""
+        if type(value) in NUMBERS:
+            return value
+        if holds_tensors(value):
+            raise TypeError(
+                f"{self.name} takes {name} for metadata, which has no derivative, and got a tensor: pass "
+                "plain numbers, or t.data to cut it on purpose"
+            )
+        if type(value) is np.ndarray:
+            return value.copy()
+        return tuple(value) if type(value) is list else value
 
-def _splitter(forward: FunctionType, arrays: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
-    """A function with the parameters of `forward` that gives a call's arrays and its metadata: Python binds them."""
-    signature, empty = inspect.signature(forward), inspect.Parameter.empty
-    bare = [p.replace(annotation=empty, default=empty) for p in signature.parameters.values()]
-    values = f"({', '.join(arrays)},)" if arrays else next(iter(signature.parameters))
-    # Lists and arrays are the caller's to change, so a tuple or a copy is kept.
-    kept = "tuple({0}) if type({0}) is list else {0}.copy() if type({0}) is np.ndarray else {0}"
-    metadata = ", ".join([f"{name!r}: {kept.format(name)}" for name in keywords])
-    split: FunctionType = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: ({values}, {{{metadata}}})")
-    split.__qualname__ = forward.__name__.strip("_")  # which errors name
-    split.__defaults__, split.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__
-    return split
+
+def _borrowed(out: Array, values: Sequence[Any]) -> bool:
+    """Whether a result lies in the memory of one of the values that it was computed from."""
+    if isinstance(out.base, np.ndarray):
+        return any(type(value) is np.ndarray and np.may_share_memory(out, value) for value in values)
+    return any(out is value for value in values)
 
 
 def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -199,15 +261,21 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
         if forward.__code__.co_filename.startswith(PACKAGE):
             registry.setdefault(op.name, op)
         op.own = registry.get(op.name) is op
-        simple = None if op.keywords or op.variadic else len(op.arrays)
+        count = None if op.variadic else len(op.arrays)
 
-        def apply(*args: Any, **params: Any) -> Any:
-            plain = len(args) == simple and not params
-            return op.record(args, params) if plain else op.record(*op.split(*args, **params))
+        def apply(*args: Any, **options: Any) -> Any:
+            if len(args) == count or count is None:
+                return op.record(args, options)
+            if len(args) < count:
+                args = (*args, *op.absent[len(op.absent) - (count - len(args)) :])
+            return op.record(args[:count], options, args[count:])
 
-        plain = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
-        plain = plain and not any(rule.metadata for rule in op.rules)
-        return wraps(forward)(_of_two(op, apply) if plain else apply)
+        def apply_pair(a: Any, b: Any) -> Any:
+            return op.record_pair(a, b)
+
+        pair = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
+        written_out: Any = apply_pair if pair and not any(rule.metadata for rule in op.rules) else apply
+        return wraps(forward)(written_out)
 
     return declare
 

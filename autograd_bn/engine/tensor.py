@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache, partial
+from inspect import CO_OPTIMIZED
 from numbers import Rational
 from opcode import opmap
+from types import FrameType
 from typing import Any, final
 
 import numpy as np
 
-from .node import Array, Buffer, Leaf, Node, mode
+from .. import engine
+from . import operations as ops, words
+from .node import Array, Leaf, Node, mode
 
-
-def recorded(self: Any, *args: Any, **options: Any) -> Tensor:
-    """The signature of a method that records a node; a placeholder for it in the class."""
-    raise NotImplementedError
-
-
-def computed(self: Any, *args: Any, **options: Any) -> Any:
-    """The signature of a method that computes on the values alone; a placeholder for it in the class."""
-    raise NotImplementedError
+Axis = int | Sequence[int] | None
 
 
 @final
@@ -41,18 +39,20 @@ class Tensor:
 
     __slots__ = ("__weakref__", "_value", "node")
 
-    def __init__(self, value: Any, node: Node) -> None:
+    def __init__(self, value: Any, node: Node | None = None) -> None:
+        if node is None:
+            raise TypeError("a tensor is made by ag.tensor(data, requires_grad=...), or by ag.as_tensor(array)")
         self._value = value
         self.node = node
 
     @property
     def data(self) -> Array:
         """The values, shared: writable in a leaf, read-only in a computed tensor."""
-        value = self._value
-        if not isinstance(self.node, Leaf):
-            value = np.asarray(value)
-            value.flags.writeable = False
-        return value  # type: ignore[no-any-return]
+        if isinstance(self.node, Leaf):
+            return self._value
+        view = np.asarray(self._value).view()
+        view.flags.writeable = False
+        return view
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -63,8 +63,16 @@ class Tensor:
 
     @property
     def grad(self) -> Array | None:
-        """The gradient that `backward` has added up so far, or `None`."""
-        return self.node.grad if isinstance(self.node, Leaf) else None
+        """The gradient that `backward` has added up so far, or `None`; only leaves get one."""
+        if isinstance(self.node, Leaf):
+            return self.node.grad
+        if self.requires_grad:
+            warnings.warn(
+                f"the .grad of a tensor computed by {self.node.op!r} is always None: backward() fills that of leaves, "
+                "and ag.grad(output, t) gives the gradient of any other tensor",
+                stacklevel=2,
+            )
+        return None
 
     @grad.setter
     def grad(self, value: Any) -> None:
@@ -128,9 +136,14 @@ class Tensor:
         """The values as an array, shared; the same as `data`."""
         return self.data
 
+    def tolist(self) -> Any:
+        """The values as Python numbers in lists."""
+        return self.data.tolist()
+
     def detach(self) -> Tensor:
         """A leaf with the same memory and no history; no gradient flows through it."""
-        return Tensor(self.data, Leaf(self.data, buffer=self.node.buffer))
+        data = self.data
+        return Tensor(data, Leaf(data))
 
     def zero_grad(self) -> None:
         """Forget the gradient: `grad` is `None` again."""
@@ -155,6 +168,22 @@ class Tensor:
             )
         np.copyto(leaf.data, array, casting="same_kind")
         leaf.buffer.touch()  # type: ignore[union-attr]
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add the derivative of this tensor into `.grad` of every leaf that requires it.
+
+        `gradient` weighs the elements of the tensor and has its shape; a tensor of one element may leave it out.
+        The graph stays as it was, so that a second call adds the same again. If anything raises, no `.grad` has
+        changed. `ValueError` for a missing gradient or a wrong shape, `RuntimeError` if nothing requires a
+        gradient or a value was overwritten by `assign`.
+
+        >>> import autograd_bn as ag
+        >>> x = ag.tensor([1.0, 2.0], requires_grad=True)
+        >>> (x * x).backward([1.0, 10.0])
+        >>> x.grad
+        array([ 2., 40.])
+        """
+        engine.backward.backward(self, gradient)
 
     def _leaf(self, what: str) -> Leaf:
         if not isinstance(self.node, Leaf):
@@ -212,19 +241,206 @@ class Tensor:
         value = np.array2string(np.asarray(self._value), separator=", ", prefix="tensor(")
         return f"tensor({value}, shape={self.shape}, dtype={self.dtype}{op}{name}{grad})"
 
-    # Bound in `protocols`, each to the operation of its name.
-    backward: Callable[..., None]
-    sum = mean = var = std = max = min = prod = cumsum = trace = dot = repeat = clip = exp = log = recorded
-    reshape = view = transpose = swapaxes = ravel = flatten = squeeze = copy = __getitem__ = recorded
-    __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = recorded
-    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = recorded
-    __neg__ = __pos__ = __abs__ = recorded
-    argmax = argmin = round = astype = __lt__ = __le__ = __gt__ = __ge__ = computed
+    # NumPy's protocols
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        return engine.protocols.call_ufunc(ufunc, method, inputs, options)
+
+    def __array_function__(self, func: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return engine.protocols.call(func, args, options)
+
+    # Operators
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return ops.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return ops.remainder(other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return ops.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return ops.floor_divide(other, self)
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place(ops.add, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place(ops.subtract, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place(ops.multiply, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place(ops.divide, other)
+
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place(ops.power, other)
+
+    def __imatmul__(self, other: Any) -> Tensor:
+        return self._in_place(ops.matmul, other)
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)
+
+    def __pos__(self) -> Tensor:
+        return ops.copy(self)
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
+    def __lt__(self, other: Any) -> Any:
+        return plain(self) < plain(other)
+
+    def __le__(self, other: Any) -> Any:
+        return plain(self) <= plain(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return plain(self) > plain(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return plain(self) >= plain(other)
+
+    def __eq__(self, other: Any) -> Any:
+        return plain(self) == plain(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return plain(self) != plain(other)
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "a tensor's elements can't be set: choose among elements with np.where(mask, a, b), or join tensors with "
+            "stack() or concatenate(); a leaf's values are set by assign()"
+        )
+
+    def _in_place(self, operation: Callable[..., Any], other: Any) -> Tensor:
+        holders = sys.getrefcount(self)
+        if isinstance(self.node, Leaf):
+            if not mode.recording:
+                self.assign(operation(self, other))
+                return self
+            if self.requires_grad:
+                raise RuntimeError(
+                    "a leaf that requires a gradient can't be changed in place while operations are recorded: "
+                    "write t = t - step for a new tensor, which gets no .grad, or change it inside "
+                    "`with ag.no_grad():`, as training does"
+                )
+        primitive = self.node.primitive
+        viewing = primitive is not None and primitive.view and getattr(self._value, "base", None) is not None
+        if viewing or holders > _alone(self, sys._getframe(2)):
+            raise RuntimeError(
+                "t -= step makes a new tensor for the name t, but something else holds this one, or the tensor that it "
+                "is a view of, and would keep the old values: write t = t - step for a new tensor, and return it where "
+                "a caller is to see it, or change a leaf inside `with ag.no_grad():`"
+            )
+        return operation(self, other)
+
+    # Methods: NumPy's, and those of PyTorch's that mean the same
+
+    def sum(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The sum over `axis`."""
+        return ops.sum(self, axis, keepdims, **options)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The mean over `axis`."""
+        return ops.mean(self, axis, keepdims, **options)
+
+    def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False, **options: Any) -> Tensor:
+        """The variance over `axis`."""
+        return ops.var(self, axis, ddof, keepdims, **options)
+
+    def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+        """The standard deviation over `axis`."""
+        return ops.std(self, axis, ddof, keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The largest element over `axis`."""
+        return ops.max(self, axis, keepdims, **options)
+
+    def min(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The smallest element over `axis`."""
+        return ops.min(self, axis, keepdims, **options)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape, one sequence or spelled out."""
+        return ops.reshape(self, _one(shape))
+
+    view = reshape
+
+    def transpose(self, *axes: Any) -> Tensor:
+        """The tensor with its axes in another order, reversed by default."""
+        return ops.transpose(self, _one(axes) if axes else None)
+
+    def copy(self) -> Tensor:
+        """A copy, recorded."""
+        return ops.copy(self)
+
+    def astype(self, dtype: Any) -> Any:
+        """The tensor in another float type, recorded; in any other type a plain array."""
+        return ops.astype(self, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        # Every other method is the operation of its name, as `prod`, `clip` and `relu`.
+        if (operation := words.METHODS.get(name)) is None:
+            raise AttributeError(words.missing(f"tensors have no {name!r}", name))
+        return partial(getattr(np if operation in words.PLAIN else ops, operation), self)
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *words.METHODS]
 
 
 def values_of(given: Any) -> Array:
     """The values of a tensor, or anything else as an array."""
     return given.data if isinstance(given, Tensor) else array_of(given, "a value")
+
+
+def plain(given: Any) -> Any:
+    """What a result without gradient is computed of: a tensor's values, and anything else as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    return mode.watcher(given) if mode.watcher else given.data
 
 
 def exact(values: Any, what: str) -> Array:
@@ -244,8 +460,8 @@ def exact(values: Any, what: str) -> Array:
 
 
 def array_of(data: Any, what: str, dtype: Any = None) -> Array:
-    """`data` as an array; `TypeError` for tensors in a list."""
-    if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) for item in _flat(data)):
+    """`data` as an array: what every operand passes. `TypeError` for tensors in a list or in an array of objects."""
+    if holds_tensors(data):
         raise TypeError(
             f"{what} is a {type(data).__name__} of tensors, which would cut the graph: join them with "
             "stack(), or take the values of each with detach()"
@@ -253,20 +469,57 @@ def array_of(data: Any, what: str, dtype: Any = None) -> Array:
     return np.asarray(data, dtype=dtype)
 
 
+def holds_tensors(given: Any) -> bool:
+    """Whether there is a tensor: the thing itself, or in lists, tuples, dicts and arrays of objects."""
+    if isinstance(given, dict):
+        given = [*given.values()]
+    elif isinstance(given, np.ndarray):
+        given = given.ravel().tolist() if given.dtype.hasobject else ()
+    if isinstance(given, (list, tuple)):
+        return any(isinstance(item, (Tensor, list, tuple, dict, np.ndarray)) and holds_tensors(item) for item in given)
+    return isinstance(given, Tensor)
+
+
 def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
     """`data` as an array of real numbers; `TypeError` for tensors in a list, for text, complex and other elements."""
-    array = array_of(data, what, dtype)
+    array = array_of(data.data if isinstance(data, Tensor) else data, what, dtype)
     if array.dtype.kind not in "fiubO":
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
     return array
 
 
-def _flat(items: Any) -> Iterator[Any]:
-    for item in items:
-        if isinstance(item, (list, tuple)):
-            yield from _flat(item)
-        else:
-            yield item
+def _alone(t: Any, caller: FrameType) -> int:
+    """The references that `t += 1` finds in the frame of its caller if one name, or one place, holds t."""
+    in_a_place, by_name = _counts()
+    if by_name < in_a_place and caller.f_code.co_flags & CO_OPTIMIZED:  # as of Python 3.14
+        return by_name if any(value is t for value in caller.f_locals.values()) else in_a_place
+    return in_a_place
+
+
+@lru_cache
+def _counts() -> tuple[int, int]:
+    class Probe:
+        held: Any = 0
+
+        def __iadd__(self, other: Any) -> Any:
+            self.held = self.count()
+            return self
+
+        def count(self) -> int:
+            return sys.getrefcount(self)
+
+    probe = Probe()
+    probe.held = place = Probe()
+    del place
+    probe.held += 0
+    in_a_place = probe.held.held
+    probe += 0
+    return in_a_place, probe.held
+
+
+def _one(items: tuple[Any, ...]) -> Any:
+    """A shape or axes, given as one sequence or spelled out."""
+    return items[0] if len(items) == 1 else items
 
 
 def check_differentiable(data: Array) -> None:
@@ -305,7 +558,7 @@ def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: s
     if requires_grad:
         check_differentiable(array)
         array = exact(array, "data") if array.dtype == object else array
-    return _leaf(array, requires_grad, name, None)
+    return _leaf(array, requires_grad, name)
 
 
 def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
@@ -319,16 +572,17 @@ def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, nam
     >>> array
     array([1., 2.])
     """
-    if isinstance(array, Tensor) and not requires_grad and dtype is None and name is None:
-        return array
-    data = checked(array, dtype, "array")
-    shared = isinstance(array, Tensor) and np.may_share_memory(data, array.data)
-    return _leaf(data, requires_grad, name, array.node.buffer if shared else None)
+    if isinstance(array, Tensor):
+        if not requires_grad and dtype is None and name is None:
+            return array
+        if not isinstance(array.node, Leaf):
+            array._check_uncut()
+    return _leaf(checked(array, dtype, "array"), requires_grad, name)
 
 
-def _leaf(data: Array, requires_grad: bool, name: str | None, buffer: Buffer | None) -> Tensor:
+def _leaf(data: Array, requires_grad: bool, name: str | None) -> Tensor:
     if requires_grad:
         check_differentiable(data)
-    leaf = Leaf(data, bool(requires_grad), buffer)
+    leaf = Leaf(data, bool(requires_grad))
     leaf.name = name
     return Tensor(data, leaf)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.files import whole
 from ..engine.node import Array
+from ..files import whole
 
 MOST = 65535  # what an archive can count and a name can have of bytes
 

@@ -1,0 +1,534 @@
+"""NumPy's functions beyond those of `operations`: with NumPy's names and arguments, spelled with the operations.
+
+They are reached through NumPy, as `np.roll(t, 1)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import operations as ops
+from .operations import Axis, real, reduced_axes
+from .primitive import primitive
+from .tensor import Tensor, values_of
+
+# --- Elementwise -------------------------------------------------------------------------------------------
+
+
+def _of_one(ufunc: np.ufunc, rule: Any) -> Callable[..., Any]:
+    """An operation that is a ufunc of NumPy's, of one array."""
+
+    def forward(x: Any, /) -> Any:
+        return ufunc(real(x))
+
+    return _named(forward, ufunc, rule)
+
+
+def _of_two(ufunc: np.ufunc, *rules: Any) -> Callable[..., Any]:
+    """An operation that is a ufunc of NumPy's, of two arrays."""
+
+    def forward(a: Any, b: Any, /) -> Any:
+        return ufunc(a, b)
+
+    return _named(forward, ufunc, *rules)
+
+
+def _named(forward: Any, ufunc: np.ufunc, *rules: Any) -> Callable[..., Any]:
+    forward.__name__ = forward.__qualname__ = ufunc.__name__
+    forward.__doc__ = f"`numpy.{ufunc.__name__}`."
+    return primitive(*rules)(forward)
+
+
+tan = _of_one(np.tan, lambda g, out: g * (1 + out * out))
+arcsin = _of_one(np.arcsin, lambda g, x: g / ops.sqrt(1 - x * x))
+arccos = _of_one(np.arccos, lambda g, x: -g / ops.sqrt(1 - x * x))
+arctan = _of_one(np.arctan, lambda g, x: g / (1 + x * x))
+sinh = _of_one(np.sinh, lambda g, x: g * cosh(x))
+cosh = _of_one(np.cosh, lambda g, x: g * sinh(x))
+arcsinh = _of_one(np.arcsinh, lambda g, x: g / ops.sqrt(x * x + 1))
+arccosh = _of_one(np.arccosh, lambda g, x: g / ops.sqrt(x * x - 1))
+arctanh = _of_one(np.arctanh, lambda g, x: g / (1 - x * x))
+log2 = _of_one(np.log2, lambda g, x: g / (x * math.log(2)))
+log10 = _of_one(np.log10, lambda g, x: g / (x * math.log(10)))
+exp2 = _of_one(np.exp2, lambda g, out: g * (out * math.log(2)))
+arctan2 = _of_two(np.arctan2, lambda g, a, b: g * b / (a * a + b * b), lambda g, a, b: -g * a / (a * a + b * b))
+logaddexp = _of_two(np.logaddexp, lambda g, a, b: g * ops.sigmoid(a - b), lambda g, a, b: g * ops.sigmoid(b - a))
+logaddexp2 = _of_two(
+    np.logaddexp2,
+    lambda g, a, b: g * ops.sigmoid((a - b) * math.log(2)),
+    lambda g, a, b: g * ops.sigmoid((b - a) * math.log(2)),
+)
+hypot = _of_two(np.hypot, lambda g, a, out: g * _quotient(a, out), lambda g, b, out: g * _quotient(b, out))
+fmod = _of_two(np.fmod, lambda g: g, lambda g, a, b: -g * np.trunc(a / b))
+
+
+@primitive(lambda g, x: g * (2 / math.sqrt(math.pi) * ops.exp(-(x * x))))
+def erf(x: Any, /) -> Any:
+    """The error function, by `math.erf`.
+
+    >>> import autograd_bn as ag
+    >>> ag.erf([0.0, 1.0])
+    array([0.        , 0.84270079])
+    """
+    x = real(x)
+    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """a / b, and 0 where b is 0."""
+    zero = values_of(b) == 0
+    return ops.where(zero, 0, a / ops.where(zero, 1, b))
+
+
+def fmax(a: Any, b: Any) -> Any:
+    """The larger of a and b, and the one that is a number where the other is not."""
+    return ops.where(np.isnan(values_of(a)), b, ops.where(np.isnan(values_of(b)), a, ops.maximum(a, b)))
+
+
+def fmin(a: Any, b: Any) -> Any:
+    """The smaller of a and b, and the one that is a number where the other is not."""
+    return ops.where(np.isnan(values_of(a)), b, ops.where(np.isnan(values_of(b)), a, ops.minimum(a, b)))
+
+
+def float_power(a: Any, b: Any) -> Any:
+    """a ** b in float64 at least."""
+    return _wide(a) ** _wide(b)
+
+
+def _wide(x: Any) -> Any:
+    wide = np.result_type(x.dtype if isinstance(x, Tensor) else x, float)
+    return ops.astype(x, wide) if isinstance(x, Tensor) else np.asarray(x, wide)
+
+
+def deg2rad(x: Any) -> Any:
+    """Degrees as radians."""
+    return x * (math.pi / 180)
+
+
+def rad2deg(x: Any) -> Any:
+    """Radians as degrees."""
+    return x * (180 / math.pi)
+
+
+def fabs(x: Any) -> Any:
+    """The absolute value."""
+    return ops.abs(x)
+
+
+def absolute(x: Any) -> Any:
+    """The absolute value."""
+    return ops.abs(x)
+
+
+def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
+    """x with numbers in the place of what isn't finite, through which no gradient flows."""
+    values = np.nan_to_num(values_of(x), nan=nan, posinf=posinf, neginf=neginf)
+    return ops.where(np.isfinite(values_of(x)), x, values)
+
+
+# --- Sums --------------------------------------------------------------------------------------------------
+
+
+def nansum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The sum of what is a number."""
+    return ops.sum(ops.where(np.isnan(values_of(x)), 0, x), axis, keepdims)
+
+
+def nanmean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The mean of what is a number."""
+    number = ~np.isnan(values_of(x))
+    return nansum(x, axis, keepdims) / np.sum(number, axis, keepdims=keepdims)
+
+
+def average(x: Any, axis: Axis = None, weights: Any = None, keepdims: bool = False) -> Any:
+    """The mean, weighed by `weights` of the shape of x, or of its one axis."""
+    if weights is None:
+        return ops.mean(x, axis, keepdims)
+    if np.shape(weights) != np.shape(x):
+        if not isinstance(axis, int):
+            raise TypeError(f"average needs weights of x's shape {np.shape(x)}, got {np.shape(weights)}, or one axis")
+        places = [-1 if i == axis % np.ndim(x) else 1 for i in range(np.ndim(x))]
+        weights = ops.broadcast_to(ops.reshape(weights, places), np.shape(x))
+    return ops.sum(x * weights, axis, keepdims) / ops.sum(weights, axis, keepdims)
+
+
+def ptp(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The largest minus the smallest element."""
+    return ops.max(x, axis, keepdims) - ops.min(x, axis, keepdims)
+
+
+def cumprod(x: Any, axis: int | None = None) -> Any:
+    """The running product along an axis, by doubling, so that a zero hides no derivative."""
+    x, axis = (ops.ravel(x), 0) if axis is None else (x, axis % np.ndim(x))
+    length, step, lead = np.shape(x)[axis], 1, (slice(None),) * axis
+    while step < length:
+        x = ops.concatenate([x[(*lead, slice(step))], x[(*lead, slice(step, None))] * x[(*lead, slice(-step))]], axis)
+        step *= 2
+    return x
+
+
+def diff(x: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    """The differences of neighbours along an axis, n times."""
+    x = x if isinstance(x, Tensor) else np.asarray(x)
+    axis %= np.ndim(x)
+    ends = [prepend, x, append]
+    if prepend is not None or append is not None:
+        one = tuple([1 if i == axis else k for i, k in enumerate(np.shape(x))])
+        ends = [e if e is None or np.ndim(e) else ops.broadcast_to(e, one) for e in ends]
+        x = ops.concatenate([e for e in ends if e is not None], axis)
+    lead = (slice(None),) * axis
+    for _ in range(n):
+        x = x[(*lead, slice(1, None))] - x[(*lead, slice(-1))]
+    return x
+
+
+def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
+    """The integral along an axis by the trapezoidal rule."""
+    lead = (slice(None),) * (axis % np.ndim(y))
+    if x is not None:
+        dx = diff(x, axis=axis if np.ndim(x) > 1 else -1)
+        if np.ndim(dx) == 1 and np.ndim(y) > 1:
+            dx = ops.reshape(dx, [-1 if i == axis % np.ndim(y) else 1 for i in range(np.ndim(y))])
+    return ops.sum(dx * (y[(*lead, slice(1, None))] + y[(*lead, slice(-1))]) / 2.0, axis)
+
+
+# --- Shape and place ---------------------------------------------------------------------------------------
+
+
+def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of NumPy's that moves, repeats or drops elements: it is run on their places."""
+
+    @wraps(function)
+    def moved(x: Any, *args: Any, **options: Any) -> Any:
+        places = function(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), *args, **options)
+        flat = ops.reshape(x, -1)
+        return [ops.getitem(flat, place) for place in places] if isinstance(places, list) else ops.getitem(flat, places)
+
+    moved.__module__ = __name__
+    return moved
+
+
+roll, tile, rot90, diagonal = _moving(np.roll), _moving(np.tile), _moving(np.rot90), _moving(np.diagonal)
+resize, delete = _moving(np.resize), _moving(np.delete)
+take, take_along_axis = _moving(np.take), _moving(np.take_along_axis)
+
+
+def flip(x: Any, axis: Axis = None) -> Any:
+    """x backwards along `axis`."""
+    axes = reduced_axes(axis, np.ndim(x))
+    return x[tuple([slice(None, None, -1) if i in axes else slice(None) for i in range(np.ndim(x))])]
+
+
+def fliplr(x: Any) -> Any:
+    """x backwards along its second axis."""
+    return flip(x, 1)
+
+
+def flipud(x: Any) -> Any:
+    """x backwards along its first axis."""
+    return flip(x, 0)
+
+
+def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Any:
+    """x with axes moved to other places."""
+    order = np.moveaxis(np.empty(range(np.ndim(x)), bool), source, destination).shape
+    return ops.transpose(x, order)
+
+
+def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
+    """x with an axis moved to another place."""
+    return ops.transpose(x, np.rollaxis(np.empty(range(np.ndim(x)), bool), axis, start).shape)
+
+
+def matrix_transpose(x: Any) -> Any:
+    """x with its last two axes exchanged."""
+    return ops.swapaxes(x, -1, -2)
+
+
+def _at_least(ndim: int, place: Callable[[Any], Any]) -> Callable[..., Any]:
+    def made(*arrays: Any) -> Any:
+        grown = tuple([ops.reshape(x, place(np.empty(np.shape(x), bool)).shape) for x in arrays])
+        return grown if len(grown) > 1 else grown[0]
+
+    made.__doc__ = f"The arrays with at least {ndim} axes."
+    return made
+
+
+atleast_1d, atleast_2d, atleast_3d = (
+    _at_least(ndim, place) for ndim, place in enumerate((np.atleast_1d, np.atleast_2d, np.atleast_3d), 1)
+)
+
+
+def append(x: Any, values: Any, axis: int | None = None) -> Any:
+    """x with values behind it, both as one row by default."""
+    return ops.concatenate([x, values], axis)
+
+
+def column_stack(arrays: Sequence[Any]) -> Any:
+    """The arrays joined along their second axis, vectors as columns."""
+    return ops.concatenate([ops.reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
+
+
+def dstack(arrays: Sequence[Any]) -> Any:
+    """The arrays joined along their third axis."""
+    return ops.concatenate([atleast_3d(x) for x in arrays], 2)
+
+
+def array_split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
+    """x cut along an axis into so many parts, or at these places."""
+    axis %= np.ndim(x)
+    parts, lead = np.array_split(np.arange(np.shape(x)[axis]), sections), (slice(None),) * axis
+    starts = np.cumsum([0, *map(len, parts)])
+    if np.iterable(sections):
+        cuts = [slice(a, b) for a, b in zip((0, *sections), (*sections, None), strict=True)]
+        return [x[(*lead, cut)] for cut in cuts]
+    return [x[(*lead, slice(a, b))] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+
+
+def split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
+    """x cut along an axis into so many equal parts, or at these places."""
+    if not np.iterable(sections) and np.shape(x)[axis] % sections:
+        raise ValueError(f"split into {sections} parts of an axis of {np.shape(x)[axis]}: they are not equal")
+    return array_split(x, sections, axis)
+
+
+def hsplit(x: Any, sections: Any) -> list[Any]:
+    """x cut along its second axis; a vector along its only one."""
+    return split(x, sections, 0 if np.ndim(x) == 1 else 1)
+
+
+def vsplit(x: Any, sections: Any) -> list[Any]:
+    """x cut along its first axis."""
+    return split(x, sections, 0)
+
+
+def dsplit(x: Any, sections: Any) -> list[Any]:
+    """x cut along its third axis."""
+    return split(x, sections, 2)
+
+
+def unstack(x: Any, axis: int = 0) -> tuple[Any, ...]:
+    """The parts of x along an axis."""
+    x = moveaxis(x, axis, 0)
+    return tuple([x[i] for i in range(len(x))])
+
+
+def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays in the shape that they broadcast to."""
+    shape = np.broadcast_shapes(*map(np.shape, arrays))
+    return tuple([ops.broadcast_to(x, shape) for x in arrays])
+
+
+def meshgrid(*vectors: Any, indexing: str = "xy", sparse: bool = False) -> tuple[Any, ...]:
+    """The coordinates of a grid, each laid over all axes."""
+    order = [1, 0, *range(2, len(vectors))] if indexing == "xy" and len(vectors) > 1 else [*range(len(vectors))]
+    laid = []
+    for i, x in enumerate(vectors):
+        laid.append(ops.reshape(x, [-1 if axis == order[i] else 1 for axis in range(len(vectors))]))
+    return tuple(laid) if sparse else broadcast_arrays(*laid)
+
+
+def sort(x: Any, axis: int | None = -1) -> Any:
+    """x in order along an axis, equal elements in the order in which they came."""
+    x, axis = (ops.ravel(x), 0) if axis is None else (x, axis)
+    return take_along_axis(x, np.argsort(values_of(x), axis, kind="stable"), axis)
+
+
+def _lower(x: Any, k: int) -> Any:
+    rows, columns = np.shape(x)[-2:]
+    return np.tri(rows, columns, k) > 0
+
+
+def tril(x: Any, k: int = 0) -> Any:
+    """x with 0 above a diagonal of its last two axes."""
+    return ops.where(_lower(x, k), x, 0)
+
+
+def triu(x: Any, k: int = 0) -> Any:
+    """x with 0 below a diagonal of its last two axes."""
+    return ops.where(_lower(x, k - 1), 0, x)
+
+
+def diag(x: Any, k: int = 0) -> Any:
+    """The diagonal of a matrix, or a matrix with a vector on its diagonal."""
+    if np.ndim(x) != 1:
+        return diagonal(x, k)
+    n = np.shape(x)[0] + abs(k)
+    rows = np.arange(np.shape(x)[0])
+    return ops.scatter(x, (rows + max(-k, 0), rows + max(k, 0)), (n, n))
+
+
+def diagflat(x: Any, k: int = 0) -> Any:
+    """A matrix with the elements of x on its diagonal."""
+    return diag(ops.ravel(x), k)
+
+
+def sinc(x: Any) -> Any:
+    """sin(pi x) / (pi x), and 1 at 0."""
+    angle = math.pi * x
+    zero = values_of(x) == 0
+    if not np.any(zero):
+        return ops.sin(angle) / angle
+    series = 1 - angle * angle / 6  # what is right to third order where nothing else is
+    return ops.where(zero, series, ops.sin(angle) / ops.where(zero, 1, angle))
+
+
+def full_like(x: Any, fill_value: Any) -> Any:
+    """An array of the shape and dtype of x, full of one value."""
+    value = ops.astype(fill_value, x.dtype) if isinstance(fill_value, Tensor) else np.asarray(fill_value, x.dtype)
+    return ops.broadcast_to(value, np.shape(x))
+
+
+def select(conditions: Sequence[Any], choices: Sequence[Any], default: Any = 0) -> Any:
+    """Of each element the first choice whose condition holds."""
+    out = default
+    for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
+        out = ops.where(condition, choice, out)
+    return out
+
+
+# --- Products ----------------------------------------------------------------------------------------------
+
+
+def outer(a: Any, b: Any) -> Any:
+    """The products of all elements of a with all of b."""
+    return ops.reshape(a, (-1, 1)) * ops.reshape(b, (1, -1))
+
+
+def inner(a: Any, b: Any) -> Any:
+    """The sum of products over the last axes."""
+    if not np.ndim(a) or not np.ndim(b):
+        return a * b
+    return tensordot(a, b, (-1, -1))
+
+
+def vdot(a: Any, b: Any) -> Any:
+    """The sum of the products of all elements."""
+    return ops.ravel(a) @ ops.ravel(b)
+
+
+def vecdot(a: Any, b: Any, axis: int = -1) -> Any:
+    """The sum of products over an axis."""
+    return ops.sum(a * b, axis)
+
+
+def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
+    """The sum of products over some axes of each."""
+    if np.iterable(axes):
+        left, right = (list(pair) if np.iterable(pair) else [pair] for pair in axes)
+    else:
+        left, right = [*range(np.ndim(a) - axes, np.ndim(a))], [*range(axes)]
+    left, right = [i % np.ndim(a) for i in left], [i % np.ndim(b) for i in right]
+    rows, columns = ([i for i in range(np.ndim(x)) if i not in gone] for x, gone in ((a, left), (b, right)))
+    n = math.prod([np.shape(a)[i] for i in left])
+    lead, tail = tuple([np.shape(a)[i] for i in rows]), tuple([np.shape(b)[i] for i in columns])
+    if [np.shape(a)[i] for i in left] != [np.shape(b)[i] for i in right]:
+        raise ValueError(f"tensordot over axes {left} of shape {np.shape(a)} and {right} of {np.shape(b)}: they differ")
+    a = ops.reshape(ops.transpose(a, (*rows, *left)), (math.prod(lead), n))
+    b = ops.reshape(ops.transpose(b, (*right, *columns)), (n, math.prod(tail)))
+    return ops.reshape(a @ b, (*lead, *tail))
+
+
+def kron(a: Any, b: Any) -> Any:
+    """The products of all elements, block by block."""
+    ndim = max(np.ndim(a), np.ndim(b))
+    one, two = ((1,) * (ndim - np.ndim(x)) + np.shape(x) for x in (a, b))
+    a = ops.reshape(a, [n for length in one for n in (length, 1)])
+    b = ops.reshape(b, [n for length in two for n in (1, length)])
+    return ops.reshape(a * b, [m * n for m, n in zip(one, two, strict=True)])
+
+
+def cross(a: Any, b: Any, axis: int = -1) -> Any:
+    """The cross product of vectors of three along an axis."""
+    if np.shape(a)[axis] != 3 or np.shape(b)[axis] != 3:
+        raise ValueError(f"cross takes vectors of three, got shapes {np.shape(a)} and {np.shape(b)} along axis {axis}")
+    (a, b), n = (moveaxis(x, axis, 0) for x in broadcast_arrays(a, b)), [1, 2, 0]
+    return moveaxis(a[n] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[n], 0, axis)
+
+
+# --- numpy.linalg ------------------------------------------------------------------------------------------
+
+
+@primitive(lambda g, out: -_turned(out) @ g @ _turned(out))
+def _inv(x: Any, /) -> Any:
+    return np.linalg.inv(x)
+
+
+def _turned(x: Any) -> Any:
+    return ops.swapaxes(x, -1, -2)
+
+
+def _solve(a: Any, b: Any) -> Any:
+    """The solution x of a @ x = b, for a vector or a matrix b."""
+    return _inv(a) @ b
+
+
+@primitive(lambda g, x, out: ops.reshape(g * out, (*np.shape(g), 1, 1)) * _turned(_inv(x)))
+def _det(x: Any, /) -> Any:
+    return np.linalg.det(x)
+
+
+def _slogdet(x: Any) -> tuple[Any, Any]:
+    """The sign and the logarithm of the determinant."""
+    return np.sign(values_of(_det(x))), _logdet(x)
+
+
+@primitive(lambda g, x: ops.reshape(g, (*np.shape(g), 1, 1)) * _turned(_inv(x)))
+def _logdet(x: Any, /) -> Any:
+    return np.linalg.slogdet(x)[1]
+
+
+def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Any:
+    """A norm: of all elements, of vectors along one axis, or of matrices over two; whose gradient at 0 is 0."""
+    axes = reduced_axes(axis, np.ndim(x))
+    if ord in (None, "fro") or (ord == 2 and len(axes) == 1):
+        squares = ops.sum(ops.square(x), axes, keepdims)
+        zero = values_of(squares) == 0
+        return ops.where(zero, 0, ops.sqrt(ops.where(zero, 1, squares))) if np.any(zero) else ops.sqrt(squares)
+    size = ops.abs(x)
+    if len(axes) == 1 and not isinstance(ord, str):
+        if ord == np.inf:
+            return ops.max(size, axes, keepdims)
+        if ord == -np.inf:
+            return ops.min(size, axes, keepdims)
+        if ord == 1:
+            return ops.sum(size, axes, keepdims)
+        if ord == 0:
+            return np.linalg.norm(values_of(x), 0, axes[0], keepdims)
+        return ops.power(ops.sum(ops.power(size, ord), axes, keepdims), 1 / ord)
+    if len(axes) == 2 and ord in (1, -1, np.inf, -np.inf):
+        summed = axes[0] if ord in (1, -1) else axes[1]
+        (other,) = [i for i in axes if i != summed]
+        extreme = ops.max if ord > 0 else ops.min
+        found = extreme(ops.sum(size, summed, True), other, True)
+        return found if keepdims else ops.squeeze(found, axes)
+    raise TypeError(f"np.linalg.norm of a tensor has no rule for ord={ord!r} over axes {axes}: use t.data")
+
+
+def _matrix_power(x: Any, n: int) -> Any:
+    """The matrix times itself, n factors."""
+    if n < 0:
+        x, n = _inv(x), -n
+    out = ops.broadcast_to(np.eye(np.shape(x)[-1], dtype=x.dtype), np.shape(x)) if n == 0 else x
+    for _ in range(n - 1):
+        out = out @ x
+    return out
+
+
+def _multi_dot(arrays: Sequence[Any]) -> Any:
+    """The product of several matrices."""
+    out = arrays[0]
+    for x in arrays[1:]:
+        out = out @ x
+    return out
+
+
+linalg = SimpleNamespace(
+    inv=_inv, solve=_solve, det=_det, slogdet=_slogdet, norm=_norm, matrix_power=_matrix_power, multi_dot=_multi_dot
+)
