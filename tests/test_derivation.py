@@ -17,17 +17,14 @@ GOLDEN = Path(__file__).with_name("golden")
 PAIRS = {case.title: case for case in cases() if not case.slip}
 # Why none is written: the forward pass leaves the tensors, draws a mask, or has no gradient at the inputs.
 DECLINED = {
-    "batch_norm/loops": "leaves the tensors",
-    "batch_norm/moments": "np.average has no rule",
-    "other_norms/unit_length": "np.norm has no rule",
-    "other_norms/response": "item assignment",
-    "losses/bce_logits": "np.logaddexp has no rule",
-    "losses/hinge": "item assignment",
-    "losses/cosine": "np.norm has no rule",
-    "layers/conv": "np.tensordot has no rule",
+    "batch_norm/loops": "setting an array element with a sequence",
+    "other_norms/response": "a view of",
+    "losses/bce_logits": "logaddexp",
+    "losses/hinge": "elements can't be set",
+    "layers/conv": "cuts the graph",
     "layers/conv1d": "np.convolve has no rule",
     "layers/dropout": "no input and is computed from none",
-    "kinks/hinge_at_margin": "item assignment",
+    "kinks/hinge_at_margin": "elements can't be set",
     "kinks/safe_length": "dx is not finite",
 }
 
@@ -74,7 +71,7 @@ def test_a_pair_is_written_right_or_declined_with_a_reason(title):
     forward, _ = case.pair
     with np.errstate(all="ignore"):
         if title in DECLINED:
-            with pytest.raises((ValueError, TypeError), match=DECLINED[title]):
+            with pytest.raises((ValueError, TypeError, RuntimeError), match=DECLINED[title]):
                 ag.write_backward(forward, case.inputs())
             return
         made = ag.write_backward(forward, case.inputs())

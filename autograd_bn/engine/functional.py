@@ -97,7 +97,7 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
     if tangent is None:
         return value, nothing
     if tangent.dtype.kind == "f":  # 0 times an infinite slope is no number, but a gradient may have passed it by
-        for place in zip(*np.nonzero(~np.isfinite(tangent)), strict=True):
+        for place in map(tuple, np.argwhere(~np.isfinite(tangent))):
             seed = np.zeros(output.shape, output.dtype)
             seed[place] = 1
             row = grad(output, leaves, [seed], allow_unused=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,13 +203,12 @@ def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
 def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of NumPy's that moves, repeats or drops elements: it is run on their places."""
 
-    @wraps(function)
     def moved(x: Any, *args: Any, **options: Any) -> Any:
         places = function(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), *args, **options)
         flat = ops.reshape(x, -1)
         return [ops.getitem(flat, place) for place in places] if isinstance(places, list) else ops.getitem(flat, places)
 
-    moved.__module__ = __name__
+    moved.__name__, moved.__doc__ = function.__name__, f"`numpy.{function.__name__}`."
     return moved
 
 

@@ -25,7 +25,7 @@ Rng = int | np.random.Generator | None
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return x.shape if isinstance(x, Tensor) else np.shape(x)
+    return operand(x, "x").shape  # type: ignore[no-any-return]
 
 
 def _floats(x: Any) -> Any:
