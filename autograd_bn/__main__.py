@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=module.HELP.partition("\n")[0], description=module.HELP, formatter_class=_Paragraphs
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, parser=sub)
     return parser
 
 
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is None:
             raise UsageError("standard output is closed")
         try:
-            args = _parser().parse_args(given)
+            args, unknown = _parser().parse_known_args(given)
+            if unknown:
+                args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             status = int(args.run(args))
         except SystemExit as exit:  # --help, or what argparse has said already
             status = int(exit.code or 0)
@@ -56,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = str(error)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:  # a full disk, or a pipe whose reader has gone
+    except BrokenPipeError:  # as in `... | head`, which has what it wants
+        flushed(sys.stdout)
+        return 2
+    except OSError as error:  # a full disk
         problem = f"can't write {error.filename2 or error.filename or 'to standard output'}: {words(error)}"
         flushed(sys.stdout)
     else:

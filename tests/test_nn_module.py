@@ -264,3 +264,14 @@ def test_a_model_of_pytorch_is_told_apart(tmp_path):
             TypeError, match=f"outputs is a {type(given).__name__} of PyTorch, expected a tensor or model"
         ):
             ag.render(given, tmp_path / "net.svg")
+
+
+def test_modules_may_refer_to_each_other():
+    one, two = nn.Linear(2, 2, rng=0), nn.Linear(2, 2, rng=1)
+    one.other, two.other, two.itself = two, one, two
+    assert [path for path, _ in one.named_modules()] == ["", "other"]
+    assert set(one.state_dict()) == {"weight", "bias", "other.weight", "other.bias"}
+    one.load_state_dict(one.eval().state_dict())
+    assert not two.training
+    assert "..." in repr(one)
+    assert one.summary(np.ones((1, 2))).count("Linear") == 1

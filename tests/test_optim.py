@@ -267,3 +267,23 @@ def test_schedules_equal_pytorchs_and_go_on_from_their_state(make):
     with pytest.raises(ValueError, match="missing base_lr"):
         other.load_state_dict({"last_epoch": 3})
     assert other.last_epoch == mine.last_epoch
+
+
+def test_a_momentum_that_is_set_later_counts():
+    torch = pytest.importorskip("torch")
+    p, q = ag.tensor([1.0, 2.0], requires_grad=True), torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    a, b = optim.SGD([p], 0.1), torch.optim.SGD([q], 0.1)
+    assert a.state_dict() == {}
+    for step, momentum in enumerate((0.0, 0.9, 0.9, 0.5, 0.0, 0.0)):
+        a.momentum = b.param_groups[0]["momentum"] = momentum
+        a.zero_grad()
+        b.zero_grad()
+        (p**3).sum().backward()
+        (q**3).sum().backward()
+        a.step()
+        b.step()
+        if momentum:
+            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, err_msg=str(step))
+    assert list(a.state_dict()) == ["velocity.0"]
+    with pytest.raises(ValueError, match="momentum is -1"):
+        a.momentum = -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from reprlib import recursive_repr
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -64,11 +65,12 @@ class Module:
                     if isinstance(item, Module):
                         yield f"{name}.{i}", item
 
-    def _paths(self, path: str = "") -> Iterator[tuple[str, Module]]:
+    def _paths(self, path: str = "", above: tuple[Module, ...] = ()) -> Iterator[tuple[str, Module]]:
         """The module itself, named "", and all below it with their paths ("1.0"); one that is shared under each."""
         yield path, self
         for name, child in self.named_children():
-            yield from child._paths(f"{path}.{name}" if path else name)
+            if child not in (self, *above):  # modules may refer to each other
+                yield from child._paths(f"{path}.{name}" if path else name, (self, *above))
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """The module itself, named "", and all below it with their paths ("1.0"), each once, under its first."""
@@ -178,10 +180,12 @@ class Module:
                 module.training = training
         return text_table(["module", "kind", "result", "parameters"], rows, right=[3])
 
+    @recursive_repr()
     def __repr__(self) -> str:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
         inside = "".join(f"\n  {line}" for line in lines)
-        return f"{type(self).__name__}({self._settings()}{inside}{chr(10) * bool(lines)})"
+        end = "\n" if lines else ""
+        return f"{type(self).__name__}({self._settings()}{inside}{end})"
 
     def _repr_html_(self) -> str:
         rows = []

@@ -16,7 +16,8 @@ from .module import Module, matched, positive
 class Optimiser:
     """What all optimisers share: the parameters, the arrays kept for each, and how they are saved.
 
-    `lr` may be changed between steps. `TypeError` and `ValueError` for what is no leaf, and for a tensor given twice.
+    `lr` and its like may be changed between steps. `TypeError` and `ValueError` for what is no leaf, and for a tensor
+    given twice.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -34,12 +35,19 @@ class Optimiser:
             raise ValueError("params has a tensor twice, which every step would move twice")
         self.lr = _at_least_zero(lr, "lr")
         self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
-        self._state: dict[str, Array] = {}
-        self._plan: list[tuple[Leaf, list[Array], Array]] = []
-        for i, p in enumerate(self.params):
-            kept = [np.zeros(()) if slot == "steps" else np.zeros_like(p.data) for slot in self.slots]
-            self._state |= {f"{slot}.{i}": array for slot, array in zip(self.slots, kept, strict=True)}
-            self._plan.append((cast(Leaf, p.node), kept, np.empty_like(p.data)))
+        self._plan: list[tuple[Leaf, list[Array], Array]] = [
+            (cast(Leaf, p.node), [], np.empty_like(p.data)) for p in self.params
+        ]
+
+    def _keep(self) -> None:
+        """Make the arrays of `slots` for each parameter, where there are none yet."""
+        for leaf, kept, _ in self._plan:
+            if not kept:
+                kept += [np.zeros(()) if slot == "steps" else np.zeros_like(leaf.data) for slot in self.slots]
+
+    def _state(self) -> dict[str, Array]:
+        kept = [arrays for _, arrays, _ in self._plan]
+        return {f"{self.slots[j]}.{i}": array for i, arrays in enumerate(kept) for j, array in enumerate(arrays)}
 
     def step(self) -> None:
         """Move every parameter that has a gradient, in place; each write is counted as `Tensor.assign` counts it."""
@@ -60,12 +68,13 @@ class Optimiser:
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of all that the next steps depend on, by name, as `save` takes it; `lr` and its like are not in it."""
-        return {name: array.copy() for name, array in self._state.items()}
+        return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another optimiser of this kind; `ValueError`, and no change, if it doesn't fit."""
-        for name, value in matched(state, self._state, type(self).__name__).items():
-            self._state[name][...] = value
+        mine = self._state()
+        for name, value in matched(state, mine, type(self).__name__).items():
+            mine[name][...] = value
 
 
 class SGD(Optimiser):
@@ -79,11 +88,22 @@ class SGD(Optimiser):
     array([0.5])
     """
 
+    slots = ("velocity",)
+
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        self.momentum = _at_least_zero(momentum, "momentum")
-        if momentum:
-            self.slots = ("velocity",)  # type: ignore[misc]
         super().__init__(params, lr, weight_decay)
+        self.momentum = momentum
+
+    @property
+    def momentum(self) -> float:
+        """The weight of the last step's velocity; it may be changed between steps."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, momentum: float) -> None:
+        self._momentum = _at_least_zero(momentum, "momentum")
+        if momentum:
+            self._keep()
 
     def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         if self.weight_decay:
@@ -127,6 +147,7 @@ class Adam(Optimiser):
         self.betas = betas
         self.eps = _at_least_zero(eps, "eps")
         super().__init__(params, lr, weight_decay)
+        self._keep()
 
     def _change(self, value: Array, g: Array, kept: list[Array], scratch: Array) -> Array:
         first, second, steps = kept
