@@ -16,8 +16,9 @@ from .picture import Picture
 from .run_graphviz import draw, raster
 
 MENTIONED = 6  # names, in the words for a picture
-# In a dark notebook a picture is a card with a frame.
-CARD = "max-width:100%;box-sizing:border-box;background:white;border:1px solid #8796A5;border-radius:6px;padding:6px"
+# In a notebook a picture is a white card with a frame, whatever the theme.
+FRAME = "#8796A5"
+CARD = f"max-width:100%;box-sizing:border-box;background:white;border:1px solid {FRAME};border-radius:6px;padding:6px"
 PAGE = 675  # points, of which a browser shows 900 pixels: the width that a picture keeps to where it can
 FACE = 7.4  # points that a letter is wide
 # DejaVu and Verdana have the same widths: what one measures, the other fits.
@@ -39,8 +40,8 @@ KINDS = {  # the style and the legend of each
 }
 CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t'
 FRAMES = {
-    "fused": 'color="#8796A5" fillcolor="#F1F4F7"',
-    "module": 'color="#8796A5" fillcolor="#FAFBFC"',
+    "fused": f'color="{FRAME}" fillcolor="#F1F4F7"',
+    "module": f'color="{FRAME}" fillcolor="#FAFBFC"',
     "repeat": 'color="#B08D57" fillcolor="#FDF9F1"',
     "statistics": 'color="#5E9C76" fillcolor="#E3F1E6"',
 }
@@ -67,7 +68,8 @@ class Sketch(graphviz.Digraph):  # type: ignore[misc]
             svg = draw(self.source, "svg").decode()
         except RuntimeError as error:
             return {"text/plain": f"<{self.words}: {error}>"}
-        shown = {"text/plain": repr(self), "image/svg+xml": svg.replace("<svg ", f'<svg style="{CARD}" ', 1)}
+        framed = svg.replace('stroke="none"', f'stroke="{FRAME}"', 1)
+        shown = {"text/plain": repr(self), "image/svg+xml": framed}
         with suppress(ImportError):
             shown["image/png"] = base64.b64encode(raster(svg)).decode()
         return shown
