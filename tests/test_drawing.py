@@ -592,6 +592,34 @@ def test_equal_blocks_and_time_steps_are_drawn_once():
     assert len(labels(source)) == len(labels(ag.to_dot(time_steps(50)).source))
 
 
+@pytest.mark.parametrize("tail", [[], [nn.ReLU()], [nn.Conv2d(2, 2, 3, padding=1, rng=0)], [nn.Flatten()]])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, lambda: nn.BatchNorm(2)])
+def test_a_repeat_cuts_no_module(tail, activation):
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(2, 2, 3, padding=1, rng=0), activation())]
+    source = ag.to_dot(nn.Sequential(*layers, *tail), inputs=IMAGES).source
+    (said,) = counts(source)
+    times, first, last = map(int, re.fullmatch(r"× (\d+): (\d+) to (\d+)", said).groups())
+    assert last - first == 2 * times - 1
+    found = [text.split("\\n")[0] for text in labels(source).values()]
+    assert len({*found}) == len(found)
+    assert {"x", "output"} < {*found}
+    assert len([text for text in found if "Conv2d" in text]) <= 3
+
+
+@pytest.mark.parametrize("one_box", [False, True])
+def test_blocks_that_begin_inside_a_module_are_no_repeat(one_box):
+    class Layer(nn.Module):
+        def __init__(self, last):
+            self.last, self.one_box = last, one_box
+
+        def forward(self, x):
+            return (ag.exp if self.last else ag.tanh)(x * 2.0)
+
+    source = ag.to_dot(nn.Sequential(*[Layer(i == 9) for i in range(10)]), inputs=np.ones(2)).source
+    assert counts(source) == []
+    assert len(labels(source)) == (12 if one_box else 22)
+
+
 @pytest.mark.parametrize("options", [{"values": True}, {"grads": True}, {"expand": True}])
 def test_what_is_to_be_seen_of_each_block_opens_the_repeat(options):
     assert counts(ag.to_dot(time_steps(), **options).source) == []

@@ -75,7 +75,7 @@ class Picture:
         self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
         graph = scene.graph
-        self.runs = repeats.runs(graph.nodes, graph.outputs, self.sign) if fold else []
+        self.runs = list(filter(self.whole, repeats.runs(graph.nodes, graph.outputs, self.sign))) if fold else []
         self.twins = {node: twin for run in self.runs for node, twin in repeats.twins(run).items()}
         self.ends = {node: last for run in self.runs for node, last in self.end(run)}
         shown = [node for node in scene.shown if node not in self.twins]
@@ -124,6 +124,16 @@ class Picture:
         text = labels.title(node) if node.own_op != "getitem" else []  # time steps read one place after the other
         return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name
 
+    def whole(self, run: repeats.Run) -> bool:
+        """Whether the blocks of a run cut no call of a module: each is inside a block, or has all of them inside."""
+        blocks = {node: i for i, block in enumerate(run) for node in block}
+        met: dict[Call, list[int | None]] = {}
+        for node in [node for node in self.scene.graph.nodes if node.op]:
+            for call in self.scene.calls_of(node):
+                met.setdefault(call, []).append(blocks.get(node))
+        inside = [len(set(places)) == 1 or len(blocks) == sum(i is not None for i in places) for places in met.values()]
+        return all(inside)
+
     def end(self, run: repeats.Run) -> Iterator[tuple[Node, Node]]:
         """Of what the first block stands for, and its leaves, what stands in the last one."""
         for node, last in zip(run[0], run[-1], strict=True):
@@ -136,9 +146,9 @@ class Picture:
         """How many frames of modules are around a run, and what its own says."""
         calls = [self.framing(node) for node in (*run[0], *run[-1])]
         depth = len([level for level in zip(*calls, strict=False) if len(set(level)) == 1])
-        ends = [self.framing(block[-1])[depth:] for block in (run[0], run[-1])]
-        paths = f": {ends[0][0].path} to {ends[1][0].path}" if all(ends) else ""
-        return depth, f"× {len(run)}{paths}"
+        ends = [[call.path for call in self.scene.calls_of(node) if call.path] for node in (run[0][0], run[-1][-1])]
+        first, last = (paths[depth : depth + 1] for paths in ends)
+        return depth, f"× {len(run)}: {first[0]} to {last[0]}" if first and last else f"× {len(run)}"
 
     def framing(self, node: Node) -> list[Call]:
         """The calls of modules whose frames a node is in, outermost first."""
