@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,17 +32,19 @@ def placed(svg: str) -> str:
     taken, frames, edges = Taken(width, height), dict[ElementTree.Element, Box](), dict[ElementTree.Element, Array]()
     for element, group in groups.items():
         kind = group.get("class")
-        if kind != "graph" and element.tag not in (f"{SVG}title", f"{SVG}text"):
-            line = outline(element)
-            around = (*line.min(axis=0), *line.max(axis=0))
-            if kind == "node":
-                taken.fill(around)
-            else:
-                taken.draw(line)
-            if kind == "cluster":
-                frames[group] = around
-            elif kind == "edge":
-                edges.setdefault(group, line)  # its path, which comes before its arrowheads
+        if kind == "graph" or element.tag in (f"{SVG}title", f"{SVG}text"):
+            continue
+        points = corners(element)
+        around = (*points.min(axis=0), *points.max(axis=0))
+        if kind == "node" or element.tag != f"{SVG}path":  # a shape, or an arrowhead
+            taken.fill(around)
+            continue
+        line = curve(points)
+        taken.draw(line)
+        if kind == "cluster":
+            frames[group] = around
+        else:
+            edges[group] = line
     boxes = {text: box_of(text) for text in texts if groups[text].get("class") in ("edge", "cluster")}
     boxes = {text: box for text, box in boxes.items() if box[0] < box[2]}
     struck = [text for text, box in boxes.items() if not taken.free(box)]
@@ -92,25 +93,23 @@ class Taken:
         return not self.part(box, MARGIN).any()
 
 
-def outline(element: ElementTree.Element) -> Array:
-    """Points along what an element draws, at most `STEP` apart."""
+def corners(element: ElementTree.Element) -> Array:
+    """The corners of a polygon, what an ellipse reaches to, or the points that a path is given by."""
     if element.tag == f"{SVG}ellipse":
         cx, cy, rx, ry = (float(element.get(name, 0)) for name in ("cx", "cy", "rx", "ry"))
-        turn = np.linspace(0, 2 * np.pi, int(7 * max(rx, ry) / STEP) + 8)
-        return np.stack([cx + rx * np.cos(turn), cy + ry * np.sin(turn)], axis=1)
+        return np.array([[cx - rx, cy - ry], [cx + rx, cy + ry]])
     numbers = re.findall(r"-?[\d.]+", element.get("d", "") or element.get("points", ""))
-    corners = np.array(numbers, float).reshape(-1, 2)
-    if element.tag == f"{SVG}path":
-        pieces = [corners[i : i + 4] for i in range(0, len(corners) - 1, 3)]
-    else:
-        pieces = [np.linspace(start, end, 4) for start, end in pairwise(corners)]
-    points = []
-    for piece in pieces:
-        length = np.abs(np.diff(piece, axis=0)).sum()
-        t = np.linspace(0, 1, int(length / STEP) + 2)[:, None]
-        a, b, c, d = piece
-        points.append((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d)
-    return np.concatenate(points)
+    return np.array(numbers, float).reshape(-1, 2)
+
+
+def curve(points: Array) -> Array:
+    """Places on the cubic Bézier curves of a path, `STEP` apart or less."""
+    pieces = np.stack([points[i : i + 4] for i in range(0, len(points) - 1, 3)], axis=1)  # start, two handles, end
+    longest = np.abs(np.diff(pieces, axis=0)).sum(axis=(0, 2)).max()
+    t = np.linspace(0, 1, int(longest / STEP) + 2)[:, None, None]
+    a, b, c, d = pieces
+    places = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+    return np.asarray(places.swapaxes(0, 1).reshape(-1, 2))
 
 
 @lru_cache(maxsize=1)
