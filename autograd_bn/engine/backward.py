@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, owner_of, recording, topological_order
-from .operations import broadcasts, sum_to
+from .operations import HALF, broadcasts, sum_to
 from .tensor import Tensor, as_tensor, exact, values_of
 
 _accumulating = threading.Lock()
@@ -110,8 +110,8 @@ def propagate(
                 sums[node] = np.add(sums[node], part, out=sums[node])
             else:
                 first = sums[node]
-                half = node.dtype == np.float16  # whose sums of many parts stop growing at 2048
-                total = (first.astype(np.float32) if half and first.dtype == np.float16 else first) + part
+                half = node.dtype is HALF  # whose sums of many parts stop growing at 2048
+                total = (first.astype(np.float32) if half and first.dtype is HALF else first) + part
                 if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
                     total = np.asarray(total, np.float32 if half else node.dtype)
                     ours.add(node)

@@ -175,6 +175,8 @@ def cumprod(x: Any, axis: int | None = None) -> Any:
 def diff(x: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = None) -> Any:
     """The differences of neighbours along an axis, n times."""
     x = x if isinstance(x, Tensor) else np.asarray(x)
+    if n == 0:
+        return x
     axis %= np.ndim(x)
     ends = [prepend, x, append]
     if prepend is not None or append is not None:
@@ -499,7 +501,10 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
             return ops.sum(size, axes, keepdims)
         if ord == 0:
             return np.linalg.norm(values_of(x), 0, axes[0], keepdims)
-        return ops.power(ops.sum(ops.power(size, ord), axes, keepdims), 1 / ord)
+        total = ops.sum(ops.power(size, ord), axes, keepdims)
+        zero = values_of(total) == 0
+        root = ops.power(ops.where(zero, 1, total) if np.any(zero) else total, 1 / ord)
+        return ops.where(zero, 0, root) if np.any(zero) else root
     if len(axes) == 2 and ord in (1, -1, np.inf, -np.inf):
         summed = axes[0] if ord in (1, -1) else axes[1]
         (other,) = [i for i in axes if i != summed]

@@ -29,6 +29,7 @@ __all__ = [
     "stop_gradient", "subtract", "sum", "tanh", "trace", "transpose", "var", "where",
 ]  # fmt: skip
 Axis = int | Sequence[int] | None
+HALF = np.dtype(np.float16)
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 
 
@@ -199,7 +200,7 @@ def sigmoid(x: Any, /) -> Any:
     array([0.5, 0. ])
     """
     x = real(x)
-    if x.dtype == np.float16:  # whose exp(12) overflows, though 1 / exp(12) has a place
+    if x.dtype is HALF:  # whose exp(12) overflows, though 1 / exp(12) has a place
         return sigmoid(x.astype(np.float32)).astype(np.float16)
     with np.errstate(over="ignore"):  # the inverse of infinity is the right 0
         e = np.exp(-x)
@@ -302,19 +303,19 @@ def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def total(x: Any, axis: Axis, keepdims: bool = False) -> Any:
     """The sum of an array, with float16 added in float32: NumPy adds it row by row, and 2048 + 1 is 2048."""
-    half = getattr(x, "dtype", None) == np.float16
+    half = x.dtype is HALF
     out = np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float32 if half else None)
     return out.astype(np.float16) if half else out
 
 
 def widened(x: Any) -> Any:
     """float16 as float32, for sums inside a formula."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    return x.astype(np.float32) if x.dtype is HALF else x
 
 
 def over(g: Any, n: int) -> Any:
     """g / n, in single precision for float16, which has no such counts."""
-    return (astype(g, np.float32) if g.dtype == np.float16 else g) / n
+    return (astype(g, np.float32) if g.dtype is HALF else g) / n
 
 
 @primitive(lambda g, shape, axis, keepdims: _spread(over(g, count(shape, axis)), shape, axis, keepdims))
@@ -410,7 +411,7 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
 @primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
 def cumsum(x: Any, /, axis: int | None = None) -> Any:
     """The running sum along `axis` (of all elements in a row by default)."""
-    return np.cumsum(x, axis, dtype=np.float32).astype(x.dtype) if x.dtype == np.float16 else np.cumsum(x, axis)
+    return np.cumsum(x, axis, dtype=np.float32).astype(x.dtype) if x.dtype is HALF else np.cumsum(x, axis)
 
 
 def _flip(x: Any, axis: int) -> Any:
@@ -474,7 +475,7 @@ def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     lead = x.ndim - len(to)
     axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
     # NumPy adds float16 row by row, and 2048 + 1 is 2048.
-    return np.reshape(np.add.reduce(x, axis=axes, dtype=np.float32 if x.dtype == np.float16 else None), to)
+    return np.reshape(np.add.reduce(x, axis=axes, dtype=np.float32 if x.dtype is HALF else None), to)
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -533,7 +534,7 @@ def _frozen(index: Any) -> Any:
 def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
     if any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
-        out = np.zeros(to, np.float32 if x.dtype == np.float16 else x.dtype)
+        out = np.zeros(to, np.float32 if x.dtype is HALF else x.dtype)
         np.add.at(out, index, x)
         return out.astype(x.dtype, copy=False)
     out = np.zeros(to, x.dtype)
@@ -685,7 +686,7 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
 )
 def _einsum(a: Any, b: Any, /, terms: tuple[str, str, str]) -> Any:
     """Two operands; each letter stands in two of the three terms at least, in none of them twice."""
-    wide = np.float32 if a.dtype == b.dtype == np.float16 else None
+    wide = np.float32 if a.dtype is b.dtype is HALF else None
     out = np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True, dtype=wide)
     return out.astype(np.float16) if wide else out
 

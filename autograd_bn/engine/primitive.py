@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from operator import itemgetter
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OBJECT = np.dtype(object)
+FLOAT = np.dtype(float)
 NO_PARAMS: dict[str, Any] = {}
 # What an operation takes for a constant as it is; anything else becomes an array. A Python number stays one, and weak.
 NUMBERS = frozenset([float, int, bool, type(None), *np.sctypeDict.values()]) - {np.object_, np.void}
@@ -131,17 +132,20 @@ class Primitive:
                 if arg.requires_grad:
                     wanted.append(len(operands))
             else:
-                if type(arg) not in NUMBERS:
+                kind = getattr(arg, "dtype", FLOAT).kind
+                if type(arg) not in CONSTANTS or kind == "O":
                     arg = array_of(arg, f"an operand of {self.name}")
-                if getattr(arg, "dtype", OBJECT).kind == "c":
+                    kind = arg.dtype.kind
+                if kind == "c":
                     complexes = arg
                 values.append(arg)
             operands.append(arg)
-        if rest or options:
-            rest = [self._kept(value, "metadata") for value in rest]
-            options = {name: self._kept(value, name) for name, value in options.items()}
-            if not options.keys() <= {*self.keywords}:
+        if rest:
+            rest = [value if type(value) in NUMBERS else self._kept(value, "metadata") for value in rest]
+        if options:
+            if not options.keys() <= self.defaults.keys() and not options.keys() <= {*self.keywords}:
                 raise TypeError(unknown_option(self.name, options, self.keywords))
+            options = {k: value if type(value) in NUMBERS else self._kept(value, k) for k, value in options.items()}
         if not recorded:
             return self._compute(values, options, rest)
         if complexes is not None:
@@ -155,12 +159,12 @@ class Primitive:
         if self.view:
             if isinstance(operands[0], Node) and np.may_share_memory(out, values[0]):
                 buffer = operands[0].buffer
-        elif type(out) is np.ndarray and _borrowed(out, values):
+        elif type(out) is np.ndarray and (out.base is not None or not self.own) and _borrowed(out, values):
             out = out.copy()  # what overwrites the operand would overwrite the result too
         if mode.recording:
             params = options
-            if self.keywords:
-                params = {**self.defaults, **dict(zip(self.keywords, rest, strict=False)), **options}
+            if len(options) < len(self.keywords):
+                params = {**self.defaults, **dict(zip(self.keywords, rest)), **options}  # noqa: B905
             positions = tuple(wanted) if self.rules else ()
             needs = self.saves(positions)
             saved = tuple([v if need else None for v, need in zip((*values, out, kept), needs, strict=bool(needs))])
@@ -186,7 +190,8 @@ class Primitive:
         if type(y) is np.ndarray and not y.shape:
             y = y[()]
         out = self.forward(x, y)
-        if getattr(out, "dtype", OBJECT).kind in "Oc" or out.base is not None or out is x or out is y:
+        viewed = not self.own and (out.base is not None or out is x or out is y)
+        if viewed or getattr(out, "dtype", OBJECT).kind in "Oc":
             return self.record((a, b))
         wanted: tuple[int, ...] = ()
         if type(a) is Tensor:
@@ -210,7 +215,7 @@ class Primitive:
 
     def _kept(self, value: Any, name: str) -> Any:
         """Metadata as a node may keep it: lists and arrays are the caller's to change; `TypeError` for tensors."""
-        if type(value) in NUMBERS:
+        if type(value) is tuple and NUMBERS.issuperset(map(type, value)):
             return value
         if holds_tensors(value):
             raise TypeError(
@@ -270,11 +275,8 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
                 args = (*args, *op.absent[len(op.absent) - (count - len(args)) :])
             return op.record(args[:count], options, args[count:])
 
-        def apply_pair(a: Any, b: Any) -> Any:
-            return op.record_pair(a, b)
-
         pair = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
-        written_out: Any = apply_pair if pair and not any(rule.metadata for rule in op.rules) else apply
+        written_out: Any = partial(op.record_pair) if pair and not any(r.metadata for r in op.rules) else apply
         return wraps(forward)(written_out)
 
     return declare
