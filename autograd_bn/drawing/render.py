@@ -33,8 +33,9 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
     have up to 524,288 elements; `expand=True` opens fused ones.
 
     `values=True` shows every value: up to six numbers in full, of more their mean and range. `grads=True` shows
-    every gradient, and dashed edges where it flows: that of the sum of outputs of one element, computed here. For
-    other outputs leaves show their `.grad`; or an array as `grads`, of the only output's shape, weighs its elements.
+    every gradient, and a lane beside each edge that it flows along: that of the sum of outputs of one element,
+    computed here. For other outputs leaves show their `.grad`; or an array as `grads`, of the only output's shape,
+    weighs its elements.
 
     `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
     frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
