@@ -17,7 +17,7 @@ from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, topological_order, watching
 from ..referee.held import is_float
 from ..referee.inputs import moved
-from ..referee.run import local_values
+from ..referee.trace import local_values
 
 Inputs = dict[str, Any]
 

@@ -76,7 +76,7 @@ def lengthened(pair: Pair, given: Inputs, rng: np.random.Generator) -> Iterator[
     belong to, since an index reaches into longer arrays without a word. Lengths that the code has as numbers of its
     own can't be others.
     """
-    written = _numbers(pair.forward) | _numbers(pair.source) | _whole(given)
+    written = named_lengths(pair, given)
     axes: dict[int, list[tuple[str, int]]] = {}
     for name, value in given.items():
         for axis, length in enumerate(value.shape if isinstance(value, np.ndarray) else ()):
@@ -103,23 +103,35 @@ def lengthened(pair: Pair, given: Inputs, rng: np.random.Generator) -> Iterator[
         yield inputs
 
 
+def named_lengths(pair: Pair, given: Inputs) -> set[int]:
+    """The lengths that a pair's code may have as numbers of its own."""
+    return _numbers(pair.forward) | _numbers(pair.source) | _whole(given)
+
+
 def _weights(value: Array) -> bool:
     """Whether the rows of an array sum to 1, as probabilities do."""
     return value.ndim > 0 and bool(np.all(value >= 0)) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6)
 
 
-def _numbers(function: Any) -> set[int]:
-    """The whole numbers that a function finds in its text, its file, its closure and its object."""
+def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
+    """The whole numbers that a function finds in its text, its file, its closure, its object and its helpers."""
     function = inspect.unwrap(getattr(function, "func", function))
     try:
         read = inspect.getclosurevars(function)
     except (TypeError, ValueError):  # no Python function
         return set()
     owner = getattr(getattr(function, "__self__", None), "__dict__", {})
-    return _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+    found = _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+    for helper in (*read.globals.values(), *read.nonlocals.values()):
+        own = inspect.isfunction(helper) and helper.__code__.co_filename == function.__code__.co_filename
+        if own and helper not in known and len(known) < 9:
+            found |= _numbers(helper, (*known, function, helper))
+    return found
 
 
 def _whole(value: Any) -> set[int]:
     if isinstance(value, tuple | list | dict):
         return set().union(*map(_whole, value.values() if isinstance(value, dict) else value))
+    if inspect.iscode(value):
+        return _whole(value.co_consts)
     return {value} if type(value) is int else set()

@@ -52,10 +52,8 @@ def close(a: Any, b: Any, rtol: float = RTOL) -> bool:
 def lengths(run: Run, **known: int) -> dict[str, int]:
     """The lengths that a sum or a mean in this run may go over, by what to call them."""
     shapes = [(f"{name}.shape[{i}]", k) for name, v in run.inputs.items() for i, k in enumerate(np.shape(v))]
-    found: dict[int, str] = {}
-    for name, n in (*known.items(), *shapes, ("y.size", run.y.size)):
-        found.setdefault(n, name)
-    return {name: n for n, name in found.items() if n > 1}
+    sizes = [(f"{name}.size", np.size(v)) for name, v in run.inputs.items() if np.ndim(v) > 1]
+    return {name: n for name, n in (*known.items(), *shapes, ("y.size", run.y.size), *sizes) if n > 1}
 
 
 # What a factor says: the kind, the words, and the repair; and so for what a length makes of it.
@@ -68,24 +66,43 @@ _COUNTED: list[Any] = [
     (lambda n: 1 / n, "mean for sum", "is {0} times too small: a mean stands where a sum belongs", "Sum there"),
     (lambda n: n / (n - 1), "N-1", "is divided by {0} - 1 where {0} belongs", "Divide it by {0}"),
     (lambda n: (n - 1) / n, "N-1", "is divided by {0} where {0} - 1 belongs", "Divide it by {0} - 1"),
+    (lambda n: n / (n + 1), "N+1", "is divided by {0} + 1 where {0} belongs", "Divide it by {0}"),
 ]
 
 
-def number(k: float, counts: Mapping[str, int]) -> list[Mistake]:
-    """What a plain factor `k` on a term says; nothing where it is 1."""
+def number(
+    k: float, counts: Mapping[str, int], others: Sequence[tuple[float, Mapping[str, int]]] = ()
+) -> list[Mistake]:
+    """What a plain factor `k` on a term says; nothing where it is 1.
+
+    A length is told from a constant by `others`, the factor and the lengths in runs with other lengths: what is said
+    holds in all of them. Where there are none, both are named.
+    """
     if abs(k - 1) < 1e-8:
         return []
     if abs(k) < 1e-8:
         return [MISSING]
+    found = _said(k, counts)
+    for other, there in others:
+        also = _said(other, there)
+        found = [mistake for mistake in found if mistake in also] or found[:1]
+    first = found[0]
+    if first.kind in ("sum for mean", "mean for sum") and not others:
+        size = round(max(abs(k), 1 / abs(k)))
+        first = replace(first, words=f"{first.words}, or {size} is a constant that does not belong there")
+    return [SIGN, first] if k < 0 and first.kind else [SIGN] if k < 0 else [first]
+
+
+def _said(k: float, counts: Mapping[str, int]) -> list[Mistake]:
+    """Everything that a factor other than 0 may say, the likeliest first; its sign apart."""
     counted = [(f(n), *[text.format(name) for text in texts]) for name, n in counts.items() for f, *texts in _COUNTED]
     first = len(_COUNTED) * ("N" in counts)
     rows = [(1.0, "", "", ""), *counted[:first], *_PLAIN, *counted[first:]]
     for (one, n), (other, m) in itertools.permutations(counts.items(), 2):
         rows.append((n / m, "wrong count", f"is divided by {other} where {one} belongs", f"Divide it by {one}"))
-    for value, kind, words, repair in rows:
-        if abs(abs(k) / value - 1) < 1e-8:
-            return [SIGN] * (k < 0) + [Mistake(kind, words, repair)] * bool(kind)
-    return [Mistake("weight", f"is {k:.8g} times what it should be", f"Divide it by {k:.8g}", 1.2)]
+    words = f"is {k:.8g} times what it should be"
+    last = Mistake("weight", words, f"Find where the factor {k:.8g} comes from", 1.2)
+    return [*[Mistake(*texts) for value, *texts in rows if abs(abs(k) / value - 1) < 1e-8], last]
 
 
 MISSING = Mistake("missing", "is zero", "Compute it by the chain rule")
@@ -104,7 +121,15 @@ def missing(labels: Sequence[str], ways: Sequence[str], formula: str = "") -> Fi
     return Finding(kind, tuple(labels), what, f"Add {repair}.")
 
 
-def alone(run: Run, given: Any, truth: Any) -> Mistake | None:
+def factor(given: Any, truth: Any) -> float | None:
+    """The number of which a gradient is its truth times, if there is one."""
+    if given.shape != truth.shape or not np.any(truth):
+        return None
+    k = float(np.sum(given * truth) / np.sum(truth * truth))
+    return k if close(given, k * truth, 1e-9) else None
+
+
+def alone(run: Run, given: Any, truth: Any, others: Sequence[tuple[float, Mapping[str, int]]] = ()) -> Mistake | None:
     """Why one gradient, or one step, is wrong by itself: a number, a transposition, a mask."""
     if given.shape != truth.shape:
         return Mistake("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")
@@ -112,8 +137,8 @@ def alone(run: Run, given: Any, truth: Any) -> Mistake | None:
         return Mistake("not zero", "should be zero, since the output doesn't depend on it", "Return zeros")
     if truth.ndim == 2 and truth.shape[0] == truth.shape[1] and close(given, truth.T):
         return Mistake("transposed", "is transposed", "Transpose it")
-    k = float(np.sum(given * truth) / np.sum(truth * truth))
-    found = number(k, lengths(run)) if close(given, k * truth, 1e-9) else []
+    k = factor(given, truth)
+    found = [] if k is None else number(k, lengths(run), others)
     if found:
         sign = ", and has the wrong sign" if found[0] is SIGN and len(found) > 1 else ""
         return replace(found[-1], words=found[-1].words + sign)

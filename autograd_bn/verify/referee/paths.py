@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ...engine.node import Array, Node
 from .inputs import Inputs
 from .mistakes import MISSING, PATHS, Mistake, close, lengths, missing, number
 from .returned import canonical
-from .run import Run, Trace
+from .run import Run
+from .trace import Trace
 from .verdict import Finding
 
 # Operations that lay a short operand along a longer one.
@@ -24,6 +26,8 @@ _ROOTS: dict[str, Callable[[Array, float, int], Array]] = {
     "sqrt({var} + eps)": lambda var, eps, n: np.sqrt(var + eps),
     "sqrt({var})": lambda var, eps, n: np.sqrt(var),
     "sqrt({var}) + eps": lambda var, eps, n: np.sqrt(var) + eps,
+    "sqrt({var} + 2 * eps)": lambda var, eps, n: np.sqrt(var + 2 * eps),
+    "sqrt({var} + eps) + eps": lambda var, eps, n: np.sqrt(var + eps) + eps,
     "sqrt({var} + eps**2)": lambda var, eps, n: np.sqrt(var + eps**2),
     "sqrt(N / (N - 1) * {var} + eps)": lambda var, eps, n: np.sqrt(n / (n - 1) * var + eps),
     "sqrt((N - 1) / N * {var} + eps)": lambda var, eps, n: np.sqrt((n - 1) / n * var + eps),
@@ -86,6 +90,8 @@ class Paths:
         With what else is wrong with each path.
         """
         shares = list(self.shares.values())
+        if not shares:
+            return
         c = _solved([share.reshape(1, -1) for share in shares], given.reshape(1, -1))
         if c is None and len(shares) == 1 and np.all(shares[0]):
             c = (given / shares[0]).reshape(1, -1)
@@ -203,10 +209,10 @@ class Factors:
             n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and 1e-9 < np.ptp(v) < np.inf
         }
 
-    def explain(self, c: Array) -> list[Mistake]:
+    def explain(self, c: Array, others: Others = ()) -> list[Mistake]:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
         if np.ptp(c) <= 1e-7 * max(float(np.max(np.abs(c))), 1e-2):
-            return number(float(np.median(c)), self.counts)
+            return number(float(np.median(c)), self.counts, others)
         every = self.bases | self.roots
         for size in range(1, min(4, c.size - 1)) if np.all(c) and c.size == self.features else ():
             for names in itertools.combinations(every, size):
@@ -269,42 +275,83 @@ def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
     return {**paths.run.inputs, paths.name: x}
 
 
-def explain(run: Run, given: dict[str, Array], repaired: set[str]) -> tuple[list[Finding], dict[str, dict[str, float]]]:
+Others = Sequence[tuple[float, Mapping[str, int]]]
+
+
+class Fit(NamedTuple):
+    """A gradient as a sum of paths: each path's weights, and what that says of it."""
+
+    weights: dict[str, Array]
+    mistakes: dict[str, list[Mistake]]
+
+    @property
+    def cost(self) -> float:
+        return sum(mistake.cost for mistake in {*itertools.chain(*self.mistakes.values())})
+
+
+def _fitted(paths: Paths, given: Array, factors: Factors | None, others: Mapping[str, Others]) -> Iterator[Fit]:
+    """Every way in which a gradient is a sum of paths with factors that can be explained."""
+    for c, besides in paths.fits(given) if paths.statistics or factors else ():
+        weights, mistakes = dict(zip(paths.shares, c, strict=True)), dict[str, list[Mistake]]()
+        for path, w in weights.items():
+            there = others.get(path, ())
+            plain = factors.explain(w, there) if factors else number(float(w[0]), lengths(paths.run), there)
+            mistakes[path] = besides[path] + plain
+        yield Fit(weights, mistakes)
+
+
+def _elsewhere(runs: Sequence[Run], name: str) -> dict[str, Others]:
+    """The weight of each path in runs of other lengths, and the lengths there."""
+    found = dict[str, list[tuple[float, Mapping[str, int]]]]()
+    for run in runs:
+        given, main = run.author.gradients.get(name), main_paths(run)
+        if given is None or run.trace is None or given.shape != run.truth[name].shape:
+            continue
+        paths, counts = Paths(run, name), Factors(main).counts if main else lengths(run)
+        for c, _ in itertools.islice(paths.fits(given), 1):
+            for path, w in zip(paths.shares, c, strict=True):
+                if np.ptp(w) <= 1e-7 * max(float(np.max(np.abs(w))), 1e-2):
+                    found.setdefault(path, []).append((float(np.median(w)), counts))
+    return {path: tuple(several) for path, several in found.items()}
+
+
+def along_paths(
+    run: Run, given: dict[str, Array], repaired: set[str], longer: Sequence[Run]
+) -> tuple[list[Finding], dict[str, dict[str, float]]]:
     """Findings on gradients that are sums of paths with wrong factors, and how much of each path these carry."""
-    main, counts = main_paths(run), lengths(run)
-    factors = None if main is None else Factors(main)
+    main = main_paths(run)
+    factors, fits = None if main is None else Factors(main), dict[str, tuple[Paths, Fit]]()
+    for name, g in given.items() if run.trace is not None else ():
+        paths = Paths(run, name)
+        limit = 4.0 - (name in repaired) - (len(paths.shares) == 1)
+        known = [fit for fit in _fitted(paths, g, factors, _elsewhere(longer, name)) if 0.5 < fit.cost < limit]
+        if known:
+            fits[name] = paths, min(known, key=lambda fit: fit.cost)
+    carried = {
+        f"d{name}": {path: float(np.median(w)) for path, w in fit.weights.items() if np.ptp(w) < 1e-6}
+        for name, (_, fit) in fits.items()
+    }
+    return _worded(fits), carried
+
+
+def _worded(fits: dict[str, tuple[Paths, Fit]]) -> list[Finding]:
+    """The mistakes on paths as findings, one for all the terms that share it; missing paths come first."""
     places: dict[Mistake, dict[str, list[str]]] = {}
     lacking: dict[tuple[str, ...], tuple[list[str], str]] = {}
-    carried: dict[str, dict[str, float]] = {}
-    for name, g in given.items() if run.trace is not None else ():
-        paths, label = Paths(run, name), f"d{name}"
-        limit, best = 4.0 - (name in repaired) - (len(paths.shares) == 1), None
-        for c, besides in paths.fits(g) if paths.shares and (paths.statistics or factors) else ():
-            found = {
-                path: besides[path] + (factors.explain(w) if factors else number(float(w[0]), counts))
-                for path, w in zip(paths.shares, c, strict=True)
-            }
-            cost = sum(mistake.cost for mistake in set(itertools.chain(*found.values())))
-            if 0.5 < cost < limit:
-                limit, best = cost, (c, found)
-        if best is None:
-            continue
-        c, found = best
-        mistakes = dict.fromkeys(itertools.chain(*found.values()))
-        same = [(path, w) for path, w in zip(paths.shares, c, strict=True) if np.ptp(w) < 1e-6]
-        carried[label] = {path: float(np.median(w)) for path, w in same}
-        for mistake in mistakes:
-            ways = [path for path in found if mistake in found[path]]
+    for name, (paths, fit) in fits.items():
+        label = f"d{name}"
+        for mistake in dict.fromkeys(itertools.chain(*fit.mistakes.values())):
+            ways = [path for path in fit.mistakes if mistake in fit.mistakes[path]]
             words = [PATHS.get(path, f"the path through `{path}`") for path in ways]
-            if mistake is MISSING and len(ways) < len(found):
+            if mistake is MISSING and len(ways) < len(fit.mistakes):
                 formulas = [paths.formula(path) for path in ways if path != "direct" and "direct" in paths.shares]
                 said = " and ".join(formulas) if len(formulas) == len(ways) and all(formulas) else ""
                 lacking.setdefault(tuple(words), ([], said))[0].append(label)
-            elif len(ways) == len(found):
-                places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(found) > 1 else label]
+            elif len(ways) == len(fit.mistakes):
+                places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(ways) > 1 else label]
             else:
                 places.setdefault(mistake, {})[label] = [f"in {label} {way}" for way in words]
     findings = [missing(labels, ways, formula) for ways, (labels, formula) in lacking.items()]
     for mistake, where in places.items():
         findings.append(mistake.of(list(itertools.chain(*where.values())), list(where)))
-    return findings, carried
+    return findings

@@ -7,6 +7,7 @@ import contextlib
 import math
 import re
 import textwrap
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,26 +18,30 @@ import numpy as np
 from ...engine.node import Array
 from .pure import Allowed, exchangeable
 from .returned import Returned
-from .run import Passed, Run, values_in
+from .run import Passed, Run
 from .slips import Edit, Slips
 from .source import NoSearch, Source, bare
+from .trace import values_in
 from .verdict import Repair
 
 Backward = Callable[..., Any]
 
 
-class Clock:
-    """The budget of a search, counted in work, so that what it finds doesn't depend on how busy the machine is.
+WORK = 8_000  # units that a search takes at most: runs of a small backward, about 0.2 ms each
 
-    A unit is a run of a small backward, about 0.2 ms: passages of its loops and entries of its arrays count too.
+
+class Budget:
+    """What a search may still do, counted in work, so that what it finds doesn't depend on how busy the machine is.
+
+    Passages of a backward's loops and entries of its arrays count too. After `end`, by the clock, it is over as well.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.left = self.limit = 4000 * seconds
+    def __init__(self, end: float) -> None:
+        self.left, self.end = float(WORK), end
 
-    def spent(self) -> float:
-        """The share of the budget that is gone."""
-        return 1 - self.left / self.limit if self.limit else np.inf
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        return self.left <= 0 or time.monotonic() > self.end
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -49,7 +54,7 @@ class Repairs(dict[str, tuple[float, Repair]]):
         return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
-def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repair]:
+def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
     Only code that is arithmetic on arrays through and through is edited and run again (see `Allowed`), and an edit
@@ -58,7 +63,7 @@ def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repa
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], clock), set(order)
+    workshop, wrong = Workshop(runs[0], Budget(end)), set(order)
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -74,8 +79,8 @@ def search(runs: Sequence[Run], order: Sequence[str], clock: Clock) -> list[Repa
     fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
     found, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, clock):
-        if clock.spent() > 1 or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
+    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, workshop.budget):
+        if workshop.budget.over() or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
@@ -130,8 +135,8 @@ _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, run: Run, clock: Clock) -> None:
-        function, self.clock = run.pair.source, clock
+    def __init__(self, run: Run, budget: Budget) -> None:
+        function, self.budget = run.pair.source, budget
         self.allowed = Allowed(function, _taken(run, run.passed()))
         self.sources = [Source(function)]
         for source in self.sources:
@@ -175,7 +180,7 @@ class Workshop:
             self.space[name] = kept
 
     def touching(
-        self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any], clock: Clock
+        self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any], budget: Budget
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         known = zip(self.sources, seen, strict=True)
@@ -183,7 +188,7 @@ class Workshop:
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
-            if at not in reaches and clock.spent() < 1:
+            if at not in reaches and not budget.over():
                 moved = None if before.failure else self._moving(*at, stage, before.gradients)
                 reaches[at] = moved is None or (bool(moved & wrong) and not moved & fixed)
             if reaches.get(at):
@@ -228,7 +233,7 @@ class Stage:
     def back(self, backward: Backward) -> Returned:
         """What an edited backward returns."""
         sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
-        self.workshop.clock.left -= 1 + sum(sizes) / 20_000
+        self.workshop.budget.left -= 1 + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, passed=self.passed)
 
@@ -245,7 +250,7 @@ class Stage:
         try:
             yield
         finally:
-            self.workshop.clock.left -= self.workshop.steps / 20
+            self.workshop.budget.left -= self.workshop.steps / 20
             if not self.kept.restore():
                 self._pass()
 

@@ -1,0 +1,272 @@
+"""The reasons for wrong gradients, each sought by an explainer that takes what is left and says what it explains."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from ...engine.node import Array
+from ...engine.operations import broadcasts
+from .mistakes import MISSING, Mistake, alone, close, factor, lengths, listed, missing, number
+from .paths import along_paths
+from .run import Run
+from .verdict import Finding, Repair
+
+
+class Explained(NamedTuple):
+    """What an explainer found, which gradients it explains, and how much of each path of a normalisation they carry."""
+
+    findings: Sequence[Finding] = ()
+    names: frozenset[str] = frozenset()
+    coefficients: Mapping[str, dict[str, float]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair whose gradients `wrong` are wrong in every one of the `runs`, of which the last tells most.
+
+    What is said is with the figures of the first, the caller's own. `repairs` are the edits that mend them,
+    `normalises` whether forward takes statistics, and `unit` whether backward reads no dy.
+    """
+
+    runs: Sequence[Run]
+    wrong: Sequence[str]
+    repairs: Sequence[Repair]
+    normalises: bool
+    unit: bool
+    shapes: dict[str, Finding] = field(default_factory=dict)
+    given: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
+    told: dict[str, Array] = field(default_factory=dict)  # in the last
+
+    @classmethod
+    def of(
+        cls, runs: Sequence[Run], wrong: Sequence[str], repairs: Sequence[Repair], normalises: bool, unit: bool
+    ) -> Case:
+        """The case with every gradient brought into its shape, where it can be."""
+        case = cls(runs, wrong, repairs, normalises, unit)
+        for run, where in ((runs[0], case.given), (runs[-1], case.told)):
+            for name in wrong:
+                finding, array = _shaped(run, name, wrong)
+                if finding is not None and run is runs[0]:
+                    case.shapes[name] = finding
+                if array is not None:
+                    where[name] = array
+        return case
+
+    @property
+    def run(self) -> Run:
+        """The run whose figures are told."""
+        return self.runs[0]
+
+    def longer(self, run: Run) -> list[Run]:
+        """Runs with other lengths than one of them."""
+        shapes = [np.shape(value) for value in run.inputs.values()]
+        return [other for other in self.runs if [np.shape(value) for value in other.inputs.values()] != shapes]
+
+
+def _shaped(run: Run, name: str, wrong: Sequence[str]) -> tuple[Finding | None, Array | None]:
+    """What is wrong with a gradient's shape or entries, and the gradient in its shape if more is wrong with it."""
+    given, truth = run.author.gradients[name], run.truth[name]
+    if not np.isfinite(given).all():
+        what = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
+        return Finding("not finite", (f"d{name}",), what, "Look for a division by 0 or a root below 0."), None
+    if given.shape == truth.shape or any(close(given, run.truth[n]) for n in wrong if n != name):
+        return None, given
+    finding, made = _shape_finding(name, given, truth)
+    return finding, None if made is None or run.right(name, made) else made
+
+
+def shape(case: Case, left: frozenset[str]) -> Explained:
+    """What isn't finite, or has another shape than its input."""
+    return Explained([*case.shapes.values()], left - {*case.given})
+
+
+def order(case: Case, left: frozenset[str]) -> Explained:
+    """Gradients that are each other's."""
+    found = _swapped(case.runs[-1], {name: g for name, g in case.told.items() if name in left})
+    return Explained([found], frozenset(label[1:] for label in found.gradients)) if found else Explained()
+
+
+def linearity(case: Case, left: frozenset[str]) -> Explained:
+    """Gradients that aren't proportional to dy, or change from call to call."""
+    kept = "comes back otherwise when backward is called again: something is kept from call to call"
+    bent = "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not"
+    rows = (
+        (1, 1e-12, Mistake("accumulates", kept, "Start from zero in every call")),
+        (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2 or clipping of it")),
+    )
+    for k, rtol, mistake in rows if not case.unit else ():
+        found = case.run.back(case.run.pair.source, k).gradients
+        same = [n for n in case.given if n in left and n in found and found[n].size == case.given[n].size]
+        off = [n for n in same if not close(found[n].ravel() / k, case.run.author.gradients[n].ravel(), rtol)]
+        if off:
+            return Explained([mistake.of([f"d{name}" for name in off])], frozenset(off))
+    return Explained()
+
+
+def paths(case: Case, left: frozenset[str]) -> Explained:
+    """Gradients that carry a path of a normalisation too often, too seldom or otherwise, or one edge of the graph."""
+    last = case.runs[-1]
+    told = {n: g for n, g in case.told.items() if n in left and not close(g, last.truth[n], 5e-7)}
+    repaired = {name for repair in case.repairs for name in repair.gradients}
+    findings, carried = along_paths(last, told, repaired, case.longer(last))
+    if case.normalises and 1 < len(left) > len(carried):
+        joint = _one_path(case.run, {name: case.given[name] for name in left})
+        if joint is not None:
+            return Explained([joint], left, carried)
+    return Explained(findings, frozenset(label[1:] for label in carried), carried)
+
+
+def slip(case: Case, left: frozenset[str]) -> Explained:
+    """Gradients that one edit of the author's code makes right; what has a reason already gets no other."""
+    said, findings, names = ({*case.wrong} - left) | {*case.shapes}, list[Finding](), set[str]()
+    for repair in case.repairs:
+        if {*repair.gradients} & (left - names):
+            names |= {*repair.gradients} & left
+            if not said & {*repair.gradients}:
+                labels = tuple([f"d{name}" for name in repair.gradients])
+                verb = "is" if len(labels) == 1 else "are"
+                what = f"{listed(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
+                findings.append(Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`."))
+    return Explained(findings, frozenset(names))
+
+
+def region(case: Case, left: frozenset[str]) -> Explained:
+    """Gradients that are wrong by a number, a transposition or a mask, or by one edge of the recorded graph."""
+    single: dict[str, Mistake | None] = {}
+    for name in [name for name in case.wrong if name in left]:
+        others = list[tuple[float, dict[str, int]]]()
+        for run in case.longer(case.run):
+            k = factor(run.author.gradients[name], run.truth[name])
+            others += [] if k is None else [(k, lengths(run))]
+        single[name] = alone(case.run, case.given[name], case.run.truth[name], others)
+    if any(reason is None or reason.kind == "weight" for reason in single.values()):
+        path = _one_path(case.run, {name: case.given[name] for name in single})
+        if path is not None:
+            return Explained([path], left)
+    return _together({name: reason for name, reason in single.items() if reason is not None})
+
+
+def unexplained(case: Case, left: frozenset[str]) -> Explained:
+    """Where gradients are wrong, if not why."""
+    return _together({name: _unknown(case.run, name, case.given[name]) for name in case.wrong if name in left})
+
+
+def _together(reasons: dict[str, Mistake]) -> Explained:
+    """One finding a reason."""
+    shared: dict[Mistake, list[str]] = {}
+    for name, reason in reasons.items():
+        shared.setdefault(reason, []).append(f"d{name}")
+    return Explained([reason.of(labels) for reason, labels in shared.items()], frozenset(reasons))
+
+
+Explainer = Callable[[Case, frozenset[str]], Explained]
+EXPLAINERS: tuple[Explainer, ...] = (shape, order, linearity, paths, slip, region, unexplained)
+
+
+def explained(case: Case) -> Explained:
+    """What all explainers say, each of what the ones before it left."""
+    findings, left, coefficients = list[Finding](), frozenset(case.wrong), dict[str, dict[str, float]]()
+    for explainer in EXPLAINERS:
+        found = explainer(case, left)
+        findings += found.findings
+        coefficients |= found.coefficients
+        left -= found.names
+    return Explained(findings, frozenset(case.wrong) - left, coefficients)
+
+
+def _shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array | None]:
+    """What a gradient of the wrong shape says, and the gradient brought into shape where it can be."""
+    label = f"d{name}"
+    says = f"{label} has shape {given.shape}, and {name} has {truth.shape}"
+    if [k for k in given.shape if k != 1] == [k for k in truth.shape if k != 1]:
+        repair = f"Return it with {name}'s shape: mind axes of length 1."
+        return Finding("shape", (label,), f"{says}.", repair), given.reshape(truth.shape)
+    if truth.ndim > 1 and given.shape == truth.shape[::-1]:
+        return Finding("transposed", (label,), f"{says}: it is transposed.", f"Return {label}.T."), given.T
+    if broadcasts(truth.shape, given.shape):
+        lead = given.ndim - truth.ndim
+        axes = tuple(i for i in range(given.ndim) if i < lead or (truth.shape[i - lead] == 1 and given.shape[i] != 1))
+        over = "axis " + ", ".join(map(str, axes))
+        what = f"{says}: it is not summed over {over}, along which {name} is broadcast."
+        finding = Finding("not summed", (label,), what, f"Sum it over {over}.")
+        return finding, given.sum(axis=axes, keepdims=True).reshape(truth.shape)
+    return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
+
+
+def _swapped(run: Run, given: dict[str, Array]) -> Finding | None:
+    """Two gradients that are each other's."""
+    for a, b in itertools.combinations(given, 2):
+        if close(given[a], run.truth[b]) and close(given[b], run.truth[a]):
+            what = f"d{a} and d{b} are each other's: they come back in the wrong order."
+            return Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")
+    return None
+
+
+def _unknown(run: Run, name: str, given: Array) -> Mistake:
+    """Where a gradient is wrong, if not why."""
+    truth = run.truth[name]
+    wrong = run.wrong(name, given)
+    places = where(wrong, run.inputs[name])
+    if np.any(~wrong) and np.all(~wrong | (given == 0)):
+        return Mistake("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")
+    index = np.unravel_index(int(np.argmax(np.where(wrong, np.abs(given - truth), 0))), wrong.shape)
+    words = f"is {given[index]:.6g} and should be {truth[index]:.6g}"
+    if index:
+        words = f"is wrong {places}: at {list(map(int, index))} it {words}"
+    return Mistake("unexplained", words, "Check it term by term against the chain rule")
+
+
+def where(wrong: Array, value: Array) -> str:
+    """Where a gradient is wrong: on a diagonal, at a border, in rows or columns, where the input has a sign."""
+    if np.all(wrong) or not wrong.ndim:
+        return "everywhere"
+    inner = np.zeros(wrong.shape, bool)
+    inner[tuple([slice(1, -1) if length > 2 else slice(None) for length in wrong.shape])] = True
+    masks: dict[str, Array] = {"at the borders": ~inner, "where its input is < 0": value < 0}
+    masks |= {"where its input is > 0": value > 0, "where its input is == 0": value == 0}
+    if wrong.ndim == 2:
+        above: Array = np.subtract(*np.indices(wrong.shape))
+        masks |= {"on the diagonal": above == 0, "off the diagonal": above != 0}
+        masks |= {"above the diagonal": above < 0, "below the diagonal": above > 0}
+    for words, mask in masks.items():
+        if np.array_equal(wrong, mask):
+            return words
+    for axis in range(wrong.ndim):
+        other = tuple(i for i in range(wrong.ndim) if i != axis)
+        some = np.any(wrong, axis=other)
+        if not np.all(some):
+            kept = np.flatnonzero(some)
+            shown = ", ".join(map(str, kept[:6])) + (", ..." if len(kept) > 6 else "")
+            if wrong.ndim == 1:
+                return f"at [{shown}]"
+            part = "" if np.all(wrong == np.expand_dims(some, other)) else "in entries "
+            return part + (f"in row{'s' * (len(kept) > 1)} {shown}" if axis == 0 else f"at {shown} of axis {axis}")
+    return f"in {np.count_nonzero(wrong)} of {wrong.size} entries"
+
+
+def _one_path(run: Run, given: dict[str, Array]) -> Finding | None:
+    """One edge of the recorded graph whose share, weighted otherwise, makes every wrong gradient come out."""
+    trace = run.trace
+    if trace is None:
+        return None
+    cut = trace.constants(run.dy)
+    for consumer, parent, part in trace.flow(trace.y.node, run.dy)[1][:300]:
+        if not (trace.author_name(parent) or trace.author_name(consumer)):
+            continue  # nobody finds the way from `multiply` to `add`
+        shares, _ = trace.flow(parent, part, cut)
+        share = {name: shares.get(trace.leaves[name].node, np.zeros(g.shape)) for name, g in given.items()}
+        power = sum(float(np.sum(s * s)) for s in share.values())
+        k = sum(float(np.sum(s * (given[n] - run.truth[n]))) for n, s in share.items()) / (power or np.inf)
+        # A weight so near to 1 is rounding, which any edge explains.
+        if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
+            labels = [f"d{n}" for n in given]
+            way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
+            first, *_ = number(1 + k, lengths(run))
+            return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
+    return None

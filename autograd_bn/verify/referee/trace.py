@@ -1,0 +1,137 @@
+"""A forward pass recorded on tensors, and the one hook that sees what the functions of an author are at."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...engine import Tensor, as_tensor
+from ...engine.backward import pull
+from ...engine.node import Array, Node, recording, topological_order
+
+Gradients = dict[str, Array]
+
+
+class NoDerivative(Exception):
+    """Why a forward pass can't be differentiated automatically."""
+
+
+class Trace:
+    """A forward pass recorded on tensors: its output, its inputs, and every name its author gave a value.
+
+    Called with dy it gives the gradient of `sum(y * dy)` with respect to each input.
+    """
+
+    def __init__(self, y: Tensor, leaves: dict[str, Tensor], named: dict[str, Tensor]) -> None:
+        self.y, self.leaves, self.named = y, leaves, named
+        self.order = topological_order([y.node])
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any], inputs: dict[str, Any], floats: Sequence[str], y: Array) -> Trace:
+        """Run `forward`, whose output on arrays is `y`; `NoDerivative` where it can't be recorded."""
+        leaves = {name: as_tensor(inputs[name], requires_grad=True, name=name) for name in floats}
+        try:
+            with recording(True), local_values(forward) as seen:
+                recorded, cache = forward(*{**inputs, **leaves}.values())
+        except Exception as error:
+            raise NoDerivative(f"forward can't be recorded on tensors ({reported(error, forward)})") from None
+        if not isinstance(recorded, Tensor) or not recorded.requires_grad:
+            raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
+        if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
+            raise NoDerivative("forward gives another result on tensors than on arrays")
+        named = {name: t for name, t in [*held(cache), *seen.items()] if name and isinstance(t, Tensor)}
+        return cls(recorded, leaves, named)
+
+    def flow(
+        self, start: Node, gradient: Array, cut: Sequence[Node] = ()
+    ) -> tuple[dict[Node, Array], list[tuple[Node, Node, Array]]]:
+        """What flows back from a node to all below it, and the share of each edge: (consumer, input, share)."""
+        found, shares = {start: gradient}, []
+        for node in reversed(self.order):
+            if node in found and node not in cut:
+                for parent, part in pull(node, found[node]):
+                    share = np.asarray(part)
+                    found[parent] = found[parent] + share if parent in found else share
+                    shares.append((node, parent, share))
+        return found, shares
+
+    def __call__(self, dy: Array) -> Gradients:
+        found, _ = self.flow(self.y.node, dy)
+        return {name: np.array(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
+
+    def constants(self, dy: Array) -> list[Node]:
+        """Nodes whose parts of the gradient cancel: constants to authors, as the maximum that softmax takes off."""
+        found, edges = self.flow(self.y.node, dy)
+        largest: dict[Node, float] = {}
+        for consumer, parent, _ in edges:
+            largest[parent] = max(largest.get(parent, 0.0), float(np.max(np.abs(found[consumer]), initial=0)))
+        leaves = [leaf.node for leaf in self.leaves.values()]
+        small = [n for n, size in largest.items() if np.max(np.abs(found[n]), initial=0) < 1e-12 * size]
+        return [node for node in small if node not in leaves]
+
+    def author_name(self, node: Node) -> str:
+        """The name that the author gave a node, or nothing."""
+        return next((name for name, t in self.named.items() if t.node is node), node.name or "")
+
+    def label(self, node: Node) -> str:
+        """The name that the author gave a node, else its operation."""
+        return next((name for name, t in self.named.items() if t.node is node), node.op or node.name or "an input")
+
+
+def reported(error: Exception, function: Callable[..., Any]) -> str:
+    """An exception as one line, with the line of the user's file that it came from."""
+    where, step, code = "", error.__traceback__, _code(function)
+    while step is not None:
+        if code is not None and step.tb_frame.f_code.co_filename == code.co_filename:
+            where = f" (line {step.tb_lineno})"
+        step = step.tb_next
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{where}"
+
+
+def _code(function: Any) -> Any:
+    return getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+
+
+@contextmanager
+def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """The local variables that a function ends with, filled in when it returns."""
+    with values_in([function]) as (seen,):
+        yield seen
+
+
+@contextmanager
+def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The local variables that each of these functions ends with."""
+    seen: list[dict[str, Any]] = [{} for _ in functions]
+    codes, before = dict(zip(map(_code, functions), seen, strict=True)), sys.getprofile()
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code in codes:
+            codes[frame.f_code].update(frame.f_locals)
+
+    sys.setprofile(watch)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+
+
+def held(cache: Any) -> Iterator[tuple[str, Any]]:
+    """Every array and tensor in a cache, with the name it has there."""
+    todo, seen = [("", cache)], set()
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, np.ndarray | np.floating | Tensor):
+            yield name, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, tuple | list):
+                todo += [(name, item) for item in reversed(value)]
+            else:
+                kept = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+                todo += [(str(key), item) for key, item in kept.items()]

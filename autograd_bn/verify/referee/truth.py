@@ -1,0 +1,143 @@
+"""The true gradients of a forward pass: by automatic differentiation, which differences confirm, or by differences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...engine.node import Array
+from ..finite_differences import Differences
+from ..gradcheck import Unjudgeable
+from .held import is_float
+from .inputs import Inputs, moved, scale
+from .pairs import Pair
+from .trace import Gradients, NoDerivative, Trace, reported
+
+Derivative = Callable[[Array], Gradients]
+
+
+class Forward:
+    """A pair's forward pass as a function of named inputs, on copies of them; `calls` counts how often it ran."""
+
+    def __init__(self, pair: Pair, inputs: Inputs) -> None:
+        self.pair, self.calls = pair, 0
+        self.floats = [name for name, value in inputs.items() if is_float(value)]
+
+    def output(self, inputs: Inputs) -> Array:
+        """The output as floats; `Unjudgeable` where there is none."""
+        self.calls += 1
+        try:
+            y = np.asarray(self.pair.forward(*copy.deepcopy(inputs).values())[0])
+        except Unjudgeable:
+            raise
+        except Exception as error:
+            raise Unjudgeable(f"forward raised {reported(error, self.pair.forward)}") from error
+        if y.dtype.kind != "f":
+            raise Unjudgeable(f"forward returned a y of dtype {y.dtype}, expected floats")
+        if not np.isfinite(y).all():
+            bad = y[~np.isfinite(y)].flat[0]
+            raise Unjudgeable(f"forward returned a y with {bad} in it: no gradient can be judged there")
+        return y.astype(np.float64)
+
+    def derivative(self, inputs: Inputs) -> Derivative:
+        """The derivative by automatic differentiation; `NoDerivative` says why there is none."""
+        truth = self.pair.truth
+        if truth is None:
+            self.calls += 1
+            return Trace.of(self.pair.forward, copy.deepcopy(inputs), self.floats, self.output(inputs))
+
+        def framework(dy: Array) -> Gradients:
+            try:
+                found = truth(copy.deepcopy(inputs), dy.copy())
+            except Exception as error:
+                why = f"forward can't be differentiated by its framework ({reported(error, self.pair.forward)})"
+                raise NoDerivative(why) from None
+            return {name: np.asarray(found[name], dtype=np.float64) for name in self.floats}
+
+        return framework
+
+    def confirmed(self, inputs: Inputs, names: Sequence[str], derive: Derivative | None = None) -> set[str]:
+        """The inputs by which the derivative agrees with differences of the output, each by itself and at its size."""
+        rng = np.random.default_rng(0)
+        try:
+            derive = derive or self.derivative(inputs)
+            return {name for name in names if self._agrees(inputs, name, derive, rng)}
+        except (Unjudgeable, NoDerivative, ValueError):  # it takes no such values, or gives another shape
+            return set()
+
+    def _agrees(self, inputs: Inputs, name: str, derive: Derivative, rng: np.random.Generator) -> bool:
+        """Whether one difference in one input, extrapolated (Richardson 1911), is what the derivative says."""
+        y = self.output(inputs)
+        for h in (1e-3, 1e-3, 1e-5):
+            dy = np.asarray(rng.normal(size=y.shape))
+            step = rng.normal(size=inputs[name].shape) * scale(inputs[name])
+            terms = derive(dy)[name] * step
+            ends = [inputs | {name: inputs[name] + t * step} for t in (h, -h, h / 2, -h / 2)]
+            far, back, near, near_back = (float(np.sum(self.output(end) * dy)) for end in ends)
+            slope = (8 * (near - near_back) - (far - back)) / (6 * h)
+            rounding = 1e-13 * np.sum(np.abs(y * dy)) / h
+            if abs(slope - np.sum(terms)) <= 1e-7 * np.sum(np.abs(terms)) + rounding:
+                return True
+        return False
+
+    def exact(self, inputs: Inputs, dy: Array, rng: np.random.Generator) -> tuple[Gradients, Gradients, Trace | None]:
+        """The gradients by automatic differentiation, how far rounding may carry each, and the trace.
+
+        How far: as the gradients move when the inputs move by their last bits. At a kink they jump, by as much for a
+        step 16 times as long, where a smooth derivative moves 16 times as far: then the entry's noise is infinite.
+        """
+        derive = self.derivative(inputs)
+        truth = derive(dy)
+        # A forward pass that leaves the tensors half way, by `np.asarray`, is recorded in part only. Where differences
+        # can't tell, at a kink or a steep place, those near by decide.
+        left = [name for name in self.floats if name not in self.confirmed(inputs, self.floats, derive)]
+        steps = np.random.default_rng(0)
+        near = inputs | {n: moved(inputs[n], steps) for n in self.floats}
+        if left and not {*left} <= self.confirmed(near, left):
+            raise NoDerivative("the derivative of forward's code disagrees with differences of its output")
+        sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(inputs[n])) for n in self.floats}
+
+        def moves(t: float) -> Gradients:
+            near = dict(inputs)
+            for n, side in sides.items():
+                near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
+            try:
+                found = self.derivative(near)(dy)
+            except (Unjudgeable, NoDerivative):
+                return {n: np.zeros(g.shape) for n, g in truth.items()}
+            return {n: np.abs(found[n] - g) for n, g in truth.items()}
+
+        rounding = 1e-14 * float(np.max(np.abs(self.output(inputs) * dy), initial=0)) + 1e-300
+        noise = {n: np.zeros(g.shape) for n, g in truth.items()}
+        for t in (1, -1):
+            off, far = moves(t), Gradients()
+            for n, g in truth.items():
+                largest = np.max(np.abs(g), where=np.isfinite(g), initial=0)
+                jumps = ~(off[n] <= 1e-6 * largest + rounding / scale(inputs[n]))
+                if np.any(jumps):
+                    far = far or moves(16 * t)
+                    jumps &= ~(far[n] > 8 * off[n])
+                least = np.max(20 * off[n], where=~jumps, initial=0)
+                noise[n] = np.maximum(noise[n], np.where(jumps, np.inf, least))
+        return {n: np.nan_to_num(g) for n, g in truth.items()}, noise, derive if isinstance(derive, Trace) else None
+
+    def by_differences(self, inputs: Inputs, dy: Array) -> tuple[Gradients, Gradients]:
+        """The gradients by differences of the output, each with its error, which is infinite at a kink."""
+
+        def loss(at: Sequence[Array]) -> list[Array]:
+            try:
+                y = self.output(inputs | dict(zip(self.floats, at, strict=True)))
+            except Unjudgeable:
+                return [np.asarray(np.nan)]
+            return [np.asarray(np.sum(y * dy))]
+
+        slopes = Differences(loss, [inputs[name] for name in self.floats], rng=np.random.default_rng(0))
+        truth, noise = Gradients(), Gradients()
+        for i, name in enumerate(self.floats):
+            shape = inputs[name].shape
+            value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
+            truth[name] = np.nan_to_num(value)
+            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + 1e-6 * np.max(np.abs(truth[name]), initial=0)
+        return truth, noise
