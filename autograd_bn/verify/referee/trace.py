@@ -44,7 +44,8 @@ class Trace:
             raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NoDerivative("forward gives another result on tensors than on arrays")
-        named = {name: t for name, t in [*held(cache), *seen.items()] if name and isinstance(t, Tensor)}
+        kept = [(name, t) for name, t in held(cache) if name and name not in ("object", "input", "result", "start")]
+        named = {name: t for name, t in [*seen.items(), *kept] if isinstance(t, Tensor)}
         return cls(recorded, leaves, named)
 
     def flow(
