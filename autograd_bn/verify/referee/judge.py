@@ -24,8 +24,8 @@ from .run import Run
 from .source import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 8_000  # of forward, after which no more inputs are tried
-PATIENCE = 20.0  # seconds, after which nothing more is tried, whatever it may find
+CALLS = 5_000  # of forward, after which no more inputs are tried
+PATIENCE = 60.0  # seconds, after which nothing more is tried, whatever it may find
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -62,7 +62,7 @@ def check_backward(
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
     stand, backward runs at most 60 times, and forward a few times as often as its inputs have entries where its
     derivative comes from differences, else at most 2,000 times. What is looked for is counted in runs of the pair, not
-    in seconds; after 20 seconds a check ends early, and says so.
+    in seconds; after a minute nothing more is tried, and a note says so.
 
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 

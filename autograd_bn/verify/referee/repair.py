@@ -63,7 +63,7 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], Budget(end)), set(order)
+    workshop, wrong = Workshop(runs[0], Budget(end)), {name for name in order if not _constant(runs, name)}
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -98,11 +98,28 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
                 kept = found if all(now.get(name) for name in known) else spare
                 names = [name for name in order if name in mended]
                 if edit.cost < kept.price(set(names)):
-                    kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names)))))
+                    kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names), stages[0].sizes))))
     return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
 
 
-def _repair(source: Source, edit: Edit, gradients: tuple[str, ...]) -> Repair:
+def _constant(runs: Sequence[Run], name: str) -> bool:
+    """Whether a gradient is the same number everywhere, as where the output doesn't depend on it: no edit finds why."""
+    return len({value for run in runs for value in run.truth[name].ravel().tolist()}) == 1
+
+
+def _doubt(source: Source, edit: Edit, sizes: set[str]) -> float:
+    """What an edit costs more that may be right by chance, or is no help: lengths as numbers, constants, `a = a`."""
+    old, new = (_TOKEN.findall(text) for text in (source.text[edit.start : edit.end].decode(), edit.new))
+    words = [token for token in new if token not in "() "]
+    if {*words} & sizes - {"1", *old}:
+        return 2.5
+    if len(words) == 1 and len(old) > 1:
+        line = source.text[: edit.start].rpartition(b"\n")[2].decode().strip()
+        return 3.0 if words[0][0].isdigit() else float(line == f"{words[0]} =")
+    return 0.0
+
+
+def _repair(source: Source, edit: Edit, gradients: tuple[str, ...], sizes: set[str]) -> Repair:
     """An edit as the lines that it changes, without brackets that change nothing."""
     meant, at = ast.dump(ast.parse(source.edited(edit.start, edit.end, edit.new))), edit.new.find("(")
     while at >= 0:
@@ -123,10 +140,11 @@ def _repair(source: Source, edit: Edit, gradients: tuple[str, ...]) -> Repair:
         while was and now and was[last] == now[last]:
             del was[last], now[last]
     out, into = ("".join(tokens).strip(" ,") for tokens in (was, now))
+    also = "".join([f", or a length that is {token} here" for token in now if token in sizes - {"1"}])
     what = f"`{out}` stands where `{into}` belongs"
     if not (out and into):
         what = f"`{into}` is missing" if into else f"`{out}` has no place"
-    return Repair(source.file, source.first + first, old, new, gradients, edit.kind, what)
+    return Repair(source.file, source.first + first, old, new, gradients, edit.kind, f"{what}{also}")
 
 
 _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
@@ -184,7 +202,11 @@ class Workshop:
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         known = zip(self.sources, seen, strict=True)
-        edits = [(source, edit) for source, values in known for edit in Slips(source, self.allowed, values).found]
+        edits = [
+            (source, replace(edit, cost=edit.cost + _doubt(source, edit, stage.sizes)))
+            for source, values in known
+            for edit in Slips(source, self.allowed, values).found
+        ]
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
@@ -224,6 +246,7 @@ class Stage:
 
     def __init__(self, run: Run, workshop: Workshop) -> None:
         self.run, self.workshop = run, workshop
+        self.sizes = {str(k) for value in run.inputs.values() for k in np.shape(value)}
         self._pass()
 
     def _pass(self) -> None:
