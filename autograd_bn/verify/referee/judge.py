@@ -24,7 +24,7 @@ from .run import Run
 from .source import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 5_000  # of forward, after which no more inputs are tried
+CALLS = 2_500  # of forward, after which no more inputs are tried
 PATIENCE = 60.0  # seconds, after which nothing more is tried, whatever it may find
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}

@@ -27,7 +27,7 @@ from .verdict import Repair
 Backward = Callable[..., Any]
 
 
-WORK = 8_000  # units that a search takes at most: runs of a small backward, about 0.2 ms each
+WORK = 7_000  # units that a search takes at most: runs of a small backward, about 0.2 ms each
 
 
 class Budget:
@@ -180,9 +180,9 @@ class Workshop:
         new, old = self.space[source.function.__name__], source.function
         new.__defaults__, new.__kwdefaults__ = old.__defaults__, old.__kwdefaults__
 
-    def _step(self) -> None:
-        """Bound what one run may do: an edited number may be the length of a loop."""
-        self.steps += 1
+    def _step(self, statements: int) -> None:
+        """Count what a run does, and bound it: an edited number may be the length of a loop."""
+        self.steps += statements
         if self.steps > _STEPS:
             raise RuntimeError("the edit makes a loop too long")
 
@@ -227,7 +227,7 @@ class Workshop:
             moves = isinstance(value, float) or "float" in str(getattr(value, "dtype", ""))
             several = isinstance(value, tuple) and all(map(exchangeable, value))
             kinds.add("moved" if moves else "kept" if several or exchangeable(value) else "other")
-            return value * 1.3 + 0.1 if moves else value
+            return 0.1 - 1.3 * value if moves else value  # of the other sign: masks change too
 
         self.space["_move"], (start, end) = move, span
         text = source.edited(start, end, f"_move({source.text[start:end].decode()})")
@@ -305,10 +305,12 @@ def _range(*ends: Any) -> range:
 
 
 def _count_steps(node: Any) -> None:
-    """Call `_step` in every passage of a loop."""
+    """Call `_step` in every passage of a loop and every call, with how many statements follow."""
     for field in ("body", "orelse", "finalbody", "handlers"):
         for statement in getattr(node, field, ()) if not isinstance(node, ast.expr) else ():
             _count_steps(statement)
     if isinstance(node, ast.For | ast.FunctionDef):
-        step = ast.copy_location(ast.Expr(ast.Call(ast.Name("_step", ast.Load()), [], [])), node.body[0])
+        step = ast.copy_location(
+            ast.Expr(ast.Call(ast.Name("_step", ast.Load()), [ast.Constant(len(node.body))], [])), node.body[0]
+        )
         node.body.insert(0, ast.fix_missing_locations(step))
