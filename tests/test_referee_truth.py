@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.verify.referee.pairs import loss
 
 rng = np.random.default_rng(0)
 X, B = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
@@ -257,3 +258,74 @@ def test_backward_runs_a_small_number_of_times():
     assert verdict.repair
     assert calls.count("backward") <= 60
     assert calls.count("forward") <= 2000
+
+
+def test_a_loss_keeps_its_data_while_edits_are_tried(tmp_path):
+    text = """
+import numpy as np
+
+def ridge_loss(W, X, y, reg):
+    n = len(X)
+    r = X @ W - y
+    loss = (r**2).sum() / n + reg * (W**2).sum()
+    dW = X.T
+    dW = 2 * dW @ r
+    dW /= n
+    dW += reg * W
+    return loss, dW
+"""
+    path = tmp_path / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    space = {}
+    exec(compile(text, str(path), "exec"), space)
+    W, y = rng.normal(size=3), rng.normal(size=6)
+    before = W.tobytes(), X.tobytes(), y.tobytes()
+    verdict = ag.check_backward(loss(space["ridge_loss"], (W, X, y, 0.3)), (W, X, y, 0.3))
+    assert wrong(verdict) == ["dW"]
+    assert "called again" not in str(verdict)
+    assert [repair.new for repair in verdict.repair] == ["dW += reg * (2 * W)"]
+    assert (W.tobytes(), X.tobytes(), y.tobytes()) == before
+
+
+# --- Repairs that are no help ------------------------------------------------------------------------------
+
+
+def test_zeros_are_no_repair():
+    def forward(x, b):
+        h = x + b
+        return h - h.mean(axis=0), x
+
+    def backward(dy, x):
+        return dy - dy.mean(axis=0), dy.sum(axis=0)
+
+    verdict = ag.check_backward(forward, backward, (X, rng.normal(size=3)))
+    assert wrong(verdict) == ["db"]
+    assert "should be zero" in str(verdict)
+    assert verdict.repair == ()
+
+
+def test_a_length_as_a_number_is_offered_last():
+    """With three features `3 *` makes up for a mean, and so does a sum, which is what is meant."""
+
+    def forward(x):
+        return np.ones(3) * x.sum(axis=1, keepdims=True), x.shape
+
+    def backward(dy, shape):
+        return np.ones(shape) * dy.mean(axis=1, keepdims=True)
+
+    (repair,) = ag.check_backward(forward, backward, (X,)).repair
+    assert "dy.sum(axis=1" in repair.new
+
+
+def test_an_edit_that_mends_a_part_says_so(tmp_path):
+    def forward(x, w):
+        return x @ w, (x, w)
+
+    def backward(dy, cache):
+        x, w = cache
+        return -dy @ w.T, np.tanh(x.T @ np.sin(dy) + 3.5) * 1.75
+
+    verdict = ag.check_backward(forward, backward, (X, rng.normal(size=(3, 2))))
+    assert wrong(verdict) == ["dx", "dw"]
+    assert [repair.gradients for repair in verdict.repair] == [("x",)]
+    assert any(note.endswith("mends dx only, and not dw.") for note in verdict.notes)

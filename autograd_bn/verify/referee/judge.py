@@ -324,7 +324,7 @@ class Referee:
             rest = [f"d{name}" for name in wrong if name not in {name for other in found for name in other.gradients}]
             if rest:
                 mended = " and ".join([f"d{name}" for name in repair.gradients])
-                self.notes.append(f"The edit of line {repair.line} mends {mended} only; {', '.join(rest)} stay wrong.")
+                self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
         return found
 
 

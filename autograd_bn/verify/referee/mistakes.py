@@ -133,7 +133,7 @@ def alone(run: Run, given: Any, truth: Any, others: Sequence[tuple[float, Mappin
     """Why one gradient, or one step, is wrong by itself: a number, a transposition, a mask."""
     if given.shape != truth.shape:
         return Mistake("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")
-    if not np.any(truth):
+    if np.max(np.abs(truth), initial=0) <= 1e-12 * np.max(np.abs(given), initial=0):
         return Mistake("not zero", "should be zero, since the output doesn't depend on it", "Return zeros")
     if truth.ndim == 2 and truth.shape[0] == truth.shape[1] and close(given, truth.T):
         return Mistake("transposed", "is transposed", "Transpose it")

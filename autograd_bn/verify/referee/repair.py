@@ -104,7 +104,8 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
 
 def _constant(runs: Sequence[Run], name: str) -> bool:
     """Whether a gradient is the same number everywhere, as where the output doesn't depend on it: no edit finds why."""
-    return len({value for run in runs for value in run.truth[name].ravel().tolist()}) == 1
+    values = {value for run in runs for value in run.truth[name].ravel().tolist()}
+    return len(values) == 1 or all(run.vanishing(name) for run in runs)
 
 
 def _doubt(source: Source, edit: Edit, sizes: set[str]) -> float:
