@@ -112,7 +112,7 @@ def _doubt(source: Source, edit: Edit, sizes: set[str]) -> float:
     """What an edit costs more that may be right by chance, or is no help: lengths as numbers, constants, `a = a`."""
     old, new = (_TOKEN.findall(text) for text in (source.text[edit.start : edit.end].decode(), edit.new))
     words = [token for token in new if token not in "() "]
-    if {*words} & sizes - {"1", *old}:
+    if {*words} & sizes - {"1", *old} and not (len(words) == len(old) == 1 and old[0].isdigit()):
         return 2.5
     if len(words) == 1 and len(old) > 1:
         line = source.text[: edit.start].rpartition(b"\n")[2].decode().strip()
