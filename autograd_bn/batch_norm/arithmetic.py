@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted, thresholds
-from .kernels.blocks import Layout, layout_of, line, walk
+from .kernels.blocks import Layout, layout_of, walk
 from .kernels.memory import empty_like
 from .kernels.numpy import SPARE, added
 
@@ -68,8 +68,8 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     if direct(x):
         return _direct_statistics(x, axes)
     layout, (view,) = walk(axes, x)
-    centres, distances, squares = np.empty((3, layout.parts, layout.features), wide(x.dtype))
-    choose(layout, view).statistics(layout, view, centres, distances, squares)
+    centres, distances, squares = sums = np.empty((3, layout.parts, layout.features), wide(x.dtype))
+    choose(layout, view).statistics(layout, view, sums)
     np.maximum(squares, 0, out=squares)
     distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
     mean = Mean.at(centres[0], distance)
@@ -159,7 +159,7 @@ def _affine(
     y = empty_like(x, dtype)
     layout, views = walk(axes, x, y, *term[:1])
     vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:])]
-    choose(layout, *views).affine(layout, *views[:2], *vectors[:3], *views[2:], *vectors[3:])
+    choose(layout, *views).affine(layout, views, vectors)
     return y
 
 
@@ -192,7 +192,7 @@ def backward_sums(
     else:
         layout, (source, gradient) = walk(axes, x, g)
         sums = np.empty((2, layout.parts, layout.features), dtype)
-        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.flat(mean.high, dtype), *sums)
+        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.flat(mean.high, dtype), sums)
         total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
     return total, (weighted - mean.low * total) * scale, made
 
@@ -213,7 +213,7 @@ def input_gradient(
 
 
 class Found(NamedTuple):
-    """What `forward_at_once` keeps: the mean's two parts, the variance and the scale in rows, a column a feature.
+    """What `forward_at_once` keeps: the mean's two parts, the variance, the scale, gamma and beta, a column a feature.
 
     And what it read, as `backward_at_once` will.
     """
@@ -221,11 +221,10 @@ class Found(NamedTuple):
     rows: Array
     layout: Layout
     x: Array
-    gamma: Array
 
     def parts(self) -> tuple[Mean, Array, Array, int]:
         """The mean, the variance and the scale in the shape of statistics, and the count."""
-        high, low, var, scale = self.layout.unflat(self.rows)
+        high, low, var, scale = self.layout.unflat(self.rows[:4])
         return Mean(high, low), var, scale, self.layout.count
 
     def values(self) -> tuple[Array, Array, int]:
@@ -234,13 +233,11 @@ class Found(NamedTuple):
 
 
 @lru_cache(512)
-def _layout_at_once(
-    axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], *dtypes: Any
-) -> Layout | None:
+def _layout_at_once(axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Any:
     """The layout of an array that one compiled call each way computes; None where the steps are better."""
-    if dtypes[0].char not in "fd" or not dtypes[0].isnative or any(d is not None and d != dtypes[0] for d in dtypes):
+    if dtype.char not in "fd" or not dtype.isnative:
         return None
-    like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtypes[0]), shape, strides)
+    like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
     layout = layout_of(axes, like_x)
     contiguous = layout.view(like_x).flags.c_contiguous and not layout.turned
     return layout if contiguous and layout.size <= thresholds.SHARED_NUMBA else None
@@ -250,25 +247,22 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
     """The whole forward pass in one compiled call, or None where there is none for these arrays."""
     if not numba_wanted(x.size):
         return None
-    dtypes = (None if gamma is None else gamma.dtype, None if beta is None else beta.dtype)
-    layout = _layout_at_once(axes, x.shape, x.strides, x.dtype, *dtypes)
-    if layout is None:
+    layout = _layout_at_once(axes, x.shape, x.strides, x.dtype)
+    if layout is None or any(p is not None and p.dtype != x.dtype for p in (gamma, beta)):
         return None
-    y = empty_like(x)
-    scale = line(np.ascontiguousarray(gamma)) if gamma is not None else np.ones(layout.features, x.dtype)
-    shift = line(np.ascontiguousarray(beta)) if beta is not None else np.zeros(layout.features, x.dtype)
-    source, rows = layout.line(x), np.empty((4, layout.features))
-    fits = compiled().forward(*layout.walk, source, layout.line(y), scale, shift, eps, rows)
-    return (y, Found(rows, layout, source, scale)) if fits else None
+    y, source, rows = empty_like(x), layout.line(x), np.empty((6, layout.features))
+    rows[4] = 1 if gamma is None else gamma.reshape(-1)
+    rows[5] = 0 if beta is None else beta.reshape(-1)
+    fits = compiled().forward(*layout.walk, source, layout.line(y), rows, eps)
+    return (y, Found(rows, layout, source)) if fits else None
 
 
 def backward_at_once(g: Array, found: Found, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
     """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
-    rows, layout, source, scale = found
-    dx, dgamma, dbeta = empty_like(x), np.empty_like(scale), np.empty_like(scale)
+    rows, layout, source = found
+    dx = empty_like(x)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    lines = layout.line(g), source, layout.line(dx)
-    fits = compiled().backward(*layout.walk, *lines, scale, rows, *through, dgamma, dbeta)
-    return (dx, dgamma, dbeta) if fits else None
+    fits, sums = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through)
+    return (dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype)) if fits else None

@@ -100,10 +100,11 @@ class Layout:
         return np.array(rows)
 
     @cached_property
-    def walk(self) -> tuple[Array, bool]:
-        """The whole array as the one block of such a table; and whether lines are those of `inner`."""
+    def walk(self) -> tuple[Array, bool | None]:
+        """The whole array as the one block of such a table; and True where lines are those of `inner`."""
         width = self.features * self.inner
-        return np.array([(0, self.size // width, self.features, self.inner, width, self.inner, 0, 0)]), self.long
+        place = (0, self.size // width, self.features, self.inner, width, self.inner, 0, 0)
+        return np.array([place]), self.long or None
 
     def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
         wide = features.stop - features.start

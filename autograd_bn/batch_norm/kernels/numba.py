@@ -2,7 +2,9 @@
 
 The three steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call,
 on the array as one block. Most sums may be reordered, so that they vectorise; numbers that are not finite stay what
-they are. `g` may be None: numba compiles code for each of the two.
+they are. A first call should not take long, so that nothing is compiled which is not called: `runs`, whether lines are
+those of `inner`, is True or None, and `g` may be None, each with code of its own. What functions share is inlined into
+them, which compiles it once; but what must not be reordered is a function of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ RUN = 1 << 14
 
 _exact = njit(nogil=True, cache=True, error_model="numpy")
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+_inlined = njit(inline="always")
 
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
@@ -34,47 +37,40 @@ def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
     taken = 1 if parallel else len(table)
 
     def work(first: int) -> None:
-        kernel(table[first : first + taken], layout.long, *args)
+        kernel(table[first : first + taken], layout.long or None, *args)
 
     share(work, range(0, len(table), taken), parallel)
 
 
-def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
+def statistics(layout: Layout, x: Array, sums: Array) -> None:
     """As `numpy.statistics`."""
-    run(layout, _statistics, line(x), centres, distances, squares)
+    run(layout, _statistics, line(x), sums)
 
 
-def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
+def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -> None:
     """As `numpy.backward_sums`."""
-    means = np.zeros(layout.features) if means is None else means
-    run(layout, _backward_sums, line(g), line(x), means, totals, weighted)
+    run(layout, _backward_sums, line(g), line(x), np.zeros(layout.features) if means is None else means, sums)
 
 
-def affine(
-    layout: Layout, x: Array, y: Array, means: Any, slopes: Array, constants: Array, g: Any = None, directs: Any = None
-) -> None:
+def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
     """As `numpy.affine`."""
-    means = np.zeros_like(slopes) if means is None else means
-    run(layout, _affine, line(x), line(y), means, slopes, constants, None if g is None else line(g), directs)
+    x, y, *rest = [line(view) for view in views]
+    rows = np.stack([np.zeros(layout.features) if vector is None else vector for vector in vectors])
+    run(layout, _affine, rest[0] if rest else None, x, y, rows)
 
 
 @_exact
-def _centres(x, start, stride, rows, centres):  # type: ignore[no-untyped-def]
-    """The first row, plus the mean distance of 16 rows from it, if there are as many: exact where numbers are equal."""
-    centres[:] = 0
-    first = x[start : start + len(centres)]
-    for row in range(1, 16 if rows >= 16 else 1):
-        r = x[start + row * stride :]
-        for j in range(len(centres)):
-            centres[j] += np.float64(r[j]) - first[j]
-    for j in range(len(centres)):
-        centres[j] = first[j] + centres[j] / 16
-
-
-@_exact
-def _spread(vector, inner):  # type: ignore[no-untyped-def]
-    """A number for each feature, or for each of its inner elements."""
-    return vector if inner == 1 else np.repeat(vector, inner)
+def _centre(x, start, step, stride, rows, centres):  # type: ignore[no-untyped-def]
+    """The first number of a feature, plus the mean distance of 16 from it, if there are as many: exact where they are
+    equal. Features are `step` apart, their numbers `stride`.
+    """
+    few = 16 if rows >= 16 else 1
+    for f in range(len(centres)):
+        at = start + f * step
+        first, distance = np.float64(x[at]), 0.0
+        for row in range(1, few):
+            distance += x[at + row * stride] - first
+        centres[f] = first + distance / 16
 
 
 @_exact
@@ -90,104 +86,76 @@ def _add(sums, lows, terms):  # type: ignore[no-untyped-def]
         sums[j] = total
 
 
-@_compiled
-def _statistics(table, long, x, centres, distances, squares):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, part in table:
-        n, last = rows * inner, first + features
-        centre, distance, square = centres[part, first:last], distances[part, first:last], squares[part, first:last]
-        if long:
-            for f in range(features):
-                _centres(x, start + f * step, 1, inner, centre[f : f + 1])
-        else:
-            lanes = centre if inner == 1 else np.empty(features * inner)
-            _centres(x, start, stride, rows, lanes)
-            centre[:] = lanes[::inner]
-        for _ in range(2):
-            if long:
-                _sums_of_runs(None, x, start, rows, features, inner, stride, step, centre, distance, square)
-            else:
-                _sums_of_lines(None, x, start, rows, features, inner, stride, centre, distance, square)
-            far = False
-            for f in range(features):
-                distance[f] /= n
-                correction = n * distance[f] * distance[f]
-                far = far or correction + correction > square[f]
-                square[f] -= correction
-            if not far:
-                break
-            for f in range(features):  # squares that cancel are summed again, about the mean
-                centre[f] += distance[f]
+@_exact
+def _spread(vector, inner):  # type: ignore[no-untyped-def]
+    """A number for each feature, or for each of its inner elements."""
+    lanes = np.empty(len(vector) * inner)
+    for i in range(len(lanes)):
+        lanes[i] = vector[i // inner]
+    return lanes
 
 
-@_compiled
-def _backward_sums(table, long, g, x, means, totals, weighted):  # type: ignore[no-untyped-def]
-    for start, rows, features, inner, stride, step, first, part in table:
-        last = first + features
-        mean, total, weight = means[first:last], totals[part, first:last], weighted[part, first:last]
-        if long:
-            _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total, weight)
-        else:
-            _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weight)
+# The sums of g and of g * (x - mean), with x - mean itself where g is None. Indices without a sign spare numba the
+# question whether they count from the end, which would keep loops from being vectorised, and slices, which are slow to
+# compile.
 
 
-# The sums of g and of g * (x - mean), with x - mean itself where g is None.
-
-
-@_compiled
-def _terms(g, h, r, m):  # type: ignore[no-untyped-def]
-    t = r - m
-    d = t if g is None else np.float64(h)
+@_inlined
+def _terms(g, x, i, m):  # type: ignore[no-untyped-def]
+    t = x[i] - m
+    d = t if g is None else np.float64(g[i])
     return d, d * t
 
 
-@_compiled
-def _sums_of_lines(g, x, start, rows, features, inner, stride, mean, total, weighted):  # type: ignore[no-untyped-def]
-    width = features * inner
-    m, both, sums, lows = _spread(mean, inner), np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
-    s, w = both[:width], both[width:]
+@_inlined
+def _sums_of_lines(place, g, x, mean, total, weighted):  # type: ignore[no-untyped-def]
+    start, rows, features, inner, stride = place[0], place[1], place[2], place[3], place[4]
+    width, step, m = np.uint64(features * inner), np.uint64(stride), (mean if inner == 1 else _spread(mean, inner))
+    both, sums, lows = np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
     most = CHUNK if x.itemsize == 4 else CHUNK // 4  # float32 has bits to spare in double
     for chunk in range(0, rows, most):
         both[:] = 0
         end = min(chunk + most, rows)
         odd = end - (end - chunk) % ABREAST
         for row in range(chunk, odd, ABREAST):
-            a, b = start + row * stride, start + (row + 1) * stride
-            c, d = start + (row + 2) * stride, start + (row + 3) * stride
-            ra, rb, rc, rd = x[a:], x[b:], x[c:], x[d:]
-            ha, hb, hc, hd = (ra, rb, rc, rd) if g is None else (g[a:], g[b:], g[c:], g[d:])
+            a = np.uint64(start + row * stride)
             for j in range(width):
-                sa, wa = _terms(g, ha[j], ra[j], m[j])
-                sb, wb = _terms(g, hb[j], rb[j], m[j])
-                sc, wc = _terms(g, hc[j], rc[j], m[j])
-                sd, wd = _terms(g, hd[j], rd[j], m[j])
-                s[j] += (sa + sb) + (sc + sd)
-                w[j] += (wa + wb) + (wc + wd)
+                i = a + j
+                sa, wa = _terms(g, x, i, m[j])
+                sb, wb = _terms(g, x, i + step, m[j])
+                sc, wc = _terms(g, x, i + step + step, m[j])
+                sd, wd = _terms(g, x, i + step + step + step, m[j])
+                both[j] += (sa + sb) + (sc + sd)
+                both[width + j] += (wa + wb) + (wc + wd)
         for row in range(odd, end):
-            r = x[start + row * stride :]
-            h = r if g is None else g[start + row * stride :]
+            a = np.uint64(start + row * stride)
             for j in range(width):
-                sa, wa = _terms(g, h[j], r[j], m[j])
-                s[j] += sa
-                w[j] += wa
+                sa, wa = _terms(g, x, a + j, m[j])
+                both[j] += sa
+                both[width + j] += wa
         _add(sums, lows, both)
-    sums += lows
     for f in range(features):
-        a, b = f * inner, (f + 1) * inner
-        total[f], weighted[f] = sums[a:b].sum(), sums[width + a : width + b].sum()
+        s = w = 0.0
+        for j in range(f * inner, f * inner + inner):
+            s += sums[j] + lows[j]
+            w += sums[width + np.uint64(j)] + lows[width + np.uint64(j)]
+        total[f], weighted[f] = s, w
 
 
-@_compiled
-def _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total, weighted):  # type: ignore[no-untyped-def]
+@_inlined
+def _sums_of_runs(place, g, x, mean, total, weighted):  # type: ignore[no-untyped-def]
+    start, rows, features, inner, stride, step = place[0], place[1], place[2], place[3], place[4], place[5]
+    sums, lows, both = np.zeros(2), np.zeros(2), np.empty(2)
     for f in range(features):
-        m, sums, lows, both = mean[f], np.zeros(2), np.zeros(2), np.empty(2)
+        m = mean[f]
+        sums[:] = 0
+        lows[:] = 0
         for row in range(rows):
             for first in range(0, inner, RUN):
                 s = w = 0.0
-                a, length = start + row * stride + f * step + first, min(RUN, inner - first)
-                r = x[a : a + length]
-                h = r if g is None else g[a : a + length]
-                for i in range(length):
-                    d, t = _terms(g, h[i], r[i], m)
+                a = np.uint64(start + row * stride + f * step + first)
+                for i in range(np.uint64(min(RUN, inner - first))):
+                    d, t = _terms(g, x, a + i, m)
                     s += d
                     w += t
                 both[0], both[1] = s, w
@@ -196,76 +164,113 @@ def _sums_of_runs(g, x, start, rows, features, inner, stride, step, mean, total,
 
 
 @_compiled
-def _value(g, h, d, r, m, k, c):  # type: ignore[no-untyped-def]
-    t = (r - m) * k + c
-    return t if g is None else h * d + t
+def _statistics(table, runs, x, sums):  # type: ignore[no-untyped-def]
+    for place in table:
+        start, rows, features, inner, stride, step, first, part = place
+        n, last = rows * inner, first + features
+        centre, distance, square = sums[0, part, first:last], sums[1, part, first:last], sums[2, part, first:last]
+        if runs is None:
+            _centre(x, start, inner, stride, rows, centre)
+        else:
+            _centre(x, start, step, 1, inner, centre)
+        passes = 2
+        while passes:  # no range(2), which LLVM would unroll, and compile all of it twice
+            if runs is None:
+                _sums_of_lines(place, None, x, centre, distance, square)
+            else:
+                _sums_of_runs(place, None, x, centre, distance, square)
+            far = False
+            for f in range(features):
+                distance[f] /= n
+                correction = n * distance[f] * distance[f]
+                far = far or correction + correction > square[f]
+                square[f] -= correction
+            passes = passes - 1 if far else 0
+            if passes:  # squares that cancel are summed again, about the mean
+                for f in range(features):
+                    centre[f] += distance[f]
 
 
 @_compiled
-def _affine(table, long, x, y, means, slopes, constants, g, directs):  # type: ignore[no-untyped-def]
-    h, factors = (x, slopes) if g is None else (g, directs)
+def _backward_sums(table, runs, g, x, means, sums):  # type: ignore[no-untyped-def]
+    for place in table:
+        first, last, part = place[6], place[6] + place[2], place[7]
+        mean, total, weighted = means[first:last], sums[0, part, first:last], sums[1, part, first:last]
+        if runs is None:
+            _sums_of_lines(place, g, x, mean, total, weighted)
+        else:
+            _sums_of_runs(place, g, x, mean, total, weighted)
+
+
+@_inlined
+def _value(g, d, x, i, m, k, c):  # type: ignore[no-untyped-def]
+    t = (x[i] - m) * k + c
+    return t if g is None else g[i] * d + t
+
+
+@_compiled
+def _affine(table, runs, g, x, y, vectors):  # type: ignore[no-untyped-def]
+    """y = (x - vectors[0]) * vectors[1] + vectors[2] + g * vectors[3]."""
     for start, rows, features, inner, stride, step, first, _ in table:
-        width = inner if long else features * inner
-        mine = slice(first, first + features)
-        if not long:
-            ms, ks = _spread(means[mine], inner), _spread(slopes[mine], inner)
-            cs, ds = _spread(constants[mine], inner), _spread(factors[mine], inner)
-        for row in range(rows):
-            for f in range(features if long else 1):
-                a = start + row * stride + f * step
-                r, e, out = x[a : a + width], h[a : a + width], y[a : a + width]
-                if long:
-                    m, k, c, d = means[first + f], slopes[first + f], constants[first + f], factors[first + f]
-                    for i in range(width):
-                        out[i] = _value(g, e[i], d, r[i], m, k, c)
-                else:
-                    for i in range(width):
-                        out[i] = _value(g, e[i], ds[i], r[i], ms[i], ks[i], cs[i])
+        last = first + features
+        ms, ks, cs, ds = vectors[0, first:last], vectors[1, first:last], vectors[2, first:last], vectors[-1, first:last]
+        if runs is None:
+            if inner > 1:
+                ms, ks, cs, ds = _spread(ms, inner), _spread(ks, inner), _spread(cs, inner), _spread(ds, inner)
+            for row in range(rows):
+                a = np.uint64(start + row * stride)
+                for j in range(np.uint64(features * inner)):
+                    y[a + j] = _value(g, ds[j], x, a + j, ms[j], ks[j], cs[j])
+        else:
+            for row in range(rows):
+                for f in range(features):
+                    a = np.uint64(start + row * stride + f * step)
+                    m, k, c, d = ms[f], ks[f], cs[f], ds[f]
+                    for j in range(np.uint64(inner)):
+                        y[a + j] = _value(g, d, x, a + j, m, k, c)
 
 
 @_exact
-def forward(table, long, x, y, gamma, beta, eps, found):  # type: ignore[no-untyped-def]
-    """All steps of the forward pass: `found` gets the mean's two parts, the variance and the scale.
-
-    False, and no result, where a variance is not below `LARGEST`.
+def forward(table, runs, x, y, kept, eps):  # type: ignore[no-untyped-def]
+    """All steps of the forward pass. The rows of `kept` get the mean's two parts, the variance and the scale; the last
+    two have gamma and beta. False, and no result, where a variance is not below `LARGEST`.
     """
-    features = len(gamma)
-    n, sums = len(x) // features, np.empty((3, 1, features))
-    _statistics(table, long, x, sums[0], sums[1], sums[2])
-    centre, distance, square = sums[0, 0], sums[1, 0], sums[2, 0]
-    high, low, var, scale = found[0], found[1], found[2], found[3]
-    scales, shifts = np.empty(features), np.empty(features)
+    features = kept.shape[1]
+    n, sums, vectors = len(x) // features, np.empty((3, 1, features)), np.empty((3, features))
+    _statistics(table, runs, x, sums)
     fits = True
     for f in range(features):
-        high[f] = centre[f] + distance[f]
-        low[f] = (centre[f] - high[f]) + distance[f]
-        var[f] = max(square[f] / n, 0.0)
-        scale[f] = 1 / np.sqrt(var[f] + eps)
-        scales[f] = scale[f] * gamma[f]
-        shifts[f] = beta[f] - low[f] * scales[f]
-        fits = fits and var[f] < LARGEST
+        centre, distance = sums[0, 0, f], sums[1, 0, f]
+        high = centre + distance
+        low = (centre - high) + distance
+        var = max(sums[2, 0, f] / n, 0.0)
+        scale = 1 / np.sqrt(var + eps)
+        kept[0, f], kept[1, f], kept[2, f], kept[3, f] = high, low, var, scale
+        vectors[0, f], vectors[1, f] = high, scale * kept[4, f]
+        vectors[2, f] = kept[5, f] - low * vectors[1, f]
+        fits = fits and var < LARGEST
     if fits:
-        _affine(table, long, x, y, high, scales, shifts, None, None)
+        _affine(table, runs, None, x, y, vectors)
     return fits
 
 
 @_exact
-def backward(table, long, g, x, dx, gamma, found, through_mean, through_var, dgamma, dbeta):  # type: ignore[no-untyped-def]
-    """All steps of the backward pass; False where a product of float64 left the range."""
-    features = len(gamma)
-    n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((3, features))
-    mean, low, scale = found[0], found[1], found[3]
-    _backward_sums(table, long, g, x, mean, sums[0], sums[1])
-    direct, slope, constant = vectors[0], vectors[1], vectors[2]
-    of_mean, of_var = through_mean / n, through_var / n
+def backward(table, runs, g, x, dx, kept, through):  # type: ignore[no-untyped-def]
+    """All steps of the backward pass: whether it fits, which a product of float64 may not that left the range, and the
+    gradients of beta and gamma.
+    """
+    features = kept.shape[1]
+    n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((4, features))
+    _backward_sums(table, runs, g, x, kept[0], sums)
     fits = True
     for f in range(features):
-        total = sums[0, 0, f]
-        weighted = (sums[1, 0, f] - low[f] * total) * scale[f]
-        dgamma[f], dbeta[f] = weighted, total
-        direct[f] = scale[f] * gamma[f]
-        slope[f] = -direct[f] * scale[f] * (weighted * of_var)
-        constant[f] = -direct[f] * (total * of_mean) - low[f] * slope[f]
+        low, scale, total = kept[1, f], kept[3, f], sums[0, 0, f]
+        weighted = (sums[1, 0, f] - low * total) * scale
+        sums[1, 0, f] = weighted
+        direct = scale * kept[4, f]
+        slope = -direct * scale * (weighted * (through[1] / n))
+        vectors[0, f], vectors[1, f], vectors[3, f] = kept[0, f], slope, direct
+        vectors[2, f] = -direct * (total * (through[0] / n)) - low * slope
         fits = fits and np.isfinite(weighted)
-    _affine(table, long, x, dx, mean, slope, constant, g, direct)
-    return fits
+    _affine(table, runs, g, x, dx, vectors)
+    return fits, sums

@@ -59,13 +59,14 @@ def run(layout: Layout, work: Callable[[Block], None]) -> None:
     share(quietly, layout.blocks, layout.size > thresholds.SHARED_NUMPY)
 
 
-def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squares: Array) -> None:
-    """For each part and feature a centre, the mean's distance from it, and the sum of squares about the mean.
+def statistics(layout: Layout, x: Array, sums: Array) -> None:
+    """`sums` gets, by part and feature, a centre, the mean's distance from it, and the sum of squares about the mean.
 
     The centre is 0 where the dtype has bits to spare for the squares to cancel, else the rounded mean; in nearly
     constant features it is the first element: a constant one is exactly its own mean.
     """
-    spare = x.dtype != distances.dtype
+    centres, distances, squares = sums
+    spare = x.dtype != sums.dtype
 
     def work(block: Block) -> None:
         t = load(x, block, distances.dtype)
@@ -92,9 +93,9 @@ def statistics(layout: Layout, x: Array, centres: Array, distances: Array, squar
     run(layout, work)
 
 
-def backward_sums(layout: Layout, g: Array, x: Array, means: Any, totals: Array, weighted: Array) -> None:
-    """For each part and feature, the sums of g and of g * (x - means); `means` may be None."""
-    means = layout.lay(means)
+def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -> None:
+    """`sums` gets, for each part and feature, the sums of g and of g * (x - means); `means` may be None."""
+    means, (totals, weighted) = layout.lay(means), sums
 
     def work(block: Block) -> None:
         h = load(g, block, totals.dtype, slot=1)
@@ -148,11 +149,13 @@ def _summands(
     return kept, (math.prod(shape[:first]), math.prod(kept)) if first else None, axes[first:]
 
 
-def affine(
-    layout: Layout, x: Array, y: Array, means: Any, slopes: Array, constants: Array, g: Any = None, directs: Any = None
-) -> None:
-    """y = (x - means) * slopes + constants + g * directs, each a vector of features; `means` and `g` may be None."""
-    means, slopes, constants, directs = (layout.lay(vector) for vector in (means, slopes, constants, directs))
+def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
+    """y = (x - means) * slopes + constants + g * directs, each a vector of features.
+
+    `views` are x, y and g, `vectors` means, slopes, constants and directs; means may be None, and g and directs not be.
+    """
+    x, y, *gradient = views
+    means, slopes, constants, *directs = [layout.lay(vector) for vector in vectors]
 
     def work(block: Block) -> None:
         t = load(x, block, slopes.dtype)
@@ -160,9 +163,9 @@ def affine(
             t -= means[block.place]
         t *= slopes[block.place]
         t += constants[block.place]
-        if g is not None:
-            h = load(g, block, slopes.dtype, slot=1)
-            h *= directs[block.place]
+        if gradient:
+            h = load(gradient[0], block, slopes.dtype, slot=1)
+            h *= directs[0][block.place]
             t += h
         store(t, y, block)
 
