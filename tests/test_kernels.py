@@ -773,6 +773,24 @@ def test_numba_that_cannot_be_used_gives_way_to_numpy_with_one_warning(how):
     assert (done.returncode, done.stderr) == (7, b"")
 
 
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+@pytest.mark.parametrize(("patience", "said"), [(0.05, 1), (1000, 0)])
+def test_a_first_call_that_keeps_one_waiting_says_so_once(patience, said, tmp_path):
+    program = f"""if True:
+        import numpy as np, autograd_bn as ag
+        from autograd_bn.batch_norm.kernels import numba
+        numba.PATIENCE = {patience}
+        for dtype in ("float32", "float64"):
+            x = ag.tensor(np.ones((100, 50)), requires_grad=True, dtype=dtype)
+            y = ag.batch_norm(x)
+            ag.grad(y, x, y.data)
+    """
+    cold = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=cold)
+    assert done.returncode == 0
+    assert done.stderr.count("numba is compiling batch norm's kernels") == len(done.stderr.splitlines()) == said
+
+
 def test_the_number_of_threads_may_change_while_another_thread_computes(backend):
     x = np.random.default_rng(0).normal(size=(12_000, 100))  # enough for threads
     expected = ag.batch_norm(x).tobytes()

@@ -315,7 +315,8 @@ def test_a_pipe_for_output_and_errors_whose_reader_has_gone_ends_with_status_2()
 def test_a_closed_output_ends_with_status_2_and_a_line():
     done = shell("$cli compare >&-")
     assert done.returncode == 2
-    assert done.stderr == "autograd-bn compare: standard output is closed\n"
+    # Before it a line may say that kernels are being compiled, where there are none on disk yet.
+    assert done.stderr.splitlines()[-1] == "autograd-bn compare: standard output is closed"
 
 
 def test_a_mismatch_ends_with_status_1(monkeypatch, capsys, undrawn):

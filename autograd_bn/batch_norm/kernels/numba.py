@@ -9,11 +9,14 @@ them, which compiles it once; but what must not be reordered is a function of it
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core import event
 
 from ...engine.node import Array
 from . import LARGEST, thresholds
@@ -25,10 +28,46 @@ ABREAST = 4
 CHUNK = 64
 # How many numbers of one run.
 RUN = 1 << 14
+# After how many seconds of compiling a word is due.
+PATIENCE = 2.0
 
 _exact = njit(nogil=True, cache=True, error_model="numpy")
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 _inlined = njit(inline="always")
+
+
+class _Patience(event.Listener):
+    """Says on stderr, once, that kernels are compiled, where that keeps somebody waiting."""
+
+    def __init__(self) -> None:
+        self.running = 0  # one compilation makes others, in one thread at a time
+        self.timer: threading.Timer | None = None
+        self.said = False
+
+    def on_start(self, begun: event.Event) -> None:
+        """A compilation begins, of ours or of the user's own."""
+        if begun.data["dispatcher"].py_func.__module__ == __name__:
+            self.running += 1
+            if self.running == 1 and not self.said:
+                self.timer = threading.Timer(PATIENCE, self.say)
+                self.timer.daemon = True
+                self.timer.start()
+
+    def on_end(self, ended: event.Event) -> None:
+        """It has ended, or failed."""
+        if ended.data["dispatcher"].py_func.__module__ == __name__:
+            self.running -= 1
+            if self.running == 0 and self.timer is not None:
+                self.timer.cancel()
+
+    def say(self) -> None:
+        """The one line."""
+        self.said = True
+        text = "numba is compiling batch norm's kernels, which takes some seconds and is kept on disk"
+        print(f"autograd_bn: {text}", file=sys.stderr, flush=True)
+
+
+event.register("numba:compile", _Patience())  # type: ignore[no-untyped-call]
 
 
 def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
