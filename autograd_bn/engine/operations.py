@@ -576,7 +576,8 @@ def matmul(a: Any, b: Any, /) -> Any:
 def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     """`x` with two axes exchanged."""
     axes = list(range(np.ndim(x)))
-    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    one, other = (np.lib.array_utils.normalize_axis_index(axis, len(axes)) for axis in (axis1, axis2))
+    axes[one], axes[other] = axes[other], axes[one]
     return transpose(x, tuple(axes))
 
 
