@@ -4,12 +4,17 @@
 """
 
 import ast
+import html
+import inspect
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import autograd_bn as ag
+from autograd_bn.verify.derivation import text
 from tests.bench.referee import cases
 from tests.test_fusion import SPELLINGS
 
@@ -25,7 +30,7 @@ DECLINED = {
     "layers/conv1d": "np.convolve has no rule",
     "layers/dropout": "no input and is computed from none",
     "kinks/hinge_at_margin": "elements can't be set",
-    "kinks/safe_length": "dx is not finite",
+    "kinks/safe_length": "is not finite",
 }
 
 
@@ -183,6 +188,137 @@ def test_every_spelling_of_batch_norm_is_written_in_both_forms(name, form):
     assert_readable(made.source)
     if form == "folded":  # at most dbeta, dgamma, dx and a part that stands twice
         assert len(made.source.split("def backward")[1].splitlines()) <= 9
+
+
+STEPS = [
+    lambda a, b: a + b,
+    lambda a, b: a - b,
+    lambda a, b: a * b,
+    lambda a, b: a / (1.5 + b**2),
+    lambda a, b: -a,
+    lambda a, b: a - a.mean(axis=0),
+    lambda a, b: a - a.sum(axis=1, keepdims=True) / a.shape[1],
+    lambda a, b: np.tanh(a),
+    lambda a, b: np.exp(-(a**2)),
+    lambda a, b: np.maximum(a, b),
+    lambda a, b: np.where(a > b, a, 0.5 * b),
+    lambda a, b: (a @ b.T) @ b / len(a),
+    lambda a, b: np.concatenate([a[:, 1:], b[:, :1]], axis=1),
+    lambda a, b: a / np.sqrt(a.var(axis=0) + 0.1),
+    lambda a, b: a * (b > 0),
+    lambda a, b: a.max(axis=1)[:, None] - b,
+    lambda a, b: a.T.reshape(a.shape) * 0.25,
+    lambda a, b: ag.sigmoid(a) * b.sum(),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
+def test_any_graph_is_written_right(steps):
+    def forward(x, w):
+        values = [x, x * w]
+        for step, i, j in steps:
+            values.append(step(values[-1 - i % len(values)], values[j % len(values)]))
+        return values[-1] + values[1]
+
+    inputs = arrays((4, 3), (3,))
+    for form in ("steps", "folded"):
+        made = ag.write_backward(forward, inputs, form=form)
+        assert_right(made, forward, inputs, rtol=1e-10)
+        assert_readable(made.source)
+
+
+def test_a_module_is_written_with_its_parameters_as_inputs():
+    net = ag.nn.Sequential(ag.nn.Linear(4, 3, rng=0), ag.nn.BatchNorm(3), ag.nn.ReLU(), ag.nn.Linear(3, 2, rng=1))
+    (x,), before = arrays((5, 4)), net.state_dict()
+    made = ag.write_backward(net, [x], form="folded")
+    assert list(inspect.signature(made.forward).parameters)[:3] == ["x", "weight_0", "bias_0"]
+    assert "def linear(x, weight, bias, /):" in made.source
+    values = [x, *[np.array(p.data, dtype=float) for p in net.parameters()]]
+    y, cache = made.forward(*values)
+    given, (dx, dweight, *_) = ag.tensor(x, requires_grad=True), made.backward(np.ones(y.shape), cache)
+    net(given).sum().backward()
+    assert np.allclose(given.grad, dx, rtol=1e-4, atol=1e-6)
+    assert np.allclose(next(net.parameters()).grad, dweight, rtol=1e-4, atol=1e-6)
+    after = net.state_dict()
+    assert all(name.startswith("1.") or np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_an_operation_without_a_numpy_spelling_brings_its_source():
+    def cubed(x):
+        return cube(2 * x).sum(axis=0)
+
+    made = ag.write_backward(cubed, arrays((4, 3)))
+    assert "def cube(x, /):\n    return x * x * x\n" in made.source
+    assert_right(made, cubed, arrays((4, 3)))
+    with pytest.raises(ValueError, match="hidden has no source"):
+        ag.write_backward(lambda x: hidden(x), arrays((4, 3)))
+
+
+@ag.primitive(lambda g, x: g * 3 * x**2)
+def cube(x, /):
+    return x * x * x
+
+
+SPACE = {"primitive": ag.primitive}
+exec("@primitive(lambda g: 2 * g)\ndef hidden(x, /):\n    return 2 * x\n", SPACE)
+hidden = SPACE["hidden"]
+
+
+def branching(x):
+    return x * 2 if (x > 0).any() else x * 3
+
+
+def detached(x):
+    return ag.tensor(np.exp(x.data)) * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "error", "words"),
+    [
+        (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
+        (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
+        (lambda x: np.convolve(x, x), arrays((3,)), TypeError, "np.convolve has no rule"),
+        (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "no input and is computed from none"),  # noqa: NPY002
+        (lambda x: x, 3.0, TypeError, "inputs is a float"),
+        (lambda x: x, (np.arange(3),), TypeError, "no array of floats"),
+        (4, arrays((3,)), TypeError, "f is a int"),
+    ],
+)
+def test_what_can_not_be_written_is_declined(function, inputs, error, words):
+    with pytest.raises(error, match=words):
+        ag.write_backward(function, inputs)
+
+
+def test_what_is_declined_by_name_and_form():
+    with pytest.raises(ValueError, match="form is 'short'"):
+        ag.write_backward(lambda x: x * x, arrays((3,)), form="short")
+    with pytest.raises(ValueError, match="names is"):
+        ag.write_backward(lambda x: x * x, arrays((3,)), names=["x", "y"])
+
+
+def test_lengths_that_the_text_has_as_numbers_are_refused():
+    case = PAIRS["recurrent/rnn"]
+    x, *rest = case.inputs()
+    made = ag.write_backward(case.pair[0], (x, *rest))
+    with pytest.raises(ValueError, match=r"written for x.shape\[1\] == 4"):
+        made.forward(np.concatenate([x, x], axis=1), *rest)
+    made.forward(np.concatenate([x, x]), np.concatenate([rest[0]] * 2), *rest[1:])
+
+
+def test_a_wrong_text_would_not_be_handed_out(monkeypatch):
+    # Every product loses its second factor.
+    monkeypatch.setitem(text.FORMS, "multiply", ("{} + 0 * {}", text.SUM, (text.SUM, text.PRODUCT)))
+    with pytest.raises(ValueError, match="is not right"):
+        ag.write_backward(paper, NORM)
+
+
+def test_a_derivation_is_a_file_and_shows_itself(tmp_path):
+    made = ag.write_backward(two_layers, WRITTEN["two_layers"][1])
+    assert made.save(tmp_path / "layers.py").read_text("utf-8") == str(made) == made.source
+    shown = html.unescape(re.sub("<[^>]*>", "", made._repr_html_()))
+    assert shown == made.source
+    assert '<span style="color:#d73a49">def</span>' in made._repr_html_()
 
 
 if __name__ == "__main__":

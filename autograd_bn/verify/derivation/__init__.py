@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import inspect
 import itertools
@@ -11,6 +12,7 @@ import os
 import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +125,8 @@ def written(
     """`write_backward`, with the names of both functions and of the gradient that is handed in."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}, expected a function")
+    if hasattr(owner := getattr(f, "__self__", f), "named_parameters"):
+        f, inputs, names = _with_parameters(owner, inputs, names)
     if not isinstance(inputs, tuple | list):
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what f takes: (x, ...)")
     if form not in ("steps", "folded"):
@@ -140,6 +144,28 @@ def written(
         made = _compiled(Writer(runs, titles, upstream).source(), titles)
         _judge(made, f, runs, form)
     return made
+
+
+def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
+    """A module's forward as a function of its inputs and its parameters, on a copy; these, and their names."""
+    module, count = copy.deepcopy(module), len(inputs)
+    parameters_of = dict(module.named_parameters())
+    names = [
+        *(names or parameters(module.forward, count)),
+        *["_".join([*path.split(".")[-1:], *path.split(".")[:-1]]) for path in parameters_of],
+    ]
+
+    @wraps(module.forward)
+    def forward(*values: Any) -> Any:
+        for path, value in zip(parameters_of, values[count:], strict=True):
+            *way, last = path.split(".")
+            owner = module
+            for step in way:
+                owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
+            setattr(owner, last, value)
+        return module.forward(*values[:count])
+
+    return forward, (*inputs, *[tensor.data for tensor in parameters_of.values()]), names
 
 
 def _double(value: Any) -> Any:
@@ -173,11 +199,10 @@ def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording], f
         found = {name: g.data for name, g in run.gradients.items()}
         true = [(f"d{name}", found.get(name, np.zeros(leaf.shape))) for name, leaf in run.leaves.items()]
         true += [(f"output {i}", y.data) for i, y in enumerate(run.outputs, 1)]
-        unknown = [what for what, value in true if not np.isfinite(value).all()]
-        if unknown and run in turned:
+        if not run.finite and run in turned:
             continue
-        if unknown:
-            raise Unwritable(f"{unknown[0]} is not finite at the inputs or near them")
+        if not run.finite:
+            raise Unwritable("a gradient or an output is not finite at the inputs or near them")
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)
         returned = made.backward(*[y.data for y in run.upstream], cache)
         returned = returned if isinstance(returned, tuple) else (returned,)

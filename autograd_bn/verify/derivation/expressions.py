@@ -17,6 +17,7 @@ ELEMENTWISE = frozenset(
     "bitwise_and bitwise_or logical_not invert".split()
 )
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem".split())
+EXACT = frozenset("max min reshape broadcast_to transpose getitem".split())  # which round nothing
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
 FLIPPED = {"less": "greater", "greater": "less"}
@@ -115,7 +116,10 @@ class Expressions:
         alike = self.listed.setdefault(tuple([tuple([n for n in shape if n > 1]) for shape in made.shapes]), [])
         for known in alike if op not in ("upstream", "input", "zero") else ():
             same = known.shapes == made.shapes
-            if (same or op in LINEAR) and all(map(_agree, known.values, values)):
+            # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
+            exact = op in EXACT and known.op not in EXACT
+            agree = np.array_equal if exact else _agree
+            if (same or op in LINEAR) and all(map(agree, map(np.ravel, known.values), map(np.ravel, values))):
                 if same:
                     return known
                 made.op, made.args, made.params = "reshape", (known,), {}
@@ -171,6 +175,10 @@ class Expressions:
     def _simpler(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         if op == "transpose" and (found := self._turned(args[0], params, values)):
             return found
+        if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
+            return args[0]
+        if op == "reshape" and args[0].op == "reshape" and args[0] not in self.fixed:
+            return self.make("reshape", args[0].args, {}, values)
         known = isinstance(op, str) and op in RULES
         if known and (found := getattr(self, f"_{op}")(*args, values)):
             return found
@@ -196,7 +204,7 @@ class Expressions:
     def _negative(self, a: Any, values: Any) -> Any:
         if a.op == "zero":
             return a
-        if a.op == "subtract" and a not in self.fixed:
+        if a.op == "subtract" and a not in self.fixed and not a.moving:
             return self.do("subtract", a.args[1], a.args[0])
         return self._negated(a)
 
@@ -246,12 +254,19 @@ class Expressions:
     def _divide(self, a: Any, b: Any, values: Any) -> Any:
         if _is_number(b) and max(b.values) < 0:
             return self.do("negative", self.do("divide", a, self.do("negative", b)))
+        if _is_number(b) and a.moving and np.ptp(b.values) == 0 and len(repr(1 / float(b.values[0]))) < 5:
+            return self.do("multiply", 1 / float(b.values[0]), a)
         for e in (a, b) if not _is_number(a) else ():
             if e.op == "multiply" and _is_number(e.args[0]) and e not in self.fixed:
                 number = float(e.args[0].values[0] if e is a else 1 / e.args[0].values[0])
                 if np.ptp(e.args[0].values) == 0 and len(repr(number)) < 6:  # 1 / 3 stays where it is
                     rest = (e.args[1], b) if e is a else (a, e.args[1])
                     return self.do("multiply", number, self.do("divide", *rest))
+        return None
+
+    def _power(self, a: Any, b: Any, values: Any) -> Any:
+        if a.op == "divide" and _is(a.args[0], 1) and a not in self.fixed:
+            return self.do("divide", 1, self.do("power", a.args[1], b))
         return None
 
     def _rsqrt(self, a: Any, values: Any) -> Any:
@@ -289,7 +304,7 @@ class Expressions:
         return a if a.values[0].dtype.kind in "iu" else None  # a count, by which NumPy divides as by a float
 
 
-RULES = frozenset("negative add subtract multiply divide rsqrt sum_to where astype".split())
+RULES = frozenset("negative add subtract multiply divide power rsqrt sum_to where astype".split())
 
 
 def _is_number(e: Any) -> bool:

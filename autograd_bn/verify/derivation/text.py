@@ -156,7 +156,10 @@ class Function:
         return f"np.broadcast_to({self.text(e.args[0])}, {self.shape(e.shapes)})"
 
     def _zero(self, e: Expression) -> str:
-        return f"np.zeros({self.shape(e.shapes)})" if e.shapes[0] else "0.0"
+        return f"np.zeros({self._extent(e.shapes)})" if e.shapes[0] else "0.0"
+
+    def _extent(self, shapes: Any) -> str:
+        return self.number([shape[0] for shape in shapes])[0] if len(shapes[0]) == 1 else self.shape(shapes)
 
     def _transpose(self, e: Expression) -> str:
         text, axes = self.text(e.args[0], ATOM), e.params.get("axes")
@@ -244,8 +247,8 @@ class Function:
             if all(not np.any(v != w) for v, w in zip(e.values, values, strict=True)):
                 filled = self.number(values)[0]
                 if filled in ("0", "1"):
-                    return f"np.{('zeros', 'ones')[int(filled)]}({self.shape(e.shapes)})"
-                return f"np.full({self.shape(e.shapes)}, {filled})"
+                    return f"np.{('zeros', 'ones')[int(filled)]}({self._extent(e.shapes)})"
+                return f"np.full({self._extent(e.shapes)}, {filled})"
         size = self.number((len(a), len(b)))[0]
         if all(v.ndim == 1 and np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)) and a[0] == b[0]:
             return f"({self.number((a[0], b[0]))[0]} + np.arange({size}))" if a[0] else f"np.arange({size})"
@@ -277,6 +280,7 @@ class Function:
         """A number, by the lengths that it follows where it isn't always the same; and how tightly that binds."""
         a, b = (float(v) for v in values[:2])
         if a == b:
+            a = float(f"{a:.15g}")  # 3 * 0.3 is 0.9 to a reader
             texts = [repr(int(a))] * (a == int(a)) + [repr(a), f"{a:.0e}"]
             text = min([t.replace("e+0", "e").replace("e-0", "e-") for t in texts if float(t) == a], key=len)
             return text, UNARY if a < 0 else ATOM
@@ -353,7 +357,7 @@ class Function:
             like = next(
                 (n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"), ""
             )
-            start = f"np.zeros_like({like})" if like else f"np.zeros({self.shape(e.shapes)})"
+            start = f"np.zeros_like({like})" if like else f"np.zeros({self._extent(e.shapes)})"
             self.read |= {like} - {""}
         elif start.isidentifier():
             start += ".copy()"

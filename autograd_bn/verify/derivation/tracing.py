@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import sys
@@ -176,6 +177,11 @@ class Recording:
         return value
 
     @property
+    def finite(self) -> bool:
+        """Whether outputs and gradients are finite."""
+        return all(np.isfinite(t.data).all() for t in (*self.outputs, *self.gradients.values()))
+
+    @property
     def signature(self) -> list[Any]:
         """What two recordings of one course share."""
         return [(node.op, len(node.args)) for node in self.values.nodes]
@@ -192,7 +198,7 @@ def recordings(forward: Callable[..., Any], inputs: Inputs, options: Inputs, for
         for share in (1, 0.05):  # a probability stays one
             near = {n: v + share * (moved(v, rng) - v) if is_float(v) else v for n, v in inputs.items()}
             run = Recording(forward, near, options, form)
-            if all(np.isfinite(t.data).all() for t in (*run.outputs, *run.gradients.values())):
+            if run.finite:
                 break
         return run
 
@@ -233,7 +239,13 @@ def recordings(forward: Callable[..., Any], inputs: Inputs, options: Inputs, for
     for name, value in {**inputs, **options}.items():
         if type(value) is float:
             accepted([], {name: 0.75 * value})
-    return [first, second, at]
+    runs = [first, second, at]
+    turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
+    with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show
+        run = Recording(forward, turned, options, form)
+        if run.finite and run.signature == first.signature:
+            runs.append(run)
+    return runs
 
 
 def _places(inputs: Inputs) -> dict[int, list[tuple[str, int]]]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ...batch_norm.fusion import norms
 from ...engine import Tensor
 from .expressions import Expression, Expressions, bare
-from .text import CHEAP, Function, called, wrapped
+from .text import CHEAP, WIDTH, Function, called, wrapped
 from .tracing import Recording, Unwritable
 
+ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 
 
@@ -21,7 +23,8 @@ class Writer:
 
     def __init__(self, runs: Sequence[Recording], titles: tuple[str, str], upstream: str) -> None:
         self.runs, self.titles, self.first = runs, titles, runs[0]
-        first, made = runs[0], Expressions(runs)
+        first, self.made = runs[0], Expressions(runs)
+        made = self.made
         self.ys = made.of(*[run.outputs for run in runs])
         arrays = [name for name, value in first.given.items() if isinstance(value, Tensor | np.ndarray)]
         self.inputs = {name: made.of(*[run.given[name] for run in runs]) for name in arrays}
@@ -33,8 +36,9 @@ class Writer:
             e = made.made.get(tuple([id(run.source(v)) for run, v in zip(runs, values, strict=True)]))
             if type(value) in (int, float):
                 self.numbers[name] = values
-            elif e in self.forward and e not in self.named and name != "_":
+            elif e in self.forward and e not in self.named and name not in ("_", *first.given):
                 self.named[e] = name
+        self.meant = self._meant()
         self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
@@ -46,6 +50,19 @@ class Writer:
         seeds = made.of(*[run.upstream for run in runs])
         self.seeds = dict(zip([upstream] if len(self.ys) == 1 else several, seeds, strict=True))
 
+    def _meant(self) -> dict[Expression, str]:
+        """Names for what nobody named, by what it is in a batch norm."""
+        nodes, found = {key[0]: e for key, e in self.made.made.items()}, dict[Expression, str]()
+        for roles in norms(self.first.outputs):
+            for node, role in roles.items():
+                if id(node) in nodes and role in ROLES:
+                    found.setdefault(nodes[id(node)], ROLES[role])
+        spread = {e for e, role in found.items() if role == "var"}
+        for e in self.forward:
+            if e.op == "sqrt" and spread & {*e.parts, *[part for inner in e.parts for part in inner.parts]}:
+                found[e] = "std"
+        return found
+
     def source(self) -> str:
         """The module."""
         ends = list(self.gradients.values())
@@ -53,6 +70,9 @@ class Writer:
         read = [part for e in behind for part in e.parts] + ends
         crossing = sorted(self._crossing(read), key=_serial)
         ahead = self._ahead(crossing)
+        for y in self.ys:
+            if len(ahead.text(y)) > WIDTH // len(self.ys) - 20:
+                ahead.line(y, ahead.fresh("y"))
         outputs = [ahead.text(y) for y in self.ys]
         back = self._back(behind, ends, crossing, ahead)
         found = {name: back.text(g) for name, g in self.gradients.items()}
@@ -98,7 +118,7 @@ class Writer:
         for e in sorted(self.forward, key=_serial):
             kept = e in self.named or e in crossing or (uses[e] > 1 and e.op not in CHEAP)
             if e not in out.names and kept and e.op not in ("number", "array"):
-                own = "y" if e in self.ys and len(self.ys) == 1 else called(e)
+                own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
                 out.line(e, self.named.get(e) or out.fresh(own))
         return out
 
@@ -171,13 +191,10 @@ class Writer:
                 raise Unwritable(f"{name} is a {type(value).__name__}, of which no check can be written")
         if not wrong:
             return []
-        said = " and ".join([f"{what} == {value!r}" for what, value in wrong])
-        test = " or ".join([f"{what} != {value!r}" for what, value in wrong])
-        said = said.replace('"', "'")
-        return [
-            wrapped("if ", test.split(" or "), ":", joint=" or "),
-            wrapped("    raise ValueError(", [f'"written for {said}"'], ")"),
-        ]
+        tests = [f"{what} != {value!r}" for what, value in wrong]
+        said = " and ".join([f"{what} == {value!r}" for what, value in wrong]).replace('"', "'")
+        said = f"written for {said}" if len(said) < 60 else "written for other lengths and numbers"
+        return [wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{said}")']
 
 
 def _serial(e: Expression) -> int:
