@@ -9,11 +9,10 @@ import itertools
 import keyword
 import linecache
 import os
-import tokenize
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,21 +52,14 @@ class Derivation:
         return f"<pre>{highlighted(self.source)}</pre>"
 
 
+COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
+
+
 def highlighted(source: str) -> str:
-    """Code as HTML, with its keywords, numbers and comments in colour."""
-    lines, shown, at = source.splitlines(True), list[str](), (1, 0)
-    colours = {tokenize.COMMENT: "#6a737d", tokenize.NUMBER: "#005cc5", tokenize.STRING: "#22863a"}
-    for token in tokenize.generate_tokens(StringIO(source).readline):
-        if token.start > at:
-            between = lines[at[0] - 1 : token.start[0]]
-            between[-1:] = [between[-1][: token.start[1]]] if between else []
-            between[:1] = [between[0][at[1] :]] if between else []
-            shown.append("".join(between))
-        colour = "#d73a49" if keyword.iskeyword(token.string) else colours.get(token.type)
-        text = html.escape(token.string)
-        shown.append(f'<span style="color:{colour}">{text}</span>' if colour else text)
-        at = token.end
-    return "".join(shown)
+    """Code as HTML, with its comments, keywords and numbers in colour."""
+    pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
+    coloured = lambda found: f'<span style="color:{COLOURS[found.lastgroup]}">{found[0]}</span>'
+    return re.sub(pattern, coloured, html.escape(source, quote=False))
 
 
 def write_backward(
