@@ -126,8 +126,14 @@ class Recording:
         self.inputs, self.options, self.log = inputs, options, list[Traced]()
         self.given = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
         with recording(True), watching(lambda t: traced(t.data, t.node, self.log)):
-            with local_values(forward) as self.named:
-                returned = forward(*self.given.values(), **options)
+            try:
+                with local_values(forward) as self.named:
+                    returned = forward(*self.given.values(), **options)
+            except Unwritable:
+                raise
+            except Exception as error:  # the author's own, or an operation that has no rule
+                why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise Unwritable(f"forward can't be recorded on tensors: {why}") from error
             several = isinstance(returned, tuple | list) and len(returned) > 1
             self.outputs = [*returned][:-1] if several else [returned]
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
