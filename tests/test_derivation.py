@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.verify.derivation import text
@@ -212,7 +212,7 @@ STEPS = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
 def test_any_graph_is_written_right(steps):
     def forward(x, w):
@@ -304,6 +304,24 @@ def test_lengths_that_the_text_has_as_numbers_are_refused():
     with pytest.raises(ValueError, match=r"written for x.shape\[1\] == 4"):
         made.forward(np.concatenate([x, x], axis=1), *rest)
     made.forward(np.concatenate([x, x]), np.concatenate([rest[0]] * 2), *rest[1:])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / np.maximum(np.sqrt((x * x).sum(axis=1, keepdims=True)), 1e-3),
+        lambda x: x * (x.sum() > -100),
+        lambda x: np.where(x > -50, x * x, 3 * x),
+        lambda x: x * (x < 90).astype(float),
+        lambda x: np.abs(x + 60) * x,
+        lambda x: np.maximum(x - 80, 0) + x,
+    ],
+)
+def test_a_case_that_is_not_met_at_the_inputs_is_written_too(function):
+    (x,) = arrays((4, 3))
+    made = ag.write_backward(function, [x])
+    for factor in (1, 1e-4, 200, -200):
+        assert_right(made, function, [factor * x])
 
 
 def test_a_wrong_text_would_not_be_handed_out(monkeypatch):

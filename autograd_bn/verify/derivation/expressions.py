@@ -18,6 +18,7 @@ ELEMENTWISE = frozenset(
 )
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem".split())
 EXACT = frozenset("max min reshape broadcast_to transpose getitem".split())  # which round nothing
+BENT = frozenset("maximum minimum abs absolute sign relu".split())
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
 FLIPPED = {"less": "greater", "greater": "less"}
@@ -32,6 +33,9 @@ class Expression:
         self.shapes = tuple([np.shape(value) for value in values])
         self.moving: bool = op == "upstream" or any(e.moving for e in self.parts)
         self.serial = 0
+        flat = [np.ravel(value) for value in values]
+        # Everywhere the same, as a mask whose case isn't met: the values say nothing about other inputs.
+        self.uniform: bool = op not in ("number", "array") and all(len(v) and np.all(v == flat[0][0]) for v in flat)
 
     @property
     def parts(self) -> list[Expression]:
@@ -114,7 +118,10 @@ class Expressions:
         if op == "number":
             return made
         alike = self.listed.setdefault(tuple([tuple([n for n in shape if n > 1]) for shape in made.shapes]), [])
+        strict = op in BENT or made.uniform or any(e.uniform for e in made.parts)
         for known in alike if op not in ("upstream", "input", "zero") else ():
+            if strict and (known.op != op or known.parts != made.parts):
+                continue
             same = known.shapes == made.shapes
             # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
             exact = op in EXACT and known.op not in EXACT
@@ -256,6 +263,8 @@ class Expressions:
             return self.do("negative", self.do("divide", a, self.do("negative", b)))
         if _is_number(b) and a.moving and np.ptp(b.values) == 0 and len(repr(1 / float(b.values[0]))) < 5:
             return self.do("multiply", 1 / float(b.values[0]), a)
+        if b.op == "sum" and b.args[0].op == "equal" and _are_floats(b.args[0]) and all(map(_agree, a.values, values)):
+            return a  # no tie at these inputs
         for e in (a, b) if not _is_number(a) else ():
             if e.op == "multiply" and _is_number(e.args[0]) and e not in self.fixed:
                 number = float(e.args[0].values[0] if e is a else 1 / e.args[0].values[0])
@@ -284,6 +293,8 @@ class Expressions:
     def _where(self, mask: Any, a: Any, b: Any, values: Any) -> Any:
         if all(e.op == "zero" or _is(e, 0) for e in (a, b)):
             return self._zero(values)
+        if mask.op == "equal" and b.moving and _are_floats(mask) and all(map(_agree, b.values, values)):
+            return b  # no tie at these inputs
         if _is(a, 0) and b.moving and mask.op in FLIPPED:
             turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
             return turned if all(map(_agree, turned.values, values)) else None  # at a tie they differ
@@ -300,11 +311,18 @@ class Expressions:
         turned = self.make("transpose", (right,), params, tuple([np.swapaxes(v, -1, -2) for v in right.values]))
         return self.make("matmul", (turned, left), {}, values)
 
+    def _bitwise_or(self, a: Any, b: Any, values: Any) -> Any:
+        return a if b.op == "not_equal" and b.args[0] is b.args[1] else None  # or not a number
+
     def _astype(self, a: Any, values: Any) -> Any:
         return a if a.values[0].dtype.kind in "iu" else None  # a count, by which NumPy divides as by a float
 
 
-RULES = frozenset("negative add subtract multiply divide power rsqrt sum_to where astype".split())
+RULES = frozenset("negative add subtract multiply divide power rsqrt sum_to where astype bitwise_or".split())
+
+
+def _are_floats(mask: Expression) -> bool:
+    return any(e.values[0].dtype.kind == "f" for e in mask.args)
 
 
 def _is_number(e: Any) -> bool:
@@ -321,7 +339,8 @@ def _computed(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _cancels(result: Any, *operands: Any) -> bool:
     """Whether terms cancel but for rounding."""
-    return bool(_size(result) <= 1e-13 * max(map(_size, operands)))
+    size = max(map(_size, operands))
+    return size > 0 and _size(result) <= 1e-13 * size
 
 
 def _size(value: Any) -> float:

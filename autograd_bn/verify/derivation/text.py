@@ -7,7 +7,8 @@ import inspect
 import itertools
 import keyword
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from textwrap import dedent
 from typing import Any
 
@@ -336,23 +337,29 @@ class Function:
             self.lines += [f"# {comment}"] * bool(comment)
             self._scattered(e, name)
         else:
-            text = self._form(e)[0]
-            while len(text) + len(name) + 7 > WIDTH:
-                parts = [(len(t), p.serial, p) for p, t in self.written if p.op not in CHEAP and len(t) < WIDTH - 20]
-                if not parts:
-                    break
-                *_, part = max(parts)
-                self.line(part, self.fresh(called(part)))
-                self.written = []
-                text = self._form(e)[0]
+            text = self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
             self.lines += [f"# {comment}"] * bool(comment) + [f"{name} = {text}"]
         self.names[e], self.written = name, before
+
+    def _fitted(self, spell: Callable[[], str], room: int) -> str:
+        """Code that is short enough, its longest parts computed before."""
+        self.written = []
+        text = spell()
+        while len(text) > room:
+            parts = [(len(t), p.serial, p) for p, t in self.written if p.op not in CHEAP and len(t) < WIDTH - 20]
+            if not parts:
+                break
+            *_, part = max(parts)
+            self.line(part, self.fresh(called(part)))
+            self.written = []
+            text = spell()
+        return text
 
     def _scattered(self, e: Expression, name: str) -> None:
         """A sum of arrays that are 0 but at an index, in an array of its own."""
         places = self._places(e)
         rest = [term for term in self._terms(e) if term not in places]
-        start = " + ".join([self.text(term, SUM) for term in rest])
+        start = self._fitted(lambda: " + ".join([self.text(term, SUM) for term in rest]), WIDTH - len(name) - 7)
         if not rest:
             like = next(
                 (n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"), ""
@@ -363,14 +370,11 @@ class Function:
             start += ".copy()"
         parts = [(term, term.args[0], self.index(term.params["index"], e.shapes)) for term in places]
         texts = []
-        for _, value, _ in parts:
+        for _, value, index in parts:
             minus = value.op == "negative" and value not in self.names
-            texts.append(
-                (
-                    "-" if minus else "",
-                    self.text(bare(value.args[0] if minus else value, set(self.names)), minus * PRODUCT),
-                )
-            )
+            inner, level = bare(value.args[0] if minus else value, set(self.names)), PRODUCT if minus else 0
+            text = self._fitted(partial(self.text, inner, level), WIDTH - len(name + index) - 18)
+            texts.append(("-" if minus else "", text))
         self.lines.append(f"{name} = {start}")
         taken = np.zeros(e.shapes[0], bool) | bool(rest)
         for (term, _, index), (sign, value) in zip(parts, texts, strict=True):
