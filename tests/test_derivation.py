@@ -24,7 +24,6 @@ PAIRS = {case.title: case for case in cases() if not case.slip}
 DECLINED = {
     "batch_norm/loops": "setting an array element with a sequence",
     "other_norms/response": "a view of",
-    "losses/bce_logits": "logaddexp",
     "losses/hinge": "elements can't be set",
     "layers/conv": "cuts the graph",
     "layers/conv1d": "np.convolve has no rule",
@@ -76,7 +75,7 @@ def test_a_pair_is_written_right_or_declined_with_a_reason(title):
     forward, _ = case.pair
     with np.errstate(all="ignore"):
         if title in DECLINED:
-            with pytest.raises((ValueError, TypeError, RuntimeError), match=DECLINED[title]):
+            with pytest.raises(ValueError, match=DECLINED[title]):
                 ag.write_backward(forward, case.inputs())
             return
         made = ag.write_backward(forward, case.inputs())
@@ -87,7 +86,7 @@ def test_a_pair_is_written_right_or_declined_with_a_reason(title):
 
 
 def test_most_pairs_are_written():
-    assert len(DECLINED) <= 0.16 * len(PAIRS)
+    assert len(DECLINED) <= 0.1 * len(PAIRS)
 
 
 def paper(x, gamma, beta):

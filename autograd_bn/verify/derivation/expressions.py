@@ -11,10 +11,11 @@ from ...engine import operations
 from ...engine.node import Array, Leaf, Node
 from .tracing import Call, Recording, Unwritable
 
+PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 ELEMENTWISE = frozenset(
     "add subtract multiply divide power negative exp expm1 log log1p sqrt square abs absolute tanh sigmoid sin cos "
-    "relu maximum minimum where sign greater greater_equal less less_equal equal not_equal logical_and logical_or "
-    "bitwise_and bitwise_or logical_not invert".split()
+    "relu maximum minimum logaddexp where sign greater greater_equal less less_equal equal not_equal logical_and "
+    "logical_or bitwise_and bitwise_or logical_not invert".split()
 )
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem".split())
 EXACT = frozenset("max min reshape broadcast_to transpose getitem".split())  # which round nothing
@@ -108,7 +109,7 @@ class Expressions:
         if isinstance(a, Call):
             args, params = _as_recorded(a.op, args, params)
             return self.make(a.op, args, params, tuple([source.value for source in sources]))
-        own = a.primitive.forward.__module__ == operations.__name__
+        own = a.primitive.forward.__module__.startswith(PLACE)
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
         return self.make(a.op if own else a.primitive, args, params, values)
 
