@@ -10,7 +10,7 @@ from importlib import import_module
 from . import __version__
 from .commands import UsageError, complain, flushed, words
 
-COMMANDS = ("compare", "render", "check", "train", "bench")
+COMMANDS = ("compare", "render", "check", "write", "train", "bench")
 
 
 class _Paragraphs(argparse.HelpFormatter):

@@ -109,7 +109,7 @@ class Expressions:
         if isinstance(a, Call):
             args, params = _as_recorded(a.op, args, params)
             return self.make(a.op, args, params, tuple([source.value for source in sources]))
-        own = a.primitive.forward.__module__.startswith(PLACE)
+        own = str(a.primitive.forward.__module__).startswith(PLACE)
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
         return self.make(a.op if own else a.primitive, args, params, values)
 

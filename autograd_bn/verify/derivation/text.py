@@ -463,7 +463,9 @@ def sources(function: Any) -> dict[str, str]:
         if inner is np:
             renamed[key] = ast.Name("np")
         elif (
-            inspect.isfunction(inner) and inner.__module__.endswith("engine.operations") and hasattr(np, inner.__name__)
+            inspect.isfunction(inner)
+            and str(inner.__module__).startswith("autograd_bn.engine.")
+            and hasattr(np, inner.__name__)
         ):
             renamed[key] = ast.Attribute(ast.Name("np"), inner.__name__)
         elif inspect.isfunction(inner) and inner is not function:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import html
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...engine.node import Array
 from ..report import html_table, text_table
+
+if TYPE_CHECKING:
+    from ..derivation import Derivation
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Verdict:
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
     `forward`, `inputs` and `dy` are what was judged; `warnings` say what is overwritten on the way, and `unseen` which
-    arrays that forward reads are not judged.
+    arrays that forward reads are not judged. `solution` is what would be right, written out.
     """
 
     ok: bool
@@ -113,6 +118,25 @@ class Verdict:
         """The first wrong step in the order of the backward pass, where steps could be judged."""
         return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
 
+    @cached_property
+    def solution(self) -> Derivation | None:
+        """What would be right: the forward pass with its backward pass written out; None where that can't be."""
+        from ..derivation import written
+
+        if self.status != "wrong" or self.forward is None:
+            return None
+        forward = inspect.unwrap(self.forward)
+        name = getattr(forward, "__name__", "forward")
+        titles = (name, name.replace("forward", "backward")) if "forward" in name else ("forward", "backward")
+        try:
+            return written(forward, [*self.inputs.values()], [*self.inputs], titles=titles)
+        except Exception:  # the author's own, or why none can be written
+            return None
+
+    def _solved(self) -> str:
+        """The backward pass of the solution."""
+        return "" if self.solution is None else "def " + self.solution.source.rstrip().rpartition("\n\n\ndef ")[2]
+
     def __str__(self) -> str:
         lines = [self._headline()]
         many = len(self.diagnosis) > 1
@@ -120,6 +144,7 @@ class Verdict:
             lines += [f"{i}. {finding.what}" if many else finding.what]
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
         lines += ["", *map(str, self.repair), ""] if self.repair else []
+        lines += ["", "What would be right:", "", self._solved(), ""] if self.solution else []
         lines += [f"Warning: {warning}" for warning in self.warnings]
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
@@ -161,6 +186,8 @@ class Verdict:
             for f in self.diagnosis
         )
         edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
+        code = f"<pre>{escape(self._solved())}</pre>"
+        edits += f"<details><summary>What would be right</summary>{code}</details>" if self.solution else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
         said = (*self.warnings, *self.notes, *[f"Not judged: {what}" for what in self.unseen])

@@ -1,0 +1,100 @@
+"""`autograd-bn write`: the backward passes of a file's forward passes, written out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..drawing.run_graphviz import write
+from ..engine import Tensor, as_tensor, grad
+from ..verify.derivation import written
+from ..verify.referee.discover import Entry, entries, given_inputs, guessed, parsed_inputs
+from ..verify.referee.held import is_float
+from ..verify.referee.load import Unreadable, loaded
+from ..verify.referee.pairs import Pair, numpy_pair, parameters
+from . import UsageError, complain
+from .data import output_file
+
+HELP = """write the backward pass of every hand-written forward pass in a file
+
+FILE.py, or a notebook, is run. For each NAME_forward(x, ...) -> y, cache with a NAME_backward(dy, cache), which may
+be a stub, forward and backward are printed as NumPy code: in the file's names, run, and judged right. NAME writes one
+of them. Inputs are found as by check, or given as --inputs 'x=(6,4) k=2'.
+Exit status 0 where all are written, 1 where some are not, 2 where none is.
+
+examples: autograd-bn write my_batch_norm.py
+          autograd-bn write layers.py batchnorm_forward -o solution.py"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("file", metavar="FILE.py", help="Python file or notebook with forward passes")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the forward or backward pass to write (default all)")
+    parser.add_argument("--inputs", metavar="'x=(6,4) ...'", default="", help="what to call forward with, by name")
+    parser.add_argument(
+        "--form", choices=("steps", "folded"), default="steps", help="folded: batch norm as one formula"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.py", help="write the code to a file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write every backward pass in the file; the exit status."""
+    path = output_file(args.output, (".py",)) if args.output else None
+    known, texts, declined = parsed_inputs(args.inputs), list[str](), 0
+    try:
+        with contextlib.redirect_stdout(sys.stderr), np.errstate(all="ignore"), loaded(Path(args.file)) as file:
+            listed = [e for e in entries(file.space) if args.name in (None, e.forward, e.backward)]
+            for entry in listed:
+                try:
+                    texts.append(_text(entry, file.space, known, args.form))
+                except Exception as error:  # the file's own, or why none can be written
+                    complain(f"{entry.backward}: {' '.join(str(error).split()) or type(error).__name__}")
+                    declined += 1
+    except Unreadable as error:
+        raise UsageError(str(error)) from None
+    if not listed:
+        what = f"no forward or backward pass named {args.name}" if args.name else "no pair of functions"
+        raise UsageError(f"{args.file} defines {what}")
+    code = "\n\n".join([texts[0], *[text.split("\n\n\n", 1)[1] for text in texts[1:]]]) if texts else ""
+    if path is not None and texts:
+        write(path, code.encode())
+    elif texts:
+        print(code, end="")
+    return 2 if not texts else 1 if declined else 0
+
+
+def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str) -> str:
+    """The code of one pair, in its own names."""
+    forward, backward = space.get(entry.forward), space.get(entry.backward)
+    if not inspect.isfunction(forward) or forward is backward or not inspect.isfunction(backward):
+        raise ValueError("only functions NAME_forward with NAME_backward are written")
+    # A backward pass that is yet to be written says nothing about the inputs, and the true one all.
+    alone = replace(entry, adapted=partial(_true_pair, forward))
+    inputs = given_inputs(entry, space) or guessed(alone, known)[0]
+    upstream = [*parameters(backward), "dy"][0]
+    return written(forward, inputs, None, form, (entry.forward, entry.backward), upstream).source
+
+
+def _true_pair(forward: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
+    """A forward pass with the engine's gradients for its backward pass."""
+
+    @wraps(forward)
+    def first(*values: Any) -> Any:
+        returned = forward(*values)
+        return (returned[0] if isinstance(returned, tuple) else returned), values
+
+    def backward(dy: Any, values: Any) -> Any:
+        leaves = [as_tensor(v, requires_grad=True) if is_float(v) else v for v in values]
+        found = iter(grad(first(*leaves)[0], [v for v in leaves if isinstance(v, Tensor)], dy, allow_unused=True))
+        return tuple([next(found) if isinstance(v, Tensor) else None for v in leaves])
+
+    return numpy_pair(first, backward, inputs)
