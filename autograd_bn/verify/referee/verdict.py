@@ -144,7 +144,8 @@ class Verdict:
             lines += [f"{i}. {finding.what}" if many else finding.what]
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
         lines += ["", *map(str, self.repair), ""] if self.repair else []
-        lines += ["", "What would be right:", "", self._solved(), ""] if self.solution else []
+        if not self.repair and self.solution:  # a repair says it in fewer words
+            lines += ["", "What would be right:", "", self._solved(), ""]
         lines += [f"Warning: {warning}" for warning in self.warnings]
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
