@@ -116,7 +116,7 @@ def paths(case: Case, left: frozenset[str]) -> Explained:
     repaired = {name for repair in case.repairs for name in repair.gradients}
     findings, carried = along_paths(last, told, repaired, case.longer(last))
     if case.normalises and 1 < len(left) > len(carried):
-        joint = _one_path(case.run, {name: case.given[name] for name in left})
+        joint = _one_path(case.run, {name: case.given[name] for name in case.wrong if name in left})
         if joint is not None:
             return Explained([joint], left, carried)
     return Explained(findings, frozenset(label[1:] for label in carried), carried)
@@ -267,6 +267,7 @@ def _one_path(run: Run, given: dict[str, Array]) -> Finding | None:
         if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
             labels = [f"d{n}" for n in given]
             way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
-            first, *_ = number(1 + k, lengths(run))
+            counts = lengths(run)
+            first, *_ = number(1 + k, counts, [(1 + k, counts)])
             return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
     return None
