@@ -189,6 +189,17 @@ def test_every_spelling_of_batch_norm_is_written_in_both_forms(name, form):
         assert len(made.source.split("def backward")[1].splitlines()) <= 9
 
 
+def test_several_outputs_have_a_gradient_each():
+    def cell(x, c, W):
+        z = np.tanh(x @ W)
+        c_next = c * z
+        return np.tanh(c_next) * z, c_next, (x, c, z)
+
+    made = ag.write_backward(cell, arrays((3, 4), (3, 5), (4, 5)))
+    assert list(inspect.signature(made.backward).parameters) == ["dy1", "dc_next", "cache"]
+    assert_right(made, cell, arrays((3, 4), (3, 5), (4, 5)))
+
+
 STEPS = [
     lambda a, b: a + b,
     lambda a, b: a - b,
