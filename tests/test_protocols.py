@@ -92,6 +92,11 @@ def test_code_written_for_arrays_records_nodes(f, x):
     assert np.isclose(np.sum(g * v), slope, rtol=1e-6)
 
 
+def test_odd_reflections_are_refused(x):
+    with pytest.raises(ValueError, match="reflect_type"):
+        np.pad(x, 1, mode="reflect", reflect_type="odd")
+
+
 def test_reflected_operators(x):
     for op in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow):
         for other in (2, 2.5, np.float32(2), np.array([1.0, 2.0, 3.0]), [1.0, 2.0, 3.0]):

@@ -670,6 +670,8 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
     """
     if mode in ("edge", "reflect", "symmetric", "wrap"):
         kind: Any = mode
+        if options.get("reflect_type", "even") != "even":
+            raise ValueError(f"pad has a rule for reflect_type='even', got {options['reflect_type']!r}")
         places = np.pad(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), pad_width, mode=kind, **options)
         return getitem(reshape(x, -1), places)
     if mode != "constant" or options or np.ndim(constant_values):

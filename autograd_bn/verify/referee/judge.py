@@ -16,7 +16,8 @@ from .explain import Case, explained
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
 from .meant import convention, without_guards
 from .mistakes import Mistake, alone, close
-from .pairs import Pair, adapt, numpy_pair
+from .outside import as_it_was
+from .pairs import Pair, adapt, numpy_pair, seeded
 from .paths import Paths, main_paths, telling
 from .repair import search
 from .returned import canonical
@@ -84,8 +85,9 @@ def check_backward(
     given = backward if inputs is None else inputs
     if not isinstance(given, tuple | list):
         raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes: (x, ...)")
-    pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
-    with np.errstate(all="ignore"):
+    author = [forward] if inputs is None else [forward, backward]
+    with as_it_was(*author), seeded(forward), np.errstate(all="ignore"):
+        pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
         return Referee(pair, checked(pair, names), seed, strict).verdict()
 
 

@@ -171,7 +171,7 @@ class Kept:
                 self.arrays.append((value, value.copy()))
             elif hasattr(value, "copy_"):
                 self.tensors.append((value, value.detach().clone(), value._version))
-            elif isinstance(value, list | dict | set):
+            elif isinstance(value, list | dict | set | collections.deque):
                 self.held.append((value, value.copy()))
             elif _simple(value):
                 self.held.append((_inside(value), _inside(value).copy()))
@@ -182,17 +182,18 @@ class Kept:
             if array.tobytes() != before.tobytes():
                 array[...] = before
         for value, before in self.held:
-            if isinstance(value, list):
-                value[:] = before
+            if isinstance(value, list | collections.deque):
+                value.clear()
+                value.extend(before)
             elif (
                 len(value) != len(before) or isinstance(value, set) or any(value[k] is not before.get(k) for k in value)
             ):
                 value.clear()
                 value.update(before)
-        written = [(tensor, before) for tensor, before, version in self.tensors if tensor._version != version]
-        for tensor, before in written:
-            tensor.detach().copy_(before)
-        return not written
+        changed = [row for row in self.tensors if not bool((row[0].detach() == row[1]).all())]
+        for tensor, before, _ in changed:
+            tensor.data.copy_(before)  # which PyTorch doesn't count, as it doesn't count what `.data` and NumPy write
+        return all(tensor._version == version for tensor, _, version in self.tensors)
 
 
 class Allowed:
@@ -233,11 +234,12 @@ class Allowed:
         source = self.functions[function] = Source(function)
         self.roots += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         nodes = [*ast.walk(source.bare)]
-        parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
-        space, outer = vars(builtins) | function.__globals__ | {**source.outside.nonlocals}, _from_outside(source.bare)
         for node in nodes:
             if isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS):
                 _refuse(source, node, f"`{type(node).__name__.lower()}`")
+        parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+        space, outer = vars(builtins) | function.__globals__ | {**source.outside.nonlocals}, _from_outside(source.bare)
+        for node in nodes:
             if isinstance(node, ast.Await | ast.Yield | ast.YieldFrom):
                 _refuse(source, node)
             if isinstance(node, ast.Name) and node.id in outer and node.id in space:
