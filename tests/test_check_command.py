@@ -257,6 +257,43 @@ def test_a_right_pair_exits_0(check):
     assert "a line that the file prints" not in out
 
 
+def test_a_number_by_its_name_may_be_an_array(check):
+    text = """import numpy as np
+def bce_forward(p, y):
+    return -np.sum(y * np.log(p) + (1 - y) * np.log(1 - p)) / len(y), (p, y)
+def bce_backward(dy, cache):
+    p, y = cache
+    return dy * (p - y) / (p * (1 - p)) / len(y)
+"""
+    status, out, _ = check(text)
+    assert status == 0
+    assert "dp " in out
+
+
+def test_what_is_right_for_vectors_alone_is_said_to_be(check):
+    text = """import numpy as np
+def mse_loss(pred, target): return np.mean((pred - target) ** 2)
+def mse_loss_backward(pred, target): return 2 * (pred - target) / LENGTH
+"""
+    assert "for matrices" in check(text.replace("LENGTH", "len(pred)"))[1]
+    assert "for matrices" not in check(text.replace("LENGTH", "pred.size"))[1]
+
+
+def test_a_number_with_a_gradient_is_named(check):
+    text = """import numpy as np
+class PReLU:
+    def __init__(self):
+        self.a, self.da = 0.25, 0
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, self.a * x)
+    def backward(self, dy):
+        self.da = -(dy * self.x * (self.x <= 0)).sum()
+        return dy * np.where(self.x > 0, 1, self.a)
+"""
+    assert "Not judged: a, a number" in check(text)[1]
+
+
 def test_a_wrong_pair_exits_1_and_names_the_mistake(check):
     status, out, _ = check(WRONG)
     assert status == 1

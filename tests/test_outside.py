@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class Meter:
     """Counts on itself, on its class, and by items."""
 
     total = 0
-    seen: list[int] = []
+    seen: ClassVar[list[int]] = []
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -117,4 +117,5 @@ def test_tensors_are_as_they_were() -> None:
             return 2 * dy @ w.T, x.T @ dy
 
     verdict = ag.check_backward(Linear, (torch.tensor(X), torch.tensor(W)))
-    assert verdict.repair and [float(t) for t in held] == [1, 1, 1]
+    assert verdict.repair
+    assert [float(t) for t in held] == [1, 1, 1]

@@ -92,6 +92,27 @@ def test_code_written_for_arrays_records_nodes(f, x):
     assert np.isclose(np.sum(g * v), slope, rtol=1e-6)
 
 
+def test_second_derivative_of_sinc_near_zero():
+    near = np.array([0.0, 1e-12, 1e-8, 1e-4, 9.9e-4, 1.1e-3])
+    found = np.diag(ag.hessian(lambda x: np.sinc(x).sum(), near))
+    a = np.pi * near
+    np.testing.assert_allclose(found, -(np.pi**2) * (1 / 3 - a**2 / 10 + a**4 / 168), rtol=1e-9)
+
+
+def test_product_of_nothing_stays_a_tensor():
+    x = ag.tensor(np.zeros((0, 3), np.float32), requires_grad=True)
+    y = np.prod(x, axis=0)
+    assert isinstance(y, ag.Tensor)
+    assert y.dtype == np.float32
+    assert y.data.tolist() == [1, 1, 1]
+    assert ag.grad(y.sum(), x)[0].shape == (0, 3)
+
+
+def test_diag_takes_what_numpy_takes():
+    with pytest.raises(ValueError, match="diag takes"):
+        np.diag(ag.tensor(np.ones((2, 2, 2)), requires_grad=True))
+
+
 def test_odd_reflections_are_refused(x):
     with pytest.raises(ValueError, match="reflect_type"):
         np.pad(x, 1, mode="reflect", reflect_type="odd")

@@ -357,7 +357,9 @@ def triu(x: Any, k: int = 0) -> Any:
 
 def diag(x: Any, k: int = 0) -> Any:
     """The diagonal of a matrix, or a matrix with a vector on its diagonal."""
-    if np.ndim(x) != 1:
+    if np.ndim(x) not in (1, 2):
+        raise ValueError(f"diag takes a vector or a matrix, got {np.ndim(x)} axes: use diagonal(x, axis1=, axis2=)")
+    if np.ndim(x) == 2:
         return diagonal(x, k)
     n = np.shape(x)[0] + abs(k)
     rows = np.arange(np.shape(x)[0])
@@ -372,11 +374,12 @@ def diagflat(x: Any, k: int = 0) -> Any:
 def sinc(x: Any) -> Any:
     """sin(pi x) / (pi x), and 1 at 0."""
     angle = math.pi * x
-    zero = values_of(x) == 0
-    if not np.any(zero):
+    small = np.abs(values_of(x)) < 1e-3  # where derivatives of the quotient would cancel
+    if not np.any(small):
         return ops.sin(angle) / angle
-    series = 1 - angle * angle / 6  # what is right to third order where nothing else is
-    return ops.where(zero, series, ops.sin(angle) / ops.where(zero, 1, angle))
+    square = angle * angle
+    series = 1 - square / 6 * (1 - square / 20)
+    return ops.where(small, series, ops.sin(angle) / ops.where(small, 1, angle))
 
 
 def full_like(x: Any, fill_value: Any) -> Any:

@@ -427,7 +427,7 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     while len(x) > 1:
         half = len(x) // 2
         x = concatenate([x[:half] * x[half : 2 * half], x[2 * half :]])
-    x = x if len(x) else np.ones((1, *x.shape[1:]), x.dtype)
+    x = x if len(x) else sum(x, 0, keepdims=True) + 1
     return reshape(x, [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
 
 

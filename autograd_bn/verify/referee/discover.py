@@ -363,7 +363,9 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 continue
             accepted, fitting = accepted + 1, fitting + score[0]
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
+                # and a number that may be an array, as p, a rate or a probability.
                 firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
+                firm = {i: kind for i, kind in firm.items() if kind[0] != "=" or all(k[0] == "=" for k in kinds[i])}
             if best is None or score > best[0]:
                 best = score, given, pair
                 entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
@@ -501,6 +503,8 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     entry.reasons.append(f"This is {where}.")
                     break
             entry.verdict = entry.report.status
+            if guess and entry.report.ok and _wrong_on_matrices(entry, given):
+                entry.reasons.append("That is for vectors: for matrices, as of shape (5, 3), it is wrong.")
             if (
                 entry.report.status == "wrong"
                 and pair.unit
@@ -568,6 +572,20 @@ def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str
                 yield pair, f"for {entry.parameters[first]} of shape {folded[first].shape}"
     if any(isinstance(value, dict) and "mode" in value for value in given):
         yield from _in_test_mode(entry, given)
+
+
+def _wrong_on_matrices(entry: Entry, given: tuple[Any, ...]) -> bool:
+    """Whether what was judged on vectors takes matrices too, and is wrong there: as a mean divided by `len(x)`."""
+    vectors = [isinstance(value, np.ndarray) and i >= entry.made for i, value in enumerate(given)]
+    if not any(vectors) or any(is_vector and np.ndim(v) != 1 for v, is_vector in zip(given, vectors, strict=True)):
+        return False
+    rng = np.random.default_rng(4)
+    wide = [rng.uniform(0.1, 0.9, (5, 3)) if is_vector else v for v, is_vector in zip(given, vectors, strict=True)]
+    with suppress(Exception):
+        _finite(entry.probe(copy.deepcopy(wide)))
+        fits, share = rating(entry.adapted(wide))
+        return fits and share < 1
+    return False
 
 
 def _output(result: Any) -> Any:

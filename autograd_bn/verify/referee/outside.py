@@ -14,7 +14,7 @@ import numpy as np
 
 from .pure import Kept
 
-_METHODS = staticmethod | classmethod | types.MethodType
+_METHODS = (staticmethod, classmethod, types.MethodType)
 _CONTAINERS = (
     *(list, tuple, set, dict, collections.defaultdict, collections.OrderedDict, collections.Counter, collections.deque),
 )

@@ -554,6 +554,9 @@ class Calls:
                     else "of which backward leaves no gradient"
                 )
                 self.unseen.append(f"{name}, {why}")
+        for path in [path for path, value in before.items() if isinstance(value, float) and path not in new]:
+            for place in [p for surety, p in best([path], [*new]) if surety >= 2][:1]:
+                self.unseen.append(f"{label(path[1:])}, a number and no array, with {label(place[1:])} as its gradient")
 
     def _gradient_of(
         self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], dy: Array
