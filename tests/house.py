@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_250,
     "distributed": 300,
     "batch_norm": 2_700,
-    "verify": 8_100,
+    "verify": 8_200,
     "drawing": 2_300,
     "nn": 1_300,
     "commands": 1_300,

@@ -1,5 +1,6 @@
 """The search for a repair: the slips that people make are found and undone, and nothing but arithmetic is repeated."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +225,8 @@ def test_nothing_is_met_that_backward_would_not_touch(tmp_path, effect, capfd, c
     text = RIGHT.replace("dw = x.T @ da", "dw = -2 * x.T @ da").replace("    da =", f"    {statement}\n    da =")
     text = text.replace("import numpy as np", f"import numpy as np\nFOLDER = {str(tmp_path)!r}\n{needs}")
     monkeypatch.setenv("A_OF_MINE", "")
+    # What runs of the pair as it stands change would be put back, and what edits do with it.
+    monkeypatch.setattr("autograd_bn.verify.referee.judge.as_it_was", lambda *_: contextlib.nullcontext())
     _, forward, backward = module(tmp_path, text)
     space, watch = backward.__globals__, compile(watched, "watched", "eval")
     before = None if effect == "sockets" else eval(watch, space)

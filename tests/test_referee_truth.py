@@ -1,5 +1,7 @@
 """The referee's truth: each input confirmed by itself, kinks told from optima, and nothing that hides at one length."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -241,7 +243,8 @@ def test_no_input_changes_by_a_search(monkeypatch):
     assert "called again" not in str(verdict)
 
 
-def test_backward_runs_a_small_number_of_times():
+def test_backward_runs_a_small_number_of_times(monkeypatch):
+    monkeypatch.setattr("autograd_bn.verify.referee.judge.as_it_was", lambda *_: contextlib.nullcontext())
     calls = []
 
     def forward(x, w):
@@ -256,7 +259,7 @@ def test_backward_runs_a_small_number_of_times():
 
     verdict = ag.check_backward(forward, backward, (X, rng.normal(size=(3, 2))))
     assert verdict.repair
-    assert calls.count("backward") <= 60
+    assert 1 < calls.count("backward") <= 60
     assert calls.count("forward") <= 2000
 
 
