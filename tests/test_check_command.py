@@ -1,6 +1,8 @@
 """`autograd-bn check`: course files as they stand, each pair by itself, exit statuses, JSON, one line for errors."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -512,3 +514,67 @@ def test_a_gradient_left_out_is_unwritten(check):
 def test_a_missing_file_exits_2(tmp_path, capsys):
     assert main(["check", str(tmp_path / "none.py")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_strict_fails_what_is_overwritten_and_what_is_a_convention(check):
+    text = "def sign_forward(x):\n    return (x > 0) * 1.0, x\n\ndef sign_backward(dout, cache):\n    return dout\n"
+    status, out, _ = check(text)
+    assert status == 0
+    assert out.startswith("CONVENTION")
+    assert "straight-through" in out
+    assert json.loads(check(text, "--json")[1])["verdict"] == "convention"
+    assert check(text, "--strict")[0] == 1
+    text = "def f_forward(x):\n    return 2 * x, x\n\ndef f_backward(dout, cache):\n    dout *= 2\n    return dout\n"
+    status, out, _ = check(text)
+    assert status == 0
+    assert "Warning: backward overwrites dy in place" in out
+    assert check(text, "--strict")[0] == 1
+
+
+def test_inputs_of_the_command_line_are_taken_by_name(check):
+    text = "def f_forward(thing, k):\n    assert thing.shape == (9, 2) and k == 3\n    return k * thing, k\n\n"
+    text += "def f_backward(dout, cache):\n    return cache * dout, None\n"
+    status, out, _ = check(text)
+    assert status == 2
+    assert "--inputs" in out
+    assert check(text, "--inputs", "thing=(9,2) k=3")[0] == 0
+    status, _, err = check(text, "--inputs", "nothing")
+    assert status == 2
+    assert "--inputs is 'nothing'" in err
+
+
+def test_watching_prints_what_changed_until_it_is_interrupted(check, tmp_path, monkeypatch, capsys):
+    saves = iter([LINEAR.replace("x.T @ dy", "-x.T @ dy"), LINEAR])
+
+    def saved(_):
+        text = next(saves, None)
+        if text is None:
+            raise KeyboardInterrupt
+        path = tmp_path / "mine.py"
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, ns=(len(text), len(text)))
+
+    monkeypatch.setattr("time.sleep", saved)
+    status, out, _ = check(LINEAR, "--watch")
+    assert status == 130
+    assert out.count("scale_backward") == 1
+    assert out.count("linear_backward: ") == 3
+    assert out.count("linear_backward: WRONG") == 1
+
+
+def test_a_reader_who_leaves_is_no_error(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(LINEAR, encoding="utf-8")
+    command = [sys.executable, "-m", "autograd_bn", "check", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 2
+
+
+def test_the_page_of_several_pairs_lists_them(check, tmp_path):
+    page = tmp_path / "hw.html"
+    assert check(LINEAR.replace("x.T @ dy", "-x.T @ dy"), "-o", str(page))[0] == 1
+    text = page.read_text("utf-8")
+    assert '<a href="hw-linear_backward.html">linear_backward</a>: wrong' in text
+    assert "scale_backward: right" in text

@@ -55,8 +55,8 @@ CANDIDATES = (
      "=3 =4"),
     (r".*(path|file|dir|folder|url|name|port|fd).*", '="x"'),
     (r"(hyper_?)?\w*(params?|parameters|config|cfg|options|opts|kwargs)", "options"),
-    (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|out(put)?s?|a_?l|yp|logits|scores",
-     "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
+    (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|a_?l|yp", "prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND"),
+    (r"out(put)?s?|logits|scores", "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
     (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
      "ND BDIJ BDKL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
@@ -85,7 +85,9 @@ CANDIDATES = (
     (r"(is_?)?train(ing)?|training_mode", "=true"),
     (r"mode", '="train"'),
 )  # fmt: skip
-LOOSE = "|".join([pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND prob:ND"))])
+LOOSE = "|".join(
+    [pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND prob:ND", "prob:ND unit"))]
+)
 UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
@@ -137,21 +139,17 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     name_of_file = space["__name__"]
     own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == name_of_file}
     functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
-    jax, uses = sys.modules.get("jax"), _uses_torch(space)
+    jax = sys.modules.get("jax")
     for name, value in own.items():
         if name in functions and (forward := _forward_of(name, functions)):
-            passes = functions[forward], value
-            yield Entry(
-                forward,
-                name,
-                parameters(passes[0]),
-                _either(partial(numpy_pair, *passes), uses),
-                _lifted(passes[0], uses),
-            )
+            ahead = functions[forward]
+            uses = _uses_torch(space, ahead)
+            adapted = _either(partial(numpy_pair, ahead, value), uses)
+            yield Entry(forward, name, parameters(ahead), adapted, _lifted(ahead, uses))
         elif name in functions and _is_loss(name, value):
-            yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, uses))
-        elif isinstance(value, type) and methods_of(value):
-            yield _class_entry(name, value, uses)
+            yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, _uses_torch(space, value)))
+        elif isinstance(value, type) and (passes := methods_of(value)):
+            yield _class_entry(name, value, _uses_torch(space, getattr(value, passes[0])))
         elif jax is not None and isinstance(value, jax.custom_vjp):
             back = getattr(value.bwd, "__name__", "bwd")
             yield Entry(name, back, parameters(value.fun), partial(adapt, value), _lifted(value.fun, None))
@@ -212,13 +210,15 @@ def _class_entry(name: str, what: Any, torch: Any) -> Entry:
     )
 
 
-def _uses_torch(space: dict[str, Any]) -> Any:
-    """PyTorch, where a file imports it."""
-    torch = sys.modules.get("torch")
-    there = any(
-        str(getattr(v, "__name__", "")).partition(".")[0] == "torch" for v in space.values() if inspect.ismodule(v)
-    )
-    return torch if torch is not None and there else None
+def _uses_torch(space: dict[str, Any], function: Any) -> Any:
+    """PyTorch, where a file imports it and a function doesn't compute with NumPy alone."""
+    homes = {
+        name: str(getattr(v, "__name__", "")).partition(".")[0] for name, v in space.items() if inspect.ismodule(v)
+    }
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    read = {homes.get(name) for name in code.co_names} if code else set[Any]()
+    plain = "numpy" in read and "torch" not in read
+    return sys.modules.get("torch") if "torch" in homes.values() and not plain else None
 
 
 def _lifted(function: Callable[..., Any], torch: Any) -> Callable[[Sequence[Any]], Any]:

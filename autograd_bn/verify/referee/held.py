@@ -14,7 +14,9 @@ Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to wh
 _CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
 # Words on the way to a parameter or to a gradient that say no more than that.
 _PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
-_GRADIENT_PLACES = set("grads gradients grad gradient dparams diff g derivatives gradval dvalue grad_value".split())
+_GRADIENT_PLACES = set(
+    "grads gradients grad gradient dparams diff g deriv derivs derivatives derivative gradval dvalue grad_value".split()
+)
 
 
 def is_float(value: Any) -> bool:

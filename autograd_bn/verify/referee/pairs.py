@@ -404,6 +404,8 @@ class Calls:
         there = seen | {"dy": list(map(self.library.lift, parts)), "rate": 1.0, "node": _node(seen)}
         with self.library.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        if len(parts) == 1 and isinstance(dy, np.ndarray):
+            np.copyto(dy, array(there["dy"][0]))  # where a framework's copy was overwritten
         left = {}
         for name, place in self.places.items():
             left[name] = array(get(seen, place))
@@ -538,22 +540,24 @@ class Calls:
         after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
         new = {p for p, v in after.items() if before.get(p) is not v or bits[p] != array(v).tobytes()}
         held = {path for paths in self.slots.values() for path in paths}
+        open_ = [path for path in after if path not in held]
+        rated = {}
         for name in [name for name in floats if name not in out.gradients]:
             called = (name, "x", "input", "inputs") if name == next(iter(floats)) else (name,)
             paths, shape = self.slots.get(name) or [("object", n) for n in called], np.shape(floats[name])
-            open_ = [p for p in after if p not in held and p not in self.places.values()]
-            rated = [(s, p) for s, p in best(paths, open_) if s >= 2 or (p in new and np.shape(after[p]) == shape)]
-            moved = [path for path in paths if path in new and path in held]
-            place = self._gradient_of(name, rated, after, dy) or (moved and self._updated(name, moved[0], after, dy))
+            rated[name] = [
+                (s, p) for s, p in best(paths, open_) if s >= 2 or (p in new and np.shape(after[p]) == shape)
+            ]
+        # Those whose names say it come first: what they take is nobody else's.
+        for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
+            left = [(surety, place) for surety, place in rated[name] if place not in self.places.values()]
+            moved = [path for path in self.slots.get(name, ()) if path in new]
+            place = self._gradient_of(name, left, after, dy) or (moved and self._updated(name, moved[0], after, dy))
             if place:
                 self.places[name] = place
             elif name in self.slots and not is_constant(name, floats[name]):
-                why = (
-                    "which backward moves by no multiple of a gradient"
-                    if moved
-                    else "of which backward leaves no gradient"
-                )
-                self.unseen.append(f"{name}, {why}")
+                why = "which backward moves by no multiple of a gradient"
+                self.unseen.append(f"{name}, {why if moved else 'of which backward leaves no gradient'}")
         for path in [path for path, value in before.items() if isinstance(value, float) and path not in new]:
             for place in [p for surety, p in best([path], [*new]) if surety >= 2][:1]:
                 self.unseen.append(f"{label(path[1:])}, a number and no array, with {label(place[1:])} as its gradient")

@@ -1,0 +1,130 @@
+"""Code as people write it, in every convention: `styles.txt` holds files, each with its verdicts in the first line."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autograd_bn.verify.referee import discover, load
+
+TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
+STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
+
+
+def judged(path):
+    """Every pair of a file, judged, by the name of its backward pass."""
+    with load.loaded(path) as file:
+        found = list(discover.entries(file.space))
+        for entry in found:
+            discover.judge(entry, file.space, {})
+        return {entry.backward: entry for entry in found if entry.verdict}
+
+
+def written(tmp_path, text, name="mine.py"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", STYLES)
+def test_code_is_judged_in_its_own_convention(name, tmp_path):
+    text = STYLES[name]
+    for framework in re.findall(r"(?m)^import (torch|jax)\b", text):
+        pytest.importorskip(framework)
+    expected = dict(re.findall(r"([\w.]+)=(\w+)", text.splitlines()[0]))
+    found = judged(written(tmp_path, text))
+    assert {name: entry.verdict for name, entry in found.items()} == expected
+
+
+def test_what_forward_reads_is_named_where_it_is_not_judged(tmp_path):
+    found = judged(written(tmp_path, STYLES["globals_read"]))
+    assert found["lin_backward"].report.unseen == ("W, which forward reads from outside",)
+    text = STYLES["lazy"].replace("self.dw =", "unused =")
+    assert judged(written(tmp_path, text))["Lazy.backward"].report.unseen[0].startswith("w, of which backward leaves")
+
+
+def test_a_gain_of_ones_is_moved_before_it_is_judged(tmp_path):
+    scale = judged(written(tmp_path, STYLES["dict_params"]))["Scale.backward"]
+    assert [row.name for row in scale.report.rows if not row.ok] == ["dx"]
+
+
+def test_what_is_overwritten_is_a_warning_that_names_it(tmp_path):
+    found = judged(written(tmp_path, STYLES["inplace"]))
+    assert "backward overwrites dy in place" in found["r_backward"].report.warnings[0]
+    for name in ("s_backward", "F.backward"):
+        assert any("overwrites an array" in w or "something else" in w for w in found[name].report.warnings)
+
+
+def test_nothing_that_a_file_takes_for_its_end_ends_the_check(tmp_path):
+    path = written(tmp_path, STYLES["exits"])
+    with load.loaded(path) as file:
+        assert len(file.notes) == 1
+        assert "line 9: SystemExit" in file.notes[0]
+        assert {"sq_backward", "below_backward"} <= set(file.space)
+
+
+def test_a_file_that_leaves_by_the_back_door_does_not(tmp_path):
+    path = written(tmp_path, "import os\nos._exit(0)\ndef f_forward(x):\n    return x, x\n")
+    with load.loaded(path) as file:
+        assert "os._exit(0)" in file.notes[0]
+        assert "f_forward" in file.space
+
+
+def test_the_cells_of_a_notebook_are_read_without_their_magics(tmp_path):
+    cells = ["%matplotlib inline\nimport numpy as np", "%%bash\nls", "%%time\ndef f_forward(x):\n    return x**2, x"]
+    cells.append("!ls\ndef f_backward(dout, cache):\n    return cache * dout")
+    text = json.dumps({"cells": [{"cell_type": "code", "source": cell} for cell in cells], "nbformat": 4})
+    entry = judged(written(tmp_path, text, "mine.ipynb"))["f_backward"]
+    assert entry.verdict == "wrong"
+    assert entry.report.repair
+    with pytest.raises(load.Unreadable, match="no notebook"):
+        judged(written(tmp_path, "{}", "other.ipynb"))
+
+
+def test_neighbours_are_found_up_to_the_projects_root(tmp_path):
+    inner = tmp_path / "project" / "nets" / "layers"
+    inner.mkdir(parents=True)
+    (tmp_path / "project" / ".git").mkdir()
+    (tmp_path / "project" / "helpers.py").write_text("def twice(x):\n    return 2 * x\n", encoding="utf-8")
+    (inner.parent / "more.py").write_text("def thrice(x):\n    return 3 * x\n", encoding="utf-8")
+    text = "from helpers import twice\nfrom ..more import thrice\n"
+    text += "def f_forward(x):\n    return twice(thrice(x)), x\ndef f_backward(d, x):\n    return 6 * d\n"
+    assert judged(written(inner, text))["f_backward"].verdict == "right"
+
+
+def test_a_stand_in_decorates_and_is_a_base_and_computes_nothing():
+    module = load.StandIn("absent")
+    assert module.jit(len) is len
+    assert module.register("name")(int) is int
+
+    class Layer(module.nn.Module, module.Mixin):
+        pass
+
+    assert Layer(1, size=2)
+    assert not isinstance(3, module.Tensor)
+    with pytest.raises(ImportError, match=r"absent\.relu is called"):
+        module.relu(np.ones(3))
+    with pytest.raises(ImportError, match=r"absent\.pi is used"):
+        module.pi + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "check"),
+    [
+        ("x=(6,4)", (6, 4), lambda v: True),
+        ("x=onehot(6,3)", (6, 3), lambda v: np.array_equal(v.sum(1), np.ones(6))),
+        ("x=int(6,3)", (6,), lambda v: v.dtype.kind == "i" and v.max() < 3),
+        ("x=positive(2,3)", (2, 3), lambda v: (v > 0).all()),
+        ("x=prob(2,3)", (2, 3), lambda v: np.allclose(v.sum(1), 1)),
+        ("x=0.5", (), lambda v: v == 0.5),
+        ('x="relu"', (), lambda v: v == "relu"),
+        ("y=3 x=true", (), lambda v: v is True),
+    ],
+)
+def test_inputs_are_read_as_they_are_written(text, shape, check):
+    value = discover.parsed_inputs(text)["x"]
+    assert np.shape(value) == shape
+    assert check(value)
