@@ -91,6 +91,7 @@ class Returned:
 
     def _sort(self, back: Any, inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients) -> None:
         if isinstance(back, dict):
+            self.named = len(inputs) > len(returned.names)  # an object's own, by its names for them
             known = {plain(name): name for name in reversed(inputs)}
             for key, value in back.items():
                 name = next((known[n] for n in derivative_of(str(key)) if n in known), None)
