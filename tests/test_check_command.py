@@ -272,6 +272,18 @@ def bce_backward(dy, cache):
     assert "dp " in out
 
 
+def test_keys_of_attention_are_an_array(check):
+    text = """def scores_forward(q, k):
+    return q @ k.swapaxes(-1, -2), (q, k)
+def scores_backward(dy, cache):
+    q, k = cache
+    return dy @ k, dy.swapaxes(-1, -2) @ q
+"""
+    status, out, _ = check(text)
+    assert status == 0
+    assert "all 2 gradients" in out
+
+
 def test_what_is_right_for_vectors_alone_is_said_to_be(check):
     text = """import numpy as np
 def mse_loss(pred, target): return np.mean((pred - target) ** 2)

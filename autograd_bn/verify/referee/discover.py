@@ -48,6 +48,7 @@ SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3
 # What a parameter of this name may be, likeliest first: a shape, as letters or in brackets, after the kind of its
 # entries; after = a value; or the options below.
 CANDIDATES = (
+    ("k", "=3 =4 ND BTD"),
     (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|channels|size|dims?|units|nodes|n"
      r"|num|d)|fan_?in|(size|dim)_?in|size|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
     (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
