@@ -614,7 +614,7 @@ def test_a_verdict_shows_what_was_returned_and_the_coefficient_of_each_path():
     assert coefficients["through the mean"] == pytest.approx(1)
     assert coefficients["through the variance"] == pytest.approx(0, abs=1e-9)
     assert coefficients["through the variance's own mean"] is None
-    right = view["notes"][str(ids["x̂"])]["verdict"]
+    right = view["notes"][str(ids["xhat"])]["verdict"]
     assert right["ok"]
 
 
@@ -1109,6 +1109,54 @@ def test_a_verdict_opens_at_the_first_wrong_step(visit):
     assert tab.locator(".way").count() > 3
     press(tab, "p")
     assert "bad" not in classes(tab, x)
+
+
+def written():
+    def forward(x, gamma, beta):
+        mean, var = x.mean(0), x.var(0)
+        xhat = (x - mean) / np.sqrt(var + 1e-5)
+        return gamma * xhat + beta
+
+    rng = np.random.default_rng(5)
+    return ag.write_backward(forward, [rng.normal(size=(5, 3)), rng.normal(size=3), rng.normal(size=3)])
+
+
+def test_each_step_of_written_code_is_at_its_line():
+    code = written()
+    data = data_of(ag.page(code))
+    lines, steps = code.source.splitlines(), data["views"][0]["steps"]
+    said = {step["say"]: lines[step["line"]].strip() for step in steps if step["pass"] in ("forward", "backward")}
+    assert said["Forward: mean = mean(x)"] == "mean = x.mean(axis=0)"
+    assert next(line for say, line in said.items() if say.startswith("Forward: xhat")).startswith("xhat = ")
+    assert next(line for say, line in said.items() if say.startswith("Forward: add₂")).startswith("return ")
+    assert next(line for say, line in said.items() if "beta gets" in say) == "dbeta = dy.sum(axis=0)"
+    assert [line for say, line in said.items() if say.startswith("Backward")][-1].startswith("dx = ")
+    assert all("line" not in step for step in steps if step["pass"] in ("start", "seed"))
+
+
+def test_the_line_of_a_step_is_lit_and_a_click_goes_to_its_step(visit, tmp_path):
+    code = written()
+    assert ag.render(code, tmp_path / "a.html").stat().st_size > 10_000
+    page = ag.page(code)
+    tab, (view,) = visit(page), data_of(page)["views"]
+    lit = lambda: tab.locator("[data-line][aria-current]").all_inner_texts()
+    press(tab, "Home n")
+    assert [text.strip() for text in lit()] == ["mean = x.mean(axis=0)"]
+    tab.locator("[data-line]", has_text="dbeta = ").click()
+    assert "beta gets" in say(tab)
+    assert [text.strip() for text in lit()] == ["dbeta = dy.sum(axis=0)"]
+    assert view["steps"][step(tab)]["line"] == int(tab.locator("[data-line][aria-current]").get_attribute("data-line"))
+
+
+def test_a_verdict_has_the_authors_lines_beside_what_would_be_right(visit):
+    page = ag.page(verdict())
+    tab = visit(page)
+    assert tab.locator("#code h3").all_inner_texts() == ["as it was judged", "what would be right"]
+    press(tab, "End")
+    lit = tab.locator("[data-line][aria-current]").all_inner_texts()
+    assert [text.split()[0] for text in lit] == ["return", "dx"]
+    tab.emulate_media(media="print")
+    assert tab.locator("#code pre").last.is_visible()
 
 
 def test_a_failed_gradcheck_opens_at_the_wrong_gradient(visit):

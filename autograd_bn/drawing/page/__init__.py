@@ -80,8 +80,8 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     if isinstance(outputs, REPORTS):
         if any(value is not default for value, default in zip(options.values(), plain.values(), strict=True)):
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
-        title, views, twin = of_report(outputs, direction, arrays)
-        return _document(title, views, twin, arrays, beside=bool(twin))
+        title, views, twin, code = of_report(outputs, direction, arrays)
+        return _document(title, views, twin, arrays, beside=bool(twin), code=code)
     scene = scene_of(outputs, options, opened=True)
     ends = scene.graph.outputs
     start, why = seeds(scene.graph, grads is None or grads), ""
@@ -112,7 +112,9 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     return _document(f"{title}, step by step", views, twin, arrays, start=int(options["expand"] and bool(fused)))
 
 
-def _document(title: str, views: list[View], twin: Twins, arrays: Arrays, start: int = 0, beside: bool = False) -> Page:
+def _document(
+    title: str, views: list[View], twin: Twins, arrays: Arrays, *, start: int = 0, beside: bool = False, code: str = ""
+) -> Page:
     """The HTML of a page, the same bytes for the same graph."""
     folder = files(__package__)
     parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}
@@ -128,6 +130,7 @@ def _document(title: str, views: list[View], twin: Twins, arrays: Arrays, start:
         "css": css,
         "js": js,
         "data": text,
+        "code": code,
         "stages": "".join([_stage(made, beside or i == start) for i, made in enumerate(views)]),
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }

@@ -232,6 +232,12 @@ const show = () => {
   li.setAttribute("aria-current", "step");
   if ($("all").open) { list.scrollTop = li.offsetTop - list.offsetTop - list.clientHeight / 2; }
   panel.replaceChildren(...details());
+  for (const e of $$("[data-line]")) {
+    const lit = [st.line, st.also].includes(Number(e.dataset.line));
+    e.toggleAttribute("aria-current", lit);
+    const column = e.closest("div");
+    if (lit) { column.scrollTop = e.offsetTop - column.clientHeight / 2; }
+  }
 };
 const release = (more) => Object.assign(S, { sel: null, way: null }, more);
 const go = (to) => {
@@ -390,6 +396,11 @@ document.addEventListener("fullscreenchange", () => {
 });
 slider.addEventListener("input", () => go(Number(slider.value)));
 list.addEventListener("click", (e) => { const i = [...list.children].indexOf(e.target); if (i >= 0) { go(i); } });
+if ($("code")) { $("code").addEventListener("click", (e) => {
+  const line = Number((e.target.closest("[data-line]") || { dataset: {} }).dataset.line);
+  const to = view().steps.findIndex((s) => s.line === line || s.also === line);
+  if (to >= 0) { go(to); }
+}); }
 $("views").addEventListener("change", (e) => { enter(Number(e.target.value)); e.target.blur(); });
 const sized = new ResizeObserver(() => { if (!main().scale) { zooms(0); show(); } });
 stages.forEach(({ stage }, i) => {

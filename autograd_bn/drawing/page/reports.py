@@ -10,29 +10,54 @@ import numpy as np
 
 from ...engine import Graph, Node, Tensor, as_tensor
 from ...verify.compare import Comparison, weighing
+from ...verify.derivation import Derivation
 from ...verify.gradcheck import GradientError
+from ...verify.referee.trace import local_values
 from ...verify.referee.verdict import Verdict
 from ..scene import Scene, flow
 from .arrays import Arrays
+from .code import mark, pane, source_of
 from .views import LABELS, Twins, View
 
-REPORTS = (Comparison, Verdict, GradientError)
+REPORTS = (Comparison, Verdict, GradientError, Derivation)
 CLOSE = 1e4  # ulp: what two forms compute at one place
 PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
 
 
-def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], Twins]:
-    """The title, the views and the twins of each view's nodes, of a comparison, a verdict or a failed gradcheck."""
+def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], Twins, str]:
+    """The title, the views, the twins of each view's nodes and the pane of code of what was checked or written."""
     if isinstance(given, Comparison):
-        return f"{' and '.join(given.names)}, side by side", *_compared(given, direction, arrays)
-    made = (_judged if isinstance(given, Verdict) else _failed)(given, direction, arrays)
-    return "What the check found, step by step", [made], {}
+        return f"{' and '.join(given.names)}, side by side", *_compared(given, direction, arrays), ""
+    if isinstance(given, Derivation):
+        made = _written(given, direction, arrays)
+        return "The backward pass, written out", [made], {}, _code(made, [("written out", given.source)])
+    if isinstance(given, Verdict):
+        made, texts = (
+            _judged(given, direction, arrays),
+            [("as it was judged", source_of(given.forward, given.backward))],
+        )
+        texts += [("what would be right", given.solution.source)] if given.solution else []
+        return "What the check found, step by step", [made], {}, _code(made, texts)
+    return "What the check found, step by step", [_failed(given, direction, arrays)], {}, ""
 
 
-def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str]) -> Graph:
-    """The graph of a function of arrays, those that are `checked` with a gradient."""
+def _code(made: View, texts: list[tuple[str, str]]) -> str:
+    """The pane of these texts, with the line of each step: under `line` in the first, under `also` in the second."""
+    first, texts = 0, [(title, source) for title, source in texts if source]
+    for key, (_, source) in zip(("line", "also"), texts, strict=False):
+        mark(made.data, source, key, first)
+        first += len(source.splitlines())
+    return pane(texts)
+
+
+def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str], author: Any = None) -> Graph:
+    """The graph of a function of arrays, those that are `checked` with a gradient, in the names of its author's."""
     leaves = [as_tensor(np.asarray(a), requires_grad=name in checked, name=name) for name, a in inputs.items()]
-    result = f(*leaves)
+    with local_values(author or f) as seen:
+        result = f(*leaves)
+    for name, value in seen.items() if author else ():
+        if isinstance(value, Tensor) and value.node.op and value.name is None:
+            value.name = name
     return Graph(*(result if isinstance(result, tuple | list) else [result]))
 
 
@@ -108,7 +133,19 @@ def _error(a: Any, b: Any, scale: Any) -> float | None:
     return float(apart / unit) if np.isfinite(apart) and np.isfinite(unit) else None
 
 
-# --- A verdict, and a failed gradcheck ---
+# --- A verdict, a failed gradcheck and a written backward pass ---
+
+
+def _written(given: Derivation, direction: str | None, arrays: Arrays) -> View:
+    """The graph of a forward pass that was written out, under random gradients of its outputs."""
+    floats = {name: a for name, a in given.inputs.items() if np.asarray(a).dtype.kind == "f"}
+
+    def forward(*leaves: Tensor) -> Any:
+        *outputs, _ = given.forward(*{**given.inputs, **dict(zip(floats, leaves, strict=True))}.values())
+        return outputs
+
+    graph, draw = _graph(forward, floats, floats, given.forward), weighing(0)
+    return View("graph", Scene(graph), [draw(node) for node in graph.outputs], arrays, direction=direction)
 
 
 def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
@@ -120,7 +157,7 @@ def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
         return result[0] if isinstance(result, tuple | list) else result
 
     try:
-        graph = _graph(forward, given.inputs, [name.removeprefix("d") for name in rows])
+        graph = _graph(forward, given.inputs, [name.removeprefix("d") for name in rows], given.forward)
     except Exception as error:  # whatever it is, the author's function does not take tensors
         raise ValueError(
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"

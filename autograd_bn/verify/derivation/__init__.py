@@ -10,7 +10,7 @@ import keyword
 import linecache
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -31,11 +31,13 @@ class Derivation:
     """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
 
     `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
+    `inputs` are those that it was read off.
     """
 
     source: str
     forward: Callable[..., Any] = field(compare=False)
     backward: Callable[..., Any] = field(compare=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return self.source
@@ -133,7 +135,7 @@ def written(
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
     with np.errstate(all="ignore"):
         runs = recordings(f, given, options, form)
-        made = _compiled(Writer(runs, titles, upstream).source(), titles)
+        made = _compiled(Writer(runs, titles, upstream).source(), titles, given)
         _judge(made, f, runs, form)
     return made
 
@@ -165,12 +167,12 @@ def _double(value: Any) -> Any:
     return np.array(array, float) if is_float(array) else value
 
 
-def _compiled(source: str, titles: tuple[str, str]) -> Derivation:
+def _compiled(source: str, titles: tuple[str, str], inputs: Mapping[str, Any]) -> Derivation:
     space: dict[str, Any] = {}
     where = f"<{titles[1]}, written {next(_count)}>"
     linecache.cache[where] = len(source), None, source.splitlines(True), where  # for whoever reads its source
     exec(compile(source, where, "exec"), space)
-    return Derivation(source, space[titles[0]], space[titles[1]])
+    return Derivation(source, space[titles[0]], space[titles[1]], inputs)
 
 
 _count = itertools.count(1)

@@ -277,10 +277,10 @@ class Referee:
             raise Unjudgeable("backward returned no gradient of an array that forward reads")
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
         ok = all(row.ok for row in rows if row.what == "gradient") and not findings
-        judged = self.pair.forward, self.inputs, self.given.dy
+        judged, backward = (self.pair.forward, self.inputs, self.given.dy), self.pair.source
         seen = tuple(self.warnings), (*self.pair.unseen, *self.given.author.unseen), convention
         ok = ok and not (self.strict and self.warnings)
-        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen)
+        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, backward)
 
     def _judged(self, name: str) -> Row:
         """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""

@@ -88,8 +88,8 @@ class Verdict:
     in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
-    `forward`, `inputs` and `dy` are what was judged; `warnings` say what is overwritten on the way, and `unseen` which
-    arrays that forward reads are not judged. `solution` is what would be right, written out.
+    `forward`, `backward`, `inputs` and `dy` are what was judged; `warnings` say what is overwritten on the way, and
+    `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out.
     """
 
     ok: bool
@@ -104,6 +104,7 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     convention: str = ""
+    backward: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.ok
