@@ -15,11 +15,11 @@ LINES = {
     "distributed": 300,
     "batch_norm": 2_700,
     "verify": 8_200,
-    "drawing": 2_300,
+    "drawing": 2_400,
     "nn": 1_300,
     "commands": 1_300,
 }
-POSITIONAL = 12
+POSITIONAL = 8
 MAY_COPY = ("reshape", "ravel")
 
 

@@ -308,7 +308,8 @@ class Referee:
                 "where forward has a kink."
             )
         least = 1e-12 * run.vanishing(name)
-        return row(f"d{name}", "gradient", given, truth, not bad, note, np.isfinite(run.noise[name]), least)
+        judged_at = np.isfinite(run.noise[name])
+        return row(f"d{name}", "gradient", given, truth, ok=not bad, note=note, judged=judged_at, least=least)
 
     def _unreturned(self, name: str, note: str) -> Row:
         truth = self.given.truth[name]

@@ -161,7 +161,7 @@ class Run:
             note, truth = (fits or [("", found[node])])[0]
             if given.shape != truth.shape:
                 note = f"shape {given.shape}, expected {truth.shape}"
-            rows.append((trace.order.index(node), row(key, "intermediate", given, truth, bool(fits), note)))
+            rows.append((trace.order.index(node), row(key, "intermediate", given, truth, ok=bool(fits), note=note)))
         return [step for _, step in sorted(rows, key=lambda pair: -pair[0])]
 
 

@@ -69,7 +69,7 @@ class Row:
 
 
 def row(
-    name: str, what: str, given: Array, truth: Array, ok: bool, note: str, judged: Any = True, least: float = 0.0
+    name: str, what: str, given: Array, truth: Array, *, ok: bool, note: str, judged: Any = True, least: float = 0.0
 ) -> Row:
     """The row of what came back beside the truth, by its worst judged entry; no relative error for a truth of 0."""
     error = largest = np.nan
