@@ -104,24 +104,23 @@ def grade(forward: Callable[..., Any], backward: Callable[..., Any], solution: C
     left = holes(backward)
     if not left:
         return ag.check_backward(forward, backward, inputs)
-    filled: dict[str, Any] = {}
 
     def completed(dy: Any, cache: Any) -> dict[str, Any]:
         """The gradients as they are filled in, and the solution's in the place of the others."""
         (right, _), (mine, _) = (names_in(function, dy, cache) for function in (solution, backward))
         right = {name: value for name, value in right.items() if name.startswith("d") and name not in backward_inputs}
-        filled.update({name: mine[name] for name in right if mine.get(name, ...) is not ...})
-        return right | filled
+        return right | {name: mine[name] for name in right if mine.get(name, ...) is not ...}
 
     backward_inputs = {*inspect.signature(backward).parameters, *_unpacked(backward)}
     verdict = ag.check_backward(forward, completed, inputs)
+    output, cache = forward(*inputs)
+    mine, stops = names_in(backward, np.ones(np.shape(output)), cache)
     lines = []
     for row in verdict.rows:
-        if row.name in filled:
+        if mine.get(row.name, ...) is not ...:
             why = [str(finding) for finding in verdict.diagnosis if row.name in finding.gradients]
             lines.append(f"{row.name}: " + ("right" if row.ok else " ".join(["wrong.", *why])))
-    output, cache = forward(*inputs)
-    _tell(lines + names_in(backward, np.ones(np.shape(output)), cache)[1], left)
+    _tell(lines + stops, left)
     return None
 
 

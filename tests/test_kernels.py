@@ -583,6 +583,22 @@ def test_every_threshold_of_an_array_is_moved():
 SIZES = sorted({getattr(thresholds, name) for name in LOWERED if getattr(thresholds, name) >= 1 << 12})
 
 
+@pytest.mark.parametrize("shape", [(5000, 32), (3, 40, 40, 8), (1 << 18, 8)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_given_statistics_are_computed_by_every_backend(shape, dtype, backend):
+    rng = np.random.default_rng(0)
+    x, gamma, beta, mean = (rng.normal(size=n).astype(dtype) for n in (shape, *[shape[-1:]] * 3))
+    var = rng.uniform(0.5, 2, shape[-1]).astype(dtype)
+    leaf = ag.tensor(x, requires_grad=True)
+    y = ag.batch_norm(leaf, gamma, beta, mean=mean, var=var)
+    (dx,) = ag.grad(y, leaf, x)
+    slope = gamma / np.sqrt(var.astype(float) + 1e-5)
+    rtol = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(y.data, (x.astype(float) - mean) * slope + beta, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(dx, x * slope, rtol=rtol)
+    assert (y.dtype, dx.dtype) == (dtype, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [n for size in SIZES for n in (size - 1, size, size + 1)])
 def test_all_axes_of_arrays_about_as_large_as_each_threshold(n, dtype, backend):

@@ -415,7 +415,9 @@ def roles(found: Found, inside: Collection[Node]) -> dict[Node, str]:
     known = {"mean": mean, "var": var, "1/σ": scale, "centred": x - mean, "x̂": (x - mean) * scale}
     for node in sorted(inside, key=region.graph.order.__getitem__):
         laid = region.laid(values[region.graph.same[node]])
-        names = [name for name, value in known.items() if laid is not None and close(laid, value, 1e-9)]
+        # Of two rows the squares are the variance: there it is only what has its shape.
+        fitting = {n: v for n, v in known.items() if laid is not None and (x.size > 2 * v.size or laid.size == v.size)}
+        names = [name for name, value in fitting.items() if close(laid, value, 1e-9)]
         if names and names[0] not in [named.get(parent) for parent in node.inputs]:
             named[node] = names[0]
     return named

@@ -88,13 +88,15 @@ def statistics(layout: Layout, x: Array, sums: Array) -> None:
 
 def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -> None:
     """As `numpy.backward_sums`."""
-    run(layout, _backward_sums, line(g), line(x), np.zeros(layout.features) if means is None else means, sums)
+    means = np.zeros(layout.features) if means is None else means.astype(float, copy=False)
+    run(layout, _backward_sums, line(g), line(x), means, sums)
 
 
 def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
     """As `numpy.affine`."""
     x, y, *rest = [line(view) for view in views]
-    rows = np.stack([np.zeros(layout.features) if vector is None else vector for vector in vectors])
+    zeros = np.zeros(layout.features)  # given statistics of float32 are not wide yet
+    rows = np.stack([zeros if vector is None else vector for vector in vectors], dtype=float)
     run(layout, _affine, rest[0] if rest else None, x, y, rows)
 
 
