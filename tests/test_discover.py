@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,33 @@ def test_a_gain_of_ones_is_moved_before_it_is_judged(tmp_path):
 
 
 def test_what_is_overwritten_is_a_warning_that_names_it(tmp_path):
+    pytest.importorskip("torch")
     found = judged(written(tmp_path, STYLES["inplace"]))
     assert "backward overwrites dy in place" in found["r_backward"].report.warnings[0]
     for name in ("s_backward", "F.backward"):
         assert any("overwrites an array" in w or "something else" in w for w in found[name].report.warnings)
+
+
+def test_a_file_that_needs_a_framework_is_judged_where_there_is_none_as_far_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", load.StandIn("torch"))
+    text = """import numpy as np
+import torch
+class F(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.exp(x)
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.exp(ctx.saved_tensors[0])
+def s_forward(x):
+    return np.sin(x), x
+def s_backward(dy, x):
+    return np.cos(x) * dy
+"""
+    found = judged(written(tmp_path, text))
+    assert found["s_backward"].verdict == "right"
+    assert found["F.backward"].verdict == "unjudged"
 
 
 def test_nothing_that_a_file_takes_for_its_end_ends_the_check(tmp_path):

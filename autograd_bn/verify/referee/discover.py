@@ -8,7 +8,6 @@ import itertools
 import json
 import linecache
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from .pairs import (
     stirred,
 )
 from .returned import Gradients, is_constant
+from .source import framework
 from .verdict import Verdict
 
 TRIALS, ACCEPTED, FITTING = 4000, 60, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
@@ -140,7 +140,7 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     name_of_file = space["__name__"]
     own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == name_of_file}
     functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
-    jax = sys.modules.get("jax")
+    jax = framework("jax")
     for name, value in own.items():
         if name in functions and (forward := _forward_of(name, functions)):
             ahead = functions[forward]
@@ -182,7 +182,7 @@ def _class_entry(name: str, what: Any, torch: Any) -> Entry:
     """A class whose passes stand by themselves, or a layer class, whose object is made first."""
     fore, back = methods_of(what) or ("", "")
     forward = getattr(what, fore)
-    takes, library = parameters(forward), sys.modules.get("torch")
+    takes, library = parameters(forward), framework("torch")
     names = f"{name}.{fore}", f"{name}.{back}"
     if library is not None and issubclass(what, library.autograd.Function):
         apart = what.setup_context is not library.autograd.Function.setup_context
@@ -219,7 +219,7 @@ def _uses_torch(space: dict[str, Any], function: Any) -> Any:
     code = getattr(inspect.unwrap(function), "__code__", None)
     read = {homes.get(name) for name in code.co_names} if code else set[Any]()
     plain = "numpy" in read and "torch" not in read
-    return sys.modules.get("torch") if "torch" in homes.values() and not plain else None
+    return framework("torch") if "torch" in homes.values() and not plain else None
 
 
 def _lifted(function: Callable[..., Any], torch: Any) -> Callable[[Sequence[Any]], Any]:

@@ -14,11 +14,12 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import is_float
 from .pairs import NUMPY, Library, Pair, array, parameters
+from .source import framework
 
 
 def uses_torch(values: Iterable[Any]) -> bool:
     """Whether there is an array of PyTorch's among these values."""
-    torch = sys.modules.get("torch")
+    torch = framework("torch")
     return torch is not None and any(map(torch.is_tensor, values))
 
 

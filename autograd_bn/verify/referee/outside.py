@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import inspect
-import sys
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .pure import Kept
+from .source import framework
 
 _METHODS = (staticmethod, classmethod, types.MethodType)
 _CONTAINERS = (
@@ -47,7 +47,7 @@ class Outside:
         if type(value) in _CONTAINERS:
             contents += [] if isinstance(value, tuple) else [value]
             return [*value.values()] if isinstance(value, dict) else [*value]
-        torch: Any = sys.modules.get("torch")
+        torch: Any = framework("torch")
         tensor = torch is not None and isinstance(value, torch.Tensor) and value.layout == torch.strided
         if type(value) is np.ndarray or tensor:
             contents.append(value)

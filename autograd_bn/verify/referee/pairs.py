@@ -22,6 +22,7 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
+from .source import framework
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # What a class may call its two passes.
@@ -187,7 +188,7 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
 
     if isinstance(target, Pair):
         return target
-    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    torch, jax = framework("torch"), framework("jax")
     if torch is not None and isinstance(target, type) and issubclass(target, torch.autograd.Function):
         return torch_function(torch, target, inputs)
     if jax is not None and isinstance(target, jax.custom_vjp):
@@ -642,7 +643,7 @@ def stirred(value: Array, rng: np.random.Generator) -> Array:
 def seeded(function: Any) -> Iterator[None]:
     """The same random numbers in every call, and the caller's generators as they were."""
     space = getattr(inspect.unwrap(function), "__globals__", {})
-    torch = sys.modules.get("torch")
+    torch = framework("torch")
     own = [v for v in [*space.values()] if isinstance(v, np.random.Generator)]
     was = [copy.deepcopy(g.bit_generator.state) for g in own]
     kept = np.random.get_state(), random.getstate(), torch and torch.get_rng_state()  # noqa: NPY002

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import NoSearch, Source
+from .source import NoSearch, Source, framework
 
 # Modules whose functions are known by the names in `_FUNCTIONS`, and those of which nothing does more than compute.
 _MODULES = frozenset(
@@ -90,7 +90,7 @@ _HARMLESS = {
 
 def plain(value: Any) -> bool:
     """Whether a value is a number, an array in memory, a string, or a container, which do nothing of their own."""
-    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    torch, jax = framework("torch"), framework("jax")
     if isinstance(value, np.ndarray):
         base = value
         while isinstance(base.base, np.ndarray):

@@ -6,9 +6,16 @@ import ast
 import copy
 import inspect
 import itertools
+import sys
 import textwrap
 import types
 from typing import Any
+
+
+def framework(name: str) -> Any:
+    """PyTorch or JAX if it has been imported; None where it has not, or something only stands in its place."""
+    module = sys.modules.get(name)
+    return module if getattr(module, "__spec__", None) is not None else None
 
 
 class NoSearch(Exception):
