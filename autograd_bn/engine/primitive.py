@@ -285,38 +285,3 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
         return wraps(forward)(written_out)
 
     return declare
-
-
-def _of_two(op: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
-    """`general`, written out for what most of a graph is made of: a tensor with another, or with a number."""
-    forward = op.forward
-    saves: dict[Any, list[bool]] = {wanted: op.saves(wanted) for wanted in ((), (0,), (1,), (0, 1))}
-
-    def apply(a: Any, b: Any) -> Any:
-        now = Buffer.now
-        x = a._value if type(a) is Tensor else a
-        y = b._value if type(b) is Tensor else b
-        if not mode.recording or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):
-            return general(a, b)
-        # A scalar is much quicker than an array of it.
-        if type(x) is np.ndarray and not x.shape:
-            x = x[()]
-        if type(y) is np.ndarray and not y.shape:
-            y = y[()]
-        out = forward(x, y)
-        if getattr(out, "dtype", OBJECT).kind in "Oc":
-            return general(a, b)
-        wanted: tuple[int, ...] = ()
-        if type(a) is Tensor:
-            a = a.node
-            if a.requires_grad:
-                wanted = (0,)
-        if type(b) is Tensor:
-            b = b.node
-            if b.requires_grad:
-                wanted = (0, 1) if wanted else (1,)
-        needs = saves[wanted]
-        saved = (x if needs[0] else None, y if needs[1] else None, out if needs[2] else None, None) if needs else ()
-        return Tensor(out, Node(op, (a, b), NO_PARAMS, out, wanted, saved, now))
-
-    return apply
