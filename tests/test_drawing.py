@@ -134,7 +134,8 @@ PICTURES = {
     "cut_values_grads": lambda: ag.to_dot(cut(), values=True, grads=True),
     "net": lambda: ag.to_dot(net(), inputs=IMAGES),
     "net_opened": lambda: ag.to_dot(net(), inputs=IMAGES, expand=True),
-    "recurrent_grads": lambda: ag.to_dot(recurrent(), grads=True),
+    "recurrent_grads": lambda: ag.to_dot(recurrent(), grads=True, expand=True),
+    "time_steps_values_grads": lambda: ag.to_dot(time_steps(), values=True, grads=True),
     "residual_blocks": lambda: ag.to_dot(residual(), inputs=np.ones((5, 3), "float32")),
     "time_steps": lambda: ag.to_dot(time_steps()),
     "around": lambda: ag.to_dot(y := recurrent(), around=ag.Tensor(np.zeros((1, 2)), ag.Graph(y).nodes[8]), hops=2),
@@ -505,7 +506,7 @@ def test_a_long_chain_needs_no_recursion(tmp_path):
     t = leaf(1.0)
     for _ in range(5_000):
         t = t * 1.0
-    path = ag.render(t, tmp_path / "chain.dot", values=True, grads=True)
+    path = ag.render(t, tmp_path / "chain.dot", values=True, grads=True, expand=True)
     assert path.read_text().count("dir=both") == 5_001
 
 
@@ -514,9 +515,9 @@ def test_a_leaf_is_drawn_again_only_where_its_readers_are_far_apart():
     y = x
     for _ in range(8):
         y = -y
-    found = labels(ag.to_dot(y + x).source)
+    found = labels(ag.to_dot(y + x, expand=True).source)
     assert list(found.values()).count("x") == 1
-    source = ag.to_dot(-y + x, values=True).source
+    source = ag.to_dot(-y + x, values=True, expand=True).source
     assert [text for text in labels(source).values() if text.startswith("x")] == ["x\\n2", "x"]
     assert source.count("dashed") == 1
     assert len(arrows(source)) == 12
@@ -620,10 +621,69 @@ def test_blocks_that_begin_inside_a_module_are_no_repeat(one_box):
     assert len(labels(source)) == (12 if one_box else 22)
 
 
-@pytest.mark.parametrize("options", [{"values": True}, {"grads": True}, {"expand": True}])
-def test_what_is_to_be_seen_of_each_block_opens_the_repeat(options):
-    assert counts(ag.to_dot(time_steps(), **options).source) == []
-    assert len(labels(ag.to_dot(time_steps(), **options).source)) > 100
+def test_expand_opens_every_repeat():
+    source = ag.to_dot(time_steps(), expand=True, values=True).source
+    assert counts(source) == []
+    assert len(labels(source)) > 100
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_repeat_has_the_values_and_gradients_of_its_first_and_last_block(summed):
+    y, w, kept = leaf([1.0, 2.0], "x"), leaf(2.0, "w"), []
+    for i in range(9):
+        v = leaf(2.0 + i, f"v{i}")
+        h = y * v
+        y = h + w
+        kept.append((v, h, y))
+    outputs, grads = (y.sum(), None) if summed else (y, np.array([1.0, -1.0]))
+    source = ag.to_dot(outputs, values=True, grads=True if summed else grads).source
+    assert counts(source) == ["× 8"]
+    found = {text.split("\\n")[0]: text.split("\\n")[1:] for text in labels(source).values()}
+    said = lambda a: "[" + ", ".join([f"{n:.4g}" for n in a]) + "]" if a.ndim else f"{a:.4g}"
+    for name, first, last in zip(("v1", "multiply", "add"), kept[1], kept[-1], strict=True):
+        gradients = ag.grad(outputs, [first, last], grads)
+        values = [f"first {said(first.data)}", f"last {said(last.data)}"]
+        assert found[name][-4:] == [
+            *values,
+            *[f"∂ {a} {said(g)}" for a, g in zip(("first", "last"), gradients, strict=True)],
+        ]
+    assert (found["v0"][0], found["w"][0]) == ("2", "2")
+    assert found["output"][0] == said(outputs.data)
+
+
+def test_stored_gradients_of_a_repeat_are_those_of_its_ends():
+    y, leaves = leaf([1.0, 2.0], "x"), [leaf(2.0, f"w{i}") for i in range(9)]
+    for w in leaves:
+        y = ag.tanh(y) * w
+    leaves[1].grad = 7.0
+    assert r"w1\nto w8\n.grad first 7\nno .grad last" in labels(ag.to_dot(y, grads=True).source).values()
+
+
+def test_two_repeats_are_two_frames():
+    y = leaf([1.0, 2.0], "x")
+    for _ in range(9):
+        y = ag.tanh(y * 2.0)
+    for _ in range(9):
+        y = ag.sigmoid(y * 0.5)
+    assert counts(ag.to_dot(y).source) == ["× 8", "× 9"]
+
+
+def test_a_block_that_reads_one_leaf_twice_is_not_one_that_reads_two():
+    y = leaf([1.0, 2.0], "x")
+    for i in range(10):
+        w = leaf(2.0, "w")
+        y = ag.tanh(y) + (w * w if i < 5 else w * leaf(3.0, "w"))
+    assert counts(ag.to_dot(y).source) == ["× 4", "× 4"]
+
+
+def test_blocks_that_a_gradient_reaches_are_told_from_those_that_it_does_not():
+    y, w = leaf([1.0, 2.0], "x"), leaf(2.0, "w")
+    for _ in range(9):
+        y = ag.tanh(ag.stop_gradient(y) * w)
+    source = ag.to_dot(y.sum(), grads=True).source
+    assert counts(source) == ["× 8"]
+    names = labels(source)
+    assert [names[head][0] for _, head, gradient in arrows(source) if gradient] == ["w", "m", "t", "s"]
 
 
 def test_a_repeat_is_read_and_left_where_it_begins_and_ends():

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -892,7 +893,7 @@ def test_search_goes_to_the_nodes_step(visit):
 
 
 def test_a_large_graph_is_dragged_and_has_a_map(visit):
-    tab = visit(ag.page(chain(90)))
+    tab = visit(ag.page(chain(90), expand=True))
     scrolled = "() => document.querySelector('.stage').scrollTop"
     assert tab.locator("#map").is_visible()
     before = step(tab)
@@ -929,6 +930,102 @@ def test_what_is_added_shares_one_colour_scale_and_noise_is_grey(visit):
     assert "one colour scale" in tab.inner_text("#panel")
 
 
+def loop(steps=8):
+    """A loop over time, with a step of its own at the start."""
+    rng = np.random.default_rng(2)
+    x, h = ag.tensor(rng.normal(size=(2, steps, 3)), name="x"), ag.tensor(np.zeros((2, 3)), name="h0")
+    w, u = (ag.tensor(rng.normal(size=(3, 3)), requires_grad=True, name=name) for name in "wu")
+    for t in range(steps):
+        h = ag.tanh(x[:, t] @ w + h @ u)
+    return (h * h).sum()
+
+
+def test_repeats_are_listed_block_by_block_in_the_order_of_time():
+    page = ag.page(loop())
+    (view,) = data_of(page)["views"]
+    (blocks,) = view["repeats"]
+    assert [len(ids) for ids in blocks] == [5] * 7
+    ops = [[view["nodes"][i]["op"] for i in ids] for ids in blocks]
+    assert all(names == ops[0] for names in ops)
+    assert blocks == sorted(blocks)
+    forward = [s["node"] for s in view["steps"] if s["pass"] == "forward"]
+    assert forward == [node["id"] for node in view["nodes"] if node["op"]]
+    assert all(max(a) < min(b) for a, b in itertools.pairwise(blocks))
+    full, folded = re.findall(r"<svg.*?</svg>", str(page), re.S)[:2]
+    drawn = [{*map(int, re.findall(r'data-node="(\d+)"', svg))} for svg in (full, folded)]
+    assert drawn[0] == {node["id"] for node in view["nodes"]}
+    assert drawn[1] == drawn[0] - {i for ids in blocks[1:] for i in ids}
+    assert folded.startswith("<svg hidden")
+    assert data_of(ag.page(loop(2)))["views"][0]["repeats"] == []
+
+
+def test_steps_go_on_inside_a_folded_repeat_and_its_node_stands_for_the_block_at_work(visit):
+    page = ag.page(loop())
+    tab, (view,) = visit(page), data_of(page)["views"]
+    (blocks,) = view["repeats"]
+    place = {i: (k, j) for k, ids in enumerate(blocks) for j, i in enumerate(ids)}
+    shown = ".stage svg:not([hidden])"
+    for at, expected in enumerate(view["steps"]):
+        assert (step(tab), say(tab)) == (at, expected["say"])
+        now = tab.locator(f"{shown} .node.now")
+        frame = classes(tab, f"{shown} .repeat")
+        if expected["node"] in place:
+            k, j = place[expected["node"]]
+            assert now.first.get_attribute("data-node") == str(blocks[0][j])
+            assert f"{k + 1} of 7" in now.first.get_attribute("aria-label")
+            assert tab.locator(f"{shown} .repeat .badge").text_content() == f"{k + 1} of 7"
+            assert tab.inner_text("#count").endswith(f", {k + 1} of 7")
+            assert "now" in frame
+            undone = [view["nodes"][i]["op"] for i in blocks[k][j + 1 :]] if expected["pass"] == "forward" else []
+            dashed = tab.locator(f"{shown} .nov[data-node]")
+            ids = {int(dashed.nth(i).get_attribute("data-node")) for i in range(dashed.count())}
+            assert len(ids & {*blocks[0]}) == len(undone)
+            if expected["pass"] == "backward":
+                assert tab.locator(f"{shown} .flow").count() == len(expected["parts"])
+        else:
+            assert "now" not in frame
+            assert " of 7" not in tab.inner_text("#count")
+        press(tab, "n")
+
+
+def test_a_repeat_opens_on_click_and_by_key_where_it_is(visit):
+    page = ag.page(loop())
+    tab, (view,) = visit(page), data_of(page)["views"]
+    (blocks,) = view["repeats"]
+    tanh = next(i for i in blocks[4] if view["nodes"][i]["op"] == "tanh")
+    at = next(i for i, s in enumerate(view["steps"]) if s["node"] == tanh)
+    press(tab, "Home " + "n " * at)
+    shown = lambda: tab.locator(".stage svg:not([hidden]) .node").count()
+    few = shown()
+    assert few < 20
+    for way in ("key", "title", "enter", "button"):
+        if way == "title":
+            tab.locator(".repeat text", has_text="× 7").first.click()
+        elif way == "enter":
+            tab.locator(".repeat").first.focus()
+            press(tab, "Enter")
+        elif way == "button":
+            tab.get_by_role("button", name="Open repeats").click()
+        else:
+            press(tab, "r")
+        assert shown() > 40
+        now = tab.locator(".stage svg:not([hidden]) .node.now")
+        assert now.get_attribute("data-node") == str(tanh)
+        assert now.is_visible()
+        assert step(tab) == at
+        press(tab, "r")
+        assert shown() == few
+    press(tab, "Shift+ArrowDown")  # on into the next block
+    assert "6 of 7" in tab.evaluate("() => document.activeElement.getAttribute('aria-label')")
+    press(tab, "Escape")
+    body = blocks[0][blocks[4].index(tanh)]
+    tab.locator(f'.stage svg:not([hidden]) [data-node="{body}"]').first.click()
+    assert "5 of 7" in tab.evaluate("() => document.activeElement.getAttribute('aria-label')")
+    assert tab.inner_text("#panel h2").startswith(view["nodes"][tanh]["symbol"])
+    assert visit(ag.page(loop(), expand=True)).locator(".stage svg:not([hidden]) .node").count() > 40
+    assert not visit(page_of()).get_by_role("button", name="Open repeats").is_visible()
+
+
 def test_arrows_walk_the_graph_and_enter_goes_to_the_nodes_step(visit):
     page = page_of("composed")
     tab, (view,) = visit(page), data_of(page)["views"]
@@ -949,7 +1046,7 @@ def test_arrows_walk_the_graph_and_enter_goes_to_the_nodes_step(visit):
 
 
 def test_the_view_follows_the_current_node_at_a_readable_size(visit):
-    tab = visit(ag.page(chain(40)))
+    tab = visit(ag.page(chain(40), expand=True))
     for _ in range(25):
         press(tab, "n")
         inside = tab.evaluate(
@@ -962,7 +1059,7 @@ def test_the_view_follows_the_current_node_at_a_readable_size(visit):
 
 
 def test_a_wheel_scrolls_and_with_ctrl_zooms(visit):
-    tab = visit(ag.page(chain(40)))
+    tab = visit(ag.page(chain(40), expand=True))
     tab.mouse.move(300, 500)
     size = "() => document.querySelector('.stage:not([hidden]) svg').getBoundingClientRect().width"
     before = tab.evaluate(size)
@@ -982,7 +1079,7 @@ def test_hostile_names_are_shown_as_typed_and_harmless(visit):
         y = t if y is None else y * t
     loss = y.sum()
     loss.name = HOSTILE[0]
-    page = ag.page(loss)
+    page = ag.page(loss, expand=True)
     tab, (view,) = visit(page), data_of(page)["views"]
     press(tab, "End")
     assert tab.evaluate("() => window.pwned") is None
@@ -991,7 +1088,7 @@ def test_hostile_names_are_shown_as_typed_and_harmless(visit):
         assert name in shown
     assert HOSTILE[0] in tab.title()
     assert say(tab) == view["steps"][-1]["say"]
-    labels = tab.evaluate("() => [...document.querySelectorAll('[data-node]')].map(e => e.ariaLabel)")
+    labels = tab.evaluate("() => [...document.querySelectorAll('svg:not([hidden]) [data-node]')].map(e => e.ariaLabel)")
     assert all(any(label.startswith(name) for label in labels) for name in HOSTILE)
 
 
@@ -1080,7 +1177,7 @@ def test_each_fused_node_can_be_opened_alone(visit):
 
 
 def test_a_frame_that_starts_without_a_size_fits_once_it_has_one(chromium):
-    page = ag.page(chain(20))
+    page = ag.page(chain(20), expand=True)
     with contextlib.closing(chromium.new_page()) as tab:
         tab.set_content('<iframe sandbox="allow-scripts" style="display:none"></iframe>')
         tab.evaluate("html => { document.querySelector('iframe').srcdoc = html }", str(page))

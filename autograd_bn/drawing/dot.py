@@ -38,11 +38,11 @@ KINDS = {  # the style and the legend of each
     "output": (f'{OVAL} penwidth=2.5 fillcolor="#2B4C7E" fontcolor=white', "● output"),
     "more": (" shape=plaintext fillcolor=white", "… the graph goes on"),
 }
-CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t'
+CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t fontsize=9'
 FRAMES = {
     "fused": f'color="{FRAME}" fillcolor="#F1F4F7"',
     "module": f'color="{FRAME}" fillcolor="#FAFBFC"',
-    "repeat": 'color="#B08D57" fillcolor="#FDF9F1"',
+    "repeat": 'color="#B08D57" fillcolor="#FDF9F1" fontsize=12',
     "statistics": 'color="#5E9C76" fillcolor="#E3F1E6"',
 }
 AGAIN = ' style="filled,dashed"'

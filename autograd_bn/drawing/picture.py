@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Frame:
     title: str
     kind: str
     parent: int | None
+    run: int | None = None  # the place of the repeat that it is
 
 
 class Picture:
@@ -75,9 +76,11 @@ class Picture:
         self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
         graph = scene.graph
-        self.runs = list(filter(self.whole, repeats.runs(graph.nodes, graph.outputs, self.sign))) if fold else []
-        self.twins = {node: twin for run in self.runs for node, twin in repeats.twins(run).items()}
-        self.ends = {node: last for run in self.runs for node, last in self.end(run)}
+        runs = repeats.runs(graph.nodes, graph.outputs, self.sign) if fold and scene.only is None else []
+        self.runs = [repeats.with_leaves(run) for run in runs if self.whole(run)]
+        # What is drawn for what is in a later block, and of what is drawn what stands in the last block.
+        self.twins = {n: twin for first, *others in self.runs for b in others for n, twin in zip(b, first, strict=True)}
+        self.ends = {n: last for run in self.runs for n, last in zip(run[0], run[-1], strict=True)}
         shown = [node for node in scene.shown if node not in self.twins]
         self.dtype = graph.outputs[0].dtype
         boxes: dict[Call, list[Node]] = {}
@@ -110,7 +113,8 @@ class Picture:
         for node in self.home:
             self.add_node(node)
         for node in self.outputs:
-            here = self.add("output", [node.name if node.name and node.op else "output"], None, node)
+            name = node.name if node.name and node.op else "output"
+            here = self.add("output", [name], None, self.ends.get(node, node))
             self.connect(self.place[node], here, node, spine=node is first, gradient=self.flow(node, node))
         cut = {parent for node in {*graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
@@ -122,7 +126,8 @@ class Picture:
         """What has to be equal of two operations that one shape stands for."""
         about = [(call.kind, call.title.rpartition(": ")[2]) for call in self.scene.calls_of(node)]
         text = labels.title(node) if node.own_op != "getitem" else []  # time steps read one place after the other
-        return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name
+        reached = node in (self.gradients or ())
+        return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name, reached
 
     def whole(self, run: repeats.Run) -> bool:
         """Whether the blocks of a run cut no call of a module: each is inside a block, or has all of them inside."""
@@ -134,20 +139,13 @@ class Picture:
         inside = [len(set(places)) == 1 or len(blocks) == sum(i is not None for i in places) for places in met.values()]
         return all(inside)
 
-    def end(self, run: repeats.Run) -> Iterator[tuple[Node, Node]]:
-        """Of what the first block stands for, and its leaves, what stands in the last one."""
-        for node, last in zip(run[0], run[-1], strict=True):
-            yield node, last
-            for arg, other in zip(node.args, last.args, strict=True):
-                if isinstance(arg, Leaf) and arg is not other:
-                    yield arg, other
-
     def around(self, run: repeats.Run) -> tuple[int, str]:
         """How many frames of modules are around a run, and what its own says."""
-        calls = [self.framing(node) for node in (*run[0], *run[-1])]
+        blocks = [[node for node in block if node.op] for block in (run[0], run[-1])]
+        calls = [self.framing(node) for block in blocks for node in block]
         depth = len([level for level in zip(*calls, strict=False) if len(set(level)) == 1])
-        ends = [[call.path for call in self.scene.calls_of(node) if call.path] for node in (run[0][0], run[-1][-1])]
-        first, last = (paths[depth : depth + 1] for paths in ends)
+        ends = (blocks[0][0], blocks[1][-1])
+        first, last = ([call.path for call in self.scene.calls_of(node) if call.path][depth:][:1] for node in ends)
         return depth, f"× {len(run)}: {first[0]} to {last[0]}" if first and last else f"× {len(run)}"
 
     def framing(self, node: Node) -> list[Call]:
@@ -165,14 +163,15 @@ class Picture:
         around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
         if fused and not (calls and calls[-1].kind == "fused"):
             around.append((origin, "batch_norm" if options else "fused", "fused"))
-        for run in [run for run in self.runs if node in run[0]]:
-            depth, title = self.around(run)
-            around.insert(depth, (title, title, "repeat"))
+        for place, run in enumerate(self.runs):
+            if node in run[0] and node.op:
+                depth, title = self.around(run)
+                around.insert(depth, (place, title, "repeat"))
         for key, title, kind in around:
             if key not in framed:
                 framed[key] = len(self.frames)
                 lines = [title, ", ".join(options)] if kind == "fused" and options else [title]
-                self.frames.append(Frame("\n".join(lines), kind, here))
+                self.frames.append(Frame("\n".join(lines), kind, here, key if kind == "repeat" else None))
             here = framed[key]
         return here
 
@@ -202,16 +201,26 @@ class Picture:
     def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
         shape.again = isinstance(node, Leaf) and not full
-        text = labels.short if self.brief else labels.value_text
         if node and full and self.values is not None:
-            shape.value = text(self.values[node])
+            shape.value = self.said(node, self.values)
         if node and full and self.gradients is not None:
-            if node in self.gradients:
-                shape.gradient = text(self.gradients[node], ".grad " if self.stored else "∂ ")
-            elif isinstance(node, Leaf) and node.requires_grad:
-                shape.gradient = ["no .grad" if self.stored else "no gradient"]
+            shape.gradient = self.said(node, self.gradients, ".grad " if self.stored else "∂ ")
         self.shapes.append(shape)
         return len(self.shapes) - 1
+
+    def said(self, node: Node, arrays: Mapping[Node, Any], what: str = "") -> list[str]:
+        """The lines for the array of a node; in a repeat for those of the first and the last block, on a page none."""
+        ends = [("", node)]
+        text = labels.short if self.brief or node in self.ends else labels.value_text
+        if node in self.ends:
+            ends = [] if self.brief else [("first ", node), ("last ", self.ends[node])]
+        lines = []
+        for word, end in ends:
+            if end in arrays:
+                lines += text(arrays[end], f"{what}{word}")
+            elif isinstance(end, Leaf) and end.requires_grad:
+                lines.append(f"no {'.grad' if self.stored else 'gradient'} {word}".rstrip())
+        return lines
 
     def connect(self, tail: int, head: int, given: Any, name: str = "", **about: Any) -> None:
         said = self.shapes[tail].lines[0].partition(" = ")[0].rpartition(".")[2]
@@ -222,7 +231,8 @@ class Picture:
     def flow(self, node: Node, arg: Node) -> bool:
         """Whether to show that a gradient flows to `arg` from `node`, or from what reads it."""
         parts = self.parts.get(node, [node])
-        return arg in self.flowing and (node is arg or any(p in self.flowing and arg in p.receivers for p in parts))
+        reached = {self.drawn(there) for part in parts if part in self.flowing for there in part.receivers}
+        return arg in self.flowing and (node is arg or arg in reached)
 
     def tail_of(self, arg: Any, reader: Node, name: str) -> int:
         """The shape that an arrow to `reader` comes from."""
@@ -243,7 +253,8 @@ class Picture:
         operands = self.operands(node)
         tails = [self.tail_of(arg, node, name) for arg, name, _ in operands]
         alike = len(operands) == 1 or node.own_op in labels.COMMUTATIVE  # operands that need no names
-        full = not node.op or node not in self.outputs  # the value of an operation that is an output stands there
+        # The value of an operation that is an output stands there.
+        full = not node.op or node not in self.outputs or node in self.ends
         here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
             about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flow(node, arg)}
@@ -277,6 +288,8 @@ class Picture:
         if node in self.parts:
             return [self.scene.calls_of(node)[-1].title, *(lines if node.own_op == "batch_norm" else [])]
         name = "" if node in self.outputs and node.name else self.names[node]
+        if node in self.ends:
+            name = name.rstrip(labels.INDICES)
         if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
             return [first.replace(node.op, name, 1), *lines]
         return [f"{name} = {first}" if name else first, *lines]

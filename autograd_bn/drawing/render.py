@@ -40,8 +40,8 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
     `outputs` may also be a model, called with `inputs` (an array, a tensor, or a sequence of them): its modules are
     frames, and a layer of few nodes is one box, which `expand=True` opens. `around`, a tensor of the graph or several,
     cuts out what is at most `hops` edges away. A leaf that is read far away is drawn again there. Equal blocks or time
-    steps in a row are one with "× 20", which values, gradients and `expand=True` open. `direction` is "LR" (left to
-    right) or "TB" (top to bottom), by default what keeps to the 900 pixels of a page.
+    steps in a row are one with "× 20", with the values and gradients of the first and the last; `expand=True` opens
+    them. `direction` is "LR" (left to right) or "TB" (top to bottom), by default what keeps to a page's 900 pixels.
 
     Where there are `allreduce` nodes, values, gradients and exact rationals are computed anew on every rank. The file
     is written whole or not at all. `TypeError` for outputs that aren't tensors; `ValueError` for an unknown suffix or
@@ -92,8 +92,8 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
     gradients = flow(scene.graph, start) if start is not None else None
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
-    fold = not (values or gradients or options["expand"] or options["around"] is not None)
-    picture = Picture(scene, scene.graph.values() if values else None, gradients, stored, fold=fold)
+    shown = scene.graph.values() if values else None
+    picture = Picture(scene, shown, gradients, stored, fold=not options["expand"])
     return digraph(picture, options["direction"])
 
 

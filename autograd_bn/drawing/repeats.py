@@ -40,8 +40,11 @@ def runs(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], 
         return len(kinds) == len(readers[one]) == len(readers[other]) == 1
 
     def alike(i: int, j: int) -> bool:
-        pairs = zip(steps[i].args, steps[j].args, strict=True)
-        return signs[i] == signs[j] and all(same(one, other, i - j) for one, other in pairs)
+        one, other = steps[i].args, steps[j].args
+        if signs[i] != signs[j] or not all(same(*pair, i - j) for pair in zip(one, other, strict=True)):
+            return False
+        pairs = {(id(a), id(b)) for a, b in zip(one, other, strict=True)}
+        return len(pairs) == len({*map(id, one)}) == len({*map(id, other)})  # w · w is not v · w
 
     def count(start: int, size: int) -> int:
         """How many equal blocks of a size stand in a row."""
@@ -89,13 +92,13 @@ def deepest_first(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:
     return list(ordered)
 
 
-def twins(run: Run) -> dict[Node, Node]:
-    """For each operation and leaf of the later blocks the one in the first that stands for it."""
-    first, *others = run
-    found: dict[Node, Node] = {}
-    for block in others:
-        for node, twin in zip(block, first, strict=True):
-            pairs = zip(node.args, twin.args, strict=True)
-            found |= {arg: other for arg, other in pairs if isinstance(arg, Leaf) and arg is not other}
-            found[node] = twin
-    return found
+def with_leaves(run: Run) -> Run:
+    """The blocks, each with the leaves that it has for itself."""
+    pairs = zip(run[0], run[1], strict=True)
+    places = [
+        (i, place)
+        for i, (node, other) in enumerate(pairs)
+        for place, arg in enumerate(node.args)
+        if isinstance(arg, Leaf) and arg is not other.args[place]
+    ]
+    return [[*block, *dict.fromkeys([block[i].args[place] for i, place in places])] for block in run]

@@ -66,7 +66,8 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     `Verdict` or a `GradientError`: then the page opens at the first wrong step.
 
     Values and gradients are shown unless False. For an output of more than one element `grads` is an array of its
-    shape, without which the page steps forward only. `expand=True` shows the open form first. A page has at most 1,500
+    shape, without which the page steps forward only. Equal blocks or time steps in a row are
+    one with "× 20", which opens. `expand=True` shows the open form first, and every block. A page has at most 1,500
     nodes (`ValueError` for more), and above 200 summaries of all arrays.
 
     >>> import autograd_bn as ag
@@ -109,17 +110,26 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
     named = ", ".join([node.name for node in ends if node.name])
     title = ": ".join(filter(None, [named, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
-    return _document(f"{title}, step by step", views, twin, arrays, start=int(options["expand"] and bool(fused)))
+    title, expand = f"{title}, step by step", options["expand"]
+    return _document(title, views, twin, arrays, start=int(expand and bool(fused)), fold=not expand)
 
 
 def _document(
-    title: str, views: list[View], twin: Twins, arrays: Arrays, *, start: int = 0, beside: bool = False, code: str = ""
+    title: str,
+    views: list[View],
+    twin: Twins,
+    arrays: Arrays,
+    *,
+    start: int = 0,
+    fold: bool = True,
+    beside: bool = False,
+    code: str = "",
 ) -> Page:
     """The HTML of a page, the same bytes for the same graph."""
     folder = files(__package__)
     parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}
     css, js = (" ".join([line.strip() for line in parts[name].splitlines()]) for name in ("css", "js"))
-    data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin}
+    data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin, "fold": fold}
     data |= {"arrays": arrays.listed, "views": [made.data for made in views]}
     text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
     for sign in "<>&":
@@ -135,14 +145,14 @@ def _document(
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
-    still = views[start].svg.replace(">", "><style>text{stroke:none}</style>", 1)
+    still = (views[start].folded or views[start].svg).replace(">", "><style>text{stroke:none}</style>", 1)
     return Page(html.encode("utf-8", "backslashreplace").decode(), still)
 
 
 def _stage(made: View, shown: bool) -> str:
     name = escape(made.data["name"])
-    hidden = "" if shown else " hidden"
-    return f'<section class="stage" aria-label="Graph, {name}"{hidden}><p>{name}</p>{made.svg}</section>'
+    hidden, folded = "" if shown else " hidden", made.folded.replace("<svg", "<svg hidden", 1)
+    return f'<section class="stage" aria-label="Graph, {name}"{hidden}><p>{name}</p>{made.svg}{folded}</section>'
 
 
 def _hash(text: str) -> str:

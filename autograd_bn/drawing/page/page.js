@@ -14,14 +14,37 @@ const make = (ns) => (tag, attributes, ...children) => {
 const el = make("http://www.w3.org/1999/xhtml"), shape = make("http://www.w3.org/2000/svg");
 
 /* What is shown: the pane in front, the chosen node, the path that is lit; what arrives is hidden by a veil. */
-const S = { pane: 0, sel: null, way: null, was: null, ulp: true, keys: true, hide: false, veil: false, timer: 0 };
+const S = { pane: 0, sel: null, way: null, was: null, ulp: true, keys: true, hide: false, veil: false, timer: 0, fold: D.fold };
 /* A pane shows one view at one step; a comparison has two of them. */
 const panes = (D.beside ? [0, 1] : [D.start]).map((i) => ({ view: i, step: 0, scale: 0 }));
-const stages = $$(".stage").map((stage) => {
-  const svg = stage.querySelector("svg"), size = svg.getAttribute("viewBox").split(" ").slice(2).map(Number);
-  return { stage, svg, size, nodes: Map.groupBy($$("[data-node]", svg), (e) => Number(e.dataset.node)) };
-});
+const stages = $$(".stage").map((stage) => ({ stage, drawings: $$("svg", stage).map((svg) => ({
+  svg,
+  size: svg.getAttribute("viewBox").split(" ").slice(2).map(Number),
+  nodes: Map.groupBy($$("[data-node]", svg), (e) => Number(e.dataset.node)),
+})) }));
 const main = () => panes[S.pane], view = (pane = main()) => D.views[pane.view];
+/* The drawing that a pane shows: in full, or with its repeats folded. */
+const folded = (pane) => S.fold && view(pane).repeats.length > 0;
+const drawing = (pane = main()) => stages[pane.view].drawings[folded(pane) ? 1 : 0];
+/* Where a node is in a repeat: the repeat's blocks, its own among them, and its place in that. */
+const spots = D.views.map((v) => new Map(v.repeats.flatMap((blocks) => (
+  blocks.flatMap((ids, block) => ids.map((id, i) => [id, { blocks, block, i }]))))));
+const spot = (pane, id) => folded(pane) ? spots[pane.view].get(id) : undefined;
+/* The block that each folded repeat stands for: of the chosen node, else the one that was worked on last. */
+const settle = (pane) => {
+  const chosen = pane === main() && S.sel !== null ? [S.sel] : [];
+  const worked = view(pane).steps.slice(0, pane.step + 1).map((s) => s.node);
+  const met = [...worked, ...chosen].map((id) => spots[pane.view].get(id)).filter(Boolean);
+  pane.standing = new Map(met.map(({ blocks, block }) => [blocks, block]));
+};
+const standing = (pane, blocks) => pane.standing.get(blocks) || 0;
+/* The shapes of a node; what a folded repeat does not stand for now has none in it. */
+const shapes = (pane, id) => {
+  const at = spot(pane, id), { nodes } = drawing(pane), own = nodes.get(id) || [];
+  if (!at) { return own; }
+  const inner = at.block === standing(pane, at.blocks) ? nodes.get(at.blocks[0][at.i]) : [];
+  return [...inner, ...(at.block ? own : [])];
+};
 const step = (pane = main()) => view(pane).steps[pane.step], end = () => view().steps.length - 1;
 const known = (pane) => {
   const values = new Set(view(pane).nodes.filter((n) => n.op === null).map((n) => n.id)), grads = new Map();
@@ -85,8 +108,10 @@ const array = (index, caption, top = 0) => {
 };
 
 /* --- the graph at a step --- */
-const overlay = (pane, edge, name) => {
-  const e = $$(`[data-edge="${edge}"]`, stages[pane.view].svg)[0];
+const overlay = (pane, to, position, name) => {
+  const at = spot(pane, to), head = at ? at.blocks[0][at.i] : to;
+  if (at && at.block !== standing(pane, at.blocks)) { return; }
+  const e = $$(`[data-edge$="-${head}-${position}"]`, drawing(pane).svg)[0];
   if (e) { e.append(shape("path", { d: e.querySelector("path").getAttribute("d"), class: `${name} extra` })); }
 };
 const badge = (e, lines, name) => {
@@ -100,12 +125,22 @@ const ulp = (x) => x === null ? "∞" : x < 1000 ? String(Number(x.toPrecision(2
 const errors = (note, k, id) => S.ulp && note.ulp && k.values.has(id)
   ? Object.entries(note.ulp).filter(([what]) => what === "value" || k.done(id)).reverse() : [];
 const paint = (pane) => {
-  const { nodes, svg } = stages[pane.view], st = step(pane), k = known(pane), sel = pane === main() ? S.sel : null;
+  settle(pane);
+  const { svg } = drawing(pane), st = step(pane), k = known(pane), sel = pane === main() ? S.sel : null;
   $$(".extra", svg).forEach((e) => e.remove());
+  for (const e of $$("[data-repeat]", svg)) {
+    const blocks = view(pane).repeats[e.dataset.repeat], at = spot(pane, st.node), now = (at || {}).blocks === blocks;
+    e.classList.toggle("now", now);
+    const said = `${standing(pane, blocks) + 1} of ${blocks.length}`;
+    set(e, { role: "button", tabindex: 0, "aria-label": `${e.textContent}, ${said}: open the repeats` });
+    badge(e, [said], "");
+  }
   for (const n of view(pane).nodes) {
-    const note = view(pane).notes[n.id] || {}, { verdict } = note, worn = nodes.get(n.id) || [];
+    const note = view(pane).notes[n.id] || {}, { verdict } = note, worn = shapes(pane, n.id);
     const got = k.grads.get(n.id), done = k.done(n.id), state = [n.symbol, n.op || n.kind, size(n.shape)];
     const gets = S.veil && st.parts.some((p) => p.to === n.id), now = st.node === n.id;
+    const among = spot(pane, n.id);
+    if (among) { state.push(`${among.block + 1} of ${among.blocks.length}`); }
     const flags = { nov: !k.values.has(n.id) || (S.veil && now && st.pass === "forward"), nog: !done || gets };
     Object.assign(flags, { now, sel: sel === n.id });
     flags.bad = done && verdict !== undefined && !verdict.ok;
@@ -127,12 +162,12 @@ const paint = (pane) => {
       )), `b${[0.5, 1, 4, 64].filter((limit) => worst > limit).length}`);
     }
   }
-  if (st.pass === "backward") { st.parts.forEach((p) => overlay(pane, `${p.to}-${st.node}-${p.pos}`, "flow")); }
+  if (st.pass === "backward") { st.parts.forEach((p) => overlay(pane, st.node, p.pos, "flow")); }
   const ended = view(pane).paths.filter((p) => st.parts.some((q) => q.to === p.leaf && q.n === q.of));
   const lost = (way) => way.coef === 0, missing = ended.flatMap((p) => p.paths.filter(lost));
   (pane !== main() ? [] : S.way ? [S.way] : missing).forEach((way) => way.nodes.slice(1).forEach((to, i) => {
     const edge = view().edges.find((e) => e[0] === to && e[1] === way.nodes[i]);
-    overlay(pane, edge.join("-"), lost(way) ? "way lost" : "way");
+    overlay(pane, edge[1], edge[2], lost(way) ? "way lost" : "way");
   }));
 };
 
@@ -226,7 +261,8 @@ const show = () => {
   });
   app.dataset.step = slider.value = at;
   slider.setAttribute("aria-valuetext", `step ${at} of ${end()}: ${say}`);
-  $("count").textContent = `${at} / ${end()} ${st.pass}`;
+  const among = spots[main().view].get(st.node), block = among ? `, ${among.block + 1} of ${among.blocks.length}` : "";
+  $("count").textContent = `${at} / ${end()} ${st.pass}${block}`;
   if ($("say").textContent !== say) { $("say").textContent = say; }
   $$("[aria-current]", list).forEach((e) => e.removeAttribute("aria-current"));
   li.setAttribute("aria-current", "step");
@@ -252,7 +288,11 @@ const refresh = () => {
   list.replaceChildren(...view().steps.map((s) => el("li", {}, s.say)));
   if (!D.beside) { stages.forEach(({ stage }, i) => { stage.hidden = i !== main().view; }); }
   $("views").value = main().view;
-  act("open").textContent = main().view ? "Close the fused node" : "Open the fused node";
+  act("open").textContent = main().view ? "Close fused" : "Open fused";
+  act("fold").textContent = S.fold ? "Open repeats" : "Fold repeats";
+  for (const pane of panes) {
+    stages[pane.view].drawings.forEach(({ svg }) => svg.toggleAttribute("hidden", svg !== drawing(pane).svg));
+  }
   const symbols = [...new Set(view().nodes.map((n) => n.symbol))];
   $("names").replaceChildren(...symbols.map((name) => el("option", { value: name })));
   zooms(0);
@@ -267,11 +307,11 @@ const enter = (j) => {
   S.was = was;
 };
 const toPane = (k) => { if (k !== S.pane) { release({ pane: k }); refresh(); } };
-const choose = (id) => { S.sel = id; show(); stages[main().view].nodes.get(id)[0].focus({ preventScroll: true }); };
+const choose = (id) => { S.sel = id; show(); shapes(main(), id)[0].focus({ preventScroll: true }); };
 
 /* --- size and place: a factor of 0 fits what stays readable, -1 fits all --- */
 const zoom = (pane, factor) => {
-  const { svg, stage, size: [w, h] } = stages[pane.view];
+  const { stage } = stages[pane.view], { svg, size: [w, h] } = drawing(pane);
   const fit = Math.min((stage.clientWidth - 14) / w, (stage.clientHeight - 14) / h);
   if (!(fit > 0)) { return; }
   const readable = app.classList.contains("lecture") ? Math.max(1, innerWidth / 1100) : 1;
@@ -281,21 +321,22 @@ const zoom = (pane, factor) => {
   Object.assign(svg.style, { width: `${w * pane.scale}px`, height: `${h * pane.scale}px` });
 };
 const follow = (pane) => {
-  const { stage, nodes } = stages[pane.view], id = pane === main() && S.sel !== null ? S.sel : step(pane).node;
-  if (!nodes.has(id)) { return; }
-  const a = nodes.get(id)[0].getBoundingClientRect(), b = stage.getBoundingClientRect();
+  const { stage } = stages[pane.view], id = pane === main() && S.sel !== null ? S.sel : step(pane).node;
+  const [e] = shapes(pane, id);
+  if (!e) { return; }
+  const a = e.getBoundingClientRect(), b = stage.getBoundingClientRect();
   const dx = a.left + a.width / 2 - b.left - b.width / 2, dy = a.top + a.height / 2 - b.top - b.height / 2;
   if (Math.abs(dx) > b.width * 0.32 || Math.abs(dy) > b.height * 0.32) { stage.scrollBy(dx, dy); }
 };
 /* A small map of a large graph, with a frame around what is seen. */
 const MAPPED = 60, map = $("map");
 const frame = () => {
-  const { stage, svg } = stages[main().view], a = svg.getBoundingClientRect(), b = stage.getBoundingClientRect();
+  const a = drawing().svg.getBoundingClientRect(), b = stages[main().view].stage.getBoundingClientRect();
   const x = (b.left - a.left) / main().scale, y = (b.top - a.top) / main().scale;
   if (map.lastChild) { set(map.lastChild, { x, y, width: b.width / main().scale, height: b.height / main().scale }); }
 };
 const chart = () => {
-  const { svg, nodes, size: [w, h] } = stages[main().view], a = svg.getBoundingClientRect();
+  const { svg, nodes, size: [w, h] } = drawing(), a = svg.getBoundingClientRect();
   map.toggleAttribute("hidden", D.beside || nodes.size <= MAPPED);
   if (D.beside || nodes.size <= MAPPED) { return; }
   const at = (length) => (length / main().scale).toFixed(0);
@@ -312,6 +353,8 @@ const play = () => {
   act("play").textContent = S.play ? "Pause" : "Play";
   if (S.play) { S.timer = setInterval(() => { if (main().step < end() || S.veil) { next(); } else { play(); } }, 1200); }
 };
+const fold = () => { S.fold = !S.fold; refresh(); show(); };
+const folds = (e) => S.fold && e.target.closest("[data-repeat]") !== null;
 const other = () => {
   if (D.beside) { toPane(1 - S.pane); show(); } else if (D.views.length > 1) { enter(main().view ? 0 : 1); }
 };
@@ -346,6 +389,7 @@ const ACTS = [
   ["[", "", "", "end of the forward pass", () => go(seed() - 1)],
   ["]", "", "", "start of the backward pass", () => go(seed())],
   ["o", "open", "", "open or close the fused node; change sides", other],
+  ["r", "fold", "", "open or fold repeats", fold],
   ["f", "lecture", "Lecture", "lecture mode: full screen, large text", lecture],
   ["h", "hide", "Predict", "hide what arrives until the next key", () => { press("hide", !S.hide); S.veil = false; show(); }],
   ["c", "ulp", "ulp", "rounding errors", () => { press("ulp", !S.ulp); $("badges").hidden = !S.ulp; show(); }],
@@ -362,7 +406,7 @@ ACTS.forEach(([key, name, label, text, run]) => {
   if (key) { $$("dl", $("keys"))[0].append(el("dt", {}, called), el("dd", {}, text)); }
   if (name) {
     const b = el("button", { type: "button", "data-do": name, title: `${text}${key && ` (${called})`}` }, label);
-    if (label.length < 3) { b.setAttribute("aria-label", text); }
+    if (label && label.length < 3) { b.setAttribute("aria-label", text); }
     /* A click leaves the keys to the page; who came by Tab keeps the focus. */
     b.addEventListener("click", (e) => { run(); if (e.detail) { b.blur(); } });
     $("bar").append(b, ...(name === "last" ? [slider, $("count")] : name === "open" ? [$("views"), $("find")] : []));
@@ -373,7 +417,10 @@ const neighbour = (id, key) => {
   const near = { ArrowUp: ends(1, 0)[0], ArrowDown: ends(0, 1)[0], ArrowLeft: id - 1, ArrowRight: id + 1 }[key];
   return view().nodes[near] ? near : id;
 };
-const nodeOf = (e) => { const at = e.target.closest("[data-node]"); return at ? Number(at.dataset.node) : null; };
+const nodeOf = (e) => {
+  const there = e.target.closest("[data-node]"), id = there ? Number(there.dataset.node) : null, at = spot(main(), id);
+  return at && at.block === 0 ? at.blocks[standing(main(), at.blocks)][at.i] : id;
+};
 document.addEventListener("keydown", (e) => {
   const id = nodeOf(e), { key } = e, single = key.length === 1 && key !== " ", arrow = key.startsWith("Arrow");
   const typing = e.target === $("find") && (single || arrow || /^( |Home|End)$/.test(key));
@@ -387,6 +434,7 @@ document.addEventListener("keydown", (e) => {
     document.activeElement.blur();
   } else if (e.target === $("find") && key === "Enter") { seek(e.target.value);
   } else if (arrow && e.shiftKey && !typing) { choose(neighbour(id ?? S.sel ?? step().node ?? 0, key));
+  } else if (folds(e) && key === "Enter") { fold();
   } else if (id !== null && key === "Enter") { jump(id);
   } else if (run && !own && (S.keys || !single)) { run(); } else { return; }
   e.preventDefault();
@@ -415,7 +463,7 @@ stages.forEach(({ stage }, i) => {
   stage.addEventListener("click", (e) => {
     if (drag && drag.far) { return; }
     if (D.beside) { toPane(i); }
-    if (nodeOf(e) === null) { show(); } else { choose(nodeOf(e)); }
+    if (folds(e)) { fold(); } else if (nodeOf(e) === null) { show(); } else { choose(nodeOf(e)); }
   });
   stage.addEventListener("wheel", (e) => {
     if (e.ctrlKey || e.metaKey) { e.preventDefault(); zoom(panes[D.beside ? i : 0], e.deltaY > 0 ? 1 / 1.15 : 1.15); }
@@ -423,7 +471,8 @@ stages.forEach(({ stage }, i) => {
   sized.observe(stage);
 });
 map.addEventListener("pointerdown", (e) => {
-  const { stage, svg, size: [w, h] } = stages[main().view], b = map.getBoundingClientRect(), { scale: s } = main();
+  const { stage } = stages[main().view], { svg, size: [w, h] } = drawing();
+  const b = map.getBoundingClientRect(), { scale: s } = main();
   const unit = Math.min(b.width / w, b.height / h), gap = svg.offsetLeft || 0;
   const x = (e.clientX - b.left - (b.width - w * unit) / 2) / unit, y = (e.clientY - b.top - (b.height - h * unit) / 2) / unit;
   stage.scrollTo(x * s + gap - stage.clientWidth / 2, y * s - stage.clientHeight / 2);
@@ -432,6 +481,7 @@ addEventListener("beforeprint", () => { $("all").open = true; });
 
 app.classList.toggle("beside", D.beside);
 act("open").hidden = D.beside || D.views.length < 2;
+act("fold").hidden = !D.views.some((v) => v.repeats.length);
 act("ulp").hidden = $("badges").hidden = !D.views.some((v) => Object.values(v.notes).some((note) => note.ulp));
 ["ulp", "keys"].forEach((name) => press(name, true));
 ["play", "hide"].forEach((name) => press(name, false));

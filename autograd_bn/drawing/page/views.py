@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -12,6 +14,7 @@ from ...engine import Leaf, Node
 from ...engine.backward import pull
 from .. import labels
 from ..picture import Picture
+from ..repeats import deepest_first
 from ..scene import Scene, flow
 from . import formulas
 from .arrays import Arrays
@@ -30,7 +33,7 @@ LABELS = {  # of a path through batch norm, by whether it meets the mean and the
 
 
 class View:
-    """What a page holds of one graph: `data` for JSON, the picture, and from which nodes and arrays they were made.
+    """What a page holds of one graph: `data` for JSON, the pictures, and from which nodes and arrays they were made.
 
     There is a backward pass if there are gradients to `start`; `why` says why there are none.
     """
@@ -53,10 +56,16 @@ class View:
             )
         arrays.brief |= len(shown) > BRIEF
         self.scene, self.arrays, self.values, visits = scene, arrays, graph.values(), list[Any]()
-        self.ids = ids = {node: i for i, node in enumerate(shown)}
         self.seeds = [(node, g) for node, g in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
         self.grads = flow(graph, start, visits)
-        picture = Picture(scene, self.values if values else None, self.grads, brief=True)
+        given = self.values if values else None
+        picture = folded = Picture(scene, given, self.grads, brief=True, fold=True)
+        if folded.runs:
+            graph = copy(graph)
+            graph.nodes = deepest_first(graph.nodes, graph.outputs)  # one time step after the other
+            ordered, shown = replace(scene, graph=graph), graph.nodes
+            folded, picture = (Picture(ordered, given, self.grads, brief=True, fold=fold) for fold in (True, False))
+        self.ids = ids = {node: i for i, node in enumerate(shown)}
         self.names, self.roles = picture.names, picture.roles
         kinds = {shape.node: shape.kind for shape in reversed(picture.shapes)}
         nodes = [
@@ -81,9 +90,11 @@ class View:
             for place, arg in enumerate(node.args)
             if isinstance(arg, Node) and arg in ids
         ]
-        self.data: dict[str, Any] = {"name": name, "nodes": nodes, "edges": edges, "notes": {}}
+        repeats = [[[ids[node] for node in block] for block in run] for run in folded.runs]
+        self.data: dict[str, Any] = {"name": name, "nodes": nodes, "edges": edges, "notes": {}, "repeats": repeats}
         self.data |= {"steps": list(self.steps(visits, why)), "paths": list(self.paths())}
         self.svg = draw_view(picture, name, ids, direction or "TB")
+        self.folded = draw_view(folded, name, ids, direction or "TB") if folded.runs else ""
 
     def steps(self, visits: Sequence[Any], why: str) -> Iterator[dict[str, Any]]:
         """The leaves, each operation, and each visit of the backward pass."""
