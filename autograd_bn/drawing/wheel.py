@@ -67,55 +67,23 @@ class Font:
 # --- What Graphviz declares in C: types.h, textspan.h and gvplugin.h -----------------------------------------
 
 
-class _TextFont(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("color", ctypes.c_char_p),
-        ("alias", ctypes.c_void_p),
-        ("size", ctypes.c_double),
-    )
+def _struct(**fields: Any) -> Any:
+    return type("Struct", (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-class _TextSpan(ctypes.Structure):
-    _fields_ = (
-        ("text", ctypes.c_char_p),
-        ("font", ctypes.POINTER(_TextFont)),
-        ("layout", ctypes.c_void_p),
-        ("free_layout", ctypes.c_void_p),
-        ("above", ctypes.c_double),
-        ("below", ctypes.c_double),
-        ("width", ctypes.c_double),
-        ("height", ctypes.c_double),
-    )
-
-
-class _Plugin(ctypes.Structure):
-    _fields_ = (
-        ("id", ctypes.c_int),
-        ("type", ctypes.c_char_p),
-        ("quality", ctypes.c_int),
-        ("engine", ctypes.c_void_p),
-        ("features", ctypes.c_void_p),
-    )
-
-
-class _Api(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int), ("plugins", ctypes.POINTER(_Plugin)))
-
-
-class _Library(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("apis", ctypes.POINTER(_Api)))
-
-
-class _Symbol(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("library", ctypes.POINTER(_Library)))
-
-
+_int, _text, _double, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_double, ctypes.c_void_p
+_Font = _struct(name=_text, color=_text, alias=_pointer, size=_double)
+_Size = {"above": _double, "below": _double, "width": _double, "height": _double}
+_Span = _struct(text=_text, font=ctypes.POINTER(_Font), layout=_pointer, free_layout=_pointer, **_Size)
+_Plugin = _struct(id=_int, type=_text, quality=_int, engine=_pointer, features=_pointer)
+_Api = _struct(kind=_int, plugins=ctypes.POINTER(_Plugin))
+_Library = _struct(name=_text, apis=ctypes.POINTER(_Api))
+_Symbol = _struct(name=_text, library=ctypes.POINTER(_Library))
 _TEXT_LAYOUT = 2
-_MEASURE = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(_TextSpan), ctypes.c_void_p)
+_MEASURE = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(_Span), _pointer)
 
 
-def _measuring(font: Font) -> tuple[_Library, Any]:
+def _measuring(font: Font) -> tuple[Any, Any]:
     """A plugin that tells Graphviz how large a text is, and what must outlive its use."""
 
     def measure(span: Any, _: Any) -> bool:
@@ -126,7 +94,7 @@ def _measuring(font: Font) -> tuple[_Library, Any]:
         return True
 
     function = _MEASURE(measure)
-    engine = ctypes.c_void_p(ctypes.cast(function, ctypes.c_void_p).value)
+    engine = _pointer(ctypes.cast(function, _pointer).value)
     plugins = (_Plugin * 2)(_Plugin(0, b"textlayout", 100, ctypes.addressof(engine)))
     apis = (_Api * 2)(_Api(_TEXT_LAYOUT, plugins))
     return _Library(b"autograd_bn", apis), (function, engine)
@@ -159,11 +127,10 @@ def draw(source: bytes, format: str, font: Font) -> bytes:
     except OSError as error:
         sys.exit(f"{error}: pdf needs Graphviz on the system, so that `dot` is on PATH")
     symbols += [_Symbol(name.encode(), ctypes.pointer(_Library.in_dll(library, name))) for name, library in loaded]
-    pointer = ctypes.c_void_p
-    gvc.gvContextPlugins.argtypes, gvc.gvContextPlugins.restype = [pointer, ctypes.c_int], pointer
-    cgraph.agmemread.argtypes, cgraph.agmemread.restype = [ctypes.c_char_p], pointer
-    gvc.gvLayout.argtypes = [pointer, pointer, ctypes.c_char_p]
-    gvc.gvRenderData.argtypes = [pointer, pointer, ctypes.c_char_p, pointer, pointer]
+    gvc.gvContextPlugins.argtypes, gvc.gvContextPlugins.restype = [_pointer, _int], _pointer
+    cgraph.agmemread.argtypes, cgraph.agmemread.restype = [_text], _pointer
+    gvc.gvLayout.argtypes = [_pointer, _pointer, _text]
+    gvc.gvRenderData.argtypes = [_pointer, _pointer, _text, _pointer, _pointer]
     table = (_Symbol * (len(symbols) + 1))(*symbols)
     context, graph = gvc.gvContextPlugins(ctypes.addressof(table), 0), cgraph.agmemread(source)
     picture, length = ctypes.c_char_p(), ctypes.c_size_t()
