@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.batch_norm import arithmetic, kernels
-from autograd_bn.batch_norm.kernels import blocks, numpy, threads, thresholds
+from autograd_bn.batch_norm.kernels import blocks, numpy, threads, thresholds, whole
 
 EPS = 1e-5
 DTYPES = ["float32", "float64"]
@@ -286,6 +286,7 @@ def lower(monkeypatch, **limits):
         monkeypatch.setattr(thresholds, name, limit)
     blocks._layout.cache_clear()
     arithmetic._layout_at_once.cache_clear()
+    whole.whole.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted, thresholds
 from .kernels.blocks import Layout, layout_of, walk
 from .kernels.memory import empty_like
-from .kernels.numpy import SPARE, added
+from .kernels.numpy import SPARE
+from .kernels.whole import whole
 
 # Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
 NEAR = 2.0**16
@@ -79,32 +80,34 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
 
 
 def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Array]:
-    n = max(values(x.shape, axes), 1)
+    over = whole(x.shape, axes)
+    n = max(over.count, 1)
     dtype = wide(x.dtype)
+    t = empty_like(x, dtype)
     if x.dtype == dtype:
-        high = added(x, axes) / n
+        high = over.sum(x) / n
     else:  # squares have the bits to be summed about 0, unless a mean is large
-        t = _less(x, None, dtype)
-        total = added(t, axes)
+        np.copyto(t, x)
+        total = over.sum(t)
         high = total / n
         correction = total * high
-        squares = added(_times(t, t), axes) - correction
+        squares = over.sum_of_products(t, t) - correction
         if (correction <= SPARE * squares).all():
             return Mean(None, high), squares, t
-    t = _less(x, high, dtype)
-    low = added(t, axes) / n
+    over.into(t, np.subtract, x, high)
+    low = over.sum(t) / n
     correction = low * low * n
-    squares = added(_times(t, t), axes)
+    squares = over.sum_of_products(t, t)
     far = correction + correction > squares
     if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
         origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(dtype)
-        t = _less(x, origin, dtype)
-        distance = added(t, axes) / n
+        over.into(t, np.subtract, x, origin)
+        distance = over.sum(t) / n
         t -= distance
         near = Mean.at(origin, distance)
         high, low = np.where(far, near.high, high), np.where(far, near.low, low)
-        correction, squares = np.where(far, 0, correction), np.where(far, added(_times(t, t), axes), squares)
-        t = _less(x, high, dtype)
+        correction, squares = np.where(far, 0, correction), np.where(far, over.sum_of_products(t, t), squares)
+        over.into(t, np.subtract, x, high)
     return Mean(high, low), squares - correction, t
 
 
@@ -147,48 +150,48 @@ def _affine(
 ) -> Array:
     """(x - mean) * slope + constant, plus the product of a `term`, an array and a factor; `mean` may be None.
 
-    It overwrites `centred`, x - mean, where that was made before.
+    It overwrites `centred`, x - mean, where that was made before, and the room that a term has for its product.
     """
     if direct(x):
-        t = _less(x, mean, slope.dtype) if centred is None else centred
-        t *= slope
-        t += constant
+        over = whole(x.shape, axes)
+        t = empty_like(x, slope.dtype) if centred is None else centred
+        if centred is None and mean is not None:
+            over.into(t, np.subtract, x, mean)
+            x = t
+        over.into(t, np.multiply, x if centred is None else t, slope)
+        over.into(t, np.add, t, constant)
         if term:
-            t += _times(*term)
-        return t if t.dtype == dtype else _less(t, None, dtype)
+            g, factor, room = term
+            t += over.into(empty_like(g, t.dtype) if room is None else room, np.multiply, g, factor)
+        return t if t.dtype == dtype else _cast(t, dtype)
     y = empty_like(x, dtype)
     layout, views = walk(axes, x, y, *term[:1])
-    vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:])]
+    vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:2])]
     choose(layout, *views).affine(layout, views, vectors)
     return y
 
 
-def _less(x: Array, mean: Any, dtype: np.dtype[Any]) -> Array:
-    """A new array of `x - mean`, which may be None, in another dtype."""
+def _cast(x: Array, dtype: np.dtype[Any]) -> Array:
     t = empty_like(x, dtype)
-    if mean is None:
-        np.copyto(t, x, casting="same_kind")
-    else:
-        np.subtract(x, mean, out=t)
+    np.copyto(t, x, casting="same_kind")
     return t
-
-
-def _times(x: Array, factor: Array) -> Array:
-    return np.multiply(x, factor, out=empty_like(x))
 
 
 def backward_sums(
     g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array
-) -> tuple[Array, Array, tuple[Any, Array]]:
+) -> tuple[Array, Array, tuple[Any, Array, Any]]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma.
 
-    And a new `x - mean.high`, if it was made, with `g` in its dtype.
+    And a new `x - mean.high`, if it was made, with `g` in its dtype, and that once more where it is new too.
     """
     dtype = wide(x.dtype)
-    made: tuple[Any, Array] = None, g
+    made: tuple[Any, Array, Any] = None, g, None
     if direct(x):
-        made = t, h = _less(x, mean.high, dtype), g if g.dtype == dtype else _less(g, None, dtype)
-        total, weighted = added(h, axes), added(_times(t, h), axes)
+        over = whole(x.shape, axes)
+        h = g if g.dtype == dtype else _cast(g, dtype)
+        t = _cast(x, dtype) if mean.high is None else over.into(empty_like(x, dtype), np.subtract, x, mean.high)
+        made = t, h, None if h is g else h
+        total, weighted = over.sum(h), over.sum_of_products(t, h)
     else:
         layout, (source, gradient) = walk(axes, x, g)
         sums = np.empty((2, layout.parts, layout.features), dtype)
@@ -198,18 +201,24 @@ def backward_sums(
 
 
 def input_gradient(
-    made: tuple[Any, Array], x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, factor: Array, averages: Any
+    made: tuple[Any, Array, Any],
+    x: Array,
+    axes: tuple[int, ...],
+    mean: Mean,
+    scale: Array,
+    factor: Array,
+    averages: Any,
 ) -> Array:
     """factor * (g - average - normalised input * weighted average); None for the average of a cut path.
 
     `factor` is gamma * scale. `made` is what `backward_sums` made, and is overwritten.
     """
-    (centred, g), (average, weighted) = made, averages
+    (centred, g, room), (average, weighted) = made, averages
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted is None:
         return _affine(g, axes, x.dtype, None, factor, constant, None)
     slope = -factor * scale * weighted
-    return _affine(x, axes, x.dtype, mean.high, slope, constant - mean.low * slope, centred, g, factor)
+    return _affine(x, axes, x.dtype, mean.high, slope, constant - mean.low * slope, centred, g, factor, room)
 
 
 class Found(NamedTuple):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,8 @@ from ...engine.node import Array
 from . import thresholds
 from .blocks import Block, Layout
 from .threads import share
+from .whole import whole
 
-# Weights of rows that are added by BLAS, which is quicker than NumPy; up to how many elements it does so in one thread.
-ONES = np.ones(64)
-ALONE = 1 << 13
 # How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
 SPARE = 2.0**20
 
@@ -111,42 +107,8 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -
 
 def summed(lines: Array, layout: Layout, block: Block) -> Array:
     """The sum of each feature's numbers: over the lines, then over the lanes that belong to it."""
-    return added(added(lines, (layout.axis,)).reshape(block.lanes), (0, 2)).reshape(-1)
-
-
-def added(t: Array, axes: tuple[int, ...]) -> Array:
-    """The sum over `axes`, which it keeps: of a few rows at a time, since sums of few round less."""
-    shape, lines, inner = _summands(t.shape, axes)
-    if inner:
-        t = np.add.reduce(t, axis=inner, keepdims=True)
-    if lines is not None:
-        t, width = t.reshape(lines), lines[1]
-        rows = min(len(ONES), max(8, ALONE // max(width, 1)))
-        while len(t) > rows:
-            whole, odd = divmod(len(t), rows)
-            parts = _of_rows(t[: whole * rows].reshape(whole, rows, width))
-            if odd:
-                parts[0] += _of_rows(t[whole * rows :])
-            t = parts
-        t = _of_rows(t)
-    return t.reshape(shape)
-
-
-def _of_rows(t: Array) -> Array:
-    rows, width = t.shape[-2:]
-    if t.dtype.char == "d" and rows * width <= ALONE:
-        return ONES[:rows] @ t
-    return np.add.reduce(t, axis=-2)  # type: ignore[no-any-return]
-
-
-@lru_cache
-def _summands(
-    shape: tuple[int, ...], axes: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, int] | None, tuple[int, ...]]:
-    """The shape of a sum; that of a matrix with the first summed axes as rows, if there are any; the other axes."""
-    first = len([axis for i, axis in enumerate(axes) if i == axis])
-    kept = tuple([1 if i in axes else n for i, n in enumerate(shape)])
-    return kept, (math.prod(shape[:first]), math.prod(kept)) if first else None, axes[first:]
+    lanes = whole(lines.shape, (layout.axis,)).sum(lines).reshape(block.lanes)
+    return whole(block.lanes, (0, 2)).sum(lanes).reshape(-1)
 
 
 def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
