@@ -14,37 +14,13 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, compiled, numba_wanted, thresholds
+from .kernels import choose, compiled, numba_wanted, thresholds, whole
 from .kernels.blocks import Layout, layout_of, walk
 from .kernels.memory import empty_like
-from .kernels.numpy import SPARE
-from .kernels.whole import whole
+from .kernels.whole import Mean, wide
 
 # Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
 NEAR = 2.0**16
-
-
-class Mean(NamedTuple):
-    """A mean in two parts: what is subtracted from `x` first, or None, and what is left for last, an error term."""
-
-    high: Any
-    low: Array
-
-    @classmethod
-    def at(cls, origin: Array, distance: Array) -> Mean:
-        """The mean that lies at `distance` from `origin`, so that it is exact where all numbers equal `origin`."""
-        high = origin + distance
-        return cls(high, (origin - high) + distance)
-
-    def value(self) -> Array:
-        """Both parts together."""
-        return self.low if self.high is None else self.high + self.low
-
-
-@lru_cache
-def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which statistics of `dtype` are computed and kept: double precision at least."""
-    return dtype if dtype.kind == "O" else np.result_type(dtype, float)
 
 
 @lru_cache
@@ -67,7 +43,7 @@ def direct(x: Array) -> bool:
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     """The mean over `axes` and the sum of squares about it, in a wide dtype; and `x - mean.high` if it was made."""
     if direct(x):
-        return _direct_statistics(x, axes)
+        return whole.statistics(x, axes)
     layout, (view,) = walk(axes, x)
     centres, distances, squares = sums = np.empty((3, layout.parts, layout.features), wide(x.dtype))
     choose(layout, view).statistics(layout, view, sums)
@@ -77,38 +53,6 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     if x.dtype != centres.dtype and (mean.high**2 <= NEAR**2 / layout.count * square).all():
         return Mean(None, layout.unflat(mean.high)), layout.unflat(square), None
     return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square), None
-
-
-def _direct_statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Array]:
-    over = whole(x.shape, axes)
-    n = max(over.count, 1)
-    dtype = wide(x.dtype)
-    t = empty_like(x, dtype)
-    if x.dtype == dtype:
-        high = over.sum(x) / n
-    else:  # squares have the bits to be summed about 0, unless a mean is large
-        np.copyto(t, x)
-        total = over.sum(t)
-        high = total / n
-        correction = total * high
-        squares = over.sum_of_products(t, t) - correction
-        if (correction <= SPARE * squares).all():
-            return Mean(None, high), squares, t
-    over.into(t, np.subtract, x, high)
-    low = over.sum(t) / n
-    correction = low * low * n
-    squares = over.sum_of_products(t, t)
-    far = correction + correction > squares
-    if far.any():  # from the mean's rounding: nearly constant features, which are measured from a value of their own
-        origin = x[tuple([slice(1) if i in axes else slice(None) for i in range(x.ndim)])].astype(dtype)
-        over.into(t, np.subtract, x, origin)
-        distance = over.sum(t) / n
-        t -= distance
-        near = Mean.at(origin, distance)
-        high, low = np.where(far, near.high, high), np.where(far, near.low, low)
-        correction, squares = np.where(far, 0, correction), np.where(far, over.sum_of_products(t, t), squares)
-        over.into(t, np.subtract, x, high)
-    return Mean(high, low), squares - correction, t
 
 
 def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -142,83 +86,66 @@ def normalise(
     dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
     scale = scale if gamma is None else scale * gamma
     shift = -mean.low * scale if beta is None else beta - mean.low * scale
-    return _affine(x, axes, dtype, mean.high, scale, shift, centred)
+    return _affine(x, axes, dtype, [mean.high, scale, shift], centred)
 
 
 def _affine(
-    x: Array, axes: tuple[int, ...], dtype: Any, mean: Any, slope: Array, constant: Array, centred: Any, *term: Any
+    x: Array,
+    axes: tuple[int, ...],
+    dtype: Any,
+    vectors: list[Any],
+    centred: Any = None,
+    g: Any = None,
+    mine: bool = False,
 ) -> Array:
-    """(x - mean) * slope + constant, plus the product of a `term`, an array and a factor; `mean` may be None.
-
-    It overwrites `centred`, x - mean, where that was made before, and the room that a term has for its product.
-    """
+    """As `whole.affine`, in a dtype."""
     if direct(x):
-        over = whole(x.shape, axes)
-        t = empty_like(x, slope.dtype) if centred is None else centred
-        if centred is None and mean is not None:
-            over.into(t, np.subtract, x, mean)
-            x = t
-        over.into(t, np.multiply, x if centred is None else t, slope)
-        over.into(t, np.add, t, constant)
-        if term:
-            g, factor, room = term
-            t += over.into(empty_like(g, t.dtype) if room is None else room, np.multiply, g, factor)
-        return t if t.dtype == dtype else _cast(t, dtype)
+        t = whole.affine(x, axes, vectors, centred, g, mine)
+        return t if t.dtype == dtype else whole.cast(t, dtype)
     y = empty_like(x, dtype)
-    layout, views = walk(axes, x, y, *term[:1])
-    vectors = [layout.flat(statistic, slope.dtype) for statistic in (mean, slope, constant, *term[1:2])]
-    choose(layout, *views).affine(layout, views, vectors)
+    layout, views = walk(axes, *[array for array in (x, y, g) if array is not None])
+    choose(layout, *views).affine(layout, views, [layout.flat(vector, vectors[1].dtype) for vector in vectors])
     return y
 
 
-def _cast(x: Array, dtype: np.dtype[Any]) -> Array:
-    t = empty_like(x, dtype)
-    np.copyto(t, x, casting="same_kind")
-    return t
+class Read(NamedTuple):
+    """What `backward_sums` made of its input and gradient, and `input_gradient` may write over."""
+
+    centred: Any  # x - mean.high, or None
+    g: Array
+    mine: bool = False  # whether g is new, in a wide dtype
 
 
-def backward_sums(
-    g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array
-) -> tuple[Array, Array, tuple[Any, Array, Any]]:
-    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma.
-
-    And a new `x - mean.high`, if it was made, with `g` in its dtype, and that once more where it is new too.
-    """
-    dtype = wide(x.dtype)
-    made: tuple[Any, Array, Any] = None, g, None
+def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array, Read]:
+    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
     if direct(x):
-        over = whole(x.shape, axes)
-        h = g if g.dtype == dtype else _cast(g, dtype)
-        t = _cast(x, dtype) if mean.high is None else over.into(empty_like(x, dtype), np.subtract, x, mean.high)
-        made = t, h, None if h is g else h
-        total, weighted = over.sum(h), over.sum_of_products(t, h)
+        total, weighted, centred, h = whole.backward_sums(g, x, axes, mean.high)
+        read = Read(centred, h, h is not g)
     else:
+        read = Read(None, g)
         layout, (source, gradient) = walk(axes, x, g)
-        sums = np.empty((2, layout.parts, layout.features), dtype)
-        choose(layout, source, gradient).backward_sums(layout, gradient, source, layout.flat(mean.high, dtype), sums)
+        sums = np.empty((2, layout.parts, layout.features), wide(x.dtype))
+        choose(layout, source, gradient).backward_sums(
+            layout, gradient, source, layout.flat(mean.high, sums.dtype), sums
+        )
         total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
-    return total, (weighted - mean.low * total) * scale, made
+    return total, (weighted - mean.low * total) * scale, read
 
 
 def input_gradient(
-    made: tuple[Any, Array, Any],
-    x: Array,
-    axes: tuple[int, ...],
-    mean: Mean,
-    scale: Array,
-    factor: Array,
-    averages: Any,
+    read: Read, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, factor: Array, averages: Any
 ) -> Array:
     """factor * (g - average - normalised input * weighted average); None for the average of a cut path.
 
-    `factor` is gamma * scale. `made` is what `backward_sums` made, and is overwritten.
+    `factor` is gamma * scale.
     """
-    (centred, g, room), (average, weighted) = made, averages
+    average, weighted = averages
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted is None:
-        return _affine(g, axes, x.dtype, None, factor, constant, None)
+        return _affine(read.g, axes, x.dtype, [None, factor, constant])
     slope = -factor * scale * weighted
-    return _affine(x, axes, x.dtype, mean.high, slope, constant - mean.low * slope, centred, g, factor, room)
+    vectors = [mean.high, slope, constant - mean.low * slope, factor]
+    return _affine(x, axes, x.dtype, vectors, read.centred, read.g, mine=read.mine)
 
 
 class Found(NamedTuple):

@@ -14,8 +14,9 @@ from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
 from ..engine.tensor import values_of
 from . import arithmetic
-from .arithmetic import Found, Mean, native
+from .arithmetic import Found, native
 from .kernels import LARGEST
+from .kernels.whole import Mean, wide
 from .norm import Norm, checked, kept_shape, operands
 
 # Brings numbers back whose squares leave a double's range: batch norm doesn't depend on the unit of x.
@@ -255,7 +256,7 @@ def batch_norm(
             mean, var, n = kept.values()
     if not return_stats:
         return y
-    shape, dtype = kept_shape(x.shape, norm.axes), arithmetic.wide(x.dtype)
+    shape, dtype = kept_shape(x.shape, norm.axes), wide(x.dtype)
     mean, var = [np.array(values_of(statistic), dtype).reshape(shape) for statistic in (mean, var)]
     if return_stats == "count":
         return y, mean, var, n

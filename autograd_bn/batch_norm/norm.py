@@ -17,7 +17,8 @@ from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.tensor import array_of, values_of
 from . import ranks
-from .arithmetic import values, wide
+from .arithmetic import values
+from .kernels.whole import wide
 
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
 

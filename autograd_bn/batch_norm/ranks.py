@@ -14,7 +14,7 @@ from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
 from . import arithmetic
-from .arithmetic import Mean
+from .kernels.whole import Mean
 
 
 class Process:

@@ -11,25 +11,18 @@ import numpy as np
 
 from ...engine.node import Array
 from . import thresholds
-
-Index = tuple[int | slice, ...]
+from .whole import is_long
 
 
 class Block(NamedTuple):
-    """One block: where it is, and the lines in which it is computed.
+    """One block: where it is, its lengths, which features, in which part of the summed axes, in what shape its sums."""
 
-    The axis of `lines` that is summed over is `Layout.axis`. The sums of the lines have the shape `lanes`,
-    (repeats, features, inner), and are summed in their turn over the first and the last.
-    """
-
-    where: Index
+    where: tuple[slice, ...]
     rows: int
     inner: int
     features: slice
-    part: int  # which part of the summed axes
-    lines: tuple[int, ...]
-    lanes: tuple[int, int, int]
-    place: slice  # of its lines in a vector that `Layout.lay` made
+    part: int
+    kept: tuple[int, ...]
 
 
 class Layout:
@@ -60,27 +53,24 @@ class Layout:
         self.count = outer * self.inner
         self.size = self.count * self.features
 
-        # Lines of `inner`, or where that is short, lines of whole rows.
-        self.long = self.inner >= thresholds.SHORTEST_RUN or self.inner > outer
-        self.axis = 2 if self.long else 0
+        first, last = len(lengths[0]), len(self.shape) - len(lengths[2])
+        self.axes = (*range(first), *range(last, len(self.shape)))
+        self.long = is_long(self.inner, outer)
         inners = list(_tiles(lengths[2], thresholds.BLOCK))
         run = min(self.inner, thresholds.BLOCK)
-        features = list(
-            _tiles(lengths[1], thresholds.BLOCK // run // (1 if self.long else min(outer, thresholds.FEWEST_ROWS)))
-        )
+        fewest = 1 if self.long else min(outer, thresholds.FEWEST_ROWS)
+        features = list(_tiles(lengths[1], thresholds.BLOCK // run // fewest))
         width = run * max([stop - start for _, start, stop in features])
-        rows = min(outer, thresholds.BLOCK // width)
-        folds = 1 if self.long or len(features) > 1 else min(thresholds.LINE // width, rows // thresholds.FEWEST_LINES)
-        self.repeats = 1 << max(0, folds.bit_length() - 1)
-        outers = list(_tiles(lengths[0], rows, even=self.repeats))
+        outers = list(_tiles(lengths[0], min(outer, thresholds.BLOCK // width)))
         self.parts = len(outers) * len(inners)
         self.blocks: list[Block] = []
         counts: list[int] = []
         for outer_index, a, b in outers:
             for inner_index, c, d in inners:
                 for feature_index, start, stop in features:
-                    where = outer_index + feature_index + inner_index
-                    self.blocks.append(self._block(where, b - a, slice(start, stop), d - c, len(counts)))
+                    where = (*outer_index, *feature_index, *inner_index)
+                    sums = tuple([1 if i in self.axes else s.stop - s.start for i, s in enumerate(where)])
+                    self.blocks.append(Block(where, b - a, d - c, slice(start, stop), len(counts), sums))
                 counts.append((b - a) * (d - c))
         self.counts = np.array(counts).reshape(-1, 1)
 
@@ -93,8 +83,7 @@ class Layout:
         """
         rows = []
         for block in self.blocks:
-            first = [s.start or 0 if isinstance(s, slice) else s for s in block.where]
-            start = int(np.ravel_multi_index(first, self.shape))
+            start = int(np.ravel_multi_index([s.start for s in block.where], self.shape))
             lengths = (block.rows, block.features.stop - block.features.start, block.inner)
             rows.append((start, *lengths, self.features * self.inner, self.inner, block.features.start, block.part))
         return np.array(rows)
@@ -105,17 +94,6 @@ class Layout:
         width = self.features * self.inner
         place = (0, self.size // width, self.features, self.inner, width, self.inner, 0, 0)
         return np.array([place]), self.long or None
-
-    def _block(self, where: Index, rows: int, features: slice, inner: int, part: int) -> Block:
-        wide = features.stop - features.start
-        if self.long:
-            lines: tuple[int, ...] = (rows, wide, inner)
-            lanes, place = (rows, wide, 1), features
-        else:
-            repeats = math.gcd(rows, self.repeats)
-            lines, lanes = (rows // repeats, repeats * wide * inner), (repeats, wide, inner)
-            place = slice(features.start * inner, features.start * inner + lines[1])
-        return Block(where, rows, inner, features, part, lines, lanes, place)
 
     def view(self, array: Array) -> Array:
         """`array` in the order of the walk, without a copy."""
@@ -139,18 +117,6 @@ class Layout:
         turned = vectors.reshape((*lead, *[self.kept_shape[i] for i in self.kept_order]))
         order = [*range(len(lead)), *[len(lead) + self.kept_order.index(i) for i in range(len(self.kept_order))]]
         return turned.transpose(order).reshape((*lead, *self.statistics_shape))
-
-    def lay(self, vector: Any) -> Any:
-        """A vector of features, repeated such that `Block.place` cuts out what lies along a block's lines; or None."""
-        return None if vector is None else self.along(vector, self.repeats)
-
-    def along(self, vector: Array, repeats: int) -> Array:
-        """A vector of features in the shape of lines that fold so many rows."""
-        if self.long:
-            return vector.reshape(-1, 1)
-        if self.inner > 1:
-            vector = vector.repeat(self.inner)
-        return vector.reshape(1, -1).repeat(repeats, 0).reshape(-1) if repeats > 1 else vector
 
 
 class _Unlocked:
@@ -183,29 +149,26 @@ def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[in
     return lengths or [1]
 
 
-def _tiles(lengths: list[int], limit: int, even: int = 1) -> Iterator[tuple[Index, int, int]]:
+def _tiles(lengths: list[int], limit: int) -> Iterator[tuple[tuple[slice, ...], int, int]]:
     """Indices that cut axes of these lengths into runs of like size, about `limit` elements at most, each with its flat
     start and stop.
-
-    Longer runs are multiples of `even`, and what is left over is a run of its own.
     """
     axis, run = len(lengths) - 1, 1
     while axis > 0 and run * lengths[axis] <= limit:
         run *= lengths[axis]
         axis -= 1
-    pieces = math.ceil(lengths[axis] / max(1, limit // run))
-    step = math.ceil(lengths[axis] / pieces)
-    step += -step % even
-    rest = (slice(None),) * (len(lengths) - axis - 1)
+    length = lengths[axis]
+    step = math.ceil(length / math.ceil(length / max(1, limit // run)))
+    rest = [slice(0, n) for n in lengths[axis + 1 :]]
     for number, lead in enumerate(np.ndindex(*lengths[:axis])):
-        first = number * lengths[axis]
-        start = 0
-        while start < lengths[axis]:
-            stop = min(start + step, lengths[axis])
-            if stop - start > even:
-                stop -= (stop - start) % even
-            yield (*lead, slice(start, stop), *rest), (first + start) * run, (first + stop) * run
-            start = stop
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            first = number * length
+            yield (
+                (*[slice(i, i + 1) for i in lead], slice(start, stop), *rest),
+                (first + start) * run,
+                (first + stop) * run,
+            )
 
 
 _layout = lru_cache(maxsize=512)(Layout)
