@@ -751,3 +751,17 @@ def test_softmax_of_nothing_is_nothing():
         assert f(x).shape == (2, 0)
         assert ag.grad(f(x).sum(), x)[0].shape == (2, 0)
     assert ag.softmax(np.zeros((0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, -0.3), (0.0, 0.3), (0.0, 0.0), (2.0, 3.0)])
+def test_the_gradient_of_an_exponent_at_base_zero_is_the_limit(a, b):
+    base, exponent = ag.tensor(a, requires_grad=True), ag.tensor(b, requires_grad=True)
+    with np.errstate(divide="ignore"):
+        (slope,) = ag.grad(base**exponent, exponent)
+    assert slope == (-np.inf if b < 0 else 0 if a == 0 else 8 * np.log(2))
+
+
+def test_erf_of_a_number():
+    x = ag.tensor(0.5, requires_grad=True)
+    assert ag.erf(x).shape == ag.erf(0.5).shape == ()
+    assert ag.grad(ag.erf(x), x)[0] == pytest.approx(2 / np.sqrt(np.pi) * np.exp(-0.25))

@@ -109,7 +109,7 @@ TABLE |= {
     "addr": lambda a, b, c, beta=1, alpha=1: beta * a + alpha * np.outer(b, c),
     "meshgrid": lambda vectors, *others, indexing="ij": np.meshgrid(*flat(vectors), *others, indexing=indexing),
     "cumsum": lambda x, dim, dtype=None: np.cumsum(x, axis=dim) if np.ndim(x) else x,
-    "cumprod": lambda x, dim, dtype=None: np.cumprod(x, axis=dim),
+    "cumprod": lambda x, dim, dtype=None: np.cumprod(x, axis=dim) if np.ndim(x) else x,
     "reshape": lambda x, *shape: np.reshape(x, tuple(one(shape))),
     "view": lambda x, *shape: np.reshape(x, tuple(one(shape))),
     "T": lambda x: x.T,

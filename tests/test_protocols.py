@@ -224,8 +224,69 @@ def test_an_array_of_elements_no_longer_hides_a_derivative():
             with pytest.raises(RuntimeError, match="cuts the graph"):
                 derivative(call, [3.0, 5.0])
     leaf = ag.tensor([3.0, 5.0], requires_grad=True)
-    with pytest.raises(RuntimeError, match="a leaf that requires a gradient, which cuts the graph"):
+    with (
+        pytest.warns(UserWarning, match="of a leaf"),
+        pytest.raises(RuntimeError, match="a leaf that requires a gradient, which cuts the graph"),
+    ):
         np.vectorize(lambda number: number * 2)(leaf)
+
+
+def row_assigned(leaf):
+    rows = np.zeros((2, 2))
+    rows[0] = leaf
+
+
+def element_assigned(leaf):
+    row = np.zeros(2)
+    row[0] = leaf
+
+
+CUTS = [
+    lambda w: np.eye(2).dot(w),
+    lambda w: np.maximum([w], 0),
+    lambda w: np.full((3, 2), w),
+    lambda w: np.array([w, w]),
+    lambda w: np.mean([w, w]),
+    lambda w: np.append([w], 1),
+    lambda w: np.r_[w, w],
+    row_assigned,
+]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_leaf_that_numpy_takes_out_of_the_graph_unasked_is_warned_of(cut):
+    leaf = ag.tensor([3.0, 5.0], requires_grad=True)
+    with pytest.warns(UserWarning, match=r"no gradient will flow.*t\.data"):
+        cut(leaf)
+    cut(leaf.data)
+    cut(ag.tensor([3.0, 5.0]))
+    with ag.no_grad():
+        cut(leaf)
+
+
+def test_an_element_that_is_set_to_a_leaf_is_warned_of():
+    with pytest.warns(UserWarning, match="no gradient will flow"):
+        element_assigned(ag.tensor(3.0, requires_grad=True))
+
+
+def test_an_array_of_a_leaf_that_is_asked_for_is_not_warned_of():
+    w = ag.tensor([3.0, 5.0], requires_grad=True)
+    convert = np.asarray
+    for array in (
+        np.array(w),
+        np.array(w, float),
+        np.asarray(w, dtype=np.float64),
+        np.asanyarray(w),
+        np.ascontiguousarray(w),
+        convert(w),
+        [np.asarray(t) for t in (w, w)][1],
+        np.asarray(
+            w,
+        ),
+    ):
+        assert array.tolist() == [3, 5]
+    np.testing.assert_array_equal(w, w.data)
+    assert f"{float(w.sum()):.0f} {np.array_repr(w)}".startswith("8 ")
 
 
 def test_numbers_and_formats_leave_the_graph_as_in_pytorch():
@@ -292,3 +353,101 @@ def test_writing_into_an_array_is_refused(x):
     with pytest.raises(TypeError):
         x[0] = 1.0
     assert array.tolist() == [[1.0] * 3] * 2
+
+
+# --- Arguments that ours doesn't take ---------------------------------------------------------------------------
+
+
+X = ag.tensor(np.arange(1.0, 7.0).reshape(2, 3), requires_grad=True)
+V = ag.tensor([1.0, 2.0, 0.0], requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (lambda: np.cross(V, V, axisa=0), "np.cross of a tensor takes no axisa=, only a, b, axis"),
+        (lambda: np.ravel(V, "F"), "np.ravel of a tensor takes .x., got 2 arguments by position"),
+        (lambda: np.reshape(X, (3, 2), "F"), "reshape takes shape after its arrays, no more"),
+        (lambda: X.reshape(3, 2, order="F"), "reshape takes no order=: transpose first"),
+        (lambda: np.sort(V, -1, "stable"), r"takes \(x, axis=-1\), got 3"),
+        (lambda: np.average(V, returned=True), "no returned=: sum the weights"),
+        (lambda: ag.concatenate([X, X], dim=1), "concatenate takes no dim=: it is called axis= here"),
+        (lambda: ag.prod(X, keepdim=True), "prod takes no keepdim=: it is called keepdims= here"),
+        (lambda: X.repeat(2, dim=1), "repeat takes no dim=: it is called axis= here"),
+        (lambda: X.std(dtype=float), "np.std of a tensor takes no dtype=: convert"),
+        (lambda: np.tile(X, V), "tile got a tensor that requires a gradient for a count"),
+        (lambda: np.repeat(X, V), "repeats got a tensor that requires a gradient for a count"),
+        (lambda: np.take(X, V), "take got a tensor that requires a gradient for a count or an index"),
+        (lambda: np.delete(V, obj=V), "obj got a tensor that requires a gradient"),
+    ],
+)
+def test_arguments_that_are_not_taken_get_one_line_that_says_what_is(call, advice):
+    with pytest.raises(TypeError, match=advice):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: np.repeat(x, 2, axis=2),
+        lambda x: np.diff(x, axis=2),
+        lambda x: np.cumprod(x, axis=-3),
+        lambda x: np.array_split(x, 2, axis=2),
+        lambda x: np.trapezoid(x, axis=2),
+        lambda x: np.tensordot(x, x, ((2,), (2,))),
+    ],
+)
+def test_an_axis_that_is_not_there_is_refused_as_numpy_does(call):
+    for x in (X.data, X):
+        with pytest.raises((ValueError, IndexError), match=r"axis|out of (bounds|range)"):
+            call(x)
+
+
+def test_what_numpy_takes_of_arrays_it_takes_of_tensors():
+    counts = ag.tensor([1, 2])
+    for call in (
+        lambda x, v: np.tile(x, counts),
+        lambda x, v: np.repeat(x, ag.tensor(2), 1),
+        lambda x, v: np.take(x, counts, 1),
+        lambda x, v: np.tril(v),
+        lambda x, v: np.triu(v, 1),
+        lambda x, v: np.sort(v, kind="stable"),
+        lambda x, v: np.average(x, returned=False),
+        lambda x, v: np.around(x / 4, 1),
+        lambda x, v: np.degrees(v),
+        lambda x, v: np.radians(v),
+        lambda x, v: divmod(x, 2)[0],
+        lambda x, v: divmod(x, 2)[1],
+        lambda x, v: divmod(7.0, x)[1],
+        lambda x, v: np.divmod(v, 0.75)[1],
+        lambda x, v: np.dot(x, np.arange(24.0).reshape(4, 3, 2)),
+        lambda x, v: np.dot(np.arange(24.0).reshape(4, 2, 3), v),
+        lambda x, v: np.dot(v, np.arange(24.0).reshape(4, 3, 2)),
+        lambda x, v: x.prod(axis=1),
+        lambda x, v: x.cumprod(1),
+        lambda x, v: x.take([0, 1]),
+        lambda x, v: x.diagonal(),
+        lambda x, v: np.where(v)[0],
+        lambda x, v: np.einsum(x, [..., 0], v, [0]),
+        lambda x, v: x.astype(np.float32, copy=False),
+        lambda x, v: np.cumprod(v[0]),
+    ):
+        want, got = call(X.data, V.data), call(X, V)
+        assert np.shape(got) == np.shape(want)
+        np.testing.assert_allclose(got.data if isinstance(got, ag.Tensor) else got, want)
+
+
+def test_a_tensor_without_axes_is_no_sequence():
+    assert not np.iterable(ag.tensor(1.0))
+    with pytest.raises(TypeError, match="without axes"):
+        iter(ag.tensor(1.0))
+
+
+def test_the_slope_of_a_norm_at_zero_is_zero():
+    x = ag.tensor([4.0, 0.0, -1.0], requires_grad=True)
+    for order in (0.5, 1.5, 2, 3):
+        (slope,) = ag.grad(np.linalg.norm(x, order), x, create_graph=True)
+        (curve,) = ag.grad(slope.sum(), x)
+        assert slope.data[1] == 0
+        assert np.isfinite(curve).all()
+        assert (ag.grad(np.linalg.norm(x * 0, order), x)[0] == 0).all()

@@ -333,6 +333,93 @@ def test_in_place_goes_on_where_one_name_holds_the_tensor():
     assert kept.data.tolist() == [0, 1, 3]
 
 
+def in_a_loop(x):
+    for i in range(3):
+        x = x * 1
+        x += i
+
+
+def after_an_error(x):
+    h = x * 1
+    try:
+        raise ValueError
+    except ValueError:
+        h += 1
+    finally:
+        h -= 1
+
+
+def by_what_holds_it_for_a_moment(x):
+    h = x * 1
+    h += 1 if h.ndim else 2
+    h *= h.sum()
+    h -= next(iter([h * i for i in range(2)]))
+
+
+def as_an_argument(x):
+    centred_in_place(x * 1)
+
+
+def in_a_generator(x):
+    def halves():
+        h = x * 1
+        yield 1
+        h /= 2
+        yield h
+
+    list(halves())
+
+
+@pytest.mark.parametrize(
+    "change", [in_a_loop, after_an_error, by_what_holds_it_for_a_moment, as_an_argument, in_a_generator]
+)
+def test_in_place_goes_on_wherever_the_name_is_loaded(change):
+    for _ in range(3):  # the interpreter specializes what it runs again
+        change(ag.tensor([1.0, 2.0, 4.0], requires_grad=True) * 1)
+
+
+def with_another_name(x):
+    h = x * 1
+    g = h
+    h += 1
+    return g
+
+
+def in_a_list_too(x):
+    h = x * 1
+    kept = [h]
+    h += 1
+    return kept
+
+
+def shared_by_a_closure(x):
+    h = x * 1
+    g = h
+    h += 1
+    return lambda: (g, h)
+
+
+def of_the_caller(x):
+    h = x * 1
+    centred_in_place(h)
+    return h
+
+
+def of_the_caller_by_name(x):
+    h = x * 1
+    centred_in_place(h=h)
+    return h
+
+
+@pytest.mark.parametrize(
+    "change", [with_another_name, in_a_list_too, shared_by_a_closure, of_the_caller, of_the_caller_by_name]
+)
+def test_in_place_is_refused_wherever_somebody_else_holds_the_tensor(change):
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="something else holds this one"):
+            change(ag.tensor([1.0, 2.0, 4.0], requires_grad=True) * 1)
+
+
 def test_elements_cannot_be_set_and_the_ways_out_are_named():
     for x in (ag.tensor([1.0, 2.0]), ag.tensor([1.0, 2.0], requires_grad=True) * 1):
         with pytest.raises(TypeError, match=r"np\.where.*stack"):

@@ -76,7 +76,7 @@ def erf(x: Any, /) -> Any:
     array([0.        , 0.84270079])
     """
     x = real(x)
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
 
 
 def _quotient(a: Any, b: Any) -> Any:
@@ -152,8 +152,7 @@ def average(x: Any, axis: Axis = None, weights: Any = None, keepdims: bool = Fal
     if np.shape(weights) != np.shape(x):
         if not isinstance(axis, int):
             raise TypeError(f"average needs weights of x's shape {np.shape(x)}, got {np.shape(weights)}, or one axis")
-        places = [-1 if i == axis % np.ndim(x) else 1 for i in range(np.ndim(x))]
-        weights = ops.broadcast_to(ops.reshape(weights, places), np.shape(x))
+        weights = ops.broadcast_to(_along(weights, axis, np.ndim(x)), np.shape(x))
     return ops.sum(x * weights, axis, keepdims) / ops.sum(weights, axis, keepdims)
 
 
@@ -164,7 +163,7 @@ def ptp(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def cumprod(x: Any, axis: int | None = None) -> Any:
     """The running product along an axis, by doubling, so that a zero hides no derivative."""
-    x, axis = (ops.ravel(x), 0) if axis is None else (x, axis % np.ndim(x))
+    x, axis = (ops.ravel(x), 0) if axis is None or not np.ndim(x) else (x, ops.place(axis, np.ndim(x)))
     length, step, lead = np.shape(x)[axis], 1, (slice(None),) * axis
     while step < length:
         x = ops.concatenate([x[(*lead, slice(step))], x[(*lead, slice(step, None))] * x[(*lead, slice(-step))]], axis)
@@ -177,7 +176,7 @@ def diff(x: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = 
     x = x if isinstance(x, Tensor) else np.asarray(x)
     if n == 0:
         return x
-    axis %= np.ndim(x)
+    axis = ops.place(axis, np.ndim(x))
     ends = [prepend, x, append]
     if prepend is not None or append is not None:
         one = tuple([1 if i == axis else k for i, k in enumerate(np.shape(x))])
@@ -191,12 +190,18 @@ def diff(x: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = 
 
 def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
     """The integral along an axis by the trapezoidal rule."""
-    lead = (slice(None),) * (axis % np.ndim(y))
+    lead = (slice(None),) * ops.place(axis, np.ndim(y))
     if x is not None:
         dx = diff(x, axis=axis if np.ndim(x) > 1 else -1)
         if np.ndim(dx) == 1 and np.ndim(y) > 1:
-            dx = ops.reshape(dx, [-1 if i == axis % np.ndim(y) else 1 for i in range(np.ndim(y))])
+            dx = _along(dx, axis, np.ndim(y))
     return ops.sum(dx * (y[(*lead, slice(1, None))] + y[(*lead, slice(-1))]) / 2.0, axis)
+
+
+def _along(x: Any, axis: int, ndim: int) -> Any:
+    """A vector laid along one of `ndim` axes."""
+    axis = ops.place(axis, ndim)
+    return ops.reshape(x, [-1 if i == axis else 1 for i in range(ndim)])
 
 
 # --- Shape and place ---------------------------------------------------------------------------------------
@@ -206,6 +211,8 @@ def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of NumPy's that moves, repeats or drops elements: it is run on their places."""
 
     def moved(x: Any, *args: Any, **options: Any) -> Any:
+        args = tuple([ops.uncut(value, function.__name__) for value in args])
+        options = {name: ops.uncut(value, name) for name, value in options.items()}
         places = function(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), *args, **options)
         flat = ops.reshape(x, -1)
         return [ops.getitem(flat, place) for place in places] if isinstance(places, list) else ops.getitem(flat, places)
@@ -282,7 +289,7 @@ def dstack(arrays: Sequence[Any]) -> Any:
 
 def array_split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
     """x cut along an axis into so many parts, or at these places."""
-    axis %= np.ndim(x)
+    axis = ops.place(axis, np.ndim(x))
     parts, lead = np.array_split(np.arange(np.shape(x)[axis]), sections), (slice(None),) * axis
     starts = np.cumsum([0, *map(len, parts)])
     if np.iterable(sections):
@@ -341,8 +348,7 @@ def sort(x: Any, axis: int | None = -1) -> Any:
 
 
 def _lower(x: Any, k: int) -> Any:
-    rows, columns = np.shape(x)[-2:]
-    return np.tri(rows, columns, k) > 0
+    return np.tri(*np.shape(x)[-2:], k=k) > 0  # type: ignore[call-overload]  # of a vector, a square
 
 
 def tril(x: Any, k: int = 0) -> Any:
@@ -421,13 +427,27 @@ def vecdot(a: Any, b: Any, axis: int = -1) -> Any:
     return ops.sum(a * b, axis)
 
 
+def dot(a: Any, b: Any) -> Any:
+    """a @ b of at most two axes, else the sum of products over the last axis of a and the last but one of b."""
+    if not np.ndim(a) or not np.ndim(b):
+        return a * b
+    if np.ndim(a) < 3 and np.ndim(b) < 3:
+        return a @ b
+    return tensordot(a, b, (-1, -2 if np.ndim(b) > 1 else -1))
+
+
+def divmod(a: Any, b: Any) -> tuple[Any, Any]:
+    """a // b, a plain array, and a % b."""
+    return ops.floor_divide(a, b), ops.remainder(a, b)
+
+
 def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     """The sum of products over some axes of each."""
     if np.iterable(axes):
         left, right = (list(pair) if np.iterable(pair) else [pair] for pair in axes)
     else:
         left, right = [*range(np.ndim(a) - axes, np.ndim(a))], [*range(axes)]
-    left, right = [i % np.ndim(a) for i in left], [i % np.ndim(b) for i in right]
+    left, right = ([ops.place(i, np.ndim(x)) for i in axes] for x, axes in ((a, left), (b, right)))
     rows, columns = ([i for i in range(np.ndim(x)) if i not in gone] for x, gone in ((a, left), (b, right)))
     n = math.prod([np.shape(a)[i] for i in left])
     lead, tail = tuple([np.shape(a)[i] for i in rows]), tuple([np.shape(b)[i] for i in columns])
@@ -504,7 +524,9 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
             return ops.sum(size, axes, keepdims)
         if ord == 0:
             return np.linalg.norm(values_of(x), 0, axes[0], keepdims)
-        total = ops.sum(ops.power(size, ord), axes, keepdims)
+        empty = (values_of(x) == 0) & (0 < ord < 2)  # where the power has no slope
+        powers = ops.power(ops.where(empty, 1, size) if np.any(empty) else size, ord)
+        total = ops.sum(ops.where(empty, 0, powers) if np.any(empty) else powers, axes, keepdims)
         zero = values_of(total) == 0
         root = ops.power(ops.where(zero, 1, total) if np.any(zero) else total, 1 / ord)
         return ops.where(zero, 0, root) if np.any(zero) else root

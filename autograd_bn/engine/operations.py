@@ -19,7 +19,8 @@ import numpy as np
 
 from .node import Array
 from .primitive import primitive
-from .tensor import plain, values_of
+from .tensor import Tensor, plain, values_of
+from .words import explained
 
 # What the package exports of this module; tests hold it to the functions that have no underscore.
 __all__ = [
@@ -70,7 +71,7 @@ def _lowered(a: Any, b: Any) -> Any:
 
 @primitive(
     lambda g, a, b: g * b * power(a, _lowered(a, b)),
-    lambda g, a, out: g * out * log(where(a == 0, 1, a)),
+    lambda g, a, b, out: g * out * log(where((a == 0) & (b >= 0), 1, a)),
 )
 def power(a: Any, b: Any, /) -> Any:
     """a ** b, broadcast. The gradient of `b` needs `a` >= 0. Exact rationals stay exact where `b` is an
@@ -282,6 +283,18 @@ def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, ndim)))
 
 
+def place(axis: int, ndim: int) -> int:
+    """An axis counted from the front; `AxisError` for one that isn't there."""
+    return np.lib.array_utils.normalize_axis_index(axis, ndim)
+
+
+def uncut(value: Any, name: str) -> Any:
+    """A count or an index, as an array if it is a tensor; `TypeError` for one that requires a gradient."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name} got a tensor that requires a gradient for a count or an index: pass t.data")
+    return value.data if isinstance(value, Tensor) else value
+
+
 def count(shape: tuple[int, ...], axis: Axis) -> int:
     """How many elements are reduced to one."""
     return math.prod([shape[i] for i in reduced_axes(axis, len(shape))])
@@ -415,9 +428,10 @@ def cumsum(x: Any, /, axis: int | None = None) -> Any:
 
 
 def _flip(x: Any, axis: int) -> Any:
-    return x[(slice(None),) * (axis % x.ndim) + (slice(None, None, -1),)]
+    return x[(slice(None),) * place(axis, x.ndim) + (slice(None, None, -1),)]
 
 
+@explained
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The product over `axis` (all axes by default), halved again and again, so that a zero hides no derivative."""
     shape = np.shape(x)
@@ -464,6 +478,7 @@ def _broadcast_to(x: Any, /, to: tuple[int, ...]) -> Any:
     return np.broadcast_to(x, to)
 
 
+@explained
 def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
     """`x` repeated along new axes and axes of length 1 to `shape`, as broadcasting does."""
     return _broadcast_to(x, (shape,) if isinstance(shape, int) else tuple(shape))
@@ -496,6 +511,7 @@ def _concatenate(*arrays: Any, axis: int) -> Any:
     return np.concatenate(arrays, axis=axis)
 
 
+@explained
 def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
     """The arrays joined along an axis that they have (`None`: flattened first)."""
     if axis is None:
@@ -508,10 +524,11 @@ def _stack(*arrays: Any, out_axis: int) -> Any:
     return np.stack(arrays, axis=out_axis)
 
 
+@explained
 def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
     """The arrays, all of one shape, joined along a new axis."""
     ndim = np.ndim(arrays[0]) + 1 if len(arrays) else 1
-    return _stack(*arrays, out_axis=np.lib.array_utils.normalize_axis_index(axis, ndim))
+    return _stack(*arrays, out_axis=place(axis, ndim))
 
 
 @primitive(lambda g, shape, index: scatter(g, index, shape), view=True)
@@ -576,7 +593,7 @@ def matmul(a: Any, b: Any, /) -> Any:
 def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     """`x` with two axes exchanged."""
     axes = list(range(np.ndim(x)))
-    one, other = (np.lib.array_utils.normalize_axis_index(axis, len(axes)) for axis in (axis1, axis2))
+    one, other = place(axis1, len(axes)), place(axis2, len(axes))
     axes[one], axes[other] = axes[other], axes[one]
     return transpose(x, tuple(axes))
 
@@ -588,6 +605,7 @@ def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any
     return where(constant, 0, sqrt(where(constant, 1, squares))) if np.any(constant) else sqrt(squares)
 
 
+@explained
 def squeeze(x: Any, axis: Axis = None) -> Any:
     """`x` without the axes of length 1, or without those in `axis`."""
     return reshape(x, np.squeeze(np.empty(np.shape(x), dtype=bool), axis=axis).shape)
@@ -601,13 +619,6 @@ def expand_dims(x: Any, axis: int | Sequence[int]) -> Any:
 def ravel(x: Any) -> Any:
     """`x` as one row of elements."""
     return reshape(x, -1)
-
-
-def dot(a: Any, b: Any) -> Any:
-    """`numpy.dot` of factors with at most two axes."""
-    if np.ndim(a) > 2 or np.ndim(b) > 2:
-        raise TypeError(f"dot of {np.ndim(a)}-d and {np.ndim(b)}-d operands is not supported: use matmul")
-    return a @ b if np.ndim(a) and np.ndim(b) else a * b
 
 
 @primitive(lambda g: g, lambda g, a, b: -g * np.floor(a / b))
@@ -633,13 +644,15 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: 
     return x if a_max is None else minimum(x, a_max)
 
 
+@explained
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element of `x` along `axis` (of all in a row by default) so many times."""
-    x, axis = (ravel(x), 0) if axis is None else (x, axis % np.ndim(x))
-    index = np.repeat(np.arange(np.shape(x)[axis]), repeats)
+    x, axis = (ravel(x), 0) if axis is None else (x, place(axis, np.ndim(x)))
+    index = np.repeat(np.arange(np.shape(x)[axis]), uncut(repeats, "repeats"))
     return getitem(x, (slice(None),) * axis + (index,))
 
 
+@explained
 def trace(x: Any, offset: int = 0) -> Any:
     """The sum along a diagonal of the first two axes."""
     rows, columns, *rest = np.shape(x)
@@ -663,6 +676,7 @@ def _pad(x: Any, /, widths: tuple[tuple[int, int], ...], value: Any) -> Any:
     return np.pad(x, widths, constant_values=value)
 
 
+@explained
 def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0, **options: Any) -> Any:
     """`x` with a border, so wide on each side of each axis: of `constant_values`, or as NumPy's other modes copy it.
 
@@ -706,7 +720,7 @@ def einsum(subscripts: Any, *operands: Any) -> Any:
     if not isinstance(subscripts, str):  # operands and lists of axes in turn, and the axes of the result
         parts = (subscripts, *operands)
         operands = parts[: len(parts) // 2 * 2 : 2]
-        lists = ["".join([_LETTERS[i] for i in axes]) for axes in (*parts[1::2], *parts[len(parts) // 2 * 2 :])]
+        lists = [_spelled(axes) for axes in (*parts[1::2], *parts[len(parts) // 2 * 2 :])]
         spelled = ",".join(lists[: len(operands)])
         subscripts = f"{spelled}->{lists[-1]}" if len(lists) > len(operands) else spelled
     left, arrow, out = subscripts.replace(" ", "").partition("->")
@@ -741,6 +755,11 @@ def einsum(subscripts: Any, *operands: Any) -> Any:
             b, other = _einsum(a, b, (term, other, both)), both
         term, a = other, b
     return a if term == out else transpose(a, tuple([term.index(i) for i in out]))
+
+
+def _spelled(axes: Sequence[Any]) -> str:
+    """A list of axes by letters."""
+    return "".join(["..." if i is ... else _LETTERS[i] for i in axes])
 
 
 def _without_ellipsis(left: str, out: str, arrow: str, shapes: list[tuple[int, ...]]) -> tuple[str, str]:

@@ -146,6 +146,10 @@ class Primitive:
                 values.append(arg)
             operands.append(arg)
         if rest:
+            if len(rest) > len(self.keywords):
+                raise TypeError(
+                    f"{self.name} takes {', '.join(self.keywords) or 'no metadata'} after its arrays, no more"
+                )
             rest = [value if type(value) in NUMBERS else self._kept(value, "metadata") for value in rest]
         if options:
             if not options.keys() <= self.defaults.keys() and not options.keys() <= {*self.keywords}:

@@ -16,17 +16,24 @@ _RECORDED: dict[Any, Callable[..., Any]] = {
     for ours, home in ((ops, np), (numpy_functions, np), (numpy_functions.linalg, np.linalg))
     for name, operation in vars(ours).items()
     if hasattr(home, name) and getattr(operation, "__module__", "").startswith(ops.__package__)
-} | {np.positive: ops.copy, np.conjugate: ops.copy, np.amax: ops.max, np.amin: ops.min}
+} | {
+    np.positive: ops.copy,
+    np.conjugate: ops.copy,
+    np.amax: ops.max,
+    np.amin: ops.min,
+    np.degrees: numpy_functions.rad2deg,
+    np.radians: numpy_functions.deg2rad,
+}
 
 # Piecewise constant, or not numbers at all: computed on the values, not recorded.
 _PLAIN = {
     getattr(np, name)
     for name in (
         "greater greater_equal less less_equal equal not_equal sign isnan isfinite isinf signbit floor ceil rint trunc "
-        "round floor_divide heaviside argmax argmin argsort nonzero argwhere flatnonzero unique isin searchsorted all "
-        "any logical_and logical_or logical_not logical_xor shape ndim size zeros_like ones_like empty_like allclose "
-        "isclose array_equal array_repr array_str array2string count_nonzero may_share_memory shares_memory "
-        "iscomplexobj isrealobj result_type can_cast min_scalar_type digitize histogram bincount lexsort"
+        "round around floor_divide heaviside argmax argmin argsort nonzero argwhere flatnonzero unique isin "
+        "searchsorted all any logical_and logical_or logical_not logical_xor shape ndim size zeros_like ones_like "
+        "empty_like allclose isclose array_equal array_repr array_str array2string count_nonzero may_share_memory "
+        "shares_memory iscomplexobj isrealobj result_type can_cast min_scalar_type digitize histogram bincount lexsort"
     ).split()
 }
 
@@ -80,4 +87,6 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             raise TypeError(
                 f"{name} of a tensor takes no {option}=: it is called {words.OPTIONS[option]}= here, as in NumPy"
             )
-    return _RECORDED[func](*args, **options)
+    if func is np.where and len(args) == 1:
+        return np.nonzero(plain(args[0]))
+    return words.explained(_RECORDED[func], f"{name} of a tensor")(*args, **options)

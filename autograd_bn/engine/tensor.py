@@ -6,17 +6,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import lru_cache, partial
-from inspect import CO_OPTIMIZED
+from functools import partial
 from numbers import Rational
-from opcode import opmap
-from types import FrameType
 from typing import Any, final
 
 import numpy as np
 
 from .. import engine
 from . import operations as ops, words
+from .callers import alone, converts_unasked, stores_an_element
 from .node import Array, Leaf, Node, mode
 
 Axis = int | Sequence[int] | None
@@ -196,8 +194,7 @@ class Tensor:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for i in range(len(self)):
-            yield self[i]
+        return (self[i] for i in range(len(self)))
 
     def __float__(self) -> float:
         self._check_not_stored()
@@ -209,9 +206,8 @@ class Tensor:
 
     def _check_not_stored(self) -> None:
         """Raise where it is `array[i] = t` that asks for a number, as NumPy does for an element."""
-        caller = sys._getframe(2)
-        if not isinstance(self.node, Leaf) and caller.f_code.co_code[caller.f_lasti] == opmap["STORE_SUBSCR"]:
-            self._check_uncut()
+        if stores_an_element(sys._getframe(2)):
+            self._warn_of_a_cut() if isinstance(self.node, Leaf) else self._check_uncut()
 
     def __bool__(self) -> bool:
         return bool(self.data)
@@ -220,7 +216,17 @@ class Tensor:
         vectorized = dtype is not None and np.dtype(dtype).hasobject and not self.dtype.hasobject
         if vectorized or not isinstance(self.node, Leaf):
             self._check_uncut()
+        elif converts_unasked(sys._getframe(1), copy):
+            self._warn_of_a_cut()
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def _warn_of_a_cut(self) -> None:
+        if mode.recording and self.requires_grad:
+            warnings.warn(
+                "NumPy made an array of a leaf that requires a gradient, and no gradient will flow through it: write "
+                "X @ t or np.dot(X, t) for X.dot(t), stack([t, t]) for [t, t], and t.data to cut on purpose",
+                stacklevel=3,
+            )
 
     def _check_uncut(self) -> None:
         """Raise where NumPy would take the values of a tensor out of the graph."""
@@ -299,23 +305,35 @@ class Tensor:
     def __rfloordiv__(self, other: Any) -> Any:
         return ops.floor_divide(other, self)
 
+    def __divmod__(self, other: Any) -> tuple[Any, Tensor]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Tensor]:
+        return other // self, other % self
+
     def __iadd__(self, other: Any) -> Tensor:
-        return self._in_place(ops.add, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.add, other, holders)
 
     def __isub__(self, other: Any) -> Tensor:
-        return self._in_place(ops.subtract, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.subtract, other, holders)
 
     def __imul__(self, other: Any) -> Tensor:
-        return self._in_place(ops.multiply, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.multiply, other, holders)
 
     def __itruediv__(self, other: Any) -> Tensor:
-        return self._in_place(ops.divide, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.divide, other, holders)
 
     def __ipow__(self, other: Any) -> Tensor:
-        return self._in_place(ops.power, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.power, other, holders)
 
     def __imatmul__(self, other: Any) -> Tensor:
-        return self._in_place(ops.matmul, other)
+        holders = sys.getrefcount(self)
+        return self._in_place(ops.matmul, other, holders)
 
     def __neg__(self) -> Tensor:
         return ops.negative(self)
@@ -355,8 +373,8 @@ class Tensor:
             "stack() or concatenate(); a leaf's values are set by assign()"
         )
 
-    def _in_place(self, operation: Callable[..., Any], other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
+    def _in_place(self, operation: Callable[..., Any], other: Any, holders: int) -> Tensor:
+        # `holders` is counted by the caller: how many of them a further call adds is the interpreter's choice.
         if isinstance(self.node, Leaf):
             if not mode.recording:
                 self.assign(operation(self, other))
@@ -369,7 +387,7 @@ class Tensor:
                 )
         primitive = self.node.primitive
         viewing = primitive is not None and primitive.view and getattr(self._value, "base", None) is not None
-        if viewing or holders > _alone(self, sys._getframe(2)):
+        if viewing or holders > alone(self, sys._getframe(2)):
             raise RuntimeError(
                 "t -= step makes a new tensor for the name t, but something else holds this one, or the tensor that it "
                 "is a view of, and would keep the old values: write t = t - step for a new tensor, and return it where "
@@ -391,9 +409,9 @@ class Tensor:
         """The variance over `axis`."""
         return ops.var(self, axis, ddof, keepdims, **options)
 
-    def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+    def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False, **options: Any) -> Tensor:
         """The standard deviation over `axis`."""
-        return ops.std(self, axis, ddof, keepdims)
+        return np.std(self, axis, ddof=ddof, keepdims=keepdims, **options)
 
     def max(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
         """The largest element over `axis`."""
@@ -403,9 +421,9 @@ class Tensor:
         """The smallest element over `axis`."""
         return ops.min(self, axis, keepdims, **options)
 
-    def reshape(self, *shape: Any) -> Tensor:
+    def reshape(self, *shape: Any, **options: Any) -> Tensor:
         """The same elements in another shape, one sequence or spelled out."""
-        return ops.reshape(self, _one(shape))
+        return ops.reshape(self, _one(shape), **options)
 
     view = reshape
 
@@ -417,15 +435,15 @@ class Tensor:
         """A copy, recorded."""
         return ops.copy(self)
 
-    def astype(self, dtype: Any) -> Any:
-        """The tensor in another float type, recorded; in any other type a plain array."""
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        """The tensor in another float type, recorded; in any other type a plain array. Copied in any case."""
         return ops.astype(self, dtype)
 
     def __getattr__(self, name: str) -> Any:
         # Every other method is the operation of its name, as `prod`, `clip` and `relu`.
         if (operation := words.METHODS.get(name)) is None:
             raise AttributeError(words.missing(f"tensors have no {name!r}", name))
-        return partial(getattr(np if operation in words.PLAIN else ops, operation), self)
+        return partial(getattr(ops, operation, None) or getattr(np, operation), self)
 
     def __dir__(self) -> list[str]:
         return [*object.__dir__(self), *words.METHODS]
@@ -486,35 +504,6 @@ def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
     if array.dtype.kind not in "fiubO":
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
     return array
-
-
-def _alone(t: Any, caller: FrameType) -> int:
-    """The references that `t += 1` finds in the frame of its caller if one name, or one place, holds t."""
-    in_a_place, by_name = _counts()
-    if by_name < in_a_place and caller.f_code.co_flags & CO_OPTIMIZED:  # as of Python 3.14
-        return by_name if any(value is t for value in caller.f_locals.values()) else in_a_place
-    return in_a_place
-
-
-@lru_cache
-def _counts() -> tuple[int, int]:
-    class Probe:
-        held: Any = 0
-
-        def __iadd__(self, other: Any) -> Any:
-            self.held = self.count()
-            return self
-
-        def count(self) -> int:
-            return sys.getrefcount(self)
-
-    probe = Probe()
-    probe.held = place = Probe()
-    del place
-    probe.held += 0
-    in_a_place = probe.held.held
-    probe += 0
-    return in_a_place, probe.held
 
 
 def _one(items: tuple[Any, ...]) -> Any:

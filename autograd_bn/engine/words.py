@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Methods of tensors that are an operation of that name, or of another one: NumPy's, and PyTorch's that mean the same.
-PLAIN = frozenset("argmax argmin argsort round all any nonzero".split())
 METHODS = {
     name: name
     for name in (
         "prod cumsum cumprod trace dot repeat clip exp log swapaxes ravel squeeze diagonal take sqrt square tanh "
-        "sigmoid relu sin cos abs softmax log_softmax logsumexp rsqrt log1p expm1"
+        "sigmoid relu sin cos abs softmax log_softmax logsumexp rsqrt log1p expm1 "
+        "argmax argmin argsort round all any nonzero"
     ).split()
-} | {**{name: name for name in PLAIN}, "flatten": "ravel", "pow": "power", "conj": "copy"}
+} | {"flatten": "ravel", "pow": "power", "conj": "copy"}
 
 # What NumPy's functions take that ours don't, and what to write instead.
 NUMPY_OPTIONS = {
@@ -28,6 +33,9 @@ NUMPY_OPTIONS = {
     "optimize": "operands are taken from left to right",
     "like": "pass arrays",
     "correction": "use ddof=",
+    "kind": "it is stable",
+    "stable": "it is stable",
+    "returned": "sum the weights yourself",
 }
 METHODS_OF_UFUNCS = {
     "reduce": "use sum, prod, max or min, or t.data",
@@ -42,6 +50,9 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "subok": (True, False),
     "where": (True,),
     "optimize": (True, False, "greedy", "optimal"),
+    "kind": ("quicksort", "heapsort", "mergesort", "stable"),
+    "stable": (True, False),
+    "returned": (False,),
 }
 
 OPTIONS = {"dim": "axis", "dims": "axis", "keepdim": "keepdims", "unbiased": "ddof", "correction": "ddof"}
@@ -117,6 +128,27 @@ def unknown_option(function: str, options: Iterable[str], known: Sequence[str]) 
     if wrong in NUMPY_OPTIONS:
         return f"{function} takes no {wrong}=: {NUMPY_OPTIONS[wrong]}"
     return f"{function} takes no {wrong}=, only {', '.join(known) or 'arrays'}"
+
+
+def explained(function: Callable[P, R], name: str = "") -> Callable[P, R]:
+    """The function, whose error for arguments that it doesn't take says what it takes, or what to write instead."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*args, **options)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from inside
+            known = signature(function).parameters.values()
+            named = [parameter.name for parameter in known]
+            who = name or function.__name__
+            if not options.keys() <= {*named}:
+                raise TypeError(unknown_option(who, options, named)) from None
+            spelled = ", ".join([str(parameter.replace(annotation=Parameter.empty)) for parameter in known])
+            raise TypeError(f"{who} takes ({spelled}), got {len(args)} arguments by position") from None
+
+    return call
 
 
 def is_default(option: str, value: Any) -> bool:
