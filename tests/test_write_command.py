@@ -26,14 +26,11 @@ def norm_backward(dy, cache):
     xhat, var, gamma, eps = cache
     return gamma * dy / np.sqrt(var + eps), (dy * xhat).sum(0), dy.sum(0)
 
-def filled_forward(x):
-    out = np.zeros(x.shape)
-    for i in range(len(x)):
-        out[i] = x[i] ** 2
-    return out, x
+def kernel_forward(x):
+    return np.convolve(x, x), x
 
-def filled_backward(dout, x):
-    return 2 * dout * x
+def kernel_backward(dout, x):
+    return np.correlate(dout, x)
 """
 
 
@@ -61,10 +58,10 @@ def test_what_can_not_be_written_is_said(course, capsys):
     assert main(["write", str(course), "--form", "folded"]) == 1
     said = capsys.readouterr()
     assert said.out.count("import numpy") == 1
-    assert "dx = gamma / std * (dy - dbeta / len(dy) - xhat * dgamma / len(dy))" in said.out
+    assert "dx = gamma / std * (dy - dbeta / len(dy) - dgamma / len(dy) * xhat)" in said.out
     assert said.err.count("\n") == 1
-    assert "filled_backward: " in said.err
-    assert main(["write", str(course), "filled_forward"]) == 2
+    assert "kernel_backward: " in said.err
+    assert main(["write", str(course), "kernel_forward"]) == 2
 
 
 def test_a_name_that_is_not_there_is_a_usage_error(course, capsys):

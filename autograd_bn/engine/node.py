@@ -205,6 +205,8 @@ class _Mode(threading.local):
     updating = True
     # What a comparison, or another result without gradient, reads of a tensor.
     watcher: Callable[[Any], Any] | None = None
+    # What setting elements of a tensor does, which raises without it.
+    setter: Callable[[Any, Any, Any], Any] | None = None
 
 
 mode = _Mode()
@@ -263,6 +265,11 @@ def no_grad() -> _Set:
 def watching(watcher: Callable[[Any], Any]) -> _Set:
     """Inside the block, in this thread, what is computed without gradient is computed of `watcher(tensor)`."""
     return _Set("watcher", watcher)
+
+
+def setting(setter: Callable[[Any, Any, Any], Any]) -> _Set:
+    """Inside the block, in this thread, `t[index] = value` makes `t` the tensor `setter(t, index, value)`."""
+    return _Set("setter", setter)
 
 
 def no_update() -> _Set:

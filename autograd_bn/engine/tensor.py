@@ -368,6 +368,10 @@ class Tensor:
         return ops.getitem(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if mode.setter is not None:
+            made = mode.setter(self, index, value)
+            self._value, self.node = made._value, made.node
+            return
         raise TypeError(
             "a tensor's elements can't be set: choose among elements with np.where(mask, a, b), or join tensors with "
             "stack() or concatenate(); a leaf's values are set by assign()"
@@ -375,6 +379,8 @@ class Tensor:
 
     def _in_place(self, operation: Callable[..., Any], other: Any, holders: int) -> Tensor:
         # `holders` is counted by the caller: how many of them a further call adds is the interpreter's choice.
+        if mode.setter is not None:
+            return operation(self, other)
         if isinstance(self.node, Leaf):
             if not mode.recording:
                 self.assign(operation(self, other))

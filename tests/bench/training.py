@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from autograd_bn import nn, optim
+from autograd_bn import nn, optim, tensor, write_backward
 
 SIZES = (784, 100, 100, 100)
 BATCH, LR, EPS = 60, 0.1, 1e-5
@@ -186,6 +186,50 @@ def by_hand(weights, data):
     return step
 
 
+def layer(x, weight, gamma, beta, eps=EPS):
+    """Batch norm and the activation, as by hand."""
+    z = x @ weight.T
+    mean = z.mean(axis=0)
+    centred = z - mean
+    var = np.square(centred).mean(axis=0)
+    r = 1 / np.sqrt(var + eps)
+    normal = centred * r
+    return 1 / (1 + np.exp(-(normal * gamma + beta)))
+
+
+def written(weights, data):
+    """The forward pass of the step by hand, its backward pass as `write_backward` gives it."""
+
+    def forward(x, labels, w1, gamma1, beta1, w2, gamma2, beta2, w3, gamma3, beta3, w4, bias):
+        x = layer(x, w1, gamma1, beta1)
+        x = layer(x, w2, gamma2, beta2)
+        x = layer(x, w3, gamma3, beta3)
+        logits = x @ w4.T + bias
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        e = np.exp(shifted)
+        total = e.sum(axis=1)
+        return (np.log(total) - shifted[np.arange(len(x)), labels]).mean()
+
+    parameters = []
+    for weight in weights[:-1]:
+        parameters += [weight.copy(), np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)]
+    parameters += [weights[-1].copy(), np.zeros(10, np.float32)]
+    rng = np.random.default_rng(0)
+    shapes = [(6, 7), (6,), (5, 7), 5, 5, (4, 5), 4, 4, (8, 4), 8, 8, (3, 8), 3]  # its lengths are those of its inputs
+    x, _, *rest = [rng.normal(size=shape) for shape in shapes]
+    code = write_backward(forward, [tensor(x), rng.integers(0, 3, 6), *rest], form="folded")
+
+    def step(i):
+        x, labels = data[i % len(data)]
+        loss, cache = code.forward(x, labels, *parameters)
+        gradients = code.backward(np.float32(1), cache)[2:]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= LR * gradient
+        return float(loss)
+
+    return step
+
+
 def main():
     """Measure and print."""
     rng = np.random.default_rng(0)
@@ -199,6 +243,7 @@ def main():
         "jax.jit": jax_jit(weights, data),
         "MyGrad": mygrad(weights, data),
         "NumPy by hand": by_hand(weights, data),
+        "NumPy as written": written(weights, data),
     }
     for i in range(30):
         losses = {name: step(i) for name, step in steps.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,18 @@ from ...batch_norm.fusion import norms
 from ...engine import Graph, Leaf, Node, as_tensor
 from ...engine.backward import pull
 from ...engine.node import recording
+from ...verify.derivation import text
+from ...verify.derivation.text import ATOM, POWER, PRODUCT, SUM
 from .. import labels
 
-SUM, PRODUCT, POWER, ATOM = 1, 2, 3, 4
-# How an operation is written, how tightly that binds, and how tightly its operands have to.
-FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
-    "add": ("{} + {}", SUM, (SUM, SUM)),
-    "subtract": ("{} − {}", SUM, (SUM, PRODUCT)),
-    "multiply": ("{} · {}", PRODUCT, (PRODUCT, PRODUCT)),
-    "divide": ("{} / {}", PRODUCT, (PRODUCT, POWER)),
-    "matmul": ("{} @ {}", PRODUCT, (PRODUCT, PRODUCT)),
-    "power": ("{} ^ {}", POWER, (POWER, ATOM)),
-    "negative": ("−{}", PRODUCT, (PRODUCT,)),
+# How an operation is written, how tightly that binds, and how tightly its operands have to: as code, but for these.
+SIGNS = {" * ": " · ", "-": "−", ">=": "≥", "<=": "≤", "==": "=", "!=": "≠"}
+FORMS = {
+    op: (reduce(lambda text, sign: text.replace(*sign), SIGNS.items(), form), own, levels)
+    for op, (form, own, levels) in text.FORMS.items()
+    if op not in ("relu", "stop_gradient", "copy")
+} | {
+    "power": ("{} ^ {}", POWER, (ATOM, ATOM)),
     "square": ("{}²", POWER, (ATOM,)),
     "sqrt": ("√{}", POWER, (ATOM,)),
     "rsqrt": ("1/√{}", PRODUCT, (ATOM,)),
@@ -55,14 +56,14 @@ def _text(names: Mapping[Node, str], node: Any, level: int) -> str:
     if isinstance(node, Leaf):
         node = node.data
     if not isinstance(node, Node):
-        text = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
-        return f"({text})" if text[0] == "−" and level > SUM else text
+        number = "c" if np.ndim(node) else labels.number_text(node).replace("-", "−")
+        return f"({number})" if number[0] == "−" and level > SUM else number
     if node.own_op in SILENT:
         return _text(names, node.args[0], level)
     if node.own_op in FORMS:
         form, own, levels = FORMS[node.own_op]
-        text = form.format(*[_text(names, arg, inner) for arg, inner in zip(node.args, levels, strict=False)])
-        return f"({text})" if own < level else text
+        made = form.format(*[_text(names, arg, inner) for arg, inner in zip(node.args, levels, strict=False)])
+        return f"({made})" if own < level else made
     return f"{node.op}({', '.join([_text(names, arg, 0) for arg in node.args if arg is not None])})"
 
 

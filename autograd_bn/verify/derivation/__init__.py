@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,8 @@ def write_backward(
 
     `f` is what `check_backward` takes for forward, `y, cache = f(*inputs)`, or any function of arrays that tensors can
     go through. What its author named keeps its name, `dvar` is the gradient of `var`, lengths are written as `len(x)`,
-    equal expressions once, and the cache holds what backward reads. `names` are the inputs' names, by default those of
+    equal expressions once, and the cache holds what backward reads. A tensor among the inputs that requires no gradient
+    gets none, as a net's images: None stands in its place. `names` are the inputs' names, by default those of
     f's parameters. `form="steps"` follows the graph node by node; `form="folded"` writes the formula of three paths
     for each batch norm, however it is spelled.
 
@@ -129,14 +130,18 @@ def written(
     if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
         raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
     given = {name: _double(value) for name, value in zip(listed, inputs, strict=True)}
-    if not any(map(is_float, given.values())):
-        raise TypeError("inputs has no array of floats to take a gradient of")
+    wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(given[n]))]
+    if not wanted:
+        raise TypeError(
+            "inputs has nothing to take a gradient of: no array of floats, or only tensors that require no gradient"
+        )
     signature = inspect.signature(f).parameters.values()
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
     with np.errstate(all="ignore"):
-        runs = recordings(f, given, options, form)
+        record = partial(Recording, f, wanted, form == "folded")
+        runs = recordings(record, given, options)
         made = _compiled(Writer(runs, titles, upstream).source(), titles, given)
-        _judge(made, f, runs, form)
+        _judge(made, f, record, runs)
     return made
 
 
@@ -159,7 +164,7 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
             setattr(owner, last, value)
         return module.forward(*values[:count])
 
-    return forward, (*inputs, *[tensor.data for tensor in parameters_of.values()]), names
+    return forward, (*inputs, *parameters_of.values()), names
 
 
 def _double(value: Any) -> Any:
@@ -178,13 +183,15 @@ def _compiled(source: str, titles: tuple[str, str], inputs: Mapping[str, Any]) -
 _count = itertools.count(1)
 
 
-def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording], form: str) -> None:
+def _judge(
+    made: Derivation, f: Callable[..., Any], record: Callable[..., Recording], runs: Sequence[Recording]
+) -> None:
     """Hold what was written against the engine's gradients, then have the referee judge it."""
     rng, turned = np.random.default_rng(11), []
     for run in runs[:2]:
         values = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in run.inputs.items()}
         try:
-            turned.append(Recording(f, values, run.options, form))
+            turned.append(record(values, run.options))
         except Unwritable:
             raise
         except Exception:  # f takes no such values
@@ -206,8 +213,19 @@ def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording], f
             if np.shape(value) != expected.shape or not np.all(np.abs(value - expected) <= 1e-9 * size):
                 raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
     first = runs[2]
+    try:
+        plain = f(*copy.deepcopy([*first.inputs.values()]))
+    except Exception:  # f takes no arrays, but tensors
+        plain = first.outputs
+    several = isinstance(plain, tuple | list) and len(plain) > 1
+    for y, expected in zip(first.outputs, [*plain][:-1] if several else [plain], strict=True):
+        if not np.allclose(y.data, np.asarray(expected), rtol=1e-9, atol=1e-12):
+            raise Unwritable(
+                "forward gives something else on arrays than on tensors, as where it sets elements of a view"
+            )
     if any(op == "stop_gradient" for op, _ in first.signature):
         return  # a constant to the engine alone: the referee sees code without it
     verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
-    if not verdict:
+    constants = {f"d{name}" for name in first.inputs if name not in first.leaves}  # which get no gradient
+    if not verdict and any(not row.ok and row.name not in constants for row in verdict.rows):
         raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")

@@ -62,8 +62,9 @@ class Expressions:
         self.made: dict[tuple[int, ...], Any] = {}
         self.listed: dict[Any, list[Expression]] = {}  # by shape
         self.count = 0
-        self.fixed = set[Expression]()  # that stand as they are
-        self.named = {id(recordings[0].source(value)) for value in recordings[0].named.values()}
+        self.fixed, self.used = set[Expression](), set[Expression]()  # that stand as they are; that others are made of
+        kept = (*recordings[0].named.values(), *recordings[0].outputs)
+        self.named = {id(recordings[0].source(value)) for value in kept}
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
             self.made[key] = self._new("upstream", (i,), {}, tuple([t.data for t in tensors]))
@@ -88,6 +89,8 @@ class Expressions:
         if isinstance(a, slice) and all(isinstance(value, slice) for value in found):
             return slice(*self.of(*[(value.start, value.stop, value.step) for value in found]))
         if all(isinstance(value, np.ndarray) and value.ndim for value in found):
+            if a.dtype.kind == "f" and not any(map(np.any, found)):
+                return self._zero(tuple(found))
             return self._new("array", (), {}, tuple(found))
         if isinstance(a, int | float | np.number | np.ndarray) and not isinstance(a, bool):
             return self._new("number", (), {}, tuple(map(np.asarray, found)))
@@ -109,7 +112,7 @@ class Expressions:
         if isinstance(a, Call):
             args, params = _as_recorded(a.op, args, params)
             return self.make(a.op, args, params, tuple([source.value for source in sources]))
-        own = str(a.primitive.forward.__module__).startswith(PLACE)
+        own = str(a.primitive.forward.__module__).startswith(PLACE) or a.own_op == "put"
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
         return self.make(a.op if own else a.primitive, args, params, values)
 
@@ -131,6 +134,7 @@ class Expressions:
                 if same:
                     return known
                 made.op, made.args, made.params = "reshape", (known,), {}
+        self.used.update(made.parts)
         self.count += 1
         made.serial = self.count
         alike.append(made)
@@ -187,6 +191,10 @@ class Expressions:
             return args[0]
         if op == "reshape" and args[0].op == "reshape" and args[0] not in self.fixed:
             return self.make("reshape", args[0].args, {}, values)
+        if op in ("sum", "sum_to") and (found := self._undivided(op, args[0], params, values)):
+            return found
+        if op == "getitem" and args[0].op == "put" and (found := self._beside(args[0], params, values)):
+            return found
         known = isinstance(op, str) and op in RULES
         if known and (found := getattr(self, f"_{op}")(*args, values)):
             return found
@@ -209,11 +217,27 @@ class Expressions:
         below = _is_number(e.args[0]) and max(e.args[0].values) < 0
         return self.do("multiply", self.do("negative", e.args[0]), e.args[1]) if below else None
 
+    def _beside(self, a: Any, params: dict[str, Any], values: Any) -> Any:
+        """Elements of an array in which others were set, as those of the array before."""
+        before = a.args[0]
+        found = tuple([v[plain_index(params["index"], k)] for k, v in enumerate(before.values)])
+        return self.make("getitem", (before,), params, found) if all(map(_agree, found, values)) else None
+
+    def _undivided(self, op: str, a: Any, params: dict[str, Any], values: Any) -> Any:
+        """(a / b).sum(axis) as a.sum(axis) / b, where b is the same along the axis."""
+        if a.op != "divide" or a in self.fixed or not a.moving or a.args[0].shapes != a.shapes:
+            return None
+        top, under = a.args
+        axes = [*np.atleast_1d(_axes(params))] if op == "sum" and params else []
+        stays = "keepdims" in params or axes == [*range(len(axes))]
+        if not stays or not all(_reaches(u.shape, np.shape(v)) for u, v in zip(under.values, values, strict=True)):
+            return None
+        sums = tuple([np.asarray(v * u) for v, u in zip(values, under.values, strict=True)])
+        return self.do("divide", self.make(op, (top,), params, sums), under)
+
     def _negative(self, a: Any, values: Any) -> Any:
         if a.op == "zero":
             return a
-        if a.op == "subtract" and a not in self.fixed and not a.moving:
-            return self.do("subtract", a.args[1], a.args[0])
         return self._negated(a)
 
     def _add(self, a: Any, b: Any, values: Any) -> Any:
@@ -253,15 +277,14 @@ class Expressions:
         if e in self.fixed or e.op not in ("multiply", "divide") or not _is_number(e.args[0]):
             return None
         number, x = e.args
-        if e.op == "divide":
-            return self.do("divide", other, x) if _is(number, 1) and not _is_number(other) else None
+        if e.op == "divide":  # but for what the forward pass has
+            known = _is_number(other) or (other.moving and e in self.used)
+            return self.do("divide", other, x) if _is(number, 1) and not known else None
         if _is_number(other):
             return self.do("multiply", self.do("multiply", other, number), x)
         return self.do("multiply", number, self.do("multiply", *((x, other) if left else (other, x))))
 
     def _divide(self, a: Any, b: Any, values: Any) -> Any:
-        if _is_number(b) and max(b.values) < 0:
-            return self.do("negative", self.do("divide", a, self.do("negative", b)))
         if _is_number(b) and a.moving and np.ptp(b.values) == 0 and len(repr(1 / float(b.values[0]))) < 5:
             return self.do("multiply", 1 / float(b.values[0]), a)
         if b.op == "sum" and b.args[0].op == "equal" and _are_floats(b.args[0]) and all(map(_agree, a.values, values)):
@@ -354,6 +377,12 @@ def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
     return len(shape) <= len(spread) and own == spread[len(spread) - len(own) :]
 
 
+def _reaches(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to the other."""
+    pairs = zip(shape[::-1], spread[::-1], strict=False)
+    return len(shape) <= len(spread) and all(n in (1, other) for n, other in pairs)
+
+
 def bare(e: Expression, fixed: set[Expression]) -> Expression:
     """An expression before it was spread along leading axes."""
     while e.op in ("reshape", "broadcast_to") and e not in fixed:
@@ -363,6 +392,18 @@ def bare(e: Expression, fixed: set[Expression]) -> Expression:
             break
         e = inner
     return e
+
+
+def plain_index(index: Any, k: int) -> Any:
+    """An index as NumPy takes it, in one of the recordings."""
+    if isinstance(index, tuple):
+        return tuple([plain_index(item, k) for item in index])
+    if isinstance(index, slice):
+        return slice(*[plain_index(item, k) for item in (index.start, index.stop, index.step)])
+    if isinstance(index, Expression):
+        value = index.values[k]
+        return int(value) if index.op == "number" else value
+    return index
 
 
 def _axes(params: dict[str, Any]) -> Any:

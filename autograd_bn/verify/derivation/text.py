@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .expressions import REDUCTIONS, Expression, bare
+from .expressions import REDUCTIONS, Expression, bare, plain_index
 from .tracing import Unwritable
 
 COMPARISON, OR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(1, 9)
@@ -80,8 +80,8 @@ class Function:
         if e in self.names:
             self.read.add(self.names[e])
             return self.names[e]
-        if self._places(e):
-            self.line(e, self.fresh("d"))
+        if self._places(e) or e.op == "put":
+            self.line(e, self.fresh("d" if e.moving else called(e)))
             return self.names[e]
         text, own = self._form(e)
         self.written.append((e, text))
@@ -90,18 +90,11 @@ class Function:
     def _form(self, e: Expression) -> tuple[str, int]:
         if e.op in ("number", "array"):
             return self.number(e.values) if e.op == "number" else (self.constant(e), ATOM)
+        if e.op in ("multiply", "divide"):
+            return self._product(e)
         if e.op in FORMS:
             form, own, levels = FORMS[e.op]
             operands = [self.text(arg, level) for arg, level in zip(e.args, levels, strict=True)]
-            if (
-                e.op == "multiply"
-                and operands[0][0] == "("
-                and operands[1][0] != "("
-                and e.args[0].op in ("add", "subtract")
-            ):
-                operands.reverse()
-            if e.op == "multiply" and e.args[0].op == "number" and operands[0].startswith("1 / "):
-                return f"{operands[1]}{operands[0][1:]}", own
             if e.op in ("power", "square") and all(
                 o.lstrip("-").replace(".", "").isidentifier() or o.lstrip("-").replace(".", "").isdigit()
                 for o in operands
@@ -123,6 +116,42 @@ class Function:
             name = f"np.{e.op}"
         args = [self.text(arg) for arg in e.args] + [self._options(e.params)] * bool(e.params)
         return f"{name}({', '.join(args)})" + "[0]" * (not isinstance(e.op, str) and e.op.joint), ATOM
+
+    def _product(self, e: Expression) -> tuple[str, int]:
+        """A product, several factors with fewer elements first: 2 * dvar / n * diff runs over diff once."""
+        signs, factors = 0, list[tuple[Expression, str, str]]()
+        for part, joint in self._factors(e):
+            signs += part is None
+            if part is not None:
+                text = self.text(part, PRODUCT if joint == "*" else UNARY)
+                turned = part.op == "number" and joint == "*" and text.startswith("1 / ")
+                factors.append((part, "/", text[4:]) if turned else (part, joint, text))
+        plain = [f for f in factors if f[0].op == "number" and f[1] == "*"]
+        short = [f for f in factors if f not in plain and f[0].values[0].size < e.values[0].size]
+        rest = [f for f in factors if f not in plain]
+        if len(short) > 1:
+            rest = short + [f for f in rest if f not in short]
+        elif len(rest) == 2 and rest[0][0].op in ("add", "subtract") and rest[0][0] not in self.names:
+            rest.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
+        over = [f for f in plain + rest if f[1] == "*" and f[2] != "1"]
+        text = over[0][2] if over else "1"
+        ordered = [(joint, t) for f in plain + rest if f not in over[:1] for _, joint, t in [f] if t != "1"]
+        for (joint, t), again in itertools.groupby(ordered):
+            count = len(list(again))
+            power = joint == "/" and count > 1 and t.isidentifier()
+            text += f" / {t}**{count}" if power else f" {joint} {t}" * count
+        return ("-" if signs % 2 else "") + text, SUM if signs % 2 else PRODUCT
+
+    def _factors(self, e: Expression, joint: str = "*") -> Iterator[tuple[Expression | None, str]]:
+        """What is multiplied, and what it is divided by; None for a minus sign."""
+        if e in self.names or joint == "/" or e.op not in ("multiply", "divide", "negative"):
+            yield e, joint
+        elif e.op == "negative":
+            yield None, joint
+            yield from self._factors(e.args[0])
+        else:
+            yield from self._factors(e.args[0])
+            yield from self._factors(e.args[1], "*" if e.op == "multiply" else "/")
 
     def _options(self, params: dict[str, Any]) -> str:
         return ", ".join([f"{name}={self.literal(value)}" for name, value in params.items()])
@@ -154,7 +183,7 @@ class Function:
         return f"{self.text(a, ATOM)}.reshape({self.shape(e.shapes, True)})"
 
     def _broadcast_to(self, e: Expression) -> str:
-        return f"np.broadcast_to({self.text(e.args[0])}, {self.shape(e.shapes)})"
+        return f"np.broadcast_to({self.text(bare(e.args[0], set(self.names)))}, {self.shape(e.shapes)})"
 
     def _zero(self, e: Expression) -> str:
         return f"np.zeros({self._extent(e.shapes)})" if e.shapes[0] else "0.0"
@@ -232,11 +261,14 @@ class Function:
                 return f"{name}.shape"
         texts = []
         for lengths in zip(*shapes, strict=True):
+            read = set(self.read)
             try:
                 text = self.number(lengths)[0]
             except Unwritable:
                 text = "-1"
-            texts.append("-1" if spelled and ("size" in text or " * " in text) and "-1" not in texts else text)
+            if spelled and ("size" in text or " * " in text) and "-1" not in texts:
+                text, self.read = "-1", read
+            texts.append(text)
         if texts.count("-1") > 1 or (not spelled and "-1" in texts):
             raise Unwritable(f"the shape {shapes[0]} follows from no lengths of the inputs")
         return ", ".join(texts) if spelled else f"({', '.join(texts)}{',' * (len(texts) == 1)})"
@@ -285,29 +317,15 @@ class Function:
             texts = [repr(int(a))] * (a == int(a)) + [repr(a), f"{a:.0e}"]
             text = min([t.replace("e+0", "e").replace("e-0", "e-") for t in texts if float(t) == a], key=len)
             return text, UNARY if a < 0 else ATOM
-        known = [(text, float(v), float(w)) for text, (v, w, *_), _ in self._known() if v != w and v * w != 0]
-        pairs = [(f"{s} * {t}", v * x, w * y) for (s, v, w), (t, x, y) in itertools.combinations(known, 2)]
-        known += [(f"({text} - 1)", v - 1, w - 1) for text, v, w in known if v > 1 < w]
         whole = isinstance(values[0], int | np.integer) or getattr(values[0], "dtype", np.dtype(float)).kind in "iu"
-        divided = " // " if whole else " / "
-        for text, v, w in known + pairs:
-            if (a, b) == (v, w):
-                return self._reading(text), PRODUCT if " * " in text else SUM if text[0] == "(" else ATOM
-            inside = f"({text})" if " * " in text else text
-            forms = (
-                (a / v, b / w, "{} * " + text),
-                (v / a, w / b, text + divided + "{}"),
-                (a * v, b * w, "{} / " + inside),
-            )
-            for ratio, other, form in forms:
-                if _near(ratio, other) and (c := _nice(ratio)) and not (whole and "." in c):
-                    return self._reading(form.format(c)), PRODUCT
-        for text, v, w in known if whole else ():
-            if a - v == b - w:
-                return self._reading(f"{text} {'+' if a > v else '-'} {abs(int(a - v))}"), SUM
-        for (s, v, w), (t, x, y) in itertools.permutations(known, 2):
-            if _near(a * x / v, b * y / w) and (c := _nice(a * x / v)) and not (whole and "." in c):
-                return self._reading(f"{'' if c == '1' else c + ' * '}{s}{divided}{t}"), PRODUCT
+        for form, c, other in self._guesses(a, b, whole):
+            nice = _nice(c) if _near(c, other) else ""
+            if nice and not (whole and "." in nice):
+                once = nice in ("1", "-1") and form.startswith("{} * ")
+                text = self._reading(form[5:] if once else form.format(nice).replace("+ -", "- "))
+                if once and nice == "-1":
+                    return f"-{text}", SUM if " " in text else UNARY
+                return text, PRODUCT if "*" in text or "/" in text else SUM if " " in text else ATOM
         if a > 0 and not getattr(self, "rooted", False):
             self.rooted = True
             try:
@@ -315,6 +333,23 @@ class Function:
             finally:
                 self.rooted = False
         raise Unwritable(f"forward reads the number {a:g} at some inputs and {b:g} at others, which follows no length")
+
+    def _guesses(self, a: float, b: float, whole: bool) -> Iterator[tuple[str, float, float]]:
+        """Ways to write a number by a constant and lengths, with that constant in both recordings."""
+        known = [(text, float(v), float(w)) for text, (v, w, *_), _ in self._known() if v != w and v * w != 0]
+        pairs = [(f"{s} * {t}", v * x, w * y) for (s, v, w), (t, x, y) in itertools.combinations(known, 2)]
+        less = [(f"({text} - 1)", v - 1, w - 1) for text, v, w in known if v > 1 < w]
+        over = " // " if whole else " / "
+        for text, v, w in known + less + pairs:
+            yield "{} * " + text, a / v, b / w
+            yield text + over + "{}", v / a, w / b
+            yield "{} / " + (f"({text})" if " * " in text else text), a * v, b * w
+        for text, v, w in known:
+            if whole or text in self.numbers:
+                yield text + " + {}", a - v, b - w
+                yield "{} - " + text, a + v, b + w
+        for (s, v, w), (t, x, y) in itertools.permutations(known, 2):
+            yield "{} * " + s + over + t, a * x / v, b * y / w
 
     def _reading(self, text: str) -> str:
         for node in ast.walk(ast.parse(text)):
@@ -336,6 +371,9 @@ class Function:
         if self._places(e):
             self.lines += [f"# {comment}"] * bool(comment)
             self._scattered(e, name)
+        elif e.op == "put":
+            self.lines += [f"# {comment}"] * bool(comment)
+            self._filled(e, name)
         else:
             text = self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
             self.lines += [f"# {comment}"] * bool(comment) + [f"{name} = {text}"]
@@ -346,7 +384,7 @@ class Function:
         self.written = []
         text = spell()
         while len(text) > room:
-            parts = [(len(t), p.serial, p) for p, t in self.written if p.op not in CHEAP and len(t) < WIDTH - 20]
+            parts = [(p.op not in CHEAP, len(t), p.serial, p) for p, t in self.written if 12 < len(t) < WIDTH - 20]
             if not parts:
                 break
             *_, part = max(parts)
@@ -354,6 +392,23 @@ class Function:
             self.written = []
             text = spell()
         return text
+
+    def _own(self, e: Expression, text: str) -> str:
+        """The text of an array that nothing else holds."""
+        return f"{text}.copy()" if e in self.names or e.op in CHEAP - {"array", "negative"} else text
+
+    def _filled(self, e: Expression, name: str) -> None:
+        """An array, some of whose elements are set."""
+        steps = [e]
+        while steps[-1].args[0].op == "put" and steps[-1].args[0] not in self.names:
+            steps.append(steps[-1].args[0])
+        base = steps[-1].args[0]
+        start = self._own(base, self._fitted(partial(self.text, base, ATOM), WIDTH - len(name) - 7))
+        self.lines.append(f"{name} = {start}")
+        for step in reversed(steps):
+            index = self.index(step.params["index"], step.shapes)
+            text = self._fitted(partial(self.text, step.args[1]), WIDTH - len(name + index) - 9)
+            self.lines.append(f"{name}[{index}] = {text}")
 
     def _scattered(self, e: Expression, name: str) -> None:
         """A sum of arrays that are 0 but at an index, in an array of its own."""
@@ -366,8 +421,8 @@ class Function:
             )
             start = f"np.zeros_like({like})" if like else f"np.zeros({self._extent(e.shapes)})"
             self.read |= {like} - {""}
-        elif start.isidentifier():
-            start += ".copy()"
+        elif len(rest) == 1:
+            start = self._own(rest[0], start)
         parts = [(term, term.args[0], self.index(term.params["index"], e.shapes)) for term in places]
         texts = []
         for _, value, index in parts:
@@ -379,7 +434,7 @@ class Function:
         taken = np.zeros(e.shapes[0], bool) | bool(rest)
         for (term, _, index), (sign, value) in zip(parts, texts, strict=True):
             new = np.zeros(e.shapes[0], int)
-            np.add.at(new, _plain_index(term.params["index"]), 1)
+            np.add.at(new, plain_index(term.params["index"], 0), 1)
             arrays = [part for part in term.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
             if new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays)):
                 place = f"({index})" if "," in index else index
@@ -429,22 +484,11 @@ def _nice(value: float) -> str:
 
 def _start(scatter: Expression) -> list[int]:
     """Where an index begins, to have its slices in their order."""
-    index = _plain_index(scatter.params["index"])
+    index = plain_index(scatter.params["index"], 0)
     items = [
         item.start if isinstance(item, slice) else item for item in (index if isinstance(index, tuple) else (index,))
     ]
     return [item if isinstance(item, int) else 0 for item in items]
-
-
-def _plain_index(index: Any) -> Any:
-    if isinstance(index, tuple):
-        return tuple(map(_plain_index, index))
-    if isinstance(index, slice):
-        return slice(*map(_plain_index, (index.start, index.stop, index.step)))
-    if isinstance(index, Expression):
-        value = index.values[0]
-        return int(value) if index.op == "number" else value
-    return index
 
 
 def sources(function: Any) -> dict[str, str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from ...batch_norm.fusion import expand, fuse
-from ...engine import Tensor, as_tensor
+from ...engine import Tensor, as_tensor, operations, primitive
 from ...engine.backward import propagate
 from ...engine.graph import Values
-from ...engine.node import Array, Node, recording, topological_order, watching
+from ...engine.node import Array, Node, recording, setting, topological_order, watching
 from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.trace import local_values
@@ -115,20 +117,67 @@ def _log(values: Any) -> list[Traced]:
     return values.log if isinstance(values, Traced) and values.source else []
 
 
+def _cleared(g: Any, index: Any) -> Any:
+    return put(g, 0.0, index=index)
+
+
+@primitive(_cleared, lambda g, index: operations.getitem(g, index))
+def put(x: Any, value: Any, /, index: Any) -> Any:
+    """A copy of x with x[index] = value."""
+    made = np.array(x, float)
+    made[index] = value
+    return made
+
+
+def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
+    """What a tensor is after `t[index] = value`."""
+    made: Any = put(t, value, index=index)
+    return made if isinstance(made, Tensor) else Tensor(np.asarray(made), made.source)
+
+
+class _Fillable:
+    """NumPy, whose arrays of zeros are tensors, so that their elements can be set."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def zeros(self, *args: Any, **kwargs: Any) -> Any:
+        made = np.zeros(*args, **kwargs)
+        return as_tensor(made) if made.dtype.kind == "f" else made
+
+    def zeros_like(self, array: Any, **kwargs: Any) -> Any:
+        return self.zeros(np.shape(array), **{"dtype": np.asarray(array).dtype, **kwargs})
+
+    empty, empty_like = zeros, zeros_like
+
+
+def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the same code that has fillable arrays; one that doesn't say `np` as it is."""
+    space = getattr(forward, "__globals__", {})
+    numpy = {name: _Fillable() for name in ("np", "numpy") if space.get(name) is np}
+    if not (numpy and inspect.isfunction(forward)):
+        return forward
+    made = FunctionType(forward.__code__, {**space, **numpy}, closure=forward.__closure__)
+    made.__defaults__, made.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__
+    return made
+
+
 class Recording:
     """A function's forward pass on some inputs, and its backward pass for random gradients of its outputs.
 
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
-    gradient, and `gradients` those of the float inputs.
+    gradient, and `gradients` those of the wanted inputs.
     """
 
-    def __init__(self, forward: Callable[..., Any], inputs: Inputs, options: Inputs, form: str) -> None:
-        self.inputs, self.options, self.log = inputs, options, list[Traced]()
+    def __init__(
+        self, forward: Callable[..., Any], wanted: Sequence[str], folded: bool, inputs: Inputs, options: Inputs
+    ) -> None:
+        self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
         self.given = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
-        with recording(True), watching(lambda t: traced(t.data, t.node, self.log)):
+        with recording(True), watching(lambda t: traced(t.data, t.node, self.log)), setting(assigned):
             try:
                 with local_values(forward) as self.named:
-                    returned = forward(*self.given.values(), **options)
+                    returned = fillable(forward)(*self.given.values(), **options)
             except Unwritable:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
@@ -140,7 +189,7 @@ class Recording:
                 raise Unwritable("forward leaves the tensors that it is given, so that it can't be recorded")
             rng = np.random.default_rng(5)
             self.upstream = [as_tensor(np.asarray(rng.normal(size=y.shape) + 0.3)) for y in self.outputs]
-            self._differentiate(form == "folded")
+            self._differentiate(folded)
         ends = [t.node for t in (*self.outputs, *self.leaves.values())] + [g.node for _, g in self.visits]
         self.values = Values(topological_order(ends))
 
@@ -151,7 +200,7 @@ class Recording:
 
     def _differentiate(self, folded: bool) -> None:
         """Record the backward pass; where it is folded, by the fused node's rule for each batch norm."""
-        self.leaves = {name: value for name, value in self.given.items() if isinstance(value, Tensor)}
+        self.leaves = {name: value for name, value in self.given.items() if name in self.wanted}
         ends = [y.node for y in self.outputs]
         spelled = {node: copy.copy(node) for node in topological_order(ends)}
         fused = fuse(*self.outputs).fused if folded else ()
@@ -193,7 +242,7 @@ class Recording:
         return [(node.op, len(node.args)) for node in self.values.nodes]
 
 
-def recordings(forward: Callable[..., Any], inputs: Inputs, options: Inputs, form: str) -> list[Recording]:
+def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, options: Inputs) -> list[Recording]:
     """Recordings near the inputs and at them; of those near, in the second each length is another where that is taken.
 
     So is each number among the inputs.
@@ -202,13 +251,13 @@ def recordings(forward: Callable[..., Any], inputs: Inputs, options: Inputs, for
 
     def record(inputs: Inputs, options: Inputs) -> Recording:
         for share in (1, 0.05):  # a probability stays one
-            near = {n: v + share * (moved(v, rng) - v) if is_float(v) else v for n, v in inputs.items()}
-            run = Recording(forward, near, options, form)
+            near = {n: np.asarray(v + share * (moved(v, rng) - v)) if is_float(v) else v for n, v in inputs.items()}
+            run = recorded(near, options)
             if run.finite:
                 break
         return run
 
-    first, second, at = record(inputs, options), record(inputs, options), Recording(forward, inputs, options, form)
+    first, second, at = record(inputs, options), record(inputs, options), recorded(inputs, options)
     if not first.signature == second.signature == at.signature:
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
 
@@ -242,13 +291,13 @@ def recordings(forward: Callable[..., Any], inputs: Inputs, options: Inputs, for
     # Lengths that only grow together, as those of 4 * H and H.
     together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
     _ = next((c for c in together if accepted([place for length in c for place in stuck[length]], {})), None)
-    for name, value in {**inputs, **options}.items():
+    for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float:
-            accepted([], {name: 0.75 * value})
+            accepted([], {name: value * (i + 7) / (i + 10)})  # each by another factor, so that none follows another
     runs = [first, second, at]
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show
-        run = Recording(forward, turned, options, form)
+        run = recorded(turned, options)
         if run.finite and run.signature == first.signature:
             runs.append(run)
     return runs

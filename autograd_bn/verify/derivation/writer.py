@@ -43,7 +43,7 @@ class Writer:
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
             self.shares.append((node, bare(gradient, made.fixed)))
-            if node in self.named:
+            if node in self.named and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
@@ -127,7 +127,11 @@ class Writer:
     ) -> Function:
         """The backward pass: a line for the gradient of each named value, and for what is used twice."""
         alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
-        named = {g: n for n, g in self.shares[::-1] if n in ahead.names and g.op != "upstream" and alone[n] == 1}
+        named = {
+            g: n
+            for n, g in self.shares[::-1]
+            if n in ahead.names and g.op not in ("upstream", "broadcast_to") and alone[n] == 1
+        }
         arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
         arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
         out = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
