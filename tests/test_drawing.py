@@ -954,6 +954,25 @@ def test_no_label_meets_a_line_or_another_label(name):
     assert meetings(draw(PICTURES[name]().source, "svg")) == []
 
 
+def test_every_golden_picture_is_looked_at():
+    assert {path.stem for path in GOLDEN.glob("*.svg")} == {path.stem for path in GOLDEN.glob("*.gv")} == {*PICTURES}
+
+
+@pytest.mark.parametrize("name", ["spelled_out_grads", "recurrent_grads", "time_steps_values_grads"])
+def test_a_label_that_is_moved_onto_a_gradients_lane_meets_it(name):
+    svg = ET.fromstring(draw(PICTURES[name]().source, "svg"))
+    lanes = [g for g in svg.iter(f"{SVG}g") if len(g.findall(f"{SVG}path")) == 2 and g.find(f"{SVG}text") is not None]
+    assert lanes
+    for group in lanes:
+        text, lane = group.find(f"{SVG}text"), group.findall(f"{SVG}path")[1]
+        where = text.get("x"), text.get("y")
+        middle = along(lane)[len(along(lane)) // 2]
+        text.attrib |= {"x": str(middle[0]), "y": str(middle[1] + 3)}
+        title = group.findtext(f"{SVG}title")
+        assert any(f"meets edge {title}" in words for words in meetings(ET.tostring(svg)))
+        text.attrib |= dict(zip("xy", where, strict=True))
+
+
 def test_labels_move_only_from_lines():
     svg = subprocess.run(
         [sys.executable, "-P", wheel.__file__, "svg"], input=PICTURES["fused"]().source.encode(), capture_output=True

@@ -45,24 +45,29 @@ def placed(svg: str) -> str:
             frames[group] = around
         else:
             edges[group] = line
-    boxes = {text: box_of(text) for text in texts if groups[text].get("class") in ("edge", "cluster")}
-    boxes = {text: box for text, box in boxes.items() if box[0] < box[2]}
-    struck = [text for text, box in boxes.items() if not taken.free(box)]
-    for text in boxes.keys() - set(struck):
-        taken.fill(boxes[text])
+    boxes: dict[ElementTree.Element, list[Box]] = {}  # of the lines of a label, which move together
+    for text in texts:
+        if groups[text].get("class") in ("edge", "cluster") and (text.text or "").strip(" \xa0"):
+            boxes.setdefault(groups[text], []).append(box_of(text))
+    struck = [group for group, lines in boxes.items() if not all(map(taken.free, lines))]
+    for group in boxes.keys() - set(struck):
+        for box in boxes[group]:
+            taken.fill(box)
     moves: dict[ElementTree.Element, tuple[float, float]] = {}
-    for text in struck:
-        left, top, right, bottom = boxes[text]
-        for dx, dy in ways(boxes[text], frames.get(groups[text]), edges.get(groups[text], NO_LINE)):
-            box = left + dx, top + dy, right + dx, bottom + dy
-            if box[0] >= 0 and box[2] <= width - 8 and taken.free(box):
-                moves[text] = dx, dy
-                taken.fill(box)
+    for group in struck:
+        whole = np.array(boxes[group])
+        around = (*whole[:, :2].min(axis=0), *whole[:, 2:].max(axis=0))
+        for dx, dy in ways(around, frames.get(group), edges.get(group, NO_LINE)):
+            moved_to = [tuple(line) for line in np.add(whole, [dx, dy, dx, dy])]
+            if around[0] + dx >= 0 and around[2] + dx <= width - 8 and all(map(taken.free, moved_to)):
+                moves[group] = dx, dy
+                for box in moved_to:
+                    taken.fill(box)
                 break
     at = iter(texts)
 
     def moved(found: re.Match[str]) -> str:
-        dx, dy = moves.get(next(at), (0, 0))
+        dx, dy = moves.get(groups[next(at)], (0, 0))
         x, y = (f"{float(found[i]) + d:.2f}" if d else found[i] for i, d in ((2, dx), (4, dy)))
         return f"{found[1]}{x}{found[3]}{y}"
 

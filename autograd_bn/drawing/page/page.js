@@ -178,9 +178,10 @@ const judgement = (id) => {
   const { verdict } = view().notes[id] || {};
   if (!verdict) { return []; }
   const title = `the gradient of ${view().nodes[id].symbol}: ${verdict.ok ? "✓ right" : "✗ wrong"}`;
-  const tables = verdict.tables.map(([caption, a]) => array(a, caption));
+  const top = peak(...verdict.tables.map(([, a]) => a));
+  const tables = verdict.tables.map(([caption, a]) => array(a, caption, top));
   const said = verdict.say.map((text) => el("pre", {}, text));
-  return [heading(title, verdict.ok ? "right" : "wrong"), ...said, equation(...tables)];
+  return [heading(title, verdict.ok ? "right" : "wrong"), ...said, equation(...tables), tables.length ? scale(top) : ""];
 };
 const share = (p, g) => {
   const sign = (text) => el("span", { class: "sign" }, text);
