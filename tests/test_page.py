@@ -858,6 +858,14 @@ def test_lecture_mode_scales_the_text_to_the_window(visit):
     assert tab.locator("h1").is_visible()
 
 
+def test_lecture_mode_keeps_both_sides_of_a_comparison_and_the_formula_in_the_window(visit):
+    tab = visit(ag.page(forms()), width=1920, height=1080)
+    press(tab, "f ] n")
+    assert tab.evaluate("() => document.documentElement.scrollHeight <= innerHeight")
+    assert tab.locator("#panel h2").bounding_box()["y"] < 1000
+    assert tab.locator(".stage").first.bounding_box()["height"] > 450
+
+
 def test_what_arrives_is_hidden_until_the_next_key(visit):
     page = page_of("composed")
     tab, (view,) = visit(page), data_of(page)["views"]

@@ -313,7 +313,8 @@ const choose = (id) => { S.sel = id; show(); shapes(main(), id)[0].focus({ preve
 /* --- size and place: a factor of 0 fits what stays readable, -1 fits all --- */
 const zoom = (pane, factor) => {
   const { stage } = stages[pane.view], { svg, size: [w, h] } = drawing(pane);
-  const fit = Math.min((stage.clientWidth - 14) / w, (stage.clientHeight - 14) / h);
+  const [across, down] = D.beside ? [82, 40] : [14, 14];
+  const fit = Math.min((stage.clientWidth - across) / w, (stage.clientHeight - down) / h);
   if (!(fit > 0)) { return; }
   const readable = app.classList.contains("lecture") ? Math.max(1, innerWidth / 1100) : 1;
   const whole = Math.min(1.35 * readable, Math.max(fit, readable));
