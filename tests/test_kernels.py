@@ -286,7 +286,7 @@ def lower(monkeypatch, **limits):
         monkeypatch.setattr(thresholds, name, limit)
     blocks._layout.cache_clear()
     arithmetic._layout_at_once.cache_clear()
-    whole.whole.cache_clear()
+    whole.plan_for.cache_clear()
 
 
 @pytest.fixture(autouse=True)

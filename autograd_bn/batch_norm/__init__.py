@@ -1,4 +1,8 @@
-"""Batch norm as a composition of primitives and as one fused node."""
+"""Batch norm as a composition of primitives and as one fused node.
+
+`definition` has both forms and the derivative, `norm` checks the arguments, `arithmetic` and `kernels` compute, `ranks`
+sums over processes, and `fusion` turns one form of a graph into the other.
+"""
 
 from .definition import batch_norm
 from .kernels import set_backend

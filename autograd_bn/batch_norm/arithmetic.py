@@ -1,8 +1,8 @@
 """The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
 
-Statistics and parameters have the shape of `x` with 1s for `axes`. Small arrays and exact rationals are computed by the
-direct formula, all others block by block by the kernels of a backend. NumPy's warnings are the caller's to silence: an
-infinity here can be the right answer.
+Statistics and parameters have the shape of `x` with 1s for `axes`. Small arrays and exact rationals are computed as a
+whole, others block by block by the kernels of a backend, or all steps at once in one compiled call. NumPy's warnings
+are the caller's to silence: an infinity here can be the right answer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted, thresholds, whole
 from .kernels.blocks import Layout, layout_of, walk
 from .kernels.memory import empty_like
-from .kernels.whole import Mean, wide
-
-# Up to how many deviations from 0 a mean may be subtracted last from numbers of fewer bits than the arithmetic has.
-NEAR = 2.0**16
+from .kernels.whole import SPARE, Mean, wide
 
 
 @lru_cache
-def values(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+def per_feature(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     """How many values have one mean."""
     return count(shape, axes)
 
@@ -34,15 +31,15 @@ def native(x: Array) -> Array:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
-def direct(x: Array) -> bool:
-    """Whether `x` is computed by the direct formula."""
+def at_whole(x: Array) -> bool:
+    """Whether `x` is computed as a whole."""
     most = thresholds.DIRECT_NUMBA if numba_wanted(x.size) else thresholds.DIRECT_NUMPY
     return x.size <= most or x.dtype == object
 
 
 def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     """The mean over `axes` and the sum of squares about it, in a wide dtype; and `x - mean.high` if it was made."""
-    if direct(x):
+    if at_whole(x):
         return whole.statistics(x, axes)
     layout, (view,) = walk(axes, x)
     centres, distances, squares = sums = np.empty((3, layout.parts, layout.features), wide(x.dtype))
@@ -50,7 +47,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     np.maximum(squares, 0, out=squares)
     distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
     mean = Mean.at(centres[0], distance)
-    if x.dtype != centres.dtype and (mean.high**2 <= NEAR**2 / layout.count * square).all():
+    if x.dtype != centres.dtype and (mean.high**2 * layout.count <= SPARE * square).all():
         return Mean(None, layout.unflat(mean.high)), layout.unflat(square), None
     return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square), None
 
@@ -81,7 +78,7 @@ def reciprocal_deviation(var: Array, eps: Any) -> Array:
 def normalise(
     x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any, centred: Any = None
 ) -> Array:
-    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None. It overwrites `centred`, x - mean.high."""
+    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None. It may overwrite `centred`, x - mean.high."""
     dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
     dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
     scale = scale if gamma is None else scale * gamma
@@ -99,7 +96,7 @@ def _affine(
     mine: bool = False,
 ) -> Array:
     """As `whole.affine`, in a dtype."""
-    if direct(x):
+    if at_whole(x):
         t = whole.affine(x, axes, vectors, centred, g, mine)
         return t if t.dtype == dtype else whole.cast(t, dtype)
     y = empty_like(x, dtype)
@@ -118,7 +115,7 @@ class Read(NamedTuple):
 
 def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array, Read]:
     """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
-    if direct(x):
+    if at_whole(x):
         total, weighted, centred, h = whole.backward_sums(g, x, axes, mean.high)
         read = Read(centred, h, h is not g)
     else:
@@ -148,7 +145,7 @@ def input_gradient(
     return _affine(x, axes, x.dtype, vectors, read.centred, read.g, mine=read.mine)
 
 
-class Found(NamedTuple):
+class AtOnce(NamedTuple):
     """What `forward_at_once` keeps: the mean's two parts, the variance, the scale, gamma and beta, a column a feature.
 
     And what it read, as `backward_at_once` will.
@@ -179,7 +176,7 @@ def _layout_at_once(axes: tuple[int, ...], shape: tuple[int, ...], strides: tupl
     return layout if contiguous and layout.size <= thresholds.SHARED_NUMBA else None
 
 
-def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, Found] | None:
+def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, AtOnce] | None:
     """The whole forward pass in one compiled call, or None where there is none for these arrays."""
     if not numba_wanted(x.size):
         return None
@@ -190,12 +187,12 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
     rows[4] = 1 if gamma is None else gamma.reshape(-1)
     rows[5] = 0 if beta is None else beta.reshape(-1)
     fits = compiled().forward(*layout.walk, source, layout.line(y), rows, eps)
-    return (y, Found(rows, layout, source)) if fits else None
+    return (y, AtOnce(rows, layout, source)) if fits else None
 
 
-def backward_at_once(g: Array, found: Found, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
+def backward_at_once(g: Array, kept: AtOnce, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
     """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
-    rows, layout, source = found
+    rows, layout, source = kept
     dx = empty_like(x)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g

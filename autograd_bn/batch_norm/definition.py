@@ -14,10 +14,10 @@ from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
 from ..engine.tensor import values_of
 from . import arithmetic
-from .arithmetic import Found, native
+from .arithmetic import AtOnce, native
 from .kernels import LARGEST
-from .kernels.whole import Mean, wide
-from .norm import Norm, checked, kept_shape, operands
+from .kernels.whole import Mean, kept_shape, wide
+from .norm import Norm, checked, operands
 
 # Brings numbers back whose squares leave a double's range: batch norm doesn't depend on the unit of x.
 UNIT = 2.0**-600
@@ -52,7 +52,7 @@ def _centred(x: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
         var = norm.var
         if isinstance(x, Tensor):
             var = ag.as_tensor(var, name="var")  # a leaf, so that eps and the root stand in the graph
-        return ag.subtract(x, norm.mean), norm.mean, var, arithmetic.values(x.shape, norm.axes)
+        return ag.subtract(x, norm.mean), norm.mean, var, arithmetic.per_feature(x.shape, norm.axes)
     n, average = norm.over.averaging(x)
     mean = average(x, norm.axes, keepdims=True)
     mean = ag.stop_gradient(mean) if "mean" in norm.stop else mean
@@ -88,19 +88,20 @@ class Statistics(NamedTuple):
 
 
 def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: Norm) -> tuple[Any, ...]:
-    """The derivative of `batch_norm`, with r = 1 / sqrt(var + eps) and n = (x - mean) * r:
+    """The derivative of `batch_norm`, with r = 1 / sqrt(var + eps) and x̂ = (x - mean) * r:
 
-    dx = gamma * r * (g - avg(g) - n * avg(g * n)): direct, through the mean, through the variance.
-    dgamma = sum(g * n), dbeta = sum(g), over this process's rows alone: every rank holds a copy of
+    dx = gamma * r * (g - avg(g) - x̂ * avg(g * x̂)): direct, through the mean, through the variance.
+    dgamma = sum(g * x̂), dbeta = sum(g), over this process's rows alone: every rank holds a copy of
     gamma and beta, and theirs is the derivative by the copy. The averages are over all ranks' rows.
 
     Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. What the node kept is
     a constant, so it serves a pass on plain arrays only: on tensors the statistics are recorded anew as functions
-    of `x`, which makes every further derivative right.
+    of `x`, which makes every further derivative right. It is computed in `arithmetic.input_gradient`, in one call in
+    `kernels.numba.backward`, and on tensors in `_on_tensors`.
     """
     if isinstance(g, Tensor):
         return _on_tensors(g, wanted, x, gamma, beta, norm)
-    if type(kept) is Found:
+    if type(kept) is AtOnce:
         if wanted[0] and (done := arithmetic.backward_at_once(g, kept, x, norm.through)):
             return _shaped(*done, wanted, gamma, beta)
         kept = Statistics(*kept.parts())
@@ -129,7 +130,7 @@ def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Statistics, Any]:
     eps, centred = norm.eps, None
     if norm.mean is not None:
         centre, spread = Mean(norm.mean, np.zeros_like(norm.mean)), norm.var
-        n = arithmetic.values(x.shape, norm.axes)
+        n = arithmetic.per_feature(x.shape, norm.axes)
     else:
         centre, squares, n, centred = norm.over.statistics(x if unit is None else x * unit)
         spread = squares / max(n, 1)

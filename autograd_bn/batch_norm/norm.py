@@ -17,16 +17,10 @@ from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.tensor import array_of, values_of
 from . import ranks
-from .arithmetic import values
-from .kernels.whole import wide
+from .arithmetic import per_feature
+from .kernels.whole import kept_shape, wide
 
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
-
-
-@lru_cache
-def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
-    """The shape of the statistics: `shape` without `axes`, or with 1s in their place."""
-    return tuple([1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +111,7 @@ def _made(kinds: Any, axes: tuple[int, ...] | None, eps: Any, mean: Any, var: An
         raise ValueError(f'stop is {stop!r}, expected a tuple of "mean" and "var"')
     if (mean is None) != (var is None):
         raise ValueError(f"mean and var go together, got only {'var' if mean is None else 'mean'}")
-    n = values(shape, axes)
+    n = per_feature(shape, axes)
     if mean is not None:
         mean, var = _checked_statistic(mean, "mean", axes, x), _checked_statistic(var, "var", axes, x)
         if (var < 0).any():

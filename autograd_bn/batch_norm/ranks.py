@@ -25,12 +25,12 @@ class Process:
 
     def averaging(self, x: Any) -> tuple[int, Callable[..., Any]]:
         """How many values have one mean, and the recorded `mean` over them."""
-        return arithmetic.values(x.shape, self.axes), ag.mean
+        return arithmetic.per_feature(x.shape, self.axes), ag.mean
 
     def statistics(self, x: Array) -> tuple[Mean, Array, int, Any]:
         """Mean, sum of squares about it, and count; and `x - mean.high` if it was made."""
         mean, squares, centred = arithmetic.statistics(x, self.axes)
-        return mean, squares, arithmetic.values(x.shape, self.axes), centred
+        return mean, squares, arithmetic.per_feature(x.shape, self.axes), centred
 
     def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
         """The sums over all rows, of those over this process's."""

@@ -14,7 +14,7 @@ from ...engine.graph import Graph, Values
 from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
 from ..definition import batch_norm, body
-from ..norm import kept_shape
+from ..kernels.whole import kept_shape
 from .recognise import Match, Recogniser, label, roles
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...engine.node import Array
 from . import thresholds
-from .whole import is_long
+from .whole import is_long, kept_shape
 
 
 class Block(NamedTuple):
@@ -45,7 +45,7 @@ class Layout:
         self.kept_order = tuple([kept.index(i) for i in groups[1]])
         self.kept_shape = tuple([shape[i] for i in kept])
         self.turned = self.kept_order != tuple(range(len(kept)))
-        self.statistics_shape = tuple([1 if i in axes else n for i, n in enumerate(shape)])
+        self.statistics_shape = kept_shape(shape, axes, keepdims=True)
         self.lengths = lengths = [_coalesced(group, shape, strides) for group in groups]
         self.shape = tuple([n for group in lengths for n in group])
         self.straight = self.order == tuple(range(len(shape)))

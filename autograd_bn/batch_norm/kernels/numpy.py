@@ -51,7 +51,7 @@ def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -
 def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
     """y = (x - means) * slopes + constants + g * directs, each a vector of features.
 
-    `views` are x, y and g, `vectors` means, slopes, constants and directs; means may be None, and g and directs not be.
+    `views` are x, y and g, `vectors` these four; the means may be None, and g and directs be left out.
     """
 
     def work(block: Block) -> None:

@@ -1,9 +1,9 @@
-"""From which size on something is done another way: all measured, and all here, so that a test can move them.
+"""From which size on something is done another way: measured, and here, so that a test can move them.
 
-Counted in elements, but for the last four. Results differ by their last bits on the two sides of the first seven.
+Counted in elements, rows or bytes. Results may differ by their last bits on the two sides of those above the memory's.
 """
 
-# Up to so many the direct formula is quicker than a walk over blocks: with NumPy's kernels, and with numba's.
+# Up to so many elements an array is computed as a whole, with NumPy's kernels and with numba's: quicker than in blocks.
 DIRECT_NUMPY, DIRECT_NUMBA = 1 << 17, 1 << 14
 # From so many on a compiled call is quicker than NumPy's.
 COMPILED = 1 << 12
