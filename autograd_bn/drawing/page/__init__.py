@@ -146,6 +146,7 @@ def _document(
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
     still = (views[start].folded or views[start].svg).replace(">", "><style>text{stroke:none}</style>", 1)
+    still = re.sub(r'viewBox="\S+ \S+ (\S+) (\S+)"', r'\g<0> width="\1" height="\2"', still, count=1)
     return Page(html.encode("utf-8", "backslashreplace").decode(), still)
 
 
