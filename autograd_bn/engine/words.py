@@ -59,7 +59,7 @@ OPTIONS = {"dim": "axis", "dims": "axis", "keepdim": "keepdims", "unbiased": "dd
 OPTIONS |= {"repeats_interleave": "repeats", "min": "a_min", "max": "a_max", "size": "shape"}
 
 # PyTorch's and NumPy's names, and what to write here: `t` is a tensor.
-_ARRAYS = "an array made by NumPy is an operand as it is; ag.tensor(array, requires_grad=True) makes it a leaf"
+_ARRAYS = "NumPy's, which is an operand as it is; ag.tensor(array, requires_grad=True) makes it a leaf"
 NAMES = {
     **dict.fromkeys("zeros ones full empty eye arange linspace zeros_like ones_like full_like".split(), _ARRAYS),
     **dict.fromkeys("rand randn randint".split(), "ag.tensor(np.random.default_rng(0).normal(size=shape))"),
