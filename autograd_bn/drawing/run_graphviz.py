@@ -20,7 +20,6 @@ _WHEEL = Path(__file__).with_name("wheel.py")
 QUIET, LIMIT = 2.0, 60.0  # seconds until a line says that Graphviz is at work, and until it is stopped
 PACKAGES = (("pygraphviz", "pygraphviz>=2"), ("resvg_py", "resvg-py>=0.5"))  # the second makes svg png
 RESOLUTION = {"svg": 72, "png": 144, "pdf": 72}
-# For a `dot` on a machine that has no fonts; the configuration names the folder that Graphviz runs in.
 
 
 def draw(source: str, format: str) -> bytes:
@@ -45,6 +44,7 @@ def draw(source: str, format: str) -> bytes:
     note = Timer(QUIET, print, [words], {"file": sys.stderr, "flush": True})
     note.start()
     try:
+        # For a `dot` on a machine that has no fonts; the configuration names the folder that Graphviz runs in.
         environment = {"FONTCONFIG_FILE": str(FONT.parent / "fonts.conf"), **os.environ}
         done = subprocess.run(
             command, input=source.encode(), capture_output=True, cwd=FONT.parent, env=environment, timeout=LIMIT
