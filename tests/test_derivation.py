@@ -306,6 +306,16 @@ def test_arrays_that_are_filled_are_filled_in_the_text(function, inputs, line):
     assert ag.check_backward(made.forward, made.backward, inputs).ok
 
 
+@pytest.mark.parametrize(("D", "H"), [(4, 2), (3, 3), (2, 5)])
+def test_lengths_that_add_up_do_not_follow_one_another(D, H):
+    def gate(x, h, W):
+        return np.tanh(np.concatenate([x, h], axis=1) @ W) * h
+
+    made = ag.write_backward(gate, arrays((3, D), (3, H), (D + H, H)))
+    for D2, H2 in ((7, 4), (2, 4), (3, 3)):
+        assert_right(made, gate, arrays((2, D2), (2, H2), (D2 + H2, H2)))
+
+
 def test_numbers_of_a_signature_do_not_follow_one_another():
     def scaled(x, k=2.0, alpha=0.5):
         return (k + alpha * x) * x

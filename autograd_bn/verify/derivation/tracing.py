@@ -7,7 +7,7 @@ import copy
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..referee.inputs import moved
 from ..referee.trace import local_values
 
 Inputs = dict[str, Any]
+Places = Sequence[tuple[str, int]]
 
 
 class Unwritable(ValueError):
@@ -263,37 +264,49 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
 
     factors = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43]  # each taken once, so that no two lengths follow one
 
-    def accepted(places: Sequence[tuple[str, int]], numbers: Inputs) -> bool:
-        """Whether forward takes longer axes or other numbers in the same course; the second recording then has them."""
+    def accepted(places: Places, other: Places = (), total: Places = (), **numbers: float) -> bool:
+        """Whether forward takes longer axes or other numbers in the same course; the second recording then has them.
+
+        `other` get a length of their own, and `total` that of both together.
+        """
         nonlocal second, factors
-        grown: Inputs = {name: numbers.get(name, value) for name, value in second.inputs.items()}
-        numbers = {name: numbers.get(name, value) for name, value in second.options.items()}
-        lengths = {n for value in (*grown.values(), *inputs.values()) for n in np.shape(value)}
-        by = next(k for k in factors if not lengths & {k * np.shape(grown[n])[axis] for n, axis in places})
-        for name, axis in places:
-            grown[name] = np.concatenate([grown[name]] * by, axis=axis)
+        grown: Inputs = {**second.inputs, **{n: v for n, v in numbers.items() if n in inputs}}
+        changed = {**second.options, **{n: v for n, v in numbers.items() if n in options}}
+        taken, lengths = [], {n for value in (*grown.values(), *inputs.values()) for n in np.shape(value)}
+        for group in (places, other):
+            free = (k for k in factors if k not in taken)
+            taken.append(next(k for k in free if not lengths & {k * np.shape(grown[n])[axis] for n, axis in group}))
+            for name, axis in group:
+                grown[name] = np.concatenate([grown[name]] * taken[-1], axis=axis)
+        whole = sum(grown[group[0][0]].shape[group[0][1]] for group in (places, other) if group)
+        for name, axis in total:
+            grown[name] = np.take(grown[name], np.arange(whole) % grown[name].shape[axis], axis=axis)
         try:
-            run = record(grown, numbers)
+            run = record(grown, changed)
         except Exception:  # whatever the author's code raises
             return False
         if run.signature != first.signature:
             return False
-        second, factors = run, [k for k in factors if k != by]
+        second, factors = run, [k for k in factors if k not in (taken if other else taken[:1])]
         return True
 
     stuck: dict[int, list[tuple[str, int]]] = {}
     for length, places in _places(inputs).items():
         while places:
-            group = next((g for g in _groups(places, inputs) if accepted(g, {})), None)
+            group = next((g for g in _groups(places, inputs) if accepted(g)), None)
             if group is None:
                 stuck.setdefault(length, []).append(places[0])
             places = [place for place in places if place not in (group or places[:1])]
+    for length in list(stuck):  # of weights for what is joined, D + H
+        if any(accepted(*pair, total=stuck[length]) for pair in _joined(length, stuck)):
+            stuck = {}
+            break
     # Lengths that only grow together, as those of 4 * H and H.
     together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
-    _ = next((c for c in together if accepted([place for length in c for place in stuck[length]], {})), None)
+    _ = next((c for c in together if accepted([place for length in c for place in stuck[length]])), None)
     for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float:
-            accepted([], {name: value * (i + 7) / (i + 10)})  # each by another factor, so that none follows another
+            accepted([], **{name: value * (i + 7) / (i + 10)})  # each by another factor, so that none follows another
     runs = [first, second, at]
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show
@@ -301,6 +314,18 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
         if run.finite and run.signature == first.signature:
             runs.append(run)
     return runs
+
+
+def _joined(length: int, stuck: Mapping[int, Places]) -> Iterator[tuple[Places, Places]]:
+    """Two groups of axes whose lengths add up to this one."""
+    for n, (head, *rest) in stuck.items():
+        if n < length - n and length - n in stuck:
+            yield stuck[n], stuck[length - n]
+        if 2 * n == length:
+            for chosen in itertools.chain.from_iterable(
+                [itertools.combinations(rest, k) for k in range(1, 1 + len(rest))]
+            ):
+                yield [head, *[place for place in rest if place not in chosen]], chosen
 
 
 def _places(inputs: Inputs) -> dict[int, list[tuple[str, int]]]:
