@@ -22,7 +22,7 @@ SIGNS = {" * ": " · ", "-": "−", ">=": "≥", "<=": "≤", "==": "=", "!=": "
 FORMS = {
     op: (reduce(lambda text, sign: text.replace(*sign), SIGNS.items(), form), own, levels)
     for op, (form, own, levels) in text.FORMS.items()
-    if op not in ("relu", "stop_gradient", "copy")
+    if op not in ("sigmoid", "relu", "stop_gradient", "copy")
 } | {
     "power": ("{} ^ {}", POWER, (ATOM, ATOM)),
     "square": ("{}²", POWER, (ATOM,)),

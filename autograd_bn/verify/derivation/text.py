@@ -29,6 +29,7 @@ FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "power": ("{} ** {}", POWER, (ATOM, UNARY)),
     "square": ("{} ** 2", POWER, (ATOM,)),
     "negative": ("-{}", SUM, (PRODUCT,)),
+    "sigmoid": ("1 / (1 + np.exp(-{}))", PRODUCT, (PRODUCT,)),
     "relu": ("np.maximum({}, 0)", ATOM, (0,)),
     "bitwise_and": ("{} & {}", AND, (AND, SUM)),
     "bitwise_or": ("{} | {}", OR, (OR, AND)),
@@ -46,10 +47,9 @@ CHEAP = frozenset("number array reshape transpose broadcast_to negative getitem 
 CALLED = {
     "exp": "e", "sum": "total", "sum_to": "total", "mean": "mean", "var": "var", "sqrt": "root", "max": "top",
     "subtract": "diff", "equal": "hit", "greater": "mask", "less": "mask", "divide": "ratio", "getitem": "part",
-    "add": "pre", "matmul": "product", "tanh": "t",
+    "add": "pre", "matmul": "product", "tanh": "t", "sigmoid": "s",
 }  # fmt: skip
 HELPERS = {
-    "sigmoid": "def sigmoid(x):\n    return 1 / (1 + np.exp(-x))\n",
     "softmax": "def softmax(x, axis=-1):\n    e = np.exp(x - x.max(axis=axis, keepdims=True))\n"
     "    return e / e.sum(axis=axis, keepdims=True)\n",
     "log_softmax": "def log_softmax(x, axis=-1):\n    shifted = x - x.max(axis=axis, keepdims=True)\n"
@@ -207,10 +207,10 @@ class Function:
         return f"{self.text(e.args[0], ATOM)}.astype({kind})"
 
     def _concatenate(self, e: Expression) -> str:
-        return f"np.{e.op}([{', '.join([self.text(arg) for arg in e.args])}], {self._options(e.params)})"
+        axis = e.params.get("axis", e.params.get("out_axis"))
+        return f"np.{e.op}([{', '.join([self.text(arg) for arg in e.args])}], axis={self.literal(axis)})"
 
-    def _stack(self, e: Expression) -> str:
-        return f"np.stack([{', '.join([self.text(arg) for arg in e.args])}], axis={self.literal(e.params['out_axis'])})"
+    _stack = _concatenate
 
     def _einsum(self, e: Expression) -> str:
         left, right, out = e.params["terms"]
@@ -287,11 +287,9 @@ class Function:
             return f"({self.number((a[0], b[0]))[0]} + np.arange({size}))" if a[0] else f"np.arange({size})"
         if all(v.ndim == 2 and v.shape[0] == v.shape[1] > 1 for v in (a, b)):
             kind = ", dtype=bool" if a.dtype == bool else ""
-            for name in ("tril", "triu"):
-                if all(np.array_equal(v, getattr(np, name)(np.ones(v.shape))) for v in (a, b)):
-                    return f"np.{name}(np.ones(({size}, {size}){kind}))"
-            if all(np.array_equal(v, np.eye(len(v))) for v in (a, b)):
-                return f"np.eye({size}{kind})"
+            for name in ("eye({0}{1})", "tril(np.ones(({0}, {0}){1}))", "triu(np.ones(({0}, {0}){1}))"):
+                if all(np.array_equal(v, eval("np." + name.format(len(v), ""))) for v in (a, b)):
+                    return "np." + name.format(size, kind)
             aside = [v[0, 1] for v in (a, b)]  # beside the diagonal, as in what takes off a mean
             if all(np.allclose(v, np.eye(len(v)) + w, rtol=1e-13, atol=0) for v, w in zip((a, b), aside, strict=True)):
                 return f"(np.eye({size}) - {self.number([-w for w in aside])[0]})"
@@ -368,15 +366,13 @@ class Function:
     def line(self, e: Expression, name: str, comment: str = "") -> None:
         """Compute an expression under a name, parts of too long a line under names of their own."""
         before, self.written = self.written, []
-        if self._places(e):
-            self.lines += [f"# {comment}"] * bool(comment)
-            self._scattered(e, name)
-        elif e.op == "put":
-            self.lines += [f"# {comment}"] * bool(comment)
-            self._filled(e, name)
+        own = self._scattered if self._places(e) else self._filled if e.op == "put" else None
+        text = "" if own else self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
+        self.lines += [f"# {comment}"] * bool(comment)
+        if own:
+            own(e, name)
         else:
-            text = self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
-            self.lines += [f"# {comment}"] * bool(comment) + [f"{name} = {text}"]
+            self.lines.append(f"{name} = {text}")
         self.names[e], self.written = name, before
 
     def _fitted(self, spell: Callable[[], str], room: int) -> str:
@@ -406,9 +402,15 @@ class Function:
         start = self._own(base, self._fitted(partial(self.text, base, ATOM), WIDTH - len(name) - 7))
         self.lines.append(f"{name} = {start}")
         for step in reversed(steps):
-            index = self.index(step.params["index"], step.shapes)
-            text = self._fitted(partial(self.text, step.args[1]), WIDTH - len(name + index) - 9)
-            self.lines.append(f"{name}[{index}] = {text}")
+            index, text, sign = self._element(name, step.args[1], step, 9)
+            self.lines.append(f"{name}[{index}] = {sign}{text}")
+
+    def _element(self, name: str, value: Expression, e: Expression, spare: int) -> tuple[str, str, str]:
+        """Where a value goes in an array, its text, and its sign."""
+        index = self.index(e.params["index"], e.shapes)
+        minus = value.op == "negative" and value not in self.names
+        inner, level = bare(value.args[0] if minus else value, set(self.names)), PRODUCT if minus else 0
+        return index, self._fitted(partial(self.text, inner, level), WIDTH - len(name + index) - spare), "-" * minus
 
     def _scattered(self, e: Expression, name: str) -> None:
         """A sum of arrays that are 0 but at an index, in an array of its own."""
@@ -416,33 +418,24 @@ class Function:
         rest = [term for term in self._terms(e) if term not in places]
         start = self._fitted(lambda: " + ".join([self.text(term, SUM) for term in rest]), WIDTH - len(name) - 7)
         if not rest:
-            like = next(
-                (n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"), ""
-            )
-            start = f"np.zeros_like({like})" if like else f"np.zeros({self._extent(e.shapes)})"
-            self.read |= {like} - {""}
+            floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
+            start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self._extent(e.shapes)})"
+            self.read.update(floats[:1])
         elif len(rest) == 1:
             start = self._own(rest[0], start)
-        parts = [(term, term.args[0], self.index(term.params["index"], e.shapes)) for term in places]
-        texts = []
-        for _, value, index in parts:
-            minus = value.op == "negative" and value not in self.names
-            inner, level = bare(value.args[0] if minus else value, set(self.names)), PRODUCT if minus else 0
-            text = self._fitted(partial(self.text, inner, level), WIDTH - len(name + index) - 18)
-            texts.append(("-" if minus else "", text))
+        parts = [(term, *self._element(name, term.args[0], term, 18)) for term in places]
         self.lines.append(f"{name} = {start}")
         taken = np.zeros(e.shapes[0], bool) | bool(rest)
-        for (term, _, index), (sign, value) in zip(parts, texts, strict=True):
+        for term, index, value, sign in parts:
             new = np.zeros(e.shapes[0], int)
             np.add.at(new, plain_index(term.params["index"], 0), 1)
             arrays = [part for part in term.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
             if new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays)):
                 place = f"({index})" if "," in index else index
                 self.lines.append(f"np.add.at({name}, {place}, {sign}{value})")
-            elif np.any(taken[new > 0]):
-                self.lines.append(f"{name}[{index}] {sign or '+'}= {value}")
             else:
-                self.lines.append(f"{name}[{index}] = {sign}{value}")
+                joint = f" {sign or '+'}= " if np.any(taken[new > 0]) else f" = {sign}"
+                self.lines.append(f"{name}[{index}]{joint}{value}")
             taken |= new > 0
 
 

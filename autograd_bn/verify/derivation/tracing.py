@@ -47,19 +47,15 @@ class Traced(np.ndarray[Any, Any]):
         if any(isinstance(value, Tensor) for value in inputs):
             return NotImplemented
         kwargs.pop("out", None)
-        made = getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs))
         kept = {key: value for key, value in kwargs.items() if value is not None and value is not False}
         name = ufunc.__name__ if method == "__call__" else _REDUCTIONS.get(ufunc, f"{ufunc.__name__}.{method}")
-        return traced(made, Call(name, inputs, kept, np.asarray(made)), _log(inputs))
+        return _recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(issubclass(kind, Tensor) for kind in types):
             return NotImplemented
-        made = func(*_plain(args), **_plain(kwargs))
-        if not isinstance(made, np.ndarray | np.generic):
-            return made
         name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
-        return traced(made, Call(name, args, kwargs, np.asarray(made)), _log((args, kwargs)))
+        return _recorded(name, func(*_plain(args), **_plain(kwargs)), args, kwargs)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         np.asarray(self)[_plain(index)] = _plain(value)
@@ -80,13 +76,20 @@ _REDUCTIONS = {np.add: "sum", np.maximum: "max", np.minimum: "min", np.logical_o
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
         made = getattr(np.asarray(self), name)(*_plain(args), **_plain(kwargs))
-        return traced(made, Call(name.strip("_"), (self, *args), kwargs, np.asarray(made)), self.log)
+        return _recorded(name.strip("_"), made, (self, *args), kwargs)
 
     return method
 
 
 for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean max min any all argmax argmin".split():
     setattr(Traced, _name, _method(_name))
+
+
+def _recorded(name: str, made: Any, args: Any, kwargs: Any) -> Any:
+    """What a call gave, as an array that knows the call."""
+    if not isinstance(made, np.ndarray | np.generic):
+        return made
+    return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), _log((*args, *kwargs.values())))
 
 
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
@@ -111,8 +114,6 @@ def _plain(value: Any) -> Any:
 
 def _log(values: Any) -> list[Traced]:
     """The log of the first traced array among these."""
-    if isinstance(values, dict):
-        values = tuple(values.values())
     if isinstance(values, tuple | list):
         return next((log for log in map(_log, values) if log), [])
     return values.log if isinstance(values, Traced) and values.source else []
@@ -297,10 +298,9 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
             if group is None:
                 stuck.setdefault(length, []).append(places[0])
             places = [place for place in places if place not in (group or places[:1])]
-    for length in list(stuck):  # of weights for what is joined, D + H
-        if any(accepted(*pair, total=stuck[length]) for pair in _joined(length, stuck)):
-            stuck = {}
-            break
+    # Those of weights for what is joined, D + H.
+    if any(accepted(*pair, total=stuck[length]) for length in stuck for pair in _joined(length, stuck)):
+        stuck = {}
     # Lengths that only grow together, as those of 4 * H and H.
     together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
     _ = next((c for c in together if accepted([place for length in c for place in stuck[length]])), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .text import CHEAP, WIDTH, Function, called, wrapped
 from .tracing import Recording, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
+_serial = attrgetter("serial")
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 
 
@@ -199,10 +201,6 @@ class Writer:
         said = " and ".join([f"{what} == {value!r}" for what, value in wrong]).replace('"', "'")
         said = f"written for {said}" if len(said) < 60 else "written for other lengths and numbers"
         return [wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{said}")']
-
-
-def _serial(e: Expression) -> int:
-    return e.serial
 
 
 def _below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
