@@ -265,14 +265,14 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
 
     factors = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43]  # each taken once, so that no two lengths follow one
 
-    def accepted(places: Places, other: Places = (), total: Places = (), **numbers: float) -> bool:
+    def accepted(places: Places, other: Places = (), total: Places = (), numbers: Inputs | None = None) -> bool:
         """Whether forward takes longer axes or other numbers in the same course; the second recording then has them.
 
         `other` get a length of their own, and `total` that of both together.
         """
         nonlocal second, factors
-        grown: Inputs = {**second.inputs, **{n: v for n, v in numbers.items() if n in inputs}}
-        changed = {**second.options, **{n: v for n, v in numbers.items() if n in options}}
+        grown: Inputs = {n: (numbers or {}).get(n, v) for n, v in second.inputs.items()}
+        changed = {n: (numbers or {}).get(n, v) for n, v in second.options.items()}
         taken, lengths = [], {n for value in (*grown.values(), *inputs.values()) for n in np.shape(value)}
         for group in (places, other):
             free = (k for k in factors if k not in taken)
@@ -306,7 +306,9 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
     _ = next((c for c in together if accepted([place for length in c for place in stuck[length]])), None)
     for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float:
-            accepted([], **{name: value * (i + 7) / (i + 10)})  # each by another factor, so that none follows another
+            accepted(
+                [], numbers={name: value * (i + 7) / (i + 10)}
+            )  # each by another factor, so that none follows another
     runs = [first, second, at]
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show
