@@ -36,12 +36,9 @@ FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "invert": ("~{}", UNARY, (UNARY,)),
     "stop_gradient": ("{}", ATOM, (ATOM,)),
     "copy": ("{}", ATOM, (ATOM,)),
-} | {
-    name: (f"{{}} {sign} {{}}", COMPARISON, (SUM, SUM))
-    for name, sign in zip(
-        "greater greater_equal less less_equal equal not_equal".split(), "> >= < <= == !=".split(), strict=True
-    )
 }
+SIGNS = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "==", "not_equal": "!="}
+FORMS |= {name: (f"{{}} {sign} {{}}", COMPARISON, (SUM, SUM)) for name, sign in SIGNS.items()}
 CHEAP = frozenset("number array reshape transpose broadcast_to negative getitem astype stop_gradient copy".split())
 # The names of values that are used more than once and that nobody named.
 CALLED = {
@@ -124,7 +121,7 @@ class Function:
             signs += part is None
             if part is not None:
                 text = self.text(part, PRODUCT if joint == "*" else UNARY)
-                turned = part.op == "number" and joint == "*" and text.startswith("1 / ")
+                turned = part.op in ("number", "sigmoid") and joint == "*" and text.startswith("1 / ")
                 factors.append((part, "/", text[4:]) if turned else (part, joint, text))
         plain = [f for f in factors if f[0].op == "number" and f[1] == "*"]
         short = [f for f in factors if f not in plain and f[0].values[0].size < e.values[0].size]
@@ -276,12 +273,11 @@ class Function:
     def constant(self, e: Expression) -> str:
         """An array that comes from no input: by what makes it, or by its elements."""
         a, b, *_ = e.values
-        for values in itertools.product(*[{v.flat[0].item()} for v in e.values if v.size]):
-            if all(not np.any(v != w) for v, w in zip(e.values, values, strict=True)):
-                filled = self.number(values)[0]
-                if filled in ("0", "1"):
-                    return f"np.{('zeros', 'ones')[int(filled)]}({self._extent(e.shapes)})"
-                return f"np.full({self._extent(e.shapes)}, {filled})"
+        if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
+            filled, extent = self.number([v.flat[0].item() for v in e.values])[0], self._extent(e.shapes)
+            return (
+                f"np.{('zeros', 'ones')[int(filled)]}({extent})" if filled in "01" else f"np.full({extent}, {filled})"
+            )
         size = self.number((len(a), len(b)))[0]
         if all(v.ndim == 1 and np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)) and a[0] == b[0]:
             return f"({self.number((a[0], b[0]))[0]} + np.arange({size}))" if a[0] else f"np.arange({size})"
@@ -297,15 +293,14 @@ class Function:
             return f"np.array({a.tolist()})"
         raise Unwritable(f"forward reads an array of shape {a.shape} that is no input and is computed from none")
 
-    def _known(self) -> Iterator[tuple[str, Any, int]]:
+    def _known(self) -> Iterator[tuple[str, Any]]:
         """Numbers that have a name, with their values: the author's, then the lengths of arrays."""
-        for name, values in self.numbers.items():
-            yield name, values, ATOM
+        yield from self.numbers.items()
         for name, e in self.arrays.items():
             for axis, values in enumerate(zip(*e.shapes, strict=True)):
-                yield (f"{name}.shape[{axis}]" if axis else f"len({name})"), values, ATOM
+                yield (f"{name}.shape[{axis}]" if axis else f"len({name})"), values
         for name, e in self.arrays.items():
-            yield f"{name}.size", [v.size for v in e.values], ATOM
+            yield f"{name}.size", [v.size for v in e.values]
 
     def number(self, values: Any) -> tuple[str, int]:
         """A number, by the lengths that it follows where it isn't always the same; and how tightly that binds."""
@@ -317,7 +312,7 @@ class Function:
             return text, UNARY if a < 0 else ATOM
         whole = isinstance(values[0], int | np.integer) or getattr(values[0], "dtype", np.dtype(float)).kind in "iu"
         for form, c, other in self._guesses(a, b, whole):
-            nice = _nice(c) if _near(c, other) else ""
+            nice = _nice(c) if math.isclose(c, other, rel_tol=1e-13) else ""
             if nice and not (whole and "." in nice):
                 once = nice in ("1", "-1") and form.startswith("{} * ")
                 text = self._reading(form[5:] if once else form.format(nice).replace("+ -", "- "))
@@ -334,7 +329,7 @@ class Function:
 
     def _guesses(self, a: float, b: float, whole: bool) -> Iterator[tuple[str, float, float]]:
         """Ways to write a number by a constant and lengths, with that constant in both recordings."""
-        known = [(text, float(v), float(w)) for text, (v, w, *_), _ in self._known() if v != w and v * w != 0]
+        known = [(text, float(v), float(w)) for text, (v, w, *_) in self._known() if v != w and v * w != 0]
         pairs = [(f"{s} * {t}", v * x, w * y) for (s, v, w), (t, x, y) in itertools.combinations(known, 2)]
         less = [(f"({text} - 1)", v - 1, w - 1) for text, v, w in known if v > 1 < w]
         over = " // " if whole else " / "
@@ -464,10 +459,6 @@ def _round(value: float) -> float:
     return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
 
 
-def _near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-13)
-
-
 def _nice(value: float) -> str:
     """A factor that a person would write, else nothing."""
     value = round(value, 10)
@@ -475,13 +466,11 @@ def _nice(value: float) -> str:
     return text if len(text) <= 7 and value else ""
 
 
-def _start(scatter: Expression) -> list[int]:
+def _start(scatter: Expression) -> int:
     """Where an index begins, to have its slices in their order."""
-    index = plain_index(scatter.params["index"], 0)
-    items = [
-        item.start if isinstance(item, slice) else item for item in (index if isinstance(index, tuple) else (index,))
-    ]
-    return [item if isinstance(item, int) else 0 for item in items]
+    place = np.zeros(scatter.shapes[0], bool)
+    place[plain_index(scatter.params["index"], 0)] = True
+    return int(np.argmax(place))
 
 
 def sources(function: Any) -> dict[str, str]:
