@@ -1,5 +1,6 @@
 """Nodes, their order, and `no_grad`."""
 
+import asyncio
 import threading
 
 import numpy as np
@@ -117,8 +118,8 @@ def test_a_block_without_updates_may_stand_in_another():
     with no_update():
         with no_update():
             pass
-        assert not mode.updating
-    assert mode.updating
+        assert not mode.updating.get()
+    assert mode.updating.get()
 
 
 def test_become_takes_over_the_time_at_which_it_read():
@@ -159,3 +160,26 @@ def test_one_no_grad_may_be_entered_again():
 
     assert countdown(3) is False
     assert (x * 2).requires_grad
+
+
+def test_no_grad_around_an_await_leaves_other_tasks_alone():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+
+    async def quiet(entered, go_on):
+        with ag.no_grad():
+            entered.set()
+            await go_on.wait()
+            return (x * 2).requires_grad
+
+    async def loud(entered, go_on):
+        await entered.wait()
+        y = x * 3
+        go_on.set()
+        return y.requires_grad
+
+    async def both():
+        events = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(quiet(*events), loud(*events))
+
+    assert asyncio.run(both()) == [False, True]
+    assert (x * 1).requires_grad

@@ -411,8 +411,49 @@ def of_the_caller_by_name(x):
     return h
 
 
+def seen_through_a_view(x):
+    h = x * 1
+    top = h[:2]
+    h += 1
+    return top
+
+
+def seen_through_a_view_of_a_view(x):
+    h = x * 1
+    top = h.reshape(1, 3).T[:2]
+    h += 1
+    return top
+
+
+def a_constant_seen_through_a_view(x):
+    h = ag.tensor([1.0, 2.0])
+    top = h[:1]
+    h += x[0]
+    return top
+
+
+def test_in_place_goes_on_where_the_views_are_gone():
+    h = ag.tensor([1.0, 2.0, 4.0], requires_grad=True) * 1
+    total = h[0] * 2 + h.reshape(3, 1).sum()
+    for row in h:
+        total = total + row
+    del row
+    h += 1
+    assert (h.data.tolist(), total.item()) == ([2, 3, 5], 16)
+
+
 @pytest.mark.parametrize(
-    "change", [with_another_name, in_a_list_too, shared_by_a_closure, of_the_caller, of_the_caller_by_name]
+    "change",
+    [
+        seen_through_a_view,
+        seen_through_a_view_of_a_view,
+        a_constant_seen_through_a_view,
+        with_another_name,
+        in_a_list_too,
+        shared_by_a_closure,
+        of_the_caller,
+        of_the_caller_by_name,
+    ],
 )
 def test_in_place_is_refused_wherever_somebody_else_holds_the_tensor(change):
     for _ in range(3):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import wraps
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from weakref import ref
 
 import numpy as np
 
@@ -80,6 +82,7 @@ class Node:
         "requires_grad",
         "saved",
         "shape",
+        "views",
         "wanted",
     )
 
@@ -105,6 +108,7 @@ class Node:
         self.buffer = buffer
         self.requires_grad = wanted != ()
         self.name: str | None = None
+        self.views: set[ref[Any]] | None = None  # the tensors recorded as views of this memory, if any
 
     @property
     def op(self) -> str | None:
@@ -149,9 +153,9 @@ class Node:
             if id(node) not in memo:
                 memo[id(node)] = twin = object.__new__(type(node))
                 for slot in (slot for kind in type(node).__mro__[:-1] for slot in getattr(kind, "__slots__", ())):
-                    if slot not in ("__weakref__", "primitive", "params"):
+                    if slot not in ("__weakref__", "primitive", "params", "views"):
                         setattr(twin, slot, deepcopy(getattr(node, slot), memo))
-                twin.primitive, twin.params = node.primitive, node.params
+                twin.primitive, twin.params, twin.views = node.primitive, node.params, None
         return memo[id(self)]  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -198,15 +202,15 @@ def topological_order(outputs: Iterable[Node], *, receivers: bool = False) -> li
     return order
 
 
-class _Mode(threading.local):
-    """What a forward pass leaves behind, per thread: a record of its operations, moved running statistics."""
+class _Mode:
+    """What a forward pass leaves behind, per thread and asynchronous task: a record of it, moved running statistics."""
 
-    recording = True
-    updating = True
+    recording = ContextVar("recording", default=True)
+    updating = ContextVar("updating", default=True)
     # What a comparison, or another result without gradient, reads of a tensor.
-    watcher: Callable[[Any], Any] | None = None
+    watcher: ContextVar[Callable[[Any], Any] | None] = ContextVar("watcher", default=None)
     # What setting elements of a tensor does, which raises without it.
-    setter: Callable[[Any, Any, Any], Any] | None = None
+    setter: ContextVar[Callable[[Any, Any, Any], Any] | None] = ContextVar("setter", default=None)
 
 
 mode = _Mode()
@@ -215,23 +219,23 @@ mode = _Mode()
 class _Set:
     """A switch of `mode`, set in a block or in the calls of a function, and then what it was."""
 
-    def __init__(self, switch: str, on: Any) -> None:
+    def __init__(self, switch: ContextVar[Any], on: Any) -> None:
         self.switch, self.on = switch, on
         self.before: list[Any] = []
 
     def __enter__(self) -> None:
-        self.before.append(getattr(mode, self.switch))
-        setattr(mode, self.switch, self.on)
+        self.before.append(self.switch.get())
+        self.switch.set(self.on)
 
     def __exit__(self, *error: object) -> None:
-        setattr(mode, self.switch, self.before.pop())
+        self.switch.set(self.before.pop())
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         code = getattr(function, "__code__", None)
         if code is not None and code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
             raise TypeError(
                 f"{code.co_name} is a generator or a coroutine, whose body runs after the call: write the block "
-                "`with ag.no_grad():` inside it, without a yield or an await"
+                "`with ag.no_grad():` inside it, without a yield"
             )
 
         @wraps(function)
@@ -243,12 +247,12 @@ class _Set:
 
 
 def recording(on: bool) -> _Set:
-    """Record operations inside the block, or don't, in this thread; the former state is restored at its end."""
-    return _Set("recording", on)
+    """Record operations inside the block, or don't, in this thread and task; afterwards as before."""
+    return _Set(mode.recording, on)
 
 
 def no_grad() -> _Set:
-    """Record nothing inside the block, in this thread; the former state is restored at its end.
+    """Record nothing inside the block, in this thread and task; the former state is restored at its end.
 
     Works as a decorator too, but of a generator or a coroutine: `TypeError`. What is computed inside is a leaf without
     gradient.
@@ -259,19 +263,19 @@ def no_grad() -> _Set:
     ...     (x * 2).requires_grad
     False
     """
-    return _Set("recording", False)
+    return _Set(mode.recording, False)
 
 
 def watching(watcher: Callable[[Any], Any]) -> _Set:
     """Inside the block, in this thread, what is computed without gradient is computed of `watcher(tensor)`."""
-    return _Set("watcher", watcher)
+    return _Set(mode.watcher, watcher)
 
 
 def setting(setter: Callable[[Any, Any, Any], Any]) -> _Set:
     """Inside the block, in this thread, `t[index] = value` makes `t` the tensor `setter(t, index, value)`."""
-    return _Set("setter", setter)
+    return _Set(mode.setter, setter)
 
 
 def no_update() -> _Set:
     """A forward pass inside the block, in this thread, leaves running statistics as they are."""
-    return _Set("updating", False)
+    return _Set(mode.updating, False)

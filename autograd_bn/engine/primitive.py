@@ -8,6 +8,7 @@ from functools import partial, wraps
 from operator import itemgetter
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
+from weakref import ref
 
 import numpy as np
 
@@ -164,13 +165,13 @@ class Primitive:
             out, kept = out
         if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
-        buffer = None
+        buffer, viewed = None, False
         if self.view:
-            if isinstance(operands[0], Node) and np.may_share_memory(out, values[0]):
-                buffer = operands[0].buffer
+            viewed = isinstance(operands[0], Node) and np.may_share_memory(out, values[0])
+            buffer = operands[0].buffer if viewed else None
         elif type(out) is np.ndarray and (out.base is not None or not self.own) and _borrowed(out, values):
             out = out.copy()  # what overwrites the operand would overwrite the result too
-        if mode.recording:
+        if mode.recording.get():
             params = options
             if len(options) < len(self.keywords):
                 params = {**self.defaults, **dict(zip(self.keywords, rest)), **options}  # noqa: B905
@@ -184,14 +185,18 @@ class Primitive:
                 out = out.view()
                 out.flags.writeable = False  # the memory of a computed tensor, which a derivative may read
             node = Leaf(out)
-        return (Tensor(out, node), kept) if self.joint else Tensor(out, node)
+        result = Tensor(out, node)
+        if viewed:
+            node.views = operands[0].views = views = operands[0].views or set()
+            views.add(ref(result, views.discard))
+        return (result, kept) if self.joint else result
 
     def record_pair(self, a: Any, b: Any) -> Any:
         """`record`, written out for what most of a graph is made of: a tensor with another, or with a number."""
         now = Buffer.now
         x = a._value if type(a) is Tensor else a
         y = b._value if type(b) is Tensor else b
-        if not mode.recording or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):
+        if not mode.recording.get() or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):
             return self.record((a, b))
         # A scalar is much quicker than an array of it.
         if type(x) is np.ndarray and not x.shape:

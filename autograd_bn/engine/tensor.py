@@ -221,7 +221,7 @@ class Tensor:
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def _warn_of_a_cut(self) -> None:
-        if mode.recording and self.requires_grad:
+        if mode.recording.get() and self.requires_grad:
             warnings.warn(
                 "NumPy made an array of a leaf that requires a gradient, and no gradient will flow through it: write "
                 "X @ t or np.dot(X, t) for X.dot(t), stack([t, t]) for [t, t], and t.data to cut on purpose",
@@ -230,7 +230,7 @@ class Tensor:
 
     def _check_uncut(self) -> None:
         """Raise where NumPy would take the values of a tensor out of the graph."""
-        if mode.recording and self.requires_grad:
+        if mode.recording.get() and self.requires_grad:
             what = f"what {self.node.op!r} computed" if self.node.op else "a leaf that requires a gradient"
             raise RuntimeError(
                 f"NumPy would make an array of {what}, which cuts the graph: join tensors with stack() or "
@@ -368,8 +368,9 @@ class Tensor:
         return ops.getitem(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if mode.setter is not None:
-            made = mode.setter(self, index, value)
+        setter = mode.setter.get()
+        if setter is not None:
+            made = setter(self, index, value)
             self._value, self.node = made._value, made.node
             return
         raise TypeError(
@@ -379,10 +380,10 @@ class Tensor:
 
     def _in_place(self, operation: Callable[..., Any], other: Any, holders: int) -> Tensor:
         # `holders` is counted by the caller: how many of them a further call adds is the interpreter's choice.
-        if mode.setter is not None:
+        if mode.setter.get() is not None:
             return operation(self, other)
         if isinstance(self.node, Leaf):
-            if not mode.recording:
+            if not mode.recording.get():
                 self.assign(operation(self, other))
                 return self
             if self.requires_grad:
@@ -393,11 +394,12 @@ class Tensor:
                 )
         primitive = self.node.primitive
         viewing = primitive is not None and primitive.view and getattr(self._value, "base", None) is not None
-        if viewing or holders > alone(self, sys._getframe(2)):
+        viewed = self.node.views is not None and any(view() is not self for view in self.node.views)
+        if viewing or viewed or holders > alone(self, sys._getframe(2)):
             raise RuntimeError(
-                "t -= step makes a new tensor for the name t, but something else holds this one, or the tensor that it "
-                "is a view of, and would keep the old values: write t = t - step for a new tensor, and return it where "
-                "a caller is to see it, or change a leaf inside `with ag.no_grad():`"
+                "t -= step makes a new tensor for the name t, but something else holds this one, a view of it or what "
+                "it is a view of, and would keep the old values: write t = t - step for a new tensor, and return it "
+                "where a caller is to see it, or change a leaf inside `with ag.no_grad():`"
             )
         return operation(self, other)
 
@@ -464,7 +466,8 @@ def plain(given: Any) -> Any:
     """What a result without gradient is computed of: a tensor's values, and anything else as it is."""
     if not isinstance(given, Tensor):
         return given
-    return mode.watcher(given) if mode.watcher else given.data
+    watcher = mode.watcher.get()
+    return watcher(given) if watcher else given.data
 
 
 def exact(values: Any, what: str) -> Array:

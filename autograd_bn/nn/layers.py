@@ -228,7 +228,7 @@ class Dropout(Module):
         if not self.training or self.p == 0:
             return x
         x = _floats(x)
-        rng = copy.deepcopy(self.rng) if not mode.updating else self.rng
+        rng = copy.deepcopy(self.rng) if not mode.updating.get() else self.rng
         keep = rng.random(x.shape) >= self.p
         return x * (keep / x.dtype.type(1 - self.p) if self.p < 1 else keep)
 
@@ -304,7 +304,7 @@ class BatchNorm(Module):
         if not by_batch:
             return norm(mean=self.running_mean, var=self.running_var)
         y, mean, var, n = norm(comm=self.comm, return_stats="count")
-        if n and tracking and mode.updating:
+        if n and tracking and mode.updating.get():
             self._track(mean, var, n)
         return y
 
