@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import extract_tb
@@ -137,8 +137,15 @@ def limited(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-def _no_exit(status: int = 0) -> None:
-    raise SystemExit(f"os._exit({status})")
+# What ends a process, or puts another program in its place, behind Python's back: each of os.exec* calls one of these.
+_DOORS = ("_exit", "execv", "execve")
+
+
+def _shut(door: str) -> Callable[..., None]:
+    def refused(*given: Any) -> None:
+        raise SystemExit(f"os.{door}({', '.join(map(repr, given[:2]))})")
+
+    return refused
 
 
 def _folders(path: Path) -> list[Path]:
@@ -161,9 +168,11 @@ def loaded(path: Path) -> Iterator[Loaded]:
     if not path.is_file():
         raise Unreadable(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
     folders = _folders(path)
-    before = sys.path[:], sys.dont_write_bytecode, set(sys.modules), os._exit, sys.argv, sys.stdin, dict(os.environ)
+    before = sys.path[:], sys.dont_write_bytecode, set(sys.modules), sys.argv, sys.stdin, dict(os.environ)
+    doors = {door: getattr(os, door) for door in _DOORS}
     sys.path[:0], sys.dont_write_bytecode = [*map(str, folders), os.getcwd()], True
-    os._exit = _no_exit  # type: ignore[assignment]
+    for door in doors:
+        setattr(os, door, _shut(door))
     sys.argv, sys.stdin = [str(path)], io.StringIO()
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
@@ -175,7 +184,9 @@ def loaded(path: Path) -> Iterator[Loaded]:
             sys.modules[name].__path__ = [str(folder)]
         yield _run(path, f"{name}.{path.stem}")
     finally:
-        sys.path[:], sys.dont_write_bytecode, modules, os._exit, sys.argv, sys.stdin, environment = before
+        sys.path[:], sys.dont_write_bytecode, modules, sys.argv, sys.stdin, environment = before
+        for door, opened in doors.items():
+            setattr(os, door, opened)
         os.environ.clear()
         os.environ.update(environment)
         for name in set(sys.modules) - modules:
