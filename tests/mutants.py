@@ -437,7 +437,7 @@ _BY_HAND: list[tuple[str, int, str, Callable[..., Any]]] = [
     ("divide", 1, "sign forgotten", lambda g, b, out: g * out / b),
     ("power", 0, "exponent not lowered", lambda g, a, b: g * b * a**b),
     ("power", 0, "exponent forgotten", lambda g, a, b: g * a ** (b - 1)),
-    ("power", 1, "logarithm forgotten", lambda g, a, out: g * out),
+    ("power", 1, "logarithm forgotten", lambda g, a, b, out: g * out),
     ("exp", 0, "as of x", lambda g, out: g * np.log(out)),
     ("log", 0, "multiplied", lambda g, x: g * x),
     ("sqrt", 0, "half forgotten", lambda g, out: g / out),
