@@ -13,6 +13,7 @@ import autograd_bn as ag
 import autograd_bn.nn.functions as nn
 from autograd_bn.engine.node import Leaf
 from autograd_bn.engine.primitive import primitive, registry
+from autograd_bn.verify.derivation.tracing import put
 
 
 class Sample(NamedTuple):
@@ -64,6 +65,7 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "maximum": [Sample(ag.maximum, (distinct(3, 1), distinct(4) + 0.1))],
     "minimum": [Sample(ag.minimum, (distinct(3, 1), distinct(4) + 0.1))],
+    "put": [Sample(lambda a, b: put(ag.square(a), b, index=(slice(2), 1)), ((3, 2), (2,)))],
     "where": [Sample(lambda a, b: ag.where(MASK, a, b), ((4,), (2, 1, 4)))],
     "negative": [Sample(ag.negative, ((2, 3),))],
     "exp": [Sample(ag.exp, ((2, 3),))],
@@ -242,7 +244,7 @@ CASES = [
     pytest.param(name, sample, id=f"{name}-{i}") for name, rows in SAMPLES.items() for i, sample in enumerate(rows)
 ]
 # Their forward functions work in real arithmetic.
-REAL_ONLY = {"batch_norm", "cross_entropy", "logistic_loss"}
+REAL_ONLY = {"batch_norm", "cross_entropy", "logistic_loss", "put"}
 REAL_ONLY |= set("arctan2 erf logaddexp logaddexp2 hypot remainder fmod logdet".split())
 
 
