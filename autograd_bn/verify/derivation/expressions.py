@@ -230,15 +230,13 @@ class Expressions:
         top, under = a.args
         axes = [*np.atleast_1d(_axes(params))] if op == "sum" and params else []
         stays = "keepdims" in params or axes == [*range(len(axes))]
-        if not stays or not all(_reaches(u.shape, np.shape(v)) for u, v in zip(under.values, values, strict=True)):
+        sums = tuple([np.asarray(v * u) for v, u in zip(values, under.values, strict=True)]) if stays else ()
+        if not stays or any(total.shape != np.shape(v) for total, v in zip(sums, values, strict=True)):
             return None
-        sums = tuple([np.asarray(v * u) for v, u in zip(values, under.values, strict=True)])
         return self.do("divide", self.make(op, (top,), params, sums), under)
 
     def _negative(self, a: Any, values: Any) -> Any:
-        if a.op == "zero":
-            return a
-        return self._negated(a)
+        return a if a.op == "zero" else self._negated(a)
 
     def _add(self, a: Any, b: Any, values: Any) -> Any:
         for e, other in ((a, b), (b, a)):
@@ -375,12 +373,6 @@ def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
     """Whether a shape was spread along leading axes only."""
     own = shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)) :]
     return len(shape) <= len(spread) and own == spread[len(spread) - len(own) :]
-
-
-def _reaches(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
-    """Whether an array of a shape broadcasts to the other."""
-    pairs = zip(shape[::-1], spread[::-1], strict=False)
-    return len(shape) <= len(spread) and all(n in (1, other) for n, other in pairs)
 
 
 def bare(e: Expression, fixed: set[Expression]) -> Expression:

@@ -17,6 +17,7 @@ from .tracing import Recording, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
 _serial = attrgetter("serial")
+SPREAD = ("upstream", "broadcast_to")  # gradients without a line
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 
 
@@ -100,12 +101,8 @@ class Writer:
         made = wrapped("return ", outputs, f", {cached[0] if cached else None}" if len(cached) < 2 else ", cache")
         kept = [wrapped("cache = ", cached)] if len(cached) > 1 else []
         ahead.lines = [*self._guard(), *before, *ahead.lines, *kept, made]
-        back.lines = [
-            *[wrapped("", cached, " = cache")] * bool(cached),
-            *lines,
-            *back.lines,
-            wrapped("return ", returned),
-        ]
+        opened = [wrapped("", cached, " = cache")] if cached else []
+        back.lines = [*opened, *lines, *back.lines, wrapped("return ", returned)]
         parts = [*{**ahead.above, **back.above}.values()]
         for title, names, function in zip(self.titles, (arguments, [*self.seeds, "cache"]), (ahead, back), strict=True):
             body = "\n".join(function.lines).replace("\n", "\n    ")
@@ -124,16 +121,10 @@ class Writer:
                 out.line(e, self.named.get(e) or out.fresh(own))
         return out
 
-    def _back(
-        self, behind: Iterable[Expression], ends: Any, crossing: Sequence[Expression], ahead: Function
-    ) -> Function:
+    def _back(self, behind: Iterable[Expression], ends: Any, crossing: Any, ahead: Function) -> Function:
         """The backward pass: a line for the gradient of each named value, and for what is used twice."""
         alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
-        named = {
-            g: n
-            for n, g in self.shares[::-1]
-            if n in ahead.names and g.op not in ("upstream", "broadcast_to") and alone[n] == 1
-        }
+        named = {g: n for n, g in self.shares[::-1] if n in ahead.names and g.op not in SPREAD and alone[n] == 1}
         arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
         arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
         out = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
