@@ -413,6 +413,7 @@ def test_lengths_that_the_text_has_as_numbers_are_refused():
         lambda x: x * (x < 90).astype(float),
         lambda x: np.abs(x + 60) * x,
         lambda x: np.maximum(x - 80, 0) + x,
+        lambda x: np.prod(x, axis=0),
     ],
 )
 def test_a_case_that_is_not_met_at_the_inputs_is_written_too(function):

@@ -406,7 +406,7 @@ def _axes(params: dict[str, Any]) -> Any:
 
 def _agree(a: Any, b: Any) -> bool:
     a, b = np.ravel(a), np.ravel(b)
-    if a.dtype.kind != b.dtype.kind:
+    if a.dtype.kind != b.dtype.kind or a.size != b.size:
         return False
     return np.array_equal(a, b) if a.dtype.kind != "f" else np.allclose(a, b, rtol=1e-11, atol=0)
 
