@@ -306,14 +306,22 @@ def test_arrays_that_are_filled_are_filled_in_the_text(function, inputs, line):
     assert ag.check_backward(made.forward, made.backward, inputs).ok
 
 
-@pytest.mark.parametrize(("D", "H"), [(4, 2), (3, 3), (2, 5)])
-def test_lengths_that_add_up_do_not_follow_one_another(D, H):
-    def gate(x, h, W):
-        return np.tanh(np.concatenate([x, h], axis=1) @ W) * h
+def gate(x, h, W):
+    return np.tanh(np.concatenate([x, h], axis=1) @ W) * h
 
-    made = ag.write_backward(gate, arrays((3, D), (3, H), (D + H, H)))
+
+def gates(x, h, W):
+    H = h.shape[1]
+    a = np.concatenate([x, h], axis=1) @ W
+    return np.tanh(a[:, :H]) * a[:, H : 2 * H] + h * a[:, 2 * H :]
+
+
+@pytest.mark.parametrize(("function", "count"), [(gate, 1), (gates, 3)])
+@pytest.mark.parametrize(("D", "H"), [(4, 2), (3, 3), (2, 5)])
+def test_lengths_that_add_up_do_not_follow_one_another(function, count, D, H):
+    made = ag.write_backward(function, arrays((3, D), (3, H), (D + H, count * H)))
     for D2, H2 in ((7, 4), (2, 4), (3, 3)):
-        assert_right(made, gate, arrays((2, D2), (2, H2), (D2 + H2, H2)))
+        assert_right(made, function, arrays((2, D2), (2, H2), (D2 + H2, count * H2)))
 
 
 def test_numbers_of_a_signature_do_not_follow_one_another():

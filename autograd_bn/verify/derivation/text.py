@@ -62,8 +62,7 @@ class Function:
 
     def __init__(self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any]) -> None:
         self.names, self.arrays, self.numbers = dict(names), dict(arrays), numbers
-        self.lines: list[str] = []
-        self.reserved, self.read = set[str](), set[str]()
+        self.lines, self.reserved, self.read = list[str](), set[str](), set[str]()
         self.above: dict[str, str] = {}  # the functions that are called, and their source
         self.written: list[tuple[Expression, str]] = []
 

@@ -299,7 +299,7 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
                 stuck.setdefault(length, []).append(places[0])
             places = [place for place in places if place not in (group or places[:1])]
     # Those of weights for what is joined, D + H.
-    if any(accepted(*pair, total=stuck[length]) for length in stuck for pair in _joined(length, stuck)):
+    if any(accepted(*groups) for length in stuck for groups in _joined(length, stuck)):
         stuck = {}
     # Lengths that only grow together, as those of 4 * H and H.
     together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
@@ -318,16 +318,17 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
     return runs
 
 
-def _joined(length: int, stuck: Mapping[int, Places]) -> Iterator[tuple[Places, Places]]:
-    """Two groups of axes whose lengths add up to this one."""
-    for n, (head, *rest) in stuck.items():
-        if n < length - n and length - n in stuck:
-            yield stuck[n], stuck[length - n]
-        if 2 * n == length:
-            for chosen in itertools.chain.from_iterable(
-                [itertools.combinations(rest, k) for k in range(1, 1 + len(rest))]
-            ):
-                yield [head, *[place for place in rest if place not in chosen]], chosen
+def _joined(length: int, stuck: Mapping[int, Places]) -> Iterator[tuple[Places, Places, Places]]:
+    """Two groups of axes, the multiples of a length with one of them, and those as long as both together."""
+    for n, (head, *same) in stuck.items():
+        more = [place for m in stuck if m % n == 0 and m not in (n, length - n, length) for place in stuck[m]]
+        for total in (stuck[length], *[[place] for place in stuck[length]]):
+            rest = [*same, *more, *[place for place in stuck[length] if place not in total and length % n == 0]]
+            if length - n in stuck and length != 2 * n:
+                yield [head, *rest], stuck[length - n], total
+            if length == 2 * n:
+                for chosen in itertools.chain(*[itertools.combinations(rest, k) for k in range(1, 1 + len(rest))]):
+                    yield [head, *[place for place in rest if place not in chosen]], chosen, total
 
 
 def _places(inputs: Inputs) -> dict[int, list[tuple[str, int]]]:
