@@ -12,7 +12,7 @@ import pytest
 
 import autograd_bn as ag
 from autograd_bn.__main__ import COMMANDS, main
-from autograd_bn.commands import compare
+from autograd_bn.commands import compare, fill
 from autograd_bn.commands.data import load_data
 
 
@@ -366,3 +366,9 @@ def test_no_colour_is_ever_printed():
     done = shell('script -qec "$cli compare small.npy" /dev/null', NO_COLOR="1")
     assert "batch norm" in done.stdout.lower()
     assert "\x1b[3" not in done.stdout
+
+
+@pytest.mark.parametrize(("columns", "width"), [("40", 39), ("300", 99)])
+def test_a_paragraph_is_as_wide_as_the_terminal_up_to_100(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert {len(line) for line in fill("a " * 600).splitlines()[:-1]} == {width}

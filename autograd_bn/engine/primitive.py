@@ -290,7 +290,7 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
             return op.record(args[:count], options, args[count:])
 
         pair = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
-        written_out: Any = partial(op.record_pair) if pair and not any(r.metadata for r in op.rules) else apply
+        written_out: Any = partial(op.record_pair) if pair else apply
         return wraps(forward)(written_out)
 
     return declare
