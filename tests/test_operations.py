@@ -761,6 +761,12 @@ def test_the_gradient_of_an_exponent_at_base_zero_is_the_limit(a, b):
     assert slope == (-np.inf if b < 0 else 0 if a == 0 else 8 * np.log(2))
 
 
+def test_einsum_of_a_number():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    assert ag.grad(np.einsum("i,->", x, 3), x)[0].tolist() == [3, 3]
+    assert ag.grad(np.einsum(2, [], x, [0], [0])[1], x)[0].tolist() == [0, 2]
+
+
 def test_erf_of_a_number():
     x = ag.tensor(0.5, requires_grad=True)
     assert ag.erf(x).shape == ag.erf(0.5).shape == ()

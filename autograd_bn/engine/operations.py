@@ -703,7 +703,7 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
 )
 def _einsum(a: Any, b: Any, /, terms: tuple[str, str, str]) -> Any:
     """Two operands; each letter stands in two of the three terms at least, in none of them twice."""
-    wide = np.float32 if a.dtype is b.dtype is HALF else None
+    wide = np.float32 if getattr(a, "dtype", None) is getattr(b, "dtype", None) is HALF else None
     out = np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True, dtype=wide)
     return out.astype(np.float16) if wide else out
 
