@@ -26,7 +26,7 @@ PAIRS = {case.title: case for case in cases() if not case.slip}
 DECLINED = {
     "batch_norm/loops": "more than 600 operations",
     "layers/conv1d": "np.convolve has no rule",
-    "layers/dropout": "no input and is computed from none",
+    "layers/dropout": "comes from no input",
     "kinks/safe_length": "is not finite",
 }
 
@@ -353,6 +353,15 @@ def test_an_operation_without_a_numpy_spelling_brings_its_source():
         ag.write_backward(lambda x: hidden(x), arrays((4, 3)))
 
 
+@pytest.mark.parametrize("function", [ag.logsumexp, ag.softmax, ag.log_softmax])
+@pytest.mark.parametrize("options", [{}, {"axis": 0}, {"axis": -1}])
+def test_a_helper_is_called_with_the_axis_that_was_meant(function, options):
+    def forward(x):
+        return 2 * function(x, **options)
+
+    assert_right(ag.write_backward(forward, arrays((4, 3))), forward, arrays((4, 3)))
+
+
 @ag.primitive(lambda g, x: g * 3 * x**2)
 def cube(x, /):
     return x * x * x
@@ -385,7 +394,8 @@ def detached(x):
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),
-        (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "no input and is computed from none"),  # noqa: NPY002
+        (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "comes from no input"),  # noqa: NPY002
+        (ag.erf, arrays((3, 2)), ValueError, "erf is no function of NumPy's"),
         (lambda x: x, 3.0, TypeError, "inputs is a float"),
         (lambda x: x, (np.arange(3),), TypeError, "no array of floats"),
         (4, arrays((3,)), TypeError, "f is a int"),

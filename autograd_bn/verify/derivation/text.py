@@ -47,9 +47,9 @@ CALLED = {
     "add": "pre", "matmul": "product", "tanh": "t", "sigmoid": "s",
 }  # fmt: skip
 HELPERS = {
-    "softmax": "def softmax(x, axis=-1):\n    e = np.exp(x - x.max(axis=axis, keepdims=True))\n"
+    "softmax": "def softmax(x, axis=None):\n    e = np.exp(x - x.max(axis=axis, keepdims=True))\n"
     "    return e / e.sum(axis=axis, keepdims=True)\n",
-    "log_softmax": "def log_softmax(x, axis=-1):\n    shifted = x - x.max(axis=axis, keepdims=True)\n"
+    "log_softmax": "def log_softmax(x, axis=None):\n    shifted = x - x.max(axis=axis, keepdims=True)\n"
     "    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))\n",
     "logsumexp": "def logsumexp(x, axis=None, keepdims=False):\n    top = x.max(axis=axis, keepdims=True)\n"
     "    total = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top\n"
@@ -107,8 +107,10 @@ class Function:
         elif e.op in HELPERS:
             name = e.op
             self.above[name] = HELPERS[name]
-        else:
+        elif hasattr(np, e.op):
             name = f"np.{e.op}"
+        else:
+            raise Unwritable(f"{e.op} is no function of NumPy's")
         args = [self.text(arg) for arg in e.args] + [self._options(e.params)] * bool(e.params)
         return f"{name}({', '.join(args)})" + "[0]" * (not isinstance(e.op, str) and e.op.joint), ATOM
 
@@ -273,23 +275,27 @@ class Function:
         a, b, *_ = e.values
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
             filled, extent = self.number([v.flat[0].item() for v in e.values])[0], self._extent(e.shapes)
-            return (
-                f"np.{('zeros', 'ones')[int(filled)]}({extent})" if filled in "01" else f"np.full({extent}, {filled})"
-            )
+            kind = {"0": "zeros", "1": "ones"}.get(filled)
+            return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
         size = self.number((len(a), len(b)))[0]
         if all(v.ndim == 1 and np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)) and a[0] == b[0]:
             return f"({self.number((a[0], b[0]))[0]} + np.arange({size}))" if a[0] else f"np.arange({size})"
         if all(v.ndim == 2 and v.shape[0] == v.shape[1] > 1 for v in (a, b)):
             kind = ", dtype=bool" if a.dtype == bool else ""
-            for name in ("eye({0}{1})", "tril(np.ones(({0}, {0}){1}))", "triu(np.ones(({0}, {0}){1}))"):
-                if all(np.array_equal(v, eval("np." + name.format(len(v), ""))) for v in (a, b)):
-                    return "np." + name.format(size, kind)
+
+            def alike(part: Callable[[Any], Any]) -> bool:
+                return all(np.array_equal(v, part(np.ones(v.shape))) for v in (a, b))
+
+            if alike(lambda ones: np.tril(np.triu(ones))):
+                return f"np.eye({size}{kind})"
+            for half in filter(alike, (np.tril, np.triu)):
+                return f"np.{half.__name__}(np.ones(({size}, {size}){kind}))"
             aside = [v[0, 1] for v in (a, b)]  # beside the diagonal, as in what takes off a mean
             if all(np.allclose(v, np.eye(len(v)) + w, rtol=1e-13, atol=0) for v, w in zip((a, b), aside, strict=True)):
                 return f"(np.eye({size}) - {self.number([-w for w in aside])[0]})"
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
-        raise Unwritable(f"forward reads an array of shape {a.shape} that is no input and is computed from none")
+        raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")
 
     def _known(self) -> Iterator[tuple[str, Any]]:
         """Numbers that have a name, with their values: the author's, then the lengths of arrays."""
