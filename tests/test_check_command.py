@@ -590,3 +590,26 @@ def test_the_page_of_several_pairs_lists_them(check, tmp_path):
     text = page.read_text("utf-8")
     assert '<a href="hw-linear_backward.html">linear_backward</a>: wrong' in text
     assert "scale_backward: right" in text
+
+
+def test_imports_are_meant_from_above_a_package_whose_init_runs_when_it_is_asked(tmp_path, capsys):
+    package = tmp_path / "net" / "parts"
+    package.mkdir(parents=True)
+    for folder, init in ((package, "from .base import Base\nfrom .absent import nothing\n"), (package.parent, "")):
+        (folder / "__init__.py").write_text(init)
+    (package / "base.py").write_text(
+        "class Base:\n    def forward(self, x):\n        self.x = x\n        return x ** 2\n"
+    )
+    (package / "net.py").write_text("")  # which stands in the way of the package, seen from its folder
+    text = "from . import Base\nfrom net.parts.base import Base as Same\nclass Square(Base):\n"
+    (package / "square.py").write_text(f"{text}    def backward(self, dy):\n        return 2 * self.x * dy\n")
+    assert main(["check", str(package / "square.py")]) == 0
+    assert "RIGHT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["q=(5,4)", "x=(5,4) q=3", "x=(5,4) y"])
+def test_inputs_that_no_forward_pass_takes_are_an_error(tmp_path, capsys, given):
+    file = tmp_path / "square.py"
+    file.write_text("def sq_forward(x):\n    return x * x, x\ndef sq_backward(dy, x):\n    return 2 * x * dy\n")
+    assert main(["check", str(file), "--inputs", given]) == 2
+    assert "--inputs" in capsys.readouterr().err

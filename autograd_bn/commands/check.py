@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
     page = output_file(args.output, (".html",)) if args.output else None
-    known = parsed_inputs(args.inputs)
-    if args.inputs and not known:
-        raise UsageError(f"--inputs is {args.inputs!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'")
+    try:
+        known = parsed_inputs(args.inputs)
+    except ValueError:
+        raise UsageError(f"--inputs is {args.inputs!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'") from None
     if args.watch:
         return _watched(args, page, known)
     return _judged(args, page, known, {})
@@ -81,6 +82,12 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
         # What the file prints must not mix with the report.
         with contextlib.redirect_stdout(sys.stderr), _heard(args.file), loaded(Path(args.file)) as file:
             notes, listed = file.notes, list(entries(file.space))
+            taken = {name for entry in listed for name in entry.parameters}
+            if listed and not known.keys() <= taken:
+                unknown, names = ", ".join(sorted(known.keys() - taken)), ", ".join(sorted(taken))
+                raise UsageError(
+                    f"--inputs names {unknown}, which no forward pass in the file takes, expected of {names}"
+                )
             for note in notes if listed else ():
                 complain(f"Note: the file stops at {note}; judged is what it defines.")
             for entry in listed:

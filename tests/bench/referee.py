@@ -7,8 +7,9 @@ begins with `#:` and its inputs (`name shape`, then `+` for positive, `p` for a 
 `= expression`). A slip stands below the line that it edits: `# slip: old => new : kind`. Of each file
 the pairs at even places are for training, those at odd places held out, with all of their slips.
 
-A mistake counts as named if the first repair edits the statement with the slip and makes the gradients right, or if
-the first diagnosis has the words of the slip's kind. Prints a Markdown table.
+Arrays that are overwritten on the way count as mistakes (`strict`). A mistake counts as named if the first repair edits
+the statement with the slip and makes the gradients right, or if the first diagnosis has the words of the slip's kind.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ def judged(case: Case) -> Judged:
     _ = case.module
     start = time.perf_counter()
     try:
-        verdict = ag.check_backward(*case.pair, inputs)
+        verdict = ag.check_backward(*case.pair, inputs, strict=True)
     except (ValueError, TypeError) as error:
         return Judged(case, "declined", time.perf_counter() - start, str(error), where=bool(_KINK.search(str(error))))
     seconds = time.perf_counter() - start

@@ -22,6 +22,7 @@ from .frameworks import torch_library
 from .held import arrays, is_array, is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
+from .meant import code_of
 from .pairs import (
     CONTEXTS,
     NUMPY,
@@ -32,6 +33,7 @@ from .pairs import (
     agreement,
     author_of,
     loss,
+    loss_class,
     methods_of,
     numpy_pair,
     parameters,
@@ -39,7 +41,7 @@ from .pairs import (
     stirred,
 )
 from .returned import Gradients, is_constant
-from .source import framework
+from .source import framework, signature, unwrapped
 from .verdict import Verdict
 
 TRIALS, ACCEPTED, FITTING = 4000, 60, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
@@ -49,18 +51,20 @@ SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3
 # entries; after = a value; or the options below.
 CANDIDATES = (
     ("k", "=3 =4 ND BTD"),
-    (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|channels|size|dims?|units|nodes|n"
-     r"|num|d)|fan_?in|(size|dim)_?in|size|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
+    (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|ch\w*|size|dims?|units|nodes|n"
+     r"|num|d|f|len|length|width)|(num|n)_?in\w*|fan_?in|(size|dim|ch\w*)_?in|size|(vocab|embed\w*|wordvec)_?size|embed\w*"
+     r"|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
     (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
-     r"|channels|size|dims|units|nodes|n|num|d)|fan_?out|(size|dim)_?out|units|classes|neurons|hidden|filters|vocab_?size|k|m",
-     "=3 =4"),
+     r"|ch\w*|size|dims|units?|nodes|n|num|d|f)|fan_?out|(num|n)_?(out|hid|filt|cat|class)\w*|(size|dim|ch\w*)_?out|units"
+     r"|classes|neurons|hidden|filters|k|m", "=3 =4 =[3] =[3,3]"),
+    (r"((layers?|hidden)_?)?(layers|sizes|dims|units|neurons|size_list)(_list)?", "=[4,3] =[4,3,3] =[3] =4"),
     (r".*(path|file|dir|folder|url|name|port|fd).*", '="x"'),
     (r"(hyper_?)?\w*(params?|parameters|config|cfg|options|opts|kwargs)", "options"),
     (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|a_?l|yp", "prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND"),
     (r"out(put)?s?|logits|scores", "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
     (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
+     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
     (r"w_?(x|xh|ih|ax)", "DM DF MD"),
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),
@@ -70,13 +74,13 @@ CANDIDATES = (
     (r"beta|shift|offset", "D 1D11 1D D1 N1"),
     (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c|[ac]_?prev|prev_?[ac]", "NM BM MN MD"),
     (r"y|t|labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*",
-     "int:NM onehot:ND int:BTM int:NMM ND N bits:N bits:N1 bits:ND N1 sign:N sign:N1 +ND onehot:DN DN"),
+     "int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1 +ND onehot:DN DN"),
     (r"(\w*_)?mask", "bool:BT bool:ND"),
     (r"(running_?|moving_?|r_?)?(mean|mu|avg)", "D =0.5"),
     (r"(running_?|moving_?|r_?)?(var|variance|sigma2)", "+D =0.7"),
     (r"(input_|normalized_|in_)?shape", "=[4] =4 =[4,3,5] =[2,4]"),
-    (r"n?_?groups?|stride|\w*pool\w*_size|kernel_?size|ksize|filter_?size|f|hf|wf", "=2 =3"),
-    (r"pad(ding)?", "=1 =0"),
+    (r"n?_?groups?|stride|\w*pool\w*_(size|h|w)|kernel_?[hw]|kernel_?size|ksize|filter_?size|f|hf|wf", "=2 =3 =[2,2]"),
+    (r"pad(ding)?", "=1 =0 =\"same\" =\"valid\""),
     (r"eps(ilon)?", "=0.001"),
     (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 unit:ND unit:N"),
     (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1"),
@@ -107,6 +111,7 @@ class Entry:
     made: int = 0  # how many of the values its object is made of
     natural: bool = True  # whether its inputs are given, or such as anybody would take
     base: bool = False  # a base class, whose passes may be left to others
+    kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
     verdict: str = ""  # right, wrong, convention, unwritten, unjudged, or nothing where this is no pair
     reasons: list[str] = field(default_factory=list)
     report: Verdict | None = None
@@ -139,9 +144,10 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     """Everything in a file that has a forward and a backward pass, in the file's order."""
     name_of_file = space["__name__"]
     own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == name_of_file}
-    functions = {n: v for n, v in own.items() if inspect.isfunction(v)}
+    functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
     jax = framework("jax")
     for name, value in own.items():
+        passes = methods_of(value) if isinstance(value, type) else None
         if name in functions and (forward := _forward_of(name, functions)):
             ahead = functions[forward]
             uses = _uses_torch(space, ahead)
@@ -150,7 +156,10 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
         elif name in functions and _is_loss(name, value):
             yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, _uses_torch(space, value)))
         elif isinstance(value, type) and (passes := methods_of(value)):
-            yield _class_entry(name, value, _uses_torch(space, getattr(value, passes[0])))
+            yield _class_entry(name, value, passes, _uses_torch(space, getattr(value, passes[0])))
+        elif isinstance(value, type) and len(returned_names(getattr(value, "loss", None))) == 2:
+            what: Any = value
+            yield _class_entry(name, loss_class(what), ("loss", "loss"), _uses_torch(space, what.loss))
         elif jax is not None and isinstance(value, jax.custom_vjp):
             back = getattr(value.bwd, "__name__", "bwd")
             yield Entry(name, back, parameters(value.fun), partial(adapt, value), _lifted(value.fun, None))
@@ -175,31 +184,33 @@ def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
             known = [n for n in known if n != name]
             return max(known, key=len) if known else None
-    return None
+    found = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
+    bare = (found[1] or found[3]) if found else ""
+    return bare if bare in functions else None
 
 
-def _class_entry(name: str, what: Any, torch: Any) -> Entry:
+def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> Entry:
     """A class whose passes stand by themselves, or a layer class, whose object is made first."""
-    fore, back = methods_of(what) or ("", "")
+    fore = (methods_of(what) or passes)[0]
     forward = getattr(what, fore)
     takes, library = parameters(forward), framework("torch")
-    names = f"{name}.{fore}", f"{name}.{back}"
+    names = f"{name}.{passes[0]}", f"{name}.{passes[1]}"
     if library is not None and issubclass(what, library.autograd.Function):
         apart = what.setup_context is not library.autograd.Function.setup_context
         return Entry(*names, takes[not apart :], partial(adapt, what), lambda values: None)
-    first = next(iter(inspect.signature(forward).parameters), "")
+    first = next(iter(signature(forward)), "")
     if inspect.ismethod(forward) or first in CONTEXTS or isinstance(inspect.getattr_static(what, fore), staticmethod):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
         probe = lambda values: _lifted(author.forward, torch)([*copy.deepcopy(lead), *values])
         adapted = lambda values: Calls(author_of(what), values).pair()
         return Entry(*names, takes[first in CONTEXTS :], _either(adapted, torch), probe)
-    made = parameters(what)
+    made, fixed, kinds = _made_of(what)
 
     def make(values: Sequence[Any]) -> Any:
         np.random.seed(0)  # noqa: NPY002
         with (torch_library(torch) if torch else NUMPY).precise():
-            return what(*values[: len(made)])
+            return what(**dict(zip(made, values, strict=False)), **fixed)
 
     return Entry(
         *names,
@@ -207,8 +218,32 @@ def _class_entry(name: str, what: Any, torch: Any) -> Entry:
         _either(lambda values: adapt(make(values), values[len(made) :]), torch, len(made)),
         lambda values: _lifted(getattr(make(values), fore), torch)(values[len(made) :]),
         len(made),
-        base=bool(what.__subclasses__()),
+        base=bool(what.__subclasses__()) and not fixed,
+        kinds=kinds,
     )
+
+
+def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]]]:
+    """What an object is made of: what it needs, large sizes as small ones, and double precision."""
+    makers = [vars(base)["__init__"] for base in what.__mro__ if inspect.isfunction(vars(base).get("__init__"))]
+    open_ = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+    listed = [[p for p in [*signature(maker).values()][1:] if p.kind not in open_] for maker in makers]
+    needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
+    for p in next((found for found in listed if found), []):
+        least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
+        large = type(p.default) is int and p.default > 16 and _is_size(p.name)
+        image = type(p.default) is tuple and len(p.default) == 3 and least > 0
+        kinds |= {p.name: ["=[4,6,6]"]} if image else {}
+        needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
+        if "float32" in str(p.default) and p.name == "dtype":
+            fixed["dtype"] = np.float64 if isinstance(p.default, type) else framework("torch").float64
+    return needed, fixed, kinds
+
+
+def _is_size(name: str) -> bool:
+    """Whether a parameter's name says that it is a length."""
+    listed = next((kinds for pattern, kinds in CANDIDATES if re.fullmatch(pattern, name.lower())), "")
+    return bool(re.match(r"=\d", listed)) and listed != "=1"
 
 
 def _uses_torch(space: dict[str, Any], function: Any) -> Any:
@@ -216,7 +251,7 @@ def _uses_torch(space: dict[str, Any], function: Any) -> Any:
     homes = {
         name: str(getattr(v, "__name__", "")).partition(".")[0] for name, v in space.items() if inspect.ismodule(v)
     }
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(unwrapped(function), "__code__", None)
     read = {homes.get(name) for name in code.co_names} if code else set[Any]()
     plain = "numpy" in read and "torch" not in read
     return framework("torch") if "torch" in homes.values() and not plain else None
@@ -290,17 +325,19 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 
 
 def parsed_inputs(text: str) -> dict[str, Any]:
-    """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`."""
+    """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
     found, rng = dict[str, Any](), np.random.default_rng(1)
-    for name, kind, value in re.findall(
-        r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|[^\s(]+)", text
-    ):
+    pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    if re.sub(pattern, "", text).strip():
+        raise ValueError(text)
+    for name, kind, value in re.findall(pattern, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
             found[name] = drawn(f"{kind}{value}", rng)
         else:
             try:
-                found[name] = json.loads(value)
+                loaded_value = json.loads(value)
+                found[name] = tuple(loaded_value) if isinstance(loaded_value, list) else loaded_value
             except ValueError:
                 found[name] = value
     return found
@@ -310,7 +347,11 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int]) -> list[str]:
     """What a parameter may be, by its name."""
     if name == "p" and {"y", "t"} & {*entry.parameters}:
         name = "pred"
+    if name in entry.kinds:
+        return entry.kinds[name]
     listed = next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, name.lower())), UNKNOWN).split()
+    if all(kind[0] == "=" for kind in listed) and len(name) == 1:
+        listed += ["ND", "BNN"]
     for length in lengths if "ND" in listed else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
     return listed
@@ -320,7 +361,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     """Inputs that forward takes, best such that every gradient agrees with differences there; and the pair on them."""
     inside: dict[str, list[str]] = {}  # what a dict must hold, by its parameter
     best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
-    failed: list[tuple[int, str]] = []
+    failed: list[tuple[list[int], str]] = []
     accepted = fitting = 0
     lengths = _lengths(entry)
     while True:
@@ -347,22 +388,24 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 if dicts and isinstance(key, str) and key not in values[dicts[0]] and dicts[0] not in known:
                     missing = dicts[0], key
                     break
-                failed.append((_depth(error, entry), f"{said(error)}{_line(error)}"))
+                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
                 continue
             except Exception as error:
                 if _is_todo(error):
                     raise NotImplementedError(str(error) or "assert False") from None
-                failed.append((_depth(error, entry), f"{said(error)}{_line(error)}"))
+                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
                 continue
             try:
                 pair = entry.adapted(copy.deepcopy(given))
                 score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
-                raise
+                if best is None:
+                    raise
+                continue
             except Exception as error:
                 if _is_todo(error):
                     raise NotImplementedError(str(error) or "assert False") from None
-                failed.append((10**6, f"{said(error)}{_line(error)}"))
+                failed.append(([10**6], f"{said(error)}{_line(error)}"))
                 continue
             accepted, fitting = accepted + 1, fitting + score[0]
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
@@ -446,18 +489,15 @@ def _is_todo(error: BaseException) -> bool:
     )
 
 
-def _depth(error: BaseException, entry: Entry) -> int:
+def _depth(error: BaseException) -> list[int]:
+    """The lines of the author's that an exception came through, the outer ones first: how far forward got."""
     steps = extract_tb(error.__traceback__)
-    return (steps[-1].lineno or 0) if steps else 0
+    return [s.lineno or 0 for s in steps if "autograd_bn" not in s.filename and "site-packages" not in s.filename]
 
 
 def _line(error: BaseException) -> str:
-    steps = [
-        step
-        for step in extract_tb(error.__traceback__)
-        if "autograd_bn" not in step.filename and "site-packages" not in step.filename
-    ]
-    return f" (line {steps[-1].lineno})" if steps else ""
+    lines = _depth(error)
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def inputs_name(entry: Entry) -> str:
@@ -465,14 +505,24 @@ def inputs_name(entry: Entry) -> str:
     return re.sub(r"([._]?forward.*|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
-def _no_inputs(entry: Entry, failed: list[tuple[int, str]]) -> str:
+def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     call = f"{entry.forward}({', '.join(entry.parameters)})"
     why = max(failed, key=lambda pair: pair[0])[1] if failed else "it takes none"
-    line = " ".join(f"{name}=(5,4)" for name in entry.parameters)
+    if failed and all("NoneType" in reason for _, reason in failed):
+        return f"{call} reads what is None until something else sets it: {why}"
+    line = " ".join([f"{name}={_shown(_kinds(entry, name, ())[0])}" for name in entry.parameters])
     return (
         f"no inputs are known for {call}, the best guess ended with {why}; "
         f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
     )
+
+
+def _shown(kind: str) -> str:
+    """A kind as the command line gives it."""
+    what, _, letters = kind.lstrip("+").rpartition(":")
+    if kind.startswith("=") or kind == "options":
+        return kind.removeprefix("=").replace(" ", "")
+    return f"{what}({','.join([str(SIZES[letter]) for letter in letters])})"
 
 
 # The verdict
@@ -632,6 +682,8 @@ def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, 
         return
     there = list(copy.deepcopy(given))
     pair = entry.adapted(there)
+    result = entry.probe(copy.deepcopy(given))
+    trained = result[-1] if isinstance(result, tuple | list) else 0
     pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
     for value in there:
         if isinstance(value, dict):
@@ -642,8 +694,17 @@ def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, 
         entry.reasons.append("In test mode forward returns no output, so its gradient is not judged.")
     elif cache is None or (isinstance(cache, dict | tuple | list) and not cache):
         entry.reasons.append("In test mode forward returns no cache, so its gradient is not judged.")
+    elif _form(cache) == _form(trained) and not re.search(r"mode|test|train", code_of(pair.source)):
+        entry.reasons.append("It is judged in training mode, since backward doesn't look at the mode.")
     else:
         yield entry.adapted(there), "in test mode"
+
+
+def _form(value: Any) -> Any:
+    """What a cache is made of, by which backward may tell one mode from the other."""
+    if isinstance(value, tuple | list):
+        return [_form(item) for item in value]
+    return type(value), np.shape(value) if hasattr(value, "dtype") else ()
 
 
 def _written(pair: Pair) -> None:
@@ -665,7 +726,7 @@ def _written(pair: Pair) -> None:
     floats = [name for name in pair.names if is_float(values[name]) and not is_constant(name, values[name])]
     listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
     left = [name for name, value in back.left.items() if value is not None]
-    if isinstance(back.back, dict):
+    if isinstance(back.back, dict) or (back.back is None and left):
         return
     if all(value is None for value in listed) and not left and floats:
         raise NotImplementedError(f"backward returned None for {', '.join(floats)}")
@@ -673,6 +734,8 @@ def _written(pair: Pair) -> None:
         none = [
             n for n, value in zip(back.names, listed, strict=True) if value is None and n in floats and n not in left
         ]
+        if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
+            raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
         if none:
             raise NotImplementedError(f"backward returned None for {', '.join(none)}")
     numbers = [v for v in [*listed, *back.left.values()] if v is not None]

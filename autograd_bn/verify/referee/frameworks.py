@@ -14,7 +14,7 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import is_float
 from .pairs import NUMPY, Library, Pair, array, parameters
-from .source import framework
+from .source import framework, signature
 
 
 def uses_torch(values: Iterable[Any]) -> bool:
@@ -75,6 +75,8 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
     grad = partial(torch.autograd.grad, allow_unused=True, retain_graph=True)
     library = torch_library(torch)
+    listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
+    defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
     def moves(value: Any) -> bool:
@@ -86,7 +88,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     def applied(leaves: list[Any]) -> dict[int, Any]:
         """The outputs that have a derivative, by their places."""
         with doubles(torch):
-            outputs = judged.apply(*leaves)
+            outputs = judged.apply(*leaves, *defaults)
         if outputs is None:
             raise NotImplementedError("forward returned None")
         found = {i: y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if moves(y)}
@@ -116,9 +118,9 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         leaves = dict(zip(values, leaves_of(values.values()), strict=True))
         places = applied([*leaves.values()])
         context = torch.autograd.function.FunctionCtx()
-        context.needs_input_grad = tuple(map(moves, leaves.values()))
+        context.needs_input_grad = tuple(map(moves, [*leaves.values(), *defaults]))
         with doubles(torch), torch.enable_grad():
-            outputs = target.forward(*[context][apart:], *leaves.values())
+            outputs = target.forward(*[context][apart:], *leaves.values(), *defaults)
         listed = outputs if isinstance(outputs, tuple) else (outputs,)
         y = library.join([listed[place] for place in places])
         found = zip(filter(lambda n: moves(leaves[n]), leaves), pulled(y, leaves.values(), dy), strict=True)

@@ -83,7 +83,8 @@ def put(root: Any, path: Path, new: Any) -> None:
 
 def label(path: Path) -> str:
     """What to call the array at a place: the name its author gave it."""
-    words = [key for key in path if key not in _PLACES]
+    keys = [word for key in path for word in (key if isinstance(key, tuple) else (key,))]
+    words = [key for key in keys if key not in _PLACES]
     words = words if any(isinstance(word, str) for word in words) else list(path)
     return "".join([f"[{w}]" if isinstance(w, int) else f".{w}" for w in words]).removeprefix(".")
 

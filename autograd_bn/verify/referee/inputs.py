@@ -13,6 +13,7 @@ from ...engine import Tensor
 from ...engine.node import Array
 from .held import is_array, is_float
 from .pairs import Pair
+from .source import unwrapped
 
 Inputs = dict[str, Any]
 
@@ -115,7 +116,7 @@ def _weights(value: Array) -> bool:
 
 def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     """The whole numbers that a function finds in its text, its file, its closure, its object and its helpers."""
-    function = inspect.unwrap(getattr(function, "func", function))
+    function = unwrapped(getattr(function, "func", function))
     try:
         read = inspect.getclosurevars(function)
     except (TypeError, ValueError):  # no Python function

@@ -26,7 +26,7 @@ from .source import NoSearch
 from .verdict import Finding, Repair, Row, Verdict, row
 
 CALLS = 2_500  # of forward, after which no more inputs are tried
-PATIENCE = 60.0  # seconds, after which nothing more is tried, whatever it may find
+PATIENCE = 60.0  # seconds of processor time, after which nothing more is tried, whatever it may find
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -63,7 +63,7 @@ def check_backward(
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
     stand, backward runs at most 60 times, and forward a few times as often as its inputs have entries where its
     derivative comes from differences, else at most 2,000 times. What is looked for is counted in runs of the pair, not
-    in seconds; after a minute nothing more is tried, and a note says so.
+    in seconds; after a minute of processor time nothing more is tried, and a note says so.
 
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 
@@ -97,7 +97,7 @@ class Referee:
     def __init__(self, pair: Pair, inputs: Inputs, seed: int, strict: bool) -> None:
         self.pair, self.inputs, self.unit, self.why, self.strict = pair, inputs, pair.unit, "", strict
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-        self.end = time.monotonic() + PATIENCE
+        self.end = time.process_time() + PATIENCE
         self.findings: list[Finding] = []
         self.notes = [*pair.notes]
         self.warnings: list[str] = []
@@ -158,7 +158,8 @@ class Referee:
         trace = self.given.trace
         if self.given.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
             return
-        run = self._another(self._moved(judged, factor=10.0))
+        # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
+        run = self._another(self._moved([n for n in judged if not _is_share(self.inputs[n])], factor=10.0))
         if run is None:
             return
         for name in judged:
@@ -209,7 +210,7 @@ class Referee:
 
     def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
         """A run on inputs that the pair may not take; by differences it takes many calls."""
-        late = time.monotonic() > self.end
+        late = time.process_time() > self.end
         if late or sum([run.calls for run in self.runs]) > CALLS:
             self.notes.append(f"It took {'long' if late else f'{CALLS:,} runs of forward'}: fewer inputs were tried.")
             return None
@@ -329,6 +330,10 @@ class Referee:
                 mended = " and ".join([f"d{name}" for name in repair.gradients])
                 self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
         return found
+
+
+def _is_share(value: Any) -> bool:
+    return bool(np.all((value > 0) & (value < 1)))
 
 
 def _ignores_dy(run: Run) -> bool:

@@ -14,8 +14,9 @@ from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .mistakes import close, listed
 from .run import Run
+from .source import unwrapped
 
-_COUNT = r"/\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
+_COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
 
 
 def without_guards(run: Run) -> dict[str, Array]:
@@ -43,7 +44,7 @@ def _guard(node: Node) -> float:
 
 def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
     """The convention by which every wrong gradient is what it is, in every run; nothing where there is none."""
-    text = _text(inspect.unwrap(source), 2)
+    text = code_of(unwrapped(source))
     for row in ROWS:
         said = set[str | None]()
         for run in runs:
@@ -54,15 +55,15 @@ def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
     return ""
 
 
-def _text(function: Any, levels: int) -> str:
-    """The text of a function and of those of its file that it calls."""
+def code_of(function: Any, levels: int = 2) -> str:
+    """The text of a function and of those of its file that it calls, without comments."""
     try:
-        text = inspect.getsource(function)
+        text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
     except (OSError, TypeError):
         return ""
     space = getattr(function, "__globals__", {})
     called = [space.get(name) for name in function.__code__.co_names] if levels else []
-    return text + "".join([_text(f, levels - 1) for f in called if inspect.isfunction(f)])
+    return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
 
 
 def _same(run: Run, a: Array, b: Array) -> bool:
@@ -71,6 +72,9 @@ def _same(run: Run, a: Array, b: Array) -> bool:
 
 
 def _straight_through(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
+    first, head = run.y.ravel()[: given.size], run.dy.ravel()[: given.size]
+    if given.size < run.y.size and len(np.unique(first)) <= 3 and np.array_equal(given.ravel(), head):
+        return "the straight-through estimator: forward's first output is flat, and backward that of the identity"
     flat = not np.any(np.abs(run.truth[name]) > 1e-9) and float(np.std(run.y)) > 0
     if not flat or given.shape != run.dy.shape:
         return None
@@ -96,13 +100,16 @@ def _mean_over_examples(run: Run, name: str, given: Array, off: list[str], text:
         if m > 1 and given.shape == run.truth[name].shape and _same(run, given * m, run.truth[name])
     ]
     others = [n for n in run.author.gradients if n != next(iter(run.inputs))]
-    if not counts or not re.search(_COUNT, text) or not set(others) <= set(off):
+    each = run.y.shape == np.shape(x)[:1] and bool(np.all(run.dy == 1))  # a loss for each example
+    said = len(others) > 1 or each or re.search(_COUNT, text)
+    if not counts or not said or not set(others) <= set(off):
         return None
     return "1/m of the vector-Jacobian product, m examples: the mean over examples is taken here"
 
 
 def _passed_on(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    squashed = bool(np.all((run.y > 0) & (run.y < 1)))
+    # Of softmax alone: a sigmoid's derivative is forgotten as easily as it is left out.
+    squashed = bool(np.all(run.y > 0)) and any(np.allclose(run.y.sum(axis), 1) for axis in range(run.y.ndim))
     if given.shape != run.dy.shape or not squashed or not close(given, run.dy):
         return None
     return "dy is passed on as it is: the derivative of this last activation is taken together with that of the loss"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dis
 import inspect
 import random
 import re
@@ -22,19 +23,24 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
-from .source import framework
+from .source import framework, signature, unwrapped
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # What a class may call its two passes.
-METHODS = (
-    ("forward", "backward"), ("compute", "gradient"), ("forward_pass", "backward_pass"), ("fprop", "bprop"),
-    ("forward_propagation", "backward_propagation"), ("forward_prop", "backward_prop"), ("fwd", "bwd"),
-    ("_forward", "_backward"), ("__call__", "backward"), ("__call__", "backward_pass"), ("loss", "gradient"),
-    ("__call__", "gradient"), ("loss", "grad"), ("__call__", "grad"), ("loss", "backward"),
-)  # fmt: skip
+_FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
+fprop fwd _forward feed_forward feedforward propagate compute __call__ function loss compute_loss""".split()
+_BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation""".split()
+_DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
+METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
+METHODS += [(f, b) for b in _DERIVATIVE for f in ("compute", "__call__", "function", "loss", "compute_loss")]
 CONTEXTS = ("ctx", "context")
 _CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
 _RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
+_LABELS = re.compile(r"y|Y|t|[yY]_?(true|real|train|batch|label|target)s?|targets?|labels?|ground_?truth|true_?\w*")
+_SWITCHES = (
+    r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
+)
 _OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
 
 
@@ -98,13 +104,24 @@ class Context:
 # Who wrote what
 
 
+def switched(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that is told to keep what backward reads, where it has a switch for that, `train=False`."""
+    off = [n for n, p in signature(forward).items() if p.default is False and re.fullmatch(_SWITCHES, n.lower())]
+    if not off:
+        return forward
+
+    @wraps(forward)
+    def call(*values: Any) -> Any:
+        filled = [*signature(forward)][: len(values)]
+        return forward(*values, **{name: True for name in off if name not in filled})
+
+    return call
+
+
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
     """The names of a function's first parameters, or of those that a caller must give."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        listed = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
-    except (TypeError, ValueError):  # a function of C, as of NumPy
-        listed = []
+    listed = [p for p in signature(function).values() if p.kind in kinds]
     if count is None:
         return [p.name for p in listed if p.default is p.empty]
     names = [p.name for p in listed[skip : skip + count]]
@@ -123,17 +140,27 @@ def author_of(target: Any) -> Author:
     passes = methods_of(what)
     if passes is None or (passes[0] == "__call__" and inspect.isfunction(target)):
         raise TypeError(f"target is {getattr(target, '__name__', f'a {what.__name__}')}, {_EXPECTED}")
-    forward, backward = (getattr(what, name) for name in passes)
-    first = next(iter(inspect.signature(forward).parameters), "")
+    forward, backward = _called(what, passes[0]), getattr(what, passes[1])
+    first = next(iter(signature(forward)), "")
     if inspect.ismethod(forward):  # a class method
-        return Author(forward.__func__, backward.__func__, what, leads=True)
+        return Author(switched(forward.__func__), backward.__func__, what, leads=True)
     if first in CONTEXTS:
         return Author(forward, backward, _context(sys.modules.get(what.__module__)), leads=True)
     if isinstance(inspect.getattr_static(what, passes[0]), staticmethod):
         return Author(forward, backward)
     if isinstance(target, type):
         raise TypeError(f"target is the class {target.__name__}, expected an object of it: {target.__name__}(...)")
-    return Author(forward, backward, target, leads=True)
+    return Author(switched(forward), backward, target, leads=True)
+
+
+def _called(what: type, name: str) -> Any:
+    """The forward pass, by way of `__call__` where that calls it and keeps something on the object."""
+    forward = getattr(what, name)
+    call = next((vars(base)["__call__"] for base in what.__mro__ if "__call__" in vars(base)), None)
+    if name == "__call__" or not inspect.isfunction(call) or not inspect.isfunction(forward):
+        return forward
+    stores = any(step.opname == "STORE_ATTR" for step in dis.get_instructions(call.__code__))
+    return wraps(forward)(lambda *values: call(*values)) if stores and name in call.__code__.co_names else forward
 
 
 def _context(module: Any) -> Any:
@@ -182,6 +209,22 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     return Pair(forward, tuple(inputs), names, function, call, unseen=unseen)
 
 
+def loss_class(what: Any) -> type:
+    """A class whose `loss(X, y)` returns the loss and its gradients as one with a forward and a backward pass."""
+    taken, hint = [*signature(what.loss).values()], returned_names(what.loss)[1]
+
+    def forward(self: Any, *values: Any) -> Any:
+        return what.loss(self, *values)
+
+    def backward(self: Any, dy: Any, cache: Any) -> Any:
+        back = cache if isinstance(cache, dict) else {hint: cache}
+        return {label(name if isinstance(name, tuple) else (name,)): dy * value for name, value in back.items()}
+
+    wanted = [p for p in taken if p.default is p.empty or _LABELS.fullmatch(p.name) or p.name == "reg"]
+    forward.__signature__ = inspect.Signature([p.replace(default=p.empty) for p in wanted])  # type: ignore[attr-defined]
+    return type(what.__name__, (what,), {"forward": forward, "backward": backward, "__module__": what.__module__})
+
+
 def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
     """Recognise a target by what it is, with the frameworks that the caller has imported."""
     from .frameworks import jax_function, torch_function
@@ -205,26 +248,20 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
     leads = owner is not None and getattr(forward, "__self__", None) is owner
     if leads:
         forward, backward = forward.__func__, backward.__func__
-    first = next(iter(_signature(forward)), "")
-    if not leads and first in CONTEXTS and len(_signature(forward)) == len(inputs) + 1:
+    first = next(iter(signature(forward)), "")
+    if not leads and first in CONTEXTS and len(signature(forward)) == len(inputs) + 1:
         owner, leads = _context(sys.modules.get(getattr(forward, "__module__", ""))), True
     return Calls(Author(forward, backward, owner, leads), inputs).pair()
-
-
-def _signature(function: Any) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return {}
 
 
 def returned_names(function: Any) -> list[str]:
     """What a function's last `return` calls the values that it returns; an empty name for what has none."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))
     except (OSError, TypeError, SyntaxError, IndentationError):
         return []
-    found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    returns = sorted([node for node in ast.walk(tree) if isinstance(node, ast.Return)], key=lambda node: node.lineno)
+    found = [node.value for node in returns if node.value is not None]
     items = found[-1].elts if found and isinstance(found[-1], ast.Tuple | ast.List) else found[-1:]
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
@@ -338,7 +375,7 @@ class Calls:
 
         truth = self.library.truth and self.library.truth(self, names)
         values = (*self.inputs, *self.values)
-        return Pair(forward, values, names, inspect.unwrap(author.backward), call, truth, self.plan.unit)
+        return Pair(forward, values, names, author.backward, call, truth, self.plan.unit)
 
     # One pass
 
@@ -405,6 +442,8 @@ class Calls:
         there = seen | {"dy": list(map(self.library.lift, parts)), "rate": 1.0, "node": _node(seen)}
         with self.library.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
+            back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
             np.copyto(dy, array(there["dy"][0]))  # where a framework's copy was overwritten
         left = {}
@@ -421,8 +460,8 @@ class Calls:
         seen = self.passed(copy.deepcopy(self.inputs))
         found = list(dict.fromkeys(plans(self.author, self.names, seen)))
         if not found:
-            none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in _signature(self.author.backward))
-            takes = f"backward takes other arguments than (dy, cache): {inspect.signature(self.author.backward)}"
+            none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in signature(self.author.backward))
+            takes = f"backward takes other arguments than (dy, cache): ({', '.join(signature(self.author.backward))})"
             raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
         best, rated, raised = self, -2.0, ""
         for plan in found:
@@ -444,10 +483,23 @@ class Calls:
                 break
         if raised and not best.plan.sure and rated < 0:
             raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
+        self._refuse_labels(rated if len(found) > 1 or not best.plan.sure else None, best)
         read = {*best.plan.outputs, *best.plan.arguments}
         left = [place for place in outputs_of(seen) if place not in read]
         best.unseen += [f"output {place[1]} of forward, for which backward takes no gradient" for place in left]
         return best
+
+    def _refuse_labels(self, rated: float | None, best: Calls) -> None:
+        """Decline the gradient of a loss that is computed elsewhere: backward takes labels that forward doesn't."""
+        wanted = [p.name for p in signature(self.author.backward).values() if p.default is p.empty]
+        gradients = [name for name in wanted if len(derivative_of(name)) > 1]
+        labels = [n for n in wanted if not gradients and _LABELS.fullmatch(n) and n not in self.names]
+        if labels and rated is None:
+            with np.errstate(all="ignore"), suppress(Exception):
+                told = agreement(best._made())
+                rated = sum(map(bool, told.values())) / max(len(told), 1)
+        if labels and (rated or 0) < 1:
+            raise Unjudgeable(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")
 
     # What forward reads beside its arguments
 
@@ -495,17 +547,29 @@ class Calls:
             return None
 
     def _read(self) -> dict[str, list[Path]]:
-        """The arrays that the output depends on, by name."""
-        rng, found, y = np.random.default_rng(3), dict[str, list[Path]](), self._tried(())
+        """The arrays that the output depends on, by name.
+
+        Each is moved from where those that are 0 or 1 throughout are moved already: zero weights hide all before them.
+        """
+        rng, candidates = np.random.default_rng(3), dict[str, tuple[Any, list[Path]]]()
         for value, paths in groups(arrays(self._root())):
-            if not is_array(value) or (paths[0][0] == "input" and len(paths[0]) == 2) or y is None:
-                continue
-            name = label(paths[0][1:] if paths[0][0] == "object" else paths[0][2:])
-            if name in self.names or name in found:
-                name = label(paths[0]).replace("object", "self", 1)
-            self.slots = {name: paths}
-            moved = self._tried([stirred(array(value), rng)])
-            if moved is None or moved.shape != y.shape or not np.array_equal(moved, y, equal_nan=True):
+            if is_array(value) and not (paths[0][0] == "input" and len(paths[0]) == 2):
+                paths.sort(key=looks_like_a_gradient)
+                name = label(paths[0][1:] if paths[0][0] == "object" else paths[0][2:])
+                if name in self.names or name in candidates:
+                    name = label(paths[0]).replace("object", "self", 1)
+                candidates[name] = array(value), paths
+        start = {n: stirred(v, rng) for n, (v, _) in candidates.items() if np.all((v == 0) | (v == 1))}
+        for begin in (start, {}):
+            self.slots = {name: candidates[name][1] for name in begin}
+            y = self._tried([*begin.values()])
+            if y is not None and np.isfinite(y).all():
+                break
+        found = dict[str, list[Path]]()
+        for name, (value, paths) in candidates.items() if y is not None else ():
+            self.slots = {n: candidates[n][1] for n in begin} | {name: paths}
+            moved = self._tried([*(begin | {name: stirred(begin.get(name, value), rng)}).values()])
+            if moved is None or y is None or not np.array_equal(moved, y, equal_nan=True):
                 found[name] = paths
         self.slots = {}
         return found
@@ -553,7 +617,9 @@ class Calls:
         for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
             left = [(surety, place) for surety, place in rated[name] if place not in self.places.values()]
             moved = [path for path in self.slots.get(name, ()) if path in new]
-            place = self._gradient_of(name, left, after, dy) or (moved and self._updated(name, moved[0], after, dy))
+            place = self._gradient_of(name, left, after, new, dy) or (
+                moved and self._updated(name, moved[0], after, dy)
+            )
             if place:
                 self.places[name] = place
             elif name in self.slots and not is_constant(name, floats[name]):
@@ -564,18 +630,21 @@ class Calls:
                 self.unseen.append(f"{label(path[1:])}, a number and no array, with {label(place[1:])} as its gradient")
 
     def _gradient_of(
-        self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], dy: Array
+        self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], new: set[Path], dy: Array
     ) -> Path | None:
         """The place whose name says that this gradient is there, else the one whose values do."""
         best_ones = [place for surety, place in rated if surety == rated[0][0]]
-        if rated and rated[0][0] >= 2 and len(best_ones) == 1:
-            return best_ones[0]
+        sure = best_ones[0] if rated and rated[0][0] >= 2 and len(best_ones) == 1 else None
+        if sure in new:
+            return sure
         step = np.random.default_rng(11).normal(size=np.shape(self._all()[name]))
         slope = self._slope(name, dy, step)
         for _, place in rated:
             terms = array(after[place]) * step if np.shape(after[place]) == step.shape else np.zeros(1)
             if np.any(terms) and abs(np.sum(terms) - slope) <= 1e-5 * np.sum(np.abs(terms)):
                 return place
+        if sure:
+            return sure
         likely = [place for surety, place in rated if surety >= 1 or looks_like_a_gradient(place)]
         return likely[0] if likely and (rated[0][0] >= 1 or len(likely) == 1) and name in self.slots else None
 
@@ -642,7 +711,7 @@ def stirred(value: Array, rng: np.random.Generator) -> Array:
 @contextmanager
 def seeded(function: Any) -> Iterator[None]:
     """The same random numbers in every call, and the caller's generators as they were."""
-    space = getattr(inspect.unwrap(function), "__globals__", {})
+    space = getattr(unwrapped(function), "__globals__", {})
     torch = framework("torch")
     own = [v for v in [*space.values()] if isinstance(v, np.random.Generator)]
     was = [copy.deepcopy(g.bit_generator.state) for g in own]
@@ -665,7 +734,7 @@ def seeded(function: Any) -> Iterator[None]:
 def globals_read(function: Any) -> list[str]:
     """The arrays of a file or a closure that a function reads by name: nobody hands them over, so none is judged."""
     with suppress(TypeError, ValueError):
-        read = inspect.getclosurevars(inspect.unwrap(function))
+        read = inspect.getclosurevars(unwrapped(function))
         held = {**read.globals, **read.nonlocals}
         return [f"{name}, which forward reads from outside" for name, value in held.items() if is_array(value)]
     return []
@@ -694,7 +763,7 @@ def _node(seen: Seen) -> Any:
 def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     """The ways in which a backward pass may be meant to be called, the likeliest first."""
     parts = seen["result"]
-    listed = [*_signature(author.backward).values()][int(author.leads) :]
+    listed = [*signature(author.backward).values()][int(author.leads) :]
     kinds = inspect.Parameter
     variadic = any(p.kind is kinds.VAR_POSITIONAL for p in listed)
     listed = [p for p in listed if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
@@ -725,6 +794,9 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         held = [path for path, value in arrays({"object": seen["object"]}).items() if plain(path[-1]) in _OUTPUTS]
         for place in [("input", names[0]), *held]:
             yield Plan((outputs[0],), tuple([fixed.get(name, place) for name in wanted]), False)
+    if len(wanted) == len(outputs) == 1 and wanted[0] in names:
+        yield Plan((outputs[0],), (fixed[wanted[0]],), True)
+        yield Plan((outputs[0],), (outputs[0],), False)  # a derivative in terms of the output, `y * (1 - y)`
     for known in (fixed, {n: place for n, place in fixed.items() if place[0] != "input"}):
         free = [name for name in wanted if name not in known]
         for number, filled, sure in _filled(free, outputs, named, names, variadic):
@@ -779,5 +851,7 @@ def _kept_output(seen: Seen) -> Path | None:
     """Where an object keeps the output of a forward pass that returns nothing."""
     now, before = arrays({"object": seen["object"]}), seen["before"]
     given = [id(value) for value in seen["input"].values()]
-    new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v and id(v) not in given]
-    return min(new, key=lambda p: _OUTPUTS.index(plain(p[1])) if plain(p[1]) in _OUTPUTS else 99, default=None)
+    new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v]
+    named = [p for p in new if plain(p[1]) in _OUTPUTS]  # the input itself too, where that comes out as it is
+    kept = named or [p for p in new if id(now[p]) not in given]
+    return min(kept, key=lambda p: _OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)

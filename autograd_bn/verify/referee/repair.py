@@ -33,7 +33,7 @@ WORK = 7_000  # units that a search takes at most: runs of a small backward, abo
 class Budget:
     """What a search may still do, counted in work, so that what it finds doesn't depend on how busy the machine is.
 
-    Passages of a backward's loops and entries of its arrays count too. After `end`, by the clock, it is over as well.
+    Passages of a backward's loops and entries of its arrays count too. After `end`, by processor time, it is over.
     """
 
     def __init__(self, end: float) -> None:
@@ -41,7 +41,7 @@ class Budget:
 
     def over(self) -> bool:
         """Whether nothing is left."""
-        return self.left <= 0 or time.monotonic() > self.end
+        return self.left <= 0 or time.process_time() > self.end
 
 
 class Repairs(dict[str, tuple[float, Repair]]):

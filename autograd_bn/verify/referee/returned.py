@@ -81,7 +81,7 @@ class Returned:
         for name in [name for name in truth if name not in self.gradients and f"d{name}" not in refused]:
             if name not in returned.names and name not in returned.left:
                 continue  # an object's own, which nobody hands over
-            if name == next(iter(inputs)) and self.named:
+            if name == next(iter(inputs)) and (self.named or (returned.back is None and self.gradients)):
                 self.unseen.append(f"{name}, of which no gradient is returned")
             elif np.any(truth[name]) and not is_constant(name, inputs[name]):
                 what = f"backward returned no gradient for {name}."

@@ -18,6 +18,26 @@ def framework(name: str) -> Any:
     return module if getattr(module, "__spec__", None) is not None else None
 
 
+def unwrapped(function: Any) -> Any:
+    """The function inside of decorators, of those too that leave no word of it but take `*args` in its place."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_VARARGS and code.co_argcount + code.co_kwonlyargcount < 2:
+        held = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+        return next((unwrapped(value) for value in held if isinstance(value, types.FunctionType)), function)
+    return function
+
+
+def signature(function: Any) -> dict[str, inspect.Parameter]:
+    """What a function takes, by name; nothing where that isn't known, as of a function of C."""
+    try:
+        if inspect.ismethod(function):
+            return dict([*inspect.signature(unwrapped(function.__func__)).parameters.items()][1:])
+        return dict(inspect.signature(unwrapped(function)).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
 class NoSearch(Exception):
     """Why the code isn't edited."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 from ...engine import Tensor, as_tensor
 from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
+from .source import unwrapped
 
 Gradients = dict[str, Array]
 
@@ -95,7 +95,7 @@ def reported(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def _code(function: Any) -> Any:
-    return getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+    return getattr(unwrapped(getattr(function, "func", function)), "__code__", None)
 
 
 @contextmanager
