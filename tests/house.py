@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_370,
     "distributed": 300,
     "batch_norm": 2_690,
-    "verify": 8_600,
+    "verify": 8_580,
     "drawing": 2_400,
     "nn": 1_300,
     "commands": 1_160,

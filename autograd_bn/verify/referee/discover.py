@@ -610,6 +610,8 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     """What backward imports in vain, if that is why it raised."""
     raised = [finding.what for finding in report.diagnosis if finding.kind == "raised"]
     lost = re.search(r"'(\w+)' object has no attribute '(\w+)'", raised[0] if raised else "")
+    if lost and lost[1] == "NoneType" and report.backward and "self." in code_of(report.backward):
+        return f"an object whose `{lost[2]}` it calls, where there is None until something else sets one"
     if lost and lost[1] in space:
         text = "".join(
             [inspect.getsource(base) for base in space[lost[1]].__mro__ if base.__module__ == space["__name__"]]
