@@ -96,6 +96,7 @@ LOOSE = "|".join(
 UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
+_TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
 
@@ -145,10 +146,15 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     name_of_file = space["__name__"]
     own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == name_of_file}
     functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
+    # What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand.
+    written = {n for n, v in functions.items() if v.__code__.co_filename == space["__file__"]}
     jax = framework("jax")
+    rules = [v for v in own.values() if jax is not None and isinstance(v, jax.custom_vjp)]
+    given = {part for rule in rules for part in (rule.fwd, rule.bwd)}
+    own = {n: v for n, v in own.items() if not inspect.isfunction(v) or v not in given}
     for name, value in own.items():
         passes = methods_of(value) if isinstance(value, type) else None
-        if name in functions and (forward := _forward_of(name, functions)):
+        if name in written and (forward := _forward_of(name, functions)):
             ahead = functions[forward]
             uses = _uses_torch(space, ahead)
             adapted = _either(partial(numpy_pair, ahead, value), uses)
@@ -210,7 +216,11 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     def make(values: Sequence[Any]) -> Any:
         np.random.seed(0)  # noqa: NPY002
         with (torch_library(torch) if torch else NUMPY).precise():
-            return what(**dict(zip(made, values, strict=False)), **fixed)
+            owner = what(**dict(zip(made, values, strict=False)), **fixed)
+        with suppress(TypeError):
+            for name in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
+                setattr(owner, name, True)
+        return owner
 
     return Entry(
         *names,
@@ -236,7 +246,7 @@ def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]
         kinds |= {p.name: ["=[4,6,6]"]} if image else {}
         needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
         if "float32" in str(p.default) and p.name == "dtype":
-            fixed["dtype"] = np.float64 if isinstance(p.default, type) else framework("torch").float64
+            fixed["dtype"] = framework("torch").float64 if str(p.default) == "torch.float32" else np.float64
     return needed, fixed, kinds
 
 
@@ -610,8 +620,8 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     """What backward imports in vain, if that is why it raised."""
     raised = [finding.what for finding in report.diagnosis if finding.kind == "raised"]
     lost = re.search(r"'(\w+)' object has no attribute '(\w+)'", raised[0] if raised else "")
-    if lost and lost[1] == "NoneType" and report.backward and "self." in code_of(report.backward):
-        return f"an object whose `{lost[2]}` it calls, where there is None until something else sets one"
+    if raised and "NoneType" in raised[0] and report.backward and "self." in code_of(report.backward):
+        return f"what is None until something else sets it: {raised[0]}"
     if lost and lost[1] in space:
         text = "".join(
             [inspect.getsource(base) for base in space[lost[1]].__mro__ if base.__module__ == space["__name__"]]
