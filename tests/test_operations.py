@@ -622,7 +622,7 @@ def test_empty_indices_and_index_arrays_as_axes():
     assert np.array_equal(x.grad, np.arange(6.0).reshape(3, 2).T)
 
 
-def test_every_function_without_an_underscore_is_exported_or_a_helper():
+def test_what_is_exported_is_there_and_in_order():
     from autograd_bn.engine import operations
 
     assert set(operations.__all__) <= set(vars(operations))

@@ -26,7 +26,7 @@ from .returned import Gradients, Returned, derivative_of, is_constant, plain
 from .source import framework, signature, unwrapped
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
-# What a class may call its two passes.
+# What a class may call its two passes; for functions, see `discover._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
 fprop fwd _forward feed_forward feedforward propagate compute __call__ function loss compute_loss""".split()
 _BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop

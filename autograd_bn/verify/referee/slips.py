@@ -38,7 +38,7 @@ _TABLE: list[Any] = [
     ("a = b", (1, "a += b", "assignment"), (1, "a -= b", "assignment"), (1.2, "a = a + b", "assignment")),
 ]
 _PATTERNS = [(ast.parse(pattern).body[0], rows) for pattern, *rows in _TABLE]
-# Functions that are taken for each other.
+# Functions that are taken for each other; `pure` must know each, else it is not tried.
 _KIN = [
     ("sum", "mean", "cumsum"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("exp", "log", "expm1"),
     ("sin", "cos"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
