@@ -608,3 +608,15 @@ def test_float16_is_summed_over_broadcast_rows_without_loss():
     layer = ag.nn.Linear(2, 2, dtype="float16", rng=0)
     assert ag.grad((ones + shift).sum(), shift)[0].tolist() == [4096, 4096]
     assert ag.grad(layer(ones), layer.bias, ones)[0].tolist() == [4096, 4096]
+
+
+def test_the_backward_pass_lets_go_of_gradients_that_were_added():
+    x = ag.tensor(np.random.default_rng(0).standard_normal((512, 512)), requires_grad=True)
+    y = ag.batch_norm(x, form="composed")
+    g = np.ones(y.shape)
+    ag.grad(y, x, g)
+    tracemalloc.start()
+    ag.grad(y, x, g)
+    peak = tracemalloc.get_traced_memory()[1] / x.data.nbytes
+    tracemalloc.stop()
+    assert peak < 3.5

@@ -103,19 +103,7 @@ def propagate(
 
     parts = [(node, seed) for node, seed in seeds if useful is None or node in useful]
     for visited in reversed(order):
-        for node, part in parts:
-            if node not in sums:
-                sums[node] = part
-            elif node in ours:
-                sums[node] = np.add(sums[node], part, out=sums[node])
-            else:
-                first = sums[node]
-                half = node.dtype is HALF  # whose sums of many parts stop growing at 2048
-                total = (first.astype(np.float32) if half and first.dtype is HALF else first) + part
-                if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
-                    total = np.asarray(total, np.float32 if half else node.dtype)
-                    ours.add(node)
-                sums[node] = total
+        _add(parts, sums, ours, create_graph)
         parts = []
         if visited in sums:
             g = sums.pop(visited)
@@ -128,6 +116,23 @@ def propagate(
             if visits is not None:
                 visits.append((visited, g, parts))
     return found if create_graph else _owned(found, [seed for _, seed in seeds])
+
+
+def _add(parts: list[tuple[Node, Any]], sums: dict[Node, Any], ours: set[Node], create_graph: bool) -> None:
+    """Add the parts to the sums of their nodes. A function, so that what was added is not held on to."""
+    for node, part in parts:
+        if node not in sums:
+            sums[node] = part
+        elif node in ours:
+            sums[node] = np.add(sums[node], part, out=sums[node])
+        else:
+            first = sums[node]
+            half = node.dtype is HALF  # whose sums of many parts stop growing at 2048
+            total = (first.astype(np.float32) if half and first.dtype is HALF else first) + part
+            if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
+                total = np.asarray(total, np.float32 if half else node.dtype)
+                ours.add(node)
+            sums[node] = total
 
 
 def _leading_to(targets: set[Node], order: list[Node]) -> set[Node]:
