@@ -200,8 +200,7 @@ def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
 
 def _along(x: Any, axis: int, ndim: int) -> Any:
     """A vector laid along one of `ndim` axes."""
-    axis = ops.place(axis, ndim)
-    return ops.reshape(x, [-1 if i == axis else 1 for i in range(ndim)])
+    return ops.reshape(x, [-1 if i == ops.place(axis, ndim) else 1 for i in range(ndim)])
 
 
 # --- Shape and place ---------------------------------------------------------------------------------------

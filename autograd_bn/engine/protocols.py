@@ -89,4 +89,4 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             )
     if func is np.where and len(args) == 1:
         return np.nonzero(plain(args[0]))
-    return words.explained(_RECORDED[func], f"{name} of a tensor")(*args, **options)
+    return words.called(_RECORDED[func], f"{name} of a tensor", args, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, ParamSpec, TypeVar
@@ -130,25 +130,28 @@ def unknown_option(function: str, options: Iterable[str], known: Sequence[str]) 
     return f"{function} takes no {wrong}=, only {', '.join(known) or 'arrays'}"
 
 
-def explained(function: Callable[P, R], name: str = "") -> Callable[P, R]:
+def explained(function: Callable[P, R]) -> Callable[P, R]:
     """The function, whose error for arguments that it doesn't take says what it takes, or what to write instead."""
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        try:
-            return function(*args, **options)
-        except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                raise  # from inside
-            known = signature(function).parameters.values()
-            named = [parameter.name for parameter in known]
-            who = name or function.__name__
-            if not options.keys() <= {*named}:
-                raise TypeError(unknown_option(who, options, named)) from None
-            spelled = ", ".join([str(parameter.replace(annotation=Parameter.empty)) for parameter in known])
-            raise TypeError(f"{who} takes ({spelled}), got {len(args)} arguments by position") from None
+        return called(function, function.__name__, args, options)
 
     return call
+
+
+def called(function: Callable[..., R], who: str, args: Sequence[Any], options: Mapping[str, Any]) -> R:
+    """What an `explained` function gives, under another name."""
+    try:
+        return function(*args, **options)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # from inside
+        known = signature(function).parameters
+        if not options.keys() <= known.keys():
+            raise TypeError(unknown_option(who, options, [*known])) from None
+        spelled = ", ".join([str(parameter.replace(annotation=Parameter.empty)) for parameter in known.values()])
+        raise TypeError(f"{who} takes ({spelled}), got {len(args)} arguments by position") from None
 
 
 def is_default(option: str, value: Any) -> bool:

@@ -305,10 +305,8 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
     together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
     _ = next((c for c in together if accepted([place for length in c for place in stuck[length]])), None)
     for i, (name, value) in enumerate({**inputs, **options}.items()):
-        if type(value) is float:
-            accepted(
-                [], numbers={name: value * (i + 7) / (i + 10)}
-            )  # each by another factor, so that none follows another
+        if type(value) is float:  # each by another factor, so that none follows another
+            accepted([], numbers={name: value * (i + 7) / (i + 10)})
     runs = [first, second, at]
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show

@@ -339,7 +339,7 @@ class Calls:
     def __init__(self, author: Author, inputs: Sequence[Any], library: Library | None = None) -> None:
         from .frameworks import library_of
 
-        self.author, self.library = author, library or library_of(inputs)
+        self.author, self.framework = author, library or library_of(inputs)
         self.names = parameters(author.forward, len(inputs), skip=int(author.leads))
         self.inputs = tuple(map(array, inputs))
         self.slots: dict[str, list[Path]] = {}  # arrays that forward reads from objects: where each of them stands
@@ -368,12 +368,12 @@ class Calls:
         def forward(*values: Any) -> tuple[Any, Any]:
             seen = self.passed(values)
             outputs = self.outputs(seen)
-            return self.library.lower(self.library.join(outputs)), _Kept(seen, outputs, self._watched(seen))
+            return self.framework.lower(self.framework.join(outputs)), _Kept(seen, outputs, self._watched(seen))
 
         def call(function: Callable[..., Any], dy: Any, kept: Any) -> Any:
             return self.pulled(function, dy, *kept.reveal())
 
-        truth = self.library.truth and self.library.truth(self, names)
+        truth = self.framework.truth and self.framework.truth(self, names)
         values = (*self.inputs, *self.values)
         return Pair(forward, values, names, author.backward, call, truth, self.plan.unit)
 
@@ -381,7 +381,7 @@ class Calls:
 
     def passed(self, values: Sequence[Any]) -> Seen:
         """What there is after a forward pass at these values, which it may overwrite."""
-        count, lift = len(self.names), self.library.lift
+        count, lift = len(self.names), self.framework.lift
         seen: Seen = {
             "object": self.author.copied(),
             "input": dict(zip(self.names, map(lift, values[:count]), strict=True)),
@@ -395,7 +395,7 @@ class Calls:
                 put(seen, path, lift(value))
             seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
         seen["before"] = arrays({"object": seen["object"]})
-        with seeded(self.author.forward), self.library.precise():
+        with seeded(self.author.forward), self.framework.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
         return seen
@@ -406,7 +406,7 @@ class Calls:
             held = get(seen, place)
             if place in self.slots.get(name, ()):
                 for path in self.slots[name]:
-                    put(seen, path, self.library.lift(copy.copy(seen["start"][name])))
+                    put(seen, path, self.framework.lift(copy.copy(seen["start"][name])))
             elif isinstance(held, np.ndarray):
                 held[...] = 0
 
@@ -439,8 +439,8 @@ class Calls:
             ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
             parts = [p.reshape(s) for p, s in zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)]
         self._anew(seen)
-        there = seen | {"dy": list(map(self.library.lift, parts)), "rate": 1.0, "node": _node(seen)}
-        with self.library.precise():
+        there = seen | {"dy": list(map(self.framework.lift, parts)), "rate": 1.0, "node": _node(seen)}
+        with self.framework.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
         if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
             back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
