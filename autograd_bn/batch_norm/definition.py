@@ -36,7 +36,7 @@ def composed(x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any, 
         y = ag.multiply(y, norm.lay(gamma, x.shape))
     if beta is not None:
         y = ag.add(y, norm.lay(beta, x.shape))
-    return y.astype(np.float16) if half else y, mean, var, n
+    return y.astype(np.float16) if half else y, values_of(mean), values_of(var), n
 
 
 def _widened(x: Any, *others: Any) -> list[Any]:
@@ -258,7 +258,7 @@ def batch_norm(
     if not return_stats:
         return y
     shape, dtype = kept_shape(x.shape, norm.axes), wide(x.dtype)
-    mean, var = [np.array(values_of(statistic), dtype).reshape(shape) for statistic in (mean, var)]
+    mean, var = np.array(mean, dtype).reshape(shape), np.array(var, dtype).reshape(shape)
     if return_stats == "count":
         return y, mean, var, n
     with np.errstate(over="ignore"):

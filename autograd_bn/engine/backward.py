@@ -223,7 +223,7 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
             raise ValueError(
                 f"{what} is needed for an output of shape {node.shape}: only a single element has a default of 1"
             )
-        gradient = np.ones(node.shape, dtype=node.dtype)
+        return exact(np.ones(node.shape, object), what) if node.dtype.kind == "O" else np.ones(node.shape, node.dtype)
     array = values_of(gradient)
     if array.shape != node.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {node.shape}")

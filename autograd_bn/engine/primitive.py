@@ -92,7 +92,7 @@ class Primitive:
         if self.variadic and any(rule and rule.places for rule in self.rules):
             raise TypeError(f"{self.name} takes any number of arrays, so that its rule can read no values")
         self.many = len(self.rules) > 1
-        self.plans: dict[tuple[int, ...], list[bool]] = {}
+        self.savers: dict[tuple[int, ...], Callable[[Any], tuple[Any, ...]]] = {}
 
     def __copy__(self) -> Primitive:
         twin = object.__new__(Primitive)
@@ -114,12 +114,13 @@ class Primitive:
             raise TypeError(f"{self.name} has no derivative with respect to its argument {position + 1}")
         return rule
 
-    def saves(self, wanted: tuple[int, ...]) -> list[bool]:
-        """For each operand, the result and what is kept: whether the rules of the wanted inputs read it."""
-        if wanted not in self.plans:
+    def saver(self, wanted: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
+        """Picks what their rules read out of None, each operand, the result and what is kept; the rest is None."""
+        if wanted not in self.savers:
             read = {place for position in wanted for place in self.rule(position).places}
-            self.plans[wanted] = [place in read for place in range(len(self.arrays) + 2)] if read else []
-        return self.plans[wanted]
+            places = [place + 1 if place in read else 0 for place in range(len(self.arrays) + 2)]
+            self.savers[wanted] = itemgetter(*places) if read else itemgetter(slice(0))
+        return self.savers[wanted]
 
     def record(self, args: Sequence[Any], options: dict[str, Any] = NO_PARAMS, rest: Sequence[Any] = ()) -> Any:
         """Compute on tensors and constants, and hang the result into the graph; of arrays alone, only compute.
@@ -153,7 +154,7 @@ class Primitive:
                 )
             rest = [value if type(value) in NUMBERS else self._kept(value, "metadata") for value in rest]
         if options:
-            if not options.keys() <= self.defaults.keys() and not options.keys() <= {*self.keywords}:
+            if not {*self.keywords}.issuperset(options):
                 raise TypeError(unknown_option(self.name, options, self.keywords))
             options = {k: value if type(value) in NUMBERS else self._kept(value, k) for k, value in options.items()}
         if not recorded:
@@ -176,8 +177,7 @@ class Primitive:
             if len(options) < len(self.keywords):
                 params = {**self.defaults, **dict(zip(self.keywords, rest)), **options}  # noqa: B905
             positions = tuple(wanted) if self.rules else ()
-            needs = self.saves(positions)
-            saved = tuple([v if need else None for v, need in zip((*values, out, kept), needs, strict=bool(needs))])
+            saved = self.saver(positions)((None, *values, out, kept))
             node = Node(self, tuple(operands), params, out, positions, saved, now, buffer)
         else:
             out = np.asarray(out)
@@ -216,8 +216,8 @@ class Primitive:
             b = b.node
             if b.requires_grad:
                 wanted = (0, 1) if wanted else (1,)
-        needs = self.plans[wanted] if wanted in self.plans else self.saves(wanted)
-        saved = (x if needs[0] else None, y if needs[1] else None, out if needs[2] else None, None) if needs else ()
+        saver = self.savers[wanted] if wanted in self.savers else self.saver(wanted)
+        saved = saver((None, x, y, out, None))
         return Tensor(out, Node(self, (a, b), NO_PARAMS, out, wanted, saved, now))
 
     def _compute(self, args: list[Any], options: dict[str, Any], rest: Sequence[Any]) -> Any:
