@@ -432,6 +432,21 @@ def test_any_layout_is_right_to_the_last_bits(laid, name, dtype, n, backend):
         assert_ulps_apart(results, first, 2 if name.startswith("outlier") else 1)
 
 
+@pytest.mark.parametrize("mean", ["0", "1e2", "1e4"])
+@pytest.mark.parametrize("narrow", ["float16", "float32"])
+@SMALL
+def test_a_result_wider_than_x_is_as_exact_as_its_dtype(narrow, mean, n, backend):
+    x, *others = case(f"mean {mean}", "float64", n)
+    x = x.astype(narrow)
+    y, dx, *sums = computed(x, *others)
+    assert y.dtype == "float64"
+    assert dx.dtype == narrow
+    expected = reference(x.astype("float64"), *others)
+    true = expected.elements(expected.x.T, expected.g.T)[1].T
+    assert (np.abs(dx - true) <= np.spacing(np.abs(true).max(axis=0).astype(narrow))).all()
+    assert_close([y, true.astype("float64"), *sums], expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TORTURE)
 @SMALL

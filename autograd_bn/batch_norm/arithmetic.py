@@ -31,6 +31,11 @@ def native(x: Array) -> Array:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
+def of_result(x: Array, gamma: Any, beta: Any) -> Array:
+    """`x` in the dtype of the result: what is precise enough for float32 is not for a float64 made of it."""
+    return native(x.astype(np.result_type(*[p.dtype for p in (x, gamma, beta) if p is not None]), copy=False))
+
+
 def at_whole(x: Array) -> bool:
     """Whether `x` is computed as a whole."""
     most = thresholds.DIRECT_NUMBA if numba_wanted(x.size) else thresholds.DIRECT_NUMPY
@@ -79,27 +84,19 @@ def normalise(
     x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any, centred: Any = None
 ) -> Array:
     """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None. It may overwrite `centred`, x - mean.high."""
-    dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
-    dtype = x.dtype if len(dtypes) == 1 else np.result_type(*dtypes)
     scale = scale if gamma is None else scale * gamma
     shift = -mean.low * scale if beta is None else beta - mean.low * scale
-    return _affine(x, axes, dtype, [mean.high, scale, shift], centred)
+    return _affine(x, axes, [mean.high, scale, shift], centred)
 
 
 def _affine(
-    x: Array,
-    axes: tuple[int, ...],
-    dtype: Any,
-    vectors: list[Any],
-    centred: Any = None,
-    g: Any = None,
-    mine: bool = False,
+    x: Array, axes: tuple[int, ...], vectors: list[Any], centred: Any = None, g: Any = None, mine: bool = False
 ) -> Array:
-    """As `whole.affine`, in a dtype."""
+    """As `whole.affine`, in the dtype of `x`."""
     if at_whole(x):
         t = whole.affine(x, axes, vectors, centred, g, mine)
-        return t if t.dtype == dtype else whole.cast(t, dtype)
-    y = empty_like(x, dtype)
+        return t if t.dtype == x.dtype else whole.cast(t, x.dtype)
+    y = empty_like(x)
     layout, views = walk(axes, *[array for array in (x, y, g) if array is not None])
     choose(layout, *views).affine(layout, views, [layout.flat(vector, vectors[1].dtype) for vector in vectors])
     return y
@@ -139,10 +136,10 @@ def input_gradient(
     average, weighted = averages
     constant = np.zeros_like(factor) if average is None else -factor * average
     if weighted is None:
-        return _affine(read.g, axes, x.dtype, [None, factor, constant])
+        return _affine(read.g, axes, [None, factor, constant])
     slope = -factor * scale * weighted
     vectors = [mean.high, slope, constant - mean.low * slope, factor]
-    return _affine(x, axes, x.dtype, vectors, read.centred, read.g, mine=read.mine)
+    return _affine(x, axes, vectors, read.centred, read.g, mine=read.mine)
 
 
 class AtOnce(NamedTuple):

@@ -112,7 +112,7 @@ def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: N
 def _batch_norm(x: Any, gamma: Any, beta: Any, /, norm: Norm) -> Any:
     if norm.usual and (done := arithmetic.forward_at_once(x, norm.axes, gamma, beta, norm.eps)):
         return done
-    x, gamma, beta = native(x), norm.lay(gamma, x.shape), norm.lay(beta, x.shape)
+    x, gamma, beta = arithmetic.of_result(x, gamma, beta), norm.lay(gamma, x.shape), norm.lay(beta, x.shape)
     with np.errstate(all="ignore"):
         kept, centred = _statistics(x, norm)
         x = x if kept.unit is None else x * kept.unit
