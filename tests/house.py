@@ -15,7 +15,7 @@ LINES = {
     "distributed": 300,
     "batch_norm": 2_690,
     "verify": 8_580,
-    "drawing": 2_400,
+    "drawing": 2_440,
     "nn": 1_300,
     "commands": 1_160,
 }

@@ -24,9 +24,9 @@ import autograd_bn as ag
 from autograd_bn import nn
 from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
-from autograd_bn.drawing.picture import LARGEST
 from autograd_bn.drawing.place_labels import placed
 from autograd_bn.drawing.run_graphviz import draw
+from autograd_bn.drawing.scene import LARGEST
 from autograd_bn.drawing.wheel import FONT, Font
 from autograd_bn.nn.functions import linear
 

@@ -19,11 +19,15 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.batch_norm.fusion import norms
+from autograd_bn.drawing import scene
 from autograd_bn.drawing.dot import digraph
+from autograd_bn.drawing.page import formulas
 from autograd_bn.drawing.picture import Picture
 from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.drawing.scene import Scene
 from autograd_bn.engine import primitive
+from autograd_bn.engine.node import topological_order
 
 CHROMIUM = os.environ.get("AUTOGRAD_BN_CHROMIUM") or shutil.which("chromium")
 HOSTILE = [
@@ -232,6 +236,28 @@ def test_each_fused_node_opens_alone(monkeypatch):
     monkeypatch.setattr("autograd_bn.drawing.page.MOST", 10)  # which the closed form fits, and the open one does not
     names = [view["name"] for view in data_of(ag.page((y * y).sum(), values=False))["views"]]
     assert names == ["closed", "open 1", "open 2"]
+
+
+def test_batch_norms_are_looked_for_once_a_view_and_never_in_what_a_rule_makes_of_g(monkeypatch):
+    searched = []
+
+    def counted(outputs):
+        searched.append(len(topological_order(outputs)))
+        return norms(outputs)
+
+    for module in (scene, formulas):
+        monkeypatch.setattr(module, "norms", counted)
+    rng = np.random.default_rng(0)
+    h = ag.tensor(rng.normal(size=(8, 4)), requires_grad=True, name="x")
+    for _ in range(4):
+        h = ag.tanh(ag.batch_norm(h) + h * 0.5)
+    y = (h * rng.normal(size=h.shape)).sum()
+    views = data_of(ag.page(y))["views"]
+    assert [view["name"] for view in views] == ["closed", "open", *[f"open {k}" for k in range(1, 5)]]
+    assert all(view["repeats"] for view in views[:2])
+    whole = [count for count in searched if count >= len(ag.Graph(y))]
+    assert len(whole) == len(views)
+    assert max(set(searched) - set(whole)) <= 10  # the statistics that a rule computes anew
 
 
 @pytest.mark.parametrize("form", ["fused", "composed"])

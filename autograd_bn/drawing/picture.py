@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..batch_norm.fusion import norms
 from ..engine import Leaf, Node
-from . import arrange, labels, repeats
+from . import arrange, labels
+from .repeats import Run
 from .scene import Call, Scene
-
-LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 
 
 @dataclass(slots=True)
@@ -60,7 +57,7 @@ class Picture:
 
     `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
     are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
-    beyond what is shown. The calls of modules become frames, or boxes. `fold` draws equal blocks in a row as one.
+    beyond what is shown. The calls of modules become frames, or boxes. Of each of `runs` one block is drawn.
     """
 
     def __init__(
@@ -70,14 +67,12 @@ class Picture:
         gradients: Mapping[Node, Any] | None = None,
         stored: bool = False,
         brief: bool = False,
-        fold: bool = False,
+        runs: Sequence[Run] = (),
     ) -> None:
         self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
         self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
-        graph = scene.graph
-        runs = repeats.runs(graph.nodes, graph.outputs, self.sign) if fold and scene.only is None else []
-        self.runs = [repeats.with_leaves(run) for run in runs if self.whole(run)]
+        graph, self.runs = scene.graph, runs
         # What is drawn for what is in a later block, and of what is drawn what stands in the last block.
         self.twins = {n: twin for first, *others in self.runs for b in others for n, twin in zip(b, first, strict=True)}
         self.ends = {n: last for run in self.runs for n, last in zip(run[0], run[-1], strict=True)}
@@ -93,10 +88,8 @@ class Picture:
         framed: dict[Any, int] = {}  # the frame of a module's call, or of a fused node
         self.home = {node: self.frame(node, framed) for node in shown if node not in hidden}
 
-        small = all(math.prod(node.shape) <= LARGEST for node in graph.nodes)
-        found = norms(graph.outputs) if small else []
-        self.roles = {node: role for norm in found for node, role in norm.items() if role}
-        aside = {node for norm in found for node in self.frame_statistics(norm)}
+        self.roles = {node: role for norm in scene.norms for node, role in norm.items() if role}
+        aside = {node for norm in scene.norms for node in self.frame_statistics(norm)}
         given = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
         self.names = labels.numbered(given) if brief else given
         inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
@@ -120,26 +113,9 @@ class Picture:
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
 
-    # --- Repeats ---
+    # --- Frames ---
 
-    def sign(self, node: Node) -> Any:
-        """What has to be equal of two operations that one shape stands for."""
-        about = [(call.kind, call.title.rpartition(": ")[2]) for call in self.scene.calls_of(node)]
-        text = labels.title(node) if node.own_op != "getitem" else []  # time steps read one place after the other
-        reached = node in (self.gradients or ())
-        return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name, reached
-
-    def whole(self, run: repeats.Run) -> bool:
-        """Whether the blocks of a run cut no call of a module: each is inside a block, or has all of them inside."""
-        blocks = {node: i for i, block in enumerate(run) for node in block}
-        met: dict[Call, list[int | None]] = {}
-        for node in [node for node in self.scene.graph.nodes if node.op]:
-            for call in self.scene.calls_of(node):
-                met.setdefault(call, []).append(blocks.get(node))
-        inside = [len(set(places)) == 1 or len(blocks) == sum(i is not None for i in places) for places in met.values()]
-        return all(inside)
-
-    def around(self, run: repeats.Run) -> tuple[int, str]:
+    def around(self, run: Run) -> tuple[int, str]:
         """How many frames of modules are around a run, and what its own says."""
         blocks = [[node for node in block if node.op] for block in (run[0], run[-1])]
         calls = [self.framing(node) for block in blocks for node in block]
@@ -151,8 +127,6 @@ class Picture:
     def framing(self, node: Node) -> list[Call]:
         """The calls of modules whose frames a node is in, outermost first."""
         return [call for call in self.scene.calls_of(node) if call.path and call.kind != "box"]
-
-    # --- Frames ---
 
     def frame(self, node: Node, framed: dict[Any, int]) -> int | None:
         """The frame of a node: of the module that recorded it, or of the fused node that it is, or is a part of."""

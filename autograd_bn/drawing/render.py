@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
+from . import repeats
 from .options import Options, named, settled
 from .picture import Picture
 from .run_graphviz import draw, write
@@ -93,7 +94,8 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
     shown = scene.graph.values() if values else None
-    picture = Picture(scene, shown, gradients, stored, fold=not options["expand"])
+    runs = [] if options["expand"] else repeats.runs(scene, gradients or ())
+    picture = Picture(scene, shown, gradients, stored, runs=runs)
     return digraph(picture, options["direction"])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..engine import Leaf, Node
+from . import labels
+from .scene import Call, Scene
 
 MANY = 3  # blocks in a row that are drawn as one
 SAVED = 6  # operations that this has to leave out
@@ -15,7 +17,31 @@ LONGEST = 100  # operations of a block
 Run = list[list[Node]]  # blocks of operations, all of one length
 
 
-def runs(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> list[Run]:
+def runs(scene: Scene, reached: Collection[Node]) -> list[Run]:
+    """The blocks of a scene that a picture shows as one, with their leaves; gradients have `reached` some nodes."""
+
+    def sign(node: Node) -> Any:
+        """What has to be equal of two operations that one shape stands for."""
+        about = [(call.kind, call.title.rpartition(": ")[2]) for call in scene.calls_of(node)]
+        text = labels.title(node) if node.own_op != "getitem" else []  # time steps read one place after the other
+        return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name, node in reached
+
+    equal = equal_blocks(scene.graph.nodes, scene.graph.outputs, sign) if scene.only is None else []
+    return [with_leaves(run) for run in equal if cuts_no_call(scene, run)]
+
+
+def cuts_no_call(scene: Scene, run: Run) -> bool:
+    """Whether each call of a module is inside a block, or has all of the blocks inside."""
+    blocks = {node: i for i, block in enumerate(run) for node in block}
+    met: dict[Call, list[int | None]] = {}
+    for node in [node for node in scene.graph.nodes if node.op]:
+        for call in scene.calls_of(node):
+            met.setdefault(call, []).append(blocks.get(node))
+    inside = [len(set(places)) == 1 or len(blocks) == sum(i is not None for i in places) for places in met.values()]
+    return all(inside)
+
+
+def equal_blocks(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> list[Run]:
     """The blocks that follow each other and are equal but for their leaves: by `sign`, and by what they read.
 
     That is the same place of the block before, or the same node. No other block than the next reads one, but the last.
@@ -59,7 +85,7 @@ def runs(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], 
             blocks += 1
         return blocks
 
-    found, start = list[Run](), 0
+    equal, start = list[Run](), 0
     while start < len(steps):
         size, most = 1, 1
         for length in range(1, min(LONGEST, (len(steps) - start) // MANY) + 1):
@@ -70,9 +96,9 @@ def runs(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], 
         if most > 1:
             # Of the places where a block may begin the last: then what differs in the first stays outside.
             start = max([i for i in range(start, start + size) if count(i, size) == most])
-            found.append([steps[i : i + size] for i in range(start, start + most * size, size)])
+            equal.append([steps[i : i + size] for i in range(start, start + most * size, size)])
         start += most * size
-    return found
+    return equal
 
 
 def deepest_first(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:

@@ -8,15 +8,19 @@ import re
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..batch_norm.definition import body
+from ..batch_norm.fusion import norms
 from ..engine import Graph, Leaf, Node, Tensor, as_tensor
 from ..engine.backward import propagate
 from ..engine.node import Array, no_update, recording, topological_order
 from .options import Options
+
+LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 
 
 class Call(NamedTuple):
@@ -46,6 +50,12 @@ class Scene:
     def shown(self) -> list[Node]:
         """The nodes to draw, inputs first."""
         return [node for node in self.graph.nodes if self.only is None or self.origin(node) in self.only]
+
+    @cached_property
+    def norms(self) -> list[dict[Node, str]]:
+        """The nodes of every spelled-out batch norm, each with what it stands for."""
+        small = all(math.prod(node.shape) <= LARGEST for node in self.graph.nodes)
+        return norms(self.graph.outputs) if small else []
 
     def origin(self, node: Node) -> Node:
         """The node of the graph that was asked for."""

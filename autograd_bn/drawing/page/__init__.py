@@ -8,7 +8,9 @@ import json
 import math
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +23,7 @@ from ..run_graphviz import write
 from ..scene import scene_of, seeds
 from .arrays import Arrays
 from .reports import REPORTS, of_report
+from .svg import draw_view
 from .views import BRIEF, MOST, Twins, View
 
 ALONE = 8  # fused nodes that have a view of their own
@@ -81,8 +84,8 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     if isinstance(outputs, REPORTS):
         if any(value is not default for value, default in zip(options.values(), plain.values(), strict=True)):
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
-        title, views, twin, code = of_report(outputs, direction, arrays)
-        return _document(title, views, twin, arrays, beside=bool(twin), code=code)
+        title, views, twin, code = of_report(outputs, arrays)
+        return _document(title, views, twin, direction, beside=bool(twin), code=code)
     scene = scene_of(outputs, options, opened=True)
     ends = scene.graph.outputs
     start, why = seeds(scene.graph, grads is None or grads), ""
@@ -98,27 +101,26 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
         forms["open"] = opened
     if len(fused) > 1 and all(len(form.shown) <= BRIEF for form in forms.values()):
         forms |= {f"open {k}": scene.opened([node], known) for k, node in enumerate(fused[:ALONE], 1)}
-    views = [
-        View(name, form, start, arrays, options["values"] is not False, direction, why) for name, form in forms.items()
-    ]
+    shown = options["values"] is not False
+    views = [View(name, form, start, arrays, shown, why) for name, form in forms.items()]
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
         back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
-        twin.setdefault(first.data["name"], {str(there): int(i) for i, there in back.items()})
-        twin[other.data["name"]] = back
+        twin.setdefault(first.name, {str(there): int(i) for i, there in back.items()})
+        twin[other.name] = back
     form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
     named = ", ".join([node.name for node in ends if node.name])
     title = ": ".join(filter(None, [named, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
     title, expand = f"{title}, step by step", options["expand"]
-    return _document(title, views, twin, arrays, start=int(expand and bool(fused)), fold=not expand)
+    return _document(title, views, twin, direction, start=int(expand and bool(fused)), fold=not expand)
 
 
 def _document(
     title: str,
     views: list[View],
     twin: Twins,
-    arrays: Arrays,
+    direction: str | None,
     *,
     start: int = 0,
     fold: bool = True,
@@ -129,8 +131,11 @@ def _document(
     folder = files(__package__)
     parts = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("css", "js", "html")}
     css, js = (" ".join([line.strip() for line in parts[name].splitlines()]) for name in ("css", "js"))
-    data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin, "fold": fold}
-    data |= {"arrays": arrays.listed, "views": [made.data for made in views]}
+    with ThreadPoolExecutor() as pool:  # Graphviz, a program of its own, draws while the steps are written
+        drawn = [pool.map(partial(draw_view, made, direction=direction or "TB"), made.pictures) for made in views]
+        data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin}
+        data |= {"fold": fold, "views": [made.data for made in views], "arrays": views[0].arrays.listed}
+        svgs = [list(pictures) for pictures in drawn]
     text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -141,19 +146,20 @@ def _document(
         "js": js,
         "data": text,
         "code": code,
-        "stages": "".join([_stage(made, beside or i == start) for i, made in enumerate(views)]),
+        "stages": "".join([_stage(made, svgs[i], beside or i == start) for i, made in enumerate(views)]),
         "steps": "".join([f"<li>{escape(step['say'])}</li>" for step in views[start].data["steps"]]),
     }
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], parts["html"])
-    still = (views[start].folded or views[start].svg).replace(">", "><style>text{stroke:none}</style>", 1)
+    still = svgs[start][-1].replace(">", "><style>text{stroke:none}</style>", 1)
     still = re.sub(r'viewBox="\S+ \S+ (\S+) (\S+)"', r'\g<0> width="\1" height="\2"', still, count=1)
     return Page(html.encode("utf-8", "backslashreplace").decode(), still)
 
 
-def _stage(made: View, shown: bool) -> str:
-    name = escape(made.data["name"])
-    hidden, folded = "" if shown else " hidden", made.folded.replace("<svg", "<svg hidden", 1)
-    return f'<section class="stage" aria-label="Graph, {name}"{hidden}><p>{name}</p>{made.svg}{folded}</section>'
+def _stage(made: View, svgs: list[str], shown: bool) -> str:
+    name, hidden = escape(made.name), "" if shown else " hidden"
+    full, *folded = svgs
+    drawn = "".join([full, *[svg.replace("<svg", "<svg hidden", 1) for svg in folded]])
+    return f'<section class="stage" aria-label="Graph, {name}"{hidden}><p>{name}</p>{drawn}</section>'
 
 
 def _hash(text: str) -> str:

@@ -21,15 +21,20 @@ class Arrays:
     def __init__(self) -> None:
         self.brief = False
         self.places: dict[str, int] = {}
+        self.entries: dict[Any, str] = {}  # by bytes: most arrays come more than once
 
     @property
     def listed(self) -> list[Any]:
         """The arrays for JSON, in the order in which they came."""
         return [json.loads(entry) for entry in self.places]
 
-    def add(self, given: Any) -> int:
+    def add(self, values: Any) -> int:
         """The place of an array, or of anything that NumPy makes one."""
-        return self.places.setdefault(json.dumps(self._entry(np.asarray(given))), len(self.places))
+        array = np.asarray(values)
+        key = array.dtype, array.shape, array.tobytes()
+        if array.dtype == object or key not in self.entries:  # the bytes of objects are their places
+            self.entries[key] = json.dumps(self._entry(array))
+        return self.places.setdefault(self.entries[key], len(self.places))
 
     def _entry(self, array: Any) -> dict[str, Any]:
         entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}

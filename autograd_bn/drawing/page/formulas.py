@@ -12,7 +12,7 @@ import numpy as np
 from ...batch_norm.fusion import norms
 from ...engine import Graph, Leaf, Node, as_tensor
 from ...engine.backward import pull
-from ...engine.node import recording
+from ...engine.node import recording, topological_order
 from ...verify.derivation import text
 from ...verify.derivation.text import ATOM, POWER, PRODUCT, SUM
 from .. import labels
@@ -84,19 +84,29 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any,
             parts = pull(alone, upstream, create_graph=True)
     except Exception:  # a rule of the user's that runs on arrays alone has no formula to read
         return [("its own rule", None, None)] * len(node.wanted)
-    found: list[tuple[str, Any, Any]] = []
+    roles = _roles([part.node for _, part in parts], upstream.node) if op.joint else {}
+    read: list[tuple[str, Any, Any]] = []
     for position, (parent, part) in zip(node.wanted, parts, strict=True):
         if isinstance(part.node, Leaf) and part.node not in called:
-            found.append(("a constant", None, None))
+            read.append(("a constant", None, None))
             continue
-        roles = {inner: role for norm in norms([part]) for inner, role in norm.items()} if op.joint else {}
         local, product = None, None
         if not op.joint and {inner.own_op for inner in Graph(part).nodes if inner not in called} <= ELEMENTWISE:
             rule = op.rule(position)
             local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **rule.about(node, position))
             product = None if upstream.shape == parent.shape else g * local
-        found.append((_text({**roles, **called}, part.node, 0), local, product))
-    return found
+        read.append((_text({**roles, **called}, part.node, 0), local, product))
+    return read
+
+
+def _roles(ends: list[Node], g: Node) -> dict[Node, str]:
+    """Batch norm's names for what a rule computes anew from its inputs alone, before `g` comes in."""
+    moving, steady = {g}, dict[Node, None]()
+    for node in topological_order(ends):
+        if not moving.isdisjoint(node.inputs):
+            moving.add(node)
+            steady |= dict.fromkeys([parent for parent in node.inputs if parent.op and parent not in moving])
+    return {inner: role for node in steady for norm in norms([node]) for inner, role in norm.items()}
 
 
 def _stand_in(node: Node) -> Node:

@@ -24,21 +24,21 @@ CLOSE = 1e4  # ulp: what two forms compute at one place
 PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
 
 
-def of_report(given: Any, direction: str | None, arrays: Arrays) -> tuple[str, list[View], Twins, str]:
+def of_report(given: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]:
     """The title, the views, the twins of each view's nodes and the pane of code of what was checked or written."""
     if isinstance(given, Comparison):
-        return f"{' and '.join(given.names)}, side by side", *_compared(given, direction, arrays), ""
+        return f"{' and '.join(given.names)}, side by side", *_compared(given, arrays), ""
     if isinstance(given, Derivation):
-        made = _written(given, direction, arrays)
+        made = _written(given, arrays)
         return "The backward pass, written out", [made], {}, _code(made, [("written out", given.source)])
     if isinstance(given, Verdict):
         made, texts = (
-            _judged(given, direction, arrays),
+            _judged(given, arrays),
             [("as it was judged", source_of(given.forward, given.backward))],
         )
         texts += [("what would be right", given.solution.source)] if given.solution else []
         return "What the check found, step by step", [made], {}, _code(made, texts)
-    return "What the check found, step by step", [_failed(given, direction, arrays)], {}, ""
+    return "What the check found, step by step", [_failed(given, arrays)], {}, ""
 
 
 def _code(made: View, texts: list[tuple[str, str]]) -> str:
@@ -64,7 +64,7 @@ def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection
 # --- A comparison ---
 
 
-def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple[list[View], Twins]:
+def _compared(given: Comparison, arrays: Arrays) -> tuple[list[View], Twins]:
     """Both functions, each node with its errors, and for each node its twin on the other side."""
 
     def weighed(f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
@@ -72,10 +72,7 @@ def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple
         graph, draw = _graph(f, inputs, given.input_names), weighing(given.seed)
         return Scene(graph), [draw(node) for node in graph.outputs]
 
-    views = [
-        View(name, *weighed(f), arrays, direction=direction)
-        for name, f in zip(given.names, given.functions, strict=True)
-    ]
+    views = [View(name, *weighed(f), arrays) for name, f in zip(given.names, given.functions, strict=True)]
     twins = _twins(*views)
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     if given.dtype != "object" and np.finfo(wide).nmant > np.finfo(given.dtype).nmant:
@@ -104,7 +101,7 @@ def _compared(given: Comparison, direction: str | None, arrays: Arrays) -> tuple
             for parent in node.inputs:
                 twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
     both = zip(views, views[::-1], strict=True)
-    return views, {m.data["name"]: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in both}
+    return views, {m.name: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in both}
 
 
 def _twins(first: View, second: View) -> dict[Node, Node]:
@@ -136,7 +133,7 @@ def _error(a: Any, b: Any, scale: Any) -> float | None:
 # --- A verdict, a failed gradcheck and a written backward pass ---
 
 
-def _written(given: Derivation, direction: str | None, arrays: Arrays) -> View:
+def _written(given: Derivation, arrays: Arrays) -> View:
     """The graph of a forward pass that was written out, under random gradients of its outputs."""
     floats = {name: a for name, a in given.inputs.items() if np.asarray(a).dtype.kind == "f"}
 
@@ -145,10 +142,10 @@ def _written(given: Derivation, direction: str | None, arrays: Arrays) -> View:
         return outputs
 
     graph, draw = _graph(forward, floats, floats, given.forward), weighing(0)
-    return View("graph", Scene(graph), [draw(node) for node in graph.outputs], arrays, direction=direction)
+    return View("graph", Scene(graph), [draw(node) for node in graph.outputs], arrays)
 
 
-def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
+def _judged(given: Verdict, arrays: Arrays) -> View:
     """The graph of a hand-written forward pass, with what its backward pass got wrong."""
     rows = {row.name: row for row in given.rows if row.truth is not None}
 
@@ -163,7 +160,7 @@ def _judged(given: Verdict, direction: str | None, arrays: Arrays) -> View:
             f"this verdict has no graph to show: its forward pass does not run on tensors: {error}"
         ) from None
     start = [np.asarray(given.dy).astype(graph.outputs[0].dtype)]
-    made = View("graph", Scene(graph), start, arrays, direction=direction)
+    made = View("graph", Scene(graph), start, arrays)
     named = {f"d{node.name}": node for node in made.ids if node.name}
     for name, row in rows.items():
         node = named.get(name) or _of_gradient(made, row.truth)
@@ -190,7 +187,7 @@ def _of_gradient(made: View, gradient: Any) -> Node | None:
     return None
 
 
-def _failed(given: GradientError, direction: str | None, arrays: Arrays) -> View:
+def _failed(given: GradientError, arrays: Arrays) -> View:
     """The graph of a function whose gradcheck failed, at the output element where the derivative is worst."""
     if given.f is None or given.order != 1 or not given.rows:
         raise ValueError("this error has no graph to show: only a wrong first derivative has one")
@@ -201,7 +198,7 @@ def _failed(given: GradientError, direction: str | None, arrays: Arrays) -> View
     worst, ends = int(np.argmax(np.max(off, axis=0))), np.cumsum([math.prod(node.shape) for node in graph.outputs])
     parts = zip(graph.outputs, np.split(np.arange(ends[-1]) == worst, ends[:-1]), strict=True)
     start = [part.astype(node.dtype).reshape(node.shape) for node, part in parts]
-    made = View("graph", Scene(graph), start, arrays, direction=direction)
+    made = View("graph", Scene(graph), start, arrays)
     for block in given.rows:
         node = next(node for node in made.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from ...engine import Node
 from ..dot import FONT, digraph
 from ..picture import Picture
 from ..run_graphviz import draw
+
+if TYPE_CHECKING:
+    from .views import View
 
 SVG = "http://www.w3.org/2000/svg"
 TAGS = frozenset("svg g path polygon polyline ellipse text".split())
@@ -22,8 +24,9 @@ VALUE = re.compile(r"[-\w#., ()]*")  # of an attribute: no url, no style
 INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "stroke": "#22303c", "font-family": FONT}
 
 
-def draw_view(picture: Picture, name: str, ids: Mapping[Node, int], direction: str) -> str:
-    """The picture as SVG for a page; the shapes of the nodes in `ids` stand in their order."""
+def draw_view(view: View, picture: Picture, direction: str) -> str:
+    """A picture of a view as SVG for a page; the shapes of its nodes stand in their order."""
+    name, ids = view.name, view.ids
     drawn = draw(digraph(picture, direction).source, "svg").decode()
     root = ElementTree.fromstring(drawn.replace(f' xmlns="{SVG}"', "", 1))
     edges: dict[str, list[str]] = {}  # tail->head: the data-edge of each of the arrows between them

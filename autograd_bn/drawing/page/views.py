@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
 from ...engine import Leaf, Node
 from ...engine.backward import pull
-from .. import labels
+from .. import labels, repeats
 from ..picture import Picture
-from ..repeats import deepest_first
 from ..scene import Scene, flow
 from . import formulas
 from .arrays import Arrays
-from .svg import draw_view
 
 MOST = 1500  # nodes: a page with more is none that a reader can walk through
 BRIEF = 200  # nodes, above which arrays are summaries
@@ -33,7 +31,7 @@ LABELS = {  # of a path through batch norm, by whether it meets the mean and the
 
 
 class View:
-    """What a page holds of one graph: `data` for JSON, the pictures, and from which nodes and arrays they were made.
+    """What a page holds of one graph: the pictures, the last with repeats folded where there are, and `data` for JSON.
 
     There is a backward pass if there are gradients to `start`; `why` says why there are none.
     """
@@ -45,29 +43,35 @@ class View:
         start: Sequence[Any] | None,
         arrays: Arrays,
         values: bool = True,
-        direction: str | None = None,
         why: str = "",
     ) -> None:
-        graph, shown = scene.graph, scene.shown
-        if len(shown) > MOST:
+        graph, count = scene.graph, len(scene.shown)
+        if count > MOST:
             raise ValueError(
-                f"the graph has {len(shown)} nodes to show, and a page shows up to {MOST}: "
+                f"the graph has {count} nodes to show, and a page shows up to {MOST}: "
                 "cut a neighbourhood out with around=tensor, hops=number"
             )
-        arrays.brief |= len(shown) > BRIEF
-        self.scene, self.arrays, self.values, visits = scene, arrays, graph.values(), list[Any]()
+        arrays.brief |= count > BRIEF
+        self.name, self.scene, self.arrays, self.why = name, scene, arrays, why
+        self.values, self.visits, self.says_values = graph.values(), list[Any](), values
         self.seeds = [(node, g) for node, g in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
-        self.grads = flow(graph, start, visits)
-        given = self.values if values else None
-        picture = folded = Picture(scene, given, self.grads, brief=True, fold=True)
-        if folded.runs:
-            graph = copy(graph)
-            graph.nodes = deepest_first(graph.nodes, graph.outputs)  # one time step after the other
-            ordered, shown = replace(scene, graph=graph), graph.nodes
-            folded, picture = (Picture(ordered, given, self.grads, brief=True, fold=fold) for fold in (True, False))
-        self.ids = ids = {node: i for i, node in enumerate(shown)}
-        self.names, self.roles = picture.names, picture.roles
-        kinds = {shape.node: shape.kind for shape in reversed(picture.shapes)}
+        self.grads = flow(graph, start, self.visits)
+        self.runs = runs = repeats.runs(scene, self.grads)
+        if runs:
+            ordered = copy(graph)
+            ordered.nodes = repeats.deepest_first(graph.nodes, graph.outputs)  # one time step after the other
+            scene = replace(scene, graph=ordered)
+        shown = self.values if values else None
+        forms = ([], runs) if runs else ([],)
+        self.pictures = [Picture(scene, shown, self.grads, brief=True, runs=form) for form in forms]
+        self.names, self.roles = self.pictures[0].names, self.pictures[0].roles
+        self.ids = {node: i for i, node in enumerate(scene.shown)}
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads."""
+        ids, arrays = self.ids, self.arrays
+        kinds = {shape.node: shape.kind for shape in reversed(self.pictures[0].shapes)}
         nodes = [
             {
                 "id": i,
@@ -79,7 +83,7 @@ class View:
                 "shape": list(node.shape),
                 "dtype": str(node.dtype),
                 "in": [ids[parent] for parent in node.inputs if parent in ids],
-                "value": arrays.add(self.values[node]) if values else None,
+                "value": arrays.add(self.values[node]) if self.says_values else None,
                 "grad": arrays.add(self.grads[node]) if node in self.grads else None,
             }
             for node, i in ids.items()
@@ -90,22 +94,21 @@ class View:
             for place, arg in enumerate(node.args)
             if isinstance(arg, Node) and arg in ids
         ]
-        repeats = [[[ids[node] for node in block] for block in run] for run in folded.runs]
-        self.data: dict[str, Any] = {"name": name, "nodes": nodes, "edges": edges, "notes": {}, "repeats": repeats}
-        self.data |= {"steps": list(self.steps(visits, why)), "paths": list(self.paths())}
-        self.svg = draw_view(picture, name, ids, direction or "TB")
-        self.folded = draw_view(folded, name, ids, direction or "TB") if folded.runs else ""
+        blocks = [[[ids[node] for node in block] for block in run] for run in self.runs]
+        about = {"name": self.name, "nodes": nodes, "edges": edges, "notes": {}, "repeats": blocks}
+        return about | {"steps": list(self.steps()), "paths": list(self.paths())}
 
-    def steps(self, visits: Sequence[Any], why: str) -> Iterator[dict[str, Any]]:
+    def steps(self) -> Iterator[dict[str, Any]]:
         """The leaves, each operation, and each visit of the backward pass."""
         ids, names = self.ids, self.names
-        say = f"The leaves are given, and nothing is computed yet. {why}".strip()
+        say = f"The leaves are given, and nothing is computed yet. {self.why}".strip()
         yield {"pass": "start", "node": None, "say": say, "parts": []}
         for node, i in ids.items():
             if node.op:
                 text = f"Forward: {names[node]} = {formulas.formula(node, names)}"
                 yield {"pass": "forward", "node": i, "say": text, "parts": []}
-        visited = [(node, None, [(node, seed)]) for node, seed in self.seeds] + [visit for visit in visits if visit[2]]
+        visited: list[Any] = [(node, None, [(node, seed)]) for node, seed in self.seeds]
+        visited += [visit for visit in self.visits if visit[2]]
         expected = Counter(to for *_, parts in visited for to, _ in parts)
         arrived, sums = Counter[Node](), dict[Node, Any]()
         for node, g, handed in visited:
@@ -132,11 +135,12 @@ class View:
 
     def paths(self) -> Iterator[dict[str, Any]]:
         """Of every leaf that 2 to 16 paths lead to: what each path carries, and their sum."""
-        for leaf in [node for node in self.scene.graph.nodes if isinstance(node, Leaf) and node.requires_grad]:
-            ways: dict[Node, int] = {leaf: 1}  # how many paths lead on from a node
-            for node in self.scene.graph.nodes:
-                if node is not leaf:
-                    ways[node] = sum(ways.get(parent, 0) for parent in set(node.receivers))
+        nodes = self.scene.graph.nodes
+        receivers = {node: [*dict.fromkeys(node.receivers)] for node in nodes}
+        for leaf in [node for node in nodes if isinstance(node, Leaf) and node.requires_grad]:
+            ways: dict[Node, int] = {}  # how many paths lead on from a node
+            for node in nodes:
+                ways[node] = 1 if node is leaf else sum([ways[parent] for parent in receivers[node]])
             if not 1 < sum(ways[node] for node, _ in self.seeds) <= WAYS:
                 continue
             carried = []
@@ -145,7 +149,7 @@ class View:
                 way, g = stack.pop()
                 if way[-1] is leaf:
                     carried.append((way, g))
-                for parent in [node for node in dict.fromkeys(way[-1].receivers) if ways.get(node)]:
+                for parent in [node for node in receivers[way[-1]] if ways[node]]:
                     # Two edges from one node to another, as in x · x, are one path.
                     part = reduce(add, [part for _, part in pull(way[-1], g, {parent})])
                     stack.append(((*way, parent), part))
