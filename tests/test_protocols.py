@@ -231,6 +231,9 @@ def test_an_array_of_elements_no_longer_hides_a_derivative():
         np.vectorize(lambda number: number * 2)(leaf)
 
 
+converted = np.asarray
+
+
 def row_assigned(leaf):
     rows = np.zeros((2, 2))
     rows[0] = leaf
@@ -279,6 +282,7 @@ def test_an_array_of_a_leaf_that_is_asked_for_is_not_warned_of():
         np.asanyarray(w),
         np.ascontiguousarray(w),
         convert(w),
+        converted(w),
         [np.asarray(t) for t in (w, w)][1],
         np.asarray(
             w,

@@ -27,7 +27,7 @@ def converts_unasked(frame: FrameType, copy: Any) -> bool:
     step, *before = _steps(frame.f_code, frame.f_lasti)
     names = [name for name, _ in before if isinstance(name, str)] if "CALL" in step[1] else []
     name = names[0] if names else ""
-    name = getattr(frame.f_locals.get(name), "__name__", name)  # of a function under another name
+    name = getattr(frame.f_locals.get(name, frame.f_globals.get(name)), "__name__", name)  # of an alias
     return "array" not in name or (name == "array" and copy is None)
 
 
