@@ -178,7 +178,7 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
     if not numba_wanted(x.size):
         return None
     layout = _layout_at_once(axes, x.shape, x.strides, x.dtype)
-    if layout is None or any(p is not None and p.dtype != x.dtype for p in (gamma, beta)):
+    if layout is None or {p.dtype for p in (x, gamma, beta) if p is not None} != {x.dtype}:
         return None
     y, source, rows = empty_like(x), layout.line(x), np.empty((6, layout.features))
     rows[4] = 1 if gamma is None else gamma.reshape(-1)
@@ -194,5 +194,6 @@ def backward_at_once(g: Array, kept: AtOnce, x: Array, through: tuple[bool, bool
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, given = np.empty_like(x), g
         g[...] = given
-    fits, sums = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through)
-    return (dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype)) if fits else None
+    sums = np.empty((2, 1, layout.features))
+    fits = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), sums, rows, through)
+    return (dx, sums[1, 0].astype(x.dtype), sums[0, 0].astype(x.dtype)) if fits else None

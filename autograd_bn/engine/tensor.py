@@ -498,10 +498,10 @@ def array_of(data: Any, what: str, dtype: Any = None) -> Array:
 
 def holds_tensors(given: Any) -> bool:
     """Whether there is a tensor: the thing itself, or in lists, tuples, dicts and arrays of objects."""
+    if isinstance(given, np.ndarray):
+        return given.dtype.hasobject and holds_tensors(given.ravel().tolist())
     if isinstance(given, dict):
         given = [*given.values()]
-    elif isinstance(given, np.ndarray):
-        given = given.ravel().tolist() if given.dtype.hasobject else ()
     if isinstance(given, (list, tuple)):
         return any(isinstance(item, (Tensor, list, tuple, dict, np.ndarray)) and holds_tensors(item) for item in given)
     return isinstance(given, Tensor)
