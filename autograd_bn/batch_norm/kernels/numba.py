@@ -105,13 +105,13 @@ def _centre(x, start, step, stride, rows, centres):  # type: ignore[no-untyped-d
     """The first number of a feature, plus the mean distance of 16 from it, if there are as many: exact where they are
     equal. Features are `step` apart, their numbers `stride`.
     """
-    few = 16 if rows >= 16 else 1
+    centres[:] = 0
+    for row in range(1, 16 if rows >= 16 else 1):
+        for f in range(len(centres)):
+            at = np.uint64(start + f * step)
+            centres[f] += x[at + np.uint64(row * stride)] - np.float64(x[at])
     for f in range(len(centres)):
-        at = start + f * step
-        first, distance = np.float64(x[at]), 0.0
-        for row in range(1, few):
-            distance += x[at + row * stride] - first
-        centres[f] = first + distance / 16
+        centres[f] = x[start + f * step] + centres[f] / 16
 
 
 @_exact
