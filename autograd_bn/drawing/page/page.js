@@ -4,7 +4,10 @@ const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id), $$ = (query, root = document) => [...root.querySelectorAll(query)];
 const app = $("app"), panel = $("panel"), slider = $("slider"), list = $("steps");
 const act = (name) => $$(`[data-do=${name}]`)[0];
-const set = (e, attributes) => Object.entries(attributes).forEach(([name, value]) => e.setAttribute(name, value));
+/* What is set anew is styled anew, even where it is the same. */
+const set = (e, attributes) => Object.entries(attributes).forEach(([name, value]) => {
+  if (e.getAttribute(name) !== String(value)) { e.setAttribute(name, value); }
+});
 const make = (ns) => (tag, attributes, ...children) => {
   const e = document.createElementNS(ns, tag);
   set(e, attributes);
