@@ -10,7 +10,7 @@ import numpy as np
 
 from ..batch_norm.kernels import describe_backend
 from ..engine import tensor
-from ..verify.report import text_table
+from ..verify.table import text_table
 from . import fill, progress
 from .compare import FORMS, measure
 

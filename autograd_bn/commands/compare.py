@@ -16,7 +16,7 @@ import numpy as np
 import autograd_bn as ag
 
 from ..verify.compare import in_ulp
-from ..verify.report import text_table
+from ..verify.table import text_table
 from . import complain, fill, progress, refused
 from .data import DATA, Data, load_data, writable_folder
 
@@ -142,9 +142,9 @@ def measure(leaves: list[Any], repeats: int) -> dict[str, dict[str, Any]]:
 def _about(data: Data) -> str:
     shape = " x ".join(map(str, data.x.shape))
     lines = [fill(text) for text in (f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}", *data.notes)]
-    if found := data.not_finite():
-        shown = [f"{count} in {name}" for name, count in list(found.items())[:8]]
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    if counts := data.not_finite():
+        shown = [f"{count} in {name}" for name, count in list(counts.items())[:8]]
+        more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
         lines.append(fill(f"NaN or infinite values, by column: {', '.join(shown)}{more}"))
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ import autograd_bn as ag
 from .. import nn
 from ..distributed import allreduce, end_together, sum_gradients
 from ..distributed.collectives import raising_together
-from ..verify.report import text_table
+from ..verify.table import text_table
 from . import UsageError, complain, progress, refused, words
 from .data import output_file, writable_folder
 

@@ -65,10 +65,10 @@ def share(count: int, comm: Any) -> float:
 
 def _weighted_sum(parameters: Iterable[Tensor], comm: Any, weight: float) -> None:
     parameters = list(parameters)
-    found = [p.grad if weight else None for p in parameters]
-    wide = [None if g is None else g.ravel().astype(np.result_type(g.dtype, float)) for g in found]
+    gradients = [p.grad if weight else None for p in parameters]
+    wide = [None if g is None else g.ravel().astype(np.result_type(g.dtype, float)) for g in gradients]
     parts = [np.zeros(p.size) if g is None else weight * g for p, g in zip(parameters, wide, strict=True)]
-    present = np.array([g is not None for g in found], float)
+    present = np.array([g is not None for g in gradients], float)
     total = allreduce(np.concatenate([present, *parts]), comm)
     anywhere, *summed = np.split(total, np.cumsum([len(parameters), *[p.size for p in parameters]])[:-1])
     for p, somewhere, g in zip(parameters, anywhere, summed, strict=True):

@@ -38,15 +38,15 @@ def drawn_again(inputs: Inputs) -> set[tuple[Node, Node]]:
 
 def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
     """Those of the nodes of a batch norm, given with their roles, that compute its statistics, up to the root."""
-    found: set[Node] = set()
+    branch: set[Node] = set()
     for node in reversed(nodes):
-        if norm.get(node) in STATISTICS or node in found:
-            found.update([node, *[parent for parent in node.inputs if parent in norm]])
-    found = {node for node in found if norm[node] != "centred"}
+        if norm.get(node) in STATISTICS or node in branch:
+            branch.update([node, *[parent for parent in node.inputs if parent in norm]])
+    branch = {node for node in branch if norm[node] != "centred"}
     for node in nodes:  # on to the root, whatever it is called
-        if node in norm and node.inputs and found.issuperset(node.inputs):
-            found.add(node)
-    return [node for node in nodes if node in found]
+        if node in norm and node.inputs and branch.issuperset(node.inputs):
+            branch.add(node)
+    return [node for node in nodes if node in branch]
 
 
 def spine(last: Node, inputs: Inputs, aside: Container[Node]) -> dict[Node, Node]:

@@ -46,12 +46,12 @@ def _metadata(node: Node) -> dict[str, Any]:
 def numbered(names: Mapping[Node, str]) -> dict[Node, str]:
     """What to call every node of a graph: by the name it has, or as its operation, those that recur with a number."""
     bases = {node: name or node.op or title(node)[0] for node, name in names.items()}
-    many, seen, found = Counter(bases.values()), Counter[str](), {}
+    many, seen, called = Counter(bases.values()), Counter[str](), {}
     for node, base in bases.items():
         seen[base] += 1
         number = str(seen[base]).translate(str.maketrans("0123456789", INDICES))
-        found[node] = base if many[base] == 1 or node.name else base + number
-    return found
+        called[node] = base if many[base] == 1 or node.name else base + number
+    return called
 
 
 def formula(node: Node) -> str:

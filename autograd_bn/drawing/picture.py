@@ -90,8 +90,8 @@ class Picture:
 
         self.roles = {node: role for norm in scene.norms for node, role in norm.items() if role}
         aside = {node for norm in scene.norms for node in self.frame_statistics(norm)}
-        given = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
-        self.names = labels.numbered(given) if brief else given
+        names = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
+        self.names = labels.numbered(names) if brief else names
         inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
@@ -196,9 +196,9 @@ class Picture:
                 lines.append(f"no {'.grad' if self.stored else 'gradient'} {word}".rstrip())
         return lines
 
-    def connect(self, tail: int, head: int, given: Any, name: str = "", **about: Any) -> None:
+    def connect(self, tail: int, head: int, array: Any, name: str = "", **about: Any) -> None:
         said = self.shapes[tail].lines[0].partition(" = ")[0].rpartition(".")[2]
-        shape, dtype = str(given.shape or ""), "" if given.dtype == self.dtype else str(given.dtype)
+        shape, dtype = str(array.shape or ""), "" if array.dtype == self.dtype else str(array.dtype)
         words = [name if name != said else "", shape, dtype]
         self.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), **about))
 

@@ -66,10 +66,10 @@ def placed(svg: str) -> str:
                 break
     at = iter(texts)
 
-    def moved(found: re.Match[str]) -> str:
+    def moved(match: re.Match[str]) -> str:
         dx, dy = moves.get(groups[next(at)], (0, 0))
-        x, y = (f"{float(found[i]) + d:.2f}" if d else found[i] for i, d in ((2, dx), (4, dy)))
-        return f"{found[1]}{x}{found[3]}{y}"
+        x, y = (f"{float(match[i]) + d:.2f}" if d else match[i] for i, d in ((2, dx), (4, dy)))
+        return f"{match[1]}{x}{match[3]}{y}"
 
     return TEXT.sub(moved, svg) if moves else svg
 

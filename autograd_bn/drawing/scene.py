@@ -131,10 +131,10 @@ def scene_of(outputs: Any, options: Options, opened: bool) -> Scene:
     return Scene(graph, _neighbourhood(graph, centre, options["hops"]), calls, names)
 
 
-def _graph(given: Any, name: str) -> Graph:
-    if not isinstance(given, Tensor | list | tuple):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or a sequence of tensors")
-    return Graph(*([given] if isinstance(given, Tensor) else given))
+def _graph(ends: Any, name: str) -> Graph:
+    if not isinstance(ends, Tensor | list | tuple):
+        raise TypeError(f"{name} is a {type(ends).__name__}, expected a tensor or a sequence of tensors")
+    return Graph(*([ends] if isinstance(ends, Tensor) else ends))
 
 
 def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -> Any:
@@ -142,10 +142,10 @@ def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -
 
     Running statistics and generators stay as they are.
     """
-    given = inputs if isinstance(inputs, list | tuple) else [inputs]
+    values = inputs if isinstance(inputs, list | tuple) else [inputs]
     names = list(inspect.signature(model.forward).parameters)
-    names += [f"input {i}" for i in range(len(names), len(given))]
-    tensors = [x if isinstance(x, Tensor) else as_tensor(x, name=name) for x, name in zip(given, names, strict=False)]
+    names += [f"input {i}" for i in range(len(names), len(values))]
+    tensors = [x if isinstance(x, Tensor) else as_tensor(x, name=name) for x, name in zip(values, names, strict=False)]
 
     def seen(path: str, module: Any, args: tuple[Any, ...], result: Any) -> None:
         path = "" if module is model else path
@@ -168,8 +168,8 @@ def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -
         return model(*tensors)
 
 
-def _tensors(given: Iterable[Any]) -> Iterator[Tensor]:
-    for item in given:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for item in values:
         if isinstance(item, Tensor):
             yield item
         elif isinstance(item, list | tuple):
@@ -187,12 +187,12 @@ def _neighbourhood(graph: Graph, around: Iterable[Node], hops: int) -> set[Node]
 
     A leaf is no way through: what else reads a shared weight is not near.
     """
-    found = set(around)
+    near = set(around)
     for hop in range(min(hops, len(graph))):
-        ways = {node for node in found if node.primitive or not hop}
-        near = {parent for node in found for parent in node.inputs}
-        found = found | near | {node for node in graph.nodes if not ways.isdisjoint(node.inputs)}
-    return found | {parent for node in found for parent in node.inputs if isinstance(parent, Leaf)}
+        ways = {node for node in near if node.primitive or not hop}
+        parents = {parent for node in near for parent in node.inputs}
+        near = near | parents | {node for node in graph.nodes if not ways.isdisjoint(node.inputs)}
+    return near | {parent for node in near for parent in node.inputs if isinstance(parent, Leaf)}
 
 
 def seeds(graph: Graph, grads: Any) -> list[Any] | None:

@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Arr
 
     `RuntimeError` for a compressed file whose arrays are larger than the file and than `limit` bytes.
     """
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     content = Path(path).read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -71,12 +71,12 @@ def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Arr
                 raise TooLarge(f"{os.fspath(path)} unpacks to {size:,} bytes; load(path, limit={size}) allows it")
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
-                if name == member.filename or name in found:
+                if name == member.filename or name in arrays:
                     raise ValueError(f"unexpected member {member.filename!r}")
                 array = io.BytesIO(archive.read(member))  # whole, so that its checksum is known to be right
-                found[name] = np.lib.format.read_array(array, allow_pickle=False)
+                arrays[name] = np.lib.format.read_array(array, allow_pickle=False)
     except TooLarge:
         raise
     except Exception as error:  # whatever a damaged file leads to
         raise ValueError(f"{os.fspath(path)} is not an intact checkpoint: {error}") from None
-    return found
+    return arrays

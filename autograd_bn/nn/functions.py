@@ -13,9 +13,9 @@ from ..engine.tensor import array_of, values_of
 Pair = tuple[int, int]
 
 
-def operand(given: Any, name: str) -> Any:
+def operand(value: Any, name: str) -> Any:
     """A tensor as it is, all else as an array; `TypeError` for tensors in a list."""
-    return given if isinstance(given, Tensor) else array_of(given, name)
+    return value if isinstance(value, Tensor) else array_of(value, name)
 
 
 def _rows(x: Any) -> Any:

@@ -348,11 +348,11 @@ class LayerNorm(Module):
     """
 
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
-        given = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
-        self.normalized_shape = tuple([positive(n, "normalized_shape") for n in given])
+        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        self.normalized_shape = tuple([positive(n, "normalized_shape") for n in shape])
         self.eps = eps
-        self.gamma = _parameter(np.ones(given), dtype, "gamma")
-        self.beta = _parameter(np.zeros(given), dtype, "beta")
+        self.gamma = _parameter(np.ones(shape), dtype, "gamma")
+        self.beta = _parameter(np.zeros(shape), dtype, "beta")
 
     def forward(self, x: Any) -> Any:
         shape, count = _shape(x), len(self.normalized_shape)

@@ -100,20 +100,20 @@ def binary_cross_entropy_with_logits(logits: Any, targets: Any) -> Any:
     return mean(_logistic_loss(logits, targets))
 
 
-def _floating(given: Any, name: str) -> Any:
-    given = operand(given, name)
-    if given.dtype.kind != "f":
-        raise TypeError(f"{name} has dtype {given.dtype}, expected floating-point numbers")
-    return given
+def _floating(values: Any, name: str) -> Any:
+    values = operand(values, name)
+    if values.dtype.kind != "f":
+        raise TypeError(f"{name} has dtype {values.dtype}, expected floating-point numbers")
+    return values
 
 
-def _matching(given: Any, target: Any, name: str) -> tuple[Any, Any]:
-    given = _floating(given, name)
+def _matching(values: Any, target: Any, name: str) -> tuple[Any, Any]:
+    values = _floating(values, name)
     target = operand(target, "the target")
-    if given.shape != target.shape:
-        raise ValueError(f"{name} has shape {given.shape} and the target {target.shape}, expected one shape for both")
+    if values.shape != target.shape:
+        raise ValueError(f"{name} has shape {values.shape} and the target {target.shape}, expected one shape for both")
     if target.dtype.kind not in "fiub":
         raise TypeError(f"the target has dtype {target.dtype}, expected real numbers")
-    if given.size == 0:
-        raise ValueError(f"{name} has shape {given.shape}: the mean loss of no elements is undefined")
-    return given, target
+    if values.size == 0:
+        raise ValueError(f"{name} has shape {values.shape}: the mean loss of no elements is undefined")
+    return values, target

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
-from ..verify.report import html_table, text_table
+from ..verify.table import html_table, text_table
 
 # Who watches the calls of modules in this thread.
 _watcher: ContextVar[Callable[[Module, tuple[Any, ...], Any], None] | None] = ContextVar("watcher", default=None)
@@ -74,10 +74,10 @@ class Module:
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """The module itself, named "", and all below it with their paths ("1.0"), each once, under its first."""
-        found: dict[Module, str] = {}
+        paths: dict[Module, str] = {}
         for path, module in self._paths():
-            found.setdefault(module, path)
-        return ((path, module) for module, path in found.items())
+            paths.setdefault(module, path)
+        return ((path, module) for module, path in paths.items())
 
     def modules(self) -> Iterator[Module]:
         """The module itself and all below it, each once."""
@@ -92,11 +92,11 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters with their names (`layer.weight`); one that is shared comes once."""
-        found: dict[int, tuple[str, Tensor]] = {}
+        parameters: dict[int, tuple[str, Tensor]] = {}
         for name, value, _, _ in self._entries():
             if isinstance(value, Tensor):
-                found.setdefault(id(value), (name, value))
-        return iter(found.values())
+                parameters.setdefault(id(value), (name, value))
+        return iter(parameters.values())
 
     def parameters(self) -> Iterator[Tensor]:
         """The parameters, in the order in which they were set; one that is shared comes once."""

@@ -220,8 +220,8 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another schedule, and set the optimiser's `lr`; `ValueError` if it doesn't fit."""
-        found = matched(state, self.state_dict(), type(self).__name__)
-        self.last_epoch, self.base_lr = found["last_epoch"].item(), found["base_lr"].item()
+        entries = matched(state, self.state_dict(), type(self).__name__)
+        self.last_epoch, self.base_lr = entries["last_epoch"].item(), entries["base_lr"].item()
         self.optimizer.lr = self._lr()
 
 

@@ -17,7 +17,7 @@ from ..engine import Node, Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
 from .orders import check_order, check_same, derivatives, function_names, input_names
-from .report import html_table, text_table
+from .table import html_table, text_table
 from .tolerance import FORMULA, ROUNDING, apart, largest, moved_by_last_bits, sizes
 
 
@@ -145,7 +145,7 @@ def compare(
     (True, ['output', 'dx'])
     """
     check_order(order)
-    arrays = [np.asarray(given) for given in inputs]
+    arrays = [np.asarray(value) for value in inputs]
     for i, array in enumerate(arrays):
         try:
             check_differentiable(array)
@@ -190,7 +190,7 @@ class _Run:
         leaves = [ag.tensor(a, requires_grad=True, name=name) for a, name in zip(arrays, names, strict=True)]
         with np.errstate(all="ignore"):
             _, orders = derivatives(f, leaves, order, weighing(seed), what=what)
-        outputs = {name: output for found in orders for name, output in found.items()}
+        outputs = {name: output for outputs in orders for name, output in outputs.items()}
         self.values = {name: output.data for name, output in outputs.items()}
         nodes = ag.Graph(*outputs.values()).nodes
         within = [node.dtype for node in nodes if node.op and node.dtype.kind == "f"]

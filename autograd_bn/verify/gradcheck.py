@@ -102,10 +102,10 @@ def gradcheck(
     True
     """
     check_order(order)
-    given = [inputs] if isinstance(inputs, np.ndarray | Tensor) else list(inputs)
-    names = input_names(f, given)
-    constants = [isinstance(value, Tensor) and not value.requires_grad for value in given]
-    arrays = _checked_inputs(given, names, constants)
+    values = [inputs] if isinstance(inputs, np.ndarray | Tensor) else list(inputs)
+    names = input_names(f, values)
+    constants = [isinstance(value, Tensor) and not value.requires_grad for value in values]
+    arrays = _checked_inputs(values, names, constants)
     rng = np.random.default_rng(seed)
 
     def record(at: Sequence[Array], k: int, record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -119,9 +119,10 @@ def gradcheck(
         variables, orders = derivatives(f, tensors, k, weigh, record=record, label="f")
         return variables, orders[-1]
 
+    limit = lambda measured: atol + rtol * np.abs(measured)
     variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
     for k in range(order):
-        check = _Check(partial(record, k=k), variables, k, eps, atol, rtol, rng)
+        check = _Check(partial(record, k=k), variables, k, eps, limit, rng)
         try:
             check.run()
         except GradientError as error:
@@ -132,9 +133,9 @@ def gradcheck(
     return True
 
 
-def _checked_inputs(given: list[Any], names: list[str], constants: list[bool]) -> list[Array]:
+def _checked_inputs(values: list[Any], names: list[str], constants: list[bool]) -> list[Array]:
     """Every input as a private float64 array."""
-    arrays = [np.asarray(value) for value in given]
+    arrays = [np.asarray(value) for value in values]
     for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
         where = f"inputs[{i}] ({name})"
         exact = array.dtype == object and all(isinstance(number, Rational) for number in array.flat)
@@ -151,7 +152,7 @@ def _checked_inputs(given: list[Any], names: list[str], constants: list[bool]) -
                     f"inputs[{j}] ({names[j]}) and {where} share memory, so neither can change alone: pass a copy"
                 )
     if not any(a.size and not constant for a, constant in zip(arrays, constants, strict=True)):
-        raise Unjudgeable(f"nothing to check: none of the {len(given)} inputs requires a gradient, or they are empty")
+        raise Unjudgeable(f"nothing to check: none of the {len(values)} inputs requires a gradient, or they are empty")
     return [np.array(a, dtype=np.float64) if a.dtype.kind in "fO" else a for a in arrays]
 
 
@@ -159,9 +160,15 @@ class _Check:
     """The check of the derivative of order `k + 1`: of the outputs that `record` gives, by its variables."""
 
     def __init__(
-        self, record: Any, at: list[Array], k: int, eps: float, atol: float, rtol: float, rng: np.random.Generator
+        self,
+        record: Any,
+        at: list[Array],
+        k: int,
+        eps: float,
+        limit: Callable[[Array], Array],
+        rng: np.random.Generator,
     ) -> None:
-        self.record, self.at, self.k, self.eps, self.atol, self.rtol, self.rng = record, at, k, eps, atol, rtol, rng
+        self.record, self.at, self.k, self.eps, self.limit, self.rng = record, at, k, eps, limit, rng
         self.leaves, self.outputs = record(at)
         self.graph = ag.Graph(*self.outputs.values())
         self.blocks: list[Block] = []
@@ -182,8 +189,8 @@ class _Check:
             analytic = rows[:-2] / scale[:, None]
             measured, error = differences.jacobian(i)
             floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
-            bound, limit = 10 * (error + rounding[i]) + floor, self.atol + self.rtol * np.abs(measured)
-            self.blocks.append(Block(name, leaf.shape, analytic, measured, bound, limit))
+            bound = 10 * (error + rounding[i]) + floor
+            self.blocks.append(Block(name, leaf.shape, analytic, measured, bound, self.limit(measured)))
             linear &= not np.any(np.abs(rows[-2:] - sums @ analytic) > np.abs(sums) @ bound)
         self.judge(linear)
 
@@ -252,10 +259,10 @@ class _Check:
             for block in bad:
                 off = np.where(block.wrong, np.nan_to_num(np.abs(block.analytic - block.measured), nan=np.inf), -1)
                 worst = int(np.argmax(off))
-                got, expected, bound = (a.flat[worst] for a in (block.analytic, block.measured, block.bound))
+                analytic, measured, bound = (a.flat[worst] for a in (block.analytic, block.measured, block.bound))
                 text.append(
                     f"  {block.name}: {block.wrong.sum()} of {off.size} entries, worst {block.named(worst, rows)}: "
-                    f"got {got:.10g}, expected {expected:.10g} (measured to {bound:.1g})"
+                    f"got {analytic:.10g}, expected {measured:.10g} (measured to {bound:.1g})"
                 )
                 text += [f"  likely mistake: {_likely(block)}"] if linear else []
             text += [] if linear else ["  likely mistake: the rule is not linear in the incoming gradient"]
@@ -274,16 +281,16 @@ class _Check:
 
 def _likely(block: Block) -> str:
     """The kind of mistake that a wrong block looks like."""
-    got, want, shape = block.analytic, block.measured, block.shape
-    if not np.isfinite(got).all():
+    analytic, measured, shape = block.analytic, block.measured, block.shape
+    if not np.isfinite(analytic).all():
         return "an overflow or a division by 0"
-    close = block.bound + 1e-9 * np.max(np.abs(want))
-    factor = float(np.vdot(want, got) / (np.vdot(want, want) or 1))
-    if np.all(np.abs(got - factor * want) <= close):
+    close = block.bound + 1e-9 * np.max(np.abs(measured))
+    factor = float(np.vdot(measured, analytic) / (np.vdot(measured, measured) or 1))
+    if np.all(np.abs(analytic - factor * measured) <= close):
         times = f"{factor:.7g}" if abs(factor - 1) > 1e-6 else f"(1 {factor - 1:+.1e})"
         return f"every entry is {times} times the right one"
     if len(shape) == 2 and shape[0] == shape[1]:
-        turned = got.reshape(-1, *shape).swapaxes(1, 2).reshape(got.shape)
-        if np.all(np.abs(turned - want) <= close):
+        turned = analytic.reshape(-1, *shape).swapaxes(1, 2).reshape(analytic.shape)
+        if np.all(np.abs(turned - measured) <= close):
             return f"transposed: the two axes of {block.name} are exchanged"
     return "a term is missing, or has a wrong factor"

@@ -46,8 +46,8 @@ def derivatives(
     orders = [{f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}]
     for k in range(1, order + 1):
         weights = {name: weigh(output) for name, output in orders[-1].items()}
-        found = pull(orders[-1].values(), variables.values(), weights.values(), record=record or k < order)
-        orders.append({f"d{k if k > 1 else ''}{name}": g for name, g in zip(variables, found, strict=True)})
+        gradients = pull(orders[-1].values(), variables.values(), weights.values(), record=record or k < order)
+        orders.append({f"d{k if k > 1 else ''}{name}": g for name, g in zip(variables, gradients, strict=True)})
         variables |= {f"(weights of {name})": w for name, w in weights.items() if getattr(w, "requires_grad", False)}
     return variables, orders
 
@@ -55,10 +55,10 @@ def derivatives(
 def pull(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:
     """The gradients of all outputs together, each weighed by an array of its shape; 0 where none flows."""
     leaves = list(variables)
-    found = ag.grad(list(outputs), leaves, list(weights), create_graph=record, allow_unused=True)
+    gradients = ag.grad(list(outputs), leaves, list(weights), create_graph=record, allow_unused=True)
     return [
         ag.as_tensor(np.zeros(leaf.shape, leaf.dtype) if g is None else g)
-        for g, leaf in zip(found, leaves, strict=True)
+        for g, leaf in zip(gradients, leaves, strict=True)
     ]
 
 
@@ -70,8 +70,8 @@ def input_names(f: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
     except (TypeError, ValueError):
         parameters = []
     names: list[str] = []
-    for i, given in enumerate(inputs):
-        name = given.name if isinstance(given, Tensor) else None
+    for i, value in enumerate(inputs):
+        name = value.name if isinstance(value, Tensor) else None
         name = name or (parameters[i] if i < len(parameters) else f"input {i}")
         names.append(name if name not in names else f"{name} (input {i})")
     return names

@@ -97,10 +97,10 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     """
     check_order(order)
     names = input_names(f, inputs)
-    constants = [isinstance(given, Tensor) and not given.requires_grad for given in inputs]
+    constants = [isinstance(value, Tensor) and not value.requires_grad for value in inputs]
     arrays = [
-        np.asarray(given) if constant else _exact(given, f"inputs[{i}]")
-        for i, (given, constant) in enumerate(zip(inputs, constants, strict=True))
+        np.asarray(value) if constant else _exact(value, f"inputs[{i}]")
+        for i, (value, constant) in enumerate(zip(inputs, constants, strict=True))
     ]
 
     def leaves(form: Callable[[Array], Array]) -> list[Tensor]:
@@ -111,8 +111,8 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     left, right = _exactly(f, leaves, order, "f"), _exactly(g, leaves, order, "g")
     check_same(left, right)
     places = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
-    found = next(places, None)
-    difference = found and Difference(*found, *[Fraction(side[found[0]].item(found[1])) for side in (left, right)])
+    place = next(places, None)
+    difference = place and Difference(*place, *[Fraction(side[place[0]].item(place[1])) for side in (left, right)])
     return Proof(function_names(f, g), {name: a.shape for name, a in left.items()}, order, difference)
 
 
@@ -125,8 +125,8 @@ def _exactly(f: Callable[..., Any], leaves: Callable[..., list[Tensor]], order: 
             except IndexError:  # an integer constant is an index, which Python's integers can't be
                 _, orders = derivatives(f, leaves(np.copy), order, _weights(), what=what)
             _check_whole_numbers([output for outputs in orders for output in outputs.values()])
-        found = {name: output.data for outputs in orders for name, output in outputs.items()}
-        for element in [element for array in found.values() for element in array.flat]:
+        values = {name: output.data for outputs in orders for name, output in outputs.items()}
+        for element in [element for array in values.values() for element in array.flat]:
             if not isinstance(element, Rational):
                 kind = type(element).__name__
                 raise TypeError(f"it gave {element} ({kind}); write its constants as integers or Fractions")
@@ -134,7 +134,7 @@ def _exactly(f: Callable[..., Any], leaves: Callable[..., list[Tensor]], order: 
         raise ValueError(f"{what} divides by zero at these inputs: it has no value to compare") from error
     except TypeError as error:
         raise TypeError(f"{what} left the rational numbers: {error}") from error
-    return found
+    return values
 
 
 def _whole(array: Array) -> Array:
@@ -210,8 +210,8 @@ def _fractions(numerators: Any, denominator: int) -> Array:
     return np.asarray(np.frompyfunc(lambda n: Fraction(int(n), denominator), 1, 1)(numerators), dtype=object)
 
 
-def _exact(given: Any, where: str) -> Array:
-    array = np.asarray(given)
+def _exact(values: Any, where: str) -> Array:
+    array = np.asarray(values)
     if array.dtype.kind not in "fiuO":
         raise TypeError(f"{where} has dtype {array.dtype}, expected rationals or floats")
     try:

@@ -49,7 +49,7 @@ class Miss(NamedTuple):
     rank: int = WHOLLY
 
 
-class Found(NamedTuple):
+class Judged(NamedTuple):
     """A node that is a batch norm or almost is one, the region below it, and which of the two it is."""
 
     node: Node
@@ -116,28 +116,28 @@ class Recogniser:
                 reached.add(node)
         return reached
 
-    def search(self, outputs: Sequence[Node]) -> list[Found]:
+    def search(self, outputs: Sequence[Node]) -> list[Judged]:
         """The nodes below `outputs` that are batch norms or almost are, inputs first.
 
         Consumers are looked at first: so the longest spelling is found, and what only it reads is not looked at again.
         """
-        live, settled, seen = set(outputs), set[Node](), dict[Node, Found]()
+        live, settled, seen = set(outputs), set[Node](), dict[Node, Judged]()
         for node in reversed(self.order):
-            found = self.find(node) if node in live and node not in settled else None
-            if found:
-                inside = found.inside()
+            judged = self.find(node) if node in live and node not in settled else None
+            if judged:
+                inside = judged.inside()
                 asked = [node for node in outputs if node in inside]
-                if isinstance(found.verdict, Match) and asked:
-                    found = found._replace(verdict=Miss(f"{label(asked[0])} inside it is itself asked for"))
-                seen[node] = found
-                settled |= inside if found.verdict.rank in (WHOLLY, UNCENTRED) else set()
+                if isinstance(judged.verdict, Match) and asked:
+                    judged = judged._replace(verdict=Miss(f"{label(asked[0])} inside it is itself asked for"))
+                seen[node] = judged
+                settled |= inside if judged.verdict.rank in (WHOLLY, UNCENTRED) else set()
             if node in live:
-                matched = found and isinstance(found.verdict, Match)
-                live.update(found.ends() if found and matched else node.inputs)
-        whole = [found for found in seen.values() if found.verdict.rank != PARTLY or not found.inside() & seen.keys()]
+                matched = judged and isinstance(judged.verdict, Match)
+                live.update(judged.ends() if judged and matched else node.inputs)
+        whole = [one for one in seen.values() if one.verdict.rank != PARTLY or not one.inside() & seen.keys()]
         return whole[::-1]
 
-    def find(self, node: Node) -> Found | None:
+    def find(self, node: Node) -> Judged | None:
         """What the node is, if it is a batch norm or almost is one."""
         y, wide = self.same[node], self.varies[node]
         if y not in self.analytic or node.own_op not in _LAST or 0 in node.shape:
@@ -153,14 +153,14 @@ class Recogniser:
             if 1 not in node.shape and not any(self._scales(inner, wide) for inner in below):
                 return None
             candidates = [x for x in below[1:] if x.shape == y.shape and self.varies[x] == wide]
-            found = list[Found]()
+            judged = list[Judged]()
             with np.errstate(all="ignore"):
                 for region in self._promising(y, candidates, seen & opened, known):
-                    found.append(Found(node, region, judge(region)))
-                    if isinstance(found[-1].verdict, Match):
-                        return found[-1]
-                found = [part._replace(verdict=explain(part.region, part.verdict)) for part in found]
-            best = min(found, key=lambda part: part.verdict.rank, default=None)
+                    judged.append(Judged(node, region, judge(region)))
+                    if isinstance(judged[-1].verdict, Match):
+                        return judged[-1]
+                judged = [one._replace(verdict=explain(one.region, one.verdict)) for one in judged]
+            best = min(judged, key=lambda one: one.verdict.rank, default=None)
             if best and best.verdict.rank != UNLIKE:
                 return best
         return None
@@ -218,7 +218,7 @@ def judge(region: Region) -> Match | Miss:
         if isinstance(best, Match):
             break
     if isinstance(best, Match):
-        inside, graph = Found(region.y, region, best).inside(), region.graph
+        inside, graph = Judged(region.y, region, best).inside(), region.graph
         bent = [str(node.op) for node in inside if graph.same[node] not in graph.analytic]
         return Miss(f"it is batch norm at some inputs only, because of {min(bent)}") if bent else best
     return best
@@ -404,9 +404,9 @@ def _unequal(region: Region, e: Any) -> Miss:
     return NOTHING
 
 
-def roles(found: Found, inside: Collection[Node]) -> dict[Node, str]:
+def roles(judged: Judged, inside: Collection[Node]) -> dict[Node, str]:
     """What these nodes of a batch norm stand for; of several that follow each other the first."""
-    region, match, named = found.region, found.verdict, dict[Node, str]()
+    region, match, named = judged.region, judged.verdict, dict[Node, str]()
     if not isinstance(match, Match):
         return named
     values, x = region.values, region.values[region.x]

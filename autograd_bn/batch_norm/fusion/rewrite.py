@@ -67,24 +67,24 @@ def fuse(*outputs: Tensor) -> Report:
     """
     graph = Graph(*outputs)
     values = Values(graph.nodes)
-    found: dict[Node, tuple[Node | None, str]] = {}
+    verdicts: dict[Node, tuple[Node | None, str]] = {}
     for node, _, verdict in Recogniser(graph.nodes).search(graph.outputs):
         if isinstance(verdict, Match):
             stop = f", stop={verdict.stop}" if verdict.stop else ""
             try:
                 text = f"batch norm of {label(verdict.x)}, axes={verdict.axes}{stop}"
-                found[node] = _fused(verdict, values), text
+                verdicts[node] = _fused(verdict, values), text
             except (TypeError, ValueError) as error:
-                found[node] = None, str(error)
+                verdicts[node] = None, str(error)
         else:
-            found[node] = None, verdict.reason
-    for node, (fused, _) in found.items():
+            verdicts[node] = None, verdict.reason
+    for node, (fused, _) in verdicts.items():
         if fused:
             node.become(fused)
     return Report(
-        tuple([node for node, (fused, _) in found.items() if fused]),
-        tuple([Refusal(node, text) for node, (fused, text) in found.items() if not fused]),
-        tuple([("fused" if fused else "refused", label(node), text) for node, (fused, text) in found.items()]),
+        tuple([node for node, (fused, _) in verdicts.items() if fused]),
+        tuple([Refusal(node, text) for node, (fused, text) in verdicts.items() if not fused]),
+        tuple([("fused" if fused else "refused", label(node), text) for node, (fused, text) in verdicts.items()]),
     )
 
 
@@ -92,14 +92,14 @@ def _fused(match: Match, values: Values) -> Node:
     """The fused node that computes `match`, recorded on the same inputs."""
     shapes = [kept_shape(match.x.shape, match.axes, keepdims) for keepdims in (True, False)]
 
-    def given(source: Any) -> Any:
+    def operand(source: Any) -> Any:
         value = Tensor(values[source], source) if isinstance(source, Node) else source
         fits = not isinstance(value, Tensor | np.ndarray) or value.shape in shapes
         return value if fits else broadcast_to(value, shapes[0])
 
     with recording(True):
         x = Tensor(values[match.x], match.x)
-        gamma, beta, eps, mean, var = [given(source) for source in match[1:6]]
+        gamma, beta, eps, mean, var = [operand(source) for source in match[1:6]]
         y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
     return y.node  # type: ignore[no-any-return]
 
@@ -141,10 +141,10 @@ def norms(outputs: Sequence[Tensor | Node]) -> list[dict[Node, str]]:
     ends = [output.node if isinstance(output, Tensor) else output for output in outputs]
     nodes = topological_order(ends)
     parts = []
-    for found in Recogniser(nodes).search(ends):
-        if isinstance(match := found.verdict, Match):
-            given = [part for part in (match.mean, match.var) if isinstance(part, Node)]
-            inside = found.inside().union([found.node], given)
-            named = roles(found, inside)
+    for judged in Recogniser(nodes).search(ends):
+        if isinstance(match := judged.verdict, Match):
+            statistics = [part for part in (match.mean, match.var) if isinstance(part, Node)]
+            inside = judged.inside().union([judged.node], statistics)
+            named = roles(judged, inside)
             parts.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
     return parts

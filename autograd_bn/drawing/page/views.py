@@ -126,8 +126,8 @@ class View:
                     kept = {"local": local, "raw": raw, "part": part, "total": sums[to]}
                     parts.append(about | {k: None if a is None else self.arrays.add(a) for k, a in kept.items()})
             if g is None and parts:
-                given = "given" if node.shape else "1, its derivative with respect to itself"
-                say = f"Backward begins: the gradient of {names[node]} is {given}."
+                seed = "given" if node.shape else "1, its derivative with respect to itself"
+                say = f"Backward begins: the gradient of {names[node]} is {seed}."
                 yield {"pass": "seed", "node": ids[node], "say": say, "parts": parts}
             elif parts or node in ids:
                 say = f"Backward through {names[node]}: {'; '.join(said)}"

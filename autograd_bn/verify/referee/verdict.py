@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...engine.node import Array
-from ..report import html_table, text_table
+from ..table import html_table, text_table
 
 if TYPE_CHECKING:
     from ..derivation import Derivation

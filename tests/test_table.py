@@ -1,6 +1,6 @@
 """Tables: as text and as HTML."""
 
-from autograd_bn.verify.report import html_table, text_table
+from autograd_bn.verify.table import html_table, text_table
 
 HEAD, BODY = ["name", "", "n"], [["a", "bc", "100"], ["longer", "", "7"]]
 
