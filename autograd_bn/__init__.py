@@ -52,8 +52,8 @@ def __getattr__(name: str) -> Any:
         return import_module(".nn", __name__)
     for module, names in _LATER.items():
         if name in names.split():
-            globals()[name] = found = getattr(import_module(f".{module}", __name__), name)
-            return found
+            globals()[name] = value = getattr(import_module(f".{module}", __name__), name)
+            return value
     raise AttributeError(_words.missing(f"module {__name__!r} has no attribute {name!r}", name))
 
 

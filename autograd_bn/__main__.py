@@ -42,12 +42,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the result is its exit status: 0 pass, 1 mismatch, 2 usage."""
-    given = list(sys.argv[1:] if argv is None else argv) or ["compare"]
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["compare"]
     try:
         if sys.stdout is None:
             raise UsageError("standard output is closed")
         try:
-            args, unknown = _parser().parse_known_args(given)
+            args, unknown = _parser().parse_known_args(arguments)
             if unknown:
                 args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             status = int(args.run(args))
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flushed(sys.stdout)
     else:
         return status
-    complain(f"autograd-bn {given[0]}: {problem}")
+    complain(f"autograd-bn {arguments[0]}: {problem}")
     return 2
 
 

@@ -66,10 +66,10 @@ class Norm:
 
 
 @lru_cache
-def _broadcasting(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape in which a parameter of the shape `given` broadcasts against `shape`; None if it does already."""
+def _broadcasting(own: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape in which a parameter of the shape `own` broadcasts against `shape`; None if it does already."""
     target = kept_shape(shape, axes, keepdims=True)
-    fits = given == target[len(target) - len(given) :] and math.prod(given) == math.prod(target)
+    fits = own == target[len(target) - len(own) :] and math.prod(own) == math.prod(target)
     return None if fits else target
 
 

@@ -19,8 +19,8 @@ _accumulating = threading.Lock()
 def backward(self: Tensor, gradient: Any = None) -> None:
     """`Tensor.backward`."""
     seed = _seed(self, gradient, "gradient")
-    found = propagate([(self.node, seed)], None, create_graph=False)
-    leaves = [(node, value) for node, value in found.items() if isinstance(node, Leaf)]
+    gradients = propagate([(self.node, seed)], None, create_graph=False)
+    leaves = [(node, value) for node, value in gradients.items() if isinstance(node, Leaf)]
     with _accumulating:
         # Sums first: where one of them fails, no gradient has changed.
         sums = [value if leaf.grad is None else leaf.grad + value for leaf, value in leaves]
@@ -58,29 +58,29 @@ def grad(
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
-    nodes = [given.node for given in inputs]
+    nodes = [tensor.node for tensor in inputs]
     for i, node in enumerate(nodes):
         if not node.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
     seeds = []
-    for i, (output, given) in enumerate(zip(outputs, grad_outputs, strict=True)):
+    for i, (output, weight) in enumerate(zip(outputs, grad_outputs, strict=True)):
         if output.node.requires_grad or not allow_unused:
-            seed = _seed(output, given, f"grad_outputs[{i}]")
+            seed = _seed(output, weight, f"grad_outputs[{i}]")
             if create_graph:
-                same = isinstance(given, Tensor) and given.dtype == seed.dtype
-                recordable = isinstance(given, Tensor) and given.dtype.kind == seed.dtype.kind == "f"
-                seed = given if same else given.astype(seed.dtype) if recordable else as_tensor(seed)
+                same = isinstance(weight, Tensor) and weight.dtype == seed.dtype
+                recordable = isinstance(weight, Tensor) and weight.dtype.kind == seed.dtype.kind == "f"
+                seed = weight if same else weight.astype(seed.dtype) if recordable else as_tensor(seed)
             seeds.append((output.node, seed))
     targets = set(nodes)
     with recording(True) if create_graph else nullcontext():
-        found = propagate(seeds, targets, create_graph)
+        gradients = propagate(seeds, targets, create_graph)
     for i, node in enumerate(nodes):
-        if node not in found and not allow_unused:
+        if node not in gradients and not allow_unused:
             raise RuntimeError(
                 f"no output depends on inputs[{i}]{f' ({node.name})' if node.name else ''}: "
                 "pass allow_unused=True to get None for it"
             )
-    results: list[Any] = [found.get(node) for node in nodes]
+    results: list[Any] = [gradients.get(node) for node in nodes]
     if len(targets) < len(nodes) and not create_graph:
         results = [None if result is None else np.array(result) for result in results]
     return tuple(results)
@@ -99,7 +99,7 @@ def propagate(
     useful = None if targets is None else _leading_to(targets, order)
     sums: dict[Node, Any] = {}  # of the parts of a node's gradient that have come
     ours: set[Node] = set()  # nodes whose sum was made here, and so may be added to in place
-    found: dict[Node, Any] = {}
+    gradients: dict[Node, Any] = {}
 
     parts = [(node, seed) for node, seed in seeds if useful is None or node in useful]
     for visited in reversed(order):
@@ -110,12 +110,12 @@ def propagate(
             if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
                 g = g.astype(visited.dtype)
             if visited in targets if targets is not None else not visited.wanted:
-                found[visited] = g
+                gradients[visited] = g
             if visited.wanted:
                 parts = pull(visited, g, useful, create_graph)
             if visits is not None:
                 visits.append((visited, g, parts))
-    return found if create_graph else _owned(found, [seed for _, seed in seeds])
+    return gradients if create_graph else _owned(gradients, [seed for _, seed in seeds])
 
 
 def _add(parts: list[tuple[Node, Any]], sums: dict[Node, Any], ours: set[Node], create_graph: bool) -> None:
@@ -184,16 +184,16 @@ def pull(
     return parts
 
 
-def _owned(found: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
-    """The arrays found, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
+def _owned(gradients: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
+    """The gradients, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
     taken = {id(owner_of(array)) for array in seeds}
-    for node, g in found.items():
+    for node, g in gradients.items():
         owner = id(g if g.base is None else owner_of(g))
         if type(g) is not np.ndarray or not g.flags.writeable or owner in taken:
-            found[node] = g = np.array(g)
+            gradients[node] = g = np.array(g)
             owner = id(g)
         taken.add(owner)
-    return found
+    return gradients
 
 
 def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
@@ -232,10 +232,10 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
     return exact(array, what) if node.dtype.kind == "O" else array.astype(node.dtype, copy=False)
 
 
-def _tensors(given: Any, what: str) -> list[Tensor]:
-    if not isinstance(given, (Tensor, list, tuple)):
-        raise TypeError(f"{what} is a {type(given).__name__}, expected a tensor or a list of tensors")
-    tensors = [given] if isinstance(given, Tensor) else list(given)
+def _tensors(items: Any, what: str) -> list[Tensor]:
+    if not isinstance(items, (Tensor, list, tuple)):
+        raise TypeError(f"{what} is a {type(items).__name__}, expected a tensor or a list of tensors")
+    tensors = [items] if isinstance(items, Tensor) else list(items)
     for i, item in enumerate(tensors):
         if not isinstance(item, Tensor):
             raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")

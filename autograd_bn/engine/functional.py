@@ -15,8 +15,8 @@ from .tensor import Tensor, as_tensor, check_differentiable
 
 def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
     leaves = []
-    for i, given in enumerate(inputs):
-        array = np.asarray(given)
+    for i, value in enumerate(inputs):
+        array = np.asarray(value)
         try:
             check_differentiable(array)
         except TypeError as error:

@@ -533,8 +533,8 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
         summed = axes[0] if ord in (1, -1) else axes[1]
         (other,) = [i for i in axes if i != summed]
         extreme = ops.max if ord > 0 else ops.min
-        found = extreme(ops.sum(size, summed, True), other, True)
-        return found if keepdims else ops.squeeze(found, axes)
+        result = extreme(ops.sum(size, summed, True), other, True)
+        return result if keepdims else ops.squeeze(result, axes)
     raise TypeError(f"np.linalg.norm of a tensor has no rule for ord={ord!r} over axes {axes}: use t.data")
 
 

@@ -263,9 +263,9 @@ def exact_sqrt(x: Array) -> Array:
 def _exact_root(element: Any) -> Fraction:
     number = Fraction(element)
     if number >= 0:
-        found = Fraction(math.isqrt(number.numerator), math.isqrt(number.denominator))
-        if found * found == number:
-            return found
+        root = Fraction(math.isqrt(number.numerator), math.isqrt(number.denominator))
+        if root * root == number:
+            return root
     raise ValueError(f"the square root of {number} is not rational, so there is no exact answer")
 
 

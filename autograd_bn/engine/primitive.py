@@ -69,8 +69,8 @@ class Primitive:
         self.variadic = bool(code.co_flags & 0x04)
         self.arrays = code.co_varnames[: code.co_posonlyargcount]
         self.keywords = code.co_varnames[len(self.arrays) : code.co_argcount + code.co_kwonlyargcount]
-        positional, given = code.co_varnames[: code.co_argcount], forward.__defaults__ or ()
-        defaults = dict(zip(positional[len(positional) - len(given) :], given, strict=True))
+        positional, last = code.co_varnames[: code.co_argcount], forward.__defaults__ or ()
+        defaults = dict(zip(positional[len(positional) - len(last) :], last, strict=True))
         self.absent = [defaults.pop(name) for name in self.arrays if name in defaults]  # stand in for the last arrays
         self.defaults: dict[str, Any] = {**defaults, **(forward.__kwdefaults__ or {})}
         if not self.arrays and not self.variadic:

@@ -457,17 +457,17 @@ class Tensor:
         return [*object.__dir__(self), *words.METHODS]
 
 
-def values_of(given: Any) -> Array:
+def values_of(data: Any) -> Array:
     """The values of a tensor, or anything else as an array."""
-    return given.data if isinstance(given, Tensor) else array_of(given, "a value")
+    return data.data if isinstance(data, Tensor) else array_of(data, "a value")
 
 
-def plain(given: Any) -> Any:
+def plain(operand: Any) -> Any:
     """What a result without gradient is computed of: a tensor's values, and anything else as it is."""
-    if not isinstance(given, Tensor):
-        return given
+    if not isinstance(operand, Tensor):
+        return operand
     watcher = mode.watcher.get()
-    return watcher(given) if watcher else given.data
+    return watcher(operand) if watcher else operand.data
 
 
 def exact(values: Any, what: str) -> Array:
@@ -496,15 +496,15 @@ def array_of(data: Any, what: str, dtype: Any = None) -> Array:
     return np.asarray(data, dtype=dtype)
 
 
-def holds_tensors(given: Any) -> bool:
+def holds_tensors(data: Any) -> bool:
     """Whether there is a tensor: the thing itself, or in lists, tuples, dicts and arrays of objects."""
-    if isinstance(given, np.ndarray):
-        return given.dtype.hasobject and holds_tensors(given.ravel().tolist())
-    if isinstance(given, dict):
-        given = [*given.values()]
-    if isinstance(given, (list, tuple)):
-        return any(isinstance(item, (Tensor, list, tuple, dict, np.ndarray)) and holds_tensors(item) for item in given)
-    return isinstance(given, Tensor)
+    if isinstance(data, np.ndarray):
+        return data.dtype.hasobject and holds_tensors(data.ravel().tolist())
+    if isinstance(data, dict):
+        data = [*data.values()]
+    if isinstance(data, (list, tuple)):
+        return any(isinstance(item, (Tensor, list, tuple, dict, np.ndarray)) and holds_tensors(item) for item in data)
+    return isinstance(data, Tensor)
 
 
 def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:

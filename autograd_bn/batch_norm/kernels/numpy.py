@@ -31,8 +31,8 @@ def statistics(layout: Layout, x: Array, sums: Array) -> None:
 
     def work(block: Block) -> None:
         (centre, distance), squares, _ = whole.statistics(x[block.where], layout.axes)
-        found = (np.zeros_like(distance) if centre is None else centre, distance, squares)
-        sums[:, block.part, block.features] = np.stack(found).reshape(3, -1)
+        vectors = (np.zeros_like(distance) if centre is None else centre, distance, squares)
+        sums[:, block.part, block.features] = np.stack(vectors).reshape(3, -1)
 
     run(layout, work)
 

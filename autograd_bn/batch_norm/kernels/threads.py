@@ -34,8 +34,8 @@ def set_num_threads(n: int | None) -> None:
 
 def num_threads() -> int:
     """How many threads large work is shared by."""
-    given = os.environ.get(_VARIABLE)
-    return _number or (_checked(given, _VARIABLE) if given else _processors())
+    number = os.environ.get(_VARIABLE)
+    return _number or (_checked(number, _VARIABLE) if number else _processors())
 
 
 def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) -> None:
