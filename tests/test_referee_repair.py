@@ -244,6 +244,56 @@ def test_nothing_is_met_that_backward_would_not_touch(tmp_path, effect, capfd, c
         space["b"].close()
 
 
+LIBRARIES = {
+    "torch": """
+class Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        STATEMENT
+        dw = -2 * x.T @ dy
+        return dy @ w.T, dw
+""",
+    "jax": """
+@jax.custom_vjp
+def Layer(x, w):
+    return x @ w
+def forward(x, w):
+    return x @ w, (x, w)
+def backward(kept, dy):
+    x, w = kept
+    STATEMENT
+    dw = -2 * x.T @ dy
+    return dy @ w.T, dw
+Layer.defvjp(forward, backward)
+""",
+}
+
+
+@pytest.mark.parametrize(
+    "effect", ["an operator of an object", "globals", "keys of a store", "lists", "the environment"]
+)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_nothing_is_met_that_a_library_s_backward_would_not_touch(tmp_path, library, effect, monkeypatch):
+    pytest.importorskip(library)
+    needs, statement, watched = EFFECTS[effect]
+    path = tmp_path / "mine.py"
+    path.write_text(f"import {library}\n{needs}\n" + LIBRARIES[library].replace("STATEMENT", statement))
+    space = {}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+    monkeypatch.setenv("A_OF_MINE", "")
+    monkeypatch.setattr("autograd_bn.verify.referee.judge.as_it_was", lambda *_: contextlib.nullcontext())
+    before = repr(eval(watched, space))
+    verdict = ag.check_backward(space["Layer"], (X, W))
+    assert [row.name for row in verdict.rows if not row.ok and row.what == "gradient"] == ["dw"]
+    assert repr(eval(watched, space)) == before
+    assert [repair.new for repair in verdict.repair] == (["dw = x.T @ dy"] if effect == "lists" else [])
+
+
 def test_a_note_names_the_line_that_is_no_arithmetic(tmp_path):
     text = RIGHT.replace("dw = x", "print('here', flush=True); dw = -x")
     _, forward, backward = module(tmp_path, text)
