@@ -9,7 +9,21 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+
+def path_of(path: Any) -> Path:
+    """A path, or a `TypeError`."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is a {type(path).__name__}, expected a string or a pathlib.Path")
+    return Path(path)
+
+
+def _opened(file: Path, mode: str, shown: Path) -> IO[bytes]:
+    try:
+        return file.open(mode)
+    except OSError as error:
+        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(shown)) from None
 
 
 @contextmanager
@@ -19,20 +33,21 @@ def whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     It is written beside `path`, flushed to the disk and renamed: whatever happens on the way, and however many threads
     write at once, `path` is one whole file. It keeps its mode, a link keeps leading to it, and a device is written to.
     """
-    path = Path(os.path.realpath(path))
+    shown, path = path_of(path), Path(os.path.realpath(path))
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except OSError:  # which opening it will say
         mode = 0
     if mode and not stat.S_ISREG(mode):  # a device or a pipe, or a folder, which raises
-        with path.open("wb") as device:
+        with _opened(path, "wb", shown) as device:
             content = io.BytesIO()  # a device can't go back, as the writer of an archive does
             yield content
             device.write(content.getbuffer())
         return
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    new = _opened(unfinished, "xb", shown)
     try:
-        with unfinished.open("xb") as file:
+        with new as file:
             if mode and os.name == "posix":
                 os.fchmod(file.fileno(), stat.S_IMODE(mode))
             yield file

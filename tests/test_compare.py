@@ -106,16 +106,32 @@ def test_html_and_text_hold_every_row():
     ("arguments", "error", "message"),
     [
         ({"g": lambda x: (x * x, x)}, ValueError, r"f gives output, dx and g output\[0\], output\[1\], dx"),
-        ({"order": 0}, ValueError, "order is 0, expected 1 or more"),
+        ({"order": 0}, ValueError, "order is 0, expected an integer of at least 1"),
         ({"inputs": [np.arange(3)]}, TypeError, r"inputs\[0\].*int64"),
         ({"g": lambda x: x[:1]}, ValueError, r"output has shape \(3,\) from f and \(1,\) from g"),
         ({"g": lambda x: 1.0}, TypeError, "g returned a float, expected a tensor"),
+        ({"f": lambda x: (), "g": lambda x: ()}, ValueError, "f returned no outputs"),
+        ({"f": None}, TypeError, "f is a NoneType, expected a function"),
+        ({"g": 3}, TypeError, "g is a int, expected a function"),
+        ({"inputs": None}, TypeError, "inputs is a NoneType, expected a sequence"),
+        ({"inputs": []}, ValueError, "inputs is empty"),
+        ({"order": 1.5}, ValueError, "order is 1.5"),
+        ({"order": True}, ValueError, "order is True"),
+        ({"seed": None}, ValueError, "seed is None"),
+        ({"seed": -1}, ValueError, "seed is -1"),
     ],
 )
 def test_bad_input_names_itself(arguments, error, message):
     call = {"f": lambda x: x * x, "g": lambda x: x * x, "inputs": [np.ones(3)]} | arguments
     with pytest.raises(error, match=message):
         ag.compare(call.pop("f"), call.pop("g"), call.pop("inputs"), **call)
+
+
+def test_one_array_is_one_argument_in_all_three_checks():
+    x = np.array([[1.0, 2.0], [3.0, 5.0]])
+    assert ag.compare(lambda x: x * x, ag.square, x).ok
+    assert ag.prove_equal(lambda x: x * x, ag.square, ag.tensor(x, requires_grad=True)).equal
+    assert ag.gradcheck(ag.square, x)
 
 
 # --- Which side is wrong -------------------------------------------------------------------------------------

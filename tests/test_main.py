@@ -254,7 +254,7 @@ def test_other_bad_input(capsys):
     assert "shape (3,), expected rows of features" in error_of(capsys, "compare", "vector.npy")
     assert "holds a, b: expected one array, or one named x" in error_of(capsys, "compare", "two.npz")
     assert "can't write to the folder file/graphs" in error_of(capsys, "compare", "-o", "file/graphs")
-    assert "order is 0, expected 1 or more" in error_of(capsys, "compare", "--order", "0")
+    assert "order is 0, expected an integer of at least 1" in error_of(capsys, "compare", "--order", "0")
     assert "unrecognized arguments" in error_of(capsys, "compare", "--colour")
     assert "invalid choice: 'paint'" in error_of(capsys, "paint")
     assert "'.jpg'" in error_of(capsys, "render", "-o", "graph.jpg")

@@ -29,6 +29,9 @@ def settled(options: Options) -> Options:
     if unknown := options.keys() - DEFAULTS.keys():
         raise TypeError(f"there is no option {min(unknown)!r}, expected some of {', '.join(DEFAULTS)}")
     every: Options = {**DEFAULTS, **options}
+    for name, chosen, kinds in (("values", every["values"], bool | None), ("expand", every["expand"], bool)):
+        if not isinstance(chosen, kinds):
+            raise TypeError(f"{name} is {chosen!r}, expected True or False")
     if every["direction"] not in (None, "LR", "TB"):
         raise ValueError(f'direction is {every["direction"]!r}, expected "LR", "TB" or None')
     hops = every["hops"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
+from ..files import path_of
 from . import repeats
 from .options import Options, named, settled
 from .picture import Picture
@@ -55,7 +56,7 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
     ...     ag.render((x * x).sum(), folder + "/picture.dot", values=True).name
     'picture.dot'
     """
-    path = Path(path)
+    path = path_of(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")

@@ -77,9 +77,6 @@ def raster(svg: str) -> bytes:
 
 def write(path: Path, content: bytes) -> Path:
     """Write a picture to a file, whole or not at all."""
-    try:
-        with whole(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OSError(error.errno, f"path can't be written: {error.strerror}", str(path)) from None
+    with whole(path) as file:
+        file.write(content)
     return path

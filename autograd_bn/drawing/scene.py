@@ -114,6 +114,8 @@ def scene_of(outputs: Any, options: Options, opened: bool) -> Scene:
     inputs, around = options["inputs"], options["around"]
     if any(kind.__module__.partition(".")[0] == "torch" for kind in type(outputs).__mro__):
         raise TypeError(f"outputs is a {type(outputs).__name__} of PyTorch, expected a tensor or model of this package")
+    if isinstance(outputs, type):
+        raise TypeError(f"outputs is the class {outputs.__name__}, expected a tensor or a model: an instance of it")
     if hasattr(outputs, "named_parameters"):
         if inputs is None:
             raise TypeError("inputs is None, expected what the model is to be called with")
@@ -145,7 +147,12 @@ def _run(model: Any, inputs: Any, opened: bool, calls: dict[Node, list[Call]]) -
     values = inputs if isinstance(inputs, list | tuple) else [inputs]
     names = list(inspect.signature(model.forward).parameters)
     names += [f"input {i}" for i in range(len(names), len(values))]
-    tensors = [x if isinstance(x, Tensor) else as_tensor(x, name=name) for x, name in zip(values, names, strict=False)]
+    tensors = list[Tensor]()
+    for i, (x, name) in enumerate(zip(values, names, strict=False)):
+        try:
+            tensors.append(x if isinstance(x, Tensor) else as_tensor(x, name=name))
+        except TypeError as error:
+            raise TypeError(f"inputs[{i}]: {error}") from None
 
     def seen(path: str, module: Any, args: tuple[Any, ...], result: Any) -> None:
         path = "" if module is model else path

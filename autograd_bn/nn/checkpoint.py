@@ -6,13 +6,12 @@ import io
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..engine.node import Array
-from ..files import whole
+from ..files import path_of, whole
 
 MOST = 65535  # what an archive can count and a name can have of bytes
 
@@ -35,15 +34,18 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     ...     ag.load(f"{folder}/net.npz")
     {'weight': array([1., 2.])}
     """
-    first: Any = path
-    if isinstance(first, Mapping):
-        raise TypeError(f"path is a {type(first).__name__}, expected save(path, state)")
+    if isinstance(state, str | os.PathLike):
+        raise TypeError(f"state is a {type(state).__name__}, expected save(path, state)")
     if not isinstance(state, Mapping):
         raise TypeError(f"state is a {type(state).__name__}, expected arrays by name: a model's state_dict()")
-    arrays = {name: np.asarray(value) for name, value in state.items()}
-    for name, array in arrays.items():
+    arrays: dict[str, Array] = {}
+    for name, value in state.items():
         if not isinstance(name, str):
             raise TypeError(f"state has the name {name!r}, expected strings")
+        try:
+            array = arrays[name] = np.asarray(value)
+        except ValueError:
+            raise ValueError(f"state[{name!r}] has rows of unlike lengths, expected an array") from None
         if "\0" in name or len(f"{name}.npy".encode()) > MOST:
             raise ValueError(f"state has the name {name[:40]!r}, which a checkpoint can't hold")
         if array.dtype.hasobject:
@@ -62,7 +64,7 @@ def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Arr
     `RuntimeError` for a compressed file whose arrays are larger than the file and than `limit` bytes.
     """
     arrays: dict[str, Array] = {}
-    content = Path(path).read_bytes()
+    content = path_of(path).read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if len(archive.infolist()) != int.from_bytes(content[-12:-10], "little"):  # zipfile takes less for all

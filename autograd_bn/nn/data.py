@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.node import Array
+from .arguments import Rng, generator, positive
 from .functions import operand
-from .module import positive
 
 
 def load_digits() -> tuple[Array, Array]:
@@ -29,7 +29,7 @@ def load_digits() -> tuple[Array, Array]:
 
 
 def batches(
-    x: Any, y: Any, size: int, rng: int | np.random.Generator | None = None, drop_last: bool = False, **unknown: Any
+    x: Any, y: Any, size: int, rng: Rng = None, drop_last: bool = False, **unknown: Any
 ) -> Iterator[tuple[Array, Array]]:
     """One pass over the rows of `x` and `y`, `size` at a time; the last batch has the rows that are left.
 
@@ -46,6 +46,6 @@ def batches(
     if not x.ndim or not y.ndim or len(x) != len(y):
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} must have one row for each example")
     size = positive(size, "size")
-    order = None if rng is None else np.random.default_rng(rng).permutation(len(x))
+    order = None if rng is None else generator(rng).permutation(len(x))
     slices = [slice(start, start + size) for start in range(0, len(x) - (size - 1 if drop_last else 0), size)]
     return ((x[rows], y[rows]) for rows in (slices if order is None else (order[some] for some in slices)))

@@ -15,6 +15,8 @@ Pair = tuple[int, int]
 
 def operand(value: Any, name: str) -> Any:
     """A tensor as it is, all else as an array; `TypeError` for tensors in a list."""
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an array or a tensor")
     return value if isinstance(value, Tensor) else array_of(value, name)
 
 

@@ -18,10 +18,9 @@ from ..distributed import end_together
 from ..distributed.collectives import raising_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import Array, mode
+from .arguments import Rng, above_zero, generator, number, pair, positive
 from .functions import Pair, linear, max_pool, operand, windows
-from .module import Module, positive
-
-Rng = int | np.random.Generator | None
+from .module import Module
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -39,16 +38,9 @@ def _parameter(value: Array, dtype: Any, name: str) -> Tensor:
 
 def _uniform(shape: tuple[int, ...], bias: bool, rng: Rng, dtype: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as PyTorch draws them: uniformly within 1 / sqrt(what one output adds up)."""
-    bound, rng = 1 / math.sqrt(math.prod(shape[1:])), np.random.default_rng(rng)
+    bound, rng = 1 / math.sqrt(math.prod(shape[1:])), generator(rng)
     weight = _parameter(rng.uniform(-bound, bound, shape), dtype, "weight")
     return weight, _parameter(rng.uniform(-bound, bound, shape[0]), dtype, "bias") if bias else None
-
-
-def _pair(value: Any, name: str, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in pair):
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}, or two of them")
-    return int(pair[0]), int(pair[1])
 
 
 class Linear(Module):
@@ -85,9 +77,9 @@ class _Window(Module):
     one_box: ClassVar[bool] = True  # in a picture, until it is opened
 
     def __init__(self, kernel_size: int | Pair, stride: int | Pair, padding: int | Pair) -> None:
-        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
-        self.stride = _pair(stride, "stride", 1)
-        self.padding = _pair(padding, "padding", 0)
+        self.kernel_size = pair(kernel_size, "kernel_size", 1)
+        self.stride = pair(stride, "stride", 1)
+        self.padding = pair(padding, "padding", 0)
 
     def _check(self, x: Any) -> None:
         shape = _shape(x)
@@ -186,6 +178,8 @@ class Flatten(Module):
 
     def forward(self, x: Any) -> Any:
         shape = _shape(x)
+        if not shape:
+            raise ValueError("x has shape (), expected rows: one axis or more")
         return reshape(x, (shape[0], math.prod(shape[1:])))
 
 
@@ -219,10 +213,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p!r}, expected a probability from 0 to 1")
-        self.p = p
-        self.rng = np.random.default_rng(rng)
+        self.p = number(p, "p", lambda p: 0 <= p <= 1, "a probability from 0 to 1")
+        self.rng = generator(rng)
 
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0:
@@ -276,11 +268,13 @@ class BatchNorm(Module):
         if comm is not None:
             end_together(comm)
         self.num_features = positive(num_features, "num_features")
-        number = momentum is None or isinstance(momentum, int | float | np.number)
-        if not number or (momentum is not None and not 0 <= momentum <= 1):
-            raise ValueError(f"momentum is {momentum!r}, expected a weight from 0 to 1, or None for an average")
-        self.channel_axis = channel_axis
-        self.eps = eps
+        if momentum is not None:
+            number(momentum, "momentum", lambda m: 0 <= m <= 1, "a weight from 0 to 1, or None for an average")
+        if form not in ("fused", "composed"):
+            raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
+        whole = lambda axis: isinstance(axis, int | np.integer)
+        self.channel_axis = number(channel_axis, "channel_axis", whole, "an integer")
+        self.eps = above_zero(eps, "eps")
         self.momentum = momentum
         self.form: Literal["fused", "composed"] = form
         self.comm = comm
@@ -348,9 +342,11 @@ class LayerNorm(Module):
     """
 
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        if not shape:
+            raise ValueError("normalized_shape is (), expected the length of one axis or more")
         self.normalized_shape = tuple([positive(n, "normalized_shape") for n in shape])
-        self.eps = eps
+        self.eps = above_zero(eps, "eps")
         self.gamma = _parameter(np.ones(shape), dtype, "gamma")
         self.beta = _parameter(np.zeros(shape), dtype, "beta")
 

@@ -250,6 +250,8 @@ def _locate(error: Exception, name: str, layer: Module) -> None:
 
 def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> dict[str, Array]:
     """The values of `state` in the dtypes of `mine`; one `ValueError` lists all that doesn't fit."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}, expected arrays by name: another's state_dict()")
     problems = [f"missing {name}" for name in mine if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in mine]
     values = {}
@@ -266,10 +268,3 @@ def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> di
     if problems:
         raise ValueError(f"state does not match {owner}: " + "; ".join(problems))
     return values
-
-
-def positive(value: Any, name: str) -> int:
-    """An integer of at least 1, or a `ValueError` that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive integer")
-    return int(value)

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..engine import Leaf, Tensor
 from ..engine.node import Array
-from .module import Module, matched, positive
+from .arguments import at_least_zero, number, positive
+from .module import Module, matched
 
 
 class Optimiser:
@@ -33,8 +34,8 @@ class Optimiser:
                 raise TypeError(f"params[{i}] is {type(p).__name__}, expected a leaf tensor")
         if len({id(p.node) for p in self.params}) < len(self.params):
             raise ValueError("params has a tensor twice, which every step would move twice")
-        self.lr = _at_least_zero(lr, "lr")
-        self.weight_decay = _at_least_zero(weight_decay, "weight_decay")
+        self.lr = at_least_zero(lr, "lr")
+        self.weight_decay = at_least_zero(weight_decay, "weight_decay")
         self._plan: list[tuple[Leaf, list[Array], Array]] = [
             (cast(Leaf, p.node), [], np.empty_like(p.data)) for p in self.params
         ]
@@ -101,7 +102,7 @@ class SGD(Optimiser):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        self._momentum = _at_least_zero(momentum, "momentum")
+        self._momentum = at_least_zero(momentum, "momentum")
         if momentum:
             self._keep()
 
@@ -142,10 +143,12 @@ class Adam(Optimiser):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas is {betas!r}, expected two numbers from 0 to below 1")
+        for i, beta in enumerate(betas):
+            number(beta, f"betas[{i}]", lambda b: 0 <= b < 1, "a number from 0 to below 1")
         self.betas = betas
-        self.eps = _at_least_zero(eps, "eps")
+        self.eps = at_least_zero(eps, "eps")
         super().__init__(params, lr, weight_decay)
         self._keep()
 
@@ -202,6 +205,8 @@ class Schedule:
     """What the schedules share: `step`, called after each epoch, sets the optimiser's `lr` from its first value."""
 
     def __init__(self, optimizer: Optimiser) -> None:
+        if not isinstance(optimizer, Optimiser):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected one of this module")
         self.optimizer = optimizer
         self.base_lr = optimizer.lr
         self.last_epoch = 0
@@ -239,7 +244,7 @@ class StepLR(Schedule):
 
     def __init__(self, optimizer: Optimiser, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = positive(step_size, "step_size")
-        self.gamma = _at_least_zero(gamma, "gamma")
+        self.gamma = at_least_zero(gamma, "gamma")
         super().__init__(optimizer)
 
     def _lr(self) -> float:
@@ -262,15 +267,9 @@ class CosineAnnealingLR(Schedule):
 
     def __init__(self, optimizer: Optimiser, T_max: int, eta_min: float = 0.0) -> None:
         self.T_max = positive(T_max, "T_max")
-        self.eta_min = _at_least_zero(eta_min, "eta_min")
+        self.eta_min = at_least_zero(eta_min, "eta_min")
         super().__init__(optimizer)
 
     def _lr(self) -> float:
         cosine = math.cos(math.pi * self.last_epoch / self.T_max)
         return self.eta_min + (self.base_lr - self.eta_min) * (1 + cosine) / 2
-
-
-def _at_least_zero(value: float, name: str) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
-    return value

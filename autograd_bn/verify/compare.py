@@ -16,7 +16,7 @@ from .. import engine as ag
 from ..engine import Node, Tensor
 from ..engine.node import Array
 from ..engine.tensor import check_differentiable
-from .orders import check_order, check_same, derivatives, function_names, input_names
+from .orders import arguments, check_same, check_settings, derivatives, function_names, input_names
 from .table import html_table, text_table
 from .tolerance import FORMULA, ROUNDING, apart, largest, moved_by_last_bits, sizes
 
@@ -66,9 +66,6 @@ class Comparison:
     def __bool__(self) -> bool:
         return self.ok
 
-    def _dtypes(self) -> str:
-        return " and ".join(sorted({str(array.dtype) for array in self.inputs}))
-
     def _table(self) -> tuple[list[str], list[list[str]]]:
         first, second = self.names
         results = {(True, False): f"{first} WRONG", (False, True): f"{second} WRONG", (True, True): "BOTH WRONG"}
@@ -89,7 +86,8 @@ class Comparison:
         wrong = [", ".join([row.name for row in self.rows if row.wrong[side]]) for side in (0, 1)]
         blamed = [f"; {name} is wrong in {rows}" for name, rows in zip(self.names, wrong, strict=True) if rows]
         verdict = f"{' and '.join(self.names)} " + (f"differ in {differ}" if differ else "agree in every row")
-        yield f"{''.join([verdict, *blamed])}. Inputs {self._dtypes()}, random output weights (seed {self.seed})."
+        dtypes = " and ".join(sorted({str(array.dtype) for array in self.inputs}))
+        yield f"{''.join([verdict, *blamed])}. Inputs {dtypes}, random output weights (seed {self.seed})."
         for row in self.rows:
             if any(row.non_finite):
                 counts = " and ".join(f"{n} of {name}" for n, name in zip(row.non_finite, self.names, strict=True))
@@ -144,7 +142,8 @@ def compare(
     >>> result.ok, [row.name for row in result.rows]
     (True, ['output', 'dx'])
     """
-    check_order(order)
+    check_settings(order, seed, f=f, g=g)
+    inputs = arguments(inputs)
     arrays = [np.asarray(value) for value in inputs]
     for i, array in enumerate(arrays):
         try:
@@ -194,10 +193,8 @@ class _Run:
         self.values = {name: output.data for name, output in outputs.items()}
         nodes = ag.Graph(*outputs.values()).nodes
         within = [node.dtype for node in nodes if node.op and node.dtype.kind == "f"]
-        own = {
-            name: np.result_type(output.dtype, np.float16) for name, output in outputs.items()
-        }  # of whole numbers too
-        self.dtypes = {name: _narrowest(dtype, *within) for name, dtype in own.items()}
+        floats = {name: np.result_type(output.dtype, np.float16) for name, output in outputs.items()}
+        self.dtypes = {name: _narrowest(dtype, *within) for name, dtype in floats.items()}
 
     def at(self, arrays: Sequence[Array]) -> _Run:
         """The same elsewhere, or in other arithmetic."""
@@ -251,10 +248,8 @@ def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run]) -> Row:
     bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in values]
     columns = np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
     ok, counts = agree and not any(wrong), tuple([int(where.sum()) for where in bad])
-    beside = int(small.sum())
-    return Row(
-        name, values[0].shape, float(difference), float(relative), ulp, ok, wrong, counts, tuple(columns), beside
-    )
+    sizes_apart = float(difference), float(relative)
+    return Row(name, values[0].shape, *sizes_apart, ulp, ok, wrong, counts, tuple(columns), int(small.sum()))
 
 
 def _disagreeing(

@@ -14,7 +14,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
 from .finite_differences import Differences
-from .orders import check_order, derivatives, input_names, place, pull
+from .orders import arguments, check_settings, derivatives, input_names, place, pull
 
 # Below it products of derivatives with each other vanish in float64.
 _UNDERFLOW = 1e-60
@@ -101,8 +101,11 @@ def gradcheck(
     >>> ag.gradcheck(ag.batch_norm, [x, [2.0, 3.0], [0.0, 1.0]], order=2)
     True
     """
-    check_order(order)
-    values = [inputs] if isinstance(inputs, np.ndarray | Tensor) else list(inputs)
+    check_settings(order, seed, f=f)
+    for name, size, least in (("eps", eps, "above"), ("atol", atol, "of at least"), ("rtol", rtol, "of at least")):
+        if not isinstance(size, int | float | np.floating) or not (0 < size < np.inf or (size == 0 and name != "eps")):
+            raise ValueError(f"{name} is {size!r}, expected a finite number {least} 0")
+    values = arguments(inputs)
     names = input_names(f, values)
     constants = [isinstance(value, Tensor) and not value.requires_grad for value in values]
     arrays = _checked_inputs(values, names, constants)

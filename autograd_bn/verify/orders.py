@@ -43,6 +43,8 @@ def derivatives(
         if not isinstance(output, Tensor):
             which = f" as its output {k}" if several else ""
             raise TypeError(f"{what} returned a {type(output).__name__}{which}, expected a tensor")
+    if several and not result:
+        raise ValueError(f"{what} returned no outputs, expected a tensor or several")
     orders = [{f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}]
     for k in range(1, order + 1):
         weights = {name: weigh(output) for name, output in orders[-1].items()}
@@ -83,9 +85,25 @@ def function_names(f: Callable[..., Any], g: Callable[..., Any]) -> tuple[str, s
     return ("f", "g") if "<lambda>" in (first, second) or first == second else (first, second)
 
 
-def check_order(order: int) -> None:
-    if order < 1:
-        raise ValueError(f"order is {order}, expected 1 or more")
+def arguments(inputs: Any) -> list[Any]:
+    """The arguments for a function; an array or a tensor by itself is one."""
+    if isinstance(inputs, np.ndarray | Tensor):
+        return [inputs]
+    if not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a sequence of arrays, one for each argument")
+    if not (values := list(inputs)):
+        raise ValueError("inputs is empty, expected an array for each argument")
+    return values
+
+
+def check_settings(order: int, seed: int, **functions: Any) -> None:
+    """Raise where an order, a seed or a function is none."""
+    for name, value, least in (("order", order, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name} is a {type(function).__name__}, expected a function of tensors")
 
 
 def check_same(left: Mapping[str, Array], right: Mapping[str, Array]) -> None:

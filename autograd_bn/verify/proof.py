@@ -18,7 +18,7 @@ from ..engine import Tensor
 from ..engine.graph import Values, compute
 from ..engine.node import Array, Node
 from ..engine.operations import Axis, reduced_axes
-from .orders import check_order, check_same, derivatives, function_names, input_names, place
+from .orders import arguments, check_same, check_settings, derivatives, function_names, input_names, place
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
       g = 1/8 = 0.125
           -0.125 apart
     """
-    check_order(order)
+    check_settings(order, 0, f=f, g=g)
+    inputs = arguments(inputs)
     names = input_names(f, inputs)
     constants = [isinstance(value, Tensor) and not value.requires_grad for value in inputs]
     arrays = [
@@ -185,6 +186,9 @@ def rational_batch(shape: Sequence[int], *, axes: Axis = None, seed: int = 0) ->
     >>> ag.sqrt(ag.var(x, 0) + eps)
     array([Fraction(7, 4), Fraction(7, 4)], dtype=object)
     """
+    check_settings(1, seed)
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        raise ValueError(f"shape is {shape!r}, expected a sequence of lengths")
     shape = tuple(shape)
     axes = tuple(range(len(shape) - 1)) if axes is None else reduced_axes(axes, len(shape))
     if math.prod(shape[axis] for axis in axes) < 2:

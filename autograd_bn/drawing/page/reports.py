@@ -32,10 +32,7 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
         view = _written(report, arrays)
         return "The backward pass, written out", [view], {}, _code(view, [("written out", report.source)])
     if isinstance(report, Verdict):
-        view, texts = (
-            _judged(report, arrays),
-            [("as it was judged", source_of(report.forward, report.backward))],
-        )
+        view, texts = _judged(report, arrays), [("as it was judged", source_of(report.forward, report.backward))]
         texts += [("what would be right", report.solution.source)] if report.solution else []
         return "What the check found, step by step", [view], {}, _code(view, texts)
     return "What the check found, step by step", [_failed(report, arrays)], {}, ""
