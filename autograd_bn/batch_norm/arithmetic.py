@@ -33,7 +33,8 @@ def native(x: Array) -> Array:
 
 def of_result(x: Array, gamma: Any, beta: Any) -> Array:
     """`x` in the dtype of the result: what is precise enough for float32 is not for a float64 made of it."""
-    return native(x.astype(np.result_type(*[p.dtype for p in (x, gamma, beta) if p is not None]), copy=False))
+    dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
+    return native(x if len(dtypes) == 1 else x.astype(np.result_type(*dtypes), copy=False))
 
 
 def at_whole(x: Array) -> bool:
