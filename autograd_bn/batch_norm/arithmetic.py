@@ -48,7 +48,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
     if at_whole(x):
         return whole.statistics(x, axes)
     layout, (view,) = walk(axes, x)
-    centres, distances, squares = sums = np.empty((3, layout.parts, layout.features), wide(x.dtype))
+    centres, distances, squares = sums = np.empty((3, len(layout.counts), layout.features), wide(x.dtype))
     choose(layout, view).statistics(layout, view, sums)
     np.maximum(squares, 0, out=squares)
     distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
@@ -119,7 +119,7 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: 
     else:
         read = Read(None, g)
         layout, (source, gradient) = walk(axes, x, g)
-        sums = np.empty((2, layout.parts, layout.features), wide(x.dtype))
+        sums = np.empty((2, len(layout.counts), layout.features), wide(x.dtype))
         choose(layout, source, gradient).backward_sums(
             layout, gradient, source, layout.flat(mean.high, sums.dtype), sums
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from ...engine.node import Array
 from . import thresholds
 from .whole import is_long, kept_shape
+
+Tile = tuple[tuple[slice, ...], int, int]  # where it is among its axes, and its flat start and stop
 
 
 class Block(NamedTuple):
@@ -49,30 +52,40 @@ class Layout:
         self.lengths = lengths = [_coalesced(group, shape, strides) for group in groups]
         self.shape = tuple([n for group in lengths for n in group])
         self.straight = self.order == tuple(range(len(shape)))
-        outer, self.features, self.inner = (math.prod(group) for group in lengths)
-        self.count = outer * self.inner
+        self.outer, self.features, self.inner = (math.prod(group) for group in lengths)
+        self.count = self.outer * self.inner
         self.size = self.count * self.features
 
         first, last = len(lengths[0]), len(self.shape) - len(lengths[2])
         self.axes = (*range(first), *range(last, len(self.shape)))
-        self.long = is_long(self.inner, outer)
-        inners = list(_tiles(lengths[2], thresholds.BLOCK))
-        run = min(self.inner, thresholds.BLOCK)
-        fewest = 1 if self.long else min(outer, thresholds.FEWEST_ROWS)
-        features = list(_tiles(lengths[1], thresholds.BLOCK // run // fewest))
+        self.long = is_long(self.inner, self.outer)
+
+    @cached_property
+    def tiles(self) -> list[list[Tile]]:
+        """How `outer`, features and `inner` are cut: what is near in memory last."""
+        run, fewest = min(self.inner, thresholds.BLOCK), 1 if self.long else min(self.outer, thresholds.FEWEST_ROWS)
+        features = list(_tiles(self.lengths[1], thresholds.BLOCK // run // fewest))
         width = run * max([stop - start for _, start, stop in features])
-        outers = list(_tiles(lengths[0], min(outer, thresholds.BLOCK // width)))
-        self.parts = len(outers) * len(inners)
-        self.blocks: list[Block] = []
-        counts: list[int] = []
-        for outer_index, a, b in outers:
-            for inner_index, c, d in inners:
-                for feature_index, start, stop in features:
-                    where = (*outer_index, *feature_index, *inner_index)
-                    sums = tuple([1 if i in self.axes else s.stop - s.start for i, s in enumerate(where)])
-                    self.blocks.append(Block(where, b - a, d - c, slice(start, stop), len(counts), sums))
-                counts.append((b - a) * (d - c))
-        self.counts = np.array(counts).reshape(-1, 1)
+        outers = list(_tiles(self.lengths[0], min(self.outer, thresholds.BLOCK // width)))
+        return [outers, features, list(_tiles(self.lengths[2], thresholds.BLOCK))]
+
+    @cached_property
+    def counts(self) -> Array:
+        """How many values each part of the summed axes has for one feature: a column."""
+        outers, _, inners = self.tiles
+        return np.array([[(b - a) * (d - c)] for _, a, b in outers for _, c, d in inners])
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Every part, and of each all features."""
+        outers, features, inners = self.tiles
+        blocks = []
+        for part, ((outside, a, b), (inside, c, d)) in enumerate(product(outers, inners)):
+            for which, start, stop in features:
+                where = (*outside, *which, *inside)
+                sums = tuple([1 if i in self.axes else s.stop - s.start for i, s in enumerate(where)])
+                blocks.append(Block(where, b - a, d - c, slice(start, stop), part, sums))
+        return blocks
 
     @cached_property
     def table(self) -> Array:
@@ -149,10 +162,8 @@ def _coalesced(group: list[int], shape: tuple[int, ...], strides: tuple[tuple[in
     return lengths or [1]
 
 
-def _tiles(lengths: list[int], limit: int) -> Iterator[tuple[tuple[slice, ...], int, int]]:
-    """Indices that cut axes of these lengths into runs of like size, about `limit` elements at most, each with its flat
-    start and stop.
-    """
+def _tiles(lengths: list[int], limit: int) -> Iterator[Tile]:
+    """What axes of these lengths are cut into: runs of like size, of about `limit` elements at most."""
     axis, run = len(lengths) - 1, 1
     while axis > 0 and run * lengths[axis] <= limit:
         run *= lengths[axis]
