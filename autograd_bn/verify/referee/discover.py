@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from traceback import extract_tb
+from functools import partial, wraps
+from pathlib import Path
+from traceback import FrameSummary, extract_tb
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from .frameworks import torch_library
 from .held import arrays, is_array, is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
-from .meant import code_of
 from .pairs import (
     CONTEXTS,
     NUMPY,
@@ -41,7 +41,7 @@ from .pairs import (
     stirred,
 )
 from .returned import Gradients, is_constant
-from .source import framework, signature, unwrapped
+from .source import code_of, framework, signature, unwrapped
 from .verdict import Verdict
 
 TRIALS, ACCEPTED, FITTING = 4000, 60, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
@@ -53,7 +53,7 @@ CANDIDATES = (
     ("k", "=3 =4 ND BTD"),
     (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|ch\w*|size|dims?|units|nodes|n"
      r"|num|d|f|len|length|width)|(num|n)_?in\w*|fan_?in|(size|dim|ch\w*)_?in|size|(vocab|embed\w*|wordvec)_?size|embed\w*"
-     r"|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
+     r"|features|channels|width|n_?dims?|dim|D|n|d", "=4 =3"),
     (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
      r"|ch\w*|size|dims|units?|nodes|n|num|d|f)|fan_?out|(num|n)_?(out|hid|filt|cat|class)\w*|(size|dim|ch\w*)_?out|units"
      r"|classes|neurons|hidden|filters|k|m", "=3 =4 =[3] =[3,3]"),
@@ -63,8 +63,14 @@ CANDIDATES = (
     (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|a_?l|yp", "prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND"),
     (r"out(put)?s?|logits|scores", "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
     (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
+    (r"(n|num)_?heads?|heads?(_num)?|(n|num)_?(layers|blocks)|layers_num", "=2"),
+    (r"(max_?)?(seq_?)?len(gth)?|max_?\w*len(gth)?|block_?size|time_?steps|num_?embeddings|context\w*", "=6"),
+    (r"d_?(ff|k|v|hidden|mlp)|\w+_dim|\w+_channels", "=4 =3"),
+    (r"ind(ex|ices|exes)|idx|ids|tokens?", "int:BTM int:NM"),
+    (r"act\w*_?(fn|func|function|f)|(non_?lin|activation)\w*_(fn|func|function)|func|fn", "call:tanh"),
+    (r"(d_?)act\w*|act\w*_?(prime|grad|deriv\w*|backward)", "call:dtanh"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
+     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1"),
     (r"w_?(x|xh|ih|ax)", "DM DF MD"),
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),
@@ -85,7 +91,7 @@ CANDIDATES = (
     (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 unit:ND unit:N"),
     (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1"),
     (r"axis|dim", "=1"),
-    (r"\w*activation\w*|\w*nonlinearity", '="relu" ="sigmoid" ="tanh"'),
+    (r"\w*activation\w*|\w*nonlinearity|act", '="relu" ="sigmoid" ="tanh" call:tanh'),
     (r"reduction", '="mean"'),
     (r"(is_?)?train(ing)?|training_mode", "=true"),
     (r"mode", '="train"'),
@@ -97,6 +103,7 @@ UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
+_NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
 
@@ -156,6 +163,8 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
         passes = methods_of(value) if isinstance(value, type) else None
         if name in written and (forward := _forward_of(name, functions)):
             ahead = functions[forward]
+            if len(parameters(ahead)) == len(parameters(value)) == 1:
+                ahead, value = _each(ahead), _each(value)
             uses = _uses_torch(space, ahead)
             adapted = _either(partial(numpy_pair, ahead, value), uses)
             yield Entry(forward, name, parameters(ahead), adapted, _lifted(ahead, uses))
@@ -195,6 +204,19 @@ def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
     return bare if bare in functions else None
 
 
+def _each(function: Any) -> Any:
+    """A function that may be one of a number, on arrays too: entry by entry, where it doesn't take them."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except (TypeError, ValueError):
+            return np.vectorize(function, otypes=[float])(*values)
+
+    return call
+
+
 def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> Entry:
     """A class whose passes stand by themselves, or a layer class, whose object is made first."""
     fore = (methods_of(what) or passes)[0]
@@ -220,7 +242,7 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
         with suppress(TypeError):
             for name in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
                 setattr(owner, name, True)
-        return owner
+        return _built(owner, fore, values[len(made) :])
 
     return Entry(
         *names,
@@ -233,13 +255,33 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     )
 
 
+def _built(owner: Any, fore: str, values: Sequence[Any]) -> Any:
+    """An object that is made whole by `build(input_shape)` when its input is known, where forward fails without it."""
+    build, x = getattr(owner, "build", None), values[0] if values else 0.0
+    if not inspect.ismethod(build) or len(parameters(build)) != 1 or not np.ndim(x):
+        return owner
+    for shape in (None, np.shape(x), np.shape(x)[1:], np.shape(x)[-1]):
+        with suppress(Exception):
+            made = copy.deepcopy(owner)
+            if shape is not None:
+                made.build(shape)
+            getattr(copy.deepcopy(made), fore)(*copy.deepcopy(list(values)))
+            return made
+    return owner
+
+
 def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]]]:
     """What an object is made of: what it needs, large sizes as small ones, and double precision."""
     makers = [vars(base)["__init__"] for base in what.__mro__ if inspect.isfunction(vars(base).get("__init__"))]
     open_ = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
-    listed = [[p for p in [*signature(maker).values()][1:] if p.kind not in open_] for maker in makers]
+    listed = list[inspect.Parameter]()
+    for maker in makers:
+        taken = [*signature(maker).values()][1:]
+        listed = [p for p in taken if p.kind not in open_]
+        if listed or not taken:
+            break
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
-    for p in next((found for found in listed if found), []):
+    for p in listed:
         least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
         image = type(p.default) is tuple and len(p.default) == 3 and least > 0
@@ -305,13 +347,31 @@ def _either(adapted: Callable[[Sequence[Any]], Pair], torch: Any, made: int = 0)
 # Inputs
 
 
+def _dtanh(x: Any) -> Any:
+    return 1 - np.tanh(x) ** 2
+
+
+class Lengths(tuple[Any, ...]):
+    """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Any:
+        return type(other)([*self, *other])
+
+    def __radd__(self, other: Any) -> Any:
+        return type(other)([*other, *self])
+
+
 def drawn(kind: str, rng: np.random.Generator) -> Any:
     """A value of a kind as `CANDIDATES` lists them."""
     if kind == "options":
         return dict(OPTIONS)
+    if kind.startswith("call:"):
+        return np.tanh if kind == "call:tanh" else _dtanh
     if kind.startswith("="):
         value = json.loads(kind[1:])
-        return tuple(value) if isinstance(value, list) else value
+        return Lengths(value) if isinstance(value, list) else value
     what, _, letters = kind.rpartition(":")
     plus, letters = letters.startswith("+"), letters.lstrip("+")
     if letters.startswith("("):
@@ -347,7 +407,7 @@ def parsed_inputs(text: str) -> dict[str, Any]:
         else:
             try:
                 loaded_value = json.loads(value)
-                found[name] = tuple(loaded_value) if isinstance(loaded_value, list) else loaded_value
+                found[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
             except ValueError:
                 found[name] = value
     return found
@@ -373,6 +433,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
     failed: list[tuple[list[int], str]] = []
     accepted = fitting = 0
+    flat = False  # whether it is wrong for vectors
     lengths = _lengths(entry)
     while True:
         slots = [(name, None) for name in entry.parameters] + [(n, key) for n, keys in inside.items() for key in keys]
@@ -422,10 +483,15 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 # and a number that may be an array, as p, a rate or a probability.
                 firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
                 firm = {i: kind for i, kind in firm.items() if kind[0] != "=" or all(k[0] == "=" for k in kinds[i])}
+                firm = {i: kind for i, kind in firm.items() if kind not in ("D", "N")}  # a vector may be a column
             if best is None or score > best[0]:
                 best = score, given, pair
                 entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
-            if score == (True, 1) or accepted >= ACCEPTED or fitting >= FITTING:
+            right = score[0] and score[1] == 1
+            flat = flat or (score[0] and not right and bool({"D", "N"} & {*chosen}))
+            if right or accepted >= ACCEPTED or fitting >= FITTING:
+                if right and flat:
+                    entry.reasons.append("For vectors, as of shape (4,), which forward takes, it is wrong.")
                 return best[1:]
         if missing is not None and len(inside.get(missing[0], ())) < 12:
             inside.setdefault(missing[0], []).append(missing[1])
@@ -489,6 +555,8 @@ def _finite(result: Any) -> None:
 
 def _is_todo(error: BaseException) -> bool:
     """Whether an exception is an author's note that nothing stands there yet."""
+    if isinstance(error, TypeError) and re.search("abstract class|must derive from BaseException", str(error)):
+        return True  # or `raise NotImplemented`
     if isinstance(error, NotImplementedError) or (isinstance(error, AssertionError) and _TODO.search(str(error))):
         return True
     steps = extract_tb(error.__traceback__)
@@ -499,15 +567,24 @@ def _is_todo(error: BaseException) -> bool:
     )
 
 
-def _depth(error: BaseException) -> list[int]:
-    """The lines of the author's that an exception came through, the outer ones first: how far forward got."""
+def _steps(error: BaseException) -> list[FrameSummary]:
+    """The author's lines that an exception came through, the outer ones first."""
     steps = extract_tb(error.__traceback__)
-    return [s.lineno or 0 for s in steps if "autograd_bn" not in s.filename and "site-packages" not in s.filename]
+    return [s for s in steps if s.filename.endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(s.filename)]
+
+
+def _depth(error: BaseException) -> list[int]:
+    """How far forward got, as a list that is greater the further it is."""
+    return [step.lineno or 0 for step in _steps(error)]
 
 
 def _line(error: BaseException) -> str:
-    lines = _depth(error)
-    return f" (line {lines[-1]})" if lines else ""
+    """Where an exception was raised: a line of the file that is judged, or of another that is named."""
+    steps = _steps(error)
+    if not steps:
+        return ""
+    other = "" if steps[-1].filename == steps[0].filename else f"{Path(steps[-1].filename).name}, "
+    return f" ({other}line {steps[-1].lineno})"
 
 
 def inputs_name(entry: Entry) -> str:
@@ -517,10 +594,18 @@ def inputs_name(entry: Entry) -> str:
 
 def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    why = max(failed, key=lambda pair: pair[0])[1] if failed else "it takes none"
+    absent = [
+        reason
+        for reason in failed
+        if re.match("NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')", reason[1])
+    ]
+    why = max(absent or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
+    if absent:
+        return f"{call} needs what isn't there: {why}"
     if failed and all("NoneType" in reason for _, reason in failed):
         return f"{call} reads what is None until something else sets it: {why}"
-    line = " ".join([f"{name}={_shown(_kinds(entry, name, ())[0])}" for name in entry.parameters])
+    first = {name: _kinds(entry, name, ())[0] for name in entry.parameters}
+    line = " ".join([f"{name}={_shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
         f"no inputs are known for {call}, the best guess ended with {why}; "
         f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
@@ -570,6 +655,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
             entry.verdict = entry.report.status
             if guess and entry.report.ok and _wrong_on_matrices(entry, given):
                 entry.reasons.append("That is for vectors: for matrices, as of shape (5, 3), it is wrong.")
+            bare = guess and entry.report.status == "wrong" and rating(pair) < (True, 1)
+            if bare and (one := _right_for_one(entry, given)):
+                entry.reasons.append(f"For one example, {one}, it is right.")
             whole = np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) == 1 or _elementwise(pair)
             if entry.report.status == "wrong" and pair.unit and not whole:
                 raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
@@ -669,6 +757,18 @@ def _wrong_on_matrices(entry: Entry, given: tuple[Any, ...]) -> bool:
         fits, share = rating(entry.adapted(wide))
         return fits and share < 1
     return False
+
+
+def _right_for_one(entry: Entry, given: tuple[Any, ...]) -> str:
+    """The shape of one example for which is right what is wrong for several, or nothing."""
+    rows = [len(value) for i, value in enumerate(given) if i >= entry.made and np.ndim(value) > 1]
+    one = [value[:1] if i >= entry.made and np.ndim(value) > 1 else value for i, value in enumerate(given)]
+    if len(set(rows)) == 1 and rows[0] > 1:
+        with suppress(Exception):
+            _finite(entry.probe(copy.deepcopy(one)))
+            if rating(entry.adapted(copy.deepcopy(one))) == (True, 1):
+                return f"as of shape {next(np.shape(value) for value in one[entry.made :] if np.ndim(value) > 1)}"
+    return ""
 
 
 def _output(result: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import is_float
-from .pairs import NUMPY, Library, Pair, array, parameters
+from .pairs import NUMPY, Library, Pair, array, parameters, returned_names
 from .source import framework, signature
 
 
@@ -77,6 +77,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     library = torch_library(torch)
     listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
     defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    defaults = defaults[: max(len(returned_names(target.backward)) - len(inputs), 0)]  # those it returns something for
     judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
     def moves(value: Any) -> bool:

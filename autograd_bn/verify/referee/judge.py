@@ -14,7 +14,7 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .explain import Case, explained
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
-from .meant import convention, without_guards
+from .meant import convention, cut_by_a_guard, without_guards
 from .mistakes import Mistake, alone, close
 from .outside import as_it_was
 from .pairs import Pair, adapt, numpy_pair, seeded
@@ -23,6 +23,7 @@ from .repair import search
 from .returned import canonical
 from .run import Run
 from .source import NoSearch
+from .truth import known_to
 from .verdict import Finding, Repair, Row, Verdict, row
 
 CALLS = 2_500  # of forward, after which no more inputs are tried
@@ -218,7 +219,7 @@ class Referee:
             run = self._at(inputs)
         except Unjudgeable:
             return None
-        return run if failed or run.author.failure is None else None
+        return run if (failed or run.author.failure is None) and not cut_by_a_guard(run, self.inputs) else None
 
     # The verdict
 
@@ -256,7 +257,8 @@ class Referee:
             self.findings.append(Finding("raised", (), self.raised, repair))
         if given.why_differences:
             why = given.why_differences
-            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
+            known = f"{known_to(self.pair):.0e}".replace("e-0", "e-")
+            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
         return self._made(rows + self._steps(showing[0], bool(wrong)), repairs)
 
     def _steps(self, run: Run, wrong: bool) -> list[Row]:

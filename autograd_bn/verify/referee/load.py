@@ -97,9 +97,10 @@ class Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         while not name.startswith("__") and self._waiting and self._waiting[0].is_file():
             first = self._waiting.pop()
-            for statement in ast.parse(first.read_text(encoding="utf-8", errors="replace")).body:
-                with contextlib.suppress(Exception):  # what of it fails, the file may not need
-                    exec(compile(ast.Module([statement], []), str(first), "exec"), vars(self))
+            with contextlib.suppress(SyntaxError):
+                for statement in ast.parse(first.read_text(encoding="utf-8-sig", errors="replace")).body:
+                    with contextlib.suppress(Exception):  # what of it fails, the file may not need
+                        exec(compile(ast.Module([statement], []), str(first), "exec"), vars(self))
         if name in vars(self):
             return vars(self)[name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
@@ -199,6 +200,10 @@ def loaded(path: Path) -> Iterator[Loaded]:
     sys.argv, sys.stdin = [str(path)], io.StringIO()
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
+        imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
+        for folder in folders[:-1]:  # a folder without __init__.py would give way to `model/model.py`
+            if folder.name in imported and folder.name not in before[2] and not (folder / "__init__.py").exists():
+                sys.modules[folder.name] = Package(folder.name, folder)
         # A module of a package in packages, since it may import its neighbours so.
         name = ""
         for folder in folders[::-1]:
@@ -215,7 +220,7 @@ def loaded(path: Path) -> Iterator[Loaded]:
             module = sys.modules[name]
             home = str(getattr(module, "__file__", None) or "")
             if (
-                isinstance(module, StandIn)
+                isinstance(module, StandIn | Package)
                 or name.startswith("checked")
                 or (home.startswith(str(folders[-1])) and "site-packages" not in home)
             ):

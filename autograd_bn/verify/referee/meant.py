@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ import numpy as np
 from ...engine.backward import pull
 from ...engine.graph import Values
 from ...engine.node import Array, Node
+from .held import is_float
 from .mistakes import close, listed
 from .run import Run
-from .source import unwrapped
+from .source import GUARD, code_of, unwrapped
 
 _COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
 
@@ -33,13 +33,36 @@ def without_guards(run: Run) -> dict[str, Array]:
     return {name: np.asarray(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in trace.leaves.items()}
 
 
+def cut_by_a_guard(run: Run, given: Mapping[str, Any]) -> bool:
+    """Whether a guard cuts off what the run is at, as `clip(p, 1e-7, 1 - 1e-7)` does: gradients are meant without it.
+
+    Where forward isn't recorded, but has such a guard in its text: whether the run left what lay between 0 and 1.
+    """
+    if run.trace is None:
+        shares = [n for n, v in given.items() if is_float(v) and np.all((v >= 0) & (v <= 1))]
+        text = code_of(unwrapped(run.pair.forward))
+        guarded = re.search(r"\b(clip|clamp\w*|max\w*|min\w*)\([^\n]*(\de-\d|eps)", text)
+        return bool(guarded) and any(np.any((run.inputs[n] < 0) | (run.inputs[n] > 1)) for n in shares)
+    values = Values(run.trace.order)
+    for node in run.trace.order:
+        bound = _constant(node) if node.own_op in ("maximum", "minimum") else 0.0
+        off = 1 - bound if node.own_op == "minimum" else bound
+        if 0 < off <= GUARD and np.any(values[node] != values[node.inputs[0]]):
+            return True
+    return False
+
+
 def _guard(node: Node) -> float:
     """The small number that is added to what a logarithm is taken of, or 0."""
     inner = node.args[0] if node.own_op == "log" else None
-    constants = (
-        [a for a in inner.args if not isinstance(a, Node)] if isinstance(inner, Node) and inner.own_op == "add" else []
-    )
-    return next((float(c) for c in constants if np.ndim(c) == 0 and 0 < abs(float(c)) <= 1e-5), 0.0)
+    added = _constant(inner) if isinstance(inner, Node) and inner.own_op == "add" else 0.0
+    return added if 0 < abs(added) <= GUARD else 0.0
+
+
+def _constant(node: Node) -> float:
+    """The number that an operation takes beside another node, or 0."""
+    constants = [float(a) for a in node.args if not isinstance(a, Node) and np.ndim(a) == 0]
+    return constants[0] if len(constants) == len(node.inputs) == 1 else 0.0
 
 
 def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
@@ -53,17 +76,6 @@ def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
         if said and None not in said and len(said) == 1:
             return f"{listed([f'd{name}' for name in wrong])}: {said.pop()}."
     return ""
-
-
-def code_of(function: Any, levels: int = 2) -> str:
-    """The text of a function and of those of its file that it calls, without comments."""
-    try:
-        text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
-    except (OSError, TypeError):
-        return ""
-    space = getattr(function, "__globals__", {})
-    called = [space.get(name) for name in function.__code__.co_names] if levels else []
-    return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
 
 
 def _same(run: Run, a: Array, b: Array) -> bool:
@@ -136,11 +148,15 @@ def _clipped(run: Run, name: str, given: Array, off: list[str], text: str) -> st
 
 
 def _decay(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    value, rest = run.inputs[name], given - run.truth[name] if given.shape == run.truth[name].shape else given
-    rate = float(np.sum(rest * value) / (np.sum(value**2) or 1)) if rest.shape == value.shape else 0.0
-    if rate <= 0 or not close(rest, rate * value, 1e-6) or not re.search(r"reg|decay|lamb|l2", text):
+    value = run.inputs[name]
+    if given.shape != run.truth[name].shape or not re.search(r"reg|decay|lamb|l[12]", text):
         return None
-    return f"weight decay is added, {rate:.6g} times the weights"
+    terms, rest = np.stack([value.ravel(), np.sign(value).ravel()], axis=1), given - run.truth[name]
+    rates = np.linalg.lstsq(terms, rest.ravel(), rcond=None)[0]
+    if np.max(rates) < 1e-9 or not close(terms @ rates, rest.ravel(), 1e-6):
+        return None
+    said = [f"{rate:.6g} times {what}" for rate, what in zip(rates, ("", "the sign of "), strict=True) if rate > 1e-9]
+    return f"weight decay is added, {listed([f'{part}the weights' for part in said])}"
 
 
 Row = Callable[[Run, str, Array, list[str], str], str | None]

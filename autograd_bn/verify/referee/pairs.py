@@ -21,7 +21,7 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put
+from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put, vector
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
 from .source import framework, signature, unwrapped
 
@@ -38,6 +38,7 @@ CONTEXTS = ("ctx", "context")
 _CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
 _RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
 _LABELS = re.compile(r"y|Y|t|[yY]_?(true|real|train|batch|label|target)s?|targets?|labels?|ground_?truth|true_?\w*")
+_SELECTS = re.compile(r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)")
 _SWITCHES = (
     r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
 )
@@ -299,7 +300,8 @@ NUMPY = Library(itself, itself, _joined, _as_it_is)
 
 
 def array(value: Any) -> Any:
-    """A framework's array as NumPy's, floats in double precision; anything else as it is."""
+    """A framework's array, or a list of floats, as NumPy's, floats in double precision; anything else as it is."""
+    value = vector(value)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
@@ -397,6 +399,7 @@ class Calls:
         seen["before"] = arrays({"object": seen["object"]})
         with seeded(self.author.forward), self.framework.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
+        result = vector(result)
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
         return seen
 
@@ -409,6 +412,8 @@ class Calls:
                     put(seen, path, self.framework.lift(copy.copy(seen["start"][name])))
             elif isinstance(held, np.ndarray):
                 held[...] = 0
+            elif isinstance(held, list):
+                put(seen, place, np.zeros(np.shape(held)))
 
     def _lead(self, seen: Seen) -> tuple[Any, ...]:
         return (seen["object"],) if self.author.leads else ()
@@ -442,6 +447,8 @@ class Calls:
         there = seen | {"dy": list(map(self.framework.lift, parts)), "rate": 1.0, "node": _node(seen)}
         with self.framework.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        if np.ndim(self.inputs[0]):
+            back = vector(back)
         if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
             back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
@@ -481,6 +488,7 @@ class Calls:
                 best, rated = calls, score
             if score == 1:
                 break
+        self._refuse_selectors(best)
         if raised and not best.plan.sure and rated < 0:
             raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
         self._refuse_labels(rated if len(found) > 1 or not best.plan.sure else None, best)
@@ -488,6 +496,15 @@ class Calls:
         left = [place for place in outputs_of(seen) if place not in read]
         best.unseen += [f"output {place[1]} of forward, for which backward takes no gradient" for place in left]
         return best
+
+    def _refuse_selectors(self, best: Calls) -> None:
+        """Decline a backward pass that an argument tells which gradient to return, `backward(dy, wrt="w")`."""
+        taken = [n for n in signature(self.author.backward) if _SELECTS.fullmatch(n) and n not in self.names]
+        told = dict[str, bool | None]()
+        with np.errstate(all="ignore"), suppress(Exception):
+            told = agreement(best._made()) if taken else {}
+        if taken and (best.unseen or not told or not all(told.values())):
+            raise Unjudgeable(f"backward takes {taken[0]}, by which it returns one gradient or another")
 
     def _refuse_labels(self, rated: float | None, best: Calls) -> None:
         """Decline the gradient of a loss that is computed elsewhere: backward takes labels that forward doesn't."""
@@ -603,7 +620,9 @@ class Calls:
             self.unseen += [f"{name}, since backward raised {type(error).__name__}" for name in self.slots]
             return
         after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
-        new = {p for p, v in after.items() if before.get(p) is not v or bits[p] != array(v).tobytes()}
+        lists = {p for p in after if isinstance(get({"object": seen["object"]}, p), list)}
+        same = {p for p, v in after.items() if before.get(p) is v or (p in lists and p in bits)}
+        new = {p for p, v in after.items() if p not in same or bits[p] != array(v).tobytes()}
         held = {path for paths in self.slots.values() for path in paths}
         open_ = [path for path in after if path not in held]
         rated = {}
@@ -789,7 +808,8 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
             fixed[name] = named[name]
         elif name in names:
             fixed[name] = ("input", name)
-    if len(fixed) == len(wanted) - 1 == 1 and len(outputs) == 1 and np.ndim(parts[0]) < 2:
+    labels = [name for name, place in fixed.items() if place[0] == "input"]
+    if len(labels) == len(wanted) - 1 == len(outputs) == 1 and np.ndim(parts[0]) < 2:
         # The gradient of a loss, handed what it is the loss of in the place of dy.
         held = [path for path, value in arrays({"object": seen["object"]}).items() if plain(path[-1]) in _OUTPUTS]
         for place in [("input", names[0]), *held]:

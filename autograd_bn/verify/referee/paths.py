@@ -227,7 +227,11 @@ class Factors:
 
     def _words(self, powers: dict[str, float], k: float) -> list[Mistake]:
         """A product of powers and a number as mistakes."""
-        found = [Mistake("root", f"has {name}", "Use forward's root") for name in powers if name in self.roots]
+        found = list[Mistake]()
+        for name in [name for name in powers if name in self.roots]:
+            other, _, own = name.partition(" where forward has ")
+            turned = f"has {own}, as forward, where {other} belongs", f"Put {other} there"
+            found.append(Mistake("root", *((f"has {name}", "Use forward's root") if powers[name] > 0 else turned)))
         powers = {name: p for name, p in powers.items() if name in self.bases}
         for name, n in self.counts.items() if powers else ():
             for p in (1, -1):

@@ -13,9 +13,15 @@ from ..gradcheck import Unjudgeable
 from .held import is_float
 from .inputs import Inputs, moved, scale
 from .pairs import Pair
+from .source import log_guard
 from .trace import Gradients, NoDerivative, Trace, reported
 
 Derivative = Callable[[Array], Gradients]
+
+
+def known_to(pair: Pair) -> float:
+    """How well a gradient by differences is known, of its largest entry: up to what guards in logarithms do to it."""
+    return max(1e-6, min(300 * log_guard(pair.forward), 1e-4))
 
 
 class Forward:
@@ -139,5 +145,6 @@ class Forward:
             shape = inputs[name].shape
             value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
             truth[name] = np.nan_to_num(value)
-            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + 1e-6 * np.max(np.abs(truth[name]), initial=0)
+            least = known_to(self.pair) * np.max(np.abs(truth[name]), initial=0)
+            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + least
         return truth, noise
