@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,11 @@ from .repair import search
 from .returned import canonical
 from .run import Run
 from .source import NoSearch
+from .trace import effort
 from .truth import known_to
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 2_500  # of forward, after which no more inputs are tried
-PATIENCE = 60.0  # seconds of processor time, after which nothing more is tried, whatever it may find
+CALLS = 2_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -63,8 +63,8 @@ def check_backward(
     For wrong gradients it looks for the smallest edit of `backward` that makes them right. Only code that is arithmetic
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
     stand, backward runs at most 60 times, and forward a few times as often as its inputs have entries where its
-    derivative comes from differences, else at most 2,000 times. What is looked for is counted in runs of the pair, not
-    in seconds; after a minute of processor time nothing more is tried, and a note says so.
+    derivative comes from differences, else at most 2,000 times. All of it is counted in runs of the pair, of which one
+    that calls many functions counts for several, and not in seconds: a verdict is the same on a busy machine.
 
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 
@@ -98,7 +98,7 @@ class Referee:
     def __init__(self, pair: Pair, inputs: Inputs, seed: int, strict: bool) -> None:
         self.pair, self.inputs, self.unit, self.why, self.strict = pair, inputs, pair.unit, "", strict
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-        self.end = time.process_time() + PATIENCE
+        self.effort = 1.0  # what a forward pass costs
         self.findings: list[Finding] = []
         self.notes = [*pair.notes]
         self.warnings: list[str] = []
@@ -116,6 +116,8 @@ class Referee:
 
     def _run(self) -> None:
         """Run the pair at the caller's inputs and elsewhere; by differences everywhere, once one run needs them."""
+        with contextlib.suppress(Exception):  # for the first run to report
+            self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
         deaf = not self.unit and _ignores_dy(self.given)
@@ -211,9 +213,9 @@ class Referee:
 
     def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
         """A run on inputs that the pair may not take; by differences it takes many calls."""
-        late = time.process_time() > self.end
-        if late or sum([run.calls for run in self.runs]) > CALLS:
-            self.notes.append(f"It took {'long' if late else f'{CALLS:,} runs of forward'}: fewer inputs were tried.")
+        calls = sum([run.calls for run in self.runs])
+        if calls * self.effort > CALLS:
+            self.notes.append(f"It took {calls:,} runs of forward: fewer inputs were tried.")
             return None
         try:
             run = self._at(inputs)
@@ -322,7 +324,7 @@ class Referee:
         """The edits of the author's code that make wrong gradients right."""
         try:
             with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                found = search(self.runs[::-1], wrong, self.end)
+                found = search(self.runs[::-1], wrong, self.effort)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
             return []

@@ -7,7 +7,6 @@ import contextlib
 import math
 import re
 import textwrap
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,15 +32,16 @@ WORK = 7_000  # units that a search takes at most: runs of a small backward, abo
 class Budget:
     """What a search may still do, counted in work, so that what it finds doesn't depend on how busy the machine is.
 
-    Passages of a backward's loops and entries of its arrays count too. After `end`, by processor time, it is over.
+    A run of a backward whose forward is as large as several small ones counts as these; passages of its loops and
+    entries of its arrays count too.
     """
 
-    def __init__(self, end: float) -> None:
-        self.left, self.end = float(WORK), end
+    def __init__(self, effort: float) -> None:
+        self.left, self.effort = float(WORK), effort
 
     def over(self) -> bool:
         """Whether nothing is left."""
-        return self.left <= 0 or time.process_time() > self.end
+        return self.left <= 0
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -54,7 +54,7 @@ class Repairs(dict[str, tuple[float, Repair]]):
         return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
-def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair]:
+def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
     Only code that is arithmetic on arrays through and through is edited and run again (see `Allowed`), and an edit
@@ -63,7 +63,7 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], Budget(end)), {name for name in order if not _constant(runs, name)}
+    workshop, wrong = Workshop(runs[0], Budget(effort)), {name for name in order if not _constant(runs, name)}
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -257,7 +257,7 @@ class Stage:
     def back(self, backward: Backward) -> Returned:
         """What an edited backward returns."""
         sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
-        self.workshop.budget.left -= 1 + sum(sizes) / 20_000
+        self.workshop.budget.left -= self.workshop.budget.effort + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, passed=self.passed)
 

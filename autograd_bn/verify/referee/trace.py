@@ -122,6 +122,21 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
         sys.setprofile(before)
 
 
+def effort(function: Callable[[], Any]) -> float:
+    """What a call costs, in calls of a small pair: by the functions that it calls, whatever else the machine is at."""
+    count, before = [0], sys.getprofile()
+
+    def watch(_: Any, event: str, __: Any) -> None:
+        count[0] += event in ("call", "c_call")
+
+    sys.setprofile(watch)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return max(1.0, count[0] / 4_000)
+
+
 def held(cache: Any) -> Iterator[tuple[str, Any]]:
     """Every array and tensor in a cache, with the name it has there."""
     todo, seen = [("", cache)], set()
