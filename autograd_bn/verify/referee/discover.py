@@ -117,6 +117,7 @@ class Entry:
     adapted: Callable[[Sequence[Any]], Pair]
     probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
     made: int = 0  # how many of the values its object is made of
+    make: Callable[[Sequence[Any]], Any] | None = None  # and how
     natural: bool = True  # whether its inputs are given, or such as anybody would take
     base: bool = False  # a base class, whose passes may be left to others
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
@@ -165,11 +166,11 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             ahead = functions[forward]
             if len(parameters(ahead)) == len(parameters(value)) == 1:
                 ahead, value = _each(ahead), _each(value)
-            uses = _uses_torch(space, ahead)
-            adapted = _either(partial(numpy_pair, ahead, value), uses)
-            yield Entry(forward, name, parameters(ahead), adapted, _lifted(ahead, uses))
+            on = partial(_on, _uses_torch(space, ahead))
+            yield Entry(forward, name, parameters(ahead), on(partial(numpy_pair, ahead, value)), on(_spread(ahead)))
         elif name in functions and _is_loss(name, value):
-            yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, _uses_torch(space, value)))
+            probe = _on(_uses_torch(space, value), _spread(value))
+            yield Entry(name, name, parameters(value), partial(loss, value), probe)
         elif isinstance(value, type) and (passes := methods_of(value)):
             yield _class_entry(name, value, passes, _uses_torch(space, getattr(value, passes[0])))
         elif isinstance(value, type) and len(returned_names(getattr(value, "loss", None))) == 2:
@@ -177,7 +178,7 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield _class_entry(name, loss_class(what), ("loss", "loss"), _uses_torch(space, what.loss))
         elif jax is not None and isinstance(value, jax.custom_vjp):
             back = getattr(value.bwd, "__name__", "bwd")
-            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _lifted(value.fun, None))
+            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
 
 
 def _is_loss(name: str, function: Any) -> bool:
@@ -217,6 +218,10 @@ def _each(function: Any) -> Any:
     return call
 
 
+def _spread(function: Any) -> Callable[[Sequence[Any]], Any]:
+    return lambda values: function(*values)
+
+
 def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> Entry:
     """A class whose passes stand by themselves, or a layer class, whose object is made first."""
     fore = (methods_of(what) or passes)[0]
@@ -230,9 +235,9 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     if inspect.ismethod(forward) or first in CONTEXTS or isinstance(inspect.getattr_static(what, fore), staticmethod):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
-        probe = lambda values: _lifted(author.forward, torch)([*copy.deepcopy(lead), *values])
+        probe = lambda values: author.forward(*copy.deepcopy(lead), *values)
         adapted = lambda values: Calls(author_of(what), values).pair()
-        return Entry(*names, takes[first in CONTEXTS :], _either(adapted, torch), probe)
+        return Entry(*names, takes[first in CONTEXTS :], _on(torch, adapted), _on(torch, probe))
     made, fixed, kinds = _made_of(what)
 
     def make(values: Sequence[Any]) -> Any:
@@ -247,9 +252,10 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     return Entry(
         *names,
         [*made, *takes[1:]],
-        _either(lambda values: adapt(make(values), values[len(made) :]), torch, len(made)),
-        lambda values: _lifted(getattr(make(values), fore), torch)(values[len(made) :]),
+        _on(torch, lambda values: adapt(make(values), values[len(made) :]), len(made)),
+        _on(torch, lambda values: getattr(make(values), fore)(*values[len(made) :]), len(made)),
         len(made),
+        make,
         base=bool(what.__subclasses__()) and not fixed,
         kinds=kinds,
     )
@@ -309,37 +315,22 @@ def _uses_torch(space: dict[str, Any], function: Any) -> Any:
     return framework("torch") if "torch" in homes.values() and not plain else None
 
 
-def _lifted(function: Callable[..., Any], torch: Any) -> Callable[[Sequence[Any]], Any]:
-    """A function called on copies of values, which PyTorch's own code gets as PyTorch's."""
+def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable[[Sequence[Any]], Any]:
+    """A call on copies of NumPy's arrays, or on PyTorch's where the file computes with these, but for the first few."""
 
-    def call(values: Sequence[Any]) -> Any:
+    def on(values: Sequence[Any]) -> Any:
         np.random.seed(0)  # noqa: NPY002
-        given = copy.deepcopy(list(values))
+        plain, copies = copy.deepcopy(list(values)), copy.deepcopy(list(values))
         if torch is None:
-            return function(*given)
+            return call(plain)
         library = torch_library(torch)
         with library.precise():
             try:
-                return function(*map(library.lift, copy.deepcopy(given)))
+                return call([*copies[:made], *map(library.lift, copies[made:])])
             except Exception as error:
                 with suppress(Exception):
-                    return function(*given)
+                    return call(plain)
                 raise error
-
-    return call
-
-
-def _either(adapted: Callable[[Sequence[Any]], Pair], torch: Any, made: int = 0) -> Callable[[Sequence[Any]], Pair]:
-    """A pair on NumPy's arrays, or on PyTorch's where the file computes with these."""
-
-    def on(values: Sequence[Any]) -> Pair:
-        if torch is None:
-            return adapted(values)
-        with torch_library(torch).precise():
-            try:
-                return adapted([*values[:made], *map(torch_library(torch).lift, values[made:])])
-            except Exception:
-                return adapted(values)
 
     return on
 
@@ -449,34 +440,23 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 else:
                     values[name][key] = drawn(kind, rng)
             given = tuple(values.values())
+            depth = list[int]()
             try:
                 _finite(entry.probe(given))
-            except (NotImplementedError, NoPair):
-                raise
-            except KeyError as error:
-                dicts = [n for n, value in values.items() if isinstance(value, dict)]
-                key = error.args[0] if error.args else None
-                if dicts and isinstance(key, str) and key not in values[dicts[0]] and dicts[0] not in known:
-                    missing = dicts[0], key
-                    break
-                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
-                continue
-            except Exception as error:
-                if _is_todo(error):
-                    raise NotImplementedError(str(error) or "assert False") from None
-                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
-                continue
-            try:
+                depth = [10**6]  # forward takes them
                 pair = entry.adapted(copy.deepcopy(given))
                 score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
-                if best is None:
+                if best is None or not depth:
                     raise
                 continue
             except Exception as error:
                 if _is_todo(error):
                     raise NotImplementedError(str(error) or "assert False") from None
-                failed.append(([10**6], f"{said(error)}{_line(error)}"))
+                missing = None if depth else _missing(error, values, known)
+                if missing:
+                    break
+                failed.append((depth or _depth(error), f"{said(error)}{_line(error)}"))
                 continue
             accepted, fitting = accepted + 1, fitting + score[0]
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
@@ -501,19 +481,19 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
         raise ValueError(_no_inputs(entry, failed))
 
 
+def _missing(error: Exception, values: dict[str, Any], known: dict[str, Any]) -> tuple[str, str] | None:
+    """The dict among the values that lacks a key, with the key, where that is what an exception says."""
+    key, dicts = (*error.args, None)[0], [n for n, value in values.items() if isinstance(value, dict)]
+    lacks = isinstance(error, KeyError) and isinstance(key, str) and dicts and dicts[0] not in known
+    return (dicts[0], str(key)) if lacks and key not in values[dicts[0]] else None
+
+
 def _lengths(entry: Entry) -> list[int]:
     """The lengths that an object made without arguments holds, of which x may have one."""
-    if entry.made:
-        return []
     with suppress(Exception):
-        one = entry.probe.__closure__
-        made = next(
-            cell.cell_contents
-            for cell in one or ()
-            if callable(cell.cell_contents) and cell.cell_contents.__name__ == "make"
-        )
-        sizes = {k for value in arrays(made(())).values() if is_array(value) for k in np.shape(value) if k > 1}
-        return sorted(sizes)[:4]
+        if entry.make and not entry.made:
+            shapes = [np.shape(value) for value in arrays(entry.make(())).values() if is_array(value)]
+            return sorted({length for shape in shapes for length in shape if length > 1})[:4]
     return []
 
 
@@ -777,23 +757,10 @@ def _output(result: Any) -> Any:
 
 def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
-    seen: list[Any] = []
-
-    class Watched(dict[str, Any]):
-        def __getitem__(self, key: str) -> Any:
-            seen.append(key)
-            return super().__getitem__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            seen.append(key)
-            return super().get(key, default)
-
-    with suppress(Exception):
-        entry.probe([Watched(value) if isinstance(value, dict) else value for value in copy.deepcopy(given)])
-    if "mode" not in seen:
-        return
     there = list(copy.deepcopy(given))
     pair = entry.adapted(there)
+    if "mode" not in code_of(pair.forward):
+        return
     result = entry.probe(copy.deepcopy(given))
     trained = result[-1] if isinstance(result, tuple | list) else 0
     pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
