@@ -633,11 +633,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     entry.reasons.append(f"This is {where}.")
                     break
             entry.verdict = entry.report.status
-            if guess and entry.report.ok and _wrong_on_matrices(entry, given):
-                entry.reasons.append("That is for vectors: for matrices, as of shape (5, 3), it is wrong.")
-            bare = guess and entry.report.status == "wrong" and rating(pair) < (True, 1)
-            if bare and (one := _right_for_one(entry, given)):
-                entry.reasons.append(f"For one example, {one}, it is right.")
+            told = guess and (entry.report.ok or (entry.report.status == "wrong" and rating(pair) < (True, 1)))
+            if told and (elsewhere := _at_other_shapes(entry, given, entry.report.ok)):
+                entry.reasons.append(elsewhere)
             whole = np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) == 1 or _elementwise(pair)
             if entry.report.status == "wrong" and pair.unit and not whole:
                 raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
@@ -656,7 +654,8 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         entry.verdict = "" if entry.base else "unwritten"
         entry.reasons.append(str(error) or "it raises NotImplementedError")
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
-        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in _file(error)
+        last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
+        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
         entry.verdict, entry.report = "" if entry.base else "unjudged", None
         entry.reasons.append(
             (" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)
@@ -705,11 +704,6 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     return f"{found}, which isn't there" if found else ""
 
 
-def _file(error: BaseException) -> str:
-    steps = extract_tb(error.__traceback__)
-    return steps[-1].filename if steps else ""
-
-
 def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """The pair where the same code may take another way: in test mode, and on x of more axes."""
     first = next((i for i, value in enumerate(given) if is_float(value) and i >= entry.made), None)
@@ -725,29 +719,24 @@ def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str
         yield from _in_test_mode(entry, given)
 
 
-def _wrong_on_matrices(entry: Entry, given: tuple[Any, ...]) -> bool:
-    """Whether what was judged on vectors takes matrices too, and is wrong there: as a mean divided by `len(x)`."""
-    vectors = [isinstance(value, np.ndarray) and i >= entry.made for i, value in enumerate(given)]
-    if not any(vectors) or any(is_vector and np.ndim(v) != 1 for v, is_vector in zip(given, vectors, strict=True)):
-        return False
-    rng = np.random.default_rng(4)
-    wide = [rng.uniform(0.1, 0.9, (5, 3)) if is_vector else v for v, is_vector in zip(given, vectors, strict=True)]
+def _at_other_shapes(entry: Entry, given: tuple[Any, ...], right: bool) -> str:
+    """Where it is otherwise: what is right for vectors for matrices, as a mean divided by `len(x)`; for one example."""
+    own = [i for i, value in enumerate(given) if isinstance(value, np.ndarray) and i >= entry.made]
+    axes, rng = {given[i].ndim for i in own}, np.random.default_rng(4)
+    if right and axes == {1}:
+        others = {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own}
+    elif not right and len({len(given[i]) for i in own if given[i].ndim > 1}) == 1:
+        others = {i: given[i][:1] for i in own if given[i].ndim > 1}
+    else:
+        return ""
+    there = [others.get(i, value) for i, value in enumerate(given)]
     with suppress(Exception):
-        _finite(entry.probe(copy.deepcopy(wide)))
-        fits, share = rating(entry.adapted(wide))
-        return fits and share < 1
-    return False
-
-
-def _right_for_one(entry: Entry, given: tuple[Any, ...]) -> str:
-    """The shape of one example for which is right what is wrong for several, or nothing."""
-    rows = [len(value) for i, value in enumerate(given) if i >= entry.made and np.ndim(value) > 1]
-    one = [value[:1] if i >= entry.made and np.ndim(value) > 1 else value for i, value in enumerate(given)]
-    if len(set(rows)) == 1 and rows[0] > 1:
-        with suppress(Exception):
-            _finite(entry.probe(copy.deepcopy(one)))
-            if rating(entry.adapted(copy.deepcopy(one))) == (True, 1):
-                return f"as of shape {next(np.shape(value) for value in one[entry.made :] if np.ndim(value) > 1)}"
+        _finite(entry.probe(there))
+        fits, part = rating(entry.adapted(copy.deepcopy(there)))
+        if right and fits and part < 1:
+            return "That is for vectors: for matrices, as of shape (5, 3), it is wrong."
+        if not right and (fits, part) == (True, 1):
+            return f"For one example, as of shape {np.shape(next(iter(others.values())))}, it is right."
     return ""
 
 
@@ -801,22 +790,19 @@ def _written(pair: Pair) -> None:
         return  # for the verdict to report
     if not isinstance(back, Gradients):
         back = Gradients(back, {}, (), tuple(pair.names))
-    values = dict(zip(pair.names, pair.inputs, strict=True))
-    floats = [name for name in pair.names if is_float(values[name]) and not is_constant(name, values[name])]
+    floats = [n for n, v in zip(pair.names, pair.inputs, strict=True) if is_float(v) and not is_constant(n, v)]
     listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
     left = [name for name, value in back.left.items() if value is not None]
     if isinstance(back.back, dict) or (back.back is None and left):
         return
-    if all(value is None for value in listed) and not left and floats:
-        raise NotImplementedError(f"backward returned None for {', '.join(floats)}")
-    if len(listed) == len(back.names):
-        none = [
-            n for n, value in zip(back.names, listed, strict=True) if value is None and n in floats and n not in left
-        ]
-        if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
-            raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
-        if none:
-            raise NotImplementedError(f"backward returned None for {', '.join(none)}")
+    none = [n for n, v in zip(back.names, listed, strict=False) if v is None and n in floats and n not in left]
+    none = none if len(listed) == len(back.names) else []
+    if all(value is None for value in listed) and not left:
+        none = floats
+    if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
+        raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
+    if none:
+        raise NotImplementedError(f"backward returned None for {', '.join(none)}")
     numbers = [v for v in [*listed, *back.left.values()] if v is not None]
     with suppress(TypeError, ValueError):
         if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):

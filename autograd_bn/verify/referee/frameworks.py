@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -17,15 +16,10 @@ from .pairs import NUMPY, Library, Pair, array, parameters, returned_names
 from .source import framework, signature
 
 
-def uses_torch(values: Iterable[Any]) -> bool:
-    """Whether there is an array of PyTorch's among these values."""
-    torch = framework("torch")
-    return torch is not None and any(map(torch.is_tensor, values))
-
-
 def library_of(inputs: Sequence[Any]) -> Library:
-    """What computes with these inputs."""
-    return torch_library(sys.modules["torch"]) if uses_torch(inputs) else NUMPY
+    """What computes with these inputs: PyTorch where there is an array of its among them."""
+    torch = framework("torch")
+    return torch_library(torch) if torch is not None and any(map(torch.is_tensor, inputs)) else NUMPY
 
 
 @contextmanager

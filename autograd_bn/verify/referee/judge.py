@@ -162,7 +162,9 @@ class Referee:
         if self.given.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
             return
         # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
-        run = self._another(self._moved([n for n in judged if not _is_share(self.inputs[n])], factor=10.0))
+        run = self._another(
+            self._moved([n for n in judged if not np.all((self.inputs[n] > 0) & (self.inputs[n] < 1))], factor=10.0)
+        )
         if run is None:
             return
         for name in judged:
@@ -334,10 +336,6 @@ class Referee:
                 mended = " and ".join([f"d{name}" for name in repair.gradients])
                 self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
         return found
-
-
-def _is_share(value: Any) -> bool:
-    return bool(np.all((value > 0) & (value < 1)))
 
 
 def _ignores_dy(run: Run) -> bool:

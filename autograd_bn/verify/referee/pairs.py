@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from types import SimpleNamespace
@@ -282,11 +282,6 @@ class Library(NamedTuple):
     truth: Any = None
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
 def _joined(parts: list[Any]) -> Any:
     return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
 
@@ -296,7 +291,7 @@ def itself(value: Any) -> Any:
     return value
 
 
-NUMPY = Library(itself, itself, _joined, _as_it_is)
+NUMPY = Library(itself, itself, _joined, nullcontext)
 
 
 def array(value: Any) -> Any:
@@ -355,13 +350,10 @@ class Calls:
 
     def pair(self) -> Pair:
         """The calls as a pair."""
-        return self._chosen()._finished()
-
-    def _finished(self) -> Pair:
-        if self.plan.unit:
-            self.notes.append("backward takes no dy: it is judged as the gradient for dy = 1.")
-        self.unseen += globals_read(self.author.forward)
-        return replace(self._made(), notes=tuple(self.notes), unseen=tuple(self.unseen))
+        calls = self._chosen()
+        notes = ["backward takes no dy: it is judged as the gradient for dy = 1."] if calls.plan.unit else []
+        unseen = [*calls.unseen, *globals_read(self.author.forward)]
+        return replace(calls._made(), notes=(*calls.notes, *notes), unseen=tuple(unseen))
 
     def _made(self) -> Pair:
         author, names = self.author, [*self.names, *self.slots]
@@ -477,9 +469,7 @@ class Calls:
             try:
                 calls._look_for_parameters()
                 if len(found) > 1 or not plan.sure:
-                    with np.errstate(all="ignore"):
-                        told = agreement(calls._made())
-                    score = sum(map(bool, told.values())) / max(len(told), 1)
+                    score = share(calls._made())
             except (Unjudgeable, NotImplementedError):
                 raise
             except Exception as error:
@@ -488,33 +478,26 @@ class Calls:
                 best, rated = calls, score
             if score == 1:
                 break
-        self._refuse_selectors(best)
-        if raised and not best.plan.sure and rated < 0:
-            raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
-        self._refuse_labels(rated if len(found) > 1 or not best.plan.sure else None, best)
-        read = {*best.plan.outputs, *best.plan.arguments}
-        left = [place for place in outputs_of(seen) if place not in read]
-        best.unseen += [f"output {place[1]} of forward, for which backward takes no gradient" for place in left]
+        best._refuse(rated if len(found) > 1 or not best.plan.sure else None, raised)
+        read = {*best.plan.outputs, *best.plan.arguments}  # the last result may be a cache
+        left = [i for i, part in enumerate(seen["result"][:-1]) if is_array(part) and ("result", i) not in read]
+        best.unseen += [f"output {i} of forward, for which backward takes no gradient" for i in left]
         return best
 
-    def _refuse_selectors(self, best: Calls) -> None:
-        """Decline a backward pass that an argument tells which gradient to return, `backward(dy, wrt="w")`."""
-        taken = [n for n in signature(self.author.backward) if _SELECTS.fullmatch(n) and n not in self.names]
-        told = dict[str, bool | None]()
-        with np.errstate(all="ignore"), suppress(Exception):
-            told = agreement(best._made()) if taken else {}
-        if taken and (best.unseen or not told or not all(told.values())):
-            raise Unjudgeable(f"backward takes {taken[0]}, by which it returns one gradient or another")
-
-    def _refuse_labels(self, rated: float | None, best: Calls) -> None:
-        """Decline the gradient of a loss that is computed elsewhere: backward takes labels that forward doesn't."""
-        wanted = [p.name for p in signature(self.author.backward).values() if p.default is p.empty]
+    def _refuse(self, rated: float | None, raised: str) -> None:
+        """Decline what backward takes and nobody can hand it, where the gradients aren't right all the same."""
+        taken = signature(self.author.backward)
+        wanted = [name for name, p in taken.items() if p.default is p.empty]
+        choices = [name for name in taken if _SELECTS.fullmatch(name) and name not in self.names]
         gradients = [name for name in wanted if len(derivative_of(name)) > 1]
         labels = [n for n in wanted if not gradients and _LABELS.fullmatch(n) and n not in self.names]
-        if labels and rated is None:
-            with np.errstate(all="ignore"), suppress(Exception):
-                told = agreement(best._made())
-                rated = sum(map(bool, told.values())) / max(len(told), 1)
+        if (labels or choices) and rated is None:
+            with suppress(Exception):
+                rated = share(self._made())
+        if choices and ((rated or 0) < 1 or self.unseen):
+            raise Unjudgeable(f"backward takes {choices[0]}, by which it returns one gradient or another")
+        if raised and not self.plan.sure and rated is not None and rated < 0:
+            raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
         if labels and (rated or 0) < 1:
             raise Unjudgeable(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")
 
@@ -717,6 +700,13 @@ def agreement(pair: Pair) -> dict[str, bool | None]:
     return agree | dict.fromkeys(missing, False)
 
 
+def share(pair: Pair) -> float:
+    """Which share of a pair's gradients agrees with differences."""
+    with np.errstate(all="ignore"):
+        told = agreement(pair)
+    return sum(map(bool, told.values())) / max(len(told), 1)
+
+
 def stirred(value: Array, rng: np.random.Generator) -> Array:
     """Values near by that are neither 0 nor 1 nor equal to each other; what is positive stays so."""
     size = float(np.max(np.abs(value), initial=0)) or 1.0
@@ -859,12 +849,6 @@ def _filled(
         inputs: list[Path] = [("input", name) for name in names]
         for place in [outputs[0], *inputs] if plain(free[1]) in _OUTPUTS else [*inputs, outputs[0]]:
             yield 1, [dys[0], place], False
-
-
-def outputs_of(seen: Seen) -> list[Path]:
-    """The arrays of floats among what forward returned, but for the last, which may be a cache."""
-    parts = seen["result"]
-    return [("result", i) for i, part in enumerate(parts[:-1]) if is_array(part)]
 
 
 def _kept_output(seen: Seen) -> Path | None:

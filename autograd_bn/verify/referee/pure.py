@@ -75,17 +75,9 @@ _STATEMENTS = (
 )
 _TYPES = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, tuple, list, dict, set, frozenset)
 # What classes may define without a word: nothing of it runs when an object is read, written to or computed with.
-_HARMLESS = {
-    "__init__",
-    "__post_init__",
-    "__new__",
-    "__repr__",
-    "__str__",
-    "__call__",
-    "__getnewargs__",
-    "__replace__",
-    "__annotate__",
-}
+_HARMLESS = frozenset(
+    "__init__ __post_init__ __new__ __repr__ __str__ __call__ __getnewargs__ __replace__ __annotate__".split()
+)
 
 
 def plain(value: Any) -> bool:

@@ -57,7 +57,8 @@ _SUMMED += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for k
 _VALUES = [
     (1.3, "{1}", "wrong name", "n"), (1.4, "{0} - 1", "constant", "n"), (1.8, "{0} + 1", "constant", "n"),
     (1.9, "1 - {0}", "complement", "n"), (1.9, "{0}**2", "power", "n"), (1.1, "-{0}", "sign", "hc"),
-    (1.4, "{0}.T", "transposed", "v"), (2.3, "1 - {0}", "complement", "v"), (3.4, "1 + {0}", "term", "v"),
+    (1.4, "{0}.T", "transposed", "v"), (1.4, "np.swapaxes({0}, -1, -2)", "transposed", "v"),
+    (2.3, "1 - {0}", "complement", "v"), (3.4, "1 + {0}", "term", "v"),
     (2.4, "{0} * {1}", "factor", "v"), (2.5, "{0} / {1}", "factor", "v"), (2.8, "{0} @ {1}", "factor", "v"),
     (2.6, "{0} + {1}", "term", "v"), (2.6, "{0} - {1}", "term", "v"),
     *[(3.2, "{0} * (" + form.replace("{}", "{1}") + ")", "factor", "v") for form in _DERIVATIVES],
@@ -229,7 +230,8 @@ class Slips:
         names = self._names(node)
         numpy = self.known.get("np", self.source.function.__globals__.get("np")) is np
         for cost, form, kind, places in _VALUES:
-            if where & set(places) and (numpy or "np." not in form):
+            flat = "swapaxes" in form and np.ndim(self._value(node)) < 3
+            if where & set(places) and (numpy or "np." not in form) and not flat:
                 for rank, name in enumerate(names if "{1}" in form else [""]):
                     more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0
                     if name != text:
