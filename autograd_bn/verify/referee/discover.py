@@ -158,8 +158,8 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     written = {n for n, v in functions.items() if v.__code__.co_filename == space["__file__"]}
     jax = framework("jax")
     rules = [v for v in own.values() if jax is not None and isinstance(v, jax.custom_vjp)]
-    given = {part for rule in rules for part in (rule.fwd, rule.bwd)}
-    own = {n: v for n, v in own.items() if not inspect.isfunction(v) or v not in given}
+    passes_of_rules = {part for rule in rules for part in (rule.fwd, rule.bwd)}
+    own = {n: v for n, v in own.items() if not inspect.isfunction(v) or v not in passes_of_rules}
     for name, value in own.items():
         passes = methods_of(value) if isinstance(value, type) else None
         if name in written and (forward := _forward_of(name, functions)):
@@ -200,8 +200,8 @@ def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
             known = [n for n in known if n != name]
             return max(known, key=len) if known else None
-    found = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
-    bare = (found[1] or found[3]) if found else ""
+    match = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
+    bare = (match[1] or match[3]) if match else ""
     return bare if bare in functions else None
 
 
@@ -387,21 +387,21 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 
 def parsed_inputs(text: str) -> dict[str, Any]:
     """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
-    found, rng = dict[str, Any](), np.random.default_rng(1)
+    inputs, rng = dict[str, Any](), np.random.default_rng(1)
     pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
     if re.sub(pattern, "", text).strip():
         raise ValueError(text)
     for name, kind, value in re.findall(pattern, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
-            found[name] = drawn(f"{kind}{value}", rng)
+            inputs[name] = drawn(f"{kind}{value}", rng)
         else:
             try:
                 loaded_value = json.loads(value)
-                found[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
+                inputs[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
             except ValueError:
-                found[name] = value
-    return found
+                inputs[name] = value
+    return inputs
 
 
 def _kinds(entry: Entry, name: str, lengths: Sequence[int]) -> list[str]:
@@ -439,12 +439,12 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                     values[name] = known[name] if kind == "known" else drawn(kind, rng)
                 else:
                     values[name][key] = drawn(kind, rng)
-            given = tuple(values.values())
+            inputs = tuple(values.values())
             depth = list[int]()
             try:
-                _finite(entry.probe(given))
+                _finite(entry.probe(inputs))
                 depth = [10**6]  # forward takes them
-                pair = entry.adapted(copy.deepcopy(given))
+                pair = entry.adapted(copy.deepcopy(inputs))
                 score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
                 if best is None or not depth:
@@ -465,7 +465,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 firm = {i: kind for i, kind in firm.items() if kind[0] != "=" or all(k[0] == "=" for k in kinds[i])}
                 firm = {i: kind for i, kind in firm.items() if kind not in ("D", "N")}  # a vector may be a column
             if best is None or score > best[0]:
-                best = score, given, pair
+                best = score, inputs, pair
                 entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
             right = score[0] and score[1] == 1
             flat = flat or (score[0] and not right and bool({"D", "N"} & {*chosen}))
@@ -605,26 +605,26 @@ def _shown(kind: str) -> str:
 
 def given_inputs(entry: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
     """The inputs that the file gives."""
-    given = space.get(inputs_name(entry), space.get("inputs"))
-    given = given() if callable(given) else given
-    if given is not None and not isinstance(given, tuple | list):
-        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
-    return None if given is None else tuple(given)
+    inputs = space.get(inputs_name(entry), space.get("inputs"))
+    inputs = inputs() if callable(inputs) else inputs
+    if inputs is not None and not isinstance(inputs, tuple | list):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
+    return None if inputs is None else tuple(inputs)
 
 
 def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int = 0, strict: bool = False) -> None:
     """What the referee makes of an entry."""
     try:
         with limited(2 * SECONDS), np.errstate(all="ignore"):
-            given = given_inputs(entry, space)
-            guess = given is None
-            if given is None:
-                given, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
+            inputs = given_inputs(entry, space)
+            guess = inputs is None
+            if inputs is None:
+                inputs, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
             else:
-                pair = entry.adapted(copy.deepcopy(given))
+                pair = entry.adapted(copy.deepcopy(inputs))
                 rating(pair)
             entry.report = check_backward(pair, pair.inputs, seed=seed, strict=strict)
-            for other, where in _elsewhere(entry, given) if entry.report.ok else ():
+            for other, where in _elsewhere(entry, inputs) if entry.report.ok else ():
                 report = check_backward(other, other.inputs, seed=seed, strict=strict)
                 if "test" in where and report.diagnosis and report.diagnosis[0].kind == "raised":
                     entry.reasons.append("In test mode there is no cache for backward, so its gradient is not judged.")
@@ -634,7 +634,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     break
             entry.verdict = entry.report.status
             told = guess and (entry.report.ok or (entry.report.status == "wrong" and rating(pair) < (True, 1)))
-            if told and (elsewhere := _at_other_shapes(entry, given, entry.report.ok)):
+            if told and (elsewhere := _at_other_shapes(entry, inputs, entry.report.ok)):
                 entry.reasons.append(elsewhere)
             whole = np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) == 1 or _elementwise(pair)
             if entry.report.status == "wrong" and pair.unit and not whole:
@@ -699,37 +699,37 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     if not named:
         return ""
     text = "".join(linecache.getlines(space["__file__"]))
-    found = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
-    found = found or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
-    return f"{found}, which isn't there" if found else ""
+    missing = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
+    missing = missing or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
+    return f"{missing}, which isn't there" if missing else ""
 
 
-def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+def _elsewhere(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """The pair where the same code may take another way: in test mode, and on x of more axes."""
-    first = next((i for i, value in enumerate(given) if is_float(value) and i >= entry.made), None)
-    if first is not None and given[first].ndim == 2 and given[first].shape[1] % 2 == 0:
-        rows, columns = given[first].shape
-        folded = list(copy.deepcopy(given))
+    first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), None)
+    if first is not None and inputs[first].ndim == 2 and inputs[first].shape[1] % 2 == 0:
+        rows, columns = inputs[first].shape
+        folded = list(copy.deepcopy(inputs))
         folded[first] = folded[first].reshape(rows, 1, 2, columns // 2)
         with suppress(Exception):
-            a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (given, folded))
+            a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (inputs, folded))
             if a.shape == b.shape and np.allclose(a, b) and (pair := entry.adapted(folded)):
                 yield pair, f"for {entry.parameters[first]} of shape {folded[first].shape}"
-    if any(isinstance(value, dict) and "mode" in value for value in given):
-        yield from _in_test_mode(entry, given)
+    if any(isinstance(value, dict) and "mode" in value for value in inputs):
+        yield from _in_test_mode(entry, inputs)
 
 
-def _at_other_shapes(entry: Entry, given: tuple[Any, ...], right: bool) -> str:
+def _at_other_shapes(entry: Entry, inputs: tuple[Any, ...], right: bool) -> str:
     """Where it is otherwise: what is right for vectors for matrices, as a mean divided by `len(x)`; for one example."""
-    own = [i for i, value in enumerate(given) if isinstance(value, np.ndarray) and i >= entry.made]
-    axes, rng = {given[i].ndim for i in own}, np.random.default_rng(4)
+    own = [i for i, value in enumerate(inputs) if isinstance(value, np.ndarray) and i >= entry.made]
+    axes, rng = {inputs[i].ndim for i in own}, np.random.default_rng(4)
     if right and axes == {1}:
         others = {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own}
-    elif not right and len({len(given[i]) for i in own if given[i].ndim > 1}) == 1:
-        others = {i: given[i][:1] for i in own if given[i].ndim > 1}
+    elif not right and len({len(inputs[i]) for i in own if inputs[i].ndim > 1}) == 1:
+        others = {i: inputs[i][:1] for i in own if inputs[i].ndim > 1}
     else:
         return ""
-    there = [others.get(i, value) for i, value in enumerate(given)]
+    there = [others.get(i, value) for i, value in enumerate(inputs)]
     with suppress(Exception):
         _finite(entry.probe(there))
         fits, part = rating(entry.adapted(copy.deepcopy(there)))
@@ -744,13 +744,13 @@ def _output(result: Any) -> Any:
     return np.asarray(result[0] if isinstance(result, tuple | list) else result)
 
 
-def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
-    there = list(copy.deepcopy(given))
+    there = list(copy.deepcopy(inputs))
     pair = entry.adapted(there)
     if "mode" not in code_of(pair.forward):
         return
-    result = entry.probe(copy.deepcopy(given))
+    result = entry.probe(copy.deepcopy(inputs))
     trained = result[-1] if isinstance(result, tuple | list) else 0
     pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
     for value in there:

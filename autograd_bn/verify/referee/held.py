@@ -129,10 +129,10 @@ def looks_like_a_gradient(slot: Path) -> bool:
 
 def groups(held: dict[Path, Any]) -> list[tuple[Any, list[Path]]]:
     """Arrays with every place at which each of them stands."""
-    found: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
+    grouped: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
     for path, value in held.items():
-        found.setdefault((path[0], id(value)), (value, []))[1].append(path)
-    return list(found.values())
+        grouped.setdefault((path[0], id(value)), (value, []))[1].append(path)
+    return list(grouped.values())
 
 
 def best(paths: Sequence[Path], slots: Sequence[Path]) -> list[tuple[float, Path]]:

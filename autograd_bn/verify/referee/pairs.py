@@ -262,8 +262,8 @@ def returned_names(function: Any) -> list[str]:
     except (OSError, TypeError, SyntaxError, IndentationError):
         return []
     returns = sorted([node for node in ast.walk(tree) if isinstance(node, ast.Return)], key=lambda node: node.lineno)
-    found = [node.value for node in returns if node.value is not None]
-    items = found[-1].elts if found and isinstance(found[-1], ast.Tuple | ast.List) else found[-1:]
+    values = [node.value for node in returns if node.value is not None]
+    items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
     ]
@@ -412,10 +412,10 @@ class Calls:
 
     def outputs(self, seen: Seen) -> list[Any]:
         """What forward computed, by the plan."""
-        found = [get(seen, place) for place in self.plan.outputs]
-        if any(y is None for y in found):
+        outputs = [get(seen, place) for place in self.plan.outputs]
+        if any(y is None for y in outputs):
             raise NotImplementedError("forward returned None")
-        return found
+        return outputs
 
     def _watched(self, seen: Seen) -> dict[str, Any]:
         """The arrays that backward has no business with writing into."""
@@ -457,18 +457,18 @@ class Calls:
     def _chosen(self) -> Calls:
         """Called by the first row under which the gradients are right where there are several, else that works."""
         seen = self.passed(copy.deepcopy(self.inputs))
-        found = list(dict.fromkeys(plans(self.author, self.names, seen)))
-        if not found:
+        candidates = list(dict.fromkeys(plans(self.author, self.names, seen)))
+        if not candidates:
             none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in signature(self.author.backward))
             takes = f"backward takes other arguments than (dy, cache): ({', '.join(signature(self.author.backward))})"
             raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
         best, rated, raised = self, -2.0, ""
-        for plan in found:
+        for plan in candidates:
             calls, score = copy.copy(self), -1.0
             calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
             try:
                 calls._look_for_parameters()
-                if len(found) > 1 or not plan.sure:
+                if len(candidates) > 1 or not plan.sure:
                     score = share(calls._made())
             except (Unjudgeable, NotImplementedError):
                 raise
@@ -478,7 +478,7 @@ class Calls:
                 best, rated = calls, score
             if score == 1:
                 break
-        best._refuse(rated if len(found) > 1 or not best.plan.sure else None, raised)
+        best._refuse(rated if len(candidates) > 1 or not best.plan.sure else None, raised)
         read = {*best.plan.outputs, *best.plan.arguments}  # the last result may be a cache
         left = [i for i, part in enumerate(seen["result"][:-1]) if is_array(part) and ("result", i) not in read]
         best.unseen += [f"output {i} of forward, for which backward takes no gradient" for i in left]
@@ -565,14 +565,14 @@ class Calls:
             y = self._tried([*begin.values()])
             if y is not None and np.isfinite(y).all():
                 break
-        found = dict[str, list[Path]]()
+        read = dict[str, list[Path]]()
         for name, (value, paths) in candidates.items() if y is not None else ():
             self.slots = {n: candidates[n][1] for n in begin} | {name: paths}
             moved = self._tried([*(begin | {name: stirred(begin.get(name, value), rng)}).values()])
             if moved is None or y is None or not np.array_equal(moved, y, equal_nan=True):
-                found[name] = paths
+                read[name] = paths
         self.slots = {}
-        return found
+        return read
 
     def _move_plain_ones(self) -> None:
         """Move parameters that are 0 or 1 throughout, as a gain and a bias at the start: they would hide mistakes."""
@@ -663,12 +663,12 @@ class Calls:
         """The place of a parameter that backward updates itself, if its step is a multiple of a gradient."""
         change = array(self._all()[name]) - array(after[place])
         rates = [v for p, v in after.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
-        given = ("rate",) in self.plan.arguments
+        handed = ("rate",) in self.plan.arguments
         step = np.random.default_rng(11).normal(size=change.shape)
         factor = (
-            1.0 if given else float(rates[0]) if rates else float(np.sum(change * step)) / self._slope(name, dy, step)
+            1.0 if handed else float(rates[0]) if rates else float(np.sum(change * step)) / self._slope(name, dy, step)
         )
-        if not given and not rates:
+        if not handed and not rates:
             step, factor = np.random.default_rng(12).normal(size=change.shape), float(f"{factor:.4g}")
             if abs(np.sum(change * step) - factor * self._slope(name, dy, step)) > 1e-4 * np.sum(np.abs(change * step)):
                 return None
@@ -689,12 +689,12 @@ def agreement(pair: Pair) -> dict[str, bool | None]:
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
     agree: dict[str, bool | None] = {}
-    for name, given in out.gradients.items():
+    for name, gradient in out.gradients.items():
         agree[name] = None
-        if given.shape == inputs[name].shape:
-            step = rng.normal(size=given.shape) * (float(np.std(inputs[name])) or 1.0)
+        if gradient.shape == inputs[name].shape:
+            step = rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0)
             up, down = (output(inputs | {name: inputs[name] + h * step}) for h in (1e-5, -1e-5))
-            terms, slope = given * step, float(np.sum((up - down) * dy)) / 2e-5
+            terms, slope = gradient * step, float(np.sum((up - down) * dy)) / 2e-5
             agree[name] = abs(float(np.sum(terms)) - slope) <= 1e-4 * float(np.sum(np.abs(terms))) + 1e-9
     missing = [f for finding in out.findings for f in finding.gradients]
     return agree | dict.fromkeys(missing, False)
@@ -854,8 +854,8 @@ def _filled(
 def _kept_output(seen: Seen) -> Path | None:
     """Where an object keeps the output of a forward pass that returns nothing."""
     now, before = arrays({"object": seen["object"]}), seen["before"]
-    given = [id(value) for value in seen["input"].values()]
+    inputs = [id(value) for value in seen["input"].values()]
     new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v]
     named = [p for p in new if plain(p[1]) in _OUTPUTS]  # the input itself too, where that comes out as it is
-    kept = named or [p for p in new if id(now[p]) not in given]
+    kept = named or [p for p in new if id(now[p]) not in inputs]
     return min(kept, key=lambda p: _OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)

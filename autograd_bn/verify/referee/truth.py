@@ -56,11 +56,11 @@ class Forward:
 
         def framework(dy: Array) -> Gradients:
             try:
-                found = truth(copy.deepcopy(inputs), dy.copy())
+                gradients = truth(copy.deepcopy(inputs), dy.copy())
             except Exception as error:
                 why = f"forward can't be differentiated by its framework ({reported(error, self.pair.forward)})"
                 raise NoDerivative(why) from None
-            return {name: np.asarray(found[name], dtype=np.float64) for name in self.floats}
+            return {name: np.asarray(gradients[name], dtype=np.float64) for name in self.floats}
 
         return framework
 
@@ -110,10 +110,10 @@ class Forward:
             for n, side in sides.items():
                 near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
             try:
-                found = self.derivative(near)(dy)
+                gradients = self.derivative(near)(dy)
             except (Unjudgeable, NoDerivative):
                 return {n: np.zeros(g.shape) for n, g in truth.items()}
-            return {n: np.abs(found[n] - g) for n, g in truth.items()}
+            return {n: np.abs(gradients[n] - g) for n, g in truth.items()}
 
         rounding = 1e-14 * float(np.max(np.abs(self.output(inputs) * dy), initial=0)) + 1e-300
         noise = {n: np.zeros(g.shape) for n, g in truth.items()}
