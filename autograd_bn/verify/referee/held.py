@@ -38,7 +38,7 @@ def is_tensor(value: Any) -> bool:
 
 def vector(value: Any) -> Any:
     """A list of floats, or of such lists, as the array that it stands for; anything else as it is."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not 0 < len(value) <= 1_000:  # a longer one is data
         return value
     items = list(map(vector, value))
     numbers = all(np.ndim(item) == 0 and hasattr(item, "real") and not is_tensor(item) for item in items)

@@ -83,12 +83,12 @@ def check_backward(
     >>> verdict.ok, [row.name for row in verdict.rows if not row.ok]
     (False, ['dw'])
     """
-    given = backward if inputs is None else inputs
-    if not isinstance(given, tuple | list):
-        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes: (x, ...)")
+    taken = backward if inputs is None else inputs
+    if not isinstance(taken, tuple | list):
+        raise TypeError(f"inputs is a {type(taken).__name__}, expected a tuple of what forward takes: (x, ...)")
     author = [forward] if inputs is None else [forward, backward]
     with as_it_was(*author), seeded(forward), np.errstate(all="ignore"):
-        pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
+        pair = adapt(forward, taken) if inputs is None else numpy_pair(forward, backward, taken)
         return Referee(pair, checked(pair, names), seed, strict).verdict()
 
 
@@ -230,16 +230,16 @@ class Referee:
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
         self._run()
-        given, back = self.given, self.given.author
+        run, back = self.given, self.given.author
         if back.failure is not None:
-            rows = [self._unreturned(name, "not computed") for name in given.floats]
+            rows = [self._unreturned(name, "not computed") for name in run.floats]
             self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
-            return self._made(rows, self._repairs(given.floats))
+            return self._made(rows, self._repairs(run.floats))
         self.warnings = [f"{what}. {_COPY}" for what in back.faults]
         self.findings += back.findings
         self.notes += back.notes
         rows, wrong = [], []
-        for name in given.floats:
+        for name in run.floats:
             if name in back.gradients:
                 rows.append(self._judged(name))
                 wrong += [] if rows[-1].ok else [name]
@@ -253,14 +253,14 @@ class Referee:
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
         if wrong:
             case = Case.of(showing, wrong, repairs, self.paths is not None, self.unit)
-            found = explained(case)
-            self.findings += found.findings
-            self.coefficients = {**found.coefficients}
+            explanation = explained(case)
+            self.findings += explanation.findings
+            self.coefficients = {**explanation.coefficients}
         elif self.raised:
             repair = "Two lengths that are alike in the inputs given stand for each other."
             self.findings.append(Finding("raised", (), self.raised, repair))
-        if given.why_differences:
-            why = given.why_differences
+        if run.why_differences:
+            why = run.why_differences
             known = f"{known_to(self.pair):.0e}".replace("e-0", "e-")
             self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
         return self._made(rows + self._steps(showing[0], bool(wrong)), repairs)
@@ -297,10 +297,10 @@ class Referee:
             bad = []
             self.notes.append(f"d{name} is right without the small number that forward adds inside of its logarithm.")
         run = (bad or judged)[0]
-        given, truth, note = run.author.gradients[name], run.truth[name], ""
-        if given.shape != truth.shape:
-            note = f"shape {given.shape} for {name} of shape {truth.shape}"
-        elif not np.isfinite(given).all():
+        gradient, truth, note = run.author.gradients[name], run.truth[name], ""
+        if gradient.shape != truth.shape:
+            note = f"shape {gradient.shape} for {name} of shape {truth.shape}"
+        elif not np.isfinite(gradient).all():
             note = "not finite"
         elif bad and run is not self.given:
             note = "shows at other inputs than those given"
@@ -316,7 +316,7 @@ class Referee:
             )
         least = 1e-12 * run.vanishing(name)
         judged_at = np.isfinite(run.noise[name])
-        return row(f"d{name}", "gradient", given, truth, ok=not bad, note=note, judged=judged_at, least=least)
+        return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)
 
     def _unreturned(self, name: str, note: str) -> Row:
         truth = self.given.truth[name]
@@ -326,16 +326,16 @@ class Referee:
         """The edits of the author's code that make wrong gradients right."""
         try:
             with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                found = search(self.runs[::-1], wrong, self.effort)
+                repairs = search(self.runs[::-1], wrong, self.effort)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
             return []
-        for repair in found:
-            rest = [f"d{name}" for name in wrong if name not in {name for other in found for name in other.gradients}]
+        for repair in repairs:
+            rest = [f"d{name}" for name in wrong if name not in {name for other in repairs for name in other.gradients}]
             if rest:
                 mended = " and ".join([f"d{name}" for name in repair.gradients])
                 self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
-        return found
+        return repairs
 
 
 def _ignores_dy(run: Run) -> bool:

@@ -77,10 +77,10 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
         return set() if new else {name for name, g in back.gradients.items() if stage.run.right(name, g)}
 
     fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
-    found, spare = Repairs(), Repairs()
+    repairs, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
     for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, workshop.budget):
-        if workshop.budget.over() or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
+        if workshop.budget.over() or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
@@ -90,16 +90,16 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
             mended = wrong | fixed
             for stage in stages:
                 mended &= right(stage, stage.back(backward))
-                if not fixed <= mended or edit.cost >= found.price(mended & wrong):
+                if not fixed <= mended or edit.cost >= repairs.price(mended & wrong):
                     break
             else:
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
                 now = stages[-1].steps(backward)
-                kept = found if all(now.get(name) for name in known) else spare
+                kept = repairs if all(now.get(name) for name in known) else spare
                 names = [name for name in order if name in mended]
                 if edit.cost < kept.price(set(names)):
                     kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names), stages[0].sizes))))
-    return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
+    return list(dict.fromkeys(repair for _, repair in {**spare, **repairs}.values()))
 
 
 def _constant(runs: Sequence[Run], name: str) -> bool:
@@ -206,7 +206,7 @@ class Workshop:
         edits = [
             (source, replace(edit, cost=edit.cost + _doubt(source, edit, stage.sizes)))
             for source, values in known
-            for edit in Slips(source, self.allowed, values).found
+            for edit in Slips(source, self.allowed, values).edits
         ]
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
@@ -299,10 +299,10 @@ _STEPS = 100_000
 
 
 def _range(*ends: Any) -> range:
-    found = range(*ends)
-    if len(found) > _STEPS:
+    numbers = range(*ends)
+    if len(numbers) > _STEPS:
         raise ValueError("the edit makes a loop too long")
-    return found
+    return numbers
 
 
 def _count_steps(node: Any) -> None:

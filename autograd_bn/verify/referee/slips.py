@@ -96,15 +96,15 @@ def _is_text(node: Any) -> bool:
     return isinstance(getattr(node, "value", None), str | bytes) or isinstance(node, ast.JoinedStr)
 
 
-def _matched(pattern: ast.AST, node: ast.AST, found: dict[str, ast.AST]) -> bool:
+def _matched(pattern: ast.AST, node: ast.AST, parts: dict[str, ast.AST]) -> bool:
     """Whether a node has a pattern's form, with the nodes found for its letters."""
     if isinstance(pattern, ast.Name):
-        found[pattern.id] = node
+        parts[pattern.id] = node
         return True
     if type(pattern) is not type(node) or getattr(pattern, "attr", "") != getattr(node, "attr", ""):
         return False
     own, others = [*ast.iter_child_nodes(pattern)], [*ast.iter_child_nodes(node)]
-    return len(own) == len(others) and all(_matched(a, b, found) for a, b in zip(own, others, strict=True))
+    return len(own) == len(others) and all(_matched(a, b, parts) for a, b in zip(own, others, strict=True))
 
 
 class Slips:
@@ -115,7 +115,7 @@ class Slips:
     """
 
     def __init__(self, source: Source, allowed: Allowed, seen: Mapping[str, Any]) -> None:
-        self.source, self.text, self.found, self.allowed = source, source.segment, list[Edit](), allowed
+        self.source, self.text, self.edits, self.allowed = source, source.segment, list[Edit](), allowed
         nodes: list[Any] = [node for statement in source.tree.body for node in _walk(statement)]
         self.parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
         code, outside = source.function.__code__, source.outside
@@ -164,7 +164,7 @@ class Slips:
     def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
         """Note an edit of a node or a span, in `place`."""
         start, end = at if isinstance(at, tuple) else self.source.span(at)
-        self.found.append(Edit(cost, start, end, new, kind, place or at))
+        self.edits.append(Edit(cost, start, end, new, kind, place or at))
 
     def _is_value(self, node: Any) -> bool:
         """Whether an expression is read for its value: no target, no function or module."""
@@ -187,8 +187,8 @@ class Slips:
 
     def _names(self, node: Any) -> list[str]:
         """The values in scope where `node` stands, those that nobody reads first."""
-        found = [name for name, line in self.born.items() if line < node.lineno]
-        return sorted(found, key=lambda name: (name not in self.unread, -self.born[name]))
+        names = [name for name, line in self.born.items() if line < node.lineno]
+        return sorted(names, key=lambda name: (name not in self.unread, -self.born[name]))
 
     def _patterns(self, node: ast.AST, place: ast.AST) -> None:
         """What the table has for a node."""
@@ -264,8 +264,8 @@ class Slips:
         self._exchanges(node.args, "order", node)
         if name not in _REDUCTIONS:
             return
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        axis = arguments[0] if arguments else given.get("axis") or given.get("dim")
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        axis = arguments[0] if arguments else keywords.get("axis") or keywords.get("dim")
         close = self.source.span(node)[1] - 1
         more = ", " if node.args or node.keywords else ""
         names = [name for name in ("axis", "axes", "dims") if name in self._names(node)]
@@ -275,8 +275,8 @@ class Slips:
                 self._add(1.3 + rank / 50, (close, close), f"{more}axis={new}, keepdims=True", "wrong axis", node)
             elif new != self.text(axis):
                 self._add(1 + rank / 50, self.source.span(axis), new, "wrong axis", node)
-        if "keepdims" in given:
-            keep = given["keepdims"]
+        if "keepdims" in keywords:
+            keep = keywords["keepdims"]
             self._add(1, self.source.span(keep), str(self.text(keep) != "True"), "wrong axis", node)
         else:
             self._add(1, (close, close), f"{more}keepdims=True", "wrong axis", node)
