@@ -657,9 +657,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
         known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
         entry.verdict, entry.report = "" if entry.base else "unjudged", None
-        entry.reasons.append(
-            (" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)
-        )
+        entry.reasons = [(" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)]
 
 
 def _elementwise(pair: Pair) -> bool:
