@@ -26,7 +26,7 @@ from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
 from autograd_bn.drawing.place_labels import placed
 from autograd_bn.drawing.run_graphviz import draw
-from autograd_bn.drawing.scene import LARGEST
+from autograd_bn.drawing.scene import SEARCHED
 from autograd_bn.drawing.wheel import FONT, Font
 from autograd_bn.nn.functions import linear
 
@@ -372,7 +372,7 @@ def test_values_in_short(value, text):
 
 
 def test_a_batch_that_is_too_large_to_search_is_drawn_without_names():
-    y = ag.batch_norm(ag.tensor(np.ones((LARGEST, 2))), form="composed")
+    y = ag.batch_norm(ag.tensor(np.ones((SEARCHED, 2))), form="composed")
     assert "statistics" not in ag.to_dot(y).source
     assert "subtract" in labels(ag.to_dot(y).source).values()
 

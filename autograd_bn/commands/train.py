@@ -251,8 +251,9 @@ def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, An
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """What to train, how many steps of it are done, and the state they led to."""
     asked = {name: getattr(args, name) for name in DEFAULTS[False] if getattr(args, name) is not None}
-    if asked.get("steps", 1) < 1 or not 0 <= asked.get("lr", 0) < float("inf") or asked.get("seed", 0) < 0:
-        raise UsageError("expected --steps of at least 1, a finite --lr and a --seed of at least 0")
+    for name, least in (("steps", 1), ("lr", 0), ("seed", 0)):
+        if not least <= asked.get(name, least) < float("inf"):
+            raise UsageError(f"--{name} is {asked[name]}, expected a finite number of at least {least}")
     if args.resume is None:
         return {**DEFAULTS["conv" in asked], **asked}, 0, {}
     try:

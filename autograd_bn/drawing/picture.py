@@ -108,7 +108,7 @@ class Picture:
         for node in self.outputs:
             name = node.name if node.name and node.op else "output"
             here = self.add("output", [name], None, self.ends.get(node, node))
-            self.connect(self.place[node], here, node, spine=node is first, gradient=self.flow(node, node))
+            self.connect(self.place[node], here, node, spine=node is first, gradient=self.flows(node, node))
         cut = {parent for node in {*graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
@@ -202,7 +202,7 @@ class Picture:
         words = [name if name != said else "", shape, dtype]
         self.arrows.append(Arrow(tail, head, " ".join(filter(None, words)), **about))
 
-    def flow(self, node: Node, arg: Node) -> bool:
+    def flows(self, node: Node, arg: Node) -> bool:
         """Whether to show that a gradient flows to `arg` from `node`, or from what reads it."""
         parts = self.parts.get(node, [node])
         reached = {self.drawn(there) for part in parts if part in self.flowing for there in part.receivers}
@@ -231,7 +231,7 @@ class Picture:
         full = not node.op or node not in self.outputs or node in self.ends
         here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
-            about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flow(node, arg)}
+            about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flows(node, arg)}
             self.connect(tail, here, arg, "" if alike else name, position=place, **about)
 
     def kind(self, node: Node) -> str:

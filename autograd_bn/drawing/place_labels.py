@@ -14,7 +14,7 @@ from .wheel import FONT, Font
 SVG = "{http://www.w3.org/2000/svg}"
 STEP = 1.5  # points: what is so near is taken
 MARGIN = 1.2  # points between a label and a line's middle, which is half as wide as the widest
-LARGEST = 10**8  # square points of a picture up to which it is looked at
+LOOKED_AT = 10**8  # square points of a picture up to which it is looked at
 GAPS = (4, 9, 14)  # points between a label that is moved and its edge
 TEXT = re.compile(r'(<text [^>]*? x=")([^"]*)(" y=")([^"]*)')
 NO_LINE = np.zeros((0, 2))
@@ -27,7 +27,7 @@ def placed(svg: str) -> str:
     *_, width, height = (float(size) for size in root.get("viewBox", "0 0 0 0").split())
     groups = {element: group for group in root.iter(f"{SVG}g") for element in group}
     texts = list(root.iter(f"{SVG}text"))
-    if width * height > LARGEST:
+    if width * height > LOOKED_AT:
         return svg
     taken, frames, edges = Taken(width, height), dict[ElementTree.Element, Box](), dict[ElementTree.Element, Array]()
     for element, group in groups.items():

@@ -15,12 +15,12 @@ from . import repeats
 from .options import Options, named, settled
 from .picture import Picture
 from .run_graphviz import draw, write
-from .scene import flow, scene_of, seeds
+from .scene import gradients_of, scene_of, seeds
 
 if TYPE_CHECKING:
     import graphviz
 
-MOST = 200  # nodes of a graph that a notebook draws without being asked
+UNASKED = 200  # nodes of a graph that a notebook draws without being asked
 SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv", ".html")
 
 
@@ -91,7 +91,7 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
         # Zeros stand in for the values that only a fused node's structure needs, but not among exact numbers.
         needed = values or start or any(node.dtype == object for node in scene.graph.nodes)
         scene = scene.opened(fused, Values(scene.graph.nodes) if needed else None)
-    gradients = flow(scene.graph, start) if start is not None else None
+    gradients = gradients_of(scene.graph, start) if start is not None else None
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
     shown = scene.graph.values() if values else None
@@ -105,7 +105,7 @@ def html(shown: Any) -> str | None:
     from .dot import CARD
 
     graph = shown if isinstance(shown, Graph) else Graph(shown)
-    if len(graph) > MOST or not graph.ops:
+    if len(graph) > UNASKED or not graph.ops:
         return None
     try:
         picture = base64.b64encode(draw(to_dot(graph).source, "svg")).decode()

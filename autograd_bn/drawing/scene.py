@@ -20,7 +20,7 @@ from ..engine.backward import propagate
 from ..engine.node import Array, no_update, recording, topological_order
 from .options import Options
 
-LARGEST = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
+SEARCHED = 2**19  # elements of an array up to which batch norm is looked for: it takes a second there
 
 
 class Call(NamedTuple):
@@ -54,7 +54,7 @@ class Scene:
     @cached_property
     def norms(self) -> list[dict[Node, str]]:
         """The nodes of every spelled-out batch norm, each with what it stands for."""
-        small = all(math.prod(node.shape) <= LARGEST for node in self.graph.nodes)
+        small = all(math.prod(node.shape) <= SEARCHED for node in self.graph.nodes)
         return norms(self.graph.outputs) if small else []
 
     def origin(self, node: Node) -> Node:
@@ -218,7 +218,7 @@ def seeds(graph: Graph, grads: Any) -> list[Any] | None:
     return [array.astype(outputs[0].dtype)]
 
 
-def flow(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
+def gradients_of(graph: Graph, start: Sequence[Any] | None, visits: list[Any] | None = None) -> dict[Node, Any]:
     """The gradient of every node that has one, where those of the outputs begin with `start`."""
     begin = list(zip(graph.outputs, start or (), strict=False))
     return propagate(begin, {node for node in graph.nodes if node.requires_grad}, False, visits)

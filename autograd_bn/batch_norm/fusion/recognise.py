@@ -392,7 +392,7 @@ def _unequal(region: Region, e: Any) -> Miss:
     near: dict[str, Formula] = {}
     for a, b, c in set(product(axes, repeat=3)) - {(a, a, a) for a in axes}:
         reason = f"unequal axes: the mean is taken over {a}, the variance over {b} about {c}"
-        near[reason] = _normal(partial(region.avg, axes=a), partial(region.spread, axes=b, centre=c), e)
+        near[reason] = _normal(partial(region.avg, axes=a), partial(region.var_about, axes=b, mean_axes=c), e)
     for a in axes:
         if a and a[-1] >= len(a) and broadcasts(np.mean(region.values[region.x], a).shape, region.shape):
             reason = "the statistics are laid along other axes than those that they belong to: keepdims is missing"

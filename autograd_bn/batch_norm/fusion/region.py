@@ -170,9 +170,9 @@ class Region:
         """The mean of squared deviations from something."""
         return self.avg((values - centre) ** 2)
 
-    def spread(self, values: Array, axes: tuple[int, ...], centre: tuple[int, ...]) -> Any:
+    def var_about(self, values: Array, axes: tuple[int, ...], mean_axes: tuple[int, ...]) -> Any:
         """The mean over some axes of squared deviations from the mean over others."""
-        return self.avg((values - self.avg(values, centre)) ** 2, axes)
+        return self.avg((values - self.avg(values, mean_axes)) ** 2, axes)
 
 
 def nodes(args: Iterable[Any]) -> list[Node]:

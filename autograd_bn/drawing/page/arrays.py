@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 WHOLE = 64  # the most entries that are shown one by one
-BRIEF = 8  # ... in a large graph
+FEW = 8  # ... in a large graph
 BINS, TILE = 16, 8
 # A letter for each of the shades of a tile, from the most negative to the most positive.
 SHADES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy"
@@ -39,7 +39,7 @@ class Arrays:
     def _entry(self, array: Any) -> dict[str, Any]:
         entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
         flat = array.reshape(-1)
-        if array.size <= (BRIEF if self.brief else WHOLE):
+        if array.size <= (FEW if self.brief else WHOLE):
             return {**entry, "data": [number(v) for v in flat]}
         head, tail = (2, 1) if self.brief else (4, 2)
         floats = array.astype(float)

@@ -120,7 +120,7 @@ const overlay = (pane, to, position, name) => {
 const badge = (e, lines, name) => {
   const b = e.querySelector("polygon,ellipse,path").getBBox();
   const width = 6.6 * Math.max(...lines.map((line) => line.length)) + 8, height = 13 * lines.length + 3;
-  const x = b.x + b.width - width / 2, y = b.y - height + 6;
+  const x = b.x + b.width - width / 2, y = b.y - height + 3;
   e.append(shape("g", { class: `badge extra ${name}` }, shape("rect", { x, y, width, height, rx: 4 }),
     ...lines.map((line, i) => shape("text", { x: x + width / 2, y: y + 12 + 13 * i }, line))));
 };

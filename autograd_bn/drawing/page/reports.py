@@ -14,7 +14,7 @@ from ...verify.derivation import Derivation
 from ...verify.gradcheck import GradientError
 from ...verify.referee.trace import local_values
 from ...verify.referee.verdict import Verdict
-from ..scene import Scene, flow
+from ..scene import Scene, gradients_of
 from .arrays import Arrays
 from .code import mark, pane, source_of
 from .views import LABELS, Twins, View
@@ -80,7 +80,7 @@ def _compared(comparison: Comparison, arrays: Arrays) -> tuple[list[View], Twins
             if len(scene.graph) == len(view.scene.graph):
                 again = dict(zip(scene.graph.nodes, view.scene.graph.nodes, strict=True))
                 exact["value"] |= {again[node]: array for node, array in scene.graph.values().items()}
-                exact["grad"] |= {again[node]: array for node, array in flow(scene.graph, weights).items()}
+                exact["grad"] |= {again[node]: array for node, array in gradients_of(scene.graph, weights).items()}
         for view in views:
             for node, i in view.ids.items():
                 twin, errors = twins.get(node), dict[str, Any]()

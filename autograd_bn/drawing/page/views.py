@@ -14,7 +14,7 @@ from ...engine import Leaf, Node
 from ...engine.backward import pull
 from .. import labels, repeats
 from ..picture import Picture
-from ..scene import Scene, flow
+from ..scene import Scene, gradients_of
 from . import formulas
 from .arrays import Arrays
 
@@ -55,7 +55,7 @@ class View:
         self.name, self.scene, self.arrays, self.why = name, scene, arrays, why
         self.values, self.visits, self.says_values = graph.values(), list[Any](), values
         self.seeds = [(node, g) for node, g in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
-        self.grads = flow(graph, start, self.visits)
+        self.grads = gradients_of(graph, start, self.visits)
         self.runs = runs = repeats.runs(scene, self.grads)
         if runs:
             ordered = copy(graph)
