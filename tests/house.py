@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_375,
     "distributed": 300,
     "batch_norm": 2_685,
-    "verify": 8_729,
+    "verify": 8_643,
     "drawing": 2_445,
     "nn": 1_340,
     "commands": 1_160,

@@ -442,8 +442,8 @@ def test_a_case_that_is_not_met_at_the_inputs_is_written_too(function):
 
 
 def test_a_wrong_text_would_not_be_handed_out(monkeypatch):
-    # Every difference loses its second term.
-    monkeypatch.setitem(text.FORMS, "subtract", ("{} + 0 * {}", text.SUM, (text.SUM, text.PRODUCT)))
+    # Every root is of something larger.
+    monkeypatch.setitem(text.FORMS, "sqrt", ("np.sqrt(2 * {})", text.ATOM, (text.PRODUCT,)))
     with pytest.raises(ValueError, match="is not right"):
         ag.write_backward(paper, NORM)
 

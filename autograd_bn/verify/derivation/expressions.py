@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...engine import operations
 from ...engine.node import Array, Leaf, Node
-from .tracing import Call, Recording, Unwritable
+from .tracing import Call, Recording, Unwritable, mapped
 
 PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 ELEMENTWISE = frozenset(
@@ -34,24 +34,20 @@ class Expression:
         self.shapes = tuple([np.shape(value) for value in values])
         self.moving: bool = op == "upstream" or any(e.moving for e in self.parts)
         self.serial = 0
+        self.lengths = tuple([tuple([n for n in shape if n > 1]) for shape in self.shapes])
         flat = [np.ravel(value) for value in values]
-        # Everywhere the same, as a mask whose case isn't met: the values say nothing about other inputs.
-        self.uniform: bool = op not in ("number", "array") and all(len(v) and np.all(v == flat[0][0]) for v in flat)
+        alike = op not in ("number", "array", "zero", "upstream") and all(
+            len(v) and np.all(v == flat[0][0]) for v in flat
+        )
+        # Everywhere the same, as a mask whose case isn't met, or made of that: values say nothing about other inputs.
+        self.uniform: bool = alike or any(e.uniform for e in self.parts)
 
     @property
     def parts(self) -> list[Expression]:
         """The expressions that it is computed from."""
-        return list(_within((self.args, tuple(self.params.values()))))
-
-
-def _within(value: Any) -> Iterator[Expression]:
-    if isinstance(value, Expression):
-        yield value
-    elif isinstance(value, slice):
-        yield from _within((value.start, value.stop, value.step))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _within(item)
+        found = list[Expression]()
+        mapped((self.args, self.params), lambda e: found.append(e) if isinstance(e, Expression) else None)
+        return found
 
 
 class Expressions:
@@ -62,17 +58,18 @@ class Expressions:
         self.made: dict[tuple[int, ...], Any] = {}
         self.listed: dict[Any, list[Expression]] = {}  # by shape
         self.count = 0
-        self.fixed, self.used = set[Expression](), set[Expression]()  # that stand as they are; that others are made of
+        self.numbers: dict[Any, Expression] = {}
+        self.fixed = set[Expression]()  # which stand as they are
         kept = (*recordings[0].named.values(), *recordings[0].outputs)
         self.named = {id(recordings[0].source(value)) for value in kept}
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
-            self.made[key] = self._new("upstream", (i,), {}, tuple([t.data for t in tensors]))
+            self.made[key] = self._known(Expression("upstream", (i,), {}, tuple([t.data for t in tensors])))
         for name in recordings[0].given:
             sources = [r.source(r.given[name]) for r in recordings]
             if isinstance(sources[0], Node | Call):
                 values = tuple([r.inputs[name] for r in recordings])
-                self.made[tuple(map(id, sources))] = self._new("input", (name,), {}, values)
+                self.made[tuple(map(id, sources))] = self._known(Expression("input", (name,), {}, values))
 
     def of(self, *values: Any) -> Any:
         """What values, one a recording, have in common: an expression, or a structure of expressions and constants."""
@@ -91,9 +88,9 @@ class Expressions:
         if all(isinstance(value, np.ndarray) and value.ndim for value in found):
             if a.dtype.kind == "f" and not any(map(np.any, found)):
                 return self._zero(tuple(found))
-            return self._new("array", (), {}, tuple(found))
+            return self._known(Expression("array", (), {}, tuple(found)))
         if isinstance(a, int | float | np.number | np.ndarray) and not isinstance(a, bool):
-            return self._new("number", (), {}, tuple(map(np.asarray, found)))
+            return self._known(Expression("number", (), {}, tuple(map(np.asarray, found))))
         for other in found[1:]:
             if type(a) is not type(other) or a != other:
                 raise Unwritable(f"forward reads {a!r} at some inputs and {other!r} at others")
@@ -116,235 +113,238 @@ class Expressions:
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
         return self.make(a.op if own else a.primitive, args, params, values)
 
-    def _new(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Expression:
-        """An expression, or the one that is known for these values; they may differ by axes of length 1."""
-        made = Expression(op, args, params, values)
-        if op == "number":
-            return made
-        alike = self.listed.setdefault(tuple([tuple([n for n in shape if n > 1]) for shape in made.shapes]), [])
-        strict = op in BENT or made.uniform or any(e.uniform for e in made.parts)
-        for known in alike if op not in ("upstream", "input", "zero") else ():
-            if strict and (known.op != op or known.parts != made.parts):
-                continue
-            same = known.shapes == made.shapes
-            # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
-            exact = op in EXACT and known.op not in EXACT
-            agree = np.array_equal if exact else _agree
-            if (same or op in LINEAR) and all(map(agree, map(np.ravel, known.values), map(np.ravel, values))):
-                if same:
-                    return known
-                made.op, made.args, made.params = "reshape", (known,), {}
-        self.used.update(made.parts)
+    def _known(self, made: Expression) -> Expression:
+        """An expression, or the one that is known for its values; they may differ by axes of length 1."""
+        if made.op == "number":
+            return self.numbers.setdefault(tuple([(v.dtype.kind, v.item()) for v in made.values]), made)
+        alike = self._alike(made)
+        same = next((known for known in alike if known.shapes == made.shapes), None)
+        if same is not None:
+            return same
+        if alike and made.op in LINEAR:
+            made.op, made.args, made.params = "reshape", (alike[-1],), {}
         self.count += 1
         made.serial = self.count
-        alike.append(made)
+        self.listed.setdefault(made.lengths, []).append(made)
         if self.count > MOST:
             raise Unwritable(f"what is written would have more than {MOST} operations, which nobody reads")
         return made
 
+    def _alike(self, made: Expression) -> list[Expression]:
+        """The expressions that have the same values, whatever inputs they are made of."""
+        op, strict = made.op, made.op in BENT or made.uniform
+        known = [] if op in ("upstream", "input", "zero") else self.listed.get(made.lengths, [])
+        # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
+        agree = {e: np.array_equal if op in EXACT and e.op not in EXACT else _agree for e in known}
+        known = [e for e in known if not strict or (e.op == op and e.parts == made.parts)]
+        return [e for e in known if all(map(agree[e], map(np.ravel, e.values), map(np.ravel, made.values)))]
+
     def do(self, op: str, *args: Any) -> Any:
         """An elementwise operation on expressions and plain numbers."""
         args = tuple([e if isinstance(e, Expression) else self.of(*[e] * len(self.recordings)) for e in args])
-        return self.make(op, args, {}, _computed(op, args))
+        return self.make(op, args, {}, _computed(op, *[e.values for e in args]))
 
     def make(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         """The simplest expression for an operation that gave these values."""
-        if op in CANCELLING and any(e.moving for e in args) and all(map(_cancels, values, *[e.values for e in args])):
+        moving = any(e.moving for e in args)
+        if op in CANCELLING and moving and all(map(_cancels, values, *[e.values for e in args])):
             return self._zero(values)
         if op in ELEMENTWISE:
             args = self._unspread(args, tuple(map(np.shape, values)))
-            inner = tuple([bare(arg, self.fixed) for arg in args])
+            inner = tuple(map(self.bare, args))
             if op != "negative" and inner != args:  # what all operands were spread to, the result is
                 made = self.do(op, *inner)
                 same = made.values[0].size == values[0].size
                 return self.make("reshape" if same else "broadcast_to", (made,), {}, values)
             if op != "where" and all(map(_is_number, args)):
-                return self.of(*_computed(op, args))
-        return self._simpler(op, args, params, values) or self._new(op, args, params, values)
+                return self.of(*_computed(op, *[e.values for e in args]))
+        if op in ("put", "scatter", "broadcast_to"):
+            args = (*args[:-1], self.bare(args[-1]))
+        if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
+            return args[0]
+        if op in (*LINEAR, "negative", "multiply", "scatter") and any(
+            e.op == "zero" for e in args[: 2 if op != "divide" else 1]
+        ):
+            return self._zero(values)
+        number, _ = self._split(args[0]) if op in LINEAR and moving else (None, None)
+        if number and op != "divide" and (op in ("reshape", "transpose") or max(number.values) < 0):
+            number = number if op in ("reshape", "transpose") else self.of(*[-1] * len(values))
+            args = self.do("divide", args[0], number), *args[1:]
+            return self._scaled(number, self.make(op, args, params, _computed("divide", values, number.values)))
+        if op in REDUCTIONS and "keepdims" in params:
+            rest = {name: value for name, value in params.items() if name != "keepdims"}
+            shorter = tuple([np.squeeze(v, _axes(params)) for v in values])
+            return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
+        e = Expression(op, args, params, values)
+        rule = getattr(self, f"_{op}", None) if isinstance(op, str) else None
+        return (rule and rule(e, *args)) or self._known(e)
 
     def _zero(self, values: tuple[Any, ...]) -> Expression:
-        return self._new("zero", (), {}, tuple([np.zeros(np.shape(value)) for value in values]))
+        return self._known(Expression("zero", (), {}, tuple([np.zeros(np.shape(value)) for value in values])))
 
     def _unspread(self, args: tuple[Any, ...], shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         """Operands without what broadcasting does by itself."""
         found = list(args)
         for i, arg in enumerate(found):
             inner = arg
-            while inner.op in ("broadcast_to", "reshape", "array") and inner not in self.fixed:
-                if inner.op != "array":
-                    inner = inner.args[0]
-                elif all(v.dtype.kind == "f" and not np.ptp(v) for v in inner.values):
-                    inner = self.of(*[v.flat[0].item() for v in inner.values])
-                else:
-                    break
+            while inner := self._inside(inner):
                 operands = [*found[:i], inner, *found[i + 1 :]]
                 if all(_spreads(inner.values[k], arg.values[k], operands, k, shape) for k, shape in enumerate(shapes)):
                     found[i] = inner
         return tuple(found)
 
-    # Shorter ways to write an operation: each gives an expression, or None where it knows none.
-
-    def _simpler(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
-        if op == "transpose" and (found := self._turned(args[0], params, values)):
-            return found
-        if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
-            return args[0]
-        if op == "reshape" and args[0].op == "reshape" and args[0] not in self.fixed:
-            return self.make("reshape", args[0].args, {}, values)
-        if op in ("sum", "sum_to") and (found := self._undivided(op, args[0], params, values)):
-            return found
-        if op == "getitem" and args[0].op == "put" and (found := self._beside(args[0], params, values)):
-            return found
-        known = isinstance(op, str) and op in RULES
-        if known and (found := getattr(self, f"_{op}")(*args, values)):
-            return found
-        if op in LINEAR and args[0].op == "zero":
-            return self._zero(values)
-        if op in LINEAR and (inner := self._negated(args[0])):
-            return self.do("negative", self.make(op, (inner, *args[1:]), params, tuple([-v for v in values])))
-        if op in REDUCTIONS and "keepdims" in params:
-            rest = {name: value for name, value in params.items() if name != "keepdims"}
-            shorter = tuple([np.squeeze(v, _axes(params)) for v in values])
-            return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
-        return None
-
-    def _negated(self, e: Any) -> Any:
-        """Of what is written with a minus sign, the rest."""
-        if e in self.fixed or e.op not in ("negative", "multiply"):
+    def _inside(self, e: Any) -> Any:
+        """What an expression is spread from or laid out anew, with its number; else None."""
+        if e.op == "array" and all(v.dtype.kind == "f" and not np.ptp(v) for v in e.values):
+            return self.of(*[v.flat[0].item() for v in e.values])
+        if e in self.fixed:
             return None
-        if e.op == "negative":
-            return e.args[0]
-        below = _is_number(e.args[0]) and max(e.args[0].values) < 0
-        return self.do("multiply", self.do("negative", e.args[0]), e.args[1]) if below else None
+        if e.op == "multiply" and _is_number(e.args[0]):
+            inner = self._inside(e.args[1])
+            return inner and self._scaled(e.args[0], inner)
+        return e.args[0] if e.op in ("broadcast_to", "reshape") else None
 
-    def _beside(self, a: Any, params: dict[str, Any], values: Any) -> Any:
-        """Elements of an array in which others were set, as those of the array before."""
-        before = a.args[0]
-        found = tuple([v[plain_index(params["index"], k)] for k, v in enumerate(before.values)])
-        return self.make("getitem", (before,), params, found) if all(map(_agree, found, values)) else None
+    def bare(self, e: Any) -> Any:
+        """An expression before it was spread along leading axes."""
+        while (inner := self._inside(e)) and inner.op != "number" and all(map(_leads, inner.shapes, e.shapes)):
+            e = inner
+        return e
 
-    def _undivided(self, op: str, a: Any, params: dict[str, Any], values: Any) -> Any:
-        """(a / b).sum(axis) as a.sum(axis) / b, where b is the same along the axis."""
-        if a.op != "divide" or a in self.fixed or not a.moving or a.args[0].shapes != a.shapes:
-            return None
-        top, under = a.args
-        axes = [*np.atleast_1d(_axes(params))] if op == "sum" and params else []
-        stays = "keepdims" in params or axes == [*range(len(axes))]
-        sums = tuple([np.asarray(v * u) for v, u in zip(values, under.values, strict=True)]) if stays else ()
-        if not stays or any(total.shape != np.shape(v) for total, v in zip(sums, values, strict=True)):
-            return None
-        return self.do("divide", self.make(op, (top,), params, sums), under)
+    # Products have one constant, which stands first, and sums have terms with a sign.
 
-    def _negative(self, a: Any, values: Any) -> Any:
-        return a if a.op == "zero" else self._negated(a)
+    def _split(self, e: Any) -> tuple[Any, Any]:
+        """The constant that an expression is multiplied by, None for 1, and the rest of it."""
+        if e in self.fixed or e.op != "multiply" or not _is_number(e.args[0]) or np.ptp(e.args[0].values):
+            return None, e
+        return e.args[0], e.args[1]
 
-    def _add(self, a: Any, b: Any, values: Any) -> Any:
-        for e, other in ((a, b), (b, a)):
-            if e.op == "zero" and other.shapes[0] == np.shape(values[0]):
-                return other
-        if inner := self._negated(b):
-            return self.do("subtract", a, inner)
-        return self.do("subtract", b, inner) if (inner := self._negated(a)) else None
+    def _scaled(self, number: Any, e: Any) -> Any:
+        """A number times an expression."""
+        own, rest = self._split(e)
+        if own and _is(number, -1) and max(own.values) > 0:
+            own, rest = None, e  # which may have a name
+        if own and np.ptp(number.values):
+            number, rest = own, self._scaled(number, rest)
+        elif own:
+            number = self.do("multiply", number, own)
+        values = _computed("multiply", number.values, rest.values)
+        return rest if _is(number, 1) else self._known(Expression("multiply", (number, rest), {}, values))
 
-    def _subtract(self, a: Any, b: Any, values: Any) -> Any:
-        if b.op == "zero" and a.shapes[0] == np.shape(values[0]):
-            return a
-        return self.do("add", a, inner) if (inner := self._negated(b)) else None
+    def _negative(self, e: Expression, a: Any) -> Any:
+        return self._scaled(self.of(*[-1] * len(e.values)), a)
 
-    def _multiply(self, a: Any, b: Any, values: Any) -> Any:
-        whole = b.shapes[0] == np.shape(values[0])
-        if a.op == "zero" or b.op == "zero":
-            return self._zero(values)
-        if inner := self._negated(a):
-            return self.do("negative", self.do("multiply", inner, b))
-        if inner := self._negated(b):
-            return self.do("negative", self.do("multiply", a, inner))
-        if not _is_number(a) and (_is_number(b) or (b.moving and not a.moving and whole)):
-            return self.do("multiply", b, a)  # numbers first, then the gradient
-        if a is b:
-            return self.do("square", a)
-        if a.op == "square" and a.args[0] is b and a not in self.fixed:
-            return self.do("power", b, 3)
-        if a.op == "divide" and a.args[1].op == "add" and a.args[1].args[1] is b and _is(a.args[1].args[0], 1):
+    def _subtract(self, e: Expression, a: Any, b: Any) -> Any:
+        return self.do("add", a, self.do("negative", b)) if b.values[0].dtype.kind in "fi" else None
+
+    def _add(self, e: Expression, a: Any, b: Any) -> Any:
+        if a is b and e.moving:
+            return self._scaled(self.of(*[2] * len(e.values)), a)
+        return next((y for x, y in ((a, b), (b, a)) if x.op == "zero" and y.shapes == e.shapes), None)
+
+    def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
+        if _is_number(a) or _is_number(b):
+            return self._scaled(*((a, b) if _is_number(a) else (b, a)))
+        if b.moving and not a.moving and b.shapes == e.shapes:
+            return self.do("multiply", b, a)
+        (p, a), (q, b) = (self._split(a), self._split(b)) if e.moving else ((None, a), (None, b))
+        if p or q:
+            return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
+        for x, y in ((a, b), (b, a)):
+            if y.op == "divide" and _is(y.args[0], 1) and y not in self.fixed:
+                return self.do("divide", x, y.args[1])
+        if a.op == "divide" and a.args[1].op == "add" and b in a.args[1].args and _is(a.args[1].args[0], 1):
             # a / (1 + e) * e, the derivative of the logistic function 1 / (1 + e)
             return self.do("multiply", a.args[0], self.do("subtract", 1, self.do("divide", 1, a.args[1])))
-        return self._times_part(a, b, True) or self._times_part(b, a, False)
+        return None
 
-    def _times_part(self, e: Any, other: Any, left: bool) -> Any:
-        """A product of `other` with c * x, or with 1 / x: numbers stand first, and what is divided is divided once."""
-        if e in self.fixed or e.op not in ("multiply", "divide") or not _is_number(e.args[0]):
+    def _divide(self, e: Expression, a: Any, b: Any) -> Any:
+        if b.op == "sum" and _is_tie(b.args[0]) and all(map(_agree, a.values, e.values)):
+            return a
+        if not e.moving:
             return None
-        number, x = e.args
-        if e.op == "divide":  # but for what the forward pass has
-            known = _is_number(other) or (other.moving and e in self.used)
-            return self.do("divide", other, x) if _is(number, 1) and not known else None
-        if _is_number(other):
-            return self.do("multiply", self.do("multiply", other, number), x)
-        return self.do("multiply", number, self.do("multiply", *((x, other) if left else (other, x))))
+        if _is_number(b):
+            return self._scaled(self.do("divide", 1, b), a)
+        (p, a), (q, b) = self._split(a), self._split(b)
+        return self._scaled(self.do("divide", p or 1, q or 1), self.do("divide", a, b)) if p or q else None
 
-    def _divide(self, a: Any, b: Any, values: Any) -> Any:
-        if _is_number(b) and a.moving and np.ptp(b.values) == 0 and len(repr(1 / float(b.values[0]))) < 5:
-            return self.do("multiply", 1 / float(b.values[0]), a)
-        if b.op == "sum" and b.args[0].op == "equal" and _are_floats(b.args[0]) and all(map(_agree, a.values, values)):
-            return a  # no tie at these inputs
-        for e in (a, b) if not _is_number(a) else ():
-            if e.op == "multiply" and _is_number(e.args[0]) and e not in self.fixed:
-                number = float(e.args[0].values[0] if e is a else 1 / e.args[0].values[0])
-                if np.ptp(e.args[0].values) == 0 and len(repr(number)) < 6:  # 1 / 3 stays where it is
-                    rest = (e.args[1], b) if e is a else (a, e.args[1])
-                    return self.do("multiply", number, self.do("divide", *rest))
-        return None
+    def _power(self, e: Expression, a: Any, b: Any) -> Any:
+        if _is(b, 1):
+            return a
+        inverse = a.op == "divide" and _is(a.args[0], 1) and a not in self.fixed
+        return self.do("divide", 1, self.do("power", a.args[1], b)) if inverse else None
 
-    def _power(self, a: Any, b: Any, values: Any) -> Any:
-        if a.op == "divide" and _is(a.args[0], 1) and a not in self.fixed:
-            return self.do("divide", 1, self.do("power", a.args[1], b))
-        return None
-
-    def _rsqrt(self, a: Any, values: Any) -> Any:
+    def _rsqrt(self, e: Expression, a: Any) -> Any:
         return self.do("divide", 1, self.do("sqrt", a))
 
-    def _sum_to(self, a: Any, values: Any) -> Any:
-        to, shape = np.shape(values[0]), a.shapes[0]
+    # Sums and shapes
+
+    def _sum(self, e: Expression, a: Any) -> Any:
+        """A sum of products: what is the same along the axes that are summed stands outside."""
+        if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
+            return None
+        ndim = len(a.shapes[0])
+        axes = tuple(np.atleast_1d(_axes(e.params)) if e.params else range(ndim))
+        x, y = a.args if a.op == "divide" else a.args[::-1]
+        lengths = [np.take((1,) * (ndim - len(shape)) + shape, axes) for shape in y.shapes]
+        if x.shapes != a.shapes or not all(np.all(own == 1) for own in lengths):
+            return None
+        sums = tuple([np.sum(v, axes, keepdims=True) for v in x.values])
+        total = self.do(a.op, self.make("sum", (x,), e.params | {"keepdims": True}, sums), y)
+        return self.make("reshape", (total,), {}, e.values)
+
+    def _sum_to(self, e: Expression, a: Any) -> Any:
+        to, shape = e.shapes[0], a.shapes[0]
         lead = len(shape) - len(to)
         summed = [i for i, n in enumerate(shape) if i < lead or n != to[i - lead]]
         shorter = tuple([np.sum(v, tuple(summed)) for v in a.values])
-        axis = tuple([self.of(*[i] * len(values)) for i in summed])
+        axis = tuple([self.of(*[i] * len(e.values)) for i in summed])
         inner = self.make("sum", (a,), {"axis": axis} if shorter[0].ndim else {}, shorter)
-        return inner if inner.shapes[0] == to else self.make("reshape", (inner,), {}, values)
+        return self.make("reshape", (inner,), {}, e.values)
 
-    def _where(self, mask: Any, a: Any, b: Any, values: Any) -> Any:
-        if all(e.op == "zero" or _is(e, 0) for e in (a, b)):
-            return self._zero(values)
-        if mask.op == "equal" and b.moving and _are_floats(mask) and all(map(_agree, b.values, values)):
-            return b  # no tie at these inputs
-        if _is(a, 0) and b.moving and mask.op in FLIPPED:
-            turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
-            return turned if all(map(_agree, turned.values, values)) else None  # at a tie they differ
-        return None
+    def _reshape(self, e: Expression, a: Any) -> Any:
+        return self.make("reshape", a.args, {}, e.values) if a.op == "reshape" and a not in self.fixed else None
 
-    def _turned(self, a: Any, params: dict[str, Any], values: Any) -> Any:
+    def _transpose(self, e: Expression, a: Any) -> Any:
         """(a.T @ b).T as b.T @ a."""
         if a.op != "matmul" or a in self.fixed or a.args[0].op != "transpose" or len(a.args[1].shapes[0]) < 2:
             return None
         left, right = a.args[0].args[0], a.args[1]
-        swapped = [*zip(left.values, a.args[0].values, strict=True), *zip(a.values, values, strict=True)]
+        swapped = [*zip(left.values, a.args[0].values, strict=True), *zip(a.values, e.values, strict=True)]
         if not all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in swapped):
             return None
-        turned = self.make("transpose", (right,), params, tuple([np.swapaxes(v, -1, -2) for v in right.values]))
-        return self.make("matmul", (turned, left), {}, values)
+        turned = self.make("transpose", (right,), e.params, tuple([np.swapaxes(v, -1, -2) for v in right.values]))
+        return self.make("matmul", (turned, left), {}, e.values)
 
-    def _bitwise_or(self, a: Any, b: Any, values: Any) -> Any:
+    def _getitem(self, e: Expression, a: Any) -> Any:
+        """Elements of an array in which others were set, as those of the array before."""
+        if a.op != "put":
+            return None
+        found = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
+        return self.make("getitem", a.args[:1], e.params, found) if all(map(_agree, found, e.values)) else None
+
+    # Masks
+
+    def _where(self, e: Expression, mask: Any, a: Any, b: Any) -> Any:
+        if all(part.op == "zero" or _is(part, 0) for part in (a, b)):
+            return self._zero(e.values)
+        spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
+        if _is_tie(mask) and b.moving and all(map(_agree, spread, e.values)):
+            return self.make("broadcast_to", (b,), {}, e.values)
+        if _is(a, 0) and b.moving and mask.op in FLIPPED:
+            turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
+            return turned if all(map(_agree, turned.values, e.values)) else None  # at a tie they differ
+        return None
+
+    def _bitwise_or(self, e: Expression, a: Any, b: Any) -> Any:
         return a if b.op == "not_equal" and b.args[0] is b.args[1] else None  # or not a number
 
-    def _astype(self, a: Any, values: Any) -> Any:
+    def _astype(self, e: Expression, a: Any) -> Any:
         return a if a.values[0].dtype.kind in "iu" else None  # a count, by which NumPy divides as by a float
 
 
-RULES = frozenset("negative add subtract multiply divide power rsqrt sum_to where astype bitwise_or".split())
-
-
-def _are_floats(mask: Expression) -> bool:
-    return any(e.values[0].dtype.kind == "f" for e in mask.args)
+def _is_tie(mask: Expression) -> bool:
+    """Whether a mask is of floats that are equal, which no rule has to mind where they aren't."""
+    return mask.op == "equal" and any(e.values[0].dtype.kind == "f" for e in mask.args)
 
 
 def _is_number(e: Any) -> bool:
@@ -355,8 +355,8 @@ def _is(e: Any, number: float) -> bool:
     return _is_number(e) and all(v == number for v in e.values)
 
 
-def _computed(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple([getattr(np, op)(*values) for values in zip(*[e.values for e in args], strict=True)])
+def _computed(op: str, *operands: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple([getattr(np, op)(*values) for values in zip(*operands, strict=True)])
 
 
 def _cancels(result: Any, *operands: Any) -> bool:
@@ -370,32 +370,20 @@ def _size(value: Any) -> float:
 
 
 def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
-    """Whether a shape was spread along leading axes only."""
+    """Whether a shape was spread along leading axes only, by what broadcasting does by itself."""
     own = shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)) :]
     return len(shape) <= len(spread) and own == spread[len(spread) - len(own) :]
 
 
-def bare(e: Expression, fixed: set[Expression]) -> Expression:
-    """An expression before it was spread along leading axes."""
-    while e.op in ("reshape", "broadcast_to") and e not in fixed:
-        inner = e.args[0]
-        grows = e.op == "reshape" and inner.values[0].size != e.values[0].size
-        if grows or not all(map(_leads, inner.shapes, e.shapes)):
-            break
-        e = inner
-    return e
-
-
 def plain_index(index: Any, k: int) -> Any:
     """An index as NumPy takes it, in one of the recordings."""
-    if isinstance(index, tuple):
-        return tuple([plain_index(item, k) for item in index])
-    if isinstance(index, slice):
-        return slice(*[plain_index(item, k) for item in (index.start, index.stop, index.step)])
-    if isinstance(index, Expression):
-        value = index.values[k]
-        return int(value) if index.op == "number" else value
-    return index
+
+    def plain(item: Any) -> Any:
+        if not isinstance(item, Expression):
+            return item
+        return int(item.values[k]) if item.op == "number" else item.values[k]
+
+    return mapped(index, plain)
 
 
 def _axes(params: dict[str, Any]) -> Any:
@@ -414,7 +402,7 @@ def _agree(a: Any, b: Any) -> bool:
 def _spreads(inner: Array, spread: Array, operands: list[Any], k: int, shape: tuple[int, ...]) -> bool:
     """Whether `inner` among the operands of an elementwise operation gives what `spread` in its place gave."""
     try:
-        same = np.array_equal(np.broadcast_to(inner, np.shape(spread)), spread)
+        same = _agree(np.broadcast_to(inner, np.shape(spread)), spread)
         return same and np.broadcast_shapes(*[np.shape(e.values[k]) for e in operands]) == shape
     except ValueError:
         return False
@@ -427,3 +415,8 @@ def _as_recorded(op: str, args: tuple[Any, ...], params: dict[str, Any]) -> tupl
     if op in place and len(args) > 1:
         return args[:1], params | {place[op]: args[1] if len(args) == 2 else args[1:]}
     return args, params
+
+
+def is_negative(e: Expression) -> bool:
+    """Whether an expression is a product with a negative number."""
+    return e.op == "multiply" and _is_number(e.args[0]) and max(e.args[0].values) < 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import itertools
 import keyword
-import math
+import re
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
 
-from .expressions import REDUCTIONS, Expression, bare, plain_index
+from .expressions import REDUCTIONS, Expression, is_negative, plain_index
+from .numbers import Numbers, bracketed, constant, joined
 from .tracing import Unwritable
 
 COMPARISON, OR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(1, 9)
@@ -57,12 +60,21 @@ HELPERS = {
 }
 
 
+# Square arrays by their lengths.
+SQUARES: dict[str, Callable[[int], Any]] = {
+    "np.eye({n}{kind})": np.eye,
+    "np.tril(np.ones(({n}, {n}){kind}))": np.tri,
+    "(np.eye({n}) - 1 / {n})": lambda n: np.eye(n) - 1 / n,  # which takes off a mean
+}
+
+
 class Function:
     """The lines of one function: `names` are those that it may read, `arrays` those whose lengths it may take."""
 
     def __init__(self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any]) -> None:
-        self.names, self.arrays, self.numbers = dict(names), dict(arrays), numbers
-        self.lines, self.reserved, self.read = list[str](), set[str](), set[str]()
+        self.names, self.arrays = dict(names), dict(arrays)
+        self.numbers = Numbers(numbers, {name: e.shapes for name, e in arrays.items()})
+        self.lines, self.reserved = list[str](), set[str]()
         self.above: dict[str, str] = {}  # the functions that are called, and their source
         self.written: list[tuple[Expression, str]] = []
 
@@ -72,33 +84,22 @@ class Function:
         """An expression as code; in brackets where it binds less tightly than `level`."""
         if not isinstance(e, Expression):
             return self.literal(e)
-        if e in self.names:
-            self.read.add(self.names[e])
-            return self.names[e]
-        if self._places(e) or e.op == "put":
+        if e not in self.names and self._filling(e)[1]:
             self.line(e, self.fresh("d" if e.moving else called(e)))
+        if e in self.names:
             return self.names[e]
         text, own = self._form(e)
         self.written.append((e, text))
         return f"({text})" if own < level else text
 
     def _form(self, e: Expression) -> tuple[str, int]:
-        if e.op in ("number", "array"):
-            return self.number(e.values) if e.op == "number" else (self.constant(e), ATOM)
-        if e.op in ("multiply", "divide"):
-            return self._product(e)
-        if e.op in FORMS:
-            form, own, levels = FORMS[e.op]
-            operands = [self.text(arg, level) for arg, level in zip(e.args, levels, strict=True)]
-            if e.op in ("power", "square") and all(
-                o.lstrip("-").replace(".", "").isidentifier() or o.lstrip("-").replace(".", "").isdigit()
-                for o in operands
-            ):
-                form = form.replace(" ", "")
-            return form.format(*operands), own
         special = getattr(self, f"_{e.op}", None) if isinstance(e.op, str) else None
         if special is not None:
-            return special(e), ATOM
+            made = special(e)
+            return made if isinstance(made, tuple) else (made, ATOM)
+        if e.op in FORMS:
+            form, own, levels = FORMS[e.op]
+            return form.format(*[self.text(arg, level) for arg, level in zip(e.args, levels, strict=True)]), own
         if e.op in REDUCTIONS and len(e.args) == 1:
             return f"{self.text(e.args[0], ATOM)}.{e.op}({self._options(e.params)})", ATOM
         if not isinstance(e.op, str):
@@ -111,82 +112,103 @@ class Function:
             name = f"np.{e.op}"
         else:
             raise Unwritable(f"{e.op} is no function of NumPy's")
-        args = [self.text(arg) for arg in e.args] + [self._options(e.params)] * bool(e.params)
-        return f"{name}({', '.join(args)})" + "[0]" * (not isinstance(e.op, str) and e.op.joint), ATOM
-
-    def _product(self, e: Expression) -> tuple[str, int]:
-        """A product, several factors with fewer elements first: 2 * dvar / n * diff runs over diff once."""
-        signs, factors = 0, list[tuple[Expression, str, str]]()
-        for part, joint in self._factors(e):
-            signs += part is None
-            if part is not None:
-                text = self.text(part, PRODUCT if joint == "*" else UNARY)
-                turned = part.op in ("number", "sigmoid") and joint == "*" and text.startswith("1 / ")
-                factors.append((part, "/", text[4:]) if turned else (part, joint, text))
-        plain = [f for f in factors if f[0].op == "number" and f[1] == "*"]
-        short = [f for f in factors if f not in plain and f[0].values[0].size < e.values[0].size]
-        rest = [f for f in factors if f not in plain]
-        if len(short) > 1:
-            rest = short + [f for f in rest if f not in short]
-        elif len(rest) == 2 and rest[0][0].op in ("add", "subtract") and rest[0][0] not in self.names:
-            rest.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
-        over = [f for f in plain + rest if f[1] == "*" and f[2] != "1"]
-        text = over[0][2] if over else "1"
-        ordered = [(joint, t) for f in plain + rest if f not in over[:1] for _, joint, t in [f] if t != "1"]
-        for (joint, t), again in itertools.groupby(ordered):
-            count = len(list(again))
-            power = joint == "/" and count > 1 and t.isidentifier()
-            text += f" / {t}**{count}" if power else f" {joint} {t}" * count
-        return ("-" if signs % 2 else "") + text, SUM if signs % 2 else PRODUCT
-
-    def _factors(self, e: Expression, joint: str = "*") -> Iterator[tuple[Expression | None, str]]:
-        """What is multiplied, and what it is divided by; None for a minus sign."""
-        if e in self.names or joint == "/" or e.op not in ("multiply", "divide", "negative"):
-            yield e, joint
-        elif e.op == "negative":
-            yield None, joint
-            yield from self._factors(e.args[0])
-        else:
-            yield from self._factors(e.args[0])
-            yield from self._factors(e.args[1], "*" if e.op == "multiply" else "/")
+        args = [self.text(arg) for arg in e.args] + ([self._options(e.params)] if e.params else [])
+        taken = "[0]" if not isinstance(e.op, str) and e.op.joint else ""
+        return f"{name}({', '.join(args)}){taken}", ATOM
 
     def _options(self, params: dict[str, Any]) -> str:
         return ", ".join([f"{name}={self.literal(value)}" for name, value in params.items()])
 
-    def _terms(self, e: Expression) -> list[Expression]:
-        if e.op == "add" and e not in self.names:
-            return [term for arg in e.args for term in self._terms(arg)]
-        return [e]
+    def _number(self, e: Expression) -> tuple[str, int]:
+        over, under = self.numbers.quotient(e.values)
+        outer = re.sub(r"\(.*\)", "", over)  # outside of brackets
+        level = UNARY if over[0] == "-" and " " not in over else SUM if re.search(" [+-] ", outer) else ATOM
+        return joined(over, under), PRODUCT if under or " * " in outer or " // " in outer else level
 
-    def _places(self, e: Expression) -> list[Expression]:
-        """The terms of a sum that are 0 but at an index, and have no name, in the order of their places."""
-        return sorted([t for t in self._terms(e) if t.op == "scatter" and t not in self.names], key=_start)
+    def _add(self, e: Expression) -> tuple[str, int]:
+        left, right = self.text(e.args[0], SUM), self.text(e.args[1], SUM)
+        if left[0] == "-" != right[0]:
+            left, right = right, left
+        return f"{left} - {right[1:]}" if right[0] == "-" else f"{left} + {right}", SUM
+
+    def _multiply(self, e: Expression) -> tuple[str, int]:
+        """A product: numbers, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
+        factor, divided, counts = 1.0, False, Counter[tuple[Expression, str]]()
+        numbers, below, factors = list[str](), list[str](), list[tuple[int, str, str]]()
+        for part, joint in self._factors(e):
+            if part.op != "number":
+                counts[part, joint] += 1
+            elif np.ptp(part.values) == 0:
+                divided = divided or joint == "/"
+                factor *= float(part.values[0]) ** (1 if joint == "*" else -1)
+            else:
+                over, under = self.numbers.quotient(part.values)
+                if joint == "/":
+                    over, under = "1", joined(over, under)
+                first, _, rest = over.partition(" * ")
+                if re.fullmatch(r"[\d.e-]+", first):
+                    factor, over = factor * float(first), rest
+                numbers, below = [*numbers, over], [*below, under]
+        over, under = constant(abs(factor), divided)
+        below.append(under)
+        for (part, joint), n in counts.items():
+            text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
+            turned = joint == "*" and text.startswith("1 / ")
+            factors.append((part.values[0].size, "/" if turned else joint, text[4:] if turned else text))
+        factors += [(1, "/", bracketed(text)) for text in below if text]
+        short = [f for f in factors if f[0] < e.values[0].size]
+        if len(short) > 1:
+            factors = short + [f for f in factors if f not in short]
+        elif len(factors) == 2:
+            factors.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
+        parts = [("*", text) for text in (over, *numbers) if text not in ("", "1")] + [f[1:] for f in factors]
+        lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
+        start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
+        return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
+
+    _divide = _multiply
+
+    def _factors(self, e: Expression, joint: str = "*") -> Iterator[tuple[Expression, str]]:
+        """What is multiplied, and what it is divided by; a square is a factor twice."""
+        if e not in self.names and e.op == "square":
+            yield from [(e.args[0], joint)] * 2
+        elif e in self.names or joint == "/" or e.op not in ("multiply", "divide"):
+            yield e, joint
+        else:
+            yield from self._factors(e.args[0])
+            yield from self._factors(e.args[1], "*" if e.op == "multiply" else "/")
+
+    def _raised(self, e: Expression, count: int, level: int = PRODUCT) -> str:
+        """A factor that is there so many times."""
+        return powered(self.text(e, ATOM), str(count)) if count > 1 else self.text(e, level)
+
+    def _square(self, e: Expression) -> tuple[str, int]:
+        return self._raised(e.args[0], 2), POWER
+
+    def _power(self, e: Expression) -> tuple[str, int]:
+        return powered(self.text(e.args[0], ATOM), self.text(e.args[1], UNARY)), POWER
 
     def _reshape(self, e: Expression) -> str:
         (a,), shape = e.args, e.shapes[0]
-        bare = [[n for n in s if n > 1] for s in (a.shapes[0], shape)]
-        if bare[0] == bare[1] and len(shape) > len(a.shapes[0]):
+        if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
             if a.op in REDUCTIONS and a not in self.names and np.ndim(a.args[0].values[0]) == len(shape):
                 return f"{self.text(a.args[0], ATOM)}.{a.op}({self._options({**a.params, 'keepdims': True})})"
-            places, left = [], list(a.shapes[0])
+            places, own = list[str](), [*a.shapes[0], None]
             for n in shape:
-                taken = bool(left) and left[0] == n
-                places.append(":" if taken else "None")
-                left = left[1:] if taken else left
-            if not left:
-                while places[-1:] == [":"]:
-                    places.pop()
-                return f"{self.text(a, ATOM)}[{', '.join(places)}]"
+                places.append(":" if own[0] == n else "None")
+                own = own[own[0] == n :]
+            if own == [None]:
+                return f"{self.text(a, ATOM)}[{_shortened(places)}]"
         return f"{self.text(a, ATOM)}.reshape({self.shape(e.shapes, True)})"
 
     def _broadcast_to(self, e: Expression) -> str:
-        return f"np.broadcast_to({self.text(bare(e.args[0], set(self.names)))}, {self.shape(e.shapes)})"
+        return f"np.broadcast_to({self.text(e.args[0])}, {self.shape(e.shapes)})"
 
     def _zero(self, e: Expression) -> str:
         return f"np.zeros({self._extent(e.shapes)})" if e.shapes[0] else "0.0"
 
     def _extent(self, shapes: Any) -> str:
-        return self.number([shape[0] for shape in shapes])[0] if len(shapes[0]) == 1 else self.shape(shapes)
+        return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
 
     def _transpose(self, e: Expression) -> str:
         text, axes = self.text(e.args[0], ATOM), e.params.get("axes")
@@ -246,131 +268,60 @@ class Function:
             start = "" if item.start is None or not any(item.start.values) else self.text(item.start)
             stop = "" if item.stop is None or whole else self.text(item.stop)
             texts.append(f"{start}:{stop}" + (f":{self.text(item.step)}" if item.step is not None else ""))
-        while len(texts) > 1 and texts[-1] == ":" and isinstance(items[-1], slice):
-            texts.pop()
-        return ", ".join(texts)
+        return _shortened(texts)
 
     def shape(self, shapes: Any, spelled: bool = False) -> str:
         """A shape, by an array that has it or by its lengths."""
         for name, e in self.arrays.items():
             if e.shapes == shapes and len(shapes[0]) > 1:
-                self.read.add(name)
                 return f"{name}.shape"
         texts = []
         for lengths in zip(*shapes, strict=True):
-            read = set(self.read)
             try:
-                text = self.number(lengths)[0]
+                text = self.numbers.text(lengths)
             except Unwritable:
                 text = "-1"
-            if spelled and ("size" in text or " * " in text) and "-1" not in texts:
-                text, self.read = "-1", read
-            texts.append(text)
+            texts.append("-1" if spelled and ("size" in text or " * " in text) and "-1" not in texts else text)
         if texts.count("-1") > 1 or (not spelled and "-1" in texts):
             raise Unwritable(f"the shape {shapes[0]} follows from no lengths of the inputs")
         return ", ".join(texts) if spelled else f"({', '.join(texts)}{',' * (len(texts) == 1)})"
 
-    def constant(self, e: Expression) -> str:
+    def _array(self, e: Expression) -> str:
         """An array that comes from no input: by what makes it, or by its elements."""
-        a, b, *_ = e.values
+        a, b = e.values[:2]
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
-            filled, extent = self.number([v.flat[0].item() for v in e.values])[0], self._extent(e.shapes)
+            filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self._extent(e.shapes)
             kind = {"0": "zeros", "1": "ones"}.get(filled)
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
-        size = self.number((len(a), len(b)))[0]
-        if all(v.ndim == 1 and np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)) and a[0] == b[0]:
-            return f"({self.number((a[0], b[0]))[0]} + np.arange({size}))" if a[0] else f"np.arange({size})"
-        if all(v.ndim == 2 and v.shape[0] == v.shape[1] > 1 for v in (a, b)):
+        if a.ndim == 1 and a[0] == b[0] and all(np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)):
+            start = f"{self.numbers.text((a[0], b[0]))} + " if a[0] else ""
+            made = f"{start}np.arange({self.numbers.text((len(a), len(b)))})"
+            return f"({made})" if start else made
+        if a.ndim == 2 and all(v.shape[0] == v.shape[1] > 1 for v in (a, b)):
             kind = ", dtype=bool" if a.dtype == bool else ""
-
-            def alike(part: Callable[[Any], Any]) -> bool:
-                return all(np.array_equal(v, part(np.ones(v.shape))) for v in (a, b))
-
-            if alike(lambda ones: np.tril(np.triu(ones))):
-                return f"np.eye({size}{kind})"
-            for half in filter(alike, (np.tril, np.triu)):
-                return f"np.{half.__name__}(np.ones(({size}, {size}){kind}))"
-            aside = [v[0, 1] for v in (a, b)]  # beside the diagonal, as in what takes off a mean
-            if all(np.allclose(v, np.eye(len(v)) + w, rtol=1e-13, atol=0) for v, w in zip((a, b), aside, strict=True)):
-                return f"(np.eye({size}) - {self.number([-w for w in aside])[0]})"
+            for form, make in SQUARES.items():
+                if all(np.allclose(v, make(len(v)), rtol=1e-13, atol=0) for v in (a, b)):
+                    return form.format(n=self.numbers.text((len(a), len(b))), kind=kind)
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
         raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")
-
-    def _known(self) -> Iterator[tuple[str, Any]]:
-        """Numbers that have a name, with their values: the author's, then the lengths of arrays."""
-        yield from self.numbers.items()
-        for name, e in self.arrays.items():
-            for axis, values in enumerate(zip(*e.shapes, strict=True)):
-                yield (f"{name}.shape[{axis}]" if axis else f"len({name})"), values
-        for name, e in self.arrays.items():
-            yield f"{name}.size", [v.size for v in e.values]
-
-    def number(self, values: Any) -> tuple[str, int]:
-        """A number, by the lengths that it follows where it isn't always the same; and how tightly that binds."""
-        a, b = (float(v) for v in values[:2])
-        if a == b:
-            a = float(f"{a:.15g}")  # 3 * 0.3 is 0.9 to a reader
-            texts = [repr(int(a))] * (a == int(a)) + [repr(a), f"{a:.0e}"]
-            text = min([t.replace("e+0", "e").replace("e-0", "e-") for t in texts if float(t) == a], key=len)
-            return text, UNARY if a < 0 else ATOM
-        whole = isinstance(values[0], int | np.integer) or getattr(values[0], "dtype", np.dtype(float)).kind in "iu"
-        for form, c, other in self._guesses(a, b, whole):
-            nice = _nice(c) if math.isclose(c, other, rel_tol=1e-13) else ""
-            if nice and not (whole and "." in nice):
-                once = nice in ("1", "-1") and form.startswith("{} * ")
-                text = self._reading(form[5:] if once else form.format(nice).replace("+ -", "- "))
-                if once and nice == "-1":
-                    return f"-{text}", SUM if " " in text else UNARY
-                return text, PRODUCT if "*" in text or "/" in text else SUM if " " in text else ATOM
-        if a > 0 and not getattr(self, "rooted", False):
-            self.rooted = True
-            try:
-                return f"np.sqrt({self.number((_round(a * a), _round(b * b)))[0]})", ATOM
-            finally:
-                self.rooted = False
-        raise Unwritable(f"forward reads the number {a:g} at some inputs and {b:g} at others, which follows no length")
-
-    def _guesses(self, a: float, b: float, whole: bool) -> Iterator[tuple[str, float, float]]:
-        """Ways to write a number by a constant and lengths, with that constant in both recordings."""
-        known = [(text, float(v), float(w)) for text, (v, w, *_) in self._known() if v != w and v * w != 0]
-        pairs = [(f"{s} * {t}", v * x, w * y) for (s, v, w), (t, x, y) in itertools.combinations(known, 2)]
-        less = [(f"({text} - 1)", v - 1, w - 1) for text, v, w in known if v > 1 < w]
-        over = " // " if whole else " / "
-        for text, v, w in known + less + pairs:
-            yield "{} * " + text, a / v, b / w
-            yield text + over + "{}", v / a, w / b
-            yield "{} / " + (f"({text})" if " * " in text else text), a * v, b * w
-        for text, v, w in known:
-            if whole or text in self.numbers:
-                yield text + " + {}", a - v, b - w
-                yield "{} - " + text, a + v, b + w
-        for (s, v, w), (t, x, y) in itertools.permutations(known, 2):
-            yield "{} * " + s + over + t, a * x / v, b * y / w
-
-    def _reading(self, text: str) -> str:
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Name):
-                self.read.add(node.id)
-        return text.strip("()") if text[0] == "(" and text.count("(") == 1 and text[-1] == ")" else text
 
     # Lines
 
     def fresh(self, name: str) -> str:
         """A name that nothing has yet."""
-        taken = {*self.names.values(), *self.reserved, *self.numbers, *self.above, *keyword.kwlist, "np", "cache"}
+        taken = {*self.names.values(), *self.reserved, *self.numbers.named, *self.above, *keyword.kwlist, "np", "cache"}
         numbered = (f"{name}{i}" for i in itertools.count(2))
         return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
     def line(self, e: Expression, name: str, comment: str = "") -> None:
         """Compute an expression under a name, parts of too long a line under names of their own."""
         before, self.written = self.written, []
-        own = self._scattered if self._places(e) else self._filled if e.op == "put" else None
-        text = "" if own else self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
-        self.lines += [f"# {comment}"] * bool(comment)
-        if own:
-            own(e, name)
+        self.lines += [f"# {comment}"] if comment else []
+        if self._filling(e)[1]:
+            self._filled(e, name)
         else:
+            text = self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
             self.lines.append(f"{name} = {text}")
         self.names[e], self.written = name, before
 
@@ -379,7 +330,8 @@ class Function:
         self.written = []
         text = spell()
         while len(text) > room:
-            parts = [(p.op not in CHEAP, len(t), p.serial, p) for p, t in self.written if 12 < len(t) < WIDTH - 20]
+            named = [(p, t) for p, t in self.written if 12 < len(t) < WIDTH - 20 and t[0] != "-"]
+            parts = [(p.op not in CHEAP, len(t), p.serial, p) for p, t in named]
             if not parts:
                 break
             *_, part = max(parts)
@@ -388,54 +340,68 @@ class Function:
             text = spell()
         return text
 
-    def _own(self, e: Expression, text: str) -> str:
-        """The text of an array that nothing else holds."""
-        return f"{text}.copy()" if e in self.names or e.op in CHEAP - {"array", "negative"} else text
+    def _filling(self, e: Expression) -> tuple[list[Expression], list[Expression]]:
+        """The terms that an array starts from, and the operations that then set or add elements, in their order."""
+        if e.op == "put":
+            terms, steps = ([], []) if e.args[0] in self.names else self._filling(e.args[0])
+            return ([e.args[0]], [e]) if not steps or steps[0].op != "put" else (terms, [*steps, e])
+        terms = list(self._terms(e))
+        places = [term for term in terms if term.op == "scatter" and term not in self.names]
+        return [term for term in terms if term not in places], sorted(
+            places, key=lambda step: int(np.argmax(_placed(step) > 0))
+        )
+
+    def _terms(self, e: Expression) -> Iterator[Expression]:
+        if e.op == "add" and e not in self.names:
+            for arg in e.args:
+                yield from self._terms(arg)
+        else:
+            yield e
 
     def _filled(self, e: Expression, name: str) -> None:
-        """An array, some of whose elements are set."""
-        steps = [e]
-        while steps[-1].args[0].op == "put" and steps[-1].args[0] not in self.names:
-            steps.append(steps[-1].args[0])
-        base = steps[-1].args[0]
-        start = self._own(base, self._fitted(partial(self.text, base, ATOM), WIDTH - len(name) - 7))
-        self.lines.append(f"{name} = {start}")
-        for step in reversed(steps):
-            index, text, sign = self._element(name, step.args[1], step, 9)
-            self.lines.append(f"{name}[{index}] = {sign}{text}")
-
-    def _element(self, name: str, value: Expression, e: Expression, spare: int) -> tuple[str, str, str]:
-        """Where a value goes in an array, its text, and its sign."""
-        index = self.index(e.params["index"], e.shapes)
-        minus = value.op == "negative" and value not in self.names
-        inner, level = bare(value.args[0] if minus else value, set(self.names)), PRODUCT if minus else 0
-        return index, self._fitted(partial(self.text, inner, level), WIDTH - len(name + index) - spare), "-" * minus
-
-    def _scattered(self, e: Expression, name: str) -> None:
-        """A sum of arrays that are 0 but at an index, in an array of its own."""
-        places = self._places(e)
-        rest = [term for term in self._terms(e) if term not in places]
-        start = self._fitted(lambda: " + ".join([self.text(term, SUM) for term in rest]), WIDTH - len(name) - 7)
-        if not rest:
+        """The lines of an array that has elements set, or that is a sum of arrays which are 0 but at an index."""
+        terms, steps = self._filling(e)
+        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in terms]), WIDTH - len(name) - 7)
+        if not terms:
             floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self._extent(e.shapes)})"
-            self.read.update(floats[:1])
-        elif len(rest) == 1:
-            start = self._own(rest[0], start)
-        parts = [(term, *self._element(name, term.args[0], term, 18)) for term in places]
+        elif np.broadcast_shapes(*[t.shapes[0] for t in terms]) != e.shapes[0]:
+            start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
+        elif len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}):
+            start += ".copy()"
         self.lines.append(f"{name} = {start}")
-        taken = np.zeros(e.shapes[0], bool) | bool(rest)
-        for term, index, value, sign in parts:
-            new = np.zeros(e.shapes[0], int)
-            np.add.at(new, plain_index(term.params["index"], 0), 1)
-            arrays = [part for part in term.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
-            if new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays)):
-                place = f"({index})" if "," in index else index
-                self.lines.append(f"np.add.at({name}, {place}, {sign}{value})")
+        taken = np.zeros(e.shapes[0], bool) | bool(terms)
+        for step in steps:
+            index, value = self.index(step.params["index"], e.shapes), step.args[-1]
+            spare = 9 if step.op == "put" else 18
+            text = self._fitted(partial(self.text, value, SUM), WIDTH - len(name + index) - spare)
+            new = _placed(step)
+            arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
+            several = new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))
+            if step.op == "put" or not (several or np.any(taken[new > 0])):
+                self.lines.append(f"{name}[{index}] = {text}")
+            elif several:
+                self.lines.append(f"np.add.at({name}, {f'({index})' if ',' in index else index}, {text})")
             else:
-                joint = f" {sign or '+'}= " if np.any(taken[new > 0]) else f" = {sign}"
-                self.lines.append(f"{name}[{index}]{joint}{value}")
+                self.lines.append(f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}")
             taken |= new > 0
+
+
+def _shortened(places: Sequence[str]) -> str:
+    """An index without what it has by itself, whole axes at its end."""
+    return re.sub("(, :)+$", "", ", ".join(places))
+
+
+def names_in(lines: Sequence[str]) -> set[str]:
+    """The names that lines of code read."""
+    nodes = ast.walk(ast.parse("\n".join(lines)))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def powered(base: str, exponent: str) -> str:
+    """A power, without blanks where both are simple."""
+    simple = re.fullmatch(r"-?[\w.]+", base + exponent.removeprefix("-"))
+    return f"{base}**{exponent}" if simple else f"{base} ** {exponent}"
 
 
 def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, joint: str = ", ") -> str:
@@ -443,77 +409,53 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
     line = head + joint.join(items) + tail
     if len(line) + 4 - indent <= WIDTH or len(items) == 1:
         return line
-    rows = [""]
-    for item in items:
-        if rows[-1] and len(rows[-1]) + len(item) > WIDTH - 16:
-            rows.append("")
-        rows[-1] += item + joint.rstrip() + " "
-    rows[-1] = rows[-1].removesuffix(joint.rstrip() + " ") + ("," if joint == ", " else "")
-    opened = head.endswith("(")
-    body = "\n".join(["    " + " " * indent + row.rstrip() for row in rows])
-    return f"{head}{'' if opened else '('}\n{body}\n{'' if opened else ')'}{tail}"
+    text = joint.join(items) + ("," if joint == ", " else "")
+    rows = textwrap.wrap(text, WIDTH - 16, break_long_words=False, break_on_hyphens=False)
+    body = "".join([f"\n{' ' * (4 + indent)}{row}" for row in rows])
+    return f"{head}{body}\n{tail}" if head.endswith("(") else f"{head}({body}\n){tail}"
 
 
 def called(e: Expression) -> str:
     """A name for what nobody named, by its meaning."""
+    if e.op == "add" and not e.moving and any(map(is_negative, e.args)):
+        return "diff"
     return "g" if e.moving and e.op not in ("sum", "mean") else CALLED.get(e.op, "part")
 
 
-def _round(value: float) -> float:
-    return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
-
-
-def _nice(value: float) -> str:
-    """A factor that a person would write, else nothing."""
-    value = round(value, 10)
-    text = repr(int(value)) if value == int(value) else repr(value)
-    return text if len(text) <= 7 and value else ""
-
-
-def _start(scatter: Expression) -> int:
-    """Where an index begins, to have its slices in their order."""
-    place = np.zeros(scatter.shapes[0], bool)
-    place[plain_index(scatter.params["index"], 0)] = True
-    return int(np.argmax(place))
+def _placed(step: Expression) -> Any:
+    """How often an index names each element of an array in which elements are set or added."""
+    counts = np.zeros(step.shapes[0], int)
+    np.add.at(counts, plain_index(step.params["index"], 0), 1)
+    return counts
 
 
 def sources(function: Any) -> dict[str, str]:
     """The source of a function of arrays, after that of the functions that it calls."""
-    name, found = function.__name__.strip("_"), dict[str, str]()
-    try:
-        definition: Any = ast.parse(dedent(inspect.getsource(function))).body[0]
-        reads = inspect.getclosurevars(function)
-    except (OSError, TypeError, SyntaxError):
-        raise Unwritable(f"{name} has no source to write above") from None
+    name, found, renamed = function.__name__.strip("_"), dict[str, str](), dict[str, str]()
+    definition: Any = None
+    with contextlib.suppress(OSError, TypeError, SyntaxError):
+        definition, reads = (
+            ast.parse(textwrap.dedent(inspect.getsource(function))).body[0],
+            inspect.getclosurevars(function),
+        )
     if not isinstance(definition, ast.FunctionDef):
         raise Unwritable(f"{name} has no source to write above")
-    renamed: dict[str, ast.expr] = {}
     for key, value in {**reads.globals, **reads.nonlocals}.items():
         inner = inspect.unwrap(value) if callable(value) else value
-        if inner is np:
-            renamed[key] = ast.Name("np")
-        elif (
-            inspect.isfunction(inner)
-            and str(inner.__module__).startswith("autograd_bn.engine.")
-            and hasattr(np, inner.__name__)
-        ):
-            renamed[key] = ast.Attribute(ast.Name("np"), inner.__name__)
-        elif inspect.isfunction(inner) and inner is not function:
-            found |= sources(inner)
-            renamed[key] = ast.Name(inner.__name__.strip("_"))
-        elif isinstance(value, int | float | str | tuple):
-            renamed[key] = ast.parse(repr(value), mode="eval").body
-        elif key != function.__name__ and not isinstance(value, type):
+        if inspect.isfunction(inner) and inner is not function:
+            of_numpy = inner.__module__.startswith("autograd_bn.engine.") and hasattr(np, inner.__name__)
+            found |= {} if of_numpy else sources(inner)
+            renamed[key] = f"np.{inner.__name__}" if of_numpy else inner.__name__.strip("_")
+        elif inner is np or isinstance(value, int | float | str | tuple):
+            renamed[key] = "np" if inner is np else repr(value)
+        elif inner is not function and not isinstance(value, type):
             raise Unwritable(f"{name} reads {key}, which has no source to write above")
     definition.name, definition.decorator_list, definition.returns = name, [], None
     if ast.get_docstring(definition):
         definition.body = definition.body[1:]
     for node in ast.walk(definition):
-        if isinstance(node, ast.arg):
+        if isinstance(node, ast.Name):
+            node.id = renamed.get(node.id, node.id)
+        elif isinstance(node, ast.arg):
             node.annotation = None
-
-    class Renaming(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return renamed.get(node.id, node)
-
-    return {**found, name: ast.unparse(Renaming().visit(definition)) + "\n"}
+    return {**found, name: ast.unparse(definition) + "\n"}

@@ -7,7 +7,8 @@ import copy
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from types import FunctionType
 from typing import Any
 
@@ -23,7 +24,9 @@ from ..referee.inputs import moved
 from ..referee.trace import local_values
 
 Inputs = dict[str, Any]
-Places = Sequence[tuple[str, int]]
+Place = tuple[str, int]  # an input and one of its axes
+FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # each taken once, so that no two lengths follow one
+Growth = dict[Place, Fraction]  # axes that grow together, each by so many times as much as the first
 
 
 class Unwritable(ValueError):
@@ -89,7 +92,11 @@ def _recorded(name: str, made: Any, args: Any, kwargs: Any) -> Any:
     """What a call gave, as an array that knows the call."""
     if not isinstance(made, np.ndarray | np.generic):
         return made
-    return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), _log((*args, *kwargs.values())))
+    logs = list[list[Traced]]()
+    mapped(
+        (tuple(args), kwargs), lambda item: logs.append(item.log) if isinstance(item, Traced) and item.source else None
+    )
+    return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), logs[0] if logs else [])
 
 
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
@@ -102,21 +109,17 @@ def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
     return array
 
 
-def _plain(value: Any) -> Any:
+def mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A structure with each of its leaves as a function makes it."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_plain, value))
+        return type(value)([mapped(item, leaf) for item in value])
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*map(_plain, (value.start, value.stop, value.step)))
-    return np.asarray(value)[()] if isinstance(value, Traced) else value
+        return {key: mapped(item, leaf) for key, item in value.items()}
+    return slice(*mapped((value.start, value.stop, value.step), leaf)) if isinstance(value, slice) else leaf(value)
 
 
-def _log(values: Any) -> list[Traced]:
-    """The log of the first traced array among these."""
-    if isinstance(values, tuple | list):
-        return next((log for log in map(_log, values) if log), [])
-    return values.log if isinstance(values, Traced) and values.source else []
+def _plain(value: Any) -> Any:
+    return mapped(value, lambda item: np.asarray(item)[()] if isinstance(item, Traced) else item)
 
 
 def _cleared(g: Any, index: Any) -> Any:
@@ -263,87 +266,91 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
     if not first.signature == second.signature == at.signature:
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
 
-    factors = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43]  # each taken once, so that no two lengths follow one
-
-    def accepted(places: Places, other: Places = (), total: Places = (), numbers: Inputs | None = None) -> bool:
-        """Whether forward takes longer axes or other numbers in the same course; the second recording then has them.
-
-        `other` get a length of their own, and `total` that of both together.
-        """
-        nonlocal second, factors
-        grown: Inputs = {n: (numbers or {}).get(n, v) for n, v in second.inputs.items()}
-        changed = {n: (numbers or {}).get(n, v) for n, v in second.options.items()}
-        taken, lengths = [], {n for value in (*grown.values(), *inputs.values()) for n in np.shape(value)}
-        for group in (places, other):
-            free = (k for k in factors if k not in taken)
-            taken.append(next(k for k in free if not lengths & {k * np.shape(grown[n])[axis] for n, axis in group}))
-            for name, axis in group:
-                grown[name] = np.concatenate([grown[name]] * taken[-1], axis=axis)
-        whole = sum(grown[group[0][0]].shape[group[0][1]] for group in (places, other) if group)
-        for name, axis in total:
-            grown[name] = np.take(grown[name], np.arange(whole) % grown[name].shape[axis], axis=axis)
-        try:
-            run = record(grown, changed)
-        except Exception:  # whatever the author's code raises
-            return False
-        if run.signature != first.signature:
-            return False
-        second, factors = run, [k for k in factors if k not in (taken if other else taken[:1])]
-        return True
-
-    stuck: dict[int, list[tuple[str, int]]] = {}
-    for length, places in _places(inputs).items():
-        while places:
-            group = next((g for g in _groups(places, inputs) if accepted(g)), None)
-            if group is None:
-                stuck.setdefault(length, []).append(places[0])
-            places = [place for place in places if place not in (group or places[:1])]
-    # Those of weights for what is joined, D + H.
-    if any(accepted(*groups) for length in stuck for groups in _joined(length, stuck)):
-        stuck = {}
-    # Lengths that only grow together, as those of 4 * H and H.
-    together = (c for count in range(2, len(stuck) + 1) for c in itertools.combinations(stuck, count))
-    _ = next((c for c in together if accepted([place for length in c for place in stuck[length]])), None)
+    second, growths = _lengthened(second, record)
+    longer, factors = inputs, [factor for _, factor in growths]
+    for (growth, _), factor in zip(growths, factors[1:] + ([3] if len(growths) == 1 else factors[:1]), strict=True):
+        longer = _longer(longer, growth, factor)
+    third = _tried(second, record, longer, options) or second
     for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float:  # each by another factor, so that none follows another
-            accepted([], numbers={name: value * (i + 7) / (i + 10)})
-    runs = [first, second, at]
+            second = _changed(second, name, value * (i + 7) / (i + 10), record) or second
+            third = _changed(third, name, value * (i + 11) / (i + 13), record) or third
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
-    with contextlib.suppress(Exception):  # of other signs, where forward takes them, so that masks show
-        run = recorded(turned, options)
-        if run.finite and run.signature == first.signature:
-            runs.append(run)
-    return runs
+    run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
+    return [first, second, at, third, *([run] if run and run.finite else [])]
 
 
-def _joined(length: int, stuck: Mapping[int, Places]) -> Iterator[tuple[Places, Places, Places]]:
-    """Two groups of axes, the multiples of a length with one of them, and those as long as both together."""
-    for n, (head, *same) in stuck.items():
-        more = [place for m in stuck if m % n == 0 and m not in (n, length - n, length) for place in stuck[m]]
-        for total in (stuck[length], *[[place] for place in stuck[length]]):
-            rest = [*same, *more, *[place for place in stuck[length] if place not in total and length % n == 0]]
-            if length - n in stuck and length != 2 * n:
-                yield [head, *rest], stuck[length - n], total
-            if length == 2 * n:
-                for chosen in itertools.chain(*[itertools.combinations(rest, k) for k in range(1, 1 + len(rest))]):
-                    yield [head, *[place for place in rest if place not in chosen]], chosen, total
+def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
+    """A recording, unless forward refuses its inputs or takes another course."""
+    with contextlib.suppress(Exception):  # whatever the author's code raises
+        run = record(inputs, options)
+        return run if run.signature == like.signature else None
+    return None
 
 
-def _places(inputs: Inputs) -> dict[int, list[tuple[str, int]]]:
-    """The axes of arrays, by their lengths."""
-    places: dict[int, list[tuple[str, int]]] = {}
-    for name, value in inputs.items():
-        for axis, length in enumerate(value.shape if isinstance(value, np.ndarray) else ()):
-            if length > 1:
-                places.setdefault(length, []).append((name, axis))
-    return places
+def _changed(run: Recording, name: str, value: float, record: Callable[..., Recording]) -> Recording | None:
+    """A recording in which a number among the inputs is another."""
+    inputs, options = ({n: value if n == name else v for n, v in known.items()} for known in (run.inputs, run.options))
+    return _tried(run, record, inputs, options)
 
 
-def _groups(places: list[tuple[str, int]], inputs: Inputs) -> Iterator[list[tuple[str, int]]]:
-    """Groups of axes with the first of these, the smallest first; labels go with the rows that they belong to."""
-    head = [place for place in places if place is places[0] or not is_float(inputs[place[0]])]
-    rest = [place for place in places if place not in head][:6]
-    for count in range(len(rest) + 1):
-        for chosen in itertools.combinations(rest, count):
-            yield [*head, *chosen]
-    yield places
+def _longer(inputs: Inputs, growth: Growth, factor: int) -> Inputs:
+    """Inputs with longer axes, the first of which is so many times as long."""
+    longer, (name, axis) = dict(inputs), next(iter(growth))
+    more = np.shape(inputs[name])[axis] * (factor - 1)
+    for (name, axis), times in growth.items():
+        n = np.shape(longer[name])[axis]
+        longer[name] = np.take(longer[name], np.arange(n + int(times * more)) % n, axis=axis)
+    return longer
+
+
+def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recording, list[tuple[Growth, int]]]:
+    """A recording in which each length is another, where forward takes that in the same course; what grew, and how."""
+    left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
+    found, known = list[tuple[Growth, int]](), {n for value in run.inputs.values() for n in np.shape(value)}
+    for joint in (False, True):  # those that grow with no other length, then the rest
+        stuck, places = list[Place](), [*left]
+        while left:
+            for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
+                for factor in (k for k in FACTORS if k not in [factor for _, factor in found]):
+                    inputs = _longer(run.inputs, growth, factor)
+                    lengths = {np.shape(inputs[name])[axis] for name, axis in growth}
+                    if not lengths & known:
+                        break
+                try:
+                    made = record(inputs, run.options)
+                except Exception:  # whatever the author's code raises
+                    continue
+                if made.signature == run.signature:
+                    run, known, found = made, known | lengths, [*found, (growth, factor)]
+                    left = [place for place in left if place not in growth]
+                else:  # another course: the text is for this length alone
+                    left.pop(0)
+                break
+            else:
+                stuck.append(left.pop(0))
+        left = stuck
+    return run, found
+
+
+def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:
+    """Axes of these that may grow with one, each by so many times as much.
+
+    They have the same length; labels go with the rows that they belong to. Jointly others grow too: D + H with D,
+    4 * H with H.
+    """
+    lengths = {(name, axis): np.shape(inputs[name])[axis] for name, axis in places}
+    by_length = dict[int, list[Place]]()
+    for place, length in lengths.items():
+        by_length.setdefault(length, []).append(place)
+    alike = by_length.pop(lengths[head])
+    labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and not is_float(inputs[place[0]])}
+    rest = [place for place in alike if place != head and place not in labels.values()]
+    same = [chosen for k in range(len(rest[:6]) + 1) for chosen in itertools.combinations(rest[:6], k)]
+    groups = [[head, *labels.values(), *chosen] for chosen in (*same, rest)]
+    others = [(some, times) for m, some in by_length.items() for times in {Fraction(1), Fraction(m, lengths[head])}]
+    others += [([place], times) for some, times in others if len(some) > 1 for place in some]
+    for count in (1, 2) if joint else (0,):
+        for chosen in itertools.combinations(others, count):
+            for group in groups:
+                yield dict.fromkeys(group, Fraction(1)) | {p: times for some, times in chosen for p in some}

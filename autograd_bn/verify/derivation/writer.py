@@ -11,8 +11,8 @@ import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
-from .expressions import Expression, Expressions, bare
-from .text import CHEAP, WIDTH, Function, called, wrapped
+from .expressions import Expression, Expressions
+from .text import CHEAP, WIDTH, Function, called, names_in, wrapped
 from .tracing import Recording, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
@@ -45,7 +45,7 @@ class Writer:
         self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
-            self.shares.append((node, bare(gradient, made.fixed)))
+            self.shares.append((node, made.bare(gradient)))
             if node in self.named and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
@@ -70,8 +70,8 @@ class Writer:
         """The module."""
         ends = list(self.gradients.values())
         behind = [e for e in _below(ends, self.forward) if e.op != "number"]
-        read = [part for e in behind for part in e.parts] + ends
-        crossing = sorted(self._crossing(read), key=_serial)
+        reached = [part for e in behind for part in e.parts] + ends
+        crossing = sorted(self._crossing(reached), key=_serial)
         ahead = self._ahead(crossing)
         for y in self.ys:
             if len(ahead.text(y)) > WIDTH // len(self.ys) - 20:
@@ -84,17 +84,17 @@ class Writer:
             for n in self.first.given
         }
         returned = list({**constants, **found}.values())
-        back.read |= {name for name in self.first.leaves if name not in found}
         while returned[-1] == "None":
             returned.pop()
+        read, read_ahead = names_in([*back.lines, *returned]), names_in([*ahead.lines, *outputs])
         # What backward reads of forward: arrays, numbers, and lengths that none of these has.
         given = [*self.first.given, *self.first.options]
-        cached = [n for n in dict.fromkeys([*given, *ahead.names.values()]) if n in back.read and n not in self.seeds]
+        cached = [n for n in dict.fromkeys([*given, *ahead.names.values()]) if n in read and n not in self.seeds]
         held = {n: e for e, n in ahead.names.items() if n in cached}
         lengths = [n for n in self.numbers if n not in given]
-        lines, missing = self._lengths([n for n in lengths if n in back.read], {**self.seeds, **held})
+        lines, missing = self._lengths([n for n in lengths if n in read], {**self.seeds, **held})
         cached += missing
-        before, missing = self._lengths([n for n in lengths if n in ahead.read or n in missing], self.inputs)
+        before, missing = self._lengths([n for n in lengths if n in read_ahead or n in missing], self.inputs)
         if missing:
             raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
         arguments = [*self.first.given, *[f"{name}={value!r}" for name, value in self.first.options.items()]]
@@ -140,31 +140,28 @@ class Writer:
 
     def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
         """What backward reads of forward; what is cheap it makes again from what that is made of."""
-        found, stack = set[Expression](), [e for e in read if e in self.forward]
-        while stack:
-            e = stack.pop()
-            if e.op in CHEAP and e not in self.named:
-                stack += e.parts
-            else:
-                found.add(e)
-        return found
+        cheap = {e for e in self.forward if e.op in CHEAP and e not in self.named}
+        kept = [e for e in self.forward if e not in cheap]
+        below = _below([e for e in read if e in self.forward and e in cheap], kept)
+        return {e for e in (*read, *[part for inner in below for part in inner.parts]) if e in kept}
 
     def _lengths(self, names: Sequence[str], arrays: dict[str, Expression]) -> tuple[list[str], list[str]]:
         """Lines that say what the author's lengths are, and those that no array has."""
         known = {n: list(values) for n, values in self.numbers.items()}
-        lines, left = [], list(names)
-        for array, e in arrays.items():
-            axes = [
-                next((n for n in [*left, *known] if list(lengths) == known[n]), "")
-                for lengths in zip(*e.shapes, strict=True)
+        axes = {
+            array: [
+                next((n for n in [*names, *known] if known[n] == list(own)), "") for own in zip(*e.shapes, strict=True)
             ]
-            here = [n for n in axes if n in left]
-            if here and len(axes) > 1 and all(axes) and len(set(axes)) == len(axes):
-                lines.append(f"{', '.join(axes)} = {array}.shape")
+            for array, e in arrays.items()
+        }
+        lines, left = list[str](), list(names)
+        for array, own in sorted(axes.items(), key=lambda item: -len({*item[1]} & {*names})):  # those with most first
+            here = [n for n in own if n in left]
+            if here and len(own) > 1 and all(own) and len(set(own)) == len(own):
+                lines.append(f"{', '.join(own)} = {array}.shape")
             else:
-                lines += [
-                    f"{n} = {f'{array}.shape[{i}]' if i else f'len({array})'}" for i, n in enumerate(axes) if n in here
-                ]
+                spelled = [f"{array}.shape[{i}]" if i else f"len({array})" for i in range(len(own))]
+                lines += [f"{n} = {spelled[i]}" for i, n in enumerate(own) if n in here]
             left = [n for n in left if n not in here]
         return lines, left
 

@@ -1,0 +1,115 @@
+"""Numbers as code: constants as a person writes them, and numbers that follow the lengths of arrays."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from operator import add, mod, mul, sub, truediv
+from typing import Any
+
+import numpy as np
+
+from .tracing import Unwritable
+
+Values = tuple[float, ...]  # one a recording
+
+
+class Numbers:
+    """Numbers that have a name: the author's, then the lengths of arrays, by their values in each recording."""
+
+    def __init__(self, named: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+        found = [*named.items()]
+        for name, own in shapes.items():
+            lengths = enumerate(zip(*own, strict=True))
+            found += [(f"{name}.shape[{i}]" if i else f"len({name})", values) for i, values in lengths]
+        found += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
+        self.named, known = named, [(text, tuple(map(float, values))) for text, values in found]
+        self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
+
+    def quotient(self, values: Sequence[Any], divided: bool = False) -> tuple[str, str]:
+        """A number in two parts, what stands above and below the stroke, by the lengths that it follows."""
+        number = tuple(map(float, values))
+        if len(set(number)) == 1:
+            return constant(number[0], divided)
+        found = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
+        if found:
+            return found
+        # A root of what follows a length, or one divided by it.
+        inverse = abs(number[0]) < 1
+        square = tuple([round(n ** (-2 if inverse else 2), 9) for n in number])
+        found = self._following(square, all(n == int(n) for n in square)) if min(number) > 0 else None
+        if found is None:
+            several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
+            raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
+        root = f"np.sqrt({joined(*found)})"
+        return ("1", root) if inverse else (root, "")
+
+    def text(self, values: Sequence[Any]) -> str:
+        """A number on one line."""
+        return joined(*self.quotient(values))
+
+    def _following(self, number: Values, whole: bool) -> tuple[str, str] | None:
+        for over, under, found in self._guesses(number, whole):
+            if max(found) - min(found) > 1e-13 * abs(found[0]):
+                continue
+            c, below = constant(found[0])
+            if len(c) < 8 and not below and not (whole and "." in c):
+                over = over.format(c).replace("+ -", "- ")
+                over = over.removeprefix("1 * ") if over[0] == "1" else over.replace("-1 * ", "-")
+                return over, under.format(c)
+        return None
+
+    def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, str, Values]]:
+        """Ways to write a number by a constant and lengths, above and below, with that constant in each recording."""
+        pairs = [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in itertools.combinations(self.known, 2)]
+        less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
+        for some in (self.known, less + pairs):
+            for text, v in some:
+                yield "{} * " + text, "", _each(truediv, number, v)
+                yield text + (" // {}" if whole else ""), "" if whole else "{}", _each(truediv, v, number)
+                yield "{}", text, _each(mul, number, v)
+            for text, v in some:
+                if text in self.named or (whole and some is self.known):
+                    yield text + " + {}", "", _each(sub, number, v)
+                    yield "{} - " + text, "", _each(add, number, v)
+        ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
+        for s, t, v, w in ratios:
+            if not whole and not any(_each(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):
+                yield "{}", f"{s} // {t}", _each(truediv, _each(mul, number, v), w)
+        for s, t, v, w in ratios:
+            below = _each(truediv, _each(mul, number, w), v)
+            yield "{} * " + s + (f" // {t}" if whole else ""), "" if whole else t, below
+
+
+def _each(operation: Callable[[float, float], float], v: Values, w: Values) -> Values:
+    return tuple(map(operation, v, w))
+
+
+def joined(over: str, under: str) -> str:
+    """A quotient on one line."""
+    return f"{over} / {bracketed(under)}" if under else over
+
+
+def bracketed(text: str) -> str:
+    """What something is divided by."""
+    return f"({text})" if " " in text and text[0] != "(" and not text.startswith("np.") else text
+
+
+def constant(value: float, divided: bool = False) -> tuple[str, str]:
+    """A constant above and below the stroke: 0.5, but 1 and 2 where something was `divided` by 2, and 1 and 3."""
+    value = float(f"{value:.15g}")  # 3 * 0.3 is 0.9 to a reader
+    if value and value != 1 and (divided or len(_short(value)) > 6):
+        ratio = Fraction(value).limit_denominator(1000)
+        for top, bottom in ((1, float(f"{1 / value:.15g}")), (ratio.numerator, ratio.denominator)):
+            if len(_short(bottom)) < 7 and math.isclose(top, value * bottom, rel_tol=1e-14):
+                return str(top), _short(bottom)
+    return _short(value), ""
+
+
+def _short(value: float) -> str:
+    """The shortest of the ways to write a constant."""
+    texts = [repr(int(value))] if value == int(value) else []
+    texts += [text.replace("e+0", "e").replace("e-0", "e-") for text in (repr(value), f"{value:.0e}")]
+    return min([text for text in texts if float(text) == value], key=len)
