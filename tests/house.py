@@ -17,7 +17,7 @@ LINES = {
     "verify": 8_643,
     "drawing": 2_445,
     "nn": 1_340,
-    "commands": 1_160,
+    "commands": 1_165,
 }
 POSITIONAL = 8
 MAY_COPY = ("reshape", "ravel")

@@ -18,7 +18,7 @@ import autograd_bn as ag
 from ..verify.compare import in_ulp
 from ..verify.table import text_table
 from . import complain, fill, progress, refused
-from .data import DATA, Data, load_data, writable_folder
+from .data import DATA, Data, few, load_data, writable_folder
 
 HELP = """compare composed and fused batch norm on data, and draw both graphs
 
@@ -143,9 +143,8 @@ def _about(data: Data) -> str:
     shape = " x ".join(map(str, data.x.shape))
     lines = [fill(text) for text in (f"Batch norm of {data.name}: x of shape {shape}, {data.x.dtype}", *data.notes)]
     if counts := data.not_finite():
-        shown = [f"{count} in {name}" for name, count in list(counts.items())[:8]]
-        more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-        lines.append(fill(f"NaN or infinite values, by column: {', '.join(shown)}{more}"))
+        shown = few([f"{count} in {name}" for name, count in counts.items()])
+        lines.append(fill(f"NaN or infinite values, by column: {shown}"))
     return "\n".join(lines)
 
 

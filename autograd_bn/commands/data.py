@@ -112,9 +112,9 @@ def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...],
     rows, names, notes = _cells(text, separator), list[str](), []
     if rows and all(_number(cell, separator) is None for cell in rows[0][1]):
         names = rows.pop(0)[1]
-        notes.append(f"Line 1 is taken for the names of the columns: {_few(names)}.")
+        notes.append(f"Line 1 is taken for the names of the columns: {few(names)}.")
     elif rows:
-        notes.append(f"No names of columns: line 1 is taken for numbers ({_few(rows[0][1])}).")
+        notes.append(f"No names of columns: line 1 is taken for numbers ({few(rows[0][1])}).")
     if not rows:
         raise UsageError(f"{path} is empty, expected rows of numbers")
     width = len(names or rows[0][1])
@@ -125,7 +125,7 @@ def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...],
     values = {i: [_number(cells[i], separator) for _, cells in rows] for i in asked}
     taken = [i for i in asked if columns is not None or any(value is not None for value in values[i])]
     if skipped := [names[i] if names else f"column {i + 1}" for i in asked if i not in taken]:
-        notes.append(f"Without what holds no number: {_few(skipped)}.")
+        notes.append(f"Without what holds no number: {few(skipped)}.")
     for i in taken or asked:
         for (line, cells), value in zip(rows, values[i], strict=True):
             if value is None:
@@ -156,11 +156,12 @@ def _place(asked: str, names: list[str], width: int) -> int:
         return names.index(asked)
     if asked.isdecimal() and 1 <= int(asked) <= width:
         return int(asked) - 1
-    known = f"{_few(names)}, or " if names else ""
+    known = f"{few(names)}, or " if names else ""
     raise UsageError(f"--columns has {asked!r}, expected {known}a number from 1 to {width}")
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 

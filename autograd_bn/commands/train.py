@@ -126,6 +126,12 @@ class Run:
         accuracy, percentiles = self.evaluate(x, labels)
         self.history = np.vstack([self.history, [step, accuracy, *percentiles]])
 
+    def row(self, x: Any, labels: Any) -> dict[str, Any]:
+        """What the table says of the net."""
+        reached = next((int(step) for step, right, *_ in self.history if right >= GOAL), None)
+        accuracy, _ = self.evaluate(x, labels)
+        return {"net": self.name, "loss": self.loss, "steps_to_90_percent": reached, "test_accuracy": accuracy}
+
     def state(self) -> dict[str, Any]:
         """All that the next steps, the table and the plot depend on."""
         run: dict[str, Any] = {"history": self.history, "loss": self.loss}
@@ -152,10 +158,7 @@ def run(args: argparse.Namespace) -> int:
         target = output_file(args.save, (".npz",)) if args.save else Path(args.resume or plot.with_suffix(".npz"))
         settings, done, state = _settings(args)
         writable_folder(target.parent)
-        x, labels = ag.data.load_digits()
-        x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
-        order = np.random.default_rng(settings["seed"]).permutation(len(x))
-        learn, test = np.split(order, [len(x) * 4 // 5])
+        learn, test = _digits(settings)
         runs = make_runs(settings, comm)
         try:
             for each in runs if state else ():
@@ -166,25 +169,8 @@ def run(args: argparse.Namespace) -> int:
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
         complain(INSTALL)
-    stopped, text = done, ""
-    bar = progress(settings["steps"], text, done, quiet=args.json or not first)
-    with _one_blas_thread(), _stop_after_step() as asked, bar as show:
-        steps = range(done + 1, settings["steps"] + 1)
-        for step, batch in zip(steps, batches(x[learn], labels[learn], settings["seed"], done), strict=False):
-            if comm is not None and allreduce(np.asarray(len(asked)), comm) and not asked:
-                asked.append(signal.SIGINT)  # another rank heard Ctrl-C first
-            if asked:
-                break
-            look = first and step % EVERY == 0
-            for each in runs:
-                each.step(*batch)
-                if look:
-                    each.record(step, x[test], labels[test])
-            stopped = step
-            if look:
-                losses = " / ".join([f"{each.loss:.3f}" for each in runs])
-                text = f"loss {losses}, accuracy " + " / ".join([f"{100 * each.history[-1, 1]:.1f} %" for each in runs])
-            show(text)
+    with progress(settings["steps"], "", done, quiet=args.json or not first) as show:
+        stopped, asked = _train(runs, learn, test if first else None, settings, done, show)
     if not first:
         return 130 if asked else 0
     if asked or args.save:
@@ -195,15 +181,7 @@ def run(args: argparse.Namespace) -> int:
     if asked:
         complain(f"stopped after step {stopped}; go on with: autograd-bn train --resume {target}")
         return 130
-    rows = [
-        {
-            "net": each.name,
-            "loss": each.loss,
-            "steps_to_90_percent": next((int(step) for step, right, *_ in each.history if right >= GOAL), None),
-            "test_accuracy": each.evaluate(x[test], labels[test])[0],
-        }
-        for each in runs
-    ]
+    rows = [each.row(*test) for each in runs]
     if drawn:
         draw(runs, plot)
     if args.json:
@@ -211,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None, "saved": saved}))
         return 0
     print(
-        f"packaged digits, seed {settings['seed']}: {len(learn):,} to learn from, {len(test)} held out;\n"
+        f"packaged digits, seed {settings['seed']}: {len(learn[0]):,} to learn from, {len(test[0])} held out;\n"
         f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n\n{_table(rows)}\n"
     )
     if drawn:
@@ -219,6 +197,39 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         print(f"state: {target}")
     return 0
+
+
+def _digits(settings: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The images and labels to learn from, and those that are held out."""
+    x, labels = ag.data.load_digits()
+    x = x[..., None] if settings["conv"] else x.reshape(len(x), -1)
+    order = np.random.default_rng(settings["seed"]).permutation(len(x))
+    return [(x[rows], labels[rows]) for rows in np.split(order, [len(x) * 4 // 5])]
+
+
+def _train(
+    runs: list[Run], learn: tuple[Any, Any], test: Any, settings: dict[str, Any], done: int, show: Any
+) -> tuple[int, bool]:
+    """Train from the step after `done` on: the last step, and whether Ctrl-C ended it. One rank has a test set."""
+    comm, stopped, text = runs[0].comm, done, ""
+    with _one_blas_thread(), _stop_after_step() as asked:
+        steps = range(done + 1, settings["steps"] + 1)
+        for step, batch in zip(steps, batches(*learn, settings["seed"], done), strict=False):
+            if comm is not None and allreduce(np.asarray(len(asked)), comm) and not asked:
+                asked.append(signal.SIGINT)  # another rank heard Ctrl-C first
+            if asked:
+                break
+            look = test is not None and step % EVERY == 0
+            for each in runs:
+                each.step(*batch)
+                if look:
+                    each.record(step, *test)
+            stopped = step
+            if look:
+                losses = " / ".join([f"{each.loss:.3f}" for each in runs])
+                text = f"loss {losses}, accuracy " + " / ".join([f"{100 * each.history[-1, 1]:.1f} %" for each in runs])
+            show(text)
+    return stopped, bool(asked)
 
 
 def _all_ranks() -> Any:
