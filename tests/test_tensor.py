@@ -284,7 +284,8 @@ def test_in_place_is_refused_where_somebody_else_would_keep_the_old_values():
         y += 10
     with pytest.raises(RuntimeError, match="something else holds"):
         centred_in_place(kept)
-    for view in (y[:2], y.reshape(3, 1), y.T, x[:2]):
+    for viewed in (lambda: y[:2], lambda: y.reshape(3, 1), lambda: y.T, lambda: x[:2]):
+        view = viewed()  # which nothing else holds
         with pytest.raises(RuntimeError, match="a view of"):
             view += 10
     both = [y * 1]
