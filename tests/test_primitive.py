@@ -104,6 +104,7 @@ SAMPLES: dict[str, list[Sample]] = {
     "hypot": [Sample(np.hypot, (signed(3, 1), signed(4)))],
     "remainder": [Sample(np.remainder, (signed(3, 1), positive(4) * 0.7))],
     "fmod": [Sample(np.fmod, (signed(3, 1), positive(4) * 0.7))],
+    "solve": [Sample(np.linalg.solve, (signed(2, 3, 3) + 4 * np.eye(3), signed(3, 2)))],
     "inv": [Sample(np.linalg.inv, (signed(2, 3, 3) + 4 * np.eye(3),))],
     "det": [Sample(np.linalg.det, (signed(2, 3, 3),))],
     "logdet": [Sample(lambda x: np.linalg.slogdet(x)[1], (signed(2, 3, 3),))],

@@ -68,6 +68,7 @@ NUMPY = [
     ),
     lambda x: np.linalg.norm(x) + np.linalg.norm(x, axis=0) + np.linalg.norm(x, 1, axis=0) + np.linalg.norm(x, np.inf),
     lambda x: np.linalg.inv(x[:, :2]) + np.linalg.det(x[:, :2]) + np.linalg.solve(x[:, :2], x[:, 1:]),
+    lambda x: np.linalg.solve(x[:, :2], x[:, 2]) + x[:, 0],
     lambda x: np.linalg.matrix_power(x[:, :2], 3) + np.linalg.multi_dot([x[:, :2], x, x.T]),
     lambda x: np.full_like(x, x[0, 0]),
     lambda x: np.einsum("...i->...", x) + np.einsum(x, [0, 1], [0]) + np.einsum("ij,ij->i", x, x, optimize=True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,6 +80,9 @@ def erf(x: Any, /) -> Any:
     return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
 
 
+absolute = fabs = ops.abs
+
+
 def _quotient(a: Any, b: Any) -> Any:
     """a / b, and 0 where b is 0."""
     zero = values_of(b) == 0
@@ -113,16 +117,6 @@ def deg2rad(x: Any) -> Any:
 def rad2deg(x: Any) -> Any:
     """Radians as degrees."""
     return x * (180 / math.pi)
-
-
-def fabs(x: Any) -> Any:
-    """The absolute value."""
-    return ops.abs(x)
-
-
-def absolute(x: Any) -> Any:
-    """The absolute value."""
-    return ops.abs(x)
 
 
 def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
@@ -486,9 +480,15 @@ def _turned(x: Any) -> Any:
     return ops.swapaxes(x, -1, -2)
 
 
-def _solve(a: Any, b: Any) -> Any:
-    """The solution x of a @ x = b, for a vector or a matrix b."""
-    return _inv(a) @ b
+@primitive(lambda g, a, out: -_solve(_turned(a), g) @ _turned(out), lambda g, a: _solve(_turned(a), g))
+def _solve(a: Any, b: Any, /) -> Any:
+    """The solution x of a @ x = b, of matrices b."""
+    return np.linalg.solve(a, b)
+
+
+def _solution(a: Any, b: Any) -> Any:
+    """The same, of a vector b too."""
+    return ops.squeeze(_solve(a, ops.reshape(b, (-1, 1))), -1) if np.ndim(b) == 1 else _solve(a, b)
 
 
 @primitive(lambda g, x, out: ops.reshape(g * out, (*np.shape(g), 1, 1)) * _turned(_inv(x)))
@@ -543,19 +543,14 @@ def _matrix_power(x: Any, n: int) -> Any:
     if n < 0:
         x, n = _inv(x), -n
     out = ops.broadcast_to(np.eye(np.shape(x)[-1], dtype=x.dtype), np.shape(x)) if n == 0 else x
-    for _ in range(n - 1):
-        out = out @ x
-    return out
+    return reduce(ops.matmul, [x] * (n - 1), out)
 
 
 def _multi_dot(arrays: Sequence[Any]) -> Any:
     """The product of several matrices."""
-    out = arrays[0]
-    for x in arrays[1:]:
-        out = out @ x
-    return out
+    return reduce(ops.matmul, arrays)
 
 
 linalg = SimpleNamespace(
-    inv=_inv, solve=_solve, det=_det, slogdet=_slogdet, norm=_norm, matrix_power=_matrix_power, multi_dot=_multi_dot
+    inv=_inv, solve=_solution, det=_det, slogdet=_slogdet, norm=_norm, matrix_power=_matrix_power, multi_dot=_multi_dot
 )
