@@ -1,5 +1,6 @@
 """The fused node's arithmetic against exact and extended arithmetic on the stored inputs."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -588,6 +589,14 @@ def test_any_shape_axes_memory_and_dtype_on_both_sides_of_every_threshold(data):
         finally:
             ag.set_backend(None)
     assert_textbook((x, gamma, beta, g), axes, results, textbook(x, gamma, beta, g, axes))
+
+
+@pytest.mark.parametrize("axes", [axes for n in range(1, 5) for axes in itertools.combinations(range(4), n)], ids=str)
+def test_all_axes_of_a_small_array(axes, backend):
+    shape, rng = (5, 4, 3, 2), np.random.default_rng(0)
+    x, g = rng.normal(size=(2, *shape))
+    gamma, beta = rng.normal(size=(2, *[n for i, n in enumerate(shape) if i not in axes]))
+    assert_textbook((x, gamma, beta, g), axes, computed(x, gamma, beta, g, axes), textbook(x, gamma, beta, g, axes))
 
 
 def test_every_threshold_of_an_array_is_moved():
