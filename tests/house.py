@@ -16,7 +16,7 @@ LINES = {
     "batch_norm": 2_685,
     "verify": 8_643,
     "drawing": 2_445,
-    "nn": 1_340,
+    "nn": 1_345,
     "commands": 1_165,
 }
 POSITIONAL = 8

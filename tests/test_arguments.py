@@ -30,6 +30,8 @@ from autograd_bn import nn
         (lambda: nn.LayerNorm(None), ValueError, "normalized_shape is None"),
         (lambda: nn.LayerNorm(()), ValueError, r"normalized_shape is \(\), expected the length"),
         (lambda: nn.LayerNorm(2, eps=-1.0), ValueError, "eps is -1.0"),
+        (lambda: nn.ReLU()(None), TypeError, "x is a NoneType, expected an array or a tensor"),
+        (lambda: nn.Sigmoid()("a"), TypeError, "x is a str, expected an array or a tensor"),
         (lambda: nn.ReLU().load_state_dict(None), TypeError, "state is a NoneType, expected arrays by name"),
         (lambda: nn.cross_entropy(None, [0]), TypeError, "logits is a NoneType"),
         (lambda: ag.data.batches([1, 2], [1, 2], 1, rng="a"), TypeError, "rng is 'a'"),

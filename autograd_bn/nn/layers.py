@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -183,22 +184,29 @@ class Flatten(Module):
         return reshape(x, (shape[0], math.prod(shape[1:])))
 
 
-class ReLU(Module):
+class _Elementwise(Module):
+    function: ClassVar[Callable[[Any], Any]]
+
+    def forward(self, x: Any) -> Any:
+        return type(self).function(operand(x, "x"))
+
+
+class ReLU(_Elementwise):
     """max(x, 0)."""
 
-    forward: Any = staticmethod(relu)
+    function = relu
 
 
-class Sigmoid(Module):
+class Sigmoid(_Elementwise):
     """1 / (1 + exp(-x))."""
 
-    forward: Any = staticmethod(sigmoid)
+    function = sigmoid
 
 
-class Tanh(Module):
+class Tanh(_Elementwise):
     """The hyperbolic tangent."""
 
-    forward: Any = staticmethod(tanh)
+    function = tanh
 
 
 class Dropout(Module):

@@ -132,9 +132,9 @@ def compare(
     formulas. Non-finite entries must be those of the reference, in place and kind. Without wider arithmetic the sides
     are held against each other.
 
-    `inputs` are float arrays or tensors, or arrays of exact rationals, which must be equal exactly. Running statistics
-    stay as they are. `ValueError` where the outputs' numbers or shapes differ or `order` is below 1; `TypeError` for
-    inputs that aren't floats or results that aren't tensors.
+    `inputs` are float arrays or tensors, or a single one, or arrays of exact rationals, which must be equal exactly.
+    Running statistics stay as they are. `ValueError` where the outputs' numbers or shapes differ, there are none, or
+    `order` is below 1 or `seed` below 0; `TypeError` for inputs that aren't floats or results that aren't tensors.
 
     >>> import autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
