@@ -1095,6 +1095,7 @@ def test_a_path_may_be_a_string(tmp_path):
         (nn.ReLU(), "a.svg", {}, TypeError, "inputs is None, expected what the model is to be called with"),
         (None, "a.svg", {"around": "y"}, TypeError, "around is a str"),
         (None, "a.svg", {"around": normed(), "hops": -1}, ValueError, "hops is -1"),
+        (None, "a.html", {"hops": 2}, ValueError, "hops is 2, counted from around, which is None"),
         (None, "a.svg", {"values": "yes"}, TypeError, "values is 'yes', expected True or False"),
         (None, "a.html", {"expand": None}, TypeError, "expand is None, expected True or False"),
         (nn.ReLU, "a.svg", {}, TypeError, "outputs is the class ReLU, expected a tensor or a model"),

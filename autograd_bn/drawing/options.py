@@ -37,6 +37,8 @@ def settled(options: Options) -> Options:
     hops = every["hops"]
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 0:
         raise ValueError(f"hops is {hops!r}, expected 0 or a positive integer")
+    if "hops" in options and every["around"] is None:
+        raise ValueError(f"hops is {hops}, counted from around, which is None")
     return every
 
 
