@@ -130,6 +130,74 @@ def test_neighbours_are_found_up_to_the_projects_root(tmp_path):
     assert judged(written(inner, text))["f_backward"].verdict == "right"
 
 
+def test_what_is_imported_by_the_name_of_a_folder_above_is_found_there(tmp_path):
+    inner = tmp_path / "project" / "former" / "layers"
+    inner.mkdir(parents=True)
+    (inner.parent / "former.py").write_text("raise ImportError\n", encoding="utf-8")
+    (inner.parent / "helpers.py").write_text("def twice(x):\n    return 2 * x\n", encoding="utf-8")
+    (inner / "__init__.py").write_bytes(b"\xef\xbb\xbfsize = 3\n")
+    text = "from former.helpers import twice\nfrom .. import layers\n"
+    text += "def f_forward(x):\n    return twice(x), x\ndef f_backward(d, x):\n    return 2 * d\n"
+    assert judged(written(inner, text))["f_backward"].verdict == "right"
+
+
+def test_a_line_of_another_file_is_said_with_its_name(tmp_path):
+    (tmp_path / "helpers.py").write_text("\n" * 40 + "def half(x):\n    return x[None]['a']\n", encoding="utf-8")
+    text = "from helpers import half\ndef f_forward(x):\n    return half(x), x\ndef f_backward(d, x):\n    return d\n"
+    reason = judged(written(tmp_path, text))["f_backward"].reason
+    assert "(helpers.py, line 42)" in reason
+
+
+def test_what_is_absent_is_the_reason_and_not_the_inputs(tmp_path):
+    text = "def f_forward(x, w):\n    return Dense(x) @ w, (x, w)\ndef f_backward(d, cache):\n    return d, d\n"
+    assert judged(written(tmp_path, text))["f_backward"].reason == (
+        "f_forward(x, w) needs what isn't there: NameError: name 'Dense' is not defined (line 2)"
+    )
+
+
+@pytest.mark.parametrize("body", ["raise NotImplemented", "raise NotImplementedError"])
+def test_an_abstract_class_is_unwritten(tmp_path, body):
+    text = f"import abc\nclass Layer(abc.ABC):\n    def forward(self, x):\n        {body}\n"
+    abstract = "    @abc.abstractmethod\n    def backward(self, dy):\n        pass\n"
+    assert judged(written(tmp_path, text + abstract))["Layer.backward"].verdict == "unwritten"
+
+
+def test_a_factor_of_the_whole_gradient_is_said_before_one_of_a_part(tmp_path):
+    report = judged(written(tmp_path, STYLES["names_that_mislead"]))["MSE.backward"].report
+    assert [finding.what for finding in report.diagnosis] == ["dout is 10 times what it should be."]
+
+
+def test_what_another_method_sets_is_the_reason(tmp_path):
+    text = "class F:\n    def start(self, a, b):\n        self.w = a\n"
+    text += "    def forward(self, x):\n        return self.w * x\n"
+    text += "    def backward(self, dy):\n        return self.w * dy\n"
+    assert judged(written(tmp_path, text))["F.backward"].reason.startswith(
+        "F.forward(x) reads self.w, which is set else"
+    )
+
+
+def test_what_is_right_for_one_example_alone_is_wrong_and_says_so(tmp_path):
+    text = """import numpy as np
+class Dense:
+    def __init__(self, n_in, n_out):
+        self.w, self.b = np.random.randn(n_in, n_out), np.random.randn(1, n_out)
+    def forward(self, x):
+        self.x = x
+        return x @ self.w + self.b
+    def backward(self, dy):
+        self.dw, self.db = self.x.T @ dy, dy
+        return dy @ self.w.T
+"""
+    entry = judged(written(tmp_path, text))["Dense.backward"]
+    assert (entry.verdict, entry.reason) == ("wrong", "For one example, as of shape (1, 4), it is right.")
+
+
+def test_a_guard_in_a_logarithm_that_is_not_recorded_widens_what_is_known(tmp_path):
+    found = judged(written(tmp_path, STYLES["guards_out_of_sight"]))
+    assert "central differences, to 3e-5" in str(found["Entropy.backward"].report)
+    assert "`/ 2` has no place" in str(found["Halved.backward"].report)
+
+
 def test_a_stand_in_decorates_and_is_a_base_and_computes_nothing():
     module = load.StandIn("absent")
     assert module.jit(len) is len

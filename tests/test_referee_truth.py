@@ -332,3 +332,23 @@ def test_an_edit_that_mends_a_part_says_so(tmp_path):
     assert wrong(verdict) == ["dx", "dw"]
     assert [repair.gradients for repair in verdict.repair] == [("x",)]
     assert any(note.endswith("mends dx only, and not dw.") for note in verdict.notes)
+
+
+def test_a_large_forward_pass_has_fewer_runs_whatever_the_machine_is_at(monkeypatch):
+    def forward(x):
+        for _ in range(turns[-1]):
+            pass
+        return np.array(x.tolist()) ** 2, x
+
+    def backward(dy, x):
+        return 2 * x * dy
+
+    monkeypatch.setattr("time.process_time", lambda: 1e9)  # no clock is asked
+    x, turns, notes = rng.normal(size=(4, 3)), [], []
+    for count in (1, 20_000):
+        turns.append(count)
+        verdict = ag.check_backward(forward, backward, (x,))
+        assert verdict.ok
+        notes.append([note for note in verdict.notes if "fewer inputs were tried" in note])
+    assert not notes[0]
+    assert notes[1]

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from traceback import extract_tb
+from functools import partial, wraps
+from pathlib import Path
+from traceback import FrameSummary, extract_tb
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from .frameworks import torch_library
 from .held import arrays, is_array, is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
-from .meant import code_of
 from .pairs import (
     CONTEXTS,
     NUMPY,
@@ -41,7 +41,7 @@ from .pairs import (
     stirred,
 )
 from .returned import Gradients, is_constant
-from .source import framework, signature, unwrapped
+from .source import code_of, framework, signature, unwrapped
 from .verdict import Verdict
 
 TRIALS, ACCEPTED, FITTING = 4000, 60, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
@@ -53,7 +53,7 @@ CANDIDATES = (
     ("k", "=3 =4 ND BTD"),
     (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|ch\w*|size|dims?|units|nodes|n"
      r"|num|d|f|len|length|width)|(num|n)_?in\w*|fan_?in|(size|dim|ch\w*)_?in|size|(vocab|embed\w*|wordvec)_?size|embed\w*"
-     r"|features|channels|width|n_?dims?|dims?|D|n|d", "=4 =3"),
+     r"|features|channels|width|n_?dims?|dim|D|n|d", "=4 =3"),
     (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
      r"|ch\w*|size|dims|units?|nodes|n|num|d|f)|fan_?out|(num|n)_?(out|hid|filt|cat|class)\w*|(size|dim|ch\w*)_?out|units"
      r"|classes|neurons|hidden|filters|k|m", "=3 =4 =[3] =[3,3]"),
@@ -63,8 +63,14 @@ CANDIDATES = (
     (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|a_?l|yp", "prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND"),
     (r"out(put)?s?|logits|scores", "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
     (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
+    (r"(n|num)_?heads?|heads?(_num)?|(n|num)_?(layers|blocks)|layers_num", "=2"),
+    (r"(max_?)?(seq_?)?len(gth)?|max_?\w*len(gth)?|block_?size|time_?steps|num_?embeddings|context\w*", "=6"),
+    (r"d_?(ff|k|v|hidden|mlp)|\w+_dim|\w+_channels", "=4 =3"),
+    (r"ind(ex|ices|exes)|idx|ids|tokens?", "int:BTM int:NM"),
+    (r"act\w*_?(fn|func|function|f)|(non_?lin|activation)\w*_(fn|func|function)|func|fn", "call:tanh"),
+    (r"(d_?)act\w*|act\w*_?(prime|grad|deriv\w*|backward)", "call:dtanh"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTV DI unit:ND D1 N N1"),
+     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D BD11"),
     (r"w_?(x|xh|ih|ax)", "DM DF MD"),
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),
@@ -79,13 +85,13 @@ CANDIDATES = (
     (r"(running_?|moving_?|r_?)?(mean|mu|avg)", "D =0.5"),
     (r"(running_?|moving_?|r_?)?(var|variance|sigma2)", "+D =0.7"),
     (r"(input_|normalized_|in_)?shape", "=[4] =4 =[4,3,5] =[2,4]"),
-    (r"n?_?groups?|stride|\w*pool\w*_(size|h|w)|kernel_?[hw]|kernel_?size|ksize|filter_?size|f|hf|wf", "=2 =3 =[2,2]"),
+    (r"n?_?groups?|stride|\w*pool\w*_(size|h|w)|ksize|(kernel|filter|pool)_?(size|[hw])|f|hf|wf", "=2 =3 =[2,2]"),
     (r"pad(ding)?", "=1 =0 =\"same\" =\"valid\""),
     (r"eps(ilon)?", "=0.001"),
     (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 unit:ND unit:N"),
     (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1"),
     (r"axis|dim", "=1"),
-    (r"\w*activation\w*|\w*nonlinearity", '="relu" ="sigmoid" ="tanh"'),
+    (r"\w*activation\w*|\w*nonlinearity|act", '="relu" ="sigmoid" ="tanh" call:tanh'),
     (r"reduction", '="mean"'),
     (r"(is_?)?train(ing)?|training_mode", "=true"),
     (r"mode", '="train"'),
@@ -97,6 +103,7 @@ UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
+_NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
 
@@ -110,6 +117,7 @@ class Entry:
     adapted: Callable[[Sequence[Any]], Pair]
     probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
     made: int = 0  # how many of the values its object is made of
+    make: Callable[[Sequence[Any]], Any] | None = None  # and how
     natural: bool = True  # whether its inputs are given, or such as anybody would take
     base: bool = False  # a base class, whose passes may be left to others
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
@@ -150,17 +158,19 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     written = {n for n, v in functions.items() if v.__code__.co_filename == space["__file__"]}
     jax = framework("jax")
     rules = [v for v in own.values() if jax is not None and isinstance(v, jax.custom_vjp)]
-    given = {part for rule in rules for part in (rule.fwd, rule.bwd)}
-    own = {n: v for n, v in own.items() if not inspect.isfunction(v) or v not in given}
+    passes_of_rules = {part for rule in rules for part in (rule.fwd, rule.bwd)}
+    own = {n: v for n, v in own.items() if not inspect.isfunction(v) or v not in passes_of_rules}
     for name, value in own.items():
         passes = methods_of(value) if isinstance(value, type) else None
         if name in written and (forward := _forward_of(name, functions)):
             ahead = functions[forward]
-            uses = _uses_torch(space, ahead)
-            adapted = _either(partial(numpy_pair, ahead, value), uses)
-            yield Entry(forward, name, parameters(ahead), adapted, _lifted(ahead, uses))
+            if len(parameters(ahead)) == len(parameters(value)) == 1:
+                ahead, value = _each(ahead), _each(value)
+            on = partial(_on, _uses_torch(space, ahead))
+            yield Entry(forward, name, parameters(ahead), on(partial(numpy_pair, ahead, value)), on(_spread(ahead)))
         elif name in functions and _is_loss(name, value):
-            yield Entry(name, name, parameters(value), partial(loss, value), _lifted(value, _uses_torch(space, value)))
+            probe = _on(_uses_torch(space, value), _spread(value))
+            yield Entry(name, name, parameters(value), partial(loss, value), probe)
         elif isinstance(value, type) and (passes := methods_of(value)):
             yield _class_entry(name, value, passes, _uses_torch(space, getattr(value, passes[0])))
         elif isinstance(value, type) and len(returned_names(getattr(value, "loss", None))) == 2:
@@ -168,7 +178,7 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield _class_entry(name, loss_class(what), ("loss", "loss"), _uses_torch(space, what.loss))
         elif jax is not None and isinstance(value, jax.custom_vjp):
             back = getattr(value.bwd, "__name__", "bwd")
-            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _lifted(value.fun, None))
+            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
 
 
 def _is_loss(name: str, function: Any) -> bool:
@@ -190,9 +200,26 @@ def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
             known = [n for n in known if n != name]
             return max(known, key=len) if known else None
-    found = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
-    bare = (found[1] or found[3]) if found else ""
+    match = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
+    bare = (match[1] or match[3]) if match else ""
     return bare if bare in functions else None
+
+
+def _each(function: Any) -> Any:
+    """A function that may be one of a number, on arrays too: entry by entry, where it doesn't take them."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except (TypeError, ValueError):
+            return np.vectorize(function, otypes=[float])(*values)
+
+    return call
+
+
+def _spread(function: Any) -> Callable[[Sequence[Any]], Any]:
+    return lambda values: function(*values)
 
 
 def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> Entry:
@@ -208,9 +235,9 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     if inspect.ismethod(forward) or first in CONTEXTS or isinstance(inspect.getattr_static(what, fore), staticmethod):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
-        probe = lambda values: _lifted(author.forward, torch)([*copy.deepcopy(lead), *values])
+        probe = lambda values: author.forward(*copy.deepcopy(lead), *values)
         adapted = lambda values: Calls(author_of(what), values).pair()
-        return Entry(*names, takes[first in CONTEXTS :], _either(adapted, torch), probe)
+        return Entry(*names, takes[first in CONTEXTS :], _on(torch, adapted), _on(torch, probe))
     made, fixed, kinds = _made_of(what)
 
     def make(values: Sequence[Any]) -> Any:
@@ -220,26 +247,47 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
         with suppress(TypeError):
             for name in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
                 setattr(owner, name, True)
-        return owner
+        return _built(owner, fore, values[len(made) :])
 
     return Entry(
         *names,
         [*made, *takes[1:]],
-        _either(lambda values: adapt(make(values), values[len(made) :]), torch, len(made)),
-        lambda values: _lifted(getattr(make(values), fore), torch)(values[len(made) :]),
+        _on(torch, lambda values: adapt(make(values), values[len(made) :]), len(made)),
+        _on(torch, lambda values: getattr(make(values), fore)(*values[len(made) :]), len(made)),
         len(made),
+        make,
         base=bool(what.__subclasses__()) and not fixed,
         kinds=kinds,
     )
+
+
+def _built(owner: Any, fore: str, values: Sequence[Any]) -> Any:
+    """An object that `build(input_shape)`, or another such method, makes whole, where forward fails without it."""
+    shape: tuple[int, ...] = np.shape(values[0]) if values else ()
+    methods = [method for _, method in inspect.getmembers(owner, inspect.ismethod) if shape]
+    builds = [m.__name__ for m in methods if len(taken := parameters(m)) == 1 and "shape" in taken[0].lower()]
+    for name, size in [("", shape), *itertools.product(builds, (shape, shape[1:], *shape[-1:]))] if builds else ():
+        with suppress(Exception):
+            made = copy.deepcopy(owner)
+            if name:
+                getattr(made, name)(size)
+            getattr(copy.deepcopy(made), fore)(*copy.deepcopy(list(values)))
+            return made
+    return owner
 
 
 def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]]]:
     """What an object is made of: what it needs, large sizes as small ones, and double precision."""
     makers = [vars(base)["__init__"] for base in what.__mro__ if inspect.isfunction(vars(base).get("__init__"))]
     open_ = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
-    listed = [[p for p in [*signature(maker).values()][1:] if p.kind not in open_] for maker in makers]
+    listed = list[inspect.Parameter]()
+    for maker in makers:
+        taken = [*signature(maker).values()][1:]
+        listed = [p for p in taken if p.kind not in open_]
+        if listed or not taken:
+            break
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
-    for p in next((found for found in listed if found), []):
+    for p in listed:
         least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
         image = type(p.default) is tuple and len(p.default) == 3 and least > 0
@@ -267,37 +315,22 @@ def _uses_torch(space: dict[str, Any], function: Any) -> Any:
     return framework("torch") if "torch" in homes.values() and not plain else None
 
 
-def _lifted(function: Callable[..., Any], torch: Any) -> Callable[[Sequence[Any]], Any]:
-    """A function called on copies of values, which PyTorch's own code gets as PyTorch's."""
+def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable[[Sequence[Any]], Any]:
+    """A call on copies of NumPy's arrays, or on PyTorch's where the file computes with these, but for the first few."""
 
-    def call(values: Sequence[Any]) -> Any:
+    def on(values: Sequence[Any]) -> Any:
         np.random.seed(0)  # noqa: NPY002
-        given = copy.deepcopy(list(values))
+        plain, copies = copy.deepcopy(list(values)), copy.deepcopy(list(values))
         if torch is None:
-            return function(*given)
+            return call(plain)
         library = torch_library(torch)
         with library.precise():
             try:
-                return function(*map(library.lift, copy.deepcopy(given)))
+                return call([*copies[:made], *map(library.lift, copies[made:])])
             except Exception as error:
                 with suppress(Exception):
-                    return function(*given)
+                    return call(plain)
                 raise error
-
-    return call
-
-
-def _either(adapted: Callable[[Sequence[Any]], Pair], torch: Any, made: int = 0) -> Callable[[Sequence[Any]], Pair]:
-    """A pair on NumPy's arrays, or on PyTorch's where the file computes with these."""
-
-    def on(values: Sequence[Any]) -> Pair:
-        if torch is None:
-            return adapted(values)
-        with torch_library(torch).precise():
-            try:
-                return adapted([*values[:made], *map(torch_library(torch).lift, values[made:])])
-            except Exception:
-                return adapted(values)
 
     return on
 
@@ -305,13 +338,31 @@ def _either(adapted: Callable[[Sequence[Any]], Pair], torch: Any, made: int = 0)
 # Inputs
 
 
+def _dtanh(x: Any) -> Any:
+    return 1 - np.tanh(x) ** 2
+
+
+class Lengths(tuple[Any, ...]):
+    """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Any:
+        return type(other)([*self, *other])
+
+    def __radd__(self, other: Any) -> Any:
+        return type(other)([*other, *self])
+
+
 def drawn(kind: str, rng: np.random.Generator) -> Any:
     """A value of a kind as `CANDIDATES` lists them."""
     if kind == "options":
         return dict(OPTIONS)
+    if kind.startswith("call:"):
+        return np.tanh if kind == "call:tanh" else _dtanh
     if kind.startswith("="):
         value = json.loads(kind[1:])
-        return tuple(value) if isinstance(value, list) else value
+        return Lengths(value) if isinstance(value, list) else value
     what, _, letters = kind.rpartition(":")
     plus, letters = letters.startswith("+"), letters.lstrip("+")
     if letters.startswith("("):
@@ -336,26 +387,26 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 
 def parsed_inputs(text: str) -> dict[str, Any]:
     """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
-    found, rng = dict[str, Any](), np.random.default_rng(1)
+    inputs, rng = dict[str, Any](), np.random.default_rng(1)
     pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
     if re.sub(pattern, "", text).strip():
         raise ValueError(text)
     for name, kind, value in re.findall(pattern, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
-            found[name] = drawn(f"{kind}{value}", rng)
+            inputs[name] = drawn(f"{kind}{value}", rng)
         else:
             try:
                 loaded_value = json.loads(value)
-                found[name] = tuple(loaded_value) if isinstance(loaded_value, list) else loaded_value
+                inputs[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
             except ValueError:
-                found[name] = value
-    return found
+                inputs[name] = value
+    return inputs
 
 
 def _kinds(entry: Entry, name: str, lengths: Sequence[int]) -> list[str]:
     """What a parameter may be, by its name."""
-    if name == "p" and {"y", "t"} & {*entry.parameters}:
+    if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
     if name in entry.kinds:
         return entry.kinds[name]
@@ -373,6 +424,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
     failed: list[tuple[list[int], str]] = []
     accepted = fitting = 0
+    flat = False  # whether it is wrong for vectors
     lengths = _lengths(entry)
     while True:
         slots = [(name, None) for name in entry.parameters] + [(n, key) for n, keys in inside.items() for key in keys]
@@ -387,45 +439,39 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                     values[name] = known[name] if kind == "known" else drawn(kind, rng)
                 else:
                     values[name][key] = drawn(kind, rng)
-            given = tuple(values.values())
+            inputs = tuple(values.values())
+            depth = list[int]()
             try:
-                _finite(entry.probe(given))
-            except (NotImplementedError, NoPair):
-                raise
-            except KeyError as error:
-                dicts = [n for n, value in values.items() if isinstance(value, dict)]
-                key = error.args[0] if error.args else None
-                if dicts and isinstance(key, str) and key not in values[dicts[0]] and dicts[0] not in known:
-                    missing = dicts[0], key
-                    break
-                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
-                continue
-            except Exception as error:
-                if _is_todo(error):
-                    raise NotImplementedError(str(error) or "assert False") from None
-                failed.append((_depth(error), f"{said(error)}{_line(error)}"))
-                continue
-            try:
-                pair = entry.adapted(copy.deepcopy(given))
+                _finite(entry.probe(inputs))
+                depth = [10**6]  # forward takes them
+                pair = entry.adapted(copy.deepcopy(inputs))
                 score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
-                if best is None:
+                if best is None or not depth:
                     raise
                 continue
             except Exception as error:
                 if _is_todo(error):
                     raise NotImplementedError(str(error) or "assert False") from None
-                failed.append(([10**6], f"{said(error)}{_line(error)}"))
+                missing = None if depth else _missing(error, values, known)
+                if missing:
+                    break
+                failed.append((depth or _depth(error), f"{said(error)}{_line(error)}"))
                 continue
             accepted, fitting = accepted + 1, fitting + score[0]
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
                 # and a number that may be an array, as p, a rate or a probability.
                 firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
                 firm = {i: kind for i, kind in firm.items() if kind[0] != "=" or all(k[0] == "=" for k in kinds[i])}
+                firm = {i: kind for i, kind in firm.items() if kind not in ("D", "N")}  # a vector may be a column
             if best is None or score > best[0]:
-                best = score, given, pair
+                best = score, inputs, pair
                 entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
-            if score == (True, 1) or accepted >= ACCEPTED or fitting >= FITTING:
+            right = score[0] and score[1] == 1
+            flat = flat or (score[0] and not right and bool({"D", "N"} & {*chosen}))
+            if right or accepted >= ACCEPTED or fitting >= FITTING:
+                if right and flat:
+                    entry.reasons.append("For vectors, as of shape (4,), which forward takes, it is wrong.")
                 return best[1:]
         if missing is not None and len(inside.get(missing[0], ())) < 12:
             inside.setdefault(missing[0], []).append(missing[1])
@@ -435,19 +481,19 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
         raise ValueError(_no_inputs(entry, failed))
 
 
+def _missing(error: Exception, values: dict[str, Any], known: dict[str, Any]) -> tuple[str, str] | None:
+    """The dict among the values that lacks a key, with the key, where that is what an exception says."""
+    key, dicts = (*error.args, None)[0], [n for n, value in values.items() if isinstance(value, dict)]
+    lacks = isinstance(error, KeyError) and isinstance(key, str) and dicts and dicts[0] not in known
+    return (dicts[0], str(key)) if lacks and key not in values[dicts[0]] else None
+
+
 def _lengths(entry: Entry) -> list[int]:
     """The lengths that an object made without arguments holds, of which x may have one."""
-    if entry.made:
-        return []
     with suppress(Exception):
-        one = entry.probe.__closure__
-        made = next(
-            cell.cell_contents
-            for cell in one or ()
-            if callable(cell.cell_contents) and cell.cell_contents.__name__ == "make"
-        )
-        sizes = {k for value in arrays(made(())).values() if is_array(value) for k in np.shape(value) if k > 1}
-        return sorted(sizes)[:4]
+        if entry.make and not entry.made:
+            shapes = [np.shape(value) for value in arrays(entry.make(())).values() if is_array(value)]
+            return sorted({length for shape in shapes for length in shape if length > 1})[:4]
     return []
 
 
@@ -489,6 +535,8 @@ def _finite(result: Any) -> None:
 
 def _is_todo(error: BaseException) -> bool:
     """Whether an exception is an author's note that nothing stands there yet."""
+    if isinstance(error, TypeError) and re.search("abstract class|must derive from BaseException", str(error)):
+        return True  # or `raise NotImplemented`
     if isinstance(error, NotImplementedError) or (isinstance(error, AssertionError) and _TODO.search(str(error))):
         return True
     steps = extract_tb(error.__traceback__)
@@ -499,15 +547,24 @@ def _is_todo(error: BaseException) -> bool:
     )
 
 
-def _depth(error: BaseException) -> list[int]:
-    """The lines of the author's that an exception came through, the outer ones first: how far forward got."""
+def _steps(error: BaseException) -> list[FrameSummary]:
+    """The author's lines that an exception came through, the outer ones first."""
     steps = extract_tb(error.__traceback__)
-    return [s.lineno or 0 for s in steps if "autograd_bn" not in s.filename and "site-packages" not in s.filename]
+    return [s for s in steps if s.filename.endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(s.filename)]
+
+
+def _depth(error: BaseException) -> list[int]:
+    """How far forward got, as a list that is greater the further it is."""
+    return [step.lineno or 0 for step in _steps(error)]
 
 
 def _line(error: BaseException) -> str:
-    lines = _depth(error)
-    return f" (line {lines[-1]})" if lines else ""
+    """Where an exception was raised: a line of the file that is judged, or of another that is named."""
+    steps = _steps(error)
+    if not steps:
+        return ""
+    other = "" if steps[-1].filename == steps[0].filename else f"{Path(steps[-1].filename).name}, "
+    return f" ({other}line {steps[-1].lineno})"
 
 
 def inputs_name(entry: Entry) -> str:
@@ -517,10 +574,21 @@ def inputs_name(entry: Entry) -> str:
 
 def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    why = max(failed, key=lambda pair: pair[0])[1] if failed else "it takes none"
+    absent = [
+        reason
+        for reason in failed
+        if re.match("NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')", reason[1])
+    ]
+    why = max(absent or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
+    if absent:
+        return f"{call} needs what isn't there: {why}"
     if failed and all("NoneType" in reason for _, reason in failed):
         return f"{call} reads what is None until something else sets it: {why}"
-    line = " ".join([f"{name}={_shown(_kinds(entry, name, ())[0])}" for name in entry.parameters])
+    first = {name: _kinds(entry, name, ())[0] for name in entry.parameters}
+    lost = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
+    if lost and entry.forward.startswith(f"{lost[1]}."):
+        return f"{call} reads self.{lost[2]}, which is set elsewhere: {why}"
+    line = " ".join([f"{name}={_shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
         f"no inputs are known for {call}, the best guess ended with {why}; "
         f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
@@ -540,26 +608,26 @@ def _shown(kind: str) -> str:
 
 def given_inputs(entry: Entry, space: dict[str, Any]) -> tuple[Any, ...] | None:
     """The inputs that the file gives."""
-    given = space.get(inputs_name(entry), space.get("inputs"))
-    given = given() if callable(given) else given
-    if given is not None and not isinstance(given, tuple | list):
-        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes")
-    return None if given is None else tuple(given)
+    inputs = space.get(inputs_name(entry), space.get("inputs"))
+    inputs = inputs() if callable(inputs) else inputs
+    if inputs is not None and not isinstance(inputs, tuple | list):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
+    return None if inputs is None else tuple(inputs)
 
 
 def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int = 0, strict: bool = False) -> None:
     """What the referee makes of an entry."""
     try:
         with limited(2 * SECONDS), np.errstate(all="ignore"):
-            given = given_inputs(entry, space)
-            guess = given is None
-            if given is None:
-                given, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
+            inputs = given_inputs(entry, space)
+            guess = inputs is None
+            if inputs is None:
+                inputs, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
             else:
-                pair = entry.adapted(copy.deepcopy(given))
+                pair = entry.adapted(copy.deepcopy(inputs))
                 rating(pair)
             entry.report = check_backward(pair, pair.inputs, seed=seed, strict=strict)
-            for other, where in _elsewhere(entry, given) if entry.report.ok else ():
+            for other, where in _elsewhere(entry, inputs) if entry.report.ok else ():
                 report = check_backward(other, other.inputs, seed=seed, strict=strict)
                 if "test" in where and report.diagnosis and report.diagnosis[0].kind == "raised":
                     entry.reasons.append("In test mode there is no cache for backward, so its gradient is not judged.")
@@ -568,8 +636,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     entry.reasons.append(f"This is {where}.")
                     break
             entry.verdict = entry.report.status
-            if guess and entry.report.ok and _wrong_on_matrices(entry, given):
-                entry.reasons.append("That is for vectors: for matrices, as of shape (5, 3), it is wrong.")
+            told = guess and (entry.report.ok or (entry.report.status == "wrong" and rating(pair) < (True, 1)))
+            if told and (elsewhere := _at_other_shapes(entry, inputs, entry.report.ok)):
+                entry.reasons.append(elsewhere)
             whole = np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) == 1 or _elementwise(pair)
             if entry.report.status == "wrong" and pair.unit and not whole:
                 raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
@@ -588,11 +657,10 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         entry.verdict = "" if entry.base else "unwritten"
         entry.reasons.append(str(error) or "it raises NotImplementedError")
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
-        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in _file(error)
+        last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
+        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
         entry.verdict, entry.report = "" if entry.base else "unjudged", None
-        entry.reasons.append(
-            (" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)
-        )
+        entry.reasons = [(" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)]
 
 
 def _elementwise(pair: Pair) -> bool:
@@ -632,69 +700,58 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     if not named:
         return ""
     text = "".join(linecache.getlines(space["__file__"]))
-    found = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
-    found = found or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
-    return f"{found}, which isn't there" if found else ""
+    missing = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
+    missing = missing or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
+    return f"{missing}, which isn't there" if missing else ""
 
 
-def _file(error: BaseException) -> str:
-    steps = extract_tb(error.__traceback__)
-    return steps[-1].filename if steps else ""
-
-
-def _elsewhere(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+def _elsewhere(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """The pair where the same code may take another way: in test mode, and on x of more axes."""
-    first = next((i for i, value in enumerate(given) if is_float(value) and i >= entry.made), None)
-    if first is not None and given[first].ndim == 2 and given[first].shape[1] % 2 == 0:
-        rows, columns = given[first].shape
-        folded = list(copy.deepcopy(given))
+    first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), None)
+    if first is not None and inputs[first].ndim == 2 and inputs[first].shape[1] % 2 == 0:
+        rows, columns = inputs[first].shape
+        folded = list(copy.deepcopy(inputs))
         folded[first] = folded[first].reshape(rows, 1, 2, columns // 2)
         with suppress(Exception):
-            a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (given, folded))
+            a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (inputs, folded))
             if a.shape == b.shape and np.allclose(a, b) and (pair := entry.adapted(folded)):
                 yield pair, f"for {entry.parameters[first]} of shape {folded[first].shape}"
-    if any(isinstance(value, dict) and "mode" in value for value in given):
-        yield from _in_test_mode(entry, given)
+    if any(isinstance(value, dict) and "mode" in value for value in inputs):
+        yield from _in_test_mode(entry, inputs)
 
 
-def _wrong_on_matrices(entry: Entry, given: tuple[Any, ...]) -> bool:
-    """Whether what was judged on vectors takes matrices too, and is wrong there: as a mean divided by `len(x)`."""
-    vectors = [isinstance(value, np.ndarray) and i >= entry.made for i, value in enumerate(given)]
-    if not any(vectors) or any(is_vector and np.ndim(v) != 1 for v, is_vector in zip(given, vectors, strict=True)):
-        return False
-    rng = np.random.default_rng(4)
-    wide = [rng.uniform(0.1, 0.9, (5, 3)) if is_vector else v for v, is_vector in zip(given, vectors, strict=True)]
+def _at_other_shapes(entry: Entry, inputs: tuple[Any, ...], right: bool) -> str:
+    """Where it is otherwise: what is right for vectors for matrices, as a mean divided by `len(x)`; for one example."""
+    own = [i for i, value in enumerate(inputs) if isinstance(value, np.ndarray) and i >= entry.made]
+    axes, rng = {inputs[i].ndim for i in own}, np.random.default_rng(4)
+    if right and axes == {1}:
+        others = {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own}
+    elif not right and len({len(inputs[i]) for i in own if inputs[i].ndim > 1}) == 1:
+        others = {i: inputs[i][:1] for i in own if inputs[i].ndim > 1}
+    else:
+        return ""
+    there = [others.get(i, value) for i, value in enumerate(inputs)]
     with suppress(Exception):
-        _finite(entry.probe(copy.deepcopy(wide)))
-        fits, share = rating(entry.adapted(wide))
-        return fits and share < 1
-    return False
+        _finite(entry.probe(there))
+        fits, part = rating(entry.adapted(copy.deepcopy(there)))
+        if right and fits and part < 1:
+            return "That is for vectors: for matrices, as of shape (5, 3), it is wrong."
+        if not right and (fits, part) == (True, 1):
+            return f"For one example, as of shape {np.shape(next(iter(others.values())))}, it is right."
+    return ""
 
 
 def _output(result: Any) -> Any:
     return np.asarray(result[0] if isinstance(result, tuple | list) else result)
 
 
-def _in_test_mode(entry: Entry, given: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
+def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, str]]:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
-    seen: list[Any] = []
-
-    class Watched(dict[str, Any]):
-        def __getitem__(self, key: str) -> Any:
-            seen.append(key)
-            return super().__getitem__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            seen.append(key)
-            return super().get(key, default)
-
-    with suppress(Exception):
-        entry.probe([Watched(value) if isinstance(value, dict) else value for value in copy.deepcopy(given)])
-    if "mode" not in seen:
-        return
-    there = list(copy.deepcopy(given))
+    there = list(copy.deepcopy(inputs))
     pair = entry.adapted(there)
-    result = entry.probe(copy.deepcopy(given))
+    if "mode" not in code_of(pair.forward):
+        return
+    result = entry.probe(copy.deepcopy(inputs))
     trained = result[-1] if isinstance(result, tuple | list) else 0
     pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
     for value in there:
@@ -734,22 +791,19 @@ def _written(pair: Pair) -> None:
         return  # for the verdict to report
     if not isinstance(back, Gradients):
         back = Gradients(back, {}, (), tuple(pair.names))
-    values = dict(zip(pair.names, pair.inputs, strict=True))
-    floats = [name for name in pair.names if is_float(values[name]) and not is_constant(name, values[name])]
+    floats = [n for n, v in zip(pair.names, pair.inputs, strict=True) if is_float(v) and not is_constant(n, v)]
     listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
     left = [name for name, value in back.left.items() if value is not None]
     if isinstance(back.back, dict) or (back.back is None and left):
         return
-    if all(value is None for value in listed) and not left and floats:
-        raise NotImplementedError(f"backward returned None for {', '.join(floats)}")
-    if len(listed) == len(back.names):
-        none = [
-            n for n, value in zip(back.names, listed, strict=True) if value is None and n in floats and n not in left
-        ]
-        if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
-            raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
-        if none:
-            raise NotImplementedError(f"backward returned None for {', '.join(none)}")
+    none = [n for n, v in zip(back.names, listed, strict=False) if v is None and n in floats and n not in left]
+    none = none if len(listed) == len(back.names) else []
+    if all(value is None for value in listed) and not left:
+        none = floats
+    if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
+        raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
+    if none:
+        raise NotImplementedError(f"backward returned None for {', '.join(none)}")
     numbers = [v for v in [*listed, *back.left.values()] if v is not None]
     with suppress(TypeError, ValueError):
         if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):

@@ -40,7 +40,7 @@ class Case:
     normalises: bool
     unit: bool
     shapes: dict[str, Finding] = field(default_factory=dict)
-    given: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
+    gradients: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
     told: dict[str, Array] = field(default_factory=dict)  # in the last
 
     @classmethod
@@ -49,7 +49,7 @@ class Case:
     ) -> Case:
         """The case with every gradient brought into its shape, where it can be."""
         case = cls(runs, wrong, repairs, normalises, unit)
-        for run, where in ((runs[0], case.given), (runs[-1], case.told)):
+        for run, where in ((runs[0], case.gradients), (runs[-1], case.told)):
             for name in wrong:
                 finding, array = _shaped(run, name, wrong)
                 if finding is not None and run is runs[0]:
@@ -71,25 +71,25 @@ class Case:
 
 def _shaped(run: Run, name: str, wrong: Sequence[str]) -> tuple[Finding | None, Array | None]:
     """What is wrong with a gradient's shape or entries, and the gradient in its shape if more is wrong with it."""
-    given, truth = run.author.gradients[name], run.truth[name]
-    if not np.isfinite(given).all():
-        what = f"d{name} has {given[~np.isfinite(given)].flat[0]} in it."
+    gradient, truth = run.author.gradients[name], run.truth[name]
+    if not np.isfinite(gradient).all():
+        what = f"d{name} has {gradient[~np.isfinite(gradient)].flat[0]} in it."
         return Finding("not finite", (f"d{name}",), what, "Look for a division by 0 or a root below 0."), None
-    if given.shape == truth.shape or any(close(given, run.truth[n]) for n in wrong if n != name):
-        return None, given
-    finding, made = _shape_finding(name, given, truth)
+    if gradient.shape == truth.shape or any(close(gradient, run.truth[n]) for n in wrong if n != name):
+        return None, gradient
+    finding, made = _shape_finding(name, gradient, truth)
     return finding, None if made is None or run.right(name, made) else made
 
 
 def shape(case: Case, left: frozenset[str]) -> Explained:
     """What isn't finite, or has another shape than its input."""
-    return Explained([*case.shapes.values()], left - {*case.given})
+    return Explained([*case.shapes.values()], left - {*case.gradients})
 
 
 def order(case: Case, left: frozenset[str]) -> Explained:
     """Gradients that are each other's."""
-    found = _swapped(case.runs[-1], {name: g for name, g in case.told.items() if name in left})
-    return Explained([found], frozenset(label[1:] for label in found.gradients)) if found else Explained()
+    swapped = _swapped(case.runs[-1], {name: g for name, g in case.told.items() if name in left})
+    return Explained([swapped], frozenset(label[1:] for label in swapped.gradients)) if swapped else Explained()
 
 
 def linearity(case: Case, left: frozenset[str]) -> Explained:
@@ -101,9 +101,9 @@ def linearity(case: Case, left: frozenset[str]) -> Explained:
         (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2 or clipping of it")),
     )
     for k, rtol, mistake in rows if not case.unit else ():
-        found = case.run.back(case.run.pair.source, k).gradients
-        same = [n for n in case.given if n in left and n in found and found[n].size == case.given[n].size]
-        off = [n for n in same if not close(found[n].ravel() / k, case.run.author.gradients[n].ravel(), rtol)]
+        again = case.run.back(case.run.pair.source, k).gradients
+        same = [n for n in case.gradients if n in left and n in again and again[n].size == case.gradients[n].size]
+        off = [n for n in same if not close(again[n].ravel() / k, case.run.author.gradients[n].ravel(), rtol)]
         if off:
             return Explained([mistake.of([f"d{name}" for name in off])], frozenset(off))
     return Explained()
@@ -116,7 +116,7 @@ def paths(case: Case, left: frozenset[str]) -> Explained:
     repaired = {name for repair in case.repairs for name in repair.gradients}
     findings, carried = along_paths(last, told, repaired, case.longer(last))
     if case.normalises and 1 < len(left) > len(carried):
-        joint = _one_path(case.run, {name: case.given[name] for name in case.wrong if name in left})
+        joint = _one_path(case.run, {name: case.gradients[name] for name in case.wrong if name in left})
         if joint is not None:
             return Explained([joint], left, carried)
     return Explained(findings, frozenset(label[1:] for label in carried), carried)
@@ -144,17 +144,18 @@ def region(case: Case, left: frozenset[str]) -> Explained:
         for run in case.longer(case.run):
             k = factor(run.author.gradients[name], run.truth[name])
             others += [] if k is None else [(k, lengths(run))]
-        single[name] = alone(case.run, case.given[name], case.run.truth[name], others)
+        single[name] = alone(case.run, case.gradients[name], case.run.truth[name], others)
     if any(reason is None or reason.kind == "weight" for reason in single.values()):
-        path = _one_path(case.run, {name: case.given[name] for name in single})
-        if path is not None:
+        path = _one_path(case.run, {name: case.gradients[name] for name in single})
+        # A number by which all of it is too large is told sooner than one for a part.
+        if path is not None and not (path.kind == "weight" and all(single.values())):
             return Explained([path], left)
     return _together({name: reason for name, reason in single.items() if reason is not None})
 
 
 def unexplained(case: Case, left: frozenset[str]) -> Explained:
     """Where gradients are wrong, if not why."""
-    return _together({name: _unknown(case.run, name, case.given[name]) for name in case.wrong if name in left})
+    return _together({name: _unknown(case.run, name, case.gradients[name]) for name in case.wrong if name in left})
 
 
 def _together(reasons: dict[str, Mistake]) -> Explained:
@@ -173,50 +174,52 @@ def explained(case: Case) -> Explained:
     """What all explainers say, each of what the ones before it left."""
     findings, left, coefficients = list[Finding](), frozenset(case.wrong), dict[str, dict[str, float]]()
     for explainer in EXPLAINERS:
-        found = explainer(case, left)
-        findings += found.findings
-        coefficients |= found.coefficients
-        left -= found.names
+        explanation = explainer(case, left)
+        findings += explanation.findings
+        coefficients |= explanation.coefficients
+        left -= explanation.names
     return Explained(findings, frozenset(case.wrong) - left, coefficients)
 
 
-def _shape_finding(name: str, given: Array, truth: Array) -> tuple[Finding, Array | None]:
+def _shape_finding(name: str, gradient: Array, truth: Array) -> tuple[Finding, Array | None]:
     """What a gradient of the wrong shape says, and the gradient brought into shape where it can be."""
     label = f"d{name}"
-    says = f"{label} has shape {given.shape}, and {name} has {truth.shape}"
-    if [k for k in given.shape if k != 1] == [k for k in truth.shape if k != 1]:
+    says = f"{label} has shape {gradient.shape}, and {name} has {truth.shape}"
+    if [k for k in gradient.shape if k != 1] == [k for k in truth.shape if k != 1]:
         repair = f"Return it with {name}'s shape: mind axes of length 1."
-        return Finding("shape", (label,), f"{says}.", repair), given.reshape(truth.shape)
-    if truth.ndim > 1 and given.shape == truth.shape[::-1]:
-        return Finding("transposed", (label,), f"{says}: it is transposed.", f"Return {label}.T."), given.T
-    if broadcasts(truth.shape, given.shape):
-        lead = given.ndim - truth.ndim
-        axes = tuple(i for i in range(given.ndim) if i < lead or (truth.shape[i - lead] == 1 and given.shape[i] != 1))
+        return Finding("shape", (label,), f"{says}.", repair), gradient.reshape(truth.shape)
+    if truth.ndim > 1 and gradient.shape == truth.shape[::-1]:
+        return Finding("transposed", (label,), f"{says}: it is transposed.", f"Return {label}.T."), gradient.T
+    if broadcasts(truth.shape, gradient.shape):
+        lead = gradient.ndim - truth.ndim
+        axes = tuple(
+            i for i in range(gradient.ndim) if i < lead or (truth.shape[i - lead] == 1 and gradient.shape[i] != 1)
+        )
         over = "axis " + ", ".join(map(str, axes))
         what = f"{says}: it is not summed over {over}, along which {name} is broadcast."
         finding = Finding("not summed", (label,), what, f"Sum it over {over}.")
-        return finding, given.sum(axis=axes, keepdims=True).reshape(truth.shape)
+        return finding, gradient.sum(axis=axes, keepdims=True).reshape(truth.shape)
     return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
 
 
-def _swapped(run: Run, given: dict[str, Array]) -> Finding | None:
+def _swapped(run: Run, gradients: dict[str, Array]) -> Finding | None:
     """Two gradients that are each other's."""
-    for a, b in itertools.combinations(given, 2):
-        if close(given[a], run.truth[b]) and close(given[b], run.truth[a]):
+    for a, b in itertools.combinations(gradients, 2):
+        if close(gradients[a], run.truth[b]) and close(gradients[b], run.truth[a]):
             what = f"d{a} and d{b} are each other's: they come back in the wrong order."
             return Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")
     return None
 
 
-def _unknown(run: Run, name: str, given: Array) -> Mistake:
+def _unknown(run: Run, name: str, gradient: Array) -> Mistake:
     """Where a gradient is wrong, if not why."""
     truth = run.truth[name]
-    wrong = run.wrong(name, given)
+    wrong = run.wrong(name, gradient)
     places = where(wrong, run.inputs[name])
-    if np.any(~wrong) and np.all(~wrong | (given == 0)):
+    if np.any(~wrong) and np.all(~wrong | (gradient == 0)):
         return Mistake("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")
-    index = np.unravel_index(int(np.argmax(np.where(wrong, np.abs(given - truth), 0))), wrong.shape)
-    words = f"is {given[index]:.6g} and should be {truth[index]:.6g}"
+    index = np.unravel_index(int(np.argmax(np.where(wrong, np.abs(gradient - truth), 0))), wrong.shape)
+    words = f"is {gradient[index]:.6g} and should be {truth[index]:.6g}"
     if index:
         words = f"is wrong {places}: at {list(map(int, index))} it {words}"
     return Mistake("unexplained", words, "Check it term by term against the chain rule")
@@ -250,7 +253,7 @@ def where(wrong: Array, value: Array) -> str:
     return f"in {np.count_nonzero(wrong)} of {wrong.size} entries"
 
 
-def _one_path(run: Run, given: dict[str, Array]) -> Finding | None:
+def _one_path(run: Run, gradients: dict[str, Array]) -> Finding | None:
     """One edge of the recorded graph whose share, weighted otherwise, makes every wrong gradient come out."""
     trace = run.trace
     if trace is None:
@@ -260,12 +263,12 @@ def _one_path(run: Run, given: dict[str, Array]) -> Finding | None:
         if not (trace.author_name(parent) or trace.author_name(consumer)):
             continue  # nobody finds the way from `multiply` to `add`
         shares, _ = trace.flow(parent, part, cut)
-        share = {name: shares.get(trace.leaves[name].node, np.zeros(g.shape)) for name, g in given.items()}
+        share = {name: shares.get(trace.leaves[name].node, np.zeros(g.shape)) for name, g in gradients.items()}
         power = sum(float(np.sum(s * s)) for s in share.values())
-        k = sum(float(np.sum(s * (given[n] - run.truth[n]))) for n, s in share.items()) / (power or np.inf)
+        k = sum(float(np.sum(s * (gradients[n] - run.truth[n]))) for n, s in share.items()) / (power or np.inf)
         # A weight so near to 1 is rounding, which any edge explains.
-        if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, given[n]) for n, s in share.items()):
-            labels = [f"d{n}" for n in given]
+        if abs(k) > 1e-6 and all(close(run.truth[n] + k * s, gradients[n]) for n, s in share.items()):
+            labels = [f"d{n}" for n in gradients]
             way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
             counts = lengths(run)
             first, *_ = number(1 + k, counts, [(1 + k, counts)])

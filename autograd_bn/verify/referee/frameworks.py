@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -13,19 +12,14 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import is_float
-from .pairs import NUMPY, Library, Pair, array, parameters
+from .pairs import NUMPY, Library, Pair, array, parameters, returned_names
 from .source import framework, signature
 
 
-def uses_torch(values: Iterable[Any]) -> bool:
-    """Whether there is an array of PyTorch's among these values."""
-    torch = framework("torch")
-    return torch is not None and any(map(torch.is_tensor, values))
-
-
 def library_of(inputs: Sequence[Any]) -> Library:
-    """What computes with these inputs."""
-    return torch_library(sys.modules["torch"]) if uses_torch(inputs) else NUMPY
+    """What computes with these inputs: PyTorch where there is an array of its among them."""
+    torch = framework("torch")
+    return torch_library(torch) if torch is not None and any(map(torch.is_tensor, inputs)) else NUMPY
 
 
 @contextmanager
@@ -61,8 +55,8 @@ def torch_library(torch: Any) -> Library:
             moves = {n: t for n, t in zip(values, leaves, strict=True) if torch.is_tensor(t) and t.requires_grad}
             with doubles(torch), torch.enable_grad():
                 y = join(calls.outputs(calls.passed(leaves)))
-                found = torch.autograd.grad(y, [*moves.values()], torch.as_tensor(dy), allow_unused=True)
-            pairs = zip(moves, found, strict=True)
+                gradients = torch.autograd.grad(y, [*moves.values()], torch.as_tensor(dy), allow_unused=True)
+            pairs = zip(moves, gradients, strict=True)
             return {n: np.zeros(np.shape(values[n])) if g is None else array(g) for n, g in pairs}
 
         return derive
@@ -77,6 +71,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     library = torch_library(torch)
     listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
     defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    defaults = defaults[: max(len(returned_names(target.backward)) - len(inputs), 0)]  # those it returns something for
     judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
     def moves(value: Any) -> bool:
@@ -91,10 +86,10 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
             outputs = judged.apply(*leaves, *defaults)
         if outputs is None:
             raise NotImplementedError("forward returned None")
-        found = {i: y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if moves(y)}
-        if not found:
+        moving = {i: y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if moves(y)}
+        if not moving:
             raise Unjudgeable(f"{target.__name__}.forward returned no output of floats")
-        return found
+        return moving
 
     @wraps(target.forward)
     def forward(*values: Any) -> tuple[Any, Any]:
@@ -111,8 +106,8 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
         leaves, y = cache[0]()
         run[0] = function
-        found = iter(pulled(y, leaves, dy))
-        return tuple([next(found) if moves(t) else None for t in leaves])
+        gradients = iter(pulled(y, leaves, dy))
+        return tuple([next(gradients) if moves(t) else None for t in leaves])
 
     def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
         leaves = dict(zip(values, leaves_of(values.values()), strict=True))
@@ -123,8 +118,8 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
             outputs = target.forward(*[context][apart:], *leaves.values(), *defaults)
         listed = outputs if isinstance(outputs, tuple) else (outputs,)
         y = library.join([listed[place] for place in places])
-        found = zip(filter(lambda n: moves(leaves[n]), leaves), pulled(y, leaves.values(), dy), strict=True)
-        return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in found}
+        gradients = zip(filter(lambda n: moves(leaves[n]), leaves), pulled(y, leaves.values(), dy), strict=True)
+        return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in gradients}
 
     names = parameters(target.forward, len(inputs), skip=0 if apart else 1)
     return Pair(forward, tuple(map(array, inputs)), names, target.backward, call, truth)
@@ -157,11 +152,11 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
         constants, kept = cache()
         with doubles(True):
-            found = function(*constants, kept, jax.numpy.asarray(dy))
-        if not isinstance(found, tuple | list):
-            raise TypeError(f"{function.__name__} returned a {type(found).__name__}, expected a tuple")
-        given = iter(found)
-        return tuple([None if i in apart else array(next(given, None)) for i in range(len(names))])
+            gradients = function(*constants, kept, jax.numpy.asarray(dy))
+        if not isinstance(gradients, tuple | list):
+            raise TypeError(f"{function.__name__} returned a {type(gradients).__name__}, expected a tuple")
+        returned = iter(gradients)
+        return tuple([None if i in apart else array(next(returned, None)) for i in range(len(names))])
 
     def pulled(floats: Any, others: Any, dy: Any) -> Any:
         run = lambda moved: target.fun(*[{**fixed, **others, **moved}[name] for name in names])
@@ -174,9 +169,9 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         others = {n: v for n, v in values.items() if n not in fixed and n not in floats}
         with doubles(True):
             try:
-                found = compiled(floats, others, dy)
+                gradients = compiled(floats, others, dy)
             except jax.errors.JAXTypeError:  # it branches on values
-                found = pulled(floats, others, jax.numpy.asarray(dy))
-        return {n: array(g) for n, g in found.items()}
+                gradients = pulled(floats, others, jax.numpy.asarray(dy))
+        return {n: array(g) for n, g in gradients.items()}
 
     return Pair(forward, plain, names, target.bwd, call, truth)

@@ -36,6 +36,18 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "is_leaf") and hasattr(value, "detach")
 
 
+def vector(value: Any) -> Any:
+    """A list of floats, or of such lists, as the array that it stands for; anything else as it is."""
+    if not isinstance(value, list) or not 0 < len(value) <= 1_000:  # a longer one is data
+        return value
+    items = list(map(vector, value))
+    numbers = all(np.ndim(item) == 0 and hasattr(item, "real") and not is_tensor(item) for item in items)
+    rows = all(isinstance(item, list) for item in value) and len({np.shape(item) for item in items}) == 1
+    if numbers and any(not isinstance(item, int) for item in items):
+        return np.stack(items)
+    return np.stack(items) if rows and all(hasattr(item, "dtype") for item in items) else value
+
+
 def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     """What a container or an object holds, with where."""
     if isinstance(value, dict):
@@ -49,11 +61,12 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def arrays(root: Any) -> dict[Path, Any]:
-    """Every array of floats in an object, the outer ones first; numbers that are floats too."""
+    """Every array of floats in an object, the outer ones first, lists of floats as arrays; numbers that are floats."""
     held, seen = dict[Path, Any](), set[int]()
     todo: list[tuple[Path, Any]] = [((), root)]
     while todo and len(seen) < 5000:
         path, value = todo.pop(0)
+        value = vector(value)
         if is_array(value) or isinstance(value, float | np.floating):
             held[path] = value
         if id(value) not in seen:
@@ -72,6 +85,8 @@ def get(root: Any, path: Path) -> Any:
 def put(root: Any, path: Path, new: Any) -> None:
     """Have another value at a place; tuples on the way are made anew."""
     owner, key = get(root, path[:-1]), path[-1]
+    if isinstance(new, np.ndarray) and isinstance(get(root, path), list):
+        new = new.tolist()
     if isinstance(owner, tuple):
         items = [new if i == key else item for i, item in enumerate(owner)]
         put(root, path[:-1], type(owner)._make(items) if hasattr(owner, "_make") else tuple(items))
@@ -114,10 +129,10 @@ def looks_like_a_gradient(slot: Path) -> bool:
 
 def groups(held: dict[Path, Any]) -> list[tuple[Any, list[Path]]]:
     """Arrays with every place at which each of them stands."""
-    found: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
+    grouped: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
     for path, value in held.items():
-        found.setdefault((path[0], id(value)), (value, []))[1].append(path)
-    return list(found.values())
+        grouped.setdefault((path[0], id(value)), (value, []))[1].append(path)
+    return list(grouped.values())
 
 
 def best(paths: Sequence[Path], slots: Sequence[Path]) -> list[tuple[float, Path]]:

@@ -24,28 +24,28 @@ def checked(pair: Pair, names: Any) -> Inputs:
     if names is not None and (isinstance(names, str) or len(names) != count or len(set(names)) != count):
         raise ValueError(f"names is {names!r}, expected {count} different names, one an input")
     listed = pair.names if names is None else map(str, names)
-    inputs = {name: _checked(name, given) for name, given in zip(listed, pair.inputs, strict=True)}
+    inputs = {name: _checked(name, value) for name, value in zip(listed, pair.inputs, strict=True)}
     if not any(map(is_float, inputs.values())):
         kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in inputs.items())
         raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")
     return inputs
 
 
-def _checked(name: str, given: Any) -> Any:
+def _checked(name: str, value: Any) -> Any:
     """A private copy of one input: floats as float64, so that only mistakes show and not rounding."""
-    if isinstance(given, Tensor):
-        given = given.data
-    if isinstance(given, list) and given and not any(map(is_array, given)):
-        given = np.asarray(given)
-    if isinstance(given, np.ndarray | np.floating):
-        if given.dtype.kind in "cO":
-            raise TypeError(f"inputs: {name} has dtype {given.dtype}, expected floats (or integers for a constant)")
-        if given.dtype.kind == "f":
-            array = np.array(given, dtype=np.float64)
+    if isinstance(value, Tensor):
+        value = value.data
+    if isinstance(value, list) and value and not any(map(is_array, value)):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray | np.floating):
+        if value.dtype.kind in "cO":
+            raise TypeError(f"inputs: {name} has dtype {value.dtype}, expected floats (or integers for a constant)")
+        if value.dtype.kind == "f":
+            array = np.array(value, dtype=np.float64)
             if not np.isfinite(array).all():
                 raise ValueError(f"inputs: {name} holds {array[~np.isfinite(array)].flat[0]}, expected finite numbers")
             return array
-    return copy.deepcopy(given)
+    return copy.deepcopy(value)
 
 
 def scale(array: Any) -> float:
@@ -70,16 +70,16 @@ def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Ar
     return np.asarray(new)
 
 
-def lengthened(pair: Pair, given: Inputs, rng: np.random.Generator) -> Iterator[Inputs]:
+def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator[Inputs]:
     """Inputs in which axes of the same length get different ones, some of which forward may refuse.
 
     With 5 rows of 5 features `N, D = x.shape` may be swapped without a trace. Labels go with the rows that they
     belong to, since an index reaches into longer arrays without a word. Lengths that the code has as numbers of its
     own can't be others.
     """
-    written = named_lengths(pair, given)
+    written = named_lengths(pair, inputs)
     axes: dict[int, list[tuple[str, int]]] = {}
-    for name, value in given.items():
+    for name, value in inputs.items():
         for axis, length in enumerate(value.shape if isinstance(value, np.ndarray) else ()):
             axes.setdefault(length, []).append((name, axis))
     choices = [
@@ -89,24 +89,24 @@ def lengthened(pair: Pair, given: Inputs, rng: np.random.Generator) -> Iterator[
         for chosen in range(1, 2 ** min(len(places), 6))
     ]
     for places, taken in choices[:40]:
-        first = next((name for name, _ in places if is_float(given[name])), "")
-        if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if not is_float(given[n])):
+        first = next((name for name, _ in places if is_float(inputs[name])), "")
+        if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if not is_float(inputs[n])):
             continue
-        inputs = dict(given)
+        longer = dict(inputs)
         for name, axis in taken:
-            inputs[name] = np.concatenate([inputs[name]] * 2, axis=axis)
-        for name, value in given.items():
-            if is_float(value) and inputs[name] is not value:
+            longer[name] = np.concatenate([longer[name]] * 2, axis=axis)
+        for name, value in inputs.items():
+            if is_float(value) and longer[name] is not value:
                 if _weights(value):
-                    inputs[name] = inputs[name] / inputs[name].sum(axis=-1, keepdims=True)
+                    longer[name] = longer[name] / longer[name].sum(axis=-1, keepdims=True)
                 elif np.any(value != np.round(value)):
-                    inputs[name] = moved(inputs[name], rng)
-        yield inputs
+                    longer[name] = moved(longer[name], rng)
+        yield longer
 
 
-def named_lengths(pair: Pair, given: Inputs) -> set[int]:
+def named_lengths(pair: Pair, inputs: Inputs) -> set[int]:
     """The lengths that a pair's code may have as numbers of its own."""
-    return _numbers(pair.forward) | _numbers(pair.source) | _whole(given)
+    return _numbers(pair.forward) | _numbers(pair.source) | _whole(inputs)
 
 
 def _weights(value: Array) -> bool:
@@ -122,12 +122,12 @@ def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     except (TypeError, ValueError):  # no Python function
         return set()
     owner = getattr(getattr(function, "__self__", None), "__dict__", {})
-    found = _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+    numbers = _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
     for helper in (*read.globals.values(), *read.nonlocals.values()):
         own = inspect.isfunction(helper) and helper.__code__.co_filename == function.__code__.co_filename
         if own and helper not in known and len(known) < 9:
-            found |= _numbers(helper, (*known, function, helper))
-    return found
+            numbers |= _numbers(helper, (*known, function, helper))
+    return numbers
 
 
 def _whole(value: Any) -> set[int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .explain import Case, explained
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
-from .meant import convention, without_guards
+from .meant import convention, cut_by_a_guard, without_guards
 from .mistakes import Mistake, alone, close
 from .outside import as_it_was
 from .pairs import Pair, adapt, numpy_pair, seeded
@@ -23,10 +23,11 @@ from .repair import search
 from .returned import canonical
 from .run import Run
 from .source import NoSearch
+from .trace import effort
+from .truth import known_to
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 2_500  # of forward, after which no more inputs are tried
-PATIENCE = 60.0  # seconds of processor time, after which nothing more is tried, whatever it may find
+CALLS = 2_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -62,8 +63,8 @@ def check_backward(
     For wrong gradients it looks for the smallest edit of `backward` that makes them right. Only code that is arithmetic
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
     stand, backward runs at most 60 times, and forward a few times as often as its inputs have entries where its
-    derivative comes from differences, else at most 2,000 times. What is looked for is counted in runs of the pair, not
-    in seconds; after a minute of processor time nothing more is tried, and a note says so.
+    derivative comes from differences, else at most 2,000 times. All of it is counted in runs of the pair, of which one
+    that calls many functions counts for several, and not in seconds: a verdict is the same on a busy machine.
 
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 
@@ -82,12 +83,12 @@ def check_backward(
     >>> verdict.ok, [row.name for row in verdict.rows if not row.ok]
     (False, ['dw'])
     """
-    given = backward if inputs is None else inputs
-    if not isinstance(given, tuple | list):
-        raise TypeError(f"inputs is a {type(given).__name__}, expected a tuple of what forward takes: (x, ...)")
+    taken = backward if inputs is None else inputs
+    if not isinstance(taken, tuple | list):
+        raise TypeError(f"inputs is a {type(taken).__name__}, expected a tuple of what forward takes: (x, ...)")
     author = [forward] if inputs is None else [forward, backward]
     with as_it_was(*author), seeded(forward), np.errstate(all="ignore"):
-        pair = adapt(forward, given) if inputs is None else numpy_pair(forward, backward, given)
+        pair = adapt(forward, taken) if inputs is None else numpy_pair(forward, backward, taken)
         return Referee(pair, checked(pair, names), seed, strict).verdict()
 
 
@@ -97,7 +98,7 @@ class Referee:
     def __init__(self, pair: Pair, inputs: Inputs, seed: int, strict: bool) -> None:
         self.pair, self.inputs, self.unit, self.why, self.strict = pair, inputs, pair.unit, "", strict
         self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-        self.end = time.process_time() + PATIENCE
+        self.effort = 1.0  # what a forward pass costs
         self.findings: list[Finding] = []
         self.notes = [*pair.notes]
         self.warnings: list[str] = []
@@ -115,6 +116,8 @@ class Referee:
 
     def _run(self) -> None:
         """Run the pair at the caller's inputs and elsewhere; by differences everywhere, once one run needs them."""
+        with contextlib.suppress(Exception):  # for the first run to report
+            self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
         deaf = not self.unit and _ignores_dy(self.given)
@@ -159,7 +162,9 @@ class Referee:
         if self.given.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
             return
         # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
-        run = self._another(self._moved([n for n in judged if not _is_share(self.inputs[n])], factor=10.0))
+        run = self._another(
+            self._moved([n for n in judged if not np.all((self.inputs[n] > 0) & (self.inputs[n] < 1))], factor=10.0)
+        )
         if run is None:
             return
         for name in judged:
@@ -210,31 +215,31 @@ class Referee:
 
     def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
         """A run on inputs that the pair may not take; by differences it takes many calls."""
-        late = time.process_time() > self.end
-        if late or sum([run.calls for run in self.runs]) > CALLS:
-            self.notes.append(f"It took {'long' if late else f'{CALLS:,} runs of forward'}: fewer inputs were tried.")
+        calls = sum([run.calls for run in self.runs])
+        if calls * self.effort > CALLS:
+            self.notes.append(f"It took {calls:,} runs of forward: fewer inputs were tried.")
             return None
         try:
             run = self._at(inputs)
         except Unjudgeable:
             return None
-        return run if failed or run.author.failure is None else None
+        return run if (failed or run.author.failure is None) and not cut_by_a_guard(run, self.inputs) else None
 
     # The verdict
 
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
         self._run()
-        given, back = self.given, self.given.author
+        run, back = self.given, self.given.author
         if back.failure is not None:
-            rows = [self._unreturned(name, "not computed") for name in given.floats]
+            rows = [self._unreturned(name, "not computed") for name in run.floats]
             self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
-            return self._made(rows, self._repairs(given.floats))
+            return self._made(rows, self._repairs(run.floats))
         self.warnings = [f"{what}. {_COPY}" for what in back.faults]
         self.findings += back.findings
         self.notes += back.notes
         rows, wrong = [], []
-        for name in given.floats:
+        for name in run.floats:
             if name in back.gradients:
                 rows.append(self._judged(name))
                 wrong += [] if rows[-1].ok else [name]
@@ -248,15 +253,16 @@ class Referee:
         showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
         if wrong:
             case = Case.of(showing, wrong, repairs, self.paths is not None, self.unit)
-            found = explained(case)
-            self.findings += found.findings
-            self.coefficients = {**found.coefficients}
+            explanation = explained(case)
+            self.findings += explanation.findings
+            self.coefficients = {**explanation.coefficients}
         elif self.raised:
             repair = "Two lengths that are alike in the inputs given stand for each other."
             self.findings.append(Finding("raised", (), self.raised, repair))
-        if given.why_differences:
-            why = given.why_differences
-            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to 1e-6.")
+        if run.why_differences:
+            why = run.why_differences
+            known = f"{known_to(self.pair):.0e}".replace("e-0", "e-")
+            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
         return self._made(rows + self._steps(showing[0], bool(wrong)), repairs)
 
     def _steps(self, run: Run, wrong: bool) -> list[Row]:
@@ -291,10 +297,10 @@ class Referee:
             bad = []
             self.notes.append(f"d{name} is right without the small number that forward adds inside of its logarithm.")
         run = (bad or judged)[0]
-        given, truth, note = run.author.gradients[name], run.truth[name], ""
-        if given.shape != truth.shape:
-            note = f"shape {given.shape} for {name} of shape {truth.shape}"
-        elif not np.isfinite(given).all():
+        gradient, truth, note = run.author.gradients[name], run.truth[name], ""
+        if gradient.shape != truth.shape:
+            note = f"shape {gradient.shape} for {name} of shape {truth.shape}"
+        elif not np.isfinite(gradient).all():
             note = "not finite"
         elif bad and run is not self.given:
             note = "shows at other inputs than those given"
@@ -310,7 +316,7 @@ class Referee:
             )
         least = 1e-12 * run.vanishing(name)
         judged_at = np.isfinite(run.noise[name])
-        return row(f"d{name}", "gradient", given, truth, ok=not bad, note=note, judged=judged_at, least=least)
+        return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)
 
     def _unreturned(self, name: str, note: str) -> Row:
         truth = self.given.truth[name]
@@ -320,20 +326,16 @@ class Referee:
         """The edits of the author's code that make wrong gradients right."""
         try:
             with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                found = search(self.runs[::-1], wrong, self.end)
+                repairs = search(self.runs[::-1], wrong, self.effort)
         except NoSearch as why:
             self.notes.append(f"No repair was looked for in backward: {why}.")
             return []
-        for repair in found:
-            rest = [f"d{name}" for name in wrong if name not in {name for other in found for name in other.gradients}]
+        for repair in repairs:
+            rest = [f"d{name}" for name in wrong if name not in {name for other in repairs for name in other.gradients}]
             if rest:
                 mended = " and ".join([f"d{name}" for name in repair.gradients])
                 self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
-        return found
-
-
-def _is_share(value: Any) -> bool:
-    return bool(np.all((value > 0) & (value < 1)))
+        return repairs
 
 
 def _ignores_dy(run: Run) -> bool:

@@ -57,10 +57,10 @@ class StandIn(ModuleType):
             raise AttributeError(name)
         return range if name == "xrange" else StandIn(f"{self.__name__}.{name}")
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        if len(given) == 1 and not named and callable(given[0]) and not isinstance(given[0], StandIn):
-            return given[0]
-        if any(hasattr(value, "dtype") for value in [*given, *named.values()]):
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        if len(values) == 1 and not named and callable(values[0]) and not isinstance(values[0], StandIn):
+            return values[0]
+        if any(hasattr(value, "dtype") for value in [*values, *named.values()]):
             raise ImportError(f"{self.__name__} is called, but {self.__name__.partition('.')[0]} isn't there")
         return StandIn(self.__name__)
 
@@ -97,9 +97,10 @@ class Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         while not name.startswith("__") and self._waiting and self._waiting[0].is_file():
             first = self._waiting.pop()
-            for statement in ast.parse(first.read_text(encoding="utf-8", errors="replace")).body:
-                with contextlib.suppress(Exception):  # what of it fails, the file may not need
-                    exec(compile(ast.Module([statement], []), str(first), "exec"), vars(self))
+            with contextlib.suppress(SyntaxError):
+                for statement in ast.parse(first.read_text(encoding="utf-8-sig", errors="replace")).body:
+                    with contextlib.suppress(Exception):  # what of it fails, the file may not need
+                        exec(compile(ast.Module([statement], []), str(first), "exec"), vars(self))
         if name in vars(self):
             return vars(self)[name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
@@ -163,22 +164,22 @@ _DOORS = ("_exit", "execv", "execve")
 
 
 def _shut(door: str) -> Callable[..., None]:
-    def refused(*given: Any) -> None:
-        raise SystemExit(f"os.{door}({', '.join(map(repr, given[:2]))})")
+    def refused(*arguments: Any) -> None:
+        raise SystemExit(f"os.{door}({', '.join(map(repr, arguments[:2]))})")
 
     return refused
 
 
 def _folders(path: Path) -> list[Path]:
     """The file's folder and those above it, up to the root of its project."""
-    found = [path.resolve().parent]
+    folders = [path.resolve().parent]
     roots = (".git", "setup.py", "pyproject.toml", "setup.cfg", "requirements.txt")
-    while len(found) < 5 and found[-1].parent != found[-1]:
-        inner = len(found) == 1 or (found[-1] / "__init__.py").exists()
-        if not inner and any((found[-1] / root).exists() for root in roots):
+    while len(folders) < 5 and folders[-1].parent != folders[-1]:
+        inner = len(folders) == 1 or (folders[-1] / "__init__.py").exists()
+        if not inner and any((folders[-1] / root).exists() for root in roots):
             break
-        found.append(found[-1].parent)
-    return found
+        folders.append(folders[-1].parent)
+    return folders
 
 
 @contextlib.contextmanager
@@ -199,6 +200,10 @@ def loaded(path: Path) -> Iterator[Loaded]:
     sys.argv, sys.stdin = [str(path)], io.StringIO()
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
+        imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
+        for folder in folders[:-1]:  # a folder without __init__.py would give way to `model/model.py`
+            if folder.name in imported and folder.name not in before[2] and not (folder / "__init__.py").exists():
+                sys.modules[folder.name] = Package(folder.name, folder)
         # A module of a package in packages, since it may import its neighbours so.
         name = ""
         for folder in folders[::-1]:
@@ -215,7 +220,7 @@ def loaded(path: Path) -> Iterator[Loaded]:
             module = sys.modules[name]
             home = str(getattr(module, "__file__", None) or "")
             if (
-                isinstance(module, StandIn)
+                isinstance(module, StandIn | Package)
                 or name.startswith("checked")
                 or (home.startswith(str(folders[-1])) and "site-packages" not in home)
             ):
@@ -229,7 +234,7 @@ def _run(path: Path, name: str) -> Loaded:
     module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
     sys.modules[name] = module
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
-    found, stopped = Loaded(module.__dict__), ""
+    file, stopped = Loaded(module.__dict__), ""
     try:
         statements = ast.parse(text, str(path)).body
     except SyntaxError as error:
@@ -249,8 +254,8 @@ def _run(path: Path, name: str) -> Loaded:
                 stopped = stopped or f"{path}, line {(steps or [statement.lineno])[-1]}: {words}"
     if stopped:
         needs = f" (without {', '.join(absent)})" if absent else ""
-        found.notes.append(stopped + needs)
-    return found
+        file.notes.append(stopped + needs)
+    return file
 
 
 def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list[str]) -> None:

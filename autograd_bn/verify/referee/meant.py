@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ import numpy as np
 from ...engine.backward import pull
 from ...engine.graph import Values
 from ...engine.node import Array, Node
+from .held import is_float
 from .mistakes import close, listed
 from .run import Run
-from .source import unwrapped
+from .source import GUARD, code_of, unwrapped
 
 _COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
 
@@ -24,22 +24,45 @@ def without_guards(run: Run) -> dict[str, Array]:
     trace = run.trace
     if trace is None or not any(_guard(node) for node in trace.order):
         return {}
-    values, found = Values(trace.order), {trace.y.node: run.dy}
+    values, gradients = Values(trace.order), {trace.y.node: run.dy}
     for node in reversed(trace.order):
-        for parent, part in pull(node, found[node]) if node in found else ():
+        for parent, part in pull(node, gradients[node]) if node in gradients else ():
             guard = _guard(node)
             share = np.asarray(part) * (values[parent] / (values[parent] - guard) if guard else 1.0)
-            found[parent] = found[parent] + share if parent in found else share
-    return {name: np.asarray(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in trace.leaves.items()}
+            gradients[parent] = gradients[parent] + share if parent in gradients else share
+    return {name: np.asarray(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in trace.leaves.items()}
+
+
+def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
+    """Whether a guard cuts off what the run is at, as `clip(p, 1e-7, 1 - 1e-7)` does: gradients are meant without it.
+
+    Where forward isn't recorded, but has such a guard in its text: whether the run left what lay between 0 and 1.
+    """
+    if run.trace is None:
+        shares = [n for n, v in inputs.items() if is_float(v) and np.all((v >= 0) & (v <= 1))]
+        text = code_of(unwrapped(run.pair.forward))
+        guarded = re.search(r"\b(clip|clamp\w*|max\w*|min\w*)\([^\n]*(\de-\d|eps)", text)
+        return bool(guarded) and any(np.any((run.inputs[n] < 0) | (run.inputs[n] > 1)) for n in shares)
+    values = Values(run.trace.order)
+    for node in run.trace.order:
+        bound = _constant(node) if node.own_op in ("maximum", "minimum") else 0.0
+        off = 1 - bound if node.own_op == "minimum" else bound
+        if 0 < off <= GUARD and np.any(values[node] != values[node.inputs[0]]):
+            return True
+    return False
 
 
 def _guard(node: Node) -> float:
     """The small number that is added to what a logarithm is taken of, or 0."""
     inner = node.args[0] if node.own_op == "log" else None
-    constants = (
-        [a for a in inner.args if not isinstance(a, Node)] if isinstance(inner, Node) and inner.own_op == "add" else []
-    )
-    return next((float(c) for c in constants if np.ndim(c) == 0 and 0 < abs(float(c)) <= 1e-5), 0.0)
+    added = _constant(inner) if isinstance(inner, Node) and inner.own_op == "add" else 0.0
+    return added if 0 < abs(added) <= GUARD else 0.0
+
+
+def _constant(node: Node) -> float:
+    """The number that an operation takes beside another node, or 0."""
+    constants = [float(a) for a in node.args if not isinstance(a, Node) and np.ndim(a) == 0]
+    return constants[0] if len(constants) == len(node.inputs) == 1 else 0.0
 
 
 def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
@@ -55,49 +78,38 @@ def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
     return ""
 
 
-def code_of(function: Any, levels: int = 2) -> str:
-    """The text of a function and of those of its file that it calls, without comments."""
-    try:
-        text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
-    except (OSError, TypeError):
-        return ""
-    space = getattr(function, "__globals__", {})
-    called = [space.get(name) for name in function.__code__.co_names] if levels else []
-    return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
-
-
 def _same(run: Run, a: Array, b: Array) -> bool:
     """Whether two gradients agree as well as the truth is known."""
     return close(a, b, 5e-6 if run.why_differences else 1e-7)
 
 
-def _straight_through(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    first, head = run.y.ravel()[: given.size], run.dy.ravel()[: given.size]
-    if given.size < run.y.size and len(np.unique(first)) <= 3 and np.array_equal(given.ravel(), head):
+def _straight_through(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    first, head = run.y.ravel()[: gradient.size], run.dy.ravel()[: gradient.size]
+    if gradient.size < run.y.size and len(np.unique(first)) <= 3 and np.array_equal(gradient.ravel(), head):
         return "the straight-through estimator: forward's first output is flat, and backward that of the identity"
     flat = not np.any(np.abs(run.truth[name]) > 1e-9) and float(np.std(run.y)) > 0
-    if not flat or given.shape != run.dy.shape:
+    if not flat or gradient.shape != run.dy.shape:
         return None
-    if np.all(np.isclose(given, run.dy, rtol=1e-9) | (given == 0)) and np.any(given):
+    if np.all(np.isclose(gradient, run.dy, rtol=1e-9) | (gradient == 0)) and np.any(gradient):
         return "the straight-through estimator: forward is flat, and backward is that of the identity"
-    whole = np.array_equal(run.y, np.round(run.y)) and np.all((given == 0) | (np.sign(given) == np.sign(run.dy)))
+    whole = np.array_equal(run.y, np.round(run.y)) and np.all((gradient == 0) | (np.sign(gradient) == np.sign(run.dy)))
     return "a surrogate gradient: forward is a step, and backward that of something smoother" if whole else None
 
 
-def _reversal(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    same = run.y.shape == run.inputs[name].shape and close(run.y, run.inputs[name]) and given.shape == run.dy.shape
-    factor = float(np.sum(given * run.dy) / np.sum(run.dy**2)) if same else 0.0
-    if not same or factor >= 0 or not close(given, factor * run.dy):
+def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    same = run.y.shape == run.inputs[name].shape and close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
+    factor = float(np.sum(gradient * run.dy) / np.sum(run.dy**2)) if same else 0.0
+    if not same or factor >= 0 or not close(gradient, factor * run.dy):
         return None
     return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {factor:.6g}"
 
 
-def _mean_over_examples(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
+def _mean_over_examples(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     x = next(iter(run.inputs.values()))
     counts = [
         m
         for m in np.shape(x)
-        if m > 1 and given.shape == run.truth[name].shape and _same(run, given * m, run.truth[name])
+        if m > 1 and gradient.shape == run.truth[name].shape and _same(run, gradient * m, run.truth[name])
     ]
     others = [n for n in run.author.gradients if n != next(iter(run.inputs))]
     each = run.y.shape == np.shape(x)[:1] and bool(np.all(run.dy == 1))  # a loss for each example
@@ -107,40 +119,44 @@ def _mean_over_examples(run: Run, name: str, given: Array, off: list[str], text:
     return "1/m of the vector-Jacobian product, m examples: the mean over examples is taken here"
 
 
-def _passed_on(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
+def _passed_on(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     # Of softmax alone: a sigmoid's derivative is forgotten as easily as it is left out.
     squashed = bool(np.all(run.y > 0)) and any(np.allclose(run.y.sum(axis), 1) for axis in range(run.y.ndim))
-    if given.shape != run.dy.shape or not squashed or not close(given, run.dy):
+    if gradient.shape != run.dy.shape or not squashed or not close(gradient, run.dy):
         return None
     return "dy is passed on as it is: the derivative of this last activation is taken together with that of the loss"
 
 
-def _with_the_loss(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
+def _with_the_loss(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     p, truth = run.inputs[name], run.truth[name]
-    inside = given.shape == p.shape == truth.shape
+    inside = gradient.shape == p.shape == truth.shape
     for t in run.inputs.values() if inside else ():
         target = np.asarray(t)
         if target.shape == p.shape and t is not p and target.dtype.kind in "fiub":
-            scale = float(np.sum(given * (p - target)) / (np.sum((p - target) ** 2) or 1))
+            scale = float(np.sum(gradient * (p - target)) / (np.sum((p - target) ** 2) or 1))
             known = _same(run, truth * p, -scale * target) or _same(run, truth * p * (1 - p), scale * (p - target))
-            if scale and close(given, scale * (p - target)) and known:
+            if scale and close(gradient, scale * (p - target)) and known:
                 return "p - t, the gradient of what softmax or sigmoid is taken of: both are differentiated together"
     return None
 
 
-def _clipped(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    limit = float(np.max(np.abs(given), initial=0))
-    if "clip" not in text or given.shape != run.truth[name].shape or np.sum(np.abs(given) == limit) < 2:
+def _clipped(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    limit = float(np.max(np.abs(gradient), initial=0))
+    if "clip" not in text or gradient.shape != run.truth[name].shape or np.sum(np.abs(gradient) == limit) < 2:
         return None
-    return "clipped gradients" if _same(run, given, np.clip(run.truth[name], -limit, limit)) else None
+    return "clipped gradients" if _same(run, gradient, np.clip(run.truth[name], -limit, limit)) else None
 
 
-def _decay(run: Run, name: str, given: Array, off: list[str], text: str) -> str | None:
-    value, rest = run.inputs[name], given - run.truth[name] if given.shape == run.truth[name].shape else given
-    rate = float(np.sum(rest * value) / (np.sum(value**2) or 1)) if rest.shape == value.shape else 0.0
-    if rate <= 0 or not close(rest, rate * value, 1e-6) or not re.search(r"reg|decay|lamb|l2", text):
+def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    value = run.inputs[name]
+    if gradient.shape != run.truth[name].shape or not re.search(r"reg|decay|lamb|l[12]", text):
         return None
-    return f"weight decay is added, {rate:.6g} times the weights"
+    terms, rest = np.stack([value.ravel(), np.sign(value).ravel()], axis=1), gradient - run.truth[name]
+    rates = np.linalg.lstsq(terms, rest.ravel(), rcond=None)[0]
+    if np.max(rates) < 1e-9 or not close(terms @ rates, rest.ravel(), 1e-6):
+        return None
+    said = [f"{rate:.6g} times {what}" for rate, what in zip(rates, ("", "the sign of "), strict=True) if rate > 1e-9]
+    return f"weight decay is added, {listed([f'{part}the weights' for part in said])}"
 
 
 Row = Callable[[Run, str, Array, list[str], str], str | None]

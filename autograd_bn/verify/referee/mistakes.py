@@ -13,6 +13,7 @@ from .run import Run
 from .verdict import Finding
 
 PATHS = {"direct": "the direct path", "mean": "the path through the mean", "var": "the path through the variance"}
+Others = Sequence[tuple[float, Mapping[str, int]]]  # factors in runs with other lengths, each with these
 RTOL = 1e-7  # how well an explanation must reproduce what came back, of its largest entry
 
 
@@ -70,9 +71,7 @@ _COUNTED: list[Any] = [
 ]
 
 
-def number(
-    k: float, counts: Mapping[str, int], others: Sequence[tuple[float, Mapping[str, int]]] = ()
-) -> list[Mistake]:
+def number(k: float, counts: Mapping[str, int], others: Others = ()) -> list[Mistake]:
     """What a plain factor `k` on a term says; nothing where it is 1.
 
     A length is told from a constant by `others`, the factor and the lengths in runs with other lengths: what is said
@@ -82,11 +81,11 @@ def number(
         return []
     if abs(k) < 1e-8:
         return [MISSING]
-    found = _said(k, counts)
+    mistakes = _said(k, counts)
     for other, there in others:
         also = _said(other, there)
-        found = [mistake for mistake in found if mistake in also] or found[:1]
-    first = found[0]
+        mistakes = [mistake for mistake in mistakes if mistake in also] or mistakes[:1]
+    first = mistakes[0]
     if first.kind in ("sum for mean", "mean for sum") and not others:
         size = round(max(abs(k), 1 / abs(k)))
         first = replace(first, words=f"{first.words}, or {size} is a constant that does not belong there")
@@ -121,32 +120,32 @@ def missing(labels: Sequence[str], ways: Sequence[str], formula: str = "") -> Fi
     return Finding(kind, tuple(labels), what, f"Add {repair}.")
 
 
-def factor(given: Any, truth: Any) -> float | None:
+def factor(gradient: Any, truth: Any) -> float | None:
     """The number of which a gradient is its truth times, if there is one."""
-    if given.shape != truth.shape or not np.any(truth):
+    if gradient.shape != truth.shape or not np.any(truth):
         return None
-    k = float(np.sum(given * truth) / np.sum(truth * truth))
-    return k if close(given, k * truth, 1e-9) else None
+    k = float(np.sum(gradient * truth) / np.sum(truth * truth))
+    return k if close(gradient, k * truth, 1e-9) else None
 
 
-def alone(run: Run, given: Any, truth: Any, others: Sequence[tuple[float, Mapping[str, int]]] = ()) -> Mistake | None:
+def alone(run: Run, gradient: Any, truth: Any, others: Others = ()) -> Mistake | None:
     """Why one gradient, or one step, is wrong by itself: a number, a transposition, a mask."""
-    if given.shape != truth.shape:
-        return Mistake("shape", f"has shape {given.shape} and should have {truth.shape}", "Sum or reshape it")
-    if np.max(np.abs(truth), initial=0) <= 1e-12 * np.max(np.abs(given), initial=0):
+    if gradient.shape != truth.shape:
+        return Mistake("shape", f"has shape {gradient.shape} and should have {truth.shape}", "Sum or reshape it")
+    if np.max(np.abs(truth), initial=0) <= 1e-12 * np.max(np.abs(gradient), initial=0):
         return Mistake("not zero", "should be zero, since the output doesn't depend on it", "Return zeros")
-    if truth.ndim == 2 and truth.shape[0] == truth.shape[1] and close(given, truth.T):
+    if truth.ndim == 2 and truth.shape[0] == truth.shape[1] and close(gradient, truth.T):
         return Mistake("transposed", "is transposed", "Transpose it")
-    k = factor(given, truth)
-    found = [] if k is None else number(k, lengths(run), others)
-    if found:
-        sign = ", and has the wrong sign" if found[0] is SIGN and len(found) > 1 else ""
-        return replace(found[-1], words=found[-1].words + sign)
-    if close(given, truth, 1e-3):
-        digits = int(-np.log10(np.max(np.abs(given - truth)) / np.max(np.abs(truth))))
+    k = factor(gradient, truth)
+    mistakes = [] if k is None else number(k, lengths(run), others)
+    if mistakes:
+        sign = ", and has the wrong sign" if mistakes[0] is SIGN and len(mistakes) > 1 else ""
+        return replace(mistakes[-1], words=mistakes[-1].words + sign)
+    if close(gradient, truth, 1e-3):
+        digits = int(-np.log10(np.max(np.abs(gradient - truth)) / np.max(np.abs(truth))))
         words = f"is right to {digits} digits only: a number is off, or rounded to a narrower type on the way"
         return Mistake("precision", words, "Compute in float64, and look for a constant cut short")
-    if np.any(truth == 0) and close(np.where(truth == 0, 0, given), truth):
+    if np.any(truth == 0) and close(np.where(truth == 0, 0, gradient), truth):
         words = "is right where it should not be 0, but is not 0 where forward cuts the gradient off"
         return Mistake("mask missing", words, "Multiply it by the mask of forward's maximum, clip or where")
     return None

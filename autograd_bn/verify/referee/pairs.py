@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put
+from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put, vector
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
 from .source import framework, signature, unwrapped
 
@@ -38,6 +38,7 @@ CONTEXTS = ("ctx", "context")
 _CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
 _RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
 _LABELS = re.compile(r"y|Y|t|[yY]_?(true|real|train|batch|label|target)s?|targets?|labels?|ground_?truth|true_?\w*")
+_SELECTS = re.compile(r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)")
 _SWITCHES = (
     r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
 )
@@ -261,8 +262,8 @@ def returned_names(function: Any) -> list[str]:
     except (OSError, TypeError, SyntaxError, IndentationError):
         return []
     returns = sorted([node for node in ast.walk(tree) if isinstance(node, ast.Return)], key=lambda node: node.lineno)
-    found = [node.value for node in returns if node.value is not None]
-    items = found[-1].elts if found and isinstance(found[-1], ast.Tuple | ast.List) else found[-1:]
+    values = [node.value for node in returns if node.value is not None]
+    items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
     ]
@@ -281,11 +282,6 @@ class Library(NamedTuple):
     truth: Any = None
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
 def _joined(parts: list[Any]) -> Any:
     return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
 
@@ -295,11 +291,12 @@ def itself(value: Any) -> Any:
     return value
 
 
-NUMPY = Library(itself, itself, _joined, _as_it_is)
+NUMPY = Library(itself, itself, _joined, nullcontext)
 
 
 def array(value: Any) -> Any:
-    """A framework's array as NumPy's, floats in double precision; anything else as it is."""
+    """A framework's array, or a list of floats, as NumPy's, floats in double precision; anything else as it is."""
+    value = vector(value)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
@@ -353,13 +350,10 @@ class Calls:
 
     def pair(self) -> Pair:
         """The calls as a pair."""
-        return self._chosen()._finished()
-
-    def _finished(self) -> Pair:
-        if self.plan.unit:
-            self.notes.append("backward takes no dy: it is judged as the gradient for dy = 1.")
-        self.unseen += globals_read(self.author.forward)
-        return replace(self._made(), notes=tuple(self.notes), unseen=tuple(self.unseen))
+        calls = self._chosen()
+        notes = ["backward takes no dy: it is judged as the gradient for dy = 1."] if calls.plan.unit else []
+        unseen = [*calls.unseen, *globals_read(self.author.forward)]
+        return replace(calls._made(), notes=(*calls.notes, *notes), unseen=tuple(unseen))
 
     def _made(self) -> Pair:
         author, names = self.author, [*self.names, *self.slots]
@@ -397,6 +391,7 @@ class Calls:
         seen["before"] = arrays({"object": seen["object"]})
         with seeded(self.author.forward), self.framework.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
+        result = vector(result)
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
         return seen
 
@@ -409,16 +404,18 @@ class Calls:
                     put(seen, path, self.framework.lift(copy.copy(seen["start"][name])))
             elif isinstance(held, np.ndarray):
                 held[...] = 0
+            elif isinstance(held, list):
+                put(seen, place, np.zeros(np.shape(held)))
 
     def _lead(self, seen: Seen) -> tuple[Any, ...]:
         return (seen["object"],) if self.author.leads else ()
 
     def outputs(self, seen: Seen) -> list[Any]:
         """What forward computed, by the plan."""
-        found = [get(seen, place) for place in self.plan.outputs]
-        if any(y is None for y in found):
+        outputs = [get(seen, place) for place in self.plan.outputs]
+        if any(y is None for y in outputs):
             raise NotImplementedError("forward returned None")
-        return found
+        return outputs
 
     def _watched(self, seen: Seen) -> dict[str, Any]:
         """The arrays that backward has no business with writing into."""
@@ -442,6 +439,8 @@ class Calls:
         there = seen | {"dy": list(map(self.framework.lift, parts)), "rate": 1.0, "node": _node(seen)}
         with self.framework.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        if np.ndim(self.inputs[0]):
+            back = vector(back)
         if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
             back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
@@ -458,21 +457,19 @@ class Calls:
     def _chosen(self) -> Calls:
         """Called by the first row under which the gradients are right where there are several, else that works."""
         seen = self.passed(copy.deepcopy(self.inputs))
-        found = list(dict.fromkeys(plans(self.author, self.names, seen)))
-        if not found:
+        candidates = list(dict.fromkeys(plans(self.author, self.names, seen)))
+        if not candidates:
             none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in signature(self.author.backward))
             takes = f"backward takes other arguments than (dy, cache): ({', '.join(signature(self.author.backward))})"
             raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
         best, rated, raised = self, -2.0, ""
-        for plan in found:
+        for plan in candidates:
             calls, score = copy.copy(self), -1.0
             calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
             try:
                 calls._look_for_parameters()
-                if len(found) > 1 or not plan.sure:
-                    with np.errstate(all="ignore"):
-                        told = agreement(calls._made())
-                    score = sum(map(bool, told.values())) / max(len(told), 1)
+                if len(candidates) > 1 or not plan.sure:
+                    score = share(calls._made())
             except (Unjudgeable, NotImplementedError):
                 raise
             except Exception as error:
@@ -481,23 +478,26 @@ class Calls:
                 best, rated = calls, score
             if score == 1:
                 break
-        if raised and not best.plan.sure and rated < 0:
-            raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
-        self._refuse_labels(rated if len(found) > 1 or not best.plan.sure else None, best)
-        read = {*best.plan.outputs, *best.plan.arguments}
-        left = [place for place in outputs_of(seen) if place not in read]
-        best.unseen += [f"output {place[1]} of forward, for which backward takes no gradient" for place in left]
+        best._refuse(rated if len(candidates) > 1 or not best.plan.sure else None, raised)
+        read = {*best.plan.outputs, *best.plan.arguments}  # the last result may be a cache
+        left = [i for i, part in enumerate(seen["result"][:-1]) if is_array(part) and ("result", i) not in read]
+        best.unseen += [f"output {i} of forward, for which backward takes no gradient" for i in left]
         return best
 
-    def _refuse_labels(self, rated: float | None, best: Calls) -> None:
-        """Decline the gradient of a loss that is computed elsewhere: backward takes labels that forward doesn't."""
-        wanted = [p.name for p in signature(self.author.backward).values() if p.default is p.empty]
+    def _refuse(self, rated: float | None, raised: str) -> None:
+        """Decline what backward takes and nobody can hand it, where the gradients aren't right all the same."""
+        taken = signature(self.author.backward)
+        wanted = [name for name, p in taken.items() if p.default is p.empty]
+        choices = [name for name in taken if _SELECTS.fullmatch(name) and name not in self.names]
         gradients = [name for name in wanted if len(derivative_of(name)) > 1]
         labels = [n for n in wanted if not gradients and _LABELS.fullmatch(n) and n not in self.names]
-        if labels and rated is None:
-            with np.errstate(all="ignore"), suppress(Exception):
-                told = agreement(best._made())
-                rated = sum(map(bool, told.values())) / max(len(told), 1)
+        if (labels or choices) and rated is None:
+            with suppress(Exception):
+                rated = share(self._made())
+        if choices and ((rated or 0) < 1 or self.unseen):
+            raise Unjudgeable(f"backward takes {choices[0]}, by which it returns one gradient or another")
+        if raised and not self.plan.sure and rated is not None and rated < 0:
+            raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
         if labels and (rated or 0) < 1:
             raise Unjudgeable(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")
 
@@ -565,14 +565,14 @@ class Calls:
             y = self._tried([*begin.values()])
             if y is not None and np.isfinite(y).all():
                 break
-        found = dict[str, list[Path]]()
+        read = dict[str, list[Path]]()
         for name, (value, paths) in candidates.items() if y is not None else ():
             self.slots = {n: candidates[n][1] for n in begin} | {name: paths}
             moved = self._tried([*(begin | {name: stirred(begin.get(name, value), rng)}).values()])
             if moved is None or y is None or not np.array_equal(moved, y, equal_nan=True):
-                found[name] = paths
+                read[name] = paths
         self.slots = {}
-        return found
+        return read
 
     def _move_plain_ones(self) -> None:
         """Move parameters that are 0 or 1 throughout, as a gain and a bias at the start: they would hide mistakes."""
@@ -603,7 +603,9 @@ class Calls:
             self.unseen += [f"{name}, since backward raised {type(error).__name__}" for name in self.slots]
             return
         after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
-        new = {p for p, v in after.items() if before.get(p) is not v or bits[p] != array(v).tobytes()}
+        lists = {p for p in after if isinstance(get({"object": seen["object"]}, p), list)}
+        same = {p for p, v in after.items() if before.get(p) is v or (p in lists and p in bits)}
+        new = {p for p, v in after.items() if p not in same or bits[p] != array(v).tobytes()}
         held = {path for paths in self.slots.values() for path in paths}
         open_ = [path for path in after if path not in held]
         rated = {}
@@ -661,12 +663,12 @@ class Calls:
         """The place of a parameter that backward updates itself, if its step is a multiple of a gradient."""
         change = array(self._all()[name]) - array(after[place])
         rates = [v for p, v in after.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
-        given = ("rate",) in self.plan.arguments
+        handed = ("rate",) in self.plan.arguments
         step = np.random.default_rng(11).normal(size=change.shape)
         factor = (
-            1.0 if given else float(rates[0]) if rates else float(np.sum(change * step)) / self._slope(name, dy, step)
+            1.0 if handed else float(rates[0]) if rates else float(np.sum(change * step)) / self._slope(name, dy, step)
         )
-        if not given and not rates:
+        if not handed and not rates:
             step, factor = np.random.default_rng(12).normal(size=change.shape), float(f"{factor:.4g}")
             if abs(np.sum(change * step) - factor * self._slope(name, dy, step)) > 1e-4 * np.sum(np.abs(change * step)):
                 return None
@@ -687,15 +689,22 @@ def agreement(pair: Pair) -> dict[str, bool | None]:
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
     agree: dict[str, bool | None] = {}
-    for name, given in out.gradients.items():
+    for name, gradient in out.gradients.items():
         agree[name] = None
-        if given.shape == inputs[name].shape:
-            step = rng.normal(size=given.shape) * (float(np.std(inputs[name])) or 1.0)
+        if gradient.shape == inputs[name].shape:
+            step = rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0)
             up, down = (output(inputs | {name: inputs[name] + h * step}) for h in (1e-5, -1e-5))
-            terms, slope = given * step, float(np.sum((up - down) * dy)) / 2e-5
+            terms, slope = gradient * step, float(np.sum((up - down) * dy)) / 2e-5
             agree[name] = abs(float(np.sum(terms)) - slope) <= 1e-4 * float(np.sum(np.abs(terms))) + 1e-9
     missing = [f for finding in out.findings for f in finding.gradients]
     return agree | dict.fromkeys(missing, False)
+
+
+def share(pair: Pair) -> float:
+    """Which share of a pair's gradients agrees with differences."""
+    with np.errstate(all="ignore"):
+        told = agreement(pair)
+    return sum(map(bool, told.values())) / max(len(told), 1)
 
 
 def stirred(value: Array, rng: np.random.Generator) -> Array:
@@ -781,21 +790,23 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     named = {name: place for name, place in named.items() if name and place != outputs[0]}
     fixed: dict[str, Path] = {}
     for name in wanted:
-        if re.fullmatch(_RATES, name) and name not in names:
-            fixed[name] = ("rate",)
+        if re.fullmatch(_RATES, name) and name not in names and (len(wanted) > 1 or name.startswith("l")):
+            fixed[name] = ("rate",)  # `backward(eta)` takes a gradient
         elif name == "node":
             fixed[name] = ("node",)
         elif name in named and name not in _CACHES:
             fixed[name] = named[name]
         elif name in names:
             fixed[name] = ("input", name)
-    if len(fixed) == len(wanted) - 1 == 1 and len(outputs) == 1 and np.ndim(parts[0]) < 2:
+    labels = [name for name, place in fixed.items() if place[0] == "input"]
+    if len(labels) == len(wanted) - 1 == len(outputs) == 1 and np.ndim(parts[0]) < 2:
         # The gradient of a loss, handed what it is the loss of in the place of dy.
         held = [path for path, value in arrays({"object": seen["object"]}).items() if plain(path[-1]) in _OUTPUTS]
         for place in [("input", names[0]), *held]:
             yield Plan((outputs[0],), tuple([fixed.get(name, place) for name in wanted]), False)
-    if len(wanted) == len(outputs) == 1 and wanted[0] in names:
-        yield Plan((outputs[0],), (fixed[wanted[0]],), True)
+    slope = re.search("deriv|prime", getattr(author.backward, "__name__", "")) and not author.leads
+    if len(wanted) == len(outputs) == 1 and (wanted[0] in names or (slope and names)):
+        yield Plan((outputs[0],), (fixed.get(wanted[0], ("input", names[0])),), True)
         yield Plan((outputs[0],), (outputs[0],), False)  # a derivative in terms of the output, `y * (1 - y)`
     for known in (fixed, {n: place for n, place in fixed.items() if place[0] != "input"}):
         free = [name for name in wanted if name not in known]
@@ -841,17 +852,11 @@ def _filled(
             yield 1, [dys[0], place], False
 
 
-def outputs_of(seen: Seen) -> list[Path]:
-    """The arrays of floats among what forward returned, but for the last, which may be a cache."""
-    parts = seen["result"]
-    return [("result", i) for i, part in enumerate(parts[:-1]) if is_array(part)]
-
-
 def _kept_output(seen: Seen) -> Path | None:
     """Where an object keeps the output of a forward pass that returns nothing."""
     now, before = arrays({"object": seen["object"]}), seen["before"]
-    given = [id(value) for value in seen["input"].values()]
+    inputs = [id(value) for value in seen["input"].values()]
     new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v]
     named = [p for p in new if plain(p[1]) in _OUTPUTS]  # the input itself too, where that comes out as it is
-    kept = named or [p for p in new if id(now[p]) not in given]
+    kept = named or [p for p in new if id(now[p]) not in inputs]
     return min(kept, key=lambda p: _OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)

@@ -13,7 +13,7 @@ import numpy as np
 from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .inputs import Inputs
-from .mistakes import MISSING, PATHS, Mistake, close, lengths, missing, number
+from .mistakes import MISSING, PATHS, Mistake, Others, close, lengths, missing, number
 from .returned import canonical
 from .run import Run
 from .trace import Trace
@@ -84,7 +84,7 @@ class Paths:
         counts = set() if found is None else {*np.bincount(found.astype(int)).tolist()}
         return found.astype(int) if found is not None and len(counts) == 1 and counts != {1} else None
 
-    def fits(self, given: Array) -> Iterator[tuple[Array, dict[str, list[Mistake]]]]:
+    def fits(self, gradient: Array) -> Iterator[tuple[Array, dict[str, list[Mistake]]]]:
         """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
 
         With what else is wrong with each path.
@@ -92,13 +92,13 @@ class Paths:
         shares = list(self.shares.values())
         if not shares:
             return
-        c = _solved([share.reshape(1, -1) for share in shares], given.reshape(1, -1))
+        c = _solved([share.reshape(1, -1) for share in shares], gradient.reshape(1, -1))
         if c is None and len(shares) == 1 and np.all(shares[0]):
-            c = (given / shares[0]).reshape(1, -1)
+            c = (gradient / shares[0]).reshape(1, -1)
         if c is not None:
             yield c, {path: [] for path in self.shares}
         elif self.groups is not None and "direct" in self.shares:
-            rows = self._rows(given)
+            rows = self._rows(gradient)
             kept = np.any(rows != 0, axis=0)
             words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
             lost = [] if np.all(kept) else [Mistake("lost rows", words, "Fill in every row")]
@@ -227,7 +227,11 @@ class Factors:
 
     def _words(self, powers: dict[str, float], k: float) -> list[Mistake]:
         """A product of powers and a number as mistakes."""
-        found = [Mistake("root", f"has {name}", "Use forward's root") for name in powers if name in self.roots]
+        found = list[Mistake]()
+        for name in [name for name in powers if name in self.roots]:
+            other, _, own = name.partition(" where forward has ")
+            turned = f"has {own}, as forward, where {other} belongs", f"Put {other} there"
+            found.append(Mistake("root", *((f"has {name}", "Use forward's root") if powers[name] > 0 else turned)))
         powers = {name: p for name, p in powers.items() if name in self.bases}
         for name, n in self.counts.items() if powers else ():
             for p in (1, -1):
@@ -275,9 +279,6 @@ def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
     return {**paths.run.inputs, paths.name: x}
 
 
-Others = Sequence[tuple[float, Mapping[str, int]]]
-
-
 class Fit(NamedTuple):
     """A gradient as a sum of paths: each path's weights, and what that says of it."""
 
@@ -289,9 +290,9 @@ class Fit(NamedTuple):
         return sum(mistake.cost for mistake in {*itertools.chain(*self.mistakes.values())})
 
 
-def _fitted(paths: Paths, given: Array, factors: Factors | None, others: Mapping[str, Others]) -> Iterator[Fit]:
+def _fitted(paths: Paths, gradient: Array, factors: Factors | None, others: Mapping[str, Others]) -> Iterator[Fit]:
     """Every way in which a gradient is a sum of paths with factors that can be explained."""
-    for c, besides in paths.fits(given) if paths.statistics or factors else ():
+    for c, besides in paths.fits(gradient) if paths.statistics or factors else ():
         weights, mistakes = dict(zip(paths.shares, c, strict=True)), dict[str, list[Mistake]]()
         for path, w in weights.items():
             there = others.get(path, ())

@@ -75,17 +75,9 @@ _STATEMENTS = (
 )
 _TYPES = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, tuple, list, dict, set, frozenset)
 # What classes may define without a word: nothing of it runs when an object is read, written to or computed with.
-_HARMLESS = {
-    "__init__",
-    "__post_init__",
-    "__new__",
-    "__repr__",
-    "__str__",
-    "__call__",
-    "__getnewargs__",
-    "__replace__",
-    "__annotate__",
-}
+_HARMLESS = frozenset(
+    "__init__ __post_init__ __new__ __repr__ __str__ __call__ __getnewargs__ __replace__ __annotate__".split()
+)
 
 
 def plain(value: Any) -> bool:
@@ -333,15 +325,15 @@ class Allowed:
             if name not in there:
                 _refuse(*self.mentioned[name])
 
-    def _member(self, found: Any, told: tuple[Source, Any]) -> None:
+    def _member(self, member: Any, told: tuple[Source, Any]) -> None:
         """What a class has under a name that is mentioned."""
-        runs = [getattr(found, "__func__", found)] if isinstance(found, types.FunctionType | staticmethod) else []
-        runs += [found.fget, found.fset] if isinstance(found, property) else []
+        runs = [getattr(member, "__func__", member)] if isinstance(member, types.FunctionType | staticmethod) else []
+        runs += [member.fget, member.fset] if isinstance(member, property) else []
         self.pending += [(f, told) for f in runs if f is not None and f not in self.functions]
         if runs:
             return
-        if not isinstance(found, types.MemberDescriptorType) and not hasattr(type(found), "__get__"):
-            self.roots.append(found)
+        if not isinstance(member, types.MemberDescriptorType) and not hasattr(type(member), "__get__"):
+            self.roots.append(member)
         else:
             _refuse(*told)
 
@@ -353,8 +345,8 @@ def _refuse(source: Source, node: Any, words: str = "") -> None:
 
 def _from_outside(function: ast.AST) -> set[str]:
     """The names that a function's text, or one inside it, takes from outside."""
-    found, tables = set[str](), [symtable.symtable(ast.unparse(function), "text", "exec")]
+    names, tables = set[str](), [symtable.symtable(ast.unparse(function), "text", "exec")]
     for table in tables:
-        found |= {s.get_name() for s in table.get_symbols() if s.is_global() and table.get_type() == "function"}
+        names |= {s.get_name() for s in table.get_symbols() if s.is_global() and table.get_type() == "function"}
         tables += table.get_children()
-    return found
+    return names

@@ -7,7 +7,6 @@ import contextlib
 import math
 import re
 import textwrap
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,15 +32,16 @@ WORK = 7_000  # units that a search takes at most: runs of a small backward, abo
 class Budget:
     """What a search may still do, counted in work, so that what it finds doesn't depend on how busy the machine is.
 
-    Passages of a backward's loops and entries of its arrays count too. After `end`, by processor time, it is over.
+    A run of a backward whose forward is as large as several small ones counts as these; passages of its loops and
+    entries of its arrays count too.
     """
 
-    def __init__(self, end: float) -> None:
-        self.left, self.end = float(WORK), end
+    def __init__(self, effort: float) -> None:
+        self.left, self.effort = float(WORK), effort
 
     def over(self) -> bool:
         """Whether nothing is left."""
-        return self.left <= 0 or time.process_time() > self.end
+        return self.left <= 0
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -54,7 +54,7 @@ class Repairs(dict[str, tuple[float, Repair]]):
         return sum({self[name][1]: self[name][0] for name in names}.values())
 
 
-def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair]:
+def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Repair]:
     """For each wrong gradient the smallest edit that makes it right in every run and leaves the others right.
 
     Only code that is arithmetic on arrays through and through is edited and run again (see `Allowed`), and an edit
@@ -63,7 +63,7 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], Budget(end)), {name for name in order if not _constant(runs, name)}
+    workshop, wrong = Workshop(runs[0], Budget(effort)), {name for name in order if not _constant(runs, name)}
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -77,10 +77,10 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
         return set() if new else {name for name, g in back.gradients.items() if stage.run.right(name, g)}
 
     fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
-    found, spare = Repairs(), Repairs()
+    repairs, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
     for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, workshop.budget):
-        if workshop.budget.over() or edit.cost >= min(found.price(wrong), 1.5 + spare.price(wrong)):
+        if workshop.budget.over() or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
@@ -90,16 +90,16 @@ def search(runs: Sequence[Run], order: Sequence[str], end: float) -> list[Repair
             mended = wrong | fixed
             for stage in stages:
                 mended &= right(stage, stage.back(backward))
-                if not fixed <= mended or edit.cost >= found.price(mended & wrong):
+                if not fixed <= mended or edit.cost >= repairs.price(mended & wrong):
                     break
             else:
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
                 now = stages[-1].steps(backward)
-                kept = found if all(now.get(name) for name in known) else spare
+                kept = repairs if all(now.get(name) for name in known) else spare
                 names = [name for name in order if name in mended]
                 if edit.cost < kept.price(set(names)):
                     kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names), stages[0].sizes))))
-    return list(dict.fromkeys(repair for _, repair in {**spare, **found}.values()))
+    return list(dict.fromkeys(repair for _, repair in {**spare, **repairs}.values()))
 
 
 def _constant(runs: Sequence[Run], name: str) -> bool:
@@ -206,7 +206,7 @@ class Workshop:
         edits = [
             (source, replace(edit, cost=edit.cost + _doubt(source, edit, stage.sizes)))
             for source, values in known
-            for edit in Slips(source, self.allowed, values).found
+            for edit in Slips(source, self.allowed, values).edits
         ]
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
@@ -257,7 +257,7 @@ class Stage:
     def back(self, backward: Backward) -> Returned:
         """What an edited backward returns."""
         sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
-        self.workshop.budget.left -= 1 + sum(sizes) / 20_000
+        self.workshop.budget.left -= self.workshop.budget.effort + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, passed=self.passed)
 
@@ -299,10 +299,10 @@ _STEPS = 100_000
 
 
 def _range(*ends: Any) -> range:
-    found = range(*ends)
-    if len(found) > _STEPS:
+    numbers = range(*ends)
+    if len(numbers) > _STEPS:
         raise ValueError("the edit makes a loop too long")
-    return found
+    return numbers
 
 
 def _count_steps(node: Any) -> None:

@@ -39,9 +39,9 @@ _AFTER = ("gradients", "gradient", "grads", "grad", "delta", "diff")
 def derivative_of(key: str) -> list[str]:
     """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
     short = plain(key)
-    found = [short.removeprefix(word) for word in _BEFORE if short.startswith(word)]
-    found += [short.removesuffix(word) for word in _AFTER if short.endswith(word)]
-    return [name for name in [*found, short] if name]
+    names = [short.removeprefix(word) for word in _BEFORE if short.startswith(word)]
+    names += [short.removesuffix(word) for word in _AFTER if short.endswith(word)]
+    return [name for name in [*names, short] if name]
 
 
 class Gradients(NamedTuple):

@@ -88,16 +88,16 @@ class Run:
     def back(self, backward: Callable[..., Any], factor: float = 1.0, passed: Passed | None = None) -> Returned:
         """What a backward pass returns for `factor * dy` right after forward, or after what has been `passed`."""
         out, dy = Returned(), factor * self.dy
-        given = dy.copy() if dy.ndim else np.float64(dy)
+        handed = dy.copy() if dy.ndim else np.float64(dy)
         try:
             passed = passed or self.passed()
-            returned = copy.deepcopy(self.pair.call(backward, given, passed.cache))
+            returned = copy.deepcopy(self.pair.call(backward, handed, passed.cache))
         except Exception as error:
             out.failure = f"backward raised {reported(error, backward)}"
             return out
         out.sort(returned, self.inputs, self.truth)
         out.faults = [*passed.written]
-        if given.tobytes() != dy.tobytes():
+        if handed.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")
         if any(array.tobytes() != bits for array, bits in passed.bits):
             out.faults.append("backward overwrites an array of the cache in place")
@@ -107,13 +107,13 @@ class Run:
         """See whether a second backward pass after the same forward pass returns something else."""
         with contextlib.suppress(Exception):  # a cache may be used up
             _, cache = self.pair.forward(*copy.deepcopy(self.inputs).values())
-            found = []
+            returned = []
             for _ in range(2):
                 out, dy = Returned(), self.dy.copy() if self.dy.ndim else np.float64(self.dy)
                 back = copy.deepcopy(self.pair.call(self.pair.source, dy, cache))
                 out.sort(back._replace(left={}) if isinstance(back, Back) else back, self.inputs, self.truth)
-                found.append(out.gradients)
-            if any(found[1][n].tobytes() != g.tobytes() for n, g in found[0].items()):
+                returned.append(out.gradients)
+            if any(returned[1][n].tobytes() != g.tobytes() for n, g in returned[0].items()):
                 self.author.faults.append("a second backward after the same forward returns something else")
 
     # Right and wrong
@@ -124,14 +124,16 @@ class Run:
             return 0.0
         return 1e-3 * float(np.max(np.abs(self.dy), initial=0))
 
-    def wrong(self, name: str, given: Array) -> Array:
+    def wrong(self, name: str, gradient: Array) -> Array:
         """Where a gradient is not the true one."""
-        return _wrong(given, self.truth[name], self.noise[name], self.vanishing(name))
+        return _wrong(gradient, self.truth[name], self.noise[name], self.vanishing(name))
 
-    def right(self, name: str, given: Array | None = None) -> bool:
+    def right(self, name: str, gradient: Array | None = None) -> bool:
         """Whether a gradient, by default the one that the author's backward returned, is the true one."""
-        given = self.author.gradients.get(name) if given is None else given
-        return given is not None and given.shape == self.truth[name].shape and not np.any(self.wrong(name, given))
+        gradient = self.author.gradients.get(name) if gradient is None else gradient
+        return (
+            gradient is not None and gradient.shape == self.truth[name].shape and not np.any(self.wrong(name, gradient))
+        )
 
     def steps(self, backward: Callable[..., Any], passed: Passed | None = None) -> list[Row]:
         """The intermediates of a backward pass in its order: those of a returned dict, and its own variables."""
@@ -142,8 +144,8 @@ class Run:
             others = self.back(backward, passed=passed).others
         kinds = np.ndarray | np.floating | float
         arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
-        found, shares = trace.flow(trace.y.node, self.dy)
-        known = {plain(n): t.node for n, t in trace.named.items() if t.node in found and t.node is not trace.y.node}
+        gradients, shares = trace.flow(trace.y.node, self.dy)
+        known = {plain(n): t.node for n, t in trace.named.items() if t.node in gradients and t.node is not trace.y.node}
         roles = {canonical(name): name for name in known if canonical(name)}
         inputs = {plain(name) for name in self.inputs}
         for key, value in arrays.items():
@@ -154,20 +156,23 @@ class Run:
             node = known[target]
             parts = [(trace.label(consumer), part) for consumer, parent, part in shares if parent is node]
             size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
-            given = value.reshape(node.shape) if value.size == found[node].size else value
+            gradient = value.reshape(node.shape) if value.size == gradients[node].size else value
             # Authors call the whole gradient or the share through one consumer by the value's name.
-            tries = [("", found[node], size), *[(f"the part through {c}", p, 0.0) for c, p in parts if len(parts) > 1]]
-            fits = [(note, truth) for note, truth, size in tries if not np.any(_wrong(given, truth, size=size))]
-            note, truth = (fits or [("", found[node])])[0]
-            if given.shape != truth.shape:
-                note = f"shape {given.shape}, expected {truth.shape}"
-            rows.append((trace.order.index(node), row(key, "intermediate", given, truth, ok=bool(fits), note=note)))
+            tries = [
+                ("", gradients[node], size),
+                *[(f"the part through {c}", p, 0.0) for c, p in parts if len(parts) > 1],
+            ]
+            fits = [(note, truth) for note, truth, size in tries if not np.any(_wrong(gradient, truth, size=size))]
+            note, truth = (fits or [("", gradients[node])])[0]
+            if gradient.shape != truth.shape:
+                note = f"shape {gradient.shape}, expected {truth.shape}"
+            rows.append((trace.order.index(node), row(key, "intermediate", gradient, truth, ok=bool(fits), note=note)))
         return [step for _, step in sorted(rows, key=lambda pair: -pair[0])]
 
 
-def _wrong(given: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> Array:
+def _wrong(gradient: Array, truth: Array, noise: Any = 0.0, size: float = 0.0) -> Array:
     """Where a gradient is not the true one, up to rounding; `size` is that of terms that cancel in it."""
-    if given.shape != truth.shape:
-        return np.ones(given.shape, bool)
+    if gradient.shape != truth.shape:
+        return np.ones(gradient.shape, bool)
     size = max(float(np.max(np.abs(truth), initial=0)), size)
-    return np.asarray(~(np.abs(given - truth) <= TOLERANCE * size + noise) & (noise != np.inf))
+    return np.asarray(~(np.abs(gradient - truth) <= TOLERANCE * size + noise) & (noise != np.inf))

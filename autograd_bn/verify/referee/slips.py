@@ -57,7 +57,8 @@ _SUMMED += ["", *[f"axis={axis}{keep}" for axis in ("(0, 1)", "(0, 2, 3)") for k
 _VALUES = [
     (1.3, "{1}", "wrong name", "n"), (1.4, "{0} - 1", "constant", "n"), (1.8, "{0} + 1", "constant", "n"),
     (1.9, "1 - {0}", "complement", "n"), (1.9, "{0}**2", "power", "n"), (1.1, "-{0}", "sign", "hc"),
-    (1.4, "{0}.T", "transposed", "v"), (2.3, "1 - {0}", "complement", "v"), (3.4, "1 + {0}", "term", "v"),
+    (1.4, "{0}.T", "transposed", "v"), (1.4, "np.swapaxes({0}, -1, -2)", "transposed", "v"),
+    (2.3, "1 - {0}", "complement", "v"), (3.4, "1 + {0}", "term", "v"),
     (2.4, "{0} * {1}", "factor", "v"), (2.5, "{0} / {1}", "factor", "v"), (2.8, "{0} @ {1}", "factor", "v"),
     (2.6, "{0} + {1}", "term", "v"), (2.6, "{0} - {1}", "term", "v"),
     *[(3.2, "{0} * (" + form.replace("{}", "{1}") + ")", "factor", "v") for form in _DERIVATIVES],
@@ -95,15 +96,15 @@ def _is_text(node: Any) -> bool:
     return isinstance(getattr(node, "value", None), str | bytes) or isinstance(node, ast.JoinedStr)
 
 
-def _matched(pattern: ast.AST, node: ast.AST, found: dict[str, ast.AST]) -> bool:
+def _matched(pattern: ast.AST, node: ast.AST, parts: dict[str, ast.AST]) -> bool:
     """Whether a node has a pattern's form, with the nodes found for its letters."""
     if isinstance(pattern, ast.Name):
-        found[pattern.id] = node
+        parts[pattern.id] = node
         return True
     if type(pattern) is not type(node) or getattr(pattern, "attr", "") != getattr(node, "attr", ""):
         return False
     own, others = [*ast.iter_child_nodes(pattern)], [*ast.iter_child_nodes(node)]
-    return len(own) == len(others) and all(_matched(a, b, found) for a, b in zip(own, others, strict=True))
+    return len(own) == len(others) and all(_matched(a, b, parts) for a, b in zip(own, others, strict=True))
 
 
 class Slips:
@@ -114,7 +115,7 @@ class Slips:
     """
 
     def __init__(self, source: Source, allowed: Allowed, seen: Mapping[str, Any]) -> None:
-        self.source, self.text, self.found, self.allowed = source, source.segment, list[Edit](), allowed
+        self.source, self.text, self.edits, self.allowed = source, source.segment, list[Edit](), allowed
         nodes: list[Any] = [node for statement in source.tree.body for node in _walk(statement)]
         self.parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
         code, outside = source.function.__code__, source.outside
@@ -163,7 +164,7 @@ class Slips:
     def _add(self, cost: float, at: Any, new: str, kind: str, place: ast.AST | None = None) -> None:
         """Note an edit of a node or a span, in `place`."""
         start, end = at if isinstance(at, tuple) else self.source.span(at)
-        self.found.append(Edit(cost, start, end, new, kind, place or at))
+        self.edits.append(Edit(cost, start, end, new, kind, place or at))
 
     def _is_value(self, node: Any) -> bool:
         """Whether an expression is read for its value: no target, no function or module."""
@@ -186,8 +187,8 @@ class Slips:
 
     def _names(self, node: Any) -> list[str]:
         """The values in scope where `node` stands, those that nobody reads first."""
-        found = [name for name, line in self.born.items() if line < node.lineno]
-        return sorted(found, key=lambda name: (name not in self.unread, -self.born[name]))
+        names = [name for name, line in self.born.items() if line < node.lineno]
+        return sorted(names, key=lambda name: (name not in self.unread, -self.born[name]))
 
     def _patterns(self, node: ast.AST, place: ast.AST) -> None:
         """What the table has for a node."""
@@ -229,7 +230,8 @@ class Slips:
         names = self._names(node)
         numpy = self.known.get("np", self.source.function.__globals__.get("np")) is np
         for cost, form, kind, places in _VALUES:
-            if where & set(places) and (numpy or "np." not in form):
+            flat = "swapaxes" in form and np.ndim(self._value(node)) < 3
+            if where & set(places) and (numpy or "np." not in form) and not flat:
                 for rank, name in enumerate(names if "{1}" in form else [""]):
                     more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0
                     if name != text:
@@ -262,8 +264,8 @@ class Slips:
         self._exchanges(node.args, "order", node)
         if name not in _REDUCTIONS:
             return
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        axis = arguments[0] if arguments else given.get("axis") or given.get("dim")
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        axis = arguments[0] if arguments else keywords.get("axis") or keywords.get("dim")
         close = self.source.span(node)[1] - 1
         more = ", " if node.args or node.keywords else ""
         names = [name for name in ("axis", "axes", "dims") if name in self._names(node)]
@@ -273,8 +275,8 @@ class Slips:
                 self._add(1.3 + rank / 50, (close, close), f"{more}axis={new}, keepdims=True", "wrong axis", node)
             elif new != self.text(axis):
                 self._add(1 + rank / 50, self.source.span(axis), new, "wrong axis", node)
-        if "keepdims" in given:
-            keep = given["keepdims"]
+        if "keepdims" in keywords:
+            keep = keywords["keepdims"]
             self._add(1, self.source.span(keep), str(self.text(keep) != "True"), "wrong axis", node)
         else:
             self._add(1, (close, close), f"{more}keepdims=True", "wrong axis", node)

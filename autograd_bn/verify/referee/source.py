@@ -6,10 +6,15 @@ import ast
 import copy
 import inspect
 import itertools
+import linecache
+import re
 import sys
 import textwrap
 import types
+from contextlib import suppress
 from typing import Any
+
+GUARD = 1.1e-5  # the largest number that keeps a logarithm or a division finite, and is meant for nothing else
 
 
 def framework(name: str) -> Any:
@@ -36,6 +41,29 @@ def signature(function: Any) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(unwrapped(function)).parameters)
     except (TypeError, ValueError):
         return {}
+
+
+def code_of(function: Any, levels: int = 2) -> str:
+    """The text of a function and of those of its file that it calls, without comments."""
+    try:
+        text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
+    except (OSError, TypeError):
+        return ""
+    space = getattr(function, "__globals__", {})
+    called = [space.get(name) for name in function.__code__.co_names] if levels else []
+    return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
+
+
+def log_guard(function: Any) -> float:
+    """The largest of the small numbers that a function's text adds inside of a logarithm, `log(p + 1e-7)`, or 0."""
+    function, numbers = unwrapped(function), [0.0]
+    whole = "".join(linecache.getlines(getattr(getattr(function, "__code__", None), "co_filename", "")))
+    for word in re.findall(r"log\w*\([^\n]*?\+ *([\d.]+e-\d+|[A-Za-z_][\w.]*)", code_of(function)):
+        name = re.escape(word.rpartition(".")[2])
+        numbers += map(float, re.findall(rf"\b{name} *(?:: *float *)?= *([\d.]+e-\d+|0\.0+1)\b", whole))
+        with suppress(ValueError):
+            numbers.append(float(word))
+    return max([number for number in numbers if number <= GUARD])
 
 
 class NoSearch(Exception):
@@ -88,12 +116,12 @@ class Source:
 
 def bare(function: Any) -> Any:
     """Take from a function what Python runs where it is defined: decorators, defaults and annotations."""
-    given = function.args
+    arguments = function.args
     function.decorator_list, function.returns = [], None
     nothing = ast.copy_location(ast.Constant(None), function)
-    given.defaults = [nothing for _ in given.defaults]
-    given.kw_defaults = [default and nothing for default in given.kw_defaults]
-    for argument in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]:
+    arguments.defaults = [nothing for _ in arguments.defaults]
+    arguments.kw_defaults = [default and nothing for default in arguments.kw_defaults]
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
         if argument is not None:
             argument.annotation = None
     return function

@@ -52,27 +52,27 @@ class Trace:
         self, start: Node, gradient: Array, cut: Sequence[Node] = ()
     ) -> tuple[dict[Node, Array], list[tuple[Node, Node, Array]]]:
         """What flows back from a node to all below it, and the share of each edge: (consumer, input, share)."""
-        found, shares = {start: gradient}, []
+        gradients, shares = {start: gradient}, []
         for node in reversed(self.order):
-            if node in found and node not in cut:
-                for parent, part in pull(node, found[node]):
+            if node in gradients and node not in cut:
+                for parent, part in pull(node, gradients[node]):
                     share = np.asarray(part)
-                    found[parent] = found[parent] + share if parent in found else share
+                    gradients[parent] = gradients[parent] + share if parent in gradients else share
                     shares.append((node, parent, share))
-        return found, shares
+        return gradients, shares
 
     def __call__(self, dy: Array) -> Gradients:
-        found, _ = self.flow(self.y.node, dy)
-        return {name: np.array(found.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
+        gradients, _ = self.flow(self.y.node, dy)
+        return {name: np.array(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
     def constants(self, dy: Array) -> list[Node]:
         """Nodes whose parts of the gradient cancel: constants to authors, as the maximum that softmax takes off."""
-        found, edges = self.flow(self.y.node, dy)
+        gradients, edges = self.flow(self.y.node, dy)
         largest: dict[Node, float] = {}
         for consumer, parent, _ in edges:
-            largest[parent] = max(largest.get(parent, 0.0), float(np.max(np.abs(found[consumer]), initial=0)))
+            largest[parent] = max(largest.get(parent, 0.0), float(np.max(np.abs(gradients[consumer]), initial=0)))
         leaves = [leaf.node for leaf in self.leaves.values()]
-        small = [n for n, size in largest.items() if np.max(np.abs(found[n]), initial=0) < 1e-12 * size]
+        small = [n for n, size in largest.items() if np.max(np.abs(gradients[n]), initial=0) < 1e-12 * size]
         return [node for node in small if node not in leaves]
 
     def author_name(self, node: Node) -> str:
@@ -120,6 +120,22 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
         yield seen
     finally:
         sys.setprofile(before)
+
+
+def effort(function: Callable[[], Any]) -> float:
+    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at."""
+    count, before = [0], sys.gettrace()
+
+    def watch(_: Any, event: str, __: Any) -> Any:
+        count[0] += event == "line"
+        return watch
+
+    sys.settrace(watch)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return max(1.0, count[0] / 2_000)
 
 
 def held(cache: Any) -> Iterator[tuple[str, Any]]:

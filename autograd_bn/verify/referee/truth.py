@@ -13,9 +13,15 @@ from ..gradcheck import Unjudgeable
 from .held import is_float
 from .inputs import Inputs, moved, scale
 from .pairs import Pair
+from .source import log_guard
 from .trace import Gradients, NoDerivative, Trace, reported
 
 Derivative = Callable[[Array], Gradients]
+
+
+def known_to(pair: Pair) -> float:
+    """How well a gradient by differences is known, of its largest entry: up to what guards in logarithms do to it."""
+    return max(1e-6, min(300 * log_guard(pair.forward), 1e-4))
 
 
 class Forward:
@@ -50,11 +56,11 @@ class Forward:
 
         def framework(dy: Array) -> Gradients:
             try:
-                found = truth(copy.deepcopy(inputs), dy.copy())
+                gradients = truth(copy.deepcopy(inputs), dy.copy())
             except Exception as error:
                 why = f"forward can't be differentiated by its framework ({reported(error, self.pair.forward)})"
                 raise NoDerivative(why) from None
-            return {name: np.asarray(found[name], dtype=np.float64) for name in self.floats}
+            return {name: np.asarray(gradients[name], dtype=np.float64) for name in self.floats}
 
         return framework
 
@@ -104,10 +110,10 @@ class Forward:
             for n, side in sides.items():
                 near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
             try:
-                found = self.derivative(near)(dy)
+                gradients = self.derivative(near)(dy)
             except (Unjudgeable, NoDerivative):
                 return {n: np.zeros(g.shape) for n, g in truth.items()}
-            return {n: np.abs(found[n] - g) for n, g in truth.items()}
+            return {n: np.abs(gradients[n] - g) for n, g in truth.items()}
 
         rounding = 1e-14 * float(np.max(np.abs(self.output(inputs) * dy), initial=0)) + 1e-300
         noise = {n: np.zeros(g.shape) for n, g in truth.items()}
@@ -139,5 +145,6 @@ class Forward:
             shape = inputs[name].shape
             value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
             truth[name] = np.nan_to_num(value)
-            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + 1e-6 * np.max(np.abs(truth[name]), initial=0)
+            least = known_to(self.pair) * np.max(np.abs(truth[name]), initial=0)
+            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + least
         return truth, noise

@@ -69,15 +69,15 @@ class Row:
 
 
 def row(
-    name: str, what: str, given: Array, truth: Array, *, ok: bool, note: str, judged: Any = True, least: float = 0.0
+    name: str, what: str, gradient: Array, truth: Array, *, ok: bool, note: str, judged: Any = True, least: float = 0.0
 ) -> Row:
     """The row of what came back beside the truth, by its worst judged entry; no relative error for a truth of 0."""
     error = largest = np.nan
-    if given.shape == truth.shape:
-        error = float(np.max(np.abs(given - truth), where=judged, initial=0))
+    if gradient.shape == truth.shape:
+        error = float(np.max(np.abs(gradient - truth), where=judged, initial=0))
         largest = float(np.max(np.abs(truth), initial=0))
     relative = error / largest if largest > least else np.nan
-    return Row(name, what, given.shape, error, relative, ok, note, returned=given, truth=truth)
+    return Row(name, what, gradient.shape, error, relative, ok, note, returned=gradient, truth=truth)
 
 
 @dataclass(frozen=True)
