@@ -70,6 +70,7 @@ NUMPY = [
     lambda x: np.linalg.inv(x[:, :2]) + np.linalg.det(x[:, :2]) + np.linalg.solve(x[:, :2], x[:, 1:]),
     lambda x: np.linalg.solve(x[:, :2], x[:, 2]) + x[:, 0],
     lambda x: np.linalg.matrix_power(x[:, :2], 3) + np.linalg.multi_dot([x[:, :2], x, x.T]),
+    lambda x: sum(np.linalg.matrix_power(x[:, :2], n) for n in (-2, -1, 0, 1)),
     lambda x: np.full_like(x, x[0, 0]),
     lambda x: np.einsum("...i->...", x) + np.einsum(x, [0, 1], [0]) + np.einsum("ij,ij->i", x, x, optimize=True),
     lambda x: np.pad(x, 1, mode="edge") + np.pad(x, 1, mode="reflect") + np.pad(x, ((1, 1), (1, 1)), "wrap"),
@@ -372,6 +373,7 @@ V = ag.tensor([1.0, 2.0, 0.0], requires_grad=True)
     [
         (lambda: np.cross(V, V, axisa=0), "np.cross of a tensor takes no axisa=, only a, b, axis"),
         (lambda: np.ravel(V, "F"), "np.ravel of a tensor takes .x., got 2 arguments by position"),
+        (lambda: ag.trace(V, V, x=V, offset=0), "trace takes .x, offset=0., got 2 arguments by position"),
         (lambda: np.reshape(X, (3, 2), "F"), "reshape takes shape after its arrays, no more"),
         (lambda: X.reshape(3, 2, order="F"), "reshape takes no order=: transpose first"),
         (lambda: np.sort(V, -1, "stable"), r"takes \(x, axis=-1\), got 3"),
