@@ -195,6 +195,5 @@ def backward_at_once(g: Array, kept: AtOnce, x: Array, through: tuple[bool, bool
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, gradient = np.empty_like(x), g
         g[...] = gradient
-    sums = np.empty((2, 1, layout.features))
-    fits = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), sums, rows, through)
-    return (dx, sums[1, 0].astype(x.dtype), sums[0, 0].astype(x.dtype)) if fits else None
+    fits, sums = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through)
+    return (dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype)) if fits else None

@@ -296,12 +296,12 @@ def forward(table, runs, x, y, kept, eps):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def backward(table, runs, g, x, dx, sums, kept, through):  # type: ignore[no-untyped-def]
-    """All steps of the backward pass; `sums` gets the gradients of beta and gamma. False where a product left the range
-    of float64.
+def backward(table, runs, g, x, dx, kept, through):  # type: ignore[no-untyped-def]
+    """All steps of the backward pass: whether it fits, which a product of float64 may not that left the range, and the
+    gradients of beta and gamma.
     """
     features = kept.shape[1]
-    n, vectors = len(x) // features, np.empty((4, features))
+    n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((4, features))
     _backward_sums(table, runs, g, x, kept[0], sums)
     fits = True
     for f in range(features):
@@ -314,4 +314,4 @@ def backward(table, runs, g, x, dx, sums, kept, through):  # type: ignore[no-unt
         vectors[2, f] = -direct * (total * (through[0] / n)) - low * slope
         fits = fits and np.isfinite(weighted)
     _affine(table, runs, g, x, dx, vectors)
-    return fits
+    return fits, sums
