@@ -332,6 +332,94 @@ def test_numbers_of_a_signature_do_not_follow_one_another():
     assert "k + alpha * x" in made.source
     x = arrays((4, 3))[0]
     assert np.allclose(made.forward(x, alpha=3.0)[0], scaled(x, alpha=3.0))
+    with pytest.raises(ValueError, match=r"written for lam == 0\.0"):  # of which nothing shows at the inputs
+        ag.write_backward(ridge, [x]).forward(x, lam=3.0)
+
+
+def focal(z, t, gamma=2.0):
+    p = np.where(t == 1, 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z)))
+    return -((1 - p) ** gamma * np.log(p)).mean()
+
+
+def mean_embedding(E, ids):
+    return E[ids].mean(axis=1)
+
+
+def patches(x, w):
+    _, H, W = x.shape
+    cols = np.stack([x[:, i : H - 1 + i, j : W - 1 + j] for i in range(2) for j in range(2)], axis=-1)
+    return cols @ w
+
+
+def contrastive(a, b, same):
+    d = np.sqrt(((a - b) ** 2).sum(axis=1))
+    return (same * d**2 + (1 - same) * np.maximum(1 - d, 0) ** 2).mean()
+
+
+def squeezed(x):
+    return np.squeeze(x.sum(axis=1, keepdims=True), 1) * x[:, 0]
+
+
+def ridge(x, lam=0.0):
+    return x**2 + lam * x
+
+
+def rectified(x):
+    y = x.copy()
+    y[y < 0] = 0
+    return y * x
+
+
+def pairs_of_rows(x):
+    n = len(x)
+    m = n * (n - 1)
+    return x.sum(axis=0) / m
+
+
+def momentum(x, m=0.9, p=0.5):
+    return (m * x + (1 - m) * x**2) / (1 - p)
+
+
+FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "others"),
+    [
+        (focal, (*arrays((6,)), np.arange(6) % 2), (*arrays((4,)), np.arange(4) % 3)),  # gamma - 1 is 6 / len(z)
+        (mean_embedding, (*arrays((7, 3)), np.eye(2, dtype=int)), (*arrays((5, 2)), np.eye(2, 4, dtype=int))),
+        (patches, arrays((2, 4, 5), (4,)), arrays((3, 7, 6), (4,))),  # H - 1 is N + 1
+        (contrastive, (*FAR, np.arange(4) % 2), (FAR[0], 0.9 * FAR[0], np.arange(4) % 2)),
+        (squeezed, arrays((4, 3)), arrays((2, 5))),
+        (rectified, arrays((4, 3)), arrays((2, 5))),
+        (lambda x: np.linalg.inv(x @ x.T + np.eye(len(x))), arrays((3, 4)), arrays((2, 5))),
+        (pairs_of_rows, arrays((4, 3)), arrays((7, 4))),
+        (momentum, arrays((4, 3)), arrays((2, 3))),
+        (lambda x, dy: np.exp(x) * dy + dy, arrays((4, 3), (4, 3)), arrays((2, 3), (2, 3))),
+        (lambda x: x * np.roll(x, 1, axis=1), arrays((4, 3)), arrays((2, 5))),
+        (lambda x, w: np.tile(x, (1, 2)) @ w, arrays((4, 3), (6, 2)), arrays((2, 5), (10, 3))),
+        (lambda x, w: np.repeat(x, 2, axis=1) @ w, arrays((4, 3), (6, 2)), arrays((2, 5), (10, 3))),
+        (
+            lambda x, i: np.take(x, i, axis=0) ** 2,
+            (*arrays((4, 3)), np.array([0, 2, 2])),
+            (*arrays((5, 2)), np.ones(4, int)),
+        ),
+        (lambda x, w: np.sort(x, axis=1) @ w, arrays((4, 3), (3, 2)), arrays((2, 5), (5, 3))),
+        (ag.nn.cross_entropy, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), (*arrays((2, 5)), np.array([4, 1]))),
+    ],
+)
+def test_what_agrees_by_chance_at_the_inputs_is_right_at_others(function, inputs, others):
+    made = ag.write_backward(function, inputs)
+    if function.__module__ == __name__:  # else its own source stands above
+        assert_readable(made.source)
+    for values in (inputs, others):
+        assert_right(made, function, values, rtol=1e-10)
+
+
+def test_a_course_that_shorter_inputs_take_is_not_written_for_them():
+    made = ag.write_backward(lambda x: x.mean(axis=0) if len(x) > x.shape[1] else x.sum(axis=0), arrays((4, 3)))
+    with pytest.raises(ValueError, match="written for"):
+        made.forward(np.ones((3, 3)))
 
 
 def test_a_scalar_input_is_an_input():
@@ -396,6 +484,8 @@ def detached(x):
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),
         (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "comes from no input"),  # noqa: NPY002
         (ag.erf, arrays((3, 2)), ValueError, "erf is no function of NumPy's"),
+        (lambda x, p: x @ p["w"], (*arrays((3, 2)), {"w": np.ones((2, 2))}), ValueError, "pass its arrays as inputs"),
+        (lambda x, ws: x @ ws[0] @ ws[1], (*arrays((3, 2)), arrays((2, 4), (4, 5))), TypeError, "one input for each"),
         (lambda x: x, 3.0, TypeError, "inputs is a float"),
         (lambda x: x, (np.arange(3),), TypeError, "no array of floats"),
         (4, arrays((3,)), TypeError, "f is a int"),

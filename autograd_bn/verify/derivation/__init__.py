@@ -10,6 +10,7 @@ import keyword
 import linecache
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -129,7 +130,7 @@ def written(
     listed = parameters(f, len(inputs)) if names is None else [*map(str, names)]
     if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
         raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
-    given = {name: _double(value) for name, value in zip(listed, inputs, strict=True)}
+    given = {name: _double(name, value) for name, value in zip(listed, inputs, strict=True)}
     wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(given[n]))]
     if not wanted:
         raise TypeError(
@@ -169,8 +170,13 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
     return forward, (*inputs, *parameters_of.values()), names
 
 
-def _double(value: Any) -> Any:
-    array = value if isinstance(value, np.ndarray) or type(value) in (int, float, bool, str) else np.asarray(value)
+def _double(name: str, value: Any) -> Any:
+    if isinstance(value, np.ndarray) or type(value) in (int, float, bool, str, dict):
+        return np.array(value, float) if is_float(value) else value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of several shapes
+        raise TypeError(f"{name} is a {type(value).__name__} of several arrays, expected one input for each") from None
     return np.array(array, float) if is_float(array) else value
 
 
@@ -223,6 +229,7 @@ def _judge(
     if any(op == "stop_gradient" for op, _ in first.signature):
         return  # a constant to the engine alone: the referee sees code without it
     if [*first.leaves] == [name for name, value in first.inputs.items() if is_float(value)]:
-        verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
+        with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
+            verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
         if not verdict:
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")

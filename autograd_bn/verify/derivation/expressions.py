@@ -9,7 +9,7 @@ import numpy as np
 
 from ...engine import operations
 from ...engine.node import Array, Leaf, Node
-from .tracing import Call, Recording, Unwritable, mapped
+from .tracing import MOVING, Call, Recording, Unwritable, mapped
 
 PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 ELEMENTWISE = frozenset(
@@ -228,7 +228,9 @@ class Expressions:
         elif own:
             number = self.do("multiply", number, own)
         values = _computed("multiply", number.values, rest.values)
-        return rest if _is(number, 1) else self._known(Expression("multiply", (number, rest), {}, values))
+        if _is(number, 0) or _is(number, 1):
+            return rest if _is(number, 1) else self._zero(values)
+        return self._known(Expression("multiply", (number, rest), {}, values))
 
     def _negative(self, e: Expression, a: Any) -> Any:
         return self._scaled(self.of(*[-1] * len(e.values)), a)
@@ -239,7 +241,8 @@ class Expressions:
     def _add(self, e: Expression, a: Any, b: Any) -> Any:
         if a is b and e.moving:
             return self._scaled(self.of(*[2] * len(e.values)), a)
-        return next((y for x, y in ((a, b), (b, a)) if x.op == "zero" and y.shapes == e.shapes), None)
+        zeros = [(x.op == "zero" or _is(x, 0)) and y.shapes == e.shapes for x, y in ((a, b), (b, a))]
+        return b if zeros[0] else a if zeros[1] else None
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
         if _is_number(a) or _is_number(b):
@@ -306,17 +309,28 @@ class Expressions:
 
     def _transpose(self, e: Expression, a: Any) -> Any:
         """(a.T @ b).T as b.T @ a."""
-        if a.op != "matmul" or a in self.fixed or a.args[0].op != "transpose" or len(a.args[1].shapes[0]) < 2:
+        if a.op != "matmul" or a in self.fixed or all(x.op != "transpose" for x in a.args) or np.ndim(a.values[0]) < 2:
             return None
-        left, right = a.args[0].args[0], a.args[1]
-        swapped = [*zip(left.values, a.args[0].values, strict=True), *zip(a.values, e.values, strict=True)]
-        if not all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in swapped):
+        if not all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in zip(a.values, e.values, strict=True)):
             return None
-        turned = self.make("transpose", (right,), e.params, tuple([np.swapaxes(v, -1, -2) for v in right.values]))
-        return self.make("matmul", (turned, left), {}, e.values)
+        swapped = [tuple([np.swapaxes(v, -1, -2) for v in x.values]) for x in a.args if x.values[0].ndim > 1]
+        turned = [self.make("transpose", (x,), e.params, v) for x, v in zip(a.args, swapped, strict=False)]
+        return self.make("matmul", tuple(turned[::-1]), {}, e.values) if len(turned) == 2 else None
+
+    def _scatter(self, e: Expression, a: Any) -> Any:
+        """What was rolled, rolled back."""
+        index = e.params.get("index")
+        if not isinstance(index, Expression) or index.op != "roll":
+            return None
+        back = (a, self.do("negative", index.args[1]), *index.args[2:])
+        values = tuple([w.reshape(shape) for w, shape in zip(e.values, a.shapes, strict=True)])
+        return self.make("reshape", (self.make("roll", back, index.params, values),), {}, e.values)
 
     def _getitem(self, e: Expression, a: Any) -> Any:
-        """Elements of an array in which others were set, as those of the array before."""
+        """What was done to the places of elements, done to these; elements beside those that were set, as before."""
+        index = e.params.get("index")
+        if isinstance(index, Expression) and index.op in MOVING and index.args[0].op == "places":
+            return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
         if a.op != "put":
             return None
         found = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
@@ -410,7 +424,7 @@ def _spreads(inner: Array, spread: Array, operands: list[Any], k: int, shape: tu
 
 def _as_recorded(op: str, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call as a node of the graph would have them: arrays by place, all else by name."""
-    place = {"getitem": "index", "astype": "dtype", "transpose": "axes", "reshape": "shape"}
+    place = {"getitem": "index", "astype": "dtype", "transpose": "axes", "reshape": "shape", "tile": "reps"}
     place |= dict.fromkeys("sum mean max min any all argmax argmin".split(), "axis")
     if op in place and len(args) > 1:
         return args[:1], params | {place[op]: args[1] if len(args) == 2 else args[1:]}

@@ -36,6 +36,9 @@ class Numbers:
         found = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
         if found:
             return found
+        found = self._following(tuple([1 / n for n in number]), False) if all(number) else None
+        if found and not found[1]:
+            return "1", found[0]
         # A root of what follows a length, or one divided by it.
         inverse = abs(number[0]) < 1
         square = tuple([round(n ** (-2 if inverse else 2), 9) for n in number])
@@ -63,8 +66,8 @@ class Numbers:
 
     def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, str, Values]]:
         """Ways to write a number by a constant and lengths, above and below, with that constant in each recording."""
-        pairs = [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in itertools.combinations(self.known, 2)]
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
+        pairs = [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in itertools.combinations(self.known + less, 2)]
         for some in (self.known, less + pairs):
             for text, v in some:
                 yield "{} * " + text, "", _each(truediv, number, v)

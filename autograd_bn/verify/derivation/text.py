@@ -108,8 +108,8 @@ class Function:
         elif e.op in HELPERS:
             name = e.op
             self.above[name] = HELPERS[name]
-        elif hasattr(np, e.op):
-            name = f"np.{e.op}"
+        elif hasattr(np, e.op) or hasattr(np.linalg, e.op):
+            name = f"np.{e.op}" if hasattr(np, e.op) else f"np.linalg.{e.op}"
         else:
             raise Unwritable(f"{e.op} is no function of NumPy's")
         args = [self.text(arg) for arg in e.args] + ([self._options(e.params)] if e.params else [])
@@ -122,8 +122,9 @@ class Function:
     def _number(self, e: Expression) -> tuple[str, int]:
         over, under = self.numbers.quotient(e.values)
         outer = re.sub(r"\(.*\)", "", over)  # outside of brackets
-        level = UNARY if over[0] == "-" and " " not in over else SUM if re.search(" [+-] ", outer) else ATOM
-        return joined(over, under), PRODUCT if under or " * " in outer or " // " in outer else level
+        if under or (" * " in outer or " // " in outer):
+            return joined(over, under), PRODUCT
+        return over, SUM if " " in outer else UNARY if over[0] == "-" else ATOM
 
     def _add(self, e: Expression) -> tuple[str, int]:
         left, right = self.text(e.args[0], SUM), self.text(e.args[1], SUM)
@@ -145,6 +146,8 @@ class Function:
                 over, under = self.numbers.quotient(part.values)
                 if joint == "/":
                     over, under = "1", joined(over, under)
+                elif self._number(part)[1] == SUM:
+                    over = f"({over})"
                 first, _, rest = over.partition(" * ")
                 if re.fullmatch(r"[\d.e-]+", first):
                     factor, over = factor * float(first), rest
@@ -219,7 +222,11 @@ class Function:
         return f"{text}.swapaxes(-1, -2)" if order == swapped else f"{text}.transpose{self.literal(axes)}"
 
     def _getitem(self, e: Expression) -> str:
-        return f"{self.text(e.args[0], ATOM)}[{self.index(e.params['index'], e.args[0].shapes)}]"
+        return f"{self.text(e.args[0], ATOM)}[{self.index(e.params.get('index'), e.args[0].shapes)}]"
+
+    def _places(self, e: Expression) -> str:
+        text = self.text(e.args[0], ATOM)
+        return f"np.arange({text}.size).reshape({text}.shape)"
 
     def _astype(self, e: Expression) -> str:
         kind = {"f": "float", "i": "int", "b": "bool"}[e.values[0].dtype.kind]
@@ -293,7 +300,12 @@ class Function:
             filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self._extent(e.shapes)
             kind = {"0": "zeros", "1": "ones"}.get(filled)
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
-        if a.ndim == 1 and a[0] == b[0] and all(np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b)):
+        if (
+            a.ndim == 1
+            and a[0] == b[0]
+            and (len(a) != len(b) or a.dtype.kind == "i")
+            and all(np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b))
+        ):
             start = f"{self.numbers.text((a[0], b[0]))} + " if a[0] else ""
             made = f"{start}np.arange({self.numbers.text((len(a), len(b)))})"
             return f"({made})" if start else made
@@ -302,6 +314,12 @@ class Function:
             for form, make in SQUARES.items():
                 if all(np.allclose(v, make(len(v)), rtol=1e-13, atol=0) for v in (a, b)):
                     return form.format(n=self.numbers.text((len(a), len(b))), kind=kind)
+        for name, labels in self.arrays.items():
+            hits = [
+                v[..., None] == np.arange(w.shape[-1]) for v, w in zip(labels.values, e.values, strict=True) if w.ndim
+            ]
+            if labels.values[0].dtype.kind == "i" and all(map(np.array_equal, hits, e.values)):
+                return f"({name}[..., None] == np.arange({self.numbers.text([s[-1] for s in e.shapes])}))"
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
         raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")
@@ -331,7 +349,7 @@ class Function:
         text = spell()
         while len(text) > room:
             named = [(p, t) for p, t in self.written if 12 < len(t) < WIDTH - 20 and t[0] != "-"]
-            parts = [(p.op not in CHEAP, len(t), p.serial, p) for p, t in named]
+            parts = [(not cheap(p), len(t), p.serial, p) for p, t in named]
             if not parts:
                 break
             *_, part = max(parts)
@@ -372,7 +390,7 @@ class Function:
         self.lines.append(f"{name} = {start}")
         taken = np.zeros(e.shapes[0], bool) | bool(terms)
         for step in steps:
-            index, value = self.index(step.params["index"], e.shapes), step.args[-1]
+            index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
             spare = 9 if step.op == "put" else 18
             text = self._fitted(partial(self.text, value, SUM), WIDTH - len(name + index) - spare)
             new = _placed(step)
@@ -381,7 +399,8 @@ class Function:
             if step.op == "put" or not (several or np.any(taken[new > 0])):
                 self.lines.append(f"{name}[{index}] = {text}")
             elif several:
-                self.lines.append(f"np.add.at({name}, {f'({index})' if ',' in index else index}, {text})")
+                place = f"({index})" if isinstance(step.params.get("index"), tuple) else index
+                self.lines.append(f"np.add.at({name}, {place}, {text})")
             else:
                 self.lines.append(f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}")
             taken |= new > 0
@@ -415,6 +434,11 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
     return f"{head}{body}\n{tail}" if head.endswith("(") else f"{head}({body}\n){tail}"
 
 
+def cheap(e: Expression) -> bool:
+    """Whether nothing is saved by a name for what is used more than once."""
+    return e.op in CHEAP or (is_negative(e) and min(e.args[0].values) == -1 and not e.moving)
+
+
 def called(e: Expression) -> str:
     """A name for what nobody named, by its meaning."""
     if e.op == "add" and not e.moving and any(map(is_negative, e.args)):
@@ -425,7 +449,7 @@ def called(e: Expression) -> str:
 def _placed(step: Expression) -> Any:
     """How often an index names each element of an array in which elements are set or added."""
     counts = np.zeros(step.shapes[0], int)
-    np.add.at(counts, plain_index(step.params["index"], 0), 1)
+    np.add.at(counts, plain_index(step.params.get("index"), 0), 1)
     return counts
 
 

@@ -64,6 +64,9 @@ class Traced(np.ndarray[Any, Any]):
         np.asarray(self)[_plain(index)] = _plain(value)
         self.source = None
 
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
+
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])
 
@@ -140,11 +143,32 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
     return made if isinstance(made, Tensor) else Tensor(np.asarray(made), made.source)
 
 
+MOVING = ("roll", "tile", "repeat", "take", "take_along_axis", "rot90")
+
+
 class _Fillable:
-    """NumPy, whose arrays of zeros are tensors, so that their elements can be set."""
+    """NumPy, whose arrays of zeros are tensors, so that their elements can be set.
+
+    What moves, repeats or drops elements of a tensor is done to their places, so that it is known.
+    """
+
+    def __init__(self, seen: list[Traced]) -> None:
+        self.seen = seen
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+        function = getattr(np, name)
+
+        def moved(x: Any, *args: Any, **options: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return function(x, *args, **options)
+            where = np.arange(x.data.size).reshape(x.shape)
+            return x.reshape(-1)[function(traced(where, Call("places", (x,), {}, where), self.seen), *args, **options)]
+
+        return moved if name in MOVING else function
+
+    def sort(self, x: Any, axis: int = -1) -> Any:
+        values = traced(x.data, x.node, self.seen) if isinstance(x, Tensor) else x
+        return self.take_along_axis(x, np.argsort(values, axis=axis, kind="stable"), axis=axis)
 
     def zeros(self, *args: Any, **kwargs: Any) -> Any:
         made = np.zeros(*args, **kwargs)
@@ -156,10 +180,10 @@ class _Fillable:
     empty, empty_like = zeros, zeros_like
 
 
-def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
+def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Callable[..., Any]:
     """A function of the same code that has fillable arrays; one that doesn't say `np` as it is."""
     space = getattr(forward, "__globals__", {})
-    numpy = {name: _Fillable() for name in ("np", "numpy") if space.get(name) is np}
+    numpy = {name: _Fillable([] if log is None else log) for name in ("np", "numpy") if space.get(name) is np}
     if not (numpy and inspect.isfunction(forward)):
         return forward
     made = FunctionType(forward.__code__, {**space, **numpy}, closure=forward.__closure__)
@@ -182,7 +206,7 @@ class Recording:
         with recording(True), watching(lambda t: traced(t.data, t.node, self.log)), setting(assigned):
             try:
                 with local_values(forward) as self.named:
-                    returned = fillable(forward)(*self.given.values(), **options)
+                    returned = fillable(forward, self.log)(*self.given.values(), **options)
             except Unwritable:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
@@ -269,7 +293,7 @@ def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, 
     second, growths = _lengthened(second, record)
     longer, factors = inputs, [factor for _, factor in growths]
     for (growth, _), factor in zip(growths, factors[1:] + ([3] if len(growths) == 1 else factors[:1]), strict=True):
-        longer = _longer(longer, growth, factor)
+        longer = _resized(longer, growth, factor)
     third = _tried(second, record, longer, options) or second
     for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float:  # each by another factor, so that none follows another
@@ -294,14 +318,14 @@ def _changed(run: Recording, name: str, value: float, record: Callable[..., Reco
     return _tried(run, record, inputs, options)
 
 
-def _longer(inputs: Inputs, growth: Growth, factor: int) -> Inputs:
-    """Inputs with longer axes, the first of which is so many times as long."""
-    longer, (name, axis) = dict(inputs), next(iter(growth))
-    more = np.shape(inputs[name])[axis] * (factor - 1)
+def _resized(inputs: Inputs, growth: Growth, factor: int) -> Inputs:
+    """Inputs with longer axes, the first of which is so many times as long; or shorter by one, for a factor of 0."""
+    resized, (name, axis) = dict(inputs), next(iter(growth))
+    more = np.shape(inputs[name])[axis] * (factor - 1) if factor else -1
     for (name, axis), times in growth.items():
-        n = np.shape(longer[name])[axis]
-        longer[name] = np.take(longer[name], np.arange(n + int(times * more)) % n, axis=axis)
-    return longer
+        n = np.shape(resized[name])[axis]
+        resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
+    return resized
 
 
 def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recording, list[tuple[Growth, int]]]:
@@ -313,7 +337,7 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
         while left:
             for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
                 for factor in (k for k in FACTORS if k not in [factor for _, factor in found]):
-                    inputs = _longer(run.inputs, growth, factor)
+                    inputs = _resized(run.inputs, growth, factor)
                     lengths = {np.shape(inputs[name])[axis] for name, axis in growth}
                     if not lengths & known:
                         break
@@ -321,7 +345,12 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
                     made = record(inputs, run.options)
                 except Exception:  # whatever the author's code raises
                     continue
-                if made.signature == run.signature:
+                shorter: Any = None
+                with contextlib.suppress(Exception):
+                    fewer = _resized(run.inputs, growth, 0)
+                    if min([np.shape(fewer[name])[axis] for name, axis in growth]) > 1:  # else NumPy broadcasts
+                        shorter = record(fewer, run.options)
+                if made.signature == run.signature and (shorter is None or shorter.signature == run.signature):
                     run, known, found = made, known | lengths, [*found, (growth, factor)]
                     left = [place for place in left if place not in growth]
                 else:  # another course: the text is for this length alone

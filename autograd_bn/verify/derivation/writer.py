@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from operator import attrgetter
@@ -12,7 +13,8 @@ import numpy as np
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
 from .expressions import Expression, Expressions
-from .text import CHEAP, WIDTH, Function, called, names_in, wrapped
+from .numbers import Numbers
+from .text import WIDTH, Function, called, cheap, names_in, wrapped
 from .tracing import Recording, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
@@ -39,18 +41,19 @@ class Writer:
             e = made.made.get(tuple([id(run.source(v)) for run, v in zip(runs, values, strict=True)]))
             if type(value) in (int, float):
                 self.numbers[name] = values
-            elif e in self.forward and e not in self.named and name not in ("_", *first.given):
+            elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.given):
                 self.named[e] = name
         self.meant = self._meant()
         self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
-            self.shares.append((node, made.bare(gradient)))
+            self.shares.append((node, gradient if node.op == "input" else made.bare(gradient)))
             if node in self.named and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
+        upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.given)
         self.seeds = dict(zip([upstream] if len(self.ys) == 1 else several, seeds, strict=True))
 
     def _meant(self) -> dict[Expression, str]:
@@ -115,7 +118,7 @@ class Writer:
         out = Function({e: name for name, e in self.inputs.items()}, self.inputs, self.numbers)
         out.reserved = {*self.named.values(), *self.seeds}
         for e in sorted(self.forward, key=_serial):
-            kept = e in self.named or e in crossing or (uses[e] > 1 and e.op not in CHEAP)
+            kept = e in self.named or e in crossing or (uses[e] > 1 and not cheap(e))
             if e not in out.names and kept and e.op not in ("number", "array"):
                 own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
                 out.line(e, self.named.get(e) or out.fresh(own))
@@ -125,11 +128,12 @@ class Writer:
         """The backward pass: a line for the gradient of each named value, and for what is used twice."""
         alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
         named = {g: n for n, g in self.shares[::-1] if n in ahead.names and g.op not in SPREAD and alone[n] == 1}
+        named |= {g: self.inputs[name] for name, g in self.gradients.items() if g not in named}
         arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
         arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
         out = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
         for e in sorted(behind, key=_serial):
-            several = uses[e] > (1 if e.op not in CHEAP else 2) and (e.op not in CHEAP or e.op == "reshape")
+            several = uses[e] > (2 if cheap(e) else 1) and (not cheap(e) or e.op == "reshape")
             if e in out.names or not (e in named or e in ends or several):
                 continue
             value = named.get(e)
@@ -140,9 +144,8 @@ class Writer:
 
     def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
         """What backward reads of forward; what is cheap it makes again from what that is made of."""
-        cheap = {e for e in self.forward if e.op in CHEAP and e not in self.named}
-        kept = [e for e in self.forward if e not in cheap]
-        below = _below([e for e in read if e in self.forward and e in cheap], kept)
+        kept = [e for e in self.forward if e in self.named or not cheap(e)]
+        below = _below([e for e in read if e in self.forward and e not in kept], kept)
         return {e for e in (*read, *[part for inner in below for part in inner.parts]) if e in kept}
 
     def _lengths(self, names: Sequence[str], arrays: dict[str, Expression]) -> tuple[list[str], list[str]]:
@@ -163,26 +166,33 @@ class Writer:
                 spelled = [f"{array}.shape[{i}]" if i else f"len({array})" for i in range(len(own))]
                 lines += [f"{n} = {spelled[i]}" for i, n in enumerate(own) if n in here]
             left = [n for n in left if n not in here]
+        lengths = Numbers({}, {array: e.shapes for array, e in arrays.items()})
+        for n in left:
+            with contextlib.suppress(Unwritable):
+                lines.append(f"{n} = {lengths.text(known[n])}")
+                left = [other for other in left if other != n]
         return lines, left
 
     def _guard(self) -> list[str]:
         """Refuse lengths and numbers for which forward takes another course, or takes none."""
         first, second = self.runs[:2]
-        wrong = []
-        for name, value in first.inputs.items():
+        wrong, others = [], {**second.inputs, **second.options}
+        for name, value in {**first.inputs, **first.options}.items():
             if isinstance(value, np.ndarray):
-                other = second.inputs[name].shape
+                other = others[name].shape
                 same = [i for i, n in enumerate(value.shape) if n == other[i] > 1]
                 if value.ndim > 1 and len(same) == value.ndim:
                     wrong.append((f"{name}.shape", value.shape))
                 else:
                     wrong += [(f"{name}.shape[{i}]" if i else f"len({name})", value.shape[i]) for i in same]
-            elif type(value) in (int, bool, str) or (type(value) is float and second.inputs[name] == value):
+            elif type(value) in (int, bool, str) or (type(value) is float and others[name] == value):
                 wrong.append((name, value))
-            elif isinstance(value, dict):
-                wrong += [(f"{name}[{k!r}]", v) for k, v in value.items() if type(v) in (int, bool, str, float)]
+            elif isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
+                wrong += [(f"{name}[{k!r}]", v) for k, v in value.items()]
             elif type(value) is not float:
-                raise Unwritable(f"{name} is a {type(value).__name__}, of which no check can be written")
+                raise Unwritable(
+                    f"{name} is a {type(value).__name__}, of which no check can be written: pass its arrays as inputs"
+                )
         if not wrong:
             return []
         tests = [f"{what} != {value!r}" for what, value in wrong]
