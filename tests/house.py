@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_370,
     "distributed": 300,
     "batch_norm": 2_685,
-    "verify": 8_875,
+    "verify": 8_878,
     "drawing": 2_445,
     "nn": 1_345,
     "commands": 1_165,

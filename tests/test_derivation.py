@@ -416,6 +416,15 @@ def test_what_agrees_by_chance_at_the_inputs_is_right_at_others(function, inputs
         assert_right(made, function, values, rtol=1e-10)
 
 
+def test_a_reciprocal_that_forward_reads_is_multiplied_by():
+    def two(x, w, v):
+        return 1 / (1 + np.exp(-(x @ w))) @ v
+
+    made = ag.write_backward(two, arrays((4, 3), (3, 5), (5, 2)))
+    assert "* ratio * (1 - ratio)" in made.source
+    assert "pre" not in made.source
+
+
 def test_a_course_that_shorter_inputs_take_is_not_written_for_them():
     made = ag.write_backward(lambda x: x.mean(axis=0) if len(x) > x.shape[1] else x.sum(axis=0), arrays((4, 3)))
     with pytest.raises(ValueError, match="written for"):

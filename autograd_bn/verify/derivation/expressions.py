@@ -60,6 +60,7 @@ class Expressions:
         self.count = 0
         self.numbers: dict[Any, Expression] = {}
         self.fixed = set[Expression]()  # which stand as they are
+        self.read = set[Expression]()  # by what forward computes but for products
         kept = (*recordings[0].named.values(), *recordings[0].outputs)
         self.named = {id(recordings[0].source(value)) for value in kept}
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
@@ -123,6 +124,7 @@ class Expressions:
             return same
         if alike and made.op in LINEAR:
             made.op, made.args, made.params = "reshape", (alike[-1],), {}
+        self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
         self.count += 1
         made.serial = self.count
         self.listed.setdefault(made.lengths, []).append(made)
@@ -253,7 +255,8 @@ class Expressions:
         if p or q:
             return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
         for x, y in ((a, b), (b, a)):
-            if y.op == "divide" and _is(y.args[0], 1) and y not in self.fixed:
+            known = y in self.fixed or (x.moving and y in self.read)
+            if y.op == "divide" and _is(y.args[0], 1) and not known:
                 return self.do("divide", x, y.args[1])
         if a.op == "divide" and a.args[1].op == "add" and b in a.args[1].args and _is(a.args[1].args[0], 1):
             # a / (1 + e) * e, the derivative of the logistic function 1 / (1 + e)
