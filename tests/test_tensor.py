@@ -32,7 +32,7 @@ def test_dtypes_of_new_tensors():
     assert ag.tensor([1, 2], dtype=np.float16, requires_grad=True).dtype == np.float16
     assert ag.tensor(np.float32(2)).dtype == np.float32
     assert ag.tensor([True]).dtype == bool
-    for data in ([1j], ["a"], np.array(["2026"], "M8[D]")):
+    for data in ([1j], ["a"], np.array(["2026"], "M8[D]"), None, {}, [None, 1.0]):
         for make in (ag.tensor, ag.as_tensor):
             with pytest.raises(TypeError, match="expected real numbers"):
                 make(data)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
-from numbers import Rational
+from numbers import Number, Rational
 from typing import Any, final
 
 import numpy as np
@@ -512,6 +512,8 @@ def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
     array = array_of(data.data if isinstance(data, Tensor) else data, what, dtype)
     if array.dtype.kind not in "fiubO":
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
+    if array.dtype == object and (others := [type(e).__name__ for e in array.flat if not isinstance(e, Number)]):
+        raise TypeError(f"{what} holds a {others[0]}, expected real numbers")
     return array
 
 
@@ -525,12 +527,8 @@ def check_differentiable(data: Array) -> None:
     if data.dtype.kind == "f":
         return
     if data.dtype == object:
-        for element in data.flat:
-            if not isinstance(element, Rational):
-                raise TypeError(
-                    "requires_grad=True on an object array needs exact rational numbers (int, Fraction), "
-                    f"got an element of type {type(element).__name__}"
-                )
+        if others := [type(e).__name__ for e in data.flat if not isinstance(e, Rational)]:
+            raise TypeError(f"requires_grad=True on objects needs exact rationals (int, Fraction), got a {others[0]}")
         return
     raise TypeError(
         f"requires_grad=True needs floating-point data or exact rationals, got dtype {data.dtype}; "
