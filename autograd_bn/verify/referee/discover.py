@@ -70,7 +70,7 @@ CANDIDATES = (
     (r"act\w*_?(fn|func|function|f)|(non_?lin|activation)\w*_(fn|func|function)|func|fn", "call:tanh"),
     (r"(d_?)act\w*|act\w*_?(prime|grad|deriv\w*|backward)", "call:dtanh"),
     (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D BD11"),
+     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D"),
     (r"w_?(x|xh|ih|ax)", "DM DF MD"),
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),

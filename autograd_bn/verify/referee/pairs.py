@@ -804,7 +804,7 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         held = [path for path, value in arrays({"object": seen["object"]}).items() if plain(path[-1]) in _OUTPUTS]
         for place in [("input", names[0]), *held]:
             yield Plan((outputs[0],), tuple([fixed.get(name, place) for name in wanted]), False)
-    slope = re.search("deriv|prime", getattr(author.backward, "__name__", "")) and not author.leads
+    slope = re.search("deriv|prime|grad(ient)?$", getattr(author.backward, "__name__", "")) and not author.leads
     if len(wanted) == len(outputs) == 1 and (wanted[0] in names or (slope and names)):
         yield Plan((outputs[0],), (fixed.get(wanted[0], ("input", names[0])),), True)
         yield Plan((outputs[0],), (outputs[0],), False)  # a derivative in terms of the output, `y * (1 - y)`
