@@ -196,6 +196,18 @@ def test_gradients_are_writable_and_plain():
         assert t.grad.shape == t.shape
 
 
+@pytest.mark.parametrize("f", [ag.sum, ag.mean, lambda x: ag.mean(x * 2), lambda x: x[0, 0] / 3, ag.transpose])
+def test_gradients_are_writable_whatever_view_a_rule_gives(f):
+    x = leaf(3, 2)
+    y = f(x)
+    (gradient,) = ag.grad(y, x, np.ones(y.shape))
+    y.backward(np.ones(y.shape))
+    for array in (gradient, x.grad):
+        array += 1
+        assert array.flags.writeable
+    assert np.array_equal(gradient, x.grad)
+
+
 def test_an_exception_in_mid_backward_changes_no_gradient():
     def refuse(g):
         raise ArithmeticError("no")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import cProfile
 import random
 from typing import Any, ClassVar
 
@@ -81,6 +82,15 @@ def test_nothing_outside_is_changed() -> None:
     before = state()
     assert not ag.check_backward(forward, backward, (X, W)).ok
     assert state() == before
+
+
+def test_a_profiler_goes_on() -> None:
+    """It may be a function, or `cProfile`, which is none."""
+    with cProfile.Profile() as profile:
+        ag.check_backward(lambda x: (x * x, x), lambda dy, x: 2 * dy * x, (X,))
+        noted()
+    profile.create_stats()
+    assert any(name == noted.__name__ for _, _, name in profile.stats)  # type: ignore[attr-defined]
 
 
 def test_closures_are_as_they_were() -> None:

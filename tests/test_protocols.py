@@ -61,6 +61,7 @@ NUMPY = [
     lambda x: (
         np.broadcast_arrays(x, np.ones((2, 2, 3)))[0] + np.meshgrid(x[0], x[1])[0][:2] + np.meshgrid(x[0], x[1])[1][:2]
     ),
+    lambda x: np.meshgrid(x[0], x[1])[0],
     lambda x: np.sort(-x) + np.sort(x, axis=0) + np.tril(x) + np.triu(x, 1) + np.sort(x, axis=None)[:3],
     lambda x: np.outer(x, x)[:2, :3] + np.multiply.outer(x, x)[0, 0] + np.inner(x, x)[:, :1] + np.vdot(x, x),
     lambda x: (

@@ -31,7 +31,8 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     probabilities /= total
     losses = np.log(total)[..., 0] - shifted[_chosen(labels)]
     wide = np.float32 if logits.dtype == np.float16 else None
-    return logits.dtype.type(np.add.reduce(losses, axis=None, dtype=wide) / labels.size), probabilities
+    loss = np.add.reduce(losses, axis=None, dtype=wide) / labels.size
+    return logits.dtype.type(loss), probabilities
 
 
 def _chosen(labels: Array) -> tuple[Array, ...]:

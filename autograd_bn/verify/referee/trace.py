@@ -119,7 +119,8 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
     try:
         yield seen
     finally:
-        sys.setprofile(before)
+        sys.setprofile(before if callable(before) else None)
+        getattr(before, "enable", bool)()  # `cProfile` is no function
 
 
 def effort(function: Callable[[], Any]) -> float:
