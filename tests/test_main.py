@@ -53,6 +53,11 @@ def test_no_argument_compares_the_packaged_digits_and_draws_both_graphs(capsys, 
         assert path.read_bytes().startswith(start)
 
 
+def told(err):
+    """The lines on stderr, but for the one that comes where Graphviz takes long, as on a busy machine."""
+    return [line for line in err.splitlines() if not line.startswith("Graphviz is drawing")]
+
+
 @pytest.mark.parametrize(("missing", "drawn"), [("pygraphviz", 0), ("resvg_py", 3)])
 def test_what_can_not_be_drawn_stops_nothing(capsys, monkeypatch, tmp_path, missing, drawn):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -62,7 +67,7 @@ def test_what_can_not_be_drawn_stops_nothing(capsys, monkeypatch, tmp_path, miss
     assert "composed and fused agree in every row" in out
     assert ("Pictures in" in out) == bool(drawn)
     assert len(list((tmp_path / "batch_norm_graphs").iterdir())) == drawn
-    lines = err.splitlines()
+    lines = told(err)
     assert len(lines) == 5 - drawn
     assert all(
         re.match(r"\w+\.(svg|png|html) is not drawn: drawing \w+ needs Graphviz: pip install", line) for line in lines
@@ -298,7 +303,7 @@ def test_a_full_disk_ends_with_status_2_and_a_line(command):
 
 def test_a_pipe_whose_reader_has_gone_ends_with_status_2_and_in_silence():
     done = shell("set -o pipefail; $cli compare small.npy --json | true")
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, told(done.stderr)) == (2, [])
 
 
 def test_too_many_arguments_are_answered_with_the_commands_own_usage(capsys):
