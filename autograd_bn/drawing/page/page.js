@@ -117,10 +117,11 @@ const overlay = (pane, to, position, name) => {
   const e = $$(`[data-edge$="-${head}-${position}"]`, drawing(pane).svg)[0];
   if (e) { e.append(shape("path", { d: e.querySelector("path").getAttribute("d"), class: `${name} extra` })); }
 };
-const badge = (e, lines, name) => {
+/* What is fed has the label of an arrow above it. */
+const badge = (e, lines, name, fed) => {
   const b = e.querySelector("polygon,ellipse,path").getBBox();
   const width = 6.6 * Math.max(...lines.map((line) => line.length)) + 8, height = 13 * lines.length + 3;
-  const x = b.x + b.width - width / 2, y = b.y - height + 3;
+  const x = b.x + b.width - Math.min(width / 2, fed ? 12 : width), y = b.y - height + 3;
   e.append(shape("g", { class: `badge extra ${name}` }, shape("rect", { x, y, width, height, rx: 4 }),
     ...lines.map((line, i) => shape("text", { x: x + width / 2, y: y + 12 + 13 * i }, line))));
 };
@@ -156,13 +157,13 @@ const paint = (pane) => {
     });
     const wearer = worn.find((e) => e.querySelector(".v")) || worn[0], shown = errors(note, k, n.id);
     if (!wearer || gets) { continue; }
-    if (got && !done) { badge(wearer, [`∂ ${got.n} of ${got.of}`], ""); }
-    if (verdict && done) { badge(wearer, [verdict.ok ? "✓ right" : "✗ wrong"], verdict.ok ? "ok" : "no"); }
+    if (got && !done) { badge(wearer, [`∂ ${got.n} of ${got.of}`], "", n.op); }
+    if (verdict && done) { badge(wearer, [verdict.ok ? "✓ right" : "✗ wrong"], verdict.ok ? "ok" : "no", n.op); }
     if (shown.length) {
       const worst = Math.max(...shown.map(([, { own }]) => own ?? Infinity));
       badge(wearer, shown.map(([what, { own, other, apart }]) => (
         `${what === "grad" ? "∂ " : ""}${ulp(own)}${other === undefined ? "" : ` | ${ulp(other)} Δ${ulp(apart)}`}`
-      )), `b${[0.5, 1, 4, 64].filter((limit) => worst > limit).length}`);
+      )), `b${[0.5, 1, 4, 64].filter((limit) => worst > limit).length}`, n.op);
     }
   }
   if (st.pass === "backward") { st.parts.forEach((p) => overlay(pane, st.node, p.pos, "flow")); }
