@@ -736,7 +736,9 @@ def _at_other_shapes(entry: Entry, inputs: tuple[Any, ...], right: bool) -> str:
         fits, part = rating(entry.adapted(copy.deepcopy(there)))
         if right and fits and part < 1:
             return "That is for vectors: for matrices, as of shape (5, 3), it is wrong."
-        if not right and (fits, part) == (True, 1):
+        other = [value[1:2] if i in others else value for i, value in enumerate(inputs)]
+        one, two = (_output(entry.probe(copy.deepcopy(values))) for values in (there, other))
+        if not right and (fits, part) == (True, 1) and (one != two).any():  # a batch of one is normalised to nothing
             return f"For one example, as of shape {np.shape(next(iter(others.values())))}, it is right."
     return ""
 
