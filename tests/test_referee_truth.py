@@ -1,12 +1,14 @@
 """The referee's truth: each input confirmed by itself, kinks told from optima, and nothing that hides at one length."""
 
 import contextlib
+import traceback
 
 import numpy as np
 import pytest
 
 import autograd_bn as ag
 from autograd_bn.verify.referee.pairs import loss
+from autograd_bn.verify.referee.trace import effort
 
 rng = np.random.default_rng(0)
 X, B = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
@@ -332,6 +334,17 @@ def test_an_edit_that_mends_a_part_says_so(tmp_path):
     assert wrong(verdict) == ["dx", "dw"]
     assert [repair.gradients for repair in verdict.repair] == [("x",)]
     assert any(note.endswith("mends dx only, and not dw.") for note in verdict.notes)
+
+
+def test_what_the_standard_library_does_is_no_effort_of_the_author():
+    """As PyTorch, which formats the whole stack at each seed."""
+
+    def called():
+        for _ in range(100):
+            traceback.format_stack()
+
+    assert effort(called) == 1
+    assert effort(lambda: [called() for _ in range(100)]) > 5
 
 
 def test_a_large_forward_pass_has_fewer_runs_whatever_the_machine_is_at(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from ...engine.node import Array, Node, recording, topological_order
 from .source import unwrapped
 
 Gradients = dict[str, Array]
+STANDARD = os.path.dirname(os.__file__)
 
 
 class NoDerivative(Exception):
@@ -124,12 +126,15 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
 
 
 def effort(function: Callable[[], Any]) -> float:
-    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at."""
+    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at.
+
+    Those of the standard library are not counted: PyTorch formats the whole stack when it is seeded.
+    """
     count, before = [0], sys.gettrace()
 
-    def watch(_: Any, event: str, __: Any) -> Any:
+    def watch(frame: Any, event: str, _: Any) -> Any:
         count[0] += event == "line"
-        return watch
+        return None if frame.f_code.co_filename.startswith(STANDARD) else watch
 
     sys.settrace(watch)
     try:
