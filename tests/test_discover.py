@@ -176,6 +176,30 @@ def test_what_another_method_sets_is_the_reason(tmp_path):
     )
 
 
+def test_nothing_that_writes_is_called_to_make_a_layer_whole(tmp_path):
+    text = """import numpy as np
+class Layer:
+    calls = []
+    def save_for(self, shape):
+        self.calls.append("save_for")
+    def export(self, shapefile):
+        self.calls.append("export")
+    def prepare(self, in_shape):
+        self.calls.append("prepare")
+        self.w = np.ones(in_shape[-1])
+    def forward(self, x):
+        return x * self.w
+    def backward(self, dy):
+        return dy * self.w
+"""
+    path = written(tmp_path, text)
+    with load.loaded(path) as file:
+        (entry,) = discover.entries(file.space)
+        discover.judge(entry, file.space, {})
+        assert entry.verdict == "right"
+        assert {*file.space["Layer"].calls} == {"prepare"}
+
+
 def test_what_is_right_for_one_example_alone_is_wrong_and_says_so(tmp_path):
     text = """import numpy as np
 class Dense:

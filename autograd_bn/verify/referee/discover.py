@@ -103,6 +103,8 @@ UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
+# What makes a layer whole takes a shape alone, and has no name of what reaches for a file.
+_BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
@@ -265,7 +267,7 @@ def _built(owner: Any, fore: str, values: Sequence[Any]) -> Any:
     """An object that `build(input_shape)`, or another such method, makes whole, where forward fails without it."""
     shape: tuple[int, ...] = np.shape(values[0]) if values else ()
     methods = [method for _, method in inspect.getmembers(owner, inspect.ismethod) if shape]
-    builds = [m.__name__ for m in methods if len(taken := parameters(m)) == 1 and "shape" in taken[0].lower()]
+    builds = [m.__name__ for m in methods if _BUILDS.fullmatch(f"{m.__name__}({', '.join(parameters(m))})")]
     for name, size in [("", shape), *itertools.product(builds, (shape, shape[1:], *shape[-1:]))] if builds else ():
         with suppress(Exception):
             made = copy.deepcopy(owner)
@@ -734,11 +736,11 @@ def _at_other_shapes(entry: Entry, inputs: tuple[Any, ...], right: bool) -> str:
     with suppress(Exception):
         _finite(entry.probe(there))
         fits, part = rating(entry.adapted(copy.deepcopy(there)))
-        if right and fits and part < 1:
-            return "That is for vectors: for matrices, as of shape (5, 3), it is wrong."
+        if right:
+            return "That is for vectors: for matrices, as of shape (5, 3), it is wrong." if fits and part < 1 else ""
         other = [value[1:2] if i in others else value for i, value in enumerate(inputs)]
         one, two = (_output(entry.probe(copy.deepcopy(values))) for values in (there, other))
-        if not right and (fits, part) == (True, 1) and (one != two).any():  # a batch of one is normalised to nothing
+        if (fits, part) == (True, 1) and (one != two).any():  # a batch of one is normalised to nothing
             return f"For one example, as of shape {np.shape(next(iter(others.values())))}, it is right."
     return ""
 
