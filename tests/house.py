@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_368,
     "distributed": 300,
     "batch_norm": 2_683,
-    "verify": 8_887,
+    "verify": 8_886,
     "drawing": 2_444,
     "nn": 1_344,
     "commands": 1_162,

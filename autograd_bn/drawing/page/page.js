@@ -121,7 +121,7 @@ const overlay = (pane, to, position, name) => {
 const badge = (e, lines, name, fed) => {
   const b = e.querySelector("polygon,ellipse,path").getBBox();
   const width = 6.6 * Math.max(...lines.map((line) => line.length)) + 8, height = 13 * lines.length + 3;
-  const x = b.x + b.width - Math.min(width / 2, fed ? 12 : width), y = b.y - height + 3;
+  const x = b.x + b.width - (fed ? Math.min(width / 2, 12) : width / 2), y = b.y - height + 3;
   e.append(shape("g", { class: `badge extra ${name}` }, shape("rect", { x, y, width, height, rx: 4 }),
     ...lines.map((line, i) => shape("text", { x: x + width / 2, y: y + 12 + 13 * i }, line))));
 };

@@ -117,8 +117,7 @@ class Referee:
     def _run(self) -> None:
         """Run the pair at the caller's inputs and elsewhere; by differences everywhere, once one run needs them."""
         with contextlib.suppress(Exception):  # for the first run to report
-            calls = [effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values())) for _ in range(2)]
-            self.effort = min(calls)  # a first call may import what it needs
+            self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
         deaf = not self.unit and _ignores_dy(self.given)

@@ -126,14 +126,12 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
 
 
 def effort(function: Callable[[], Any]) -> float:
-    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at.
-
-    Those of the standard library are not counted: PyTorch formats the whole stack when it is seeded.
-    """
+    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at."""
     count, before = [0], sys.gettrace()
 
     def watch(frame: Any, event: str, _: Any) -> Any:
         count[0] += event == "line"
+        # The standard library doesn't count: PyTorch formats the whole stack when it is seeded.
         return None if frame.f_code.co_filename.startswith(STANDARD) else watch
 
     sys.settrace(watch)
