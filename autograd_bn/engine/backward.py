@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Container, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,11 @@ def grad(
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
     nodes = [tensor.node for tensor in inputs]
-    for i, node in enumerate(nodes):
+    for node in nodes:
         if not node.requires_grad:
-            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
+            raise RuntimeError(
+                f"inputs[{nodes.index(node)}] does not require a gradient: make it with requires_grad=True"
+            )
     seeds = []
     for i, (output, weight) in enumerate(zip(outputs, grad_outputs, strict=True)):
         if output.node.requires_grad or not allow_unused:
@@ -72,14 +73,14 @@ def grad(
                 seed = weight if same else weight.astype(seed.dtype) if recordable else as_tensor(seed)
             seeds.append((output.node, seed))
     targets = set(nodes)
-    with recording(True) if create_graph else nullcontext():
-        gradients = propagate(seeds, targets, create_graph)
-    for i, node in enumerate(nodes):
-        if node not in gradients and not allow_unused:
-            raise RuntimeError(
-                f"no output depends on inputs[{i}]{f' ({node.name})' if node.name else ''}: "
-                "pass allow_unused=True to get None for it"
-            )
+    differentiate = recording(True)(propagate) if create_graph else propagate
+    gradients = differentiate(seeds, targets, create_graph)
+    if len(gradients) < len(targets) and not allow_unused:
+        i, node = next((i, node) for i, node in enumerate(nodes) if node not in gradients)
+        raise RuntimeError(
+            f"no output depends on inputs[{i}]{f' ({node.name})' if node.name else ''}: "
+            "pass allow_unused=True to get None for it"
+        )
     results: list[Any] = [gradients.get(node) for node in nodes]
     if len(targets) < len(nodes) and not create_graph:
         results = [None if result is None else np.array(result) for result in results]
@@ -101,25 +102,24 @@ def propagate(
     ours: set[Node] = set()  # nodes whose sum was made here, and so may be added to in place
     gradients: dict[Node, Any] = {}
 
-    parts = [(node, seed) for node, seed in seeds if useful is None or node in useful]
+    _add([(node, seed) for node, seed in seeds if useful is None or node in useful], sums, ours, create_graph)
     for visited in reversed(order):
-        _add(parts, sums, ours, create_graph)
-        parts = []
         if visited in sums:
             g = sums.pop(visited)
             if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
                 g = g.astype(visited.dtype)
             if visited in targets if targets is not None else not visited.wanted:
                 gradients[visited] = g
-            if visited.wanted:
-                parts = pull(visited, g, useful, create_graph)
+            parts = pull(visited, g, useful, create_graph) if visited.wanted else []
             if visits is not None:
                 visits.append((visited, g, parts))
+            _add(parts, sums, ours, create_graph)
+            parts = []  # or what was added is held on to
     return gradients if create_graph else _owned(gradients, [seed for _, seed in seeds])
 
 
 def _add(parts: list[tuple[Node, Any]], sums: dict[Node, Any], ours: set[Node], create_graph: bool) -> None:
-    """Add the parts to the sums of their nodes. A function, so that what was added is not held on to."""
+    """Add the parts to the sums of their nodes."""
     for node, part in parts:
         if node not in sums:
             sums[node] = part
