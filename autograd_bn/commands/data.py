@@ -47,20 +47,8 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
     `columns` picks columns of a text file. A gamma or beta that isn't there is drawn at random: 1 and 0 would hide
     mistakes.
     """
-    text = path is not None and Path(path).suffix.lower() in (".csv", ".tsv", ".txt")
-    if columns is not None and not text:
-        raise UsageError("--columns picks columns of a .csv, .tsv or .txt file")
-    names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     try:
-        if path is None:
-            images, _ = load_digits()
-            arrays = {"x": images.reshape(len(images), -1)}
-        elif text:
-            x, names, notes = _read_text(Path(path), columns)
-            arrays = {"x": x}
-        else:
-            arrays = _read(Path(path))
+        arrays, names, notes = _read(path, columns)
     except UsageError:
         raise
     except OSError as error:
@@ -73,9 +61,7 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
     data = [name for name in arrays if name not in ("gamma", "beta")]
     if "x" not in data and len(data) != 1:
         raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
-    for name, array in arrays.items():
-        if array.dtype.kind in "iub":
-            arrays[name] = array.astype(np.float64)
+    arrays = {name: a.astype(np.float64) if a.dtype.kind in "iub" else a for name, a in arrays.items()}
     x = arrays["x" if "x" in data else data[0]]
     if x.dtype.kind != "f":
         raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
@@ -87,14 +73,23 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
     return Data(path or "the packaged digits", x, gamma, beta, names, notes)
 
 
-def _read(path: Path) -> dict[str, Array]:
-    suffix = path.suffix.lower()
+def _read(path: str | None, columns: str | None) -> tuple[dict[str, Array], tuple[str, ...], tuple[str, ...]]:
+    """The arrays of a file by name, the names of its columns, and what was done to read it."""
+    suffix = "" if path is None else Path(path).suffix.lower()
+    if path is not None and suffix in (".csv", ".tsv", ".txt"):
+        x, names, notes = _read_text(Path(path), columns)
+        return {"x": x}, names, notes
+    if columns is not None:
+        raise UsageError("--columns picks columns of a .csv, .tsv or .txt file")
+    if path is None:
+        images, _ = load_digits()
+        return {"x": images.reshape(len(images), -1)}, (), ()
     if suffix == ".npz":
-        return load(path)
+        return load(path), (), ()
     if suffix == ".npy":
-        with path.open("rb") as file:
-            return {"x": np.lib.format.read_array(file, allow_pickle=False)}
-    raise UsageError(f"{path} ends in {path.suffix!r}, expected .npy, .npz, .csv, .tsv or .txt")
+        with open(path, "rb") as file:
+            return {"x": np.lib.format.read_array(file, allow_pickle=False)}, (), ()
+    raise UsageError(f"{path} ends in {Path(path).suffix!r}, expected .npy, .npz, .csv, .tsv or .txt")
 
 
 def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:

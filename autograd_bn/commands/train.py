@@ -97,15 +97,13 @@ class Run:
     def step(self, x: Any, labels: Any) -> None:
         """One batch, of which every rank of a job computes a part."""
         self.optimiser.zero_grad()
-        if self.comm is None:
-            loss = nn.cross_entropy(self.net(x), labels)
-            loss.backward()
-        else:
-            x, own = (np.array_split(rows, self.comm.size)[self.comm.rank] for rows in (x, labels))
-            logits = self.net(x)
-            # A rank without rows takes part too: its sum of no logits is a loss of 0.
-            loss = nn.cross_entropy(logits, own) * (len(own) / len(labels)) if len(own) else logits.sum()
-            loss.backward()
+        size, rank = (1, 0) if self.comm is None else (self.comm.size, self.comm.rank)
+        x, own = (np.array_split(rows, size)[rank] for rows in (x, labels))
+        logits = self.net(x)
+        # A rank without rows takes part too: its sum of no logits is a loss of 0.
+        loss = nn.cross_entropy(logits, own) * (len(own) / len(labels)) if len(own) else logits.sum()
+        loss.backward()
+        if self.comm is not None:
             sum_gradients(self.optimiser.params, self.comm)
             loss = allreduce(loss.data, self.comm)
         self.optimiser.step()
@@ -160,11 +158,12 @@ def run(args: argparse.Namespace) -> int:
         writable_folder(target.parent)
         learn, test = _digits(settings)
         runs = make_runs(settings, comm)
-        try:
-            for each in runs if state else ():
-                each.load(state)
-        except (KeyError, ValueError) as error:
-            raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
+        if state:
+            try:
+                for each in runs:
+                    each.load(state)
+            except (KeyError, ValueError) as error:
+                raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
 
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
@@ -181,21 +180,11 @@ def run(args: argparse.Namespace) -> int:
     if asked:
         complain(f"stopped after step {stopped}; go on with: autograd-bn train --resume {target}")
         return 130
-    rows = [each.row(*test) for each in runs]
     if drawn:
         draw(runs, plot)
-    if args.json:
-        saved = str(target) if args.save else None
-        print(json.dumps({**settings, "nets": rows, "plot": str(plot) if drawn else None, "saved": saved}))
-        return 0
-    print(
-        f"packaged digits, seed {settings['seed']}: {len(learn[0]):,} to learn from, {len(test[0])} held out;\n"
-        f"{settings['steps']:,} steps of {BATCH}, learning rate {settings['lr']:g}\n\n{_table(rows)}\n"
-    )
-    if drawn:
-        print(f"plot: {plot}")
-    if args.save:
-        print(f"state: {target}")
+    told = {**settings, "nets": [each.row(*test) for each in runs], "plot": str(plot) if drawn else None}
+    told["saved"] = str(target) if args.save else None
+    print(json.dumps(told) if args.json else _report(told, len(learn[0]), len(test[0])))
     return 0
 
 
@@ -309,13 +298,20 @@ def _stop_after_step() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _report(told: dict[str, Any], learned: int, held_out: int) -> str:
+    """In words what `--json` prints."""
     body = []
-    for row in rows:
+    for row in told["nets"]:
         reached = row["steps_to_90_percent"]
         at = "never" if reached is None else f"{reached:,}"
         body.append([row["net"], f"{row['loss']:.4f}", at, f"{100 * row['test_accuracy']:.1f} %"])
-    return text_table(["net", "loss", "90 % at step", "test accuracy"], body, right=range(1, 4))
+    lines = [
+        f"packaged digits, seed {told['seed']}: {learned:,} to learn from, {held_out} held out;",
+        f"{told['steps']:,} steps of {BATCH}, learning rate {told['lr']:g}\n",
+        text_table(["net", "loss", "90 % at step", "test accuracy"], body, right=range(1, 4)) + "\n",
+    ]
+    named = {"plot": told["plot"], "state": told["saved"]}
+    return "\n".join([*lines, *[f"{what}: {path}" for what, path in named.items() if path]])
 
 
 COLOURS = {WITHOUT: "#b5533c", WITH: "#1f5a87", LENET: "#1f5a87"}
