@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -84,48 +85,64 @@ def digraph(picture: Picture, direction: str | None) -> Sketch:
     look = {**GRAPH, "rankdir": direction, "label": _legend(picture)} | ({"ranksep": "0.4"} if flows else {})
     graph = Sketch(graph_attr=look, node_attr=NODE, edge_attr=EDGE)
     graph.words = _words(picture)
+    # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
+    graph.body += [*_framed(picture, None, _shapes(picture)), *_arrows(picture, direction)]
+    return graph
+
+
+def _shapes(picture: Picture) -> dict[int | None, list[str]]:
+    """The lines for all shapes, by the frame that they are in."""
     on_spine = {i for arrow in picture.arrows if arrow.spine for i in (arrow.tail, arrow.head)}
-    nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
+    lines: dict[int | None, list[str]] = {}
+    for i, shape in enumerate(picture.shapes):
+        text = _quoted("\n".join(shape.text))
+        again = AGAIN if shape.again else ""
+        group = " group=spine" if i in on_spine else ""
+        lines.setdefault(shape.frame, []).append(f"\t{i} [label={text}{KINDS[shape.kind][0]}{again}{group}]\n")
+    return lines
+
+
+def _framed(picture: Picture, place: int | None, shapes: dict[int | None, list[str]]) -> Iterator[str]:
+    """The lines for what is in a frame, or at the top: its shapes, then the frames inside it."""
+    yield from shapes.get(place, ())
     # Around the statistics: Graphviz leaves none there for the labels of arrows across the frame.
     room = 3 + 2 * max([len(arrow.label) for arrow in picture.arrows], default=0)
-    # Lines of DOT rather than calls of node() and edge(), which cost a large graph several times as much.
-    members: dict[int | None, list[str]] = {}
-    for i, shape in enumerate(picture.shapes):
-        text = "\n".join(shape.text)
-        style = f"{KINDS[shape.kind][0]}{AGAIN * shape.again}{' group=spine' * (i in on_spine)}"
-        members.setdefault(shape.frame, []).append(f"\t{i} [label={_quoted(text)}{style}]\n")
+    for i, frame in enumerate(picture.frames):
+        if frame.parent == place:
+            style = f"{CLUSTER} margin={room if frame.kind == 'statistics' else 8} {FRAMES[frame.kind]}"
+            title, *more = [_quoted(line) for line in frame.title.split("\n")]
+            if more:  # below each other at the left
+                title = '"' + "".join([f"{line[1:-1]}\\l" for line in (title, *more)]) + '"'
+            yield f"\tsubgraph cluster_{i} {{\n\tgraph [label={title} {style}]\n"
+            yield from _framed(picture, i, shapes)
+            yield "\t}\n"
 
-    def fill(place: int | None) -> None:
-        graph.body.extend(members.get(place, ()))
-        for i, frame in enumerate(picture.frames):
-            if frame.parent == place:
-                style = f"{CLUSTER} margin={room if frame.kind == 'statistics' else 8} {FRAMES[frame.kind]}"
-                title, *more = [_quoted(line) for line in frame.title.split("\n")]
-                if more:  # below each other at the left
-                    title = '"' + "".join([f"{line[1:-1]}\\l" for line in (title, *more)]) + '"'
-                graph.body.append(f"\tsubgraph cluster_{i} {{\n\tgraph [label={title} {style}]\n")
-                fill(i)
-                graph.body.append("\t}\n")
 
-    fill(None)
+def _arrows(picture: Picture, direction: str) -> Iterator[str]:
+    """The lines for the arrows."""
+    nested = {i for i, frame in enumerate(picture.frames) if frame.kind == "statistics" and frame.parent is not None}
     modules = any(frame.kind == "module" for frame in picture.frames)
     bold = bool(picture.frames) or any(shape.kind == "parameter" for shape in picture.shapes)
     last = {(arrow.tail, arrow.head, arrow.label): arrow for arrow in picture.arrows}
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
-        # The two arrows of c * c have one label.
-        label = arrow.label if last[arrow.tail, arrow.head, arrow.label] is arrow else ""
         inner = tail.frame is not None and tail.frame == head.frame
-        beside = inner and tail.frame in nested and direction == "TB"
-        about = [_beside(label) if beside else f"label={_quoted(f'  {label} ')}"] if label else []
-        about += ["arrowhead=normaltee minlen=2"] if head.kind == "stop_gradient" else []
-        about += [LANES] if arrow.gradient else []
-        about += ["weight=100"] if arrow.spine or inner else []
+        look = []
+        if arrow.label and last[arrow.tail, arrow.head, arrow.label] is arrow:  # the two arrows of c * c have one label
+            beside = inner and tail.frame in nested and direction == "TB"
+            look.append(_beside(arrow.label) if beside else f"label={_quoted(f'  {arrow.label} ')}")
+        if head.kind == "stop_gradient":
+            look.append("arrowhead=normaltee minlen=2")
+        if arrow.gradient:
+            look.append(LANES)
+        if arrow.spine or inner:
+            look.append("weight=100")
         # The first rank of a module's frame is its parameters', which stand aside of the way forward.
-        about += ["minlen=2"] if arrow.spine and modules and not inner and head.frame is not None else []
-        about += [f"penwidth={1.5 if arrow.gradient else 2.2}"] if arrow.spine and bold else []
-        graph.body.append(f"\t{arrow.tail} -> {arrow.head} [{' '.join(about)}]\n")
-    return graph
+        if arrow.spine and modules and not inner and head.frame is not None:
+            look.append("minlen=2")
+        if arrow.spine and bold:
+            look.append(f"penwidth={1.5 if arrow.gradient else 2.2}")
+        yield f"\t{arrow.tail} -> {arrow.head} [{' '.join(look)}]\n"
 
 
 def _beside(label: str) -> str:
@@ -160,15 +177,18 @@ def _words(picture: Picture) -> str:
     for word, names in parts.items():
         more = ["…"] if len(names) > MENTIONED else []
         listed += [f"{word} {', '.join(names[:MENTIONED] + more)}"] if names else []
-    operations = sum(shape.kind in ("operation", "stop_gradient", "allreduce") for shape in picture.shapes)
-    return " ".join([f"picture of a graph of {operations} operation{'s' * (operations != 1)}", *listed])
+    count = sum(shape.kind in ("operation", "stop_gradient", "allreduce") for shape in picture.shapes)
+    operations = "1 operation" if count == 1 else f"{count} operations"
+    return " ".join([f"picture of a graph of {operations}", *listed])
 
 
 def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
     entries = [text for kind, (_, text) in KINDS.items() if kind in kinds]
-    entries += ["◌ drawn again"] * any(shape.again for shape in picture.shapes)
-    entries += ["↔ ∂ gradient flows back"] * any(arrow.gradient for arrow in picture.arrows)
+    if any(shape.again for shape in picture.shapes):
+        entries.append("◌ drawn again")
+    if any(arrow.gradient for arrow in picture.arrows):
+        entries.append("↔ ∂ gradient flows back")
     return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])
 
 
