@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 import unicodedata
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,22 +37,14 @@ class Font:
     def read(self, table: str, offset: int, format: str) -> tuple[int, ...]:
         return struct.unpack_from(f">{format}", self.data, self.tables[table] + offset)
 
-    def segments(self) -> Any:
-        """Pairs of a code point and its glyph, from a character map of format 4."""
-        (count,) = self.read("cmap", 2, "H")
-        maps = [self.read("cmap", 8 + 8 * i, "I")[0] for i in range(count)]
-        start = next(at for at in maps if self.read("cmap", at, "H") == (4,))
+    def segments(self) -> Iterator[tuple[int, int]]:
+        """Pairs of a code point and its glyph, from a character map of format 4 in which glyphs follow each other."""
+        (start,) = self.read("cmap", 8, "I")
         n = self.read("cmap", start + 6, "H")[0] // 2
-        ends = self.read("cmap", start + 14, f"{n}H")
-        starts = self.read("cmap", start + 16 + 2 * n, f"{n}H")
-        deltas = self.read("cmap", start + 16 + 4 * n, f"{n}H")
-        for i in range(n):
-            here = start + 16 + 6 * n + 2 * i
-            (offset,) = self.read("cmap", here, "H")
-            for code in range(starts[i], ends[i] + 1):
-                glyph = self.read("cmap", here + offset + 2 * (code - starts[i]), "H")[0] if offset else code
-                if glyph and code < 0xFFFF:
-                    yield code, (glyph + deltas[i]) % 2**16
+        ends, starts, deltas = (self.read("cmap", start + 14 + at, f"{n}H") for at in (0, 2 + 2 * n, 2 + 4 * n))
+        for first, last, delta in zip(starts, ends, deltas, strict=True):
+            for code in range(first, min(last, 0xFFFE) + 1):
+                yield code, (code + delta) % 2**16
 
     def width(self, text: str) -> float:
         """The width of a text. Letters that the font lacks have about what another font gives them."""
