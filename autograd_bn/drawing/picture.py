@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import Leaf, Node
 from . import arrange, labels
-from .repeats import Run
+from .repeats import Repeat
 from .scene import Call, Scene
 
 
@@ -49,7 +49,7 @@ class Frame:
     title: str
     kind: str
     parent: int | None
-    run: int | None = None  # the place of the repeat that it is
+    repeat: int | None = None  # the place of the repeat that it is
 
 
 class Picture:
@@ -57,7 +57,8 @@ class Picture:
 
     `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
     are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
-    beyond what is shown. The calls of modules become frames, or boxes. Of each of `runs` one block is drawn.
+    beyond what is shown. The calls of modules become frames, or boxes. Of each of `repeats` one block is
+    drawn.
     """
 
     def __init__(
@@ -67,62 +68,68 @@ class Picture:
         gradients: Mapping[Node, Any] | None = None,
         stored: bool = False,
         brief: bool = False,
-        runs: Sequence[Run] = (),
+        repeats: Sequence[Repeat] = (),
     ) -> None:
         self.scene, self.values, self.gradients, self.stored, self.brief = scene, values, gradients, stored, brief
+        self.repeats, self.dtype = repeats, scene.graph.outputs[0].dtype
         self.flowing = {} if stored or brief else gradients or {}
         self.shapes, self.arrows, self.frames = list[Shape](), list[Arrow](), list[Frame]()
-        graph, self.runs = scene.graph, runs
         # What is drawn for what is in a later block, and of what is drawn what stands in the last block.
-        self.twins = {n: twin for first, *others in self.runs for b in others for n, twin in zip(b, first, strict=True)}
-        self.ends = {n: last for run in self.runs for n, last in zip(run[0], run[-1], strict=True)}
-        shown = [node for node in scene.shown if node not in self.twins]
-        self.dtype = graph.outputs[0].dtype
-        boxes: dict[Call, list[Node]] = {}
-        for node in shown:
-            if (calls := scene.calls_of(node)) and calls[-1].kind == "box":
-                boxes.setdefault(calls[-1], []).append(node)
+        self.first = {
+            n: one for first, *later in repeats for block in later for n, one in zip(block, first, strict=True)
+        }
+        self.last = {n: last for repeat in repeats for n, last in zip(repeat[0], repeat[-1], strict=True)}
+        self.roles = {node: role for norm in scene.norms for node, role in norm.items() if role}
+        names = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in scene.graph.nodes}
+        self.names = labels.numbered(names) if brief else names
+
+        shown = [node for node in scene.shown if node not in self.first]
+        boxes = self.boxes(shown)
         # Of the nodes in a box the one that has its result, and all of them.
         self.parts = {n: parts for call, parts in boxes.items() for n in parts if scene.origin(n) is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
         framed: dict[Any, int] = {}  # the frame of a module's call, or of a fused node
         self.home = {node: self.frame(node, framed) for node in shown if node not in hidden}
-
-        self.roles = {node: role for norm in scene.norms for node, role in norm.items() if role}
         aside = {node for norm in scene.norms for node in self.frame_statistics(norm)}
-        names = {n: scene.names.get(n) or n.name or self.roles.get(n, "") for n in graph.nodes}
-        self.names = labels.numbered(names) if brief else names
         inputs = {n: [arg for arg, *_ in self.operands(n) if isinstance(arg, Node)] for n in self.home}
         for node, parents in inputs.items():  # a parameter stands in its module's frame
             for parent in parents:
                 if parent in scene.names and self.home.get(parent, 0) is None:
                     self.home[parent] = self.home[node]
         self.again = arrange.drawn_again(inputs)
-        first = self.twins.get(graph.outputs[0], graph.outputs[0])
-        self.spine = arrange.spine(first, inputs, aside)
-        outputs = [self.twins.get(node, node) for node in graph.outputs]
+        outputs = [self.drawn(node) for node in scene.graph.outputs]
+        self.spine = arrange.spine(outputs[0], inputs, aside)
         self.outputs = dict.fromkeys([node for node in outputs if node in self.home])
+
         self.place: dict[Any, int] = {}  # the shape of a node, or of a copy of a leaf
         for node in self.home:
             self.add_node(node)
         for node in self.outputs:
-            name = node.name if node.name and node.op else "output"
-            here = self.add("output", [name], None, self.ends.get(node, node))
-            self.connect(self.place[node], here, node, spine=node is first, gradient=self.flows(node, node))
-        cut = {parent for node in {*graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
+            self.add_output(node, spine=node is outputs[0])
+        cut = {parent for node in {*scene.graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
 
+    def boxes(self, shown: Sequence[Node]) -> dict[Call, list[Node]]:
+        """The nodes that one shape stands for, by the call of the module that it is."""
+        boxes: dict[Call, list[Node]] = {}
+        for node in shown:
+            calls = self.scene.calls_of(node)
+            if calls and calls[-1].kind == "box":
+                boxes.setdefault(calls[-1], []).append(node)
+        return boxes
+
     # --- Frames ---
 
-    def around(self, run: Run) -> tuple[int, str]:
-        """How many frames of modules are around a run, and what its own says."""
-        blocks = [[node for node in block if node.op] for block in (run[0], run[-1])]
+    def repeat_frame(self, repeat: Repeat) -> tuple[int, str]:
+        """How many frames of modules are around the blocks, and what their own says."""
+        blocks = [[node for node in block if node.op] for block in (repeat[0], repeat[-1])]
         calls = [self.framing(node) for block in blocks for node in block]
         depth = len([level for level in zip(*calls, strict=False) if len(set(level)) == 1])
         ends = (blocks[0][0], blocks[1][-1])
         first, last = ([call.path for call in self.scene.calls_of(node) if call.path][depth:][:1] for node in ends)
-        return depth, f"× {len(run)}: {first[0]} to {last[0]}" if first and last else f"× {len(run)}"
+        times = f"× {len(repeat)}"
+        return depth, f"{times}: {first[0]} to {last[0]}" if first and last else times
 
     def framing(self, node: Node) -> list[Call]:
         """The calls of modules whose frames a node is in, outermost first."""
@@ -137,9 +144,9 @@ class Picture:
         around: list[tuple[Any, str, str]] = [(call, call.title, call.kind) for call in calls]
         if fused and not (calls and calls[-1].kind == "fused"):
             around.append((origin, "batch_norm" if options else "fused", "fused"))
-        for place, run in enumerate(self.runs):
-            if node in run[0] and node.op:
-                depth, title = self.around(run)
+        for place, repeat in enumerate(self.repeats):
+            if node in repeat[0] and node.op:
+                depth, title = self.repeat_frame(repeat)
                 around.insert(depth, (place, title, "repeat"))
         for key, title, kind in around:
             if key not in framed:
@@ -169,25 +176,25 @@ class Picture:
         return [(self.drawn(arg), name, i) for i, (arg, name) in named if labels.is_array(arg)]
 
     def drawn(self, arg: Any) -> Any:
-        """What is drawn of an operand: where it is in a block that is left out, its twin."""
-        return self.twins.get(arg, arg) if isinstance(arg, Node) else arg
+        """What is drawn of an operand: where it is in a block that is left out, what stands for it."""
+        return self.first.get(arg, arg) if isinstance(arg, Node) else arg
 
     def add(self, kind: str, lines: list[str], frame: int | None, node: Node | None = None, full: bool = True) -> int:
         shape = Shape(kind, [part for line in lines if line for part in labels.wrapped(line)], frame, node)
         shape.again = isinstance(node, Leaf) and not full
         if node and full and self.values is not None:
-            shape.value = self.said(node, self.values)
+            shape.value = self.array_lines(node, self.values)
         if node and full and self.gradients is not None:
-            shape.gradient = self.said(node, self.gradients, ".grad " if self.stored else "∂ ")
+            shape.gradient = self.array_lines(node, self.gradients, ".grad " if self.stored else "∂ ")
         self.shapes.append(shape)
         return len(self.shapes) - 1
 
-    def said(self, node: Node, arrays: Mapping[Node, Any], what: str = "") -> list[str]:
+    def array_lines(self, node: Node, arrays: Mapping[Node, Any], what: str = "") -> list[str]:
         """The lines for the array of a node; in a repeat for those of the first and the last block, on a page none."""
         ends = [("", node)]
-        text = labels.short if self.brief or node in self.ends else labels.value_text
-        if node in self.ends:
-            ends = [] if self.brief else [("first ", node), ("last ", self.ends[node])]
+        text = labels.short if self.brief or node in self.last else labels.value_text
+        if node in self.last:
+            ends = [] if self.brief else [("first ", node), ("last ", self.last[node])]
         lines = []
         for word, end in ends:
             if end in arrays:
@@ -228,11 +235,16 @@ class Picture:
         tails = [self.tail_of(arg, node, name) for arg, name, _ in operands]
         alike = len(operands) == 1 or node.own_op in labels.COMMUTATIVE  # operands that need no names
         # The value of an operation that is an output stands there.
-        full = not node.op or node not in self.outputs or node in self.ends
+        full = not node.op or node not in self.outputs or node in self.last
         here = self.place[node] = self.add(self.kind(node), self.title(node), self.home[node], node, full)
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
             about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flows(node, arg)}
             self.connect(tail, here, arg, "" if alike else name, position=place, **about)
+
+    def add_output(self, node: Node, spine: bool) -> None:
+        name = node.name if node.name and node.op else "output"
+        here = self.add("output", [name], None, self.last.get(node, node))
+        self.connect(self.place[node], here, node, spine=spine, gradient=self.flows(node, node))
 
     def kind(self, node: Node) -> str:
         if node.op:
@@ -252,7 +264,7 @@ class Picture:
 
     def title(self, node: Node) -> list[str]:
         first, *lines = labels.title(node)
-        last = self.ends.get(node, node)
+        last = self.last.get(node, node)
         if not node.op:
             said = last.name if last.name != node.name and node not in self.scene.names else None
             return [self.scene.names.get(node, first), *([f"to {said}"] if said else [])]
@@ -262,7 +274,7 @@ class Picture:
         if node in self.parts:
             return [self.scene.calls_of(node)[-1].title, *(lines if node.own_op == "batch_norm" else [])]
         name = "" if node in self.outputs and node.name else self.names[node]
-        if node in self.ends:
+        if node in self.last:
             name = name.rstrip(labels.INDICES)
         if name.rstrip(labels.INDICES) == node.op:  # an operation with its number
             return [first.replace(node.op, name, 1), *lines]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
 from ..files import path_of
-from . import repeats
 from .options import Options, named, settled
 from .picture import Picture
+from .repeats import repeats_of
 from .run_graphviz import draw, write
 from .scene import gradients_of, scene_of, seeds
 
@@ -95,8 +95,8 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
     if stored:
         gradients = {n: n.grad for n in scene.graph.nodes if isinstance(n, Leaf) and n.grad is not None}
     shown = scene.graph.values() if values else None
-    runs = [] if options["expand"] else repeats.runs(scene, gradients or ())
-    picture = Picture(scene, shown, gradients, stored, runs=runs)
+    repeats = [] if options["expand"] else repeats_of(scene, gradients or ())
+    picture = Picture(scene, shown, gradients, stored, repeats=repeats)
     return digraph(picture, options["direction"])
 
 

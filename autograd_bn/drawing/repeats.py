@@ -14,10 +14,10 @@ from .scene import Call, Scene
 MANY = 3  # blocks in a row that are drawn as one
 SAVED = 6  # operations that this has to leave out
 LONGEST = 100  # operations of a block
-Run = list[list[Node]]  # blocks of operations, all of one length
+Repeat = list[list[Node]]  # blocks of operations, all of one length
 
 
-def runs(scene: Scene, reached: Collection[Node]) -> list[Run]:
+def repeats_of(scene: Scene, reached: Collection[Node]) -> list[Repeat]:
     """The blocks of a scene that a picture shows as one, with their leaves; gradients have `reached` some nodes."""
 
     def sign(node: Node) -> Any:
@@ -27,12 +27,12 @@ def runs(scene: Scene, reached: Collection[Node]) -> list[Run]:
         return node.primitive, text, about, node.shape, node.dtype, node.requires_grad, node.name, node in reached
 
     equal = equal_blocks(scene.graph.nodes, scene.graph.outputs, sign) if scene.only is None else []
-    return [with_leaves(run) for run in equal if cuts_no_call(scene, run)]
+    return [with_leaves(repeat) for repeat in equal if cuts_no_call(scene, repeat)]
 
 
-def cuts_no_call(scene: Scene, run: Run) -> bool:
+def cuts_no_call(scene: Scene, repeat: Repeat) -> bool:
     """Whether each call of a module is inside a block, or has all of the blocks inside."""
-    blocks = {node: i for i, block in enumerate(run) for node in block}
+    blocks = {node: i for i, block in enumerate(repeat) for node in block}
     met: dict[Call, list[int | None]] = {}
     for node in [node for node in scene.graph.nodes if node.op]:
         for call in scene.calls_of(node):
@@ -41,7 +41,7 @@ def cuts_no_call(scene: Scene, run: Run) -> bool:
     return all(inside)
 
 
-def equal_blocks(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> list[Run]:
+def equal_blocks(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> list[Repeat]:
     """The blocks that follow each other and are equal but for their leaves: by `sign`, and by what they read.
 
     That is the same place of the block before, or the same node. No other block than the next reads one, but the last.
@@ -85,7 +85,7 @@ def equal_blocks(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[
             blocks += 1
         return blocks
 
-    equal, start = list[Run](), 0
+    equal, start = list[Repeat](), 0
     while start < len(steps):
         size, most = 1, 1
         for length in range(1, min(LONGEST, (len(steps) - start) // MANY) + 1):
@@ -118,13 +118,13 @@ def deepest_first(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:
     return list(ordered)
 
 
-def with_leaves(run: Run) -> Run:
+def with_leaves(repeat: Repeat) -> Repeat:
     """The blocks, each with the leaves that it has for itself."""
-    pairs = zip(run[0], run[1], strict=True)
+    pairs = zip(repeat[0], repeat[1], strict=True)
     places = [
         (i, place)
         for i, (node, other) in enumerate(pairs)
         for place, arg in enumerate(node.args)
         if isinstance(arg, Leaf) and arg is not other.args[place]
     ]
-    return [[*block, *dict.fromkeys([block[i].args[place] for i, place in places])] for block in run]
+    return [[*block, *dict.fromkeys([block[i].args[place] for i, place in places])] for block in repeat]

@@ -52,8 +52,8 @@ def draw_view(view: View, picture: Picture, direction: str) -> str:
             if shape.node:
                 group.attrib |= {"data-node": str(ids[shape.node]), "data-view": name}
             place = (2, int(title))
-        elif kind == "cluster" and (run := picture.frames[int(title.removeprefix("cluster_"))].run) is not None:
-            group.attrib |= {"class": "repeat", "data-repeat": str(run)}
+        elif kind == "cluster" and (repeat := picture.frames[int(title.removeprefix("cluster_"))].repeat) is not None:
+            group.attrib |= {"class": "repeat", "data-repeat": str(repeat)}
         order.append((*place, group))
     top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
     made = ElementTree.Element("svg", {"xmlns": SVG, **top, **INHERITED})

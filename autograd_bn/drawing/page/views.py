@@ -12,8 +12,9 @@ from typing import Any
 
 from ...engine import Leaf, Node
 from ...engine.backward import pull
-from .. import labels, repeats
+from .. import labels
 from ..picture import Picture
+from ..repeats import deepest_first, repeats_of
 from ..scene import Scene, gradients_of
 from . import formulas
 from .arrays import Arrays
@@ -56,14 +57,14 @@ class View:
         self.values, self.visits, self.says_values = graph.values(), list[Any](), values
         self.seeds = [(node, g) for node, g in zip(graph.outputs, start or (), strict=False) if node.requires_grad]
         self.grads = gradients_of(graph, start, self.visits)
-        self.runs = runs = repeats.runs(scene, self.grads)
-        if runs:
+        self.repeats = repeats_of(scene, self.grads)
+        if self.repeats:
             ordered = copy(graph)
-            ordered.nodes = repeats.deepest_first(graph.nodes, graph.outputs)  # one time step after the other
+            ordered.nodes = deepest_first(graph.nodes, graph.outputs)  # one time step after the other
             scene = replace(scene, graph=ordered)
         shown = self.values if values else None
-        forms = ([], runs) if runs else ([],)
-        self.pictures = [Picture(scene, shown, self.grads, brief=True, runs=form) for form in forms]
+        forms = [[], self.repeats] if self.repeats else [[]]
+        self.pictures = [Picture(scene, shown, self.grads, brief=True, repeats=form) for form in forms]
         self.names, self.roles = self.pictures[0].names, self.pictures[0].roles
         self.ids = {node: i for i, node in enumerate(scene.shown)}
 
@@ -94,7 +95,7 @@ class View:
             for place, arg in enumerate(node.args)
             if isinstance(arg, Node) and arg in ids
         ]
-        blocks = [[[ids[node] for node in block] for block in run] for run in self.runs]
+        blocks = [[[ids[node] for node in block] for block in repeat] for repeat in self.repeats]
         about = {"name": self.name, "nodes": nodes, "edges": edges, "notes": {}, "repeats": blocks}
         return about | {"steps": list(self.steps()), "paths": list(self.paths())}
 
