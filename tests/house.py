@@ -17,7 +17,7 @@ LINES = {
     "verify": 8_886,
     "drawing": 2_444,
     "nn": 1_344,
-    "commands": 1_162,
+    "commands": 1_153,
 }
 POSITIONAL = 8
 MAY_COPY = ("reshape", "ravel")

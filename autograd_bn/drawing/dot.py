@@ -127,22 +127,18 @@ def _arrows(picture: Picture, direction: str) -> Iterator[str]:
     for arrow in picture.arrows:
         tail, head = picture.shapes[arrow.tail], picture.shapes[arrow.head]
         inner = tail.frame is not None and tail.frame == head.frame
-        look = []
-        if arrow.label and last[arrow.tail, arrow.head, arrow.label] is arrow:  # the two arrows of c * c have one label
-            beside = inner and tail.frame in nested and direction == "TB"
-            look.append(_beside(arrow.label) if beside else f"label={_quoted(f'  {arrow.label} ')}")
-        if head.kind == "stop_gradient":
-            look.append("arrowhead=normaltee minlen=2")
-        if arrow.gradient:
-            look.append(LANES)
-        if arrow.spine or inner:
-            look.append("weight=100")
-        # The first rank of a module's frame is its parameters', which stand aside of the way forward.
-        if arrow.spine and modules and not inner and head.frame is not None:
-            look.append("minlen=2")
-        if arrow.spine and bold:
-            look.append(f"penwidth={1.5 if arrow.gradient else 2.2}")
-        yield f"\t{arrow.tail} -> {arrow.head} [{' '.join(look)}]\n"
+        beside = inner and tail.frame in nested and direction == "TB"
+        label = _beside(arrow.label) if beside else f"label={_quoted(f'  {arrow.label} ')}"
+        look = [
+            (arrow.label and last[arrow.tail, arrow.head, arrow.label] is arrow, label),  # one for the two of c * c
+            (head.kind == "stop_gradient", "arrowhead=normaltee minlen=2"),
+            (arrow.gradient, LANES),
+            (arrow.spine or inner, "weight=100"),
+            # The first rank of a module's frame is its parameters', which stand aside of the way forward.
+            (arrow.spine and modules and not inner and head.frame is not None, "minlen=2"),
+            (arrow.spine and bold, f"penwidth={1.5 if arrow.gradient else 2.2}"),
+        ]
+        yield f"\t{arrow.tail} -> {arrow.head} [{' '.join([text for holds, text in look if holds])}]\n"
 
 
 def _beside(label: str) -> str:
@@ -168,27 +164,20 @@ def _widths(picture: Picture) -> tuple[float, float]:
 
 def _words(picture: Picture) -> str:
     """What a picture is, for who doesn't see it."""
-    kinds = {"input": "from", "variable": "from", "parameter": "with", "output": "to"}
-    parts: dict[str, list[str]] = {"from": [], "with": [], "to": []}
-    for shape in picture.shapes:
-        if shape.kind in kinds and not shape.again:
-            parts[kinds[shape.kind]].append(shape.lines[0])
-    listed = []
-    for word, names in parts.items():
-        more = ["…"] if len(names) > MENTIONED else []
-        listed += [f"{word} {', '.join(names[:MENTIONED] + more)}"] if names else []
     count = sum(shape.kind in ("operation", "stop_gradient", "allreduce") for shape in picture.shapes)
-    operations = "1 operation" if count == 1 else f"{count} operations"
-    return " ".join([f"picture of a graph of {operations}", *listed])
+    words = [f"picture of a graph of {count} operation{'' if count == 1 else 's'}"]
+    for word, kinds in (("from", ("input", "variable")), ("with", ("parameter",)), ("to", ("output",))):
+        names = [shape.lines[0] for shape in picture.shapes if shape.kind in kinds and not shape.again]
+        more = ["…"] if len(names) > MENTIONED else []
+        words += [f"{word} {', '.join(names[:MENTIONED] + more)}"] if names else []
+    return " ".join(words)
 
 
 def _legend(picture: Picture) -> str:
     kinds = {shape.kind for shape in picture.shapes}
     entries = [text for kind, (_, text) in KINDS.items() if kind in kinds]
-    if any(shape.again for shape in picture.shapes):
-        entries.append("◌ drawn again")
-    if any(arrow.gradient for arrow in picture.arrows):
-        entries.append("↔ ∂ gradient flows back")
+    entries += ["◌ drawn again"] if any(shape.again for shape in picture.shapes) else []
+    entries += ["↔ ∂ gradient flows back"] if any(arrow.gradient for arrow in picture.arrows) else []
     return "".join(["\\n" + "     ".join(entries[i : i + 4]) for i in range(0, len(entries), 4)])
 
 

@@ -26,9 +26,10 @@ def title(node: Node) -> list[str]:
     if node.primitive is None:
         return [node.name or "input"]
     name = node.op or ""
+    metadata = node.params["norm"].options() if node.own_op == "batch_norm" else node.params
     options = [
         f"[{text}]" if key == "index" else f"{key} {text}"
-        for key, value in _metadata(node).items()
+        for key, value in metadata.items()
         if key not in UNSHOWN and (text := _option_text(value)) and f"{key} {text}" not in UNSAID
     ]
     operands = ["·" if is_array(arg) else number_text(arg) for arg in node.args if arg is not None]
@@ -37,10 +38,6 @@ def title(node: Node) -> list[str]:
             operands = [text for text in operands if text != "·"]
         name += " " + ", ".join(operands)
     return [name, *options]
-
-
-def _metadata(node: Node) -> dict[str, Any]:
-    return node.params["norm"].options() if node.own_op == "batch_norm" else node.params
 
 
 def numbered(names: Mapping[Node, str]) -> dict[Node, str]:
@@ -75,8 +72,10 @@ def is_array(arg: Any) -> bool:
 
 def _option_text(value: Any) -> str:
     """An option in short; nothing for None."""
-    if value is None or value is Ellipsis:
-        return "" if value is None else "..."
+    if value is None:
+        return ""
+    if value is Ellipsis:
+        return "..."
     if isinstance(value, frozenset | tuple):
         return ", ".join([_option_text(item) or "None" for item in (value if type(value) is tuple else sorted(value))])
     if isinstance(value, slice):

@@ -84,7 +84,10 @@ class Picture:
         self.names = labels.numbered(names) if brief else names
 
         shown = [node for node in scene.shown if node not in self.first]
-        boxes = self.boxes(shown)
+        boxes: dict[Call, list[Node]] = {}
+        for node in shown:
+            if (calls := scene.calls_of(node)) and calls[-1].kind == "box":
+                boxes.setdefault(calls[-1], []).append(node)
         # Of the nodes in a box the one that has its result, and all of them.
         self.parts = {n: parts for call, parts in boxes.items() for n in parts if scene.origin(n) is call.result}
         hidden = {node for parts in boxes.values() for node in parts} - self.parts.keys()
@@ -105,19 +108,12 @@ class Picture:
         for node in self.home:
             self.add_node(node)
         for node in self.outputs:
-            self.add_output(node, spine=node is outputs[0])
+            name = node.name if node.name and node.op else "output"
+            here = self.add("output", [name], None, self.last.get(node, node))
+            self.connect(self.place[node], here, node, spine=node is outputs[0], gradient=self.flows(node, node))
         cut = {parent for node in {*scene.graph.nodes} - {*scene.shown} for parent in node.inputs if parent.op}
         for node in [node for node in self.home if node in cut]:
             self.connect(self.place[node], self.add("more", ["…"], None), node)
-
-    def boxes(self, shown: Sequence[Node]) -> dict[Call, list[Node]]:
-        """The nodes that one shape stands for, by the call of the module that it is."""
-        boxes: dict[Call, list[Node]] = {}
-        for node in shown:
-            calls = self.scene.calls_of(node)
-            if calls and calls[-1].kind == "box":
-                boxes.setdefault(calls[-1], []).append(node)
-        return boxes
 
     # --- Frames ---
 
@@ -240,11 +236,6 @@ class Picture:
         for tail, (arg, name, place) in zip(tails, operands, strict=True):
             about = {"spine": self.spine.get(node) is arg, "gradient": isinstance(arg, Node) and self.flows(node, arg)}
             self.connect(tail, here, arg, "" if alike else name, position=place, **about)
-
-    def add_output(self, node: Node, spine: bool) -> None:
-        name = node.name if node.name and node.op else "output"
-        here = self.add("output", [name], None, self.last.get(node, node))
-        self.connect(self.place[node], here, node, spine=spine, gradient=self.flows(node, node))
 
     def kind(self, node: Node) -> str:
         if node.op:

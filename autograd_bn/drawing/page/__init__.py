@@ -82,7 +82,7 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     '<!doctype html>'
     """
     options, arrays = settled(options), Arrays()
-    direction, grads = options["direction"], options["grads"]
+    direction, grads, expand = options["direction"], options["grads"], options["expand"]
     plain = {**DEFAULTS, "direction": direction}
     if isinstance(outputs, REPORTS):
         if any(value is not default for value, default in zip(options.values(), plain.values(), strict=True)):
@@ -100,12 +100,11 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     fused = [node for node in scene.shown if node.own_op == "batch_norm"]
     known, forms = Values(scene.graph.nodes), {"closed" if fused else "graph": scene}
     opened = scene.opened(fused, known)
-    if fused and (options["expand"] or len(opened.shown) <= MOST):
+    if fused and (expand or len(opened.shown) <= MOST):
         forms["open"] = opened
     if len(fused) > 1 and all(len(form.shown) <= BRIEF for form in forms.values()):
         forms |= {f"open {k}": scene.opened([node], known) for k, node in enumerate(fused[:ALONE], 1)}
-    shown = options["values"] is not False
-    views = [View(name, form, start, arrays, shown, why) for name, form in forms.items()]
+    views = [View(name, form, start, arrays, options["values"] is not False, why) for name, form in forms.items()]
     # Of each other view the node of the first, and of the first that of the second: of a body the last one.
     first, twin = views[0], {}
     for other in views[1:]:
@@ -113,9 +112,9 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
         twin.setdefault(first.name, {str(there): int(i) for i, there in back.items()})
         twin[other.name] = back
     form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
-    named = ", ".join([node.name for node in ends if node.name])
-    title = ": ".join(filter(None, [named, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
-    title, expand = f"{title}, step by step", options["expand"]
+    names = ", ".join([node.name for node in ends if node.name])
+    what = ": ".join(filter(None, [names, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
+    title = f"{what}, step by step"
     return _document(title, views, twin, direction, start=int(expand and bool(fused)), fold=not expand)
 
 

@@ -168,7 +168,7 @@ def _judged(verdict: Verdict, arrays: Arrays) -> View:
         tables = {}
         if not row.ok and row.returned is not None:
             tables = {"returned": row.returned, "true": row.truth, "returned − true": row.returned - row.truth}
-        _note(view, node, row.ok, say, tables, arrays)
+        _note(view, node, row.ok, say, tables)
         carried = {PATHS.get(path, path): round(c, 6) + 0.0 for path, c in verdict.coefficients.get(name, {}).items()}
         for leaf_paths in view.data["paths"] if carried and not row.ok else ():
             for way in leaf_paths["paths"] if leaf_paths["leaf"] == view.ids[node] else ():
@@ -200,10 +200,10 @@ def _failed(error: GradientError, arrays: Arrays) -> View:
         node = next(node for node in view.ids if node.op is None and node.name == block.name)
         tables = {name: getattr(block, name)[worst].reshape(block.shape) for name in ("analytic", "measured", "bound")}
         ok = not block.wrong[worst].any()
-        _note(view, node, ok, [] if ok else [str(error)], tables, arrays)
+        _note(view, node, ok, [] if ok else [str(error)], tables)
     return view
 
 
-def _note(view: View, node: Node, ok: bool, say: list[str], tables: Mapping[str, Any], arrays: Arrays) -> None:
-    listed = [[name, arrays.add(array)] for name, array in tables.items()]
+def _note(view: View, node: Node, ok: bool, say: list[str], tables: Mapping[str, Any]) -> None:
+    listed = [[name, view.arrays.add(array)] for name, array in tables.items()]
     view.data["notes"][view.ids[node]] = {"verdict": {"ok": ok, "say": say, "tables": listed}}

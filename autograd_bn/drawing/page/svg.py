@@ -35,14 +35,15 @@ def draw_view(view: View, picture: Picture, direction: str) -> str:
         ends = "" if arrow.position is None or not tail or not head else f"{ids[tail]}-{ids[head]}-{arrow.position}"
         edges.setdefault(f"{arrow.tail}->{arrow.head}", []).append(ends)
     (graph,) = root
-    order: list[tuple[int, int, ElementTree.Element]] = []
-    for group in [part for part in graph if part.tag not in ("polygon", "title")]:  # no background
+    top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
+    made = ElementTree.Element("svg", {"xmlns": SVG, **top, **INHERITED})
+    inner = ElementTree.SubElement(made, "g", {"transform": graph.get("transform", "")})
+    parts = [part for part in graph if part.tag not in ("polygon", "title")]  # no background
+    for group in sorted(parts, key=_layer):
         kind, title = group.get("class", ""), group.findtext("title", "")
         _clean(group)
-        place = (0, 0)
         if kind == "edge":
             group.set("data-edge", edges[title].pop(0))
-            place = (1, 0)
         elif kind == "node":
             shape = picture.shapes[int(title)]
             roles = ["g"] * len(shape.gradient) + ["v"] * len(shape.value)
@@ -51,15 +52,17 @@ def draw_view(view: View, picture: Picture, direction: str) -> str:
             group.set("class", f"node {shape.kind}")
             if shape.node:
                 group.attrib |= {"data-node": str(ids[shape.node]), "data-view": name}
-            place = (2, int(title))
         elif kind == "cluster" and (repeat := picture.frames[int(title.removeprefix("cluster_"))].repeat) is not None:
             group.attrib |= {"class": "repeat", "data-repeat": str(repeat)}
-        order.append((*place, group))
-    top = {"viewBox": root.get("viewBox", ""), "role": "group", "aria-label": f"computation graph, {name}"}
-    made = ElementTree.Element("svg", {"xmlns": SVG, **top, **INHERITED})
-    inner = ElementTree.SubElement(made, "g", {"transform": graph.get("transform", "")})
-    inner.extend([group for *_, group in sorted(order, key=lambda entry: entry[:2])])
+        inner.append(group)
     return ElementTree.tostring(made, encoding="unicode").replace(" />", "/>")
+
+
+def _layer(group: ElementTree.Element) -> tuple[int, int]:
+    """Frames lie below arrows, and these below nodes, which come in the order of their numbers."""
+    if group.get("class") == "node":
+        return 2, int(group.findtext("title", ""))
+    return (1 if group.get("class") == "edge" else 0), 0
 
 
 def _clean(element: ElementTree.Element) -> None:

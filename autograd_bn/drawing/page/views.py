@@ -38,13 +38,7 @@ class View:
     """
 
     def __init__(
-        self,
-        name: str,
-        scene: Scene,
-        start: Sequence[Any] | None,
-        arrays: Arrays,
-        values: bool = True,
-        why: str = "",
+        self, name: str, scene: Scene, start: Sequence[Any] | None, arrays: Arrays, values: bool = True, why: str = ""
     ) -> None:
         graph, count = scene.graph, len(scene.shown)
         if count > MOST:
