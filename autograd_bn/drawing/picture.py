@@ -124,8 +124,7 @@ class Picture:
         depth = len([level for level in zip(*calls, strict=False) if len(set(level)) == 1])
         ends = (blocks[0][0], blocks[1][-1])
         first, last = ([call.path for call in self.scene.calls_of(node) if call.path][depth:][:1] for node in ends)
-        times = f"× {len(repeat)}"
-        return depth, f"{times}: {first[0]} to {last[0]}" if first and last else times
+        return depth, f"× {len(repeat)}: {first[0]} to {last[0]}" if first and last else f"× {len(repeat)}"
 
     def framing(self, node: Node) -> list[Call]:
         """The calls of modules whose frames a node is in, outermost first."""
