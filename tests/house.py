@@ -11,13 +11,13 @@ ROOMS = "files engine distributed batch_norm verify drawing nn commands __main__
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 # What a room may hold, in lines of Python, and what a function may take by position.
 LINES = {
-    "engine": 3_368,
+    "engine": 3_367,
     "distributed": 300,
     "batch_norm": 2_683,
-    "verify": 8_886,
+    "verify": 9_398,
     "drawing": 2_444,
     "nn": 1_344,
-    "commands": 1_153,
+    "commands": 1_168,
 }
 POSITIONAL = 8
 MAY_COPY = ("reshape", "ravel")

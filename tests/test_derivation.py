@@ -404,6 +404,8 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
             (*arrays((4, 3)), np.array([0, 2, 2])),
             (*arrays((5, 2)), np.ones(4, int)),
         ),
+        (lambda x, w: x.repeat(2, axis=1) @ w, arrays((4, 3), (6, 2)), arrays((2, 5), (10, 3))),
+        (lambda x, w: x.take([0, 2], axis=1) @ w, arrays((4, 3), (2, 2)), arrays((5, 6), (2, 3))),
         (lambda x, w: np.sort(x, axis=1) @ w, arrays((4, 3), (3, 2)), arrays((2, 5), (5, 3))),
         (ag.nn.cross_entropy, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), (*arrays((2, 5)), np.array([4, 1]))),
     ],
@@ -414,6 +416,21 @@ def test_what_agrees_by_chance_at_the_inputs_is_right_at_others(function, inputs
         assert_readable(made.source)
     for values in (inputs, others):
         assert_right(made, function, values, rtol=1e-10)
+
+
+def test_like_terms_are_one_term():
+    made = ag.write_backward(lambda x, w: 4 * (x * w) + x**2 + (x * w), arrays((4, 3), (4, 3)))
+    assert "5 * dy * " in made.source
+    assert_right(made, lambda x, w: 5 * x * w + x**2, arrays((2, 5), (2, 5)))
+
+
+def test_an_input_that_forward_sets_elements_of_has_the_gradient_of_what_it_was():
+    def rectified_in_place(x):
+        x[x < 0] = 0
+        return x * x
+
+    made = ag.write_backward(rectified_in_place, arrays((4, 3)))
+    assert_right(made, rectified, arrays((2, 5)))
 
 
 def test_a_reciprocal_that_forward_reads_is_multiplied_by():

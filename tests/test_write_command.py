@@ -1,7 +1,5 @@
 """The command that writes the backward passes of a file."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ COURSE = """
 import numpy as np
 
 def affine_forward(x, w, b):
-    return x @ w + b, (x, w)
+    return x @ w + b, (x, w, b)
 
 def affine_backward(dout, cache):
     raise NotImplementedError
@@ -34,6 +32,94 @@ def kernel_backward(dout, x):
 """
 
 
+STYLES = """
+import numpy as np
+
+class Dense:
+    def __init__(self, n_in, n_out):
+        self.W, self.b = np.random.randn(n_in, n_out), np.zeros(n_out)
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+    def backward(self, dout):
+        pass
+
+class Norm:
+    def __init__(self, dim, eps=1e-5):
+        self.gamma, self.beta, self.eps, self.training = np.ones(dim), np.zeros(dim), eps, True
+        self.running_mean, self.dgamma = np.zeros(dim), np.zeros(dim)
+    def forward(self, x):
+        mu = x.mean(axis=0) if self.training else self.running_mean
+        self.running_mean = 0.9 * self.running_mean + 0.1 * mu
+        self.diff, self.std = x - mu, np.sqrt(x.var(axis=0) + self.eps)
+        return self.gamma * self.diff / self.std + self.beta
+    def backward(self, dout):
+        self.dgamma += (dout * self.diff / self.std).sum(axis=0)
+        return dout
+
+class Step:
+    def __init__(self, n):
+        self.layers = {"w": np.random.randn(n, 3)}
+    def forward(self, x):
+        self.kept = x, x @ self.layers["w"]
+        return np.tanh(self.kept[1])
+    def backward(self, grad, lr):
+        x, z = self.kept
+        self.layers["w"] -= lr * x.T @ grad
+        return grad
+
+class Relu:
+    def __call__(self, z):
+        self.out = np.maximum(0, z)
+        return self.out
+    def backward(self, dz):
+        return dz
+
+class Square:
+    def forward(self, x):
+        return x**2
+    def backward(self, dy):
+        return dy
+
+class Cell:
+    def __init__(self, H):
+        self.U, self.H = np.random.randn(H, 2 * H), H
+    def forward(self, h, c):
+        a = h @ self.U
+        f, g = 1 / (1 + np.exp(-a[:, :self.H])), np.tanh(a[:, self.H:])
+        self.cache = h, c, f, g
+        return f * g, f * c
+    def backward(self, dh, dc):
+        pass
+
+class Scale:
+    @staticmethod
+    def forward(x, w):
+        return x * w, (x, w)
+    @staticmethod
+    def backward(dy, cache):
+        return dy, dy
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+def sigmoid_prime(z):
+    return z
+
+def softmax_loss(x, y):
+    p = np.exp(x - x.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return -np.log(p[np.arange(len(x)), y]).mean(), x
+
+def relu_in_place(x):
+    x[x < 0] = 0
+    return x
+
+def relu_in_place_backward(dy, x):
+    return dy
+"""
+
+
 @pytest.fixture
 def course(tmp_path):
     path = tmp_path / "course.py"
@@ -41,16 +127,107 @@ def course(tmp_path):
     return path
 
 
+@pytest.fixture
+def written(tmp_path, capsys):
+    """What is written for one style, and the style's file with that in place."""
+
+    def write(name, *options):
+        path = tmp_path / "styles.py"
+        path.write_text(STYLES)
+        assert main(["write", str(path), name, *options]) == 0, capsys.readouterr().err
+        text, space = capsys.readouterr().out, {"__name__": "styles"}
+        exec(compile(STYLES, "styles.py", "exec"), space)
+        home, _, method = name.rpartition(".")
+        own = dict(space)
+        exec(compile(text, "written.py", "exec"), own)
+        if home:
+            setattr(space[home], method, vars(own[home])[method])
+        else:
+            space[name] = own[name]
+        return text, space
+
+    return write
+
+
+def arrays(*shapes):
+    return tuple([np.random.default_rng(len(shape)).normal(size=shape) for shape in shapes])
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "inputs", "lines"),
+    [
+        ("Dense.backward", (4, 3), arrays((5, 4)), ["self.dW = self.x.T @ dout", "return dout @ self.W.T"]),
+        ("Norm.backward", (4,), arrays((5, 4)), ["self.dgamma += dgamma", "if not self.training:"]),
+        ("Step.backward", (4,), arrays((5, 4)), ["x, z = self.kept", 'self.layers["w"] -= lr * dw']),
+        ("Relu.backward", (), arrays((5, 4)), ["return np.where(self.out > 0, dz, 0)"]),
+        ("Cell.backward", (3,), arrays((5, 3), (5, 3)), ["h, c, f, g = self.cache", "return dh2, dc2"]),
+        ("Scale.backward", (), arrays((5, 3), (5, 3)), ["@staticmethod", "x, w = cache"]),
+    ],
+)
+def test_a_method_is_written_in_its_class_from_what_forward_keeps(written, name, made, inputs, lines):
+    shape = {"h": "h=(5,3) c=(5,3) H=3", "x": "x=(5,3) w=(5,3)"}
+    options = ["--inputs", shape[{"Cell": "h", "Scale": "x"}[name[:-9]]]] if len(inputs) > 1 else []
+    text, space = written(name, *options)
+    home = name.partition(".")[0]
+    assert all(f"        {line}\n" in text or f"    {line}\n" in text for line in lines), text
+    np.random.seed(0)  # noqa: NPY002
+    pair = [space[home].forward, space[home].backward] if home == "Scale" else [space[home](*made)]
+    assert ag.check_backward(*pair, inputs).ok
+
+
+def test_what_forward_does_not_keep_is_said(written):
+    text, _ = written("Square.backward")
+    assert text.endswith("        # forward has to keep self.x = x\n        return 2 * dy * self.x\n")
+
+
+def test_a_derivative_and_a_loss_are_written_whole(written):
+    (x,) = arrays((6, 4))
+    _, space = written("sigmoid_prime")
+    s = space["sigmoid"](x)
+    assert np.allclose(space["sigmoid_prime"](x), s * (1 - s), rtol=1e-12)
+    text, space = written("softmax_loss")
+    labels = np.array([0, 3, 1, 1, 2, 0])
+    loss, dx = space["softmax_loss"](x, labels)
+    p = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    assert np.isclose(loss, -np.log(p[np.arange(6), labels]).mean())
+    assert np.allclose(dx, (p - np.eye(4)[labels]) / 6, rtol=1e-12)
+    assert "return loss" in text or "dx = p * (" in text
+
+
+def test_a_gradient_that_is_0_at_the_inputs_is_not_written(tmp_path, capsys):
+    path = tmp_path / "cosine.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def cosine_forward(a, b):\n"
+        "    na, nb = np.sqrt((a * a).sum(axis=1)), np.sqrt((b * b).sum(axis=1))\n"
+        "    return (a * b).sum(axis=1) / (na * nb), (a, b, na, nb)\n"
+        "def cosine_backward(ds, cache):\n    pass\n"
+    )
+    assert main(["write", str(path), "--inputs", "a=(5,4) b=(5,1)"]) == 2
+    assert "cosine_backward: the gradient of b is 0 at these inputs" in capsys.readouterr().err
+    assert main(["write", str(path), "--inputs", "a=(5,4) b=(5,4)"]) == 0
+
+
+def test_an_input_that_forward_overwrites_is_not_taken_for_what_it_was(tmp_path, capsys):
+    path = tmp_path / "styles.py"
+    path.write_text(STYLES)
+    assert main(["write", str(path), "relu_in_place_backward"]) in (0, 2)
+    text = capsys.readouterr().out
+    space = {}
+    exec(STYLES + text, space)
+    (x,) = arrays((5, 4))
+    if text:
+        assert np.allclose(space["relu_in_place_backward"](np.ones((5, 4)), np.maximum(x, 0)), x > 0)
+
+
 def test_the_answers_of_a_course_file_are_written_in_its_own_names(course, tmp_path, capsys):
     out = tmp_path / "answers.py"
     assert main(["write", str(course), "affine_backward", "-o", str(out)]) == 0
-    spec = importlib.util.spec_from_file_location("answers", out)
-    answers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(answers)
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(5, 4)), rng.normal(size=(4, 3)), rng.normal(size=3)
-    assert ag.check_backward(answers.affine_forward, answers.affine_backward, inputs).ok
-    assert "def affine_backward(dout, cache):\n    x, w = cache\n" in out.read_text()
+    space = {}
+    exec(COURSE + out.read_text(), space)
+    inputs = arrays((5, 4), (4, 3), (3,))
+    assert ag.check_backward(space["affine_forward"], space["affine_backward"], inputs).ok
+    assert "def affine_backward(dout, cache):\n    x, w, _ = cache\n" in out.read_text()
     assert capsys.readouterr().out == ""
 
 
@@ -58,7 +235,7 @@ def test_what_can_not_be_written_is_said(course, capsys):
     assert main(["write", str(course), "--form", "folded"]) == 1
     said = capsys.readouterr()
     assert said.out.count("import numpy") == 1
-    assert "dx = gamma / std * (dy - dbeta / len(dy) - dgamma / len(dy) * xhat)" in said.out
+    assert "dx = gamma / np.sqrt(var + eps) * (dy - dbeta / len(dy) - dgamma / len(dy) * xhat)" in said.out
     assert said.err.count("\n") == 1
     assert "kernel_backward: " in said.err
     assert main(["write", str(course), "kernel_forward"]) == 2

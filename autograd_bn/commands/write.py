@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ import numpy as np
 from ..drawing.run_graphviz import write
 from ..engine import Tensor, as_tensor, grad
 from ..verify.derivation import written
+from ..verify.derivation.author import answer
+from ..verify.derivation.tracing import Unwritable
 from ..verify.referee.discover import Entry, entries, given_inputs, guessed, parsed_inputs
 from ..verify.referee.held import is_float
 from ..verify.referee.load import Unreadable, loaded
-from ..verify.referee.pairs import Pair, numpy_pair, parameters
+from ..verify.referee.pairs import NoPair, Pair, parameters
 from . import UsageError, complain
 from .data import output_file
 
@@ -55,8 +56,11 @@ def run(args: argparse.Namespace) -> int:
             listed = [e for e in entries(file.space) if args.name in (None, e.forward, e.backward)]
             for entry in listed:
                 try:
-                    texts.append(_text(entry, file.space, known, args.form))
+                    text = _text(entry, file.space, known, args.form)
+                    texts += [text] if text not in texts else []
                 except Exception as error:  # the file's own, or why none can be written
+                    if entry.base or isinstance(error, NoPair):
+                        continue
                     complain(f"{entry.backward}: {' '.join(str(error).split()) or type(error).__name__}")
                     declined += 1
     except Unreadable as error:
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not listed:
         what = f"no forward or backward pass named {args.name}" if args.name else "no pair of functions"
         raise UsageError(f"{args.file} defines {what}")
-    code = "\n\n".join([texts[0], *[text.split("\n\n\n", 1)[1] for text in texts[1:]]]) if texts else ""
+    code = "\n\n".join(["import numpy as np\n", *texts])
     if path is not None and texts:
         write(path, code.encode())
     elif texts:
@@ -73,28 +77,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str) -> str:
-    """The code of one pair, in its own names."""
-    forward, backward = space.get(entry.forward), space.get(entry.backward)
-    if not inspect.isfunction(forward) or forward is backward or not inspect.isfunction(backward):
-        raise ValueError("only functions NAME_forward with NAME_backward are written")
-    # A backward pass that is yet to be written says nothing about the inputs, and the true one all.
-    alone = replace(entry, adapted=partial(_true_pair, forward))
-    inputs = given_inputs(entry, space) or guessed(alone, known)[0]
-    upstream = [*parameters(backward), "dy"][0]
-    return written(forward, inputs, None, form, (entry.forward, entry.backward), upstream).source
+    """The backward pass of one entry, in its author's names."""
+    inputs = given_inputs(entry, space)
+    if inputs is not None:
+        pair = entry.adapted(inputs)
+    else:
+        known = {name: value for name, value in known.items() if name in entry.parameters}
+        try:
+            pair = guessed(entry, known)[1]
+        except NotImplementedError:  # it says nothing about the inputs, and the true one all
+            pair = guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)[1]
+    try:
+        return answer(pair, form == "folded")
+    except Unwritable as why:
+        forward, backward = space.get(entry.forward), space[entry.backward.partition(".")[0]]
+        plain = pair.calls is not None and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
+        if "keeps nowhere" not in str(why) or not inspect.isfunction(forward) or not plain:
+            raise
+        names = entry.forward, entry.backward
+        own = written(forward, pair.inputs, None, form, names, [*parameters(backward), "dy"][0]).source
+        return own.split("\n\n\n", 1)[1]
 
 
-def _true_pair(forward: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
-    """A forward pass with the engine's gradients for its backward pass."""
+def _true_pair(pair: Pair) -> Pair:
+    """A pair with the engine's gradients for its backward pass."""
 
-    @wraps(forward)
-    def first(*values: Any) -> Any:
-        returned = forward(*values)
-        return (returned[0] if isinstance(returned, tuple) else returned), values
-
-    def backward(dy: Any, values: Any) -> Any:
+    def call(_: Any, dy: Any, values: Any) -> Any:
         leaves = [as_tensor(v, requires_grad=True) if is_float(v) else v for v in values]
-        found = iter(grad(first(*leaves)[0], [v for v in leaves if isinstance(v, Tensor)], dy, allow_unused=True))
-        return tuple([next(found) if isinstance(v, Tensor) else None for v in leaves])
+        wanted = [v for v in leaves if isinstance(v, Tensor)]
+        found = iter(grad(pair.forward(*leaves)[0], wanted, dy, allow_unused=True))
+        filled = [None if not isinstance(v, Tensor) else next(found) for v in leaves]
+        return tuple(
+            [np.zeros(np.shape(v)) if g is None and is_float(v) else g for g, v in zip(filled, values, strict=True)]
+        )
 
-    return numpy_pair(first, backward, inputs)
+    forward = wraps(pair.forward)(lambda *values: (pair.forward(*values)[0], values))
+    return replace(pair, forward=forward, call=call)

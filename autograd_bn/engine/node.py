@@ -208,7 +208,7 @@ class _Mode:
     recording = ContextVar("recording", default=True)
     updating = ContextVar("updating", default=True)
     # What a comparison, or another result without gradient, reads of a tensor.
-    watcher: ContextVar[Callable[[Any], Any] | None] = ContextVar("watcher", default=None)
+    watcher: ContextVar[Callable[..., Any] | None] = ContextVar("watcher", default=None)
     # What setting elements of a tensor does, which raises without it.
     setter: ContextVar[Callable[[Any, Any, Any], Any] | None] = ContextVar("setter", default=None)
 
@@ -266,7 +266,7 @@ def no_grad() -> _Set:
     return _Set(mode.recording, False)
 
 
-def watching(watcher: Callable[[Any], Any]) -> _Set:
+def watching(watcher: Callable[..., Any]) -> _Set:
     """Inside the block, in this thread, what is computed without gradient is computed of `watcher(tensor)`."""
     return _Set(mode.watcher, watcher)
 

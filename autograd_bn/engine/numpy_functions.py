@@ -16,7 +16,7 @@ import numpy as np
 from . import operations as ops
 from .operations import Axis, real, reduced_axes
 from .primitive import primitive
-from .tensor import Tensor, values_of
+from .tensor import Tensor, plain, values_of
 
 # --- Elementwise -------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
     def moved(x: Any, *args: Any, **options: Any) -> Any:
         args = tuple([ops.uncut(value, function.__name__) for value in args])
         options = {name: ops.uncut(value, name) for name, value in options.items()}
-        places = function(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), *args, **options)
+        places = function(ops.places(x), *args, **options)
         flat = ops.reshape(x, -1)
         return [ops.getitem(flat, place) for place in places] if isinstance(places, list) else ops.getitem(flat, places)
 
@@ -215,7 +215,7 @@ def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 roll, tile, rot90, diagonal = _moving(np.roll), _moving(np.tile), _moving(np.rot90), _moving(np.diagonal)
-resize, delete = _moving(np.resize), _moving(np.delete)
+resize, delete, rollaxis = _moving(np.resize), _moving(np.delete), _moving(np.rollaxis)
 take, take_along_axis = _moving(np.take), _moving(np.take_along_axis)
 
 
@@ -239,11 +239,6 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     """x with axes moved to other places."""
     order = np.moveaxis(np.empty(range(np.ndim(x)), bool), source, destination).shape
     return ops.transpose(x, order)
-
-
-def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
-    """x with an axis moved to another place."""
-    return ops.transpose(x, np.rollaxis(np.empty(range(np.ndim(x)), bool), axis, start).shape)
 
 
 def matrix_transpose(x: Any) -> Any:
@@ -337,7 +332,7 @@ def meshgrid(*vectors: Any, indexing: str = "xy", sparse: bool = False) -> tuple
 def sort(x: Any, axis: int | None = -1) -> Any:
     """x in order along an axis, equal elements in the order in which they came."""
     x, axis = (ops.ravel(x), 0) if axis is None else (x, axis)
-    return take_along_axis(x, np.argsort(values_of(x), axis, kind="stable"), axis)
+    return take_along_axis(x, np.argsort(plain(x), axis=axis, kind="stable"), axis)
 
 
 def _lower(x: Any, k: int) -> Any:

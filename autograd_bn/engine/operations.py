@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .node import Array
+from .node import Array, mode
 from .primitive import primitive
 from .tensor import Tensor, plain, values_of
 from .words import explained
@@ -645,12 +645,16 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: 
     return x if a_max is None else minimum(x, a_max)
 
 
+def places(x: Any) -> Any:
+    """The places of the elements of `x`, numbered in a row, for what moves these; a watcher sees where they go."""
+    numbers, watcher = np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), mode.watcher.get()
+    return watcher(x, numbers) if watcher and isinstance(x, Tensor) else numbers
+
+
 @explained
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element of `x` along `axis` (of all in a row by default) so many times."""
-    x, axis = (ravel(x), 0) if axis is None else (x, place(axis, np.ndim(x)))
-    index = np.repeat(np.arange(np.shape(x)[axis]), uncut(repeats, "repeats"))
-    return getitem(x, (slice(None),) * axis + (index,))
+    return getitem(ravel(x), np.repeat(places(x), uncut(repeats, "repeats"), axis))
 
 
 @explained

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from ...engine import operations
 from ...engine.node import Array, Leaf, Node
-from .tracing import MOVING, Call, Recording, Unwritable, mapped
+from .tracing import Call, Recording, Unwritable, mapped
 
 PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 ELEMENTWISE = frozenset(
@@ -53,16 +54,17 @@ class Expression:
 class Expressions:
     """The expressions of several recordings of one function, each made once."""
 
-    def __init__(self, recordings: Sequence[Recording]) -> None:
+    def __init__(self, recordings: Sequence[Recording], stored: Container[int] | None = None) -> None:
         self.recordings = recordings
         self.made: dict[tuple[int, ...], Any] = {}
         self.listed: dict[Any, list[Expression]] = {}  # by shape
         self.count = 0
         self.numbers: dict[Any, Expression] = {}
+        self.quotients: dict[tuple[Any, ...], Expression] = {}  # of forward
         self.fixed = set[Expression]()  # which stand as they are
         self.read = set[Expression]()  # by what forward computes but for products
         kept = (*recordings[0].named.values(), *recordings[0].outputs)
-        self.named = {id(recordings[0].source(value)) for value in kept}
+        self.named = {id(recordings[0].source(value)) for value in kept} if stored is None else stored
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
             self.made[key] = self._known(Expression("upstream", (i,), {}, tuple([t.data for t in tensors])))
@@ -124,6 +126,8 @@ class Expressions:
             return same
         if alike and made.op in LINEAR:
             made.op, made.args, made.params = "reshape", (alike[-1],), {}
+        if made.op == "divide" and not made.moving:
+            self.quotients[made.args] = made
         self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
         self.count += 1
         made.serial = self.count
@@ -148,9 +152,11 @@ class Expressions:
 
     def make(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         """The simplest expression for an operation that gave these values."""
-        moving = any(e.moving for e in args)
-        if op in CANCELLING and moving and all(map(_cancels, values, *[e.values for e in args])):
-            return self._zero(values)
+        moving = any(isinstance(e, Expression) and e.moving for e in args)
+        if op in CANCELLING and moving:
+            left = list(map(_remainder, values, *[e.values for e in args]))
+            if min(left) <= 1e-13 and max(left) <= 1e-10:  # where much cancels before, more is left
+                return self._zero(values)
         if op in ELEMENTWISE:
             args = self._unspread(args, tuple(map(np.shape, values)))
             inner = tuple(map(self.bare, args))
@@ -244,7 +250,25 @@ class Expressions:
         if a is b and e.moving:
             return self._scaled(self.of(*[2] * len(e.values)), a)
         zeros = [(x.op == "zero" or _is(x, 0)) and y.shapes == e.shapes for x, y in ((a, b), (b, a))]
-        return b if zeros[0] else a if zeros[1] else None
+        if any(zeros) or not e.moving:
+            return b if zeros[0] else a if zeros[1] else None
+        terms = dict[Expression, list[Any]]()
+        for number, rest in map(self._split, (*self._terms(a), *self._terms(b))):
+            terms.setdefault(rest, []).append(number or self.of(*[1] * len(e.values)))
+        if any(len(numbers) > 1 for numbers in terms.values()):  # 4 * g + g is 5 * g
+            add = partial(self.do, "add")
+            return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in terms.items()])
+        (p, x), (q, y) = self._split(a), self._split(b)
+        if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
+            over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
+            return self.do("divide", self.do("add", *over), x.args[1])
+        return None
+
+    def _terms(self, e: Any) -> list[Any]:
+        """What is added."""
+        if e.op != "add" or e in self.fixed or not e.moving:
+            return [e]
+        return [*self._terms(e.args[0]), *self._terms(e.args[1])]
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
         if _is_number(a) or _is_number(b):
@@ -255,6 +279,10 @@ class Expressions:
         if p or q:
             return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
         for x, y in ((a, b), (b, a)):
+            if x.op == "divide" and x.moving and x not in self.fixed and (y, x.args[1]) in self.quotients:
+                return self.do(
+                    "multiply", x.args[0], self.quotients[y, x.args[1]]
+                )  # g / total * e, where p is e / total
             known = y in self.fixed or (x.moving and y in self.read)
             if y.op == "divide" and _is(y.args[0], 1) and not known:
                 return self.do("divide", x, y.args[1])
@@ -332,7 +360,7 @@ class Expressions:
     def _getitem(self, e: Expression, a: Any) -> Any:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
         index = e.params.get("index")
-        if isinstance(index, Expression) and index.op in MOVING and index.args[0].op == "places":
+        if isinstance(index, Expression) and index.args[:1] and getattr(index.args[0], "op", "") == "places":
             return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
         if a.op != "put":
             return None
@@ -345,7 +373,9 @@ class Expressions:
         if all(part.op == "zero" or _is(part, 0) for part in (a, b)):
             return self._zero(e.values)
         spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
-        if _is_tie(mask) and b.moving and all(map(_agree, spread, e.values)):
+        half, rest = self._split(a)
+        rule = b.moving or (rest is b and _is(half, 0.5))  # and no case of the author's
+        if _is_tie(mask) and rule and all(map(_agree, spread, e.values)):
             return self.make("broadcast_to", (b,), {}, e.values)
         if _is(a, 0) and b.moving and mask.op in FLIPPED:
             turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
@@ -376,10 +406,10 @@ def _computed(op: str, *operands: Sequence[Any]) -> tuple[Any, ...]:
     return tuple([getattr(np, op)(*values) for values in zip(*operands, strict=True)])
 
 
-def _cancels(result: Any, *operands: Any) -> bool:
-    """Whether terms cancel but for rounding."""
+def _remainder(result: Any, *operands: Any) -> float:
+    """What is left of terms that cancel, as a share of them."""
     size = max(map(_size, operands))
-    return size > 0 and _size(result) <= 1e-13 * size
+    return _size(result) / size if size else np.inf
 
 
 def _size(value: Any) -> float:

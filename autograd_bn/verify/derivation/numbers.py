@@ -108,7 +108,15 @@ def constant(value: float, divided: bool = False) -> tuple[str, str]:
         for top, bottom in ((1, float(f"{1 / value:.15g}")), (ratio.numerator, ratio.denominator)):
             if len(_short(bottom)) < 7 and math.isclose(top, value * bottom, rel_tol=1e-14):
                 return str(top), _short(bottom)
+    for text, known in ROOTS.items() if len(_short(value)) > 8 else ():
+        times = float(f"{value / known:.12g}")
+        if len(_short(times)) < 10 and math.isclose(times * known, value, rel_tol=1e-14):
+            return (text if times == 1 else f"{_short(times)} * {text}"), ""
     return _short(value), ""
+
+
+# Numbers that no fraction is, and that authors write so.
+ROOTS = {"np.sqrt(2 / np.pi)": math.sqrt(2 / math.pi), "np.pi": math.pi, "np.sqrt(2)": math.sqrt(2)}
 
 
 def _short(value: float) -> str:

@@ -74,7 +74,7 @@ class Function:
     def __init__(self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any]) -> None:
         self.names, self.arrays = dict(names), dict(arrays)
         self.numbers = Numbers(numbers, {name: e.shapes for name, e in arrays.items()})
-        self.lines, self.reserved = list[str](), set[str]()
+        self.lines, self.reserved, self.width = list[str](), set[str](), WIDTH
         self.above: dict[str, str] = {}  # the functions that are called, and their source
         self.written: list[tuple[Expression, str]] = []
 
@@ -87,7 +87,7 @@ class Function:
         if e not in self.names and self._filling(e)[1]:
             self.line(e, self.fresh("d" if e.moving else called(e)))
         if e in self.names:
-            return self.names[e]
+            return f"({self.names[e]})" if level > COMPARISON and " > " in self.names[e] else self.names[e]
         text, own = self._form(e)
         self.written.append((e, text))
         return f"({text})" if own < level else text
@@ -155,6 +155,9 @@ class Function:
         over, under = constant(abs(factor), divided)
         below.append(under)
         for (part, joint), n in counts.items():
+            others = [other for other, _ in counts if other is not part and other.shapes == e.shapes]
+            if self.names.get(part) == "1" or (others and self.names.get(part, "").startswith("np.ones")):
+                continue
             text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
             turned = joint == "*" and text.startswith("1 / ")
             factors.append((part.values[0].size, "/" if turned else joint, text[4:] if turned else text))
@@ -208,9 +211,9 @@ class Function:
         return f"np.broadcast_to({self.text(e.args[0])}, {self.shape(e.shapes)})"
 
     def _zero(self, e: Expression) -> str:
-        return f"np.zeros({self._extent(e.shapes)})" if e.shapes[0] else "0.0"
+        return f"np.zeros({self.extent(e.shapes)})" if e.shapes[0] else "0.0"
 
-    def _extent(self, shapes: Any) -> str:
+    def extent(self, shapes: Any) -> str:
         return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
 
     def _transpose(self, e: Expression) -> str:
@@ -297,7 +300,7 @@ class Function:
         """An array that comes from no input: by what makes it, or by its elements."""
         a, b = e.values[:2]
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
-            filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self._extent(e.shapes)
+            filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
             kind = {"0": "zeros", "1": "ones"}.get(filled)
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
         if (
@@ -339,7 +342,7 @@ class Function:
         if self._filling(e)[1]:
             self._filled(e, name)
         else:
-            text = self._fitted(lambda: self._form(e)[0], WIDTH - len(name) - 7)
+            text = self._fitted(lambda: self._form(e)[0], self.width - len(name) - 7)
             self.lines.append(f"{name} = {text}")
         self.names[e], self.written = name, before
 
@@ -348,7 +351,7 @@ class Function:
         self.written = []
         text = spell()
         while len(text) > room:
-            named = [(p, t) for p, t in self.written if 12 < len(t) < WIDTH - 20 and t[0] != "-"]
+            named = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 20 and t[0] != "-"]
             parts = [(not cheap(p), len(t), p.serial, p) for p, t in named]
             if not parts:
                 break
@@ -379,10 +382,10 @@ class Function:
     def _filled(self, e: Expression, name: str) -> None:
         """The lines of an array that has elements set, or that is a sum of arrays which are 0 but at an index."""
         terms, steps = self._filling(e)
-        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in terms]), WIDTH - len(name) - 7)
+        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in terms]), self.width - len(name) - 7)
         if not terms:
             floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
-            start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self._extent(e.shapes)})"
+            start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
         elif np.broadcast_shapes(*[t.shapes[0] for t in terms]) != e.shapes[0]:
             start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
         elif len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}):
@@ -392,7 +395,7 @@ class Function:
         for step in steps:
             index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
             spare = 9 if step.op == "put" else 18
-            text = self._fitted(partial(self.text, value, SUM), WIDTH - len(name + index) - spare)
+            text = self._fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
             new = _placed(step)
             arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
             several = new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))

@@ -143,32 +143,11 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
     return made if isinstance(made, Tensor) else Tensor(np.asarray(made), made.source)
 
 
-MOVING = ("roll", "tile", "repeat", "take", "take_along_axis", "rot90")
-
-
 class _Fillable:
-    """NumPy, whose arrays of zeros are tensors, so that their elements can be set.
-
-    What moves, repeats or drops elements of a tensor is done to their places, so that it is known.
-    """
-
-    def __init__(self, seen: list[Traced]) -> None:
-        self.seen = seen
+    """NumPy, whose arrays of zeros are tensors, so that their elements can be set, and to which tensors are arrays."""
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(np, name)
-
-        def moved(x: Any, *args: Any, **options: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return function(x, *args, **options)
-            where = np.arange(x.data.size).reshape(x.shape)
-            return x.reshape(-1)[function(traced(where, Call("places", (x,), {}, where), self.seen), *args, **options)]
-
-        return moved if name in MOVING else function
-
-    def sort(self, x: Any, axis: int = -1) -> Any:
-        values = traced(x.data, x.node, self.seen) if isinstance(x, Tensor) else x
-        return self.take_along_axis(x, np.argsort(values, axis=axis, kind="stable"), axis=axis)
+        return getattr(np, name)
 
     def zeros(self, *args: Any, **kwargs: Any) -> Any:
         made = np.zeros(*args, **kwargs)
@@ -177,17 +156,30 @@ class _Fillable:
     def zeros_like(self, array: Any, **kwargs: Any) -> Any:
         return self.zeros(np.shape(array), **{"dtype": np.asarray(array).dtype, **kwargs})
 
+    def asarray(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return value if isinstance(value, Tensor) else np.asarray(value, *args, **kwargs)
+
+    def array(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return value + 0 if isinstance(value, Tensor) else np.array(value, *args, **kwargs)
+
     empty, empty_like = zeros, zeros_like
 
 
-def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Callable[..., Any]:
-    """A function of the same code that has fillable arrays; one that doesn't say `np` as it is."""
+def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the same code that has fillable arrays, as have those of its file that it calls."""
     space = getattr(forward, "__globals__", {})
-    numpy = {name: _Fillable([] if log is None else log) for name in ("np", "numpy") if space.get(name) is np}
-    if not (numpy and inspect.isfunction(forward)):
+    if not inspect.isfunction(forward) or np not in (space.get("np"), space.get("numpy")):
         return forward
-    made = FunctionType(forward.__code__, {**space, **numpy}, closure=forward.__closure__)
-    made.__defaults__, made.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__
+    there = {name: _Fillable() if value is np else value for name, value in space.items()}
+
+    def moved(function: FunctionType) -> Any:
+        made = FunctionType(function.__code__, there, closure=function.__closure__)
+        made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+        return made
+
+    plain = {n: f for n, f in space.items() if inspect.isfunction(f) and f.__globals__ is space}
+    there.update({name: moved(function) for name, function in plain.items()})
+    made: Callable[..., Any] = moved(forward)
     return made
 
 
@@ -199,14 +191,22 @@ class Recording:
     """
 
     def __init__(
-        self, forward: Callable[..., Any], wanted: Sequence[str], folded: bool, inputs: Inputs, options: Inputs
+        self,
+        forward: Callable[..., Any],
+        wanted: Sequence[str],
+        folded: bool,
+        inputs: Inputs,
+        options: Inputs,
+        unit: bool = False,
     ) -> None:
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
         self.given = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
-        with recording(True), watching(lambda t: traced(t.data, t.node, self.log)), setting(assigned):
+        with recording(True), watching(self._watched), setting(assigned):
             try:
                 with local_values(forward) as self.named:
-                    returned = fillable(forward, self.log)(*self.given.values(), **options)
+                    # Of other objects, since forward may set elements of what it is given.
+                    handed = [copy.copy(v) if isinstance(v, Tensor) else v for v in self.given.values()]
+                    returned = fillable(forward)(*handed, **options)
             except Unwritable:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
@@ -214,13 +214,20 @@ class Recording:
                 raise Unwritable(f"forward can't be recorded on tensors: {why}") from error
             several = isinstance(returned, tuple | list) and len(returned) > 1
             self.outputs = [*returned][:-1] if several else [returned]
+            self.cache: Any = returned[-1] if several else None
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
                 raise Unwritable("forward leaves the tensors that it is given, so that it can't be recorded")
             rng = np.random.default_rng(5)
-            self.upstream = [as_tensor(np.asarray(rng.normal(size=y.shape) + 0.3)) for y in self.outputs]
+            drawn = [np.ones(y.shape) if unit else rng.normal(size=y.shape) + 0.3 for y in self.outputs]
+            self.upstream = [as_tensor(np.asarray(dy)) for dy in drawn]
             self._differentiate(folded)
         ends = [t.node for t in (*self.outputs, *self.leaves.values())] + [g.node for _, g in self.visits]
         self.values = Values(topological_order(ends))
+
+    def _watched(self, t: Tensor, places: Any = None) -> Traced:
+        if places is not None:
+            return traced(places, Call("places", (t,), {}, places), self.log)
+        return traced(t.data, t.node, self.log)
 
     def _given(self, name: str, value: Any) -> Any:
         if is_float(value):
@@ -321,16 +328,26 @@ def _changed(run: Recording, name: str, value: float, record: Callable[..., Reco
 def _resized(inputs: Inputs, growth: Growth, factor: int) -> Inputs:
     """Inputs with longer axes, the first of which is so many times as long; or shorter by one, for a factor of 0."""
     resized, (name, axis) = dict(inputs), next(iter(growth))
-    more = np.shape(inputs[name])[axis] * (factor - 1) if factor else -1
+    more = _length(inputs, (name, axis)) * (factor - 1) if factor else -1
     for (name, axis), times in growth.items():
-        n = np.shape(resized[name])[axis]
-        resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
+        n = _length(inputs, (name, axis))
+        if type(inputs[name]) is int:
+            resized[name] = n + int(times * more)
+        else:
+            resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
     return resized
+
+
+def _length(inputs: Inputs, place: Place) -> int:
+    """The length of an axis, or a whole number, which may be one."""
+    value = inputs[place[0]]
+    return value if type(value) is int else np.shape(value)[place[1]]
 
 
 def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recording, list[tuple[Growth, int]]]:
     """A recording in which each length is another, where forward takes that in the same course; what grew, and how."""
     left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
+    left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
     found, known = list[tuple[Growth, int]](), {n for value in run.inputs.values() for n in np.shape(value)}
     for joint in (False, True):  # those that grow with no other length, then the rest
         stuck, places = list[Place](), [*left]
@@ -338,7 +355,7 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
             for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
                 for factor in (k for k in FACTORS if k not in [factor for _, factor in found]):
                     inputs = _resized(run.inputs, growth, factor)
-                    lengths = {np.shape(inputs[name])[axis] for name, axis in growth}
+                    lengths = {_length(inputs, place) for place in growth}
                     if not lengths & known:
                         break
                 try:
@@ -348,7 +365,7 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
                 shorter: Any = None
                 with contextlib.suppress(Exception):
                     fewer = _resized(run.inputs, growth, 0)
-                    if min([np.shape(fewer[name])[axis] for name, axis in growth]) > 1:  # else NumPy broadcasts
+                    if min([_length(fewer, place) for place in growth]) > 1:  # else NumPy broadcasts
                         shorter = record(fewer, run.options)
                 if made.signature == run.signature and (shorter is None or shorter.signature == run.signature):
                     run, known, found = made, known | lengths, [*found, (growth, factor)]
@@ -368,12 +385,13 @@ def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) 
     They have the same length; labels go with the rows that they belong to. Jointly others grow too: D + H with D,
     4 * H with H.
     """
-    lengths = {(name, axis): np.shape(inputs[name])[axis] for name, axis in places}
+    lengths = {place: _length(inputs, place) for place in places}
     by_length = dict[int, list[Place]]()
     for place, length in lengths.items():
         by_length.setdefault(length, []).append(place)
     alike = by_length.pop(lengths[head])
-    labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and not is_float(inputs[place[0]])}
+    kinds = {name: getattr(value, "dtype", np.dtype("f")).kind for name, value in inputs.items()}
+    labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and kinds[place[0]] != "f"}
     rest = [place for place in alike if place != head and place not in labels.values()]
     same = [chosen for k in range(len(rest[:6]) + 1) for chosen in itertools.combinations(rest[:6], k)]
     groups = [[head, *labels.values(), *chosen] for chosen in (*same, rest)]

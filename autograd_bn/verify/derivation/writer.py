@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -26,16 +26,18 @@ PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "varia
 class Writer:
     """What `recordings` have in common, and the text of it."""
 
-    def __init__(self, runs: Sequence[Recording], titles: tuple[str, str], upstream: str) -> None:
+    def __init__(
+        self, runs: Sequence[Recording], titles: tuple[str, str], upstream: str, kept: Container[int] | None = None
+    ) -> None:
         self.runs, self.titles, self.first = runs, titles, runs[0]
-        first, self.made = runs[0], Expressions(runs)
+        first, self.made = runs[0], Expressions(runs, kept)
         made = self.made
         self.ys = made.of(*[run.outputs for run in runs])
         arrays = [name for name, value in first.given.items() if isinstance(value, Tensor | np.ndarray)]
         self.inputs = {name: made.of(*[run.given[name] for run in runs]) for name in arrays}
         self.named = {e: name for name, e in self.inputs.items()}  # by the author
         self.numbers: dict[str, Any] = {}
-        self.forward = _below(self.ys)
+        self.forward = below(self.ys)
         for name, value in first.named.items():
             values = [run.named.get(name) for run in runs]
             e = made.made.get(tuple([id(run.source(v)) for run, v in zip(runs, values, strict=True)]))
@@ -48,7 +50,8 @@ class Writer:
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
             self.shares.append((node, gradient if node.op == "input" else made.bare(gradient)))
-            if node in self.named and self.shares[-1][1].op != "broadcast_to":
+            own = node in self.named and (kept is None or id(visits[0][0]) in kept)
+            if own and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
@@ -72,7 +75,7 @@ class Writer:
     def source(self) -> str:
         """The module."""
         ends = list(self.gradients.values())
-        behind = [e for e in _below(ends, self.forward) if e.op != "number"]
+        behind = [e for e in below(ends, self.forward) if e.op != "number"]
         reached = [part for e in behind for part in e.parts] + ends
         crossing = sorted(self._crossing(reached), key=_serial)
         ahead = self._ahead(crossing)
@@ -80,7 +83,10 @@ class Writer:
             if len(ahead.text(y)) > WIDTH // len(self.ys) - 20:
                 ahead.line(y, ahead.fresh("y"))
         outputs = [ahead.text(y) for y in self.ys]
-        back = self._back(behind, ends, crossing, ahead)
+        arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
+        arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
+        back = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
+        self.back(back, behind, ends, ahead.names, {g: f"d{name}" for name, g in self.gradients.items()})
         found = {name: back.text(g) for name, g in self.gradients.items()}
         constants = {
             n: f"np.zeros_like({n})" if n in self.inputs and n in self.first.leaves else "None"
@@ -95,15 +101,15 @@ class Writer:
         cached = [n for n in dict.fromkeys([*given, *ahead.names.values()]) if n in read and n not in self.seeds]
         held = {n: e for e, n in ahead.names.items() if n in cached}
         lengths = [n for n in self.numbers if n not in given]
-        lines, missing = self._lengths([n for n in lengths if n in read], {**self.seeds, **held})
+        lines, missing = self.lengths([n for n in lengths if n in read], {**self.seeds, **held})
         cached += missing
-        before, missing = self._lengths([n for n in lengths if n in read_ahead or n in missing], self.inputs)
+        before, missing = self.lengths([n for n in lengths if n in read_ahead or n in missing], self.inputs)
         if missing:
             raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
         arguments = [*self.first.given, *[f"{name}={value!r}" for name, value in self.first.options.items()]]
         made = wrapped("return ", outputs, f", {cached[0] if cached else None}" if len(cached) < 2 else ", cache")
         kept = [wrapped("cache = ", cached)] if len(cached) > 1 else []
-        ahead.lines = [*self._guard(), *before, *ahead.lines, *kept, made]
+        ahead.lines = [*self.guard(), *before, *ahead.lines, *kept, made]
         opened = [wrapped("", cached, " = cache")] if cached else []
         back.lines = [*opened, *lines, *back.lines, wrapped("return ", returned)]
         parts = [*{**ahead.above, **back.above}.values()]
@@ -124,31 +130,31 @@ class Writer:
                 out.line(e, self.named.get(e) or out.fresh(own))
         return out
 
-    def _back(self, behind: Iterable[Expression], ends: Any, crossing: Any, ahead: Function) -> Function:
-        """The backward pass: a line for the gradient of each named value, and for what is used twice."""
+    def back(self, out: Function, behind: Any, ends: Any, known: dict[Expression, str], gradients: Any) -> None:
+        """The backward pass: a line for the gradient of each named value, and for what is used twice.
+
+        `known` are the names of values, `gradients` those of the gradients that are asked for.
+        """
         alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
-        named = {g: n for n, g in self.shares[::-1] if n in ahead.names and g.op not in SPREAD and alone[n] == 1}
-        named |= {g: self.inputs[name] for name, g in self.gradients.items() if g not in named}
-        arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
-        arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
-        out = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
+        values = {g: n for n, g in self.shares[::-1] if n in known and g.op not in SPREAD and alone[n] == 1}
         for e in sorted(behind, key=_serial):
             several = uses[e] > (2 if cheap(e) else 1) and (not cheap(e) or e.op == "reshape")
-            if e in out.names or not (e in named or e in ends or several):
+            own = e in self.named and not e.moving  # the author's, computed anew
+            if e in out.names or not (e in values or e in gradients or e in ends or several or own):
                 continue
-            value = named.get(e)
-            name = called(e) if value is None else f"d{ahead.names[value]}"
+            value = values.get(e)
+            name = gradients.get(e) or self.meant.get(e) or called(e)
+            name = name if value is None or not name.isidentifier() else f"d{known[value]}"  # or where it is kept
             path = "" if value is None or value.op == "input" else PATHS.get(name[1:], name[1:])
-            out.line(e, out.fresh(name), f"through {path}" if path else "")
-        return out
+            out.line(e, self.named[e] if own else out.fresh(name), f"through {path}" if path else "")
 
     def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
         """What backward reads of forward; what is cheap it makes again from what that is made of."""
         kept = [e for e in self.forward if e in self.named or not cheap(e)]
-        below = _below([e for e in read if e in self.forward and e not in kept], kept)
-        return {e for e in (*read, *[part for inner in below for part in inner.parts]) if e in kept}
+        again = below([e for e in read if e in self.forward and e not in kept], kept)
+        return {e for e in (*read, *[part for inner in again for part in inner.parts]) if e in kept}
 
-    def _lengths(self, names: Sequence[str], arrays: dict[str, Expression]) -> tuple[list[str], list[str]]:
+    def lengths(self, names: Sequence[str], arrays: dict[str, Expression]) -> tuple[list[str], list[str]]:
         """Lines that say what the author's lengths are, and those that no array has."""
         known = {n: list(values) for n, values in self.numbers.items()}
         axes = {
@@ -173,35 +179,37 @@ class Writer:
                 left = [other for other in left if other != n]
         return lines, left
 
-    def _guard(self) -> list[str]:
-        """Refuse lengths and numbers for which forward takes another course, or takes none."""
+    def guard(self, spelled: Callable[[str], str] = str) -> list[str]:
+        """Refuse lengths and numbers for which forward takes another course, or takes none; by what they are called."""
         first, second = self.runs[:2]
         wrong, others = [], {**second.inputs, **second.options}
         for name, value in {**first.inputs, **first.options}.items():
             if isinstance(value, np.ndarray):
                 other = others[name].shape
                 same = [i for i, n in enumerate(value.shape) if n == other[i] > 1]
+                text = spelled(name) if same else name
                 if value.ndim > 1 and len(same) == value.ndim:
-                    wrong.append((f"{name}.shape", value.shape))
+                    wrong.append((f"{text}.shape", value.shape))
                 else:
-                    wrong += [(f"{name}.shape[{i}]" if i else f"len({name})", value.shape[i]) for i in same]
-            elif type(value) in (int, bool, str) or (type(value) is float and others[name] == value):
-                wrong.append((name, value))
+                    wrong += [(f"{text}.shape[{i}]" if i else f"len({text})", value.shape[i]) for i in same]
+            elif type(value) in (bool, str) or (type(value) in (int, float) and others[name] == value):
+                wrong.append((spelled(name), value))
             elif isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
-                wrong += [(f"{name}[{k!r}]", v) for k, v in value.items()]
-            elif type(value) is not float:
+                wrong += [(f"{spelled(name)}[{k!r}]", v) for k, v in value.items()]
+            elif type(value) not in (int, float):
                 raise Unwritable(
                     f"{name} is a {type(value).__name__}, of which no check can be written: pass its arrays as inputs"
                 )
         if not wrong:
             return []
-        tests = [f"{what} != {value!r}" for what, value in wrong]
+        yes_or_no = {True: "not {}", False: "{}"}
+        tests = [yes_or_no[v].format(w) if type(v) is bool else f"{w} != {v!r}" for w, v in wrong]
         said = " and ".join([f"{what} == {value!r}" for what, value in wrong]).replace('"', "'")
         said = f"written for {said}" if len(said) < 60 else "written for other lengths and numbers"
         return [wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{said}")']
 
 
-def _below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
+def below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
     """The expressions that these are computed from, and these, but for what is in `stop`."""
     found, stack = dict[Expression, None](), list(ends)
     while stack:

@@ -11,7 +11,7 @@ import numpy as np
 from .returned import derivative_of, plain
 
 Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to what it holds
-_CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
+CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
 # Words on the way to a parameter or to a gradient that say no more than that.
 _PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
 _GRADIENT_PLACES = set(
@@ -54,7 +54,7 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from value.items()
     elif isinstance(value, tuple | list):
         yield from enumerate(value)
-    elif not isinstance(value, _CLOSED):
+    elif not isinstance(value, CLOSED):
         yield from dict(getattr(value, "__dict__", {})).items()
         if is_tensor(value) and value.is_leaf and value.grad is not None:
             yield "grad", value.grad

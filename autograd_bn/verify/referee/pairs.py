@@ -52,7 +52,7 @@ class Pair:
     `source` is the author's backward, and `call(source, dy, cache)` what it returns, or an edited one in its place.
     `truth(inputs, dy)` are the gradients by the framework's own autodiff through the same forward code; it raises where
     that code leaves the framework. `unit`: backward takes no dy, and is the gradient for dy = 1. `unseen` are arrays
-    that forward reads and that aren't judged, each with why.
+    that forward reads and that aren't judged, each with why. `calls` is how the author's own passes are called.
     """
 
     forward: Callable[..., Any]
@@ -64,6 +64,7 @@ class Pair:
     unit: bool = False
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    calls: Calls | None = None
 
 
 class NoPair(Exception):
@@ -207,7 +208,9 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
         n for n, v in zip(names, inputs, strict=True) if is_float(v) and n not in judged and not is_constant(n, v)
     ]
     unseen = tuple([f"{name}, of which no gradient is returned" for name in floats])
-    return Pair(forward, tuple(inputs), names, function, call, unseen=unseen)
+    calls = Calls(Author(function, function), inputs)
+    calls.plan = Plan((("result", 0),), tuple([("input", name) for name in names]))
+    return Pair(forward, tuple(inputs), names, function, call, unseen=unseen, calls=calls)
 
 
 def loss_class(what: Any) -> type:
@@ -353,9 +356,10 @@ class Calls:
         calls = self._chosen()
         notes = ["backward takes no dy: it is judged as the gradient for dy = 1."] if calls.plan.unit else []
         unseen = [*calls.unseen, *globals_read(self.author.forward)]
-        return replace(calls._made(), notes=(*calls.notes, *notes), unseen=tuple(unseen))
+        return replace(calls.made(), notes=(*calls.notes, *notes), unseen=tuple(unseen))
 
-    def _made(self) -> Pair:
+    def made(self) -> Pair:
+        """The calls as a pair, as they are planned."""
         author, names = self.author, [*self.names, *self.slots]
 
         @wraps(author.forward)
@@ -369,7 +373,7 @@ class Calls:
 
         truth = self.framework.truth and self.framework.truth(self, names)
         values = (*self.inputs, *self.values)
-        return Pair(forward, values, names, author.backward, call, truth, self.plan.unit)
+        return Pair(forward, values, names, author.backward, call, truth, self.plan.unit, calls=self)
 
     # One pass
 
@@ -464,13 +468,14 @@ class Calls:
             raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
         best, rated, raised = self, -2.0, ""
         for plan in candidates:
-            calls, score = copy.copy(self), -1.0
-            calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
+            calls, score = self.planned(plan), -1.0
             try:
-                calls._look_for_parameters()
+                calls.look_for_parameters()
                 if len(candidates) > 1 or not plan.sure:
-                    score = share(calls._made())
-            except (Unjudgeable, NotImplementedError):
+                    score = share(calls.made())
+            except NotImplementedError:  # it is yet to be written
+                score = 0.0
+            except Unjudgeable:
                 raise
             except Exception as error:
                 raised = raised or f"{type(error).__name__}: {error}"
@@ -484,6 +489,13 @@ class Calls:
         best.unseen += [f"output {i} of forward, for which backward takes no gradient" for i in left]
         return best
 
+    def planned(self, plan: Plan) -> Calls:
+        """The calls as a plan has them."""
+        calls = copy.copy(self)
+        calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
+        calls.slots, calls.values = {}, []
+        return calls
+
     def _refuse(self, rated: float | None, raised: str) -> None:
         """Decline what backward takes and nobody can hand it, where the gradients aren't right all the same."""
         taken = signature(self.author.backward)
@@ -493,7 +505,7 @@ class Calls:
         labels = [n for n in wanted if not gradients and _LABELS.fullmatch(n) and n not in self.names]
         if (labels or choices) and rated is None:
             with suppress(Exception):
-                rated = share(self._made())
+                rated = share(self.made())
         if choices and ((rated or 0) < 1 or self.unseen):
             raise Unjudgeable(f"backward takes {choices[0]}, by which it returns one gradient or another")
         if raised and not self.plan.sure and rated is not None and rated < 0:
@@ -503,7 +515,7 @@ class Calls:
 
     # What forward reads beside its arguments
 
-    def _look_for_parameters(self) -> None:
+    def look_for_parameters(self) -> None:
         """Take for parameters the arrays in objects and containers that move the output when they are moved."""
         first = self.passed(copy.deepcopy(self.inputs))
         cold, author = self._read(), self.author

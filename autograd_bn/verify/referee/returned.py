@@ -103,7 +103,7 @@ class Returned:
         listed = list(back) if isinstance(back, tuple | list) else [back]
         while len(listed) > len(returned.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
-        wanted = self._wanted(listed, inputs, truth, returned)
+        wanted = self.wanted(listed, inputs, truth, returned)
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
             self.findings.append(Finding("count", (), what, _ONE_EACH))
@@ -120,7 +120,7 @@ class Returned:
                 kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
                 self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
 
-    def _wanted(
+    def wanted(
         self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients
     ) -> list[str]:
         """What the gradients in a list are those of: one an argument, else by their names, else the floats in order."""

@@ -1,0 +1,433 @@
+"""The backward pass of an author's forward pass: in his names, of what forward keeps, left where he leaves it."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import linecache
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from ...engine import Tensor
+from ...engine.node import Node
+from ..referee.held import CLOSED, Path, get, is_float, put
+from ..referee.judge import check_backward
+from ..referee.pairs import Calls, Pair, loss, plans, seeded
+from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
+from ..referee.source import code_of, signature, unwrapped
+from .expressions import Expression
+from .text import WIDTH, Function, names_in, wrapped
+from .tracing import Call, Recording, Unwritable, fillable, recordings
+from .writer import Writer, below
+
+LONGEST = 40  # lines, above which nobody signs what is written
+
+
+def answer(pair: Pair, folded: bool = False) -> str:
+    """The source of a backward pass that is right for `pair`'s forward pass, in the place of its author's.
+
+    It takes, reads and leaves what the author's does, and stands in his file beside forward as it is; a function that
+    returns a loss and its gradient is written whole. `Unwritable` says why there is none.
+    """
+    if pair.calls is None or pair.calls.framework.truth is not None:
+        raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
+    made = _Author(pair)
+    run, own = fillable(made.author.forward), made.author.forward
+    forward = wraps(own)(lambda *values, **options: made.passed(run, values, options))
+    options = {n: p.default for n, p in signature(own).items() if type(p.default) is float}
+    options = {name: value for name, value in options.items() if name not in made.inputs}
+    with np.errstate(all="ignore"):
+        try:
+            runs = recordings(partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options)
+            text = _Answer(runs, made).source()
+            made.judge(text, runs)
+        except Unwritable:
+            if folded:
+                raise
+            with suppress(Unwritable):  # for which less has to be kept
+                return answer(pair, True)
+            raise
+    return text
+
+
+class _Author:
+    """How an author's passes are called, what of it can be another, and where gradients go."""
+
+    def __init__(self, pair: Pair) -> None:
+        back = _returned(pair)
+        pair = pair if back is not None else _as_named(pair)
+        calls: Any = pair.calls
+        self.calls, self.author, self.pair = calls, calls.author, pair
+        self.whole, self.unit = self.author.forward is self.author.backward, calls.plan.unit
+        self.inputs = {
+            n: np.array(v, float) if is_float(v) else v for n, v in zip(pair.names, pair.inputs, strict=True)
+        }
+        self.places: dict[str, list[Path]] = dict(calls.slots)
+        taken = signature(self.author.backward)
+        if any(p.kind is p.VAR_POSITIONAL for p in taken.values()):
+            raise Unwritable("backward takes any number of arguments")
+        listed = [*taken][int(self.author.leads) :]
+        self.lead = next(iter(taken)) if self.author.leads else ""
+        self.arguments = dict(zip(listed, calls.plan.arguments, strict=False))
+        self._add_the_rest()
+        self.keys: list[str] = []  # of a dict that is returned
+        self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
+        self.kept: dict[str, Path] = dict(calls.places)  # where gradients are kept
+        self._find_destinations(back)
+        self.wanted = [*dict.fromkeys([*filter(None, self.returned), *self.kept])]
+        self.left = {name: self._statement(name, path) for name, path in self.kept.items()}
+        self.lost: list[str] = []  # what forward has to keep beside what it does
+        if not self.wanted:
+            raise Unwritable("backward has no gradient to return")
+
+    def _add_the_rest(self) -> None:
+        """Take what else forward reads of the object for inputs, as eps, which is called so then, or running means."""
+        code = code_of(self.author.forward)
+        for name, value in vars(self.author.owner).items() if self.lead else ():
+            value = float(value) if isinstance(value, float) else value
+            known = is_float(value) or type(value) in (int, bool, str, float)
+            if known and name not in self.inputs and re.search(rf"\.{name}\b", code):
+                self.places[name], self.inputs[name] = [("object", name)], value
+
+    def _statement(self, name: str, path: Path) -> str:
+        """The statement by which the author keeps a gradient."""
+        text, code = self.spelled(path), code_of(self.author.backward)
+        if path in self.calls.slots.get(name, ()):  # he makes the step
+            numbers = [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items() if type(v) is float]
+            numbers = [(n, 1.0) for n, place in self.arguments.items() if place == ("rate",)] + numbers
+            rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
+            return f"{text} -= {rate} * {{}}"
+        if isinstance(get({"object": self.author.owner}, path[:-1]), list) and not self._held(path):
+            return f"{self.spelled(path[:-1])}.append({{}})"
+        added = re.search(rf"{re.escape(text)} *\+=", code) and not re.search(rf"{re.escape(text)} *=[^=]", code)
+        return f"{text} += {{}}" if added else f"{text} = {{}}"
+
+    def _held(self, path: Path) -> bool:
+        return get({"object": self.author.owner}, path) is not None
+
+    def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
+        """The outputs of the author's forward pass, and what there is after it."""
+        named = dict(zip(self.inputs, values, strict=True))
+        seen = {"object": self.author.copied(), "input": {n: v for n, v in named.items() if n not in self.places}}
+        for name, paths in self.places.items():
+            for path in paths:
+                put(seen, path, named[name])
+        with seeded(self.author.forward):
+            lead = [seen["object"]] if self.lead else []
+            result = forward(*lead, *seen["input"].values(), **options)
+        seen["result"] = [*result] if isinstance(result, tuple | list) else [result]
+        return (*self.calls.outputs(seen), seen)
+
+    def spelled(self, path: Path) -> str:
+        """A place in the author's object as code."""
+        value, text = self.author.owner, self.lead
+        for i, key in enumerate(path[1:]):
+            text += f".{key}" if hasattr(value, "__dict__") else f"[{_quoted(key)}]"
+            value = get({"object": self.author.owner}, path[: i + 2])
+        return text
+
+    def _find_destinations(self, back: Gradients | None) -> None:
+        """Where the author's gradients go: by what his backward pass does, else by what it says."""
+        calls, names = self.calls, [n for n in self.pair.names if is_float(self.inputs[n])]
+        given = back.back if back is not None else None
+        listed = list(given) if isinstance(given, tuple | list) else [given]
+        known = {plain(name): name for name in reversed(self.pair.names)}
+        said = [next((known[n] for n in derivative_of(hint)[:-1] if n in known), "") for hint in calls.returns]
+        if isinstance(given, dict):
+            of = {str(key): next((known[n] for n in derivative_of(str(key)) if n in known), "") for key in given}
+            self.keys, self.returned = [key for key in of if of[key]], [name for name in of.values() if name]
+        elif any(isinstance(value, tuple | list | dict) for value in listed):
+            raise Unwritable("backward returns what is no array among its gradients")
+        elif back is not None and any(value is not None for value in listed):
+            pairs = zip(Returned().wanted(listed, self.inputs, dict.fromkeys(names, 1), back), listed, strict=False)
+            self.returned = [name if name in names and value is not None else "" for name, value in pairs]
+        elif not calls.places:
+            free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]
+            self.returned = said if any(said) else free
+            self.kept = {name: (*paths[0][:-1], f"d{paths[0][-1]}") for name, paths in calls.slots.items()}
+        hints = calls.returns[self.whole :]
+        hints = hints if len(hints) == len(self.returned) else []
+        self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
+        result = self.passed(self.author.forward, copy.deepcopy([*self.inputs.values()]), {})[-1]["result"]
+        self.nested = len(result) == 2 and isinstance(result[1], tuple | list | dict)
+
+    @property
+    def home(self) -> str:
+        """The class that the backward pass stands in, or nothing."""
+        name = unwrapped(self.author.backward).__qualname__
+        if "<locals>" in name:
+            raise Unwritable("it stands in a function, and is no method that can be written")
+        return str(name.rpartition(".")[0])
+
+    def judge(self, text: str, runs: Sequence[Recording]) -> None:
+        """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
+        old = unwrapped(self.author.backward)
+        space = {"np": np, **old.__globals__}
+        where = f"<{old.__qualname__}, written>"
+        linecache.cache[where] = len(text), None, text.splitlines(True), where  # for the referee, who reads it
+        exec(compile(text, where, "exec"), space)
+        new = inspect.getattr_static(space[self.home], old.__name__) if self.home else space[old.__name__]
+        new = getattr(new, "__func__", new)
+        for run in runs:
+            if run.finite:
+                self._compare(new, run)
+        inputs = self.pair.inputs[: len(self.calls.names)]
+        author = replace(self.author, forward=self._keeping(), backward=new)
+        pair = loss(new, inputs) if self.whole else Calls(author, inputs).pair()
+        if not (verdict := check_backward(pair, pair.inputs)):
+            raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+
+    def _keeping(self) -> Any:
+        """The author's forward pass, which keeps what it has to."""
+        own = self.author.forward
+
+        def forward(lead: Any, *values: Any, **options: Any) -> Any:
+            vars(lead).update({n: v for n, v in zip(self.calls.names, values, strict=False) if n in self.lost})
+            return own(lead, *values, **options)
+
+        return wraps(own)(forward) if self.lost else own
+
+    def _compare(self, new: Any, run: Recording) -> None:
+        """Hold what a backward pass returns and leaves against the gradients of a recording."""
+        *outputs, seen = self.passed(self._keeping(), copy.deepcopy([*run.inputs.values()]), run.options)
+        for name, path in self.kept.items():  # to which some add
+            held = get(seen, path)
+            if isinstance(held, np.ndarray) and path not in [p for paths in self.places.values() for p in paths]:
+                put(seen, path, np.zeros(run.leaves[name].shape))
+        there = seen | {"dy": [np.array(t.data) for t in run.upstream], "rate": 1.0}
+        lead, options = [seen["object"]] if self.lead else [], run.options if self.whole else {}
+        back = new(*lead, *[get(there, p) for p in self.arguments.values()], **options)
+        true = {name: run.gradients[name].data if name in run.gradients else 0.0 for name in self.wanted}
+        rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
+        if self.whole:
+            outputs, back = [back[0]], back[1] if self.nested else back[1:]
+        if self.keys:
+            pairs = [(back[key], true[name]) for key, name in zip(self.keys, self.returned, strict=True)]
+        else:
+            listed = back if isinstance(back, tuple | list) else (back,)
+            pairs = [(value, true[name]) for value, name in zip(listed, self.returned, strict=False) if name]
+        for name, path in self.kept.items():
+            left = get(seen, path)
+            if path in self.calls.slots.get(name, ()):
+                left = (run.inputs[name] - left) / self.calls.rates[name]
+            pairs.append((left, true[name]))
+        pairs += [(y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
+        for value, expected in pairs:
+            size = np.max(np.abs(expected), initial=1e-3) * (1e-5 if rough else 1e-9)
+            if np.shape(value) != np.shape(expected) or not np.all(np.abs(value - expected) <= size):
+                raise Unwritable("what was written is not right at other inputs than those it was read off")
+
+
+def _returned(pair: Pair) -> Gradients | None:
+    """What the author's backward pass gives, if it is written."""
+    with suppress(Exception):
+        y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+        back = pair.call(pair.source, np.ones(np.shape(y)), kept)
+        listed = back.back if isinstance(back.back, tuple | list) else [back.back]
+        if any(value is not None for value in [*listed, *back.left.values()]):
+            return back  # type: ignore[no-any-return]
+    return None
+
+
+def _as_named(pair: Pair) -> Pair:
+    """A pair whose backward pass is yet to be written, called as its arguments are named: dy for dh and dc."""
+    calls: Any = pair.calls
+    seen = calls.passed(copy.deepcopy([*calls.inputs, *calls.values]))
+    takes = [*signature(calls.author.backward)][int(calls.author.leads) :]
+    named = [len(derivative_of(name)) > 1 for name in takes]
+    fits: Any = lambda plan: sum(a == (place[0] == "dy") for a, place in zip(named, plan.arguments, strict=False))
+    calls = calls.planned(max(plans(calls.author, calls.names, seen), key=fits))
+    calls.look_for_parameters()
+    return calls.made()  # type: ignore[no-any-return]
+
+
+def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:
+    """What an author calls the parts of what he takes apart, as `x, w = cache`."""
+    with suppress(OSError, TypeError, SyntaxError):
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.List):
+                yield ast.unparse(node.value), [getattr(part, "id", "") for part in node.targets[0].elts]
+
+
+def _word(name: str) -> str:
+    """What stands in a place, as a name: W for layers[0].W."""
+    *_, last = words = re.findall(r"\w+", name)
+    return "_".join(words[-2:]) if last.isdigit() else last
+
+
+def _quoted(key: Any) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)
+
+
+def _reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """The arrays and numbers in a value, each with the code that reads it."""
+    if isinstance(value, Tensor | np.ndarray | int | float | str | tuple | list):
+        yield text, value
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _reached(item, f"{text}[{_quoted(key)}]", depth - 1) if depth else ()
+    elif not isinstance(value, (Tensor, int, float, *CLOSED)):
+        for name, item in getattr(value, "__dict__", {}).items():
+            yield from _reached(item, f"{text}.{name}", depth - 1) if depth else ()
+
+
+class _Answer(Writer):
+    """What recordings of an author's forward pass have in common, as a backward pass of his."""
+
+    def __init__(self, runs: Sequence[Recording], made: _Author) -> None:
+        self.author = made
+        kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
+        super().__init__(runs, ("", ""), "dy", None if made.whole else kept)
+        self.read: dict[Expression, str] = {}  # what backward may read, as code
+        self.constants: dict[str, Any] = {}  # and the numbers and words
+        self.opened: dict[str, list[str]] = {}  # what stands in a cache
+        self.opens = dict(_opened(made.author.backward))
+        if made.whole:
+            self.constants |= runs[0].options
+        for name, place in {**made.arguments, made.lead: ("object",)}.items():
+            if name and place[0] in ("object", "input", "result"):
+                self._reach(name, [get(run.cache, place) for run in runs])
+
+    def _reach(self, name: str, values: list[Any]) -> None:
+        """What can be read from an argument of the backward pass."""
+        found, own = [dict(_reached(value, name)) for value in values], dict[str, str]()
+        for text, value in found[0].items():
+            some, text = [run.get(text) for run in found], own.get(text, text)
+            e = self._known(some)
+            if isinstance(value, Tensor | np.ndarray):
+                self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
+            elif isinstance(value, tuple | list):
+                items = self.opens.get(text) or [self._called(list(items)) for items in zip(*some, strict=True)]
+                if all(items) and len({*items}) == len(items) == len(value) > 1:
+                    own |= {f"{text}[{i}]": item for i, item in enumerate(items)}
+                    self.opened[text] = items
+            else:
+                self.constants[text] = value
+                self.numbers |= {text: some} if type(value) in (int, float) and text not in self.numbers else {}
+
+    def _called(self, values: list[Any]) -> str:
+        """What the author calls a value, or nothing."""
+        if isinstance(values[0], Tensor | np.ndarray):
+            return self.named.get(self._known(values), "")
+        return next((name for name, known in self.numbers.items() if known == values), "")
+
+    def _known(self, values: Sequence[Any]) -> Any:
+        """The expression that has these values, one a recording, if there is one."""
+        if any(not isinstance(value, Tensor | np.ndarray) for value in values):
+            return None
+        e = self.made.made.get(tuple([id(run.source(v)) for run, v in zip(self.runs, values, strict=True)]))
+        fixed = e is None and not any(
+            isinstance(run.source(v), Node | Call) for run, v in zip(self.runs, values, strict=True)
+        )
+        return self.made.of(*values) if fixed and np.ndim(values[0]) else e
+
+    def source(self) -> str:
+        """The function, or the method in its class."""
+        made, read, old = self.author, self.read, unwrapped(self.author.author.backward)
+        dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
+        seeds = {e: dys.get(i, "") for i, e in enumerate(self.seeds.values())}
+        ends = [*(self.ys if made.whole else ()), *self.gradients.values()]
+        behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
+        if any(e.op == "input" for e in behind):
+            self._find_masks(behind)
+            behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
+        for e in [e for e in behind if e.op == "input"]:
+            if not made.lead or e.args[0] not in made.calls.names:
+                raise Unwritable(f"backward reads {e.args[0]}, which forward keeps nowhere")
+            read[e] = f"{made.lead}.{e.args[0]}"
+            made.lost.append(e.args[0])
+        behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
+        arrays = {text: e for e, text in {**seeds, **read}.items() if text.isidentifier() or e in read}
+        out = Function(read, arrays, self.numbers)
+        out.names |= {e: text or self._ones(e, out) for e, text in seeds.items()}
+        out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
+        plain_names = {e: text for e, text in read.items() if text.isidentifier()}
+        known = self.meant | {e: text.rpartition(".")[2] for e, text in read.items()} | self.named | plain_names
+        called = {g: made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
+        own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
+        self.read = read = {e: text for e, text in read.items() if text not in own.values()}  # of a pass before
+        called |= {g: own[n] for n, g in self.gradients.items() if n in own}
+        self.back(out, behind, ends, {e: n for e, n in known.items() if n.isidentifier()}, called)
+        for name in sorted({*made.left} & {*self.gradients}, key=lambda name: " -= " in made.left[name]):
+            g = self.gradients[name]
+            if name not in own or out.names.get(g) != own[name]:
+                out.lines.append(made.left[name].format(out.text(g)))
+        results = [self._results(out)] if made.returned or made.whole else []
+        if out.lines and results and out.lines[-1].startswith(f"{results[0].removeprefix('return ')} = "):
+            results = [f"return {out.lines.pop().partition(' = ')[2]}"]
+        reads = names_in([*out.lines, *results])
+        wanted = [n for n in self.numbers if n in reads and n not in self.constants]
+        lines, missing = self.lengths(wanted, arrays)
+        if missing:
+            raise Unwritable(f"backward reads the number {missing[0]}, which forward keeps nowhere")
+        before = [*self.guard(self._spelled), *lines]
+        reads |= names_in([*before, "..."] if before[1:2] != before[:1] else [])
+        opened = []
+        for name, items in self.opened.items():
+            left = [item if item in reads else "_" for item in items]
+            alone = [i for i, item in enumerate(left) if item != "_"]
+            if len(alone) == 1 and len(items) > 2:
+                opened.append(f"{items[alone[0]]} = {name}[{alone[0]}]")
+            elif alone:
+                opened.append(f"{', '.join(left)} = {name}")
+        zero = [name for name, g in self.gradients.items() if g.op == "zero"]
+        if zero:
+            raise Unwritable(f"the gradient of {zero[0]} is 0 at these inputs, and nowhere else perhaps")
+        if len(out.lines) > LONGEST:
+            raise Unwritable(f"it takes {len(out.lines)} lines for one length alone, as forward has a loop")
+        said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
+        return self._laid_out(old, out.above, [*said, *opened, *before, *out.lines, *results])
+
+    def _ones(self, e: Expression, out: Function) -> str:
+        """A gradient of 1."""
+        alike = [text for known, text in self.read.items() if known.shapes == e.shapes]
+        return "1" if not e.shapes[0] else f"np.ones_like({alike[0]})" if alike else f"np.ones({out.extent(e.shapes)})"
+
+    def _find_masks(self, behind: Sequence[Expression]) -> None:
+        """Masks of what forward doesn't keep, by what it does: where x > 0, relu(x) > 0."""
+        kept = [(e, text) for e, text in self.read.items() if e.values[0].dtype.kind == "f"]
+        for e in behind:
+            for known, text in kept if e.values[0].dtype == bool and e not in self.read else ():
+                if known.shapes == e.shapes and all(map(np.array_equal, [v > 0 for v in known.values], e.values)):
+                    self.read.setdefault(e, f"{text} > 0")
+
+    def _spelled(self, name: str) -> str:
+        """An input of forward as backward reads it."""
+        if name in self.author.places:
+            return self.author.spelled(self.author.places[name][0])
+        text = self.read.get(self.inputs[name]) if name in self.inputs else name if name in self.constants else None
+        if text is None:
+            raise Unwritable(f"what is written holds for {name} of this length or value, and forward keeps it nowhere")
+        return text
+
+    def _results(self, out: Function) -> str:
+        """The line that returns."""
+        made, zeros = self.author, "np.zeros_like({})".format
+        texts = []
+        for name in made.returned:
+            g = self.gradients.get(name)
+            texts.append("None" if not name else zeros(self._spelled(name)) if g is None else out.text(g))
+        if made.keys:
+            texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
+        elif made.whole and made.nested:
+            texts = [f"({', '.join(texts)})"]
+        return wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])
+
+    def _laid_out(self, old: Any, above: dict[str, str], body: list[str]) -> str:
+        """A definition with its head as the author has it, in its class."""
+        parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
+        text = f"def {old.__name__}({', '.join(parameters)}):\n" + textwrap.indent("\n".join(body), "    ") + "\n"
+        if self.author.home:
+            home = old.__globals__[self.author.home]
+            kind = type(inspect.getattr_static(home, old.__name__))
+            mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
+            text = f"class {self.author.home}:\n" + textwrap.indent(mark + text, "    ")
+        return "\n\n".join([*above.values(), text])
