@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_367,
     "distributed": 300,
     "batch_norm": 2_683,
-    "verify": 9_398,
+    "verify": 9_549,
     "drawing": 2_444,
     "nn": 1_344,
     "commands": 1_168,

@@ -293,7 +293,7 @@ def mse_loss_backward(pred, target): return 2 * (pred - target) / LENGTH
     assert "for matrices" not in check(text.replace("LENGTH", "pred.size"))[1]
 
 
-def test_a_number_with_a_gradient_is_named(check):
+def test_a_number_on_an_object_is_judged_by_the_gradient_left_for_it(check):
     text = """import numpy as np
 class PReLU:
     def __init__(self):
@@ -305,7 +305,7 @@ class PReLU:
         self.da = -(dy * self.x * (self.x <= 0)).sum()
         return dy * np.where(self.x > 0, 1, self.a)
 """
-    assert "Not judged: a, a number" in check(text)[1]
+    assert "WRONG: da (1 of 2 gradients)" in check(text)[1]
 
 
 def test_a_wrong_pair_exits_1_and_names_the_mistake(check):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import itertools
 import json
 import linecache
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
@@ -75,21 +77,23 @@ CANDIDATES = (
     (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
     (r"w_?[a-z]", "DM MV MD MM"),
     (r"(w\d?|weights?|kernels?|filters?|theta|table|m)", "DM MD D +D MDPP VM MN PPDM DN"),
-    (r"b\d?|b_?[a-z]|bias(es)?", "M D F M1 1M D1 111M"),
+    (r"b\d?|b_?[a-z]|bias(es)?", "M D F M1 1M D1 111M +"),
     (r"gamma|scale|gain|g", "+D +1D11 +1D +D1 +N1 =2"),
     (r"beta|shift|offset", "D 1D11 1D D1 N1"),
     (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c|[ac]_?prev|prev_?[ac]", "NM BM MN MD"),
     (r"y|t|labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*",
-     "int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1 +ND onehot:DN DN"),
-    (r"(\w*_)?mask", "bool:BT bool:ND"),
+     "int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1 +ND onehot:DN DN"
+     " bits:1N"),
+    (r"\w*(one_?hot|ohe)\w*", "onehot:ND onehot:DN"),
+    (r"(\w*_)?mask", "bool:BT bool:ND bits:ND bits:N"),
     (r"(running_?|moving_?|r_?)?(mean|mu|avg)", "D =0.5"),
     (r"(running_?|moving_?|r_?)?(var|variance|sigma2)", "+D =0.7"),
     (r"(input_|normalized_|in_)?shape", "=[4] =4 =[4,3,5] =[2,4]"),
-    (r"n?_?groups?|stride|\w*pool\w*_(size|h|w)|ksize|(kernel|filter|pool)_?(size|[hw])|f|hf|wf", "=2 =3 =[2,2]"),
+    (r"(n|num)?_?groups?|stride|\w*pool\w*_(size|h|w)|ksize|(kernel|filter|pool)_?(size|[hw])|f|hf|wf", "=2 =3 =[2,2]"),
     (r"pad(ding)?", "=1 =0 =\"same\" =\"valid\""),
     (r"eps(ilon)?", "=0.001"),
-    (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 unit:ND unit:N"),
-    (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1"),
+    (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 + unit:ND unit:N"),
+    (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1 +"),
     (r"axis|dim", "=1"),
     (r"\w*activation\w*|\w*nonlinearity|act", '="relu" ="sigmoid" ="tanh" call:tanh'),
     (r"reduction", '="mean"'),
@@ -99,7 +103,7 @@ CANDIDATES = (
 LOOSE = "|".join(
     [pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND prob:ND", "prob:ND unit"))]
 )
-UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 int:NM N DN"
+UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 + int:NM N DN"
 OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
 OPTIONS |= {"f": 2, "momentum": 0.9}
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
@@ -122,6 +126,7 @@ class Entry:
     make: Callable[[Sequence[Any]], Any] | None = None  # and how
     natural: bool = True  # whether its inputs are given, or such as anybody would take
     base: bool = False  # a base class, whose passes may be left to others
+    code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
     verdict: str = ""  # right, wrong, convention, unwritten, unjudged, or nothing where this is no pair
     reasons: list[str] = field(default_factory=list)
@@ -168,11 +173,12 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             ahead = functions[forward]
             if len(parameters(ahead)) == len(parameters(value)) == 1:
                 ahead, value = _each(ahead), _each(value)
-            on = partial(_on, _uses_torch(space, ahead))
-            yield Entry(forward, name, parameters(ahead), on(partial(numpy_pair, ahead, value)), on(_spread(ahead)))
+            on, code = partial(_on, _uses_torch(space, ahead)), (functions[forward], functions[name])
+            pair = on(partial(numpy_pair, ahead, value))
+            yield Entry(forward, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
         elif name in functions and _is_loss(name, value):
-            probe = _on(_uses_torch(space, value), _spread(value))
-            yield Entry(name, name, parameters(value), partial(loss, value), probe)
+            on = partial(_on, _uses_torch(space, value))
+            yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)))
         elif isinstance(value, type) and (passes := methods_of(value)):
             yield _class_entry(name, value, passes, _uses_torch(space, getattr(value, passes[0])))
         elif isinstance(value, type) and len(returned_names(getattr(value, "loss", None))) == 2:
@@ -183,10 +189,15 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
 
 
+_COST, _SLOPE = r"\w*(loss|cost|nll)|J|cost_?\w*", re.compile(r"\w*(grad|cost)\w*|d[A-Z_]?\w{0,6}")
+
+
 def _is_loss(name: str, function: Any) -> bool:
     """Whether a function may return a loss and its gradient."""
-    named = re.search(r"loss(_|$)", name, re.IGNORECASE) and not re.search(r"forward|^test|^plot", name)
-    return bool(named) and len(returned_names(function)) != 1
+    returned = returned_names(function)
+    said = len(returned) > 1 and {bool(re.fullmatch(_COST, returned[0])), bool(re.fullmatch(_COST, returned[1]))}
+    named = re.search(r"loss(_|$)", name, re.IGNORECASE) or (said == {True, False} and _SLOPE.fullmatch(returned[-1]))
+    return bool(named) and len(returned) != 1 and not re.search(r"forward|^(test|plot|train|fit|num)", name)
 
 
 # What a backward pass and the forward pass that belongs to it have in their names.
@@ -242,24 +253,33 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
         return Entry(*names, takes[first in CONTEXTS :], _on(torch, adapted), _on(torch, probe))
     made, fixed, kinds = _made_of(what)
 
+    most = len([p for p in signature(forward).values() if p.kind is p.POSITIONAL_OR_KEYWORD]) - 1
+
+    def parted(values: Sequence[Any]) -> int:
+        """How many of the values the object is made of: a file may give those too that have a default."""
+        return len(made) if len(values) <= len(made) + most else len(values) - len(takes) + 1
+
     def make(values: Sequence[Any]) -> Any:
+        count = parted(values)
         np.random.seed(0)  # noqa: NPY002
         with (torch_library(torch) if torch else NUMPY).precise():
-            owner = what(**dict(zip(made, values, strict=False)), **fixed)
+            more = values[:count] if count > len(made) else ()
+            owner = what(*more, **({} if more else dict(zip(made, values, strict=False))), **fixed)
         with suppress(TypeError):
             for name in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
                 setattr(owner, name, True)
-        return _built(owner, fore, values[len(made) :])
+        return _built(owner, fore, values[count:])
 
     return Entry(
         *names,
         [*made, *takes[1:]],
-        _on(torch, lambda values: adapt(make(values), values[len(made) :]), len(made)),
-        _on(torch, lambda values: getattr(make(values), fore)(*values[len(made) :]), len(made)),
+        _on(torch, lambda values: adapt(make(values), values[parted(values) :]), len(made)),
+        _on(torch, lambda values: getattr(make(values), fore)(*values[parted(values) :]), len(made)),
         len(made),
         make,
         base=bool(what.__subclasses__()) and not fixed,
         kinds=kinds,
+        code=tuple([vars(base)["__init__"] for base in what.__mro__ if inspect.isfunction(vars(base).get("__init__"))]),
     )
 
 
@@ -289,7 +309,10 @@ def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]
         if listed or not taken:
             break
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
+    lengths = _used_as_lengths(what)
     for p in listed:
+        if (p.annotation in (int, "int") or p.name in lengths) and not _is_size(p.name):
+            kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
         least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
         image = type(p.default) is tuple and len(p.default) == 3 and least > 0
@@ -298,6 +321,28 @@ def _made_of(what: type) -> tuple[list[str], dict[str, Any], dict[str, list[str]
         if "float32" in str(p.default) and p.name == "dtype":
             fixed["dtype"] = framework("torch").float64 if str(p.default) == "torch.float32" else np.float64
     return needed, fixed, kinds
+
+
+_SHAPED = r"zeros|ones|empty|randn?|random|random_sample|standard_normal|eye|identity|range|arange|full|normal|uniform"
+
+
+def _used_as_lengths(what: type) -> set[str]:
+    """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
+    used, kept = set[str](), dict[str, str]()
+    for base in [base for base in what.__mro__ if base.__module__ == what.__module__]:
+        with suppress(OSError, TypeError, SyntaxError):
+            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                    kept |= {t.attr: node.value.id for t in node.targets if isinstance(t, ast.Attribute)}
+                called = node.func if isinstance(node, ast.Call) else None
+                name = getattr(called, "attr", getattr(called, "id", ""))
+                if isinstance(node, ast.Call) and re.fullmatch(_SHAPED, name):
+                    shapes = [*node.args[: 1 if name == "full" else 9], *[k.value for k in node.keywords]]
+                    if name in ("normal", "uniform"):  # of which the others are numbers
+                        shapes = [*[a for a in shapes if isinstance(a, ast.Tuple)], *node.args[2:]]
+                    parts = [part for shape in shapes for part in ast.walk(shape)]
+                    used |= {getattr(part, "attr", getattr(part, "id", "")) for part in parts}
+    return used | {kept[name] for name in used if name in kept}
 
 
 def _is_size(name: str) -> bool:
@@ -528,7 +573,7 @@ def rating(pair: Pair) -> tuple[bool, float]:
 
 def _finite(result: Any) -> None:
     first = result[0] if isinstance(result, tuple | list) and result else result
-    if first is None:
+    if first is None or isinstance(first, dict):  # gradients, before their loss
         return
     y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
@@ -637,6 +682,10 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     entry.report = report
                     entry.reasons.append(f"This is {where}.")
                     break
+            for word, report in _by_other_words(entry, inputs, partial(check_backward, seed=seed, strict=strict)):
+                if entry.report.ok and report.status == "wrong" and report.diagnosis[0].kind != "raised":
+                    entry.report = report
+                    entry.reasons.append(f"This is with {word}.")
             entry.verdict = entry.report.status
             told = guess and (entry.report.ok or (entry.report.status == "wrong" and rating(pair) < (True, 1)))
             if told and (elsewhere := _at_other_shapes(entry, inputs, entry.report.ok)):
@@ -720,6 +769,36 @@ def _elsewhere(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, st
                 yield pair, f"for {entry.parameters[first]} of shape {folded[first].shape}"
     if any(isinstance(value, dict) and "mode" in value for value in inputs):
         yield from _in_test_mode(entry, inputs)
+
+
+def _by_other_words(entry: Entry, inputs: tuple[Any, ...], check: Any) -> Iterator[tuple[str, Verdict]]:
+    """What is made of the pair where an argument is another of the words that the code compares it with."""
+    holder = {p.name: f for f in entry.code for p in signature(f).values() if isinstance(p.default, str)}
+    texts = [code_of(f) for f in entry.code] + [inspect.getsource(type(entry.make(inputs)))] if entry.make else []
+    passed = {n: v for n, v in zip(entry.parameters, inputs, strict=False) if isinstance(v, str)}
+    for name in {**holder, **passed} if entry.report and entry.report.ok else ():
+        now = passed.get(name) or signature(holder[name])[name].default
+        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", "\n".join(texts or map(code_of, entry.code)))
+        for word in [word for word in dict.fromkeys(words) if word != now][:3]:
+            there = [word if n == name else v for n, v in zip(entry.parameters, copy.deepcopy(inputs), strict=False)]
+            with suppress(Exception), _defaults(entry.code, name, word):
+                pair = entry.adapted([*there, *inputs[len(there) :]])
+                yield f'{name}="{word}"', check(pair, pair.inputs)
+
+
+@contextmanager
+def _defaults(functions: Sequence[Any], name: str, word: str) -> Iterator[None]:
+    """Functions whose parameter of this name has another word for its default."""
+    was = [(unwrapped(f), unwrapped(f).__defaults__, signature(f)) for f in functions]
+    try:
+        for function, defaults, taken in was:
+            names = [p.name for p in taken.values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
+            if name in names:
+                function.__defaults__ = tuple([word if n == name else v for n, v in zip(names, defaults, strict=True)])
+        yield
+    finally:
+        for function, defaults, _ in was:
+            function.__defaults__ = defaults
 
 
 def _at_other_shapes(entry: Entry, inputs: tuple[Any, ...], right: bool) -> str:
@@ -815,3 +894,31 @@ def _written(pair: Pair) -> None:
             moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
             if np.array_equal(y, pair.forward(*moved)[0]):
                 raise NotImplementedError("forward returns the same for all inputs, and backward zeros")
+            if not left and _only_zeros(pair.source):
+                raise NotImplementedError("backward returns zeros, as they were made at its start")
+
+
+_ZEROS = re.compile(r"(\w+\.)?(zeros|zeros_like|empty|empty_like)\(.*|0(\.0*)?|None|\[\]", re.DOTALL)
+
+
+def _only_zeros(function: Any) -> bool:
+    """Whether the arrays that a function returns are made of zeros, and nothing else is ever put into them."""
+    names = {name for name in returned_names(function) if not re.fullmatch(_COST, name)}
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    made, filled = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                pairs: Any = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = zip(target.elts, node.value.elts, strict=False)
+                for part, value in pairs:
+                    inner = part.value if isinstance(part, ast.Subscript) else part
+                    zeros = _ZEROS.fullmatch(ast.unparse(value))
+                    (made if zeros else filled).add(getattr(inner, "id", getattr(inner, "attr", "")))
+        elif isinstance(node, ast.Call) and "zeros" not in ast.unparse(node.func):  # np.add.at(dW, ...)
+            filled |= {part.id for part in node.args if isinstance(part, ast.Name)}
+    return bool(names) and names <= made - filled

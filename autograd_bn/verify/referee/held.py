@@ -129,9 +129,10 @@ def looks_like_a_gradient(slot: Path) -> bool:
 
 def groups(held: dict[Path, Any]) -> list[tuple[Any, list[Path]]]:
     """Arrays with every place at which each of them stands."""
-    grouped: dict[tuple[Any, int], tuple[Any, list[Path]]] = {}
+    grouped: dict[tuple[Any, Any], tuple[Any, list[Path]]] = {}
     for path, value in held.items():
-        grouped.setdefault((path[0], id(value)), (value, []))[1].append(path)
+        same = id(value) if hasattr(value, "shape") else path
+        grouped.setdefault((path[0], same), (value, []))[1].append(path)
     return list(grouped.values())
 
 

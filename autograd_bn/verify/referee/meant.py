@@ -99,8 +99,11 @@ def _straight_through(run: Run, name: str, gradient: Array, off: list[str], text
 def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     same = run.y.shape == run.inputs[name].shape and close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
     factor = float(np.sum(gradient * run.dy) / np.sum(run.dy**2)) if same else 0.0
-    if not same or factor >= 0 or not close(gradient, factor * run.dy):
+    if not same or not factor or not close(gradient, factor * run.dy):
         return None
+    if factor > 0:  # a constant of the layer's own is there on purpose
+        own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text)
+        return f"forward is the identity, and backward scales the gradient, by {factor:.6g}" if own else None
     return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {factor:.6g}"
 
 

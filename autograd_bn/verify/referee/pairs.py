@@ -23,14 +23,16 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put, vector
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
-from .source import framework, signature, unwrapped
+from .source import code_of, framework, signature, unwrapped
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # What a class may call its two passes; for functions, see `discover._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
-fprop fwd _forward feed_forward feedforward propagate compute __call__ function loss compute_loss""".split()
+fprop fwd _forward feed_forward feedforward propagate propagar vorwaerts avanti compute __call__ function loss
+compute_loss""".split()
 _BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
-bwd _backward_propagation _backward_pass _backward backpropagate backpropagation""".split()
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagar rueckwaerts
+indietro""".split()
 _DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
 METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
 METHODS += [(f, b) for b in _DERIVATIVE for f in ("compute", "__call__", "function", "loss", "compute_loss")]
@@ -42,6 +44,7 @@ _SELECTS = re.compile(r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|t
 _SWITCHES = (
     r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
 )
+_WEIGHTS = re.compile(r"(?i)b|bias|gamma|beta|w|weights?")
 _OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
 
 
@@ -99,6 +102,12 @@ class Context:
         """Keep what backward reads."""
         self.saved = values
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.__dict__[key] = value
+
+    def __getitem__(self, key: str) -> Any:
+        return self.__dict__[key]
+
     saved_tensors = saved_values = to_save = property(lambda self: self.saved)
     needs_input_grad = (True,) * 99
 
@@ -124,8 +133,9 @@ def parameters(function: Callable[..., Any], count: int | None = None, skip: int
     """The names of a function's first parameters, or of those that a caller must give."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     listed = [p for p in signature(function).values() if p.kind in kinds]
-    if count is None:
-        return [p.name for p in listed if p.default is p.empty]
+    if count is None:  # a bias is there, too, where it may be left out
+        needed = [p.default is p.empty or (p.default is None and bool(_WEIGHTS.fullmatch(p.name))) for p in listed]
+        return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
     names = [p.name for p in listed[skip : skip + count]]
     return names + [f"input{i}" for i in range(len(names), count)]
 
@@ -176,27 +186,37 @@ def _context(module: Any) -> Any:
 
 def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     """`loss, dx = function(x, ...)`; several gradients are those that their names say, else of the first inputs."""
-    first = function(*copy.deepcopy(inputs))
-    if not isinstance(first, tuple | list) or len(first) < 2 or np.ndim(first[0]) or isinstance(first[0], str):
-        raise NoPair
-    names = parameters(function, len(inputs))
-    rest = first[1] if len(first) == 2 else first[1:]
-    hints = [*returned_names(function)[1:]]
+    from .frameworks import library_of
+
+    library, hints, names = library_of(inputs), returned_names(function), parameters(function, len(inputs))
+
+    def results(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
+        """The loss and its gradients, which some return first."""
+        with seeded(function), library.precise():
+            back = run(*map(library.lift, copy.deepcopy(values)))
+        if not isinstance(back, tuple | list) or len(back) < 2 or isinstance(back[0], str):
+            raise NoPair
+        place = int(len(back) == 2 and not _is_number(back[0]))
+        first, *rest = reversed(back) if place else back
+        if not _is_number(first):
+            raise NoPair
+        return [library.lower(first), rest[0] if len(rest) == 1 else rest, place]
+
+    inputs = tuple(map(array, inputs))
+    _, rest, place = results(function, inputs)
     known = {plain(name): name for name in names}
+    hints = [*map(str, rest)] if isinstance(rest, dict) else hints[1:]
     said = [next((known[n] for n in derivative_of(hint) if n in known), "") for hint in hints]
     count = len(rest) if isinstance(rest, tuple | list) else 1
     judged = said if len(said) == count and all(said) else names[:count]
-    judged = names if isinstance(rest, dict) else judged
+    judged = list(filter(None, said)) if isinstance(rest, dict) else judged
 
     @wraps(function)
     def forward(*values: Any) -> Any:
-        with seeded(function):
-            return function(*copy.deepcopy(values))[0], values
+        return results(function, values)[0], values
 
     def call(edited: Callable[..., Any], dy: Any, values: Any) -> Any:
-        with seeded(function):
-            back = edited(*copy.deepcopy(values))[1:]
-        back = back[0] if len(back) == 1 else back
+        back = lowered(results(edited, values)[1])
         if isinstance(back, dict):
             scaled: Any = {name: dy * value for name, value in back.items()}
         else:
@@ -209,8 +229,12 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     ]
     unseen = tuple([f"{name}, of which no gradient is returned" for name in floats])
     calls = Calls(Author(function, function), inputs)
-    calls.plan = Plan((("result", 0),), tuple([("input", name) for name in names]))
-    return Pair(forward, tuple(inputs), names, function, call, unseen=unseen, calls=calls)
+    calls.plan = Plan((("result", place),), tuple([("input", name) for name in names]))
+    return Pair(forward, inputs, names, function, call, unseen=unseen, calls=calls)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, dict) and not np.shape(value)
 
 
 def loss_class(what: Any) -> type:
@@ -315,11 +339,12 @@ class Plan:
     outputs: tuple[Path, ...]
     arguments: tuple[Path, ...]
     sure: bool = True  # whether it follows from the counts and names of arguments and results
+    hung: str = ""  # the attribute of the output in which backward looks for dy, as `self.out.g`
 
     @property
     def unit(self) -> bool:
         """Whether backward takes no dy."""
-        return not any(place[0] == "dy" for place in self.arguments)
+        return not self.hung and not any(place[0] == "dy" for place in self.arguments)
 
 
 Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
@@ -441,6 +466,8 @@ class Calls:
             parts = [p.reshape(s) for p, s in zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)]
         self._anew(seen)
         there = seen | {"dy": list(map(self.framework.lift, parts)), "rate": 1.0, "node": _node(seen)}
+        if self.plan.hung:
+            setattr(outputs[0], self.plan.hung, there["dy"][0])
         with self.framework.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
         if np.ndim(self.inputs[0]):
@@ -532,8 +559,13 @@ class Calls:
         self.slots = cold
         root = self._root()
         self.values = [array(copy.deepcopy(get(root, paths[0]))) for paths in cold.values()]
+        numbers = [name for name, value in zip(cold, self.values, strict=True) if isinstance(value, float)]
+        self.values = [np.asarray(value) for value in self.values]
         self._move_plain_ones()
-        self._place()
+        self._place(numbers)
+        for name in [name for name in numbers if name not in self.places]:  # an eps, a rate
+            del self.values[[*self.slots].index(name)]
+            del self.slots[name]
 
     def _forget(self, cold: Any, kept: dict[str, list[Path]]) -> None:
         """Take out of lists what the first forward pass put there, but parameters: inputs that it kept would stay."""
@@ -565,12 +597,13 @@ class Calls:
         """
         rng, candidates = np.random.default_rng(3), dict[str, tuple[Any, list[Path]]]()
         for value, paths in groups(arrays(self._root())):
-            if is_array(value) and not (paths[0][0] == "input" and len(paths[0]) == 2):
+            number = not hasattr(value, "shape") and paths[0][0] == "object"
+            if (is_array(value) or number) and not (paths[0][0] == "input" and len(paths[0]) == 2):
                 paths.sort(key=looks_like_a_gradient)
                 name = label(paths[0][1:] if paths[0][0] == "object" else paths[0][2:])
                 if name in self.names or name in candidates:
                     name = label(paths[0]).replace("object", "self", 1)
-                candidates[name] = array(value), paths
+                candidates[name] = np.asarray(value) if number else array(value), paths
         start = {n: stirred(v, rng) for n, (v, _) in candidates.items() if np.all((v == 0) | (v == 1))}
         for begin in (start, {}):
             self.slots = {name: candidates[name][1] for name in begin}
@@ -599,7 +632,7 @@ class Calls:
     def _all(self) -> dict[str, Any]:
         return dict(zip([*self.names, *self.slots], [*self.inputs, *self.values], strict=True))
 
-    def _place(self) -> None:
+    def _place(self, numbers: Sequence[str]) -> None:
         """Find where backward leaves the gradients that it does not return; name the arrays that have none."""
         floats = {name: value for name, value in self._all().items() if is_float(value)}
         try:
@@ -625,7 +658,9 @@ class Calls:
             called = (name, "x", "input", "inputs") if name == next(iter(floats)) else (name,)
             paths, shape = self.slots.get(name) or [("object", n) for n in called], np.shape(floats[name])
             rated[name] = [
-                (s, p) for s, p in best(paths, open_) if s >= 2 or (p in new and np.shape(after[p]) == shape)
+                (s, p)
+                for s, p in best(paths, open_)
+                if s >= 2 or (p in new and np.shape(after[p]) == shape and name not in numbers)
             ]
         # Those whose names say it come first: what they take is nobody else's.
         for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
@@ -636,12 +671,9 @@ class Calls:
             )
             if place:
                 self.places[name] = place
-            elif name in self.slots and not is_constant(name, floats[name]):
+            elif name in self.slots and name not in numbers and not is_constant(name, floats[name]):
                 why = "which backward moves by no multiple of a gradient"
                 self.unseen.append(f"{name}, {why if moved else 'of which backward leaves no gradient'}")
-        for path in [path for path, value in before.items() if isinstance(value, float) and path not in new]:
-            for place in [p for surety, p in best([path], [*new]) if surety >= 2][:1]:
-                self.unseen.append(f"{label(path[1:])}, a number and no array, with {label(place[1:])} as its gradient")
 
     def _gradient_of(
         self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], new: set[Path], dy: Array
@@ -709,7 +741,7 @@ def agreement(pair: Pair) -> dict[str, bool | None]:
             terms, slope = gradient * step, float(np.sum((up - down) * dy)) / 2e-5
             agree[name] = abs(float(np.sum(terms)) - slope) <= 1e-4 * float(np.sum(np.abs(terms))) + 1e-9
     missing = [f for finding in out.findings for f in finding.gradients]
-    return agree | dict.fromkeys(missing, False)
+    return agree | dict.fromkeys(missing, False) | dict.fromkeys(out.numbers)
 
 
 def share(pair: Pair) -> float:
@@ -792,6 +824,10 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     if not wanted and listed and (listed[0].default is None or listed[0].default in (1, 1.0)) and not variadic:
         wanted = [p.name for p in listed[:1] if not re.fullmatch(_RATES, p.name) and p.name not in names]
     outputs: list[Path] = [("result", i) for i in range(len(parts))]
+    hung = re.search(r"self\.(out\w*|y|result)\.(g|grad)\b(?!\w* *=[^=])", code_of(author.backward, 0))
+    if hung and not wanted and hasattr(parts[0], "__dict__"):
+        yield Plan((outputs[0],), (), hung=hung[2])
+        return
     if len(parts) == 1 and parts[0] is None and author.leads:
         kept = _kept_output(seen)
         outputs = [kept] if kept else outputs

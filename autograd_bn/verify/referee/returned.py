@@ -67,6 +67,7 @@ class Returned:
     faults: list[str] = field(default_factory=list)
     failure: str | None = None
     unseen: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)  # inputs that are no arrays, and have a gradient all the same
     named: bool = False  # whether what came back is told apart by its names
 
     def sort(self, returned: Any, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
@@ -118,6 +119,8 @@ class Returned:
                 self._keep(self.gradients, name, f"d{name}", value)
             elif value is not None:
                 kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
+                same = isinstance(inputs[name], np.ndarray) and np.shape(inputs[name]) == np.shape(value)
+                self.numbers += [name] if (same or isinstance(inputs[name], float)) and np.any(value) else []
                 self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
 
     def wanted(
