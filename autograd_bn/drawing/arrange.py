@@ -37,7 +37,7 @@ def drawn_again(inputs: Inputs) -> set[tuple[Node, Node]]:
 
 
 def statistics(nodes: Sequence[Node], norm: Mapping[Node, str]) -> list[Node]:
-    """Those of the nodes of a batch norm, given with their roles, that compute its statistics, up to the root."""
+    """Those of the nodes of a batch norm, each with its role, that compute its statistics, up to the root."""
     branch: set[Node] = set()
     for node in reversed(nodes):
         if norm.get(node) in STATISTICS or node in branch:

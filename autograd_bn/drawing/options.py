@@ -25,7 +25,7 @@ DEFAULTS = Options(values=None, grads=None, expand=False, direction=None, around
 
 
 def settled(options: Options) -> Options:
-    """All options, those that were not given as they are by default; an error where one can't be."""
+    """All options, those that were left out as they are by default; an error where one can't be."""
     if unknown := options.keys() - DEFAULTS.keys():
         raise TypeError(f"there is no option {min(unknown)!r}, expected some of {', '.join(DEFAULTS)}")
     every: Options = {**DEFAULTS, **options}

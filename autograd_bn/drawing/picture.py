@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Arrow:
-    """An edge between two shapes, given by their places in the picture."""
+    """An edge between two shapes, by their places in the picture."""
 
     tail: int
     head: int
@@ -55,10 +55,9 @@ class Frame:
 class Picture:
     """All that is drawn of a graph, in topological order. A place in `shapes` or in `frames` is an id.
 
-    `values` and `gradients`, where given, have an entry for each node whose value or gradient is known; `stored` ones
-    are what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
-    beyond what is shown. The calls of modules become frames, or boxes. Of each of `repeats` one block is
-    drawn.
+    `values` and `gradients`, if any, have an entry for each node whose value or gradient is known; `stored` ones are
+    what the leaves hold, and flow nowhere. `brief` ones, of a page, are short. Dots stand where the graph goes on
+    beyond what is shown. The calls of modules become frames, or boxes. Of each of `repeats` one block is drawn.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ class Taken:
 
 
 def corners(element: ElementTree.Element) -> Array:
-    """The corners of a polygon, what an ellipse reaches to, or the points that a path is given by."""
+    """The corners of a polygon, what an ellipse reaches to, or the points of a path."""
     if element.tag == f"{SVG}ellipse":
         cx, cy, rx, ry = (float(element.get(name, 0)) for name in ("cx", "cy", "rx", "ry"))
         return np.array([[cx - rx, cy - ry], [cx + rx, cy + ry]])

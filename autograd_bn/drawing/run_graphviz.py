@@ -23,7 +23,7 @@ RESOLUTION = {"svg": 72, "png": 144, "pdf": 72}
 
 
 def draw(source: str, format: str) -> bytes:
-    """The picture of a DOT text, as a file of the given format.
+    """The picture of a DOT text, as a file of this format.
 
     A `dot` on PATH draws it, else the Graphviz that the pygraphviz wheel carries, the same on every machine.
     `RuntimeError` where there is neither, where it fails, and where it needs more than a minute.

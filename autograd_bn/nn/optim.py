@@ -18,7 +18,7 @@ class Optimiser:
     """What all optimisers share: the parameters, the arrays kept for each, and how they are saved.
 
     `lr` and its like may be changed between steps. `TypeError` and `ValueError` for what is no leaf, and for a tensor
-    given twice.
+    that comes twice.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()

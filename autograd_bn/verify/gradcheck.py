@@ -14,7 +14,7 @@ from .. import engine as ag
 from ..engine import Tensor
 from ..engine.node import Array
 from .finite_differences import Differences
-from .orders import arguments, check_settings, derivatives, input_names, place, pull
+from .orders import arguments, check_settings, derivatives, input_names, place, vjp
 
 # Below it products of derivatives with each other vanish in float64.
 _UNDERFLOW = 1e-60
@@ -50,7 +50,7 @@ class GradientError(AssertionError):
     """A derivative is wrong; the text says which, where, by how much, and what mistake it looks like.
 
     `rows` has a `Block` for each input, right or wrong, `order` is the order of the derivatives in it. `f`, `inputs`
-    (float64 arrays; constants as they were given) and `names` are what was checked.
+    (float64 arrays; constants as they came) and `names` are what was checked.
     """
 
     rows: tuple[Block, ...] = ()
@@ -111,7 +111,7 @@ def gradcheck(
     arrays = _checked_inputs(values, names, constants)
     rng = np.random.default_rng(seed)
 
-    def record(at: Sequence[Array], k: int, record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def recorded(at: Sequence[Array], k: int, record: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The inputs and the weights of `k` orders as fresh leaves, and what is differentiated next, both by name."""
         rest = (array.copy() for array in at)
         tensors = [
@@ -125,7 +125,7 @@ def gradcheck(
     limit = lambda measured: atol + rtol * np.abs(measured)
     variables = [array for array, constant in zip(arrays, constants, strict=True) if not constant]
     for k in range(order):
-        check = _Check(partial(record, k=k), variables, k, eps, limit, rng)
+        check = _Check(partial(recorded, k=k), variables, k, eps, limit, rng)
         try:
             check.run()
         except GradientError as error:
@@ -160,19 +160,19 @@ def _checked_inputs(values: list[Any], names: list[str], constants: list[bool]) 
 
 
 class _Check:
-    """The check of the derivative of order `k + 1`: of the outputs that `record` gives, by its variables."""
+    """The check of the derivative of order `k + 1`: of the outputs that `recorded` gives, by its variables."""
 
     def __init__(
         self,
-        record: Any,
+        recorded: Any,
         at: list[Array],
         k: int,
         eps: float,
         limit: Callable[[Array], Array],
         rng: np.random.Generator,
     ) -> None:
-        self.record, self.at, self.k, self.eps, self.limit, self.rng = record, at, k, eps, limit, rng
-        self.leaves, self.outputs = record(at)
+        self.recorded, self.at, self.k, self.eps, self.limit, self.rng = recorded, at, k, eps, limit, rng
+        self.leaves, self.outputs = recorded(at)
         self.graph = ag.Graph(*self.outputs.values())
         self.blocks: list[Block] = []
 
@@ -185,10 +185,10 @@ class _Check:
         size = sum(output.size for output in self.outputs.values())
         scale = self.rng.uniform(0.5, 2, size) * self.rng.choice([-1, 1], size)
         sums = np.outer([1, -1.5], self.rng.normal(size=size))
-        pulled = [self.pull(weights, self.leaves, self.outputs) for weights in (*np.diag(scale), *sums)]
-        rounding, linear = self.rounding(sums[0], pulled[-2]), True
+        weighed = [self.gradients(weights, self.leaves, self.outputs) for weights in (*np.diag(scale), *sums)]
+        rounding, linear = self.rounding(sums[0], weighed[-2]), True
         for i, (name, leaf) in enumerate(self.leaves.items()):
-            rows = np.array([gradients[i].ravel() for gradients in pulled])
+            rows = np.array([gradients[i].ravel() for gradients in weighed])
             analytic = rows[:-2] / scale[:, None]
             measured, error = differences.jacobian(i)
             floor = 1e-11 * np.max(np.abs(measured), axis=1, keepdims=True, initial=0) + _UNDERFLOW
@@ -213,7 +213,7 @@ class _Check:
 
     def values(self, at: Sequence[Array]) -> list[Array]:
         """The outputs elsewhere."""
-        return [output.data for output in self.record(at, record=False)[1].values()]
+        return [output.data for output in self.recorded(at, record=False)[1].values()]
 
     def refuse_what_cannot_be_judged(self) -> None:
         """Raise where no difference of `f` could say whether its derivative is right."""
@@ -237,18 +237,18 @@ class _Check:
             names = ", ".join(self.leaves)
             raise Unjudgeable(f"no output of f depends on its inputs ({names}): every gradient would pass")
 
-    def pull(self, weights: Array, leaves: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Array]:
+    def gradients(self, weights: Array, leaves: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Array]:
         """The gradients of the outputs weighed by a vector."""
         parts = np.split(weights, np.cumsum([output.size for output in outputs.values()])[:-1])
         shaped = [part.reshape(output.shape) for part, output in zip(parts, outputs.values(), strict=True)]
-        return [g.data for g in pull(outputs.values(), leaves.values(), shaped)]
+        return [g.data for g in vjp(outputs.values(), leaves.values(), shaped)]
 
     def rounding(self, weights: Array, here: list[Array]) -> list[float]:
         """How far rounding may throw the rules' results: what moving the inputs by their last bits does to them."""
         most = [0.0] * len(here)
         for _ in range(2):
             at = [a * (1 + 2**-51 * self.rng.uniform(-1, 1, a.shape)) for a in self.at]
-            there = self.pull(weights, *self.record(at))
+            there = self.gradients(weights, *self.recorded(at))
             most = [max(m, float(np.max(np.abs(a - b), initial=0))) for m, a, b in zip(most, here, there, strict=True)]
         return most
 

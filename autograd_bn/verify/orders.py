@@ -48,14 +48,14 @@ def derivatives(
     orders = [{f"{label}[{k}]": output for k, output in enumerate(result)} if several else {label: result}]
     for k in range(1, order + 1):
         weights = {name: weigh(output) for name, output in orders[-1].items()}
-        gradients = pull(orders[-1].values(), variables.values(), weights.values(), record=record or k < order)
+        gradients = vjp(orders[-1].values(), variables.values(), weights.values(), record=record or k < order)
         orders.append({f"d{k if k > 1 else ''}{name}": g for name, g in zip(variables, gradients, strict=True)})
         variables |= {f"(weights of {name})": w for name, w in weights.items() if getattr(w, "requires_grad", False)}
     return variables, orders
 
 
-def pull(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:
-    """The gradients of all outputs together, each weighed by an array of its shape; 0 where none flows."""
+def vjp(outputs: Iterable[Tensor], variables: Iterable[Tensor], weights: Any, *, record: bool = False) -> list[Tensor]:
+    """The vector-Jacobian product: the gradients of all outputs, each weighed by an array of its shape, together."""
     leaves = list(variables)
     gradients = ag.grad(list(outputs), leaves, list(weights), create_graph=record, allow_unused=True)
     return [

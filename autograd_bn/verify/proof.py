@@ -111,9 +111,9 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
 
     left, right = _exactly(f, leaves, order, "f"), _exactly(g, leaves, order, "g")
     check_same(left, right)
-    places = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
-    place = next(places, None)
-    difference = place and Difference(*place, *[Fraction(side[place[0]].item(place[1])) for side in (left, right)])
+    unequal = ((name, tuple(index)) for name in left for index in np.argwhere(left[name] != right[name]).tolist())
+    first = next(unequal, None)
+    difference = first and Difference(*first, *[Fraction(side[first[0]].item(first[1])) for side in (left, right)])
     return Proof(function_names(f, g), {name: a.shape for name, a in left.items()}, order, difference)
 
 
@@ -177,7 +177,7 @@ def _weights() -> Callable[[Tensor], Tensor]:
 def rational_batch(shape: Sequence[int], *, axes: Axis = None, seed: int = 0) -> tuple[Array, Array, Array, Array]:
     """Exact inputs `(x, gamma, beta, eps)` for batch norm: object arrays of `Fraction`.
 
-    `x` has the given shape; `gamma`, `beta` and `eps` have that of the axes that are kept by statistics over `axes`, as
+    `x` has this shape; `gamma`, `beta` and `eps` have that of the axes that are kept by statistics over `axes`, as
     in `batch_norm` all but the last by default. `eps` is positive and makes variance + eps the square of a rational for
     each feature, so that every step is exact. No gamma is 0 or 1. `ValueError` for fewer than two values of a feature.
 

@@ -1,7 +1,7 @@
 """Recognising batch norm by what it computes, however it is spelled.
 
 The part of a graph between a node and an `x` of its shape is cut out and evaluated on random numbers. It is batch norm
-where its values are those of the formula, with gamma, beta and eps found among the values that it reads. It is looked
+where its values are those of the formula, with gamma, beta and eps among the values that it reads. It is looked
 through analytic operations only, so values that agree at random points are one function. `stop_gradient` is evaluated
 as a derivative sees it, as a constant: it keeps the value that it has at other inputs. Functions that agree then have
 the same derivatives, of every order.
@@ -18,7 +18,7 @@ import numpy as np
 
 from ...engine.node import Array, Node
 from ...engine.operations import broadcasts, count, reduced_axes
-from .region import ELEMENTWISE, MEANS, MIXING, Formula, Region, Values, close, constant, constants, is_root, nodes
+from .region import ELEMENTWISE, MEANS, MIXING, Formula, Known, Region, close, constant, constants, is_root, nodes
 
 _LAST = frozenset("add subtract multiply divide negative".split())
 _ANALYTIC = ELEMENTWISE | MIXING | {"reshape", "transpose", "getitem"}
@@ -41,6 +41,11 @@ class Match(NamedTuple):
     stop: tuple[str, ...]
     rank: int = MATCHED
 
+    @property
+    def parameters(self) -> tuple[Any, Any, Any, Any, Any]:
+        """What it reads beside `x`."""
+        return self.gamma, self.beta, self.eps, self.mean, self.var
+
 
 class Miss(NamedTuple):
     """Why a node that looks like batch norm is none."""
@@ -58,7 +63,7 @@ class Judged(NamedTuple):
 
     def ends(self) -> set[Node]:
         """What the batch norm reads."""
-        return {self.region.x, *nodes(self.verdict[:6] if isinstance(self.verdict, Match) else ())}
+        return {self.region.x, *nodes(self.verdict.parameters if isinstance(self.verdict, Match) else ())}
 
     def inside(self) -> set[Node]:
         """The nodes between this one, or its equal, and the ends, all of these left out."""
@@ -119,7 +124,7 @@ class Recogniser:
     def search(self, outputs: Sequence[Node]) -> list[Judged]:
         """The nodes below `outputs` that are batch norms or almost are, inputs first.
 
-        Consumers are looked at first: so the longest spelling is found, and what only it reads is not looked at again.
+        Consumers are looked at first: so the longest spelling wins, and what only it reads is not looked at again.
         """
         live, settled, seen = set(outputs), set[Node](), dict[Node, Judged]()
         for node in reversed(self.order):
@@ -210,17 +215,15 @@ class Recogniser:
 
 def judge(region: Region) -> Match | Miss:
     """What `y` is as a function of `x`."""
-    best: Match | Miss = NOTHING
+    best = NOTHING
     candidates = _training(region) if region.averaged else _inference(region)
     for candidate in candidates:
         verdict = candidate if isinstance(candidate, Miss) else _confirmed(region, *candidate)
+        if isinstance(verdict, Match):
+            inside, graph = Judged(region.y, region, verdict).inside(), region.graph
+            bent = [str(node.op) for node in inside if graph.same[node] not in graph.analytic]
+            return Miss(f"it is batch norm at some inputs only, because of {min(bent)}") if bent else verdict
         best = min(best, verdict, key=lambda verdict: verdict.rank)
-        if isinstance(best, Match):
-            break
-    if isinstance(best, Match):
-        inside, graph = Judged(region.y, region, best).inside(), region.graph
-        bent = [str(node.op) for node in inside if graph.same[node] not in graph.analytic]
-        return Miss(f"it is batch norm at some inputs only, because of {min(bent)}") if bent else best
     return best
 
 
@@ -232,7 +235,7 @@ def _training(region: Region) -> Iterator[tuple[Any, ...]]:
 
 
 def _inference(region: Region) -> Iterator[Any]:
-    """The same by statistics that are given: a line in `x`, element by element. Or a `Miss`."""
+    """The same by constant statistics: a line in `x`, element by element. Or a `Miss`."""
     if region.line is None:
         return
     slope, start = region.line
@@ -302,8 +305,8 @@ def _holds(region: Region, match: Match, spread: float, offset: float) -> bool:
     return close(values[region.y], expected, 1e-11)
 
 
-def _statistics(region: Region, match: Match, values: Values, old: Array) -> tuple[Any, Any]:
-    """The mean and the variance, given or of the batch; those that are stopped stay the old ones."""
+def _statistics(region: Region, match: Match, values: Known, old: Array) -> tuple[Any, Any]:
+    """The mean and the variance, constants or of the batch; those that are stopped stay the old ones."""
     x = values[region.x]
     if match.mean is not None:
         return region.taken(match.mean, values), region.taken(match.var, values)
@@ -392,7 +395,7 @@ def _unequal(region: Region, e: Any) -> Miss:
     near: dict[str, Formula] = {}
     for a, b, c in set(product(axes, repeat=3)) - {(a, a, a) for a in axes}:
         reason = f"unequal axes: the mean is taken over {a}, the variance over {b} about {c}"
-        near[reason] = _normal(partial(region.avg, axes=a), partial(region.var_about, axes=b, mean_axes=c), e)
+        near[reason] = _normal(partial(region.avg, axes=a), partial(region.var, axes=b, mean_axes=c), e)
     for a in axes:
         if a and a[-1] >= len(a) and broadcasts(np.mean(region.values[region.x], a).shape, region.shape):
             reason = "the statistics are laid along other axes than those that they belong to: keepdims is missing"

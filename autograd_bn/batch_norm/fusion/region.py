@@ -23,7 +23,7 @@ MEANS = frozenset("sum mean var".split())
 ELEMENTWISE = ROOTS | SAME | frozenset("add subtract multiply divide negative square exp broadcast_to".split())
 MIXING = MEANS | {"matmul", "einsum"}
 
-Values = dict[Node, Any]
+Known = dict[Node, Any]  # the value of each
 Formula = Callable[[Array], Any]  # of x
 
 
@@ -114,12 +114,12 @@ class Region:
         """Random numbers for x."""
         return spread * (self.rng.normal(size=self.shape) + offset)
 
-    def draw_others(self, positive: Collection[Node]) -> Values:
+    def draw_others(self, positive: Collection[Node]) -> Known:
         """Random numbers for the other nodes that are read, of which some have to be positive."""
         drawn = {node: self.rng.uniform(0.5, 2, self._small(node.shape)) for node in self.cut}
         return {n: v if n in positive else v * self.rng.choice([-1, 1], v.shape) for n, v in drawn.items()}
 
-    def run(self, x: Array, others: Values, kept: Values | None = None) -> Values:
+    def run(self, x: Array, others: Known, kept: Known | None = None) -> Known:
         """The value of every node; what `stop_gradient` cuts off is taken from `kept`."""
         values = {**others, self.x: x}
         for node, args in self.args.items():
@@ -153,7 +153,7 @@ class Region:
         sources = [(None, neutral), *self.sources]
         return [source for source, value in sources if close(value, parameter, 1e-6, scale)]
 
-    def taken(self, source: Any, values: Values, neutral: float = 0) -> Any:
+    def taken(self, source: Any, values: Known, neutral: float = 0) -> Any:
         """The value of a source along `x`; a neutral one in the place of None."""
         source = neutral if source is None else source
         return self.laid(values[source] if isinstance(source, Node) else constant(source))
@@ -162,17 +162,13 @@ class Region:
         """The mean over the averaged axes, or over others."""
         return np.mean(values, axis=self.axes if axes is None else axes, keepdims=True)
 
-    def var(self, values: Array) -> Any:
-        """The variance over the averaged axes."""
-        return self.about(self.avg(values), values)
+    def var(self, values: Array, axes: tuple[int, ...] | None = None, mean_axes: tuple[int, ...] | None = None) -> Any:
+        """The variance over the averaged axes, or over others, perhaps about the mean over others again."""
+        return self.avg((values - self.avg(values, mean_axes)) ** 2, axes)
 
     def about(self, centre: Any, values: Array) -> Any:
         """The mean of squared deviations from something."""
         return self.avg((values - centre) ** 2)
-
-    def var_about(self, values: Array, axes: tuple[int, ...], mean_axes: tuple[int, ...]) -> Any:
-        """The mean over some axes of squared deviations from the mean over others."""
-        return self.avg((values - self.avg(values, mean_axes)) ** 2, axes)
 
 
 def nodes(args: Iterable[Any]) -> list[Node]:

@@ -46,10 +46,9 @@ class Report:
 def fuse(*outputs: Tensor) -> Report:
     """Rewire every batch norm that is spelled out below `outputs` into one fused node, in place.
 
-    Any spelling is recognised, with gamma and beta or without, with the statistics of the batch or given ones that are
-    constants; `stop_gradient` on the statistics becomes `stop`. The last node of the spelling becomes the fused node;
-    values keep their bits, and gradients agree to rounding at every order. Other consumers of the nodes inside still
-    have them.
+    Any spelling is recognised, with gamma and beta or without, with the statistics of the batch or constant ones;
+    `stop_gradient` on the statistics becomes `stop`. The last node of the spelling becomes the fused node; values keep
+    their bits, and gradients agree to rounding at every order. Other consumers of the nodes inside still have them.
 
     What looks like batch norm and differs is refused, with the reason: eps outside the root, unequal axes, statistics
     of another tensor, an unbiased variance or one in a single pass, a node inside that is itself one of `outputs`. The
@@ -99,7 +98,7 @@ def _fused(match: Match, values: Values) -> Node:
 
     with recording(True):
         x = Tensor(values[match.x], match.x)
-        gamma, beta, eps, mean, var = [operand(source) for source in match[1:6]]
+        gamma, beta, eps, mean, var = [operand(source) for source in match.parameters]
         y = batch_norm(x, gamma, beta, axes=match.axes, eps=eps, mean=mean, var=var, stop=match.stop)
     return y.node  # type: ignore[no-any-return]
 

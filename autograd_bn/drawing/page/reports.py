@@ -20,6 +20,7 @@ from .code import mark, pane, source_of
 from .views import LABELS, Twins, View
 
 REPORTS = (Comparison, Verdict, GradientError, Derivation)
+JUDGED = "What the check found, step by step"  # a title
 CLOSE = 1e4  # ulp: what two forms compute at one place
 PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
 
@@ -34,8 +35,8 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
     if isinstance(report, Verdict):
         view, texts = _judged(report, arrays), [("as it was judged", source_of(report.forward, report.backward))]
         texts += [("what would be right", report.solution.source)] if report.solution else []
-        return "What the check found, step by step", [view], {}, _code(view, texts)
-    return "What the check found, step by step", [_failed(report, arrays)], {}, ""
+        return JUDGED, [view], {}, _code(view, texts)
+    return JUDGED, [_failed(report, arrays)], {}, ""
 
 
 def _code(view: View, texts: list[tuple[str, str]]) -> str:
