@@ -3,8 +3,6 @@
 Here is what they share: their errors, how they print, and the bar that shows how far they are.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

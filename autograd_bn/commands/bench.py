@@ -1,7 +1,5 @@
 """`autograd-bn bench`: fused against composed batch norm on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

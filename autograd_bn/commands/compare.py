@@ -1,7 +1,5 @@
 """`autograd-bn compare`: both forms of batch norm on real data, side by side."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The user's files: what he gives as data, and what he wants written."""
 
-from __future__ import annotations
-
 import csv
 import tempfile
 from collections import Counter

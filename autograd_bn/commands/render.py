@@ -1,7 +1,5 @@
 """`autograd-bn render`: the graph of batch norm on data, as a picture."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`autograd-bn train`: the digits with and without batch norm, as in the paper that introduced it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

@@ -1,7 +1,5 @@
 """What the ranks of an MPI job tell each other, with the check that they talk about the same thing."""
 
-from __future__ import annotations
-
 import pickle
 from functools import reduce
 from typing import Any

@@ -4,8 +4,6 @@ A rank's backward pass, that of `batch_norm` with `comm` too, leaves in `.grad` 
 parameter. The derivative by the parameter is their sum over the ranks, which nothing takes before these functions do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

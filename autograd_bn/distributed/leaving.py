@@ -1,7 +1,5 @@
 """How a job ends when one of its ranks leaves: no other may wait for it for ever."""
 
-from __future__ import annotations
-
 import atexit
 import sys
 import threading

@@ -1,7 +1,5 @@
 """How a graph is arranged: which leaves are drawn again, batch norm's statistics, the way forward."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Records become DOT, in a house style that holds in greyscale too: kinds differ in outline and in fill."""
 
-from __future__ import annotations
-
 import base64
 import math
 import re

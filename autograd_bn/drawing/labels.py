@@ -1,7 +1,5 @@
 """What stands in a picture: nodes, options, numbers and arrays in a few words."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

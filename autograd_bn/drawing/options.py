@@ -1,7 +1,5 @@
 """What `render`, `to_dot` and `page` can be asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar

@@ -1,7 +1,5 @@
 """What a picture shows, as plain records: all is settled here, and nothing is known of DOT."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels that Graphviz has put on a line, or on each other, move to the nearest free place."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from xml.etree import ElementTree

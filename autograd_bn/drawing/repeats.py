@@ -1,7 +1,5 @@
 """Equal blocks and time steps that follow each other, of which a picture shows one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Graphviz at work: DOT becomes svg, png or pdf, and a file."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

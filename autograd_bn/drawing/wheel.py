@@ -5,8 +5,6 @@ them, so it is called past the package. Letters are as wide as in the font that 
 so that the picture is the same on every machine.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import struct

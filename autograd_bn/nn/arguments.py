@@ -1,7 +1,5 @@
 """Checks of arguments: one error that names the argument, what came and what was expected."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

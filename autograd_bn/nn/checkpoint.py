@@ -1,7 +1,5 @@
 """Checkpoints: named arrays in one `.npz` file, never pickled, and never half written."""
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile

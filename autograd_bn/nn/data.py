@@ -1,7 +1,5 @@
 """The packaged digits, and mini-batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The operations that layers are made of, each with its derivative. Images are (N, H, W, C), features last."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@
 generator that the operating system seeds, as `numpy.random.default_rng()` does. Parameters are made in `dtype`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The losses: each the mean over the batch, as a tensor of one element."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

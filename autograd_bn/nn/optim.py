@@ -1,7 +1,5 @@
 """The optimisers and the schedules of their learning rate, with PyTorch's formulas."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, cast

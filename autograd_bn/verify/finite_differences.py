@@ -1,7 +1,5 @@
 """Numeric derivatives, each with an estimate of its own error."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """`gradcheck`: the derivatives that rules compute against those that differences measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

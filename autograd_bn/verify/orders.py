@@ -1,7 +1,5 @@
 """A function and its derivatives of every order: what `gradcheck`, `compare` and `prove_equal` walk through."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

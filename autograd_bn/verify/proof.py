@@ -1,7 +1,5 @@
 """`prove_equal`: two functions and their derivatives, entry by entry, in exact rational arithmetic."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Tables of results: as text for terminals, as HTML for notebooks."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Collection, Sequence
 

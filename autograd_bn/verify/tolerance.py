@@ -1,7 +1,5 @@
 """How close two results have to be: beside what an entry is judged, and what the inputs' last bits do to it."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import reduce

@@ -7,8 +7,6 @@ as a derivative sees it, as a constant: it keeps the value that it has at other 
 the same derivatives, of every order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product

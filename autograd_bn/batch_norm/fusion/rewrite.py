@@ -1,7 +1,5 @@
 """Rewriting one form of batch norm into the other, in place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """A page that steps through a graph, forward and back: one HTML file that needs nothing else, and no network."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

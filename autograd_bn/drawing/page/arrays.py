@@ -1,7 +1,5 @@
 """Arrays as a page holds them: short ones whole, of long ones a summary, each once."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

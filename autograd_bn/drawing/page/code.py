@@ -1,7 +1,5 @@
 """The pane of code: the lines of a forward and a backward pass, and which of them each step of the page is at."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import textwrap

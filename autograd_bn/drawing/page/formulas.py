@@ -1,7 +1,5 @@
 """Formulas as text, read off what was recorded: of an operation, and of its rules."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import copy
 from functools import reduce

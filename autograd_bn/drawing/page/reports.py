@@ -1,7 +1,5 @@
 """Pages of what was checked: a comparison side by side, a verdict and a failed gradcheck at the first wrong step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A view of a page: one graph with its nodes, edges, steps, paths and picture."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
