@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -70,18 +71,7 @@ def run(args: argparse.Namespace) -> int:
         comparison = ag.compare(composed, fused, leaves, order=args.order)
         show("taking the time")
         forms = measure(leaves, _REPEATS)
-        leaves[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
-        drawn, undrawn = list[Path](), list[str]()
-        for path in pictures:
-            show(f"drawing {path.name}")
-            shown: Any = comparison
-            if path.stem in FORMS:
-                shown = FORMS[path.stem](*leaves)
-                shown.name = "y"
-            try:
-                drawn.append(ag.render(shown, path))
-            except RuntimeError as error:  # what has been computed is told all the same
-                undrawn.append(f"{path.name} is not drawn: {error}")
+        drawn, undrawn = _draw(pictures, comparison, leaves, show)
         show("done")
     for i, form in enumerate(forms.values()):
         errors = [row.ulp[i] for row in comparison.rows]
@@ -114,6 +104,25 @@ def run(args: argparse.Namespace) -> int:
     for why in undrawn:
         complain(why)
     return 0 if comparison.ok else 1
+
+
+def _draw(
+    pictures: list[Path], comparison: ag.Comparison, leaves: list[Any], show: Callable[[str], None]
+) -> tuple[list[Path], list[str]]:
+    """The pictures that were drawn, and why others were not: what has been computed is told all the same."""
+    leaves[0].requires_grad = False  # in the pictures x is an input; only gamma and beta are parameters
+    drawn, undrawn = list[Path](), list[str]()
+    for path in pictures:
+        show(f"drawing {path.name}")
+        shown: Any = comparison
+        if path.stem in FORMS:
+            shown = FORMS[path.stem](*leaves)
+            shown.name = "y"
+        try:
+            drawn.append(ag.render(shown, path))
+        except RuntimeError as error:
+            undrawn.append(f"{path.name} is not drawn: {error}")
+    return drawn, undrawn
 
 
 def measure(leaves: list[Any], repeats: int) -> dict[str, dict[str, Any]]:

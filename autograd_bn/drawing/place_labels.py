@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,26 +24,12 @@ def placed(svg: str) -> str:
     """The svg that Graphviz made, with no label of an edge or a frame on a line where there is room beside it."""
     root = ElementTree.fromstring(svg)
     *_, width, height = (float(size) for size in root.get("viewBox", "0 0 0 0").split())
-    groups = {element: group for group in root.iter(f"{SVG}g") for element in group}
-    texts = list(root.iter(f"{SVG}text"))
     if width * height > LOOKED_AT:
         return svg
-    taken, frames, edges = Taken(width, height), dict[ElementTree.Element, Box](), dict[ElementTree.Element, Array]()
-    for element, group in groups.items():
-        kind = group.get("class")
-        if kind == "graph" or element.tag in (f"{SVG}title", f"{SVG}text"):
-            continue
-        points = corners(element)
-        around = (*points.min(axis=0), *points.max(axis=0))
-        if kind == "node" or element.tag != f"{SVG}path":  # a shape, or an arrowhead
-            taken.fill(around)
-            continue
-        line = curve(points)
-        taken.draw(line)
-        if kind == "cluster":
-            frames[group] = around
-        else:
-            edges[group] = line
+    groups = {element: group for group in root.iter(f"{SVG}g") for element in group}
+    texts = list(root.iter(f"{SVG}text"))
+    taken = Taken(width, height)
+    frames, edges = _drawn(groups, taken)
     boxes: dict[ElementTree.Element, list[Box]] = {}  # of the lines of a label, which move together
     for text in texts:
         if groups[text].get("class") in ("edge", "cluster") and (text.text or "").strip(" \xa0"):
@@ -53,13 +40,13 @@ def placed(svg: str) -> str:
             taken.fill(box)
     moves: dict[ElementTree.Element, tuple[float, float]] = {}
     for group in struck:
-        whole = np.array(boxes[group])
-        around = (*whole[:, :2].min(axis=0), *whole[:, 2:].max(axis=0))
+        lines = np.array(boxes[group])
+        around = (*lines[:, :2].min(axis=0), *lines[:, 2:].max(axis=0))
         for dx, dy in ways(around, frames.get(group), edges.get(group, NO_LINE)):
-            moved_to = [tuple(line) for line in np.add(whole, [dx, dy, dx, dy])]
-            if around[0] + dx >= 0 and around[2] + dx <= width - 8 and all(map(taken.free, moved_to)):
+            there = [tuple(line) for line in np.add(lines, [dx, dy, dx, dy])]
+            if around[0] + dx >= 0 and around[2] + dx <= width - 8 and all(map(taken.free, there)):
                 moves[group] = dx, dy
-                for box in moved_to:
+                for box in there:
                     taken.fill(box)
                 break
     at = iter(texts)
@@ -94,6 +81,27 @@ class Taken:
 
     def free(self, box: Box) -> bool:
         return not self.part(box, MARGIN).any()
+
+
+def _drawn(groups: dict[Any, Any], taken: Taken) -> tuple[dict[Any, Box], dict[Any, Array]]:
+    """The frames and the lines of edges, by their groups; what is drawn but letters is taken then."""
+    frames, edges = dict[Any, Box](), dict[Any, Array]()
+    for element, group in groups.items():
+        kind = group.get("class")
+        if kind == "graph" or element.tag in (f"{SVG}title", f"{SVG}text"):
+            continue
+        points = corners(element)
+        around = (*points.min(axis=0), *points.max(axis=0))
+        if kind == "node" or element.tag != f"{SVG}path":  # a shape, or an arrowhead
+            taken.fill(around)
+            continue
+        line = curve(points)
+        taken.draw(line)
+        if kind == "cluster":
+            frames[group] = around
+        else:
+            edges[group] = line
+    return frames, edges
 
 
 def corners(element: ElementTree.Element) -> Array:

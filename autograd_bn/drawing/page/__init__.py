@@ -85,8 +85,8 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     if isinstance(outputs, REPORTS):
         if any(value is not default for value, default in zip(options.values(), plain.values(), strict=True)):
             raise ValueError(f"options but direction are for tensors, outputs is a {type(outputs).__name__}")
-        title, views, twin, code = of_report(outputs, arrays)
-        return _document(title, views, twin, direction, beside=bool(twin), code=code)
+        title, views, twins, code = of_report(outputs, arrays)
+        return _document(title, views, twins, direction, beside=bool(twins), code=code)
     scene = scene_of(outputs, options, opened=True)
     ends = scene.graph.outputs
     start, why = seeds(scene.graph, grads is None or grads), ""
@@ -103,23 +103,27 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
     if len(fused) > 1 and all(len(form.shown) <= BRIEF for form in forms.values()):
         forms |= {f"open {k}": scene.opened([node], known) for k, node in enumerate(fused[:ALONE], 1)}
     views = [View(name, form, start, arrays, options["values"] is not False, why) for name, form in forms.items()]
-    # Of each other view the node of the first, and of the first that of the second: of a body the last one.
-    first, twin = views[0], {}
-    for other in views[1:]:
-        back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
-        twin.setdefault(first.name, {str(there): int(i) for i, there in back.items()})
-        twin[other.name] = back
-    form = "fused batch norm" if fused else "composed batch norm" if "x̂" in first.roles.values() else ""
+    form = "fused batch norm" if fused else "composed batch norm" if "x̂" in views[0].roles.values() else ""
     names = ", ".join([node.name for node in ends if node.name])
     what = ": ".join(filter(None, [names, form])) or f"A graph of {len(scene.graph.nodes)} nodes"
     title = f"{what}, step by step"
-    return _document(title, views, twin, direction, start=int(expand and bool(fused)), fold=not expand)
+    return _document(title, views, _twins(views), direction, start=int(expand and bool(fused)), fold=not expand)
+
+
+def _twins(views: list[View]) -> Twins:
+    """Of each other view the node of the first, and of the first that of the second: of a body the last one."""
+    first, twins = views[0], Twins()
+    for other in views[1:]:
+        back = {str(i): first.ids[other.scene.origin(node)] for node, i in other.ids.items()}
+        twins.setdefault(first.name, {str(there): int(i) for i, there in back.items()})
+        twins[other.name] = back
+    return twins
 
 
 def _document(
     title: str,
     views: list[View],
-    twin: Twins,
+    twins: Twins,
     direction: str | None,
     *,
     start: int = 0,
@@ -133,7 +137,7 @@ def _document(
     css, js = (" ".join([line.strip() for line in parts[name].splitlines()]) for name in ("css", "js"))
     with ThreadPoolExecutor() as pool:  # Graphviz, a program of its own, draws while the steps are written
         drawn = [pool.map(partial(draw_view, made, direction=direction or "TB"), made.pictures) for made in views]
-        data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twin}
+        data = {"format": "autograd-bn-page", "version": 1, "beside": beside, "start": start, "twin": twins}
         data |= {"fold": fold, "views": [made.data for made in views], "arrays": views[0].arrays.listed}
         svgs = [list(pictures) for pictures in drawn]
     text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
