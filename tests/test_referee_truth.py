@@ -287,6 +287,7 @@ def ridge_loss(W, X, y, reg):
     before = W.tobytes(), X.tobytes(), y.tobytes()
     verdict = ag.check_backward(loss(space["ridge_loss"], (W, X, y, 0.3)), (W, X, y, 0.3))
     assert wrong(verdict) == ["dW"]
+    assert "differences" not in str(verdict)  # forward is recorded
     assert "called again" not in str(verdict)
     assert [repair.new for repair in verdict.repair] == ["dW += reg * (2 * W)"]
     assert (W.tobytes(), X.tobytes(), y.tobytes()) == before

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...engine import Tensor
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put, vector
@@ -192,8 +193,9 @@ def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
 
     def results(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
         """The loss and its gradients, which some return first."""
+        copies = [v if isinstance(v, Tensor) else copy.deepcopy(v) for v in values]  # of a tensor it would be recorded
         with seeded(function), library.precise():
-            back = run(*map(library.lift, copy.deepcopy(values)))
+            back = run(*map(library.lift, copies))
         if not isinstance(back, tuple | list) or len(back) < 2 or isinstance(back[0], str):
             raise NoPair
         place = int(len(back) == 2 and not _is_number(back[0]))
