@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_367,
     "distributed": 279,
     "batch_norm": 2_677,
-    "verify": 9_539,
+    "verify": 9_553,
     "drawing": 2_426,
     "nn": 1_330,
     "commands": 1_165,

@@ -189,14 +189,16 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
 
 
-_COST, _SLOPE = r"\w*(loss|cost|nll)|J|cost_?\w*", re.compile(r"\w*(grad|cost)\w*|d[A-Z_]?\w{0,6}")
+_COST, _SLOPE = r"\w*(loss|cost|nll)|J|cost_?\w*", re.compile(r"\w*(grad|cost)\w*|d\w+|g")
 
 
 def _is_loss(name: str, function: Any) -> bool:
     """Whether a function may return a loss and its gradient."""
     returned = returned_names(function)
     said = len(returned) > 1 and {bool(re.fullmatch(_COST, returned[0])), bool(re.fullmatch(_COST, returned[1]))}
-    named = re.search(r"loss(_|$)", name, re.IGNORECASE) or (said == {True, False} and _SLOPE.fullmatch(returned[-1]))
+    named = re.search(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", name, re.IGNORECASE) or (
+        said == {True, False} and _SLOPE.fullmatch(returned[-1])
+    )
     return bool(named) and len(returned) != 1 and not re.search(r"forward|^(test|plot|train|fit|num)", name)
 
 
@@ -348,7 +350,7 @@ def _used_as_lengths(what: type) -> set[str]:
 def _is_size(name: str) -> bool:
     """Whether a parameter's name says that it is a length."""
     listed = next((kinds for pattern, kinds in CANDIDATES if re.fullmatch(pattern, name.lower())), "")
-    return bool(re.match(r"=\d", listed)) and listed != "=1"
+    return bool(re.match(r"=\d+( |$)", listed)) and listed != "=1"
 
 
 def _uses_torch(space: dict[str, Any], function: Any) -> Any:
@@ -499,7 +501,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 continue
             except Exception as error:
                 if _is_todo(error):
-                    raise NotImplementedError(str(error) or "assert False") from None
+                    raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
                 missing = None if depth else _missing(error, values, known)
                 if missing:
                     break
@@ -870,7 +872,7 @@ def _written(pair: Pair) -> None:
         raise
     except Exception as error:
         if _is_todo(error):
-            raise NotImplementedError(str(error) or "assert False") from None
+            raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
         return  # for the verdict to report
     if not isinstance(back, Gradients):
         back = Gradients(back, {}, (), tuple(pair.names))

@@ -116,6 +116,8 @@ def kinship(parameter: Path, slot: Path) -> float:
         return 3.0 if same and marked and not theirs else 0.0  # weight.value, weight.grad
     if marked and ours == theirs:
         return 3.0
+    if len(parameter) > 2 < len(slot) and isinstance(slot[-1], int) and slot[-1] == parameter[-1]:
+        return kinship(parameter[:-1], slot[:-1])  # weights[1], dweights[1]
     meant = derivative_of(theirs[-1])[:-1] + ([theirs[-1]] if marked else [])
     if ours[-1] in meant:
         return 3.0 if ours[:-1] == theirs[:-1] else 2.0

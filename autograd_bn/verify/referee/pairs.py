@@ -179,7 +179,8 @@ def _called(what: type, name: str) -> Any:
 def _context(module: Any) -> Any:
     """A context of the author's own file, else one of ours."""
     for value in list(vars(module).values()) if module is not None else []:
-        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "save_for_backward"):
+        own = isinstance(value, type) and value.__module__ == module.__name__
+        if own and (hasattr(value, "save_for_backward") or re.search("(?i)ctx|context", value.__name__)):
             with suppress(Exception):
                 return value()
     return Context()
@@ -671,6 +672,8 @@ class Calls:
             place = self._gradient_of(name, left, after, new, dy) or (
                 moved and self._updated(name, moved[0], after, dy)
             )
+            if not place and name in self.slots:
+                place = self._only_one(name, rated[name], y)
             if place:
                 self.places[name] = place
             elif name in self.slots and name not in numbers and not is_constant(name, floats[name]):
@@ -695,6 +698,13 @@ class Calls:
             return sure
         likely = [place for surety, place in rated if surety >= 1 or looks_like_a_gradient(place)]
         return likely[0] if likely and (rated[0][0] >= 1 or len(likely) == 1) and name in self.slots else None
+
+    def _only_one(self, name: str, rated: list[tuple[float, Path]], y: Array) -> Path | None:
+        """The one array that backward wrote of a parameter's shape, which no other array that forward reads has."""
+        shapes = [np.shape(value) for value in self._all().values()]
+        left = [place for _, place in rated if place not in self.places.values()]
+        shape = np.shape(self._all()[name])
+        return left[0] if len(left) == 1 == shapes.count(shape) and shape not in ((), y.shape) else None
 
     def _slope(self, name: str, dy: Array, step: Array) -> float:
         """How fast `sum(y * dy)` changes along a step of one array, by a difference."""
