@@ -44,59 +44,65 @@ def equal_blocks(nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[
 
     That is the same place of the block before, or the same node. No other block than the next reads one, but the last.
     """
-    steps = [node for node in deepest_first(nodes, outputs) if node.primitive]
-    places = {node: i for i, node in enumerate(steps)}
-    readers: dict[Node, set[int]] = {node: set() for node in nodes}
-    for node, i in places.items():
-        for parent in node.inputs:
-            readers[parent].add(i)
-    signs = [sign(node) for node in steps]
+    row, equal, start = Row(nodes, outputs, sign), list[Repeat](), 0
+    steps, signs = row.steps, row.signs
+    while start < len(steps):
+        size, most = 1, 1
+        for length in range(1, min(LONGEST, (len(steps) - start) // MANY) + 1):
+            if signs[start] == signs[start + length] and (most == 1 or length % size):
+                blocks = row.count(start, length)
+                if blocks >= MANY and (blocks - 1) * length >= SAVED and blocks * length > most * size:
+                    size, most = length, blocks
+        if most > 1:
+            # Of the places where a block may begin the last: then what differs in the first stays outside.
+            start = max([i for i in range(start, start + size) if row.count(i, size) == most])
+            equal.append([steps[i : i + size] for i in range(start, start + most * size, size)])
+        start += most * size
+    return equal
 
-    def same(one: Any, other: Any, apart: int) -> bool:
+
+class Row:
+    """The operations of a graph in a row, each with its place, its sign and the places of what reads it."""
+
+    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Node], sign: Callable[[Node], Any]) -> None:
+        self.steps = [node for node in deepest_first(nodes, outputs) if node.primitive]
+        self.outputs, self.signs = outputs, [sign(node) for node in self.steps]
+        self.places = {node: i for i, node in enumerate(self.steps)}
+        self.readers: dict[Node, set[int]] = {node: set() for node in nodes}
+        for node, i in self.places.items():
+            for parent in node.inputs:
+                self.readers[parent].add(i)
+
+    def count(self, start: int, size: int) -> int:
+        """How many equal blocks of a size stand in a row."""
+        blocks = 1
+        while (end := start + (blocks + 1) * size) <= len(self.steps):
+            if not all(self.alike(i, i - size) for i in range(end - size, end)):
+                break
+            before = self.steps[end - 2 * size : end - size]
+            if any(node in self.outputs or max(self.readers[node], default=0) >= end for node in before):
+                break
+            blocks += 1
+        return blocks
+
+    def alike(self, i: int, j: int) -> bool:
+        """Whether two operations are equal, and read what is."""
+        one, other = self.steps[i].args, self.steps[j].args
+        if self.signs[i] != self.signs[j] or not all(self.same(*pair, i - j) for pair in zip(one, other, strict=True)):
+            return False
+        pairs = {(id(a), id(b)) for a, b in zip(one, other, strict=True)}
+        return len(pairs) == len({*map(id, one)}) == len({*map(id, other)})  # w · w is not v · w
+
+    def same(self, one: Any, other: Any, apart: int) -> bool:
         """Whether two operands are the same, or stand `apart` places from each other."""
         if one is other:
             return True
         if not isinstance(one, Node) or not isinstance(other, Node):
             return type(one) is type(other) and bool(np.array_equal(one, other))
-        if one in places and other in places:
-            return places[one] - places[other] == apart
+        if one in self.places and other in self.places:
+            return self.places[one] - self.places[other] == apart
         kinds = {(node.primitive, node.shape, node.dtype, node.requires_grad) for node in (one, other)}
-        return len(kinds) == len(readers[one]) == len(readers[other]) == 1
-
-    def alike(i: int, j: int) -> bool:
-        one, other = steps[i].args, steps[j].args
-        if signs[i] != signs[j] or not all(same(*pair, i - j) for pair in zip(one, other, strict=True)):
-            return False
-        pairs = {(id(a), id(b)) for a, b in zip(one, other, strict=True)}
-        return len(pairs) == len({*map(id, one)}) == len({*map(id, other)})  # w · w is not v · w
-
-    def count(start: int, size: int) -> int:
-        """How many equal blocks of a size stand in a row."""
-        blocks = 1
-        while (end := start + (blocks + 1) * size) <= len(steps):
-            block = range(end - size, end)
-            if not all(alike(i, i - size) for i in block):
-                break
-            before = steps[end - 2 * size : end - size]
-            if any(node in outputs or max(readers[node], default=0) >= end for node in before):
-                break
-            blocks += 1
-        return blocks
-
-    equal, start = list[Repeat](), 0
-    while start < len(steps):
-        size, most = 1, 1
-        for length in range(1, min(LONGEST, (len(steps) - start) // MANY) + 1):
-            if signs[start] == signs[start + length] and (most == 1 or length % size):
-                blocks = count(start, length)
-                if blocks >= MANY and (blocks - 1) * length >= SAVED and blocks * length > most * size:
-                    size, most = length, blocks
-        if most > 1:
-            # Of the places where a block may begin the last: then what differs in the first stays outside.
-            start = max([i for i in range(start, start + size) if count(i, size) == most])
-            equal.append([steps[i : i + size] for i in range(start, start + most * size, size)])
-        start += most * size
-    return equal
+        return len(kinds) == len(self.readers[one]) == len(self.readers[other]) == 1
 
 
 def deepest_first(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:

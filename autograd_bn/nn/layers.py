@@ -241,7 +241,7 @@ class BatchNorm(Module):
     towards its mean and unbiased variance: `momentum` is the weight of the new value, `None` averages over all batches.
     They are float64, evaluation normalises by them, and checks leave them as they are. `track_running_stats=False` has
     none and always normalises by the batch. `gamma` and `beta` start as 1 and 0; `affine=False` has none. `form` and
-    `comm`: see `batch_norm`.
+    `comm`: see `batch_norm`; `eps` is one number here.
 
     `ValueError` where x has another number of features, or one value per feature in training.
 

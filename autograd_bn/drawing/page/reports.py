@@ -62,42 +62,51 @@ def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection
 
 def _compared(comparison: Comparison, arrays: Arrays) -> tuple[list[View], Twins]:
     """Both functions, each node with its errors, and for each node its twin on the other side."""
-
-    def weighed(f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
-        inputs = {n: a.astype(dtype or a.dtype) for n, a in zip(comparison.input_names, comparison.inputs, strict=True)}
-        graph, draw = _graph(f, inputs, comparison.input_names), weighing(comparison.seed)
-        return Scene(graph), [draw(node) for node in graph.outputs]
-
-    views = [View(name, *weighed(f), arrays) for name, f in zip(comparison.names, comparison.functions, strict=True)]
+    views = [
+        View(name, *_weighed(comparison, f), arrays)
+        for name, f in zip(comparison.names, comparison.functions, strict=True)
+    ]
     twins = _twins(*views)
     wide = np.longdouble if np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant else np.float64
     if comparison.dtype != "object" and np.finfo(wide).nmant > np.finfo(comparison.dtype).nmant:
-        arrived = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
-        exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
-        for view, f in zip(views, comparison.functions, strict=True):
-            scene, weights = weighed(f, wide)
-            if len(scene.graph) == len(view.scene.graph):
-                again = dict(zip(scene.graph.nodes, view.scene.graph.nodes, strict=True))
-                exact["value"] |= {again[node]: array for node, array in scene.graph.values().items()}
-                exact["grad"] |= {again[node]: array for node, array in gradients_of(scene.graph, weights).items()}
-        for view in views:
-            for node, i in view.ids.items():
-                twin, errors = twins.get(node), dict[str, Any]()
-                # What has a twin in the first graph is held against that one's exact value.
-                true = twin if twin and view is views[1] else node
-                for what in [what for what in arrived if node in arrived[what] and true in exact[what]]:
-                    mine, right = arrived[what][node], exact[what][true]
-                    errors[what] = {"own": _error(mine, right, right)}
-                    if twin in arrived[what]:
-                        errors[what]["other"] = _error(arrived[what][twin], right, right)
-                        errors[what]["apart"] = _error(mine, arrived[what][twin], right)
-                view.data["notes"][i] = {"ulp": errors}
+        _note_errors(comparison, views, twins, wide)
     for view in views:
         for node in reversed(view.scene.graph.nodes):
             for parent in node.inputs:
                 twins.setdefault(parent, twins[node])  # what has no twin goes with what it leads to
     both = zip(views, views[::-1], strict=True)
     return views, {m.name: {str(i): o.ids[twins[node]] for node, i in m.ids.items()} for m, o in both}
+
+
+def _weighed(comparison: Comparison, f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
+    """One of the functions at the inputs that were compared, perhaps in another dtype, and its outputs' weights."""
+    inputs = {n: a.astype(dtype or a.dtype) for n, a in zip(comparison.input_names, comparison.inputs, strict=True)}
+    graph, draw = _graph(f, inputs, comparison.input_names), weighing(comparison.seed)
+    return Scene(graph), [draw(node) for node in graph.outputs]
+
+
+def _note_errors(comparison: Comparison, views: list[View], twins: dict[Node, Node], wide: Any) -> None:
+    """Note on each node how far it and its twin are from what they are in wide arithmetic, and from each other."""
+    arrived = {"value": views[0].values | views[1].values, "grad": views[0].grads | views[1].grads}
+    exact: dict[str, dict[Node, Any]] = {"value": {}, "grad": {}}
+    for view, f in zip(views, comparison.functions, strict=True):
+        scene, weights = _weighed(comparison, f, wide)
+        if len(scene.graph) == len(view.scene.graph):
+            again = dict(zip(scene.graph.nodes, view.scene.graph.nodes, strict=True))
+            exact["value"] |= {again[node]: array for node, array in scene.graph.values().items()}
+            exact["grad"] |= {again[node]: array for node, array in gradients_of(scene.graph, weights).items()}
+    for view in views:
+        for node, i in view.ids.items():
+            twin, errors = twins.get(node), dict[str, Any]()
+            # What has a twin in the first graph is held against that one's exact value.
+            true = twin if twin and view is views[1] else node
+            for what in [what for what in arrived if node in arrived[what] and true in exact[what]]:
+                mine, right = arrived[what][node], exact[what][true]
+                errors[what] = {"own": _error(mine, right, right)}
+                if twin in arrived[what]:
+                    errors[what]["other"] = _error(arrived[what][twin], right, right)
+                    errors[what]["apart"] = _error(mine, arrived[what][twin], right)
+            view.data["notes"][i] = {"ulp": errors}
 
 
 def _twins(first: View, second: View) -> dict[Node, Node]:
