@@ -7,7 +7,7 @@ as a derivative sees it, as a constant: it keeps the value that it has at other 
 the same derivatives, of every order.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -338,9 +338,25 @@ def _lines(region: Region, spread: float) -> list[tuple[Array, Any, Any]]:
 
 def _in_part(region: Region, e: Any) -> Miss:
     """Which half of (x - centre) / scale isn't that of batch norm, and what stands in its place, if eps is `e`."""
-    avg, var, n, name = region.avg, region.var, count(region.shape, region.axes), label(region.x)
     if not (lines := _lines(region, _spread(e))):
         return NOTHING
+    scales, centres = _halves(region, e, lines)
+    gammas = ((why, [slope * f(x) for x, slope, _ in lines]) for why, f in scales.items())
+    betas = ((why, [level + slope * (f(x) - region.avg(x)) for x, slope, level in lines]) for why, f in centres.items())
+    scale, centre = _first(region, gammas, 1, 0), _first(region, betas, 0, region.size)
+    if scale is not None and centre is not None and (scale or centre or not np.any(e)):
+        both = ", and ".join([reason for reason in (centre, scale) if reason])
+        return Miss(both or "no eps is added to the variance", UNCENTRED if centre[:2] == "no" else WHOLLY)
+    if centre == "" and not (close(lines[0][1], lines[1][1], 1e-6) and not any(map(is_root, region.args))):
+        return Miss("it is centred, and not divided by sqrt(var + eps)", PARTLY)
+    if scale == "":
+        return Miss(f"it is divided by sqrt(var + eps), and not centred on the mean of {label(region.x)}", PARTLY)
+    return NOTHING
+
+
+def _halves(region: Region, e: Any, lines: Sequence[Any]) -> tuple[dict[str, Formula], dict[str, Formula]]:
+    """What scale and what centre there may be, by the reason for a refusal; those of batch norm have none."""
+    avg, var, n, name = region.avg, region.var, count(region.shape, region.axes), label(region.x)
     # The slope is gamma / sqrt(weight * var + e): its square at two points has the weight.
     (v, p), (w, q) = [(var(x), slope**2) for x, slope, _ in lines[:2]]
     weight = float((e * (q - p) / (p * v - q * w)).flat[0])
@@ -358,31 +374,20 @@ def _in_part(region: Region, e: Any) -> Miss:
         squares[f"the variance is taken about something else than the mean of {name}"] = partial(region.about, o)
         squares[f"the variance is that of another tensor than {name}, which is normalised"] = partial(_always, var(o))
         centres[f"the mean is that of another tensor than {name}"] = partial(_always, avg(o))
-    scales = {reason: partial(_deviation, square, e) for reason, square in squares.items()} | {
+    return {reason: partial(_deviation, square, e) for reason, square in squares.items()} | {
         "eps is added outside the root, to the standard deviation": lambda x: np.sqrt(var(x)) + e,
         "it divides by variance + eps, without the square root": lambda x: var(x) + e,
         "it multiplies by the standard deviation": lambda x: 1 / np.sqrt(var(x) + e),
         "the scale is the mean absolute deviation": lambda x: avg(abs(x - avg(x))) + e,
-    }
+    }, centres
 
-    def first(table: dict[str, Formula], parameter: Callable[..., Any], neutral: float, size: float) -> str | None:
-        """The first of a table with which a parameter is the same at all points, and named."""
-        for reason, formula in table.items():
-            made = [parameter(formula(x), x, slope, level) for x, slope, level in lines]
-            if all(close(k, made[0], 1e-6, size) for k in made) and region.named(made[0], neutral, size):
-                return reason
-        return None
 
-    scale = first(scales, lambda value, x, slope, level: slope * value, 1, 0)
-    centre = first(centres, lambda value, x, slope, level: level + slope * (value - avg(x)), 0, region.size)
-    if scale is not None and centre is not None and (scale or centre or not np.any(e)):
-        both = ", and ".join([reason for reason in (centre, scale) if reason])
-        return Miss(both or "no eps is added to the variance", UNCENTRED if centre[:2] == "no" else WHOLLY)
-    if centre == "" and not (close(lines[0][1], lines[1][1], 1e-6) and not any(map(is_root, region.args))):
-        return Miss("it is centred, and not divided by sqrt(var + eps)", PARTLY)
-    if scale == "":
-        return Miss(f"it is divided by sqrt(var + eps), and not centred on the mean of {name}", PARTLY)
-    return NOTHING
+def _first(region: Region, parameters: Iterable[tuple[str, list[Any]]], neutral: float, size: float) -> str | None:
+    """The reason of the first that is the same at all points, and named."""
+    for reason, values in parameters:
+        if all(close(k, values[0], 1e-6, size) for k in values) and region.named(values[0], neutral, size):
+            return reason
+    return None
 
 
 def _unequal(region: Region, e: Any) -> Miss:
@@ -405,12 +410,9 @@ def _unequal(region: Region, e: Any) -> Miss:
     return NOTHING
 
 
-def roles(judged: Judged, inside: Collection[Node]) -> dict[Node, str]:
+def roles(region: Region, match: Match, inside: Collection[Node]) -> dict[Node, str]:
     """What these nodes of a batch norm stand for; of several that follow each other the first."""
-    region, match, named = judged.region, judged.verdict, dict[Node, str]()
-    if not isinstance(match, Match):
-        return named
-    values, x = region.values, region.values[region.x]
+    values, x, named = region.values, region.values[region.x], dict[Node, str]()
     mean, var = _statistics(region, match, values, x)
     scale = 1 / np.sqrt(var + region.taken(match.eps, values))
     known = {"mean": mean, "var": var, "1/σ": scale, "centred": x - mean, "x̂": (x - mean) * scale}

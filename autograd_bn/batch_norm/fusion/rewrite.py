@@ -13,7 +13,7 @@ from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
 from ..definition import batch_norm, body
 from ..kernels.whole import kept_shape
-from .recognise import Match, Recogniser, label, roles
+from .recognise import Match, Miss, Recogniser, label, roles
 
 
 class Refusal(NamedTuple):
@@ -36,8 +36,7 @@ class Report:
         return "\n".join([f"{len(self.fused)} fused, {len(self.refused)} refused", *lines])
 
     def _repr_html_(self) -> str:
-        rows = [("", "node", ""), *self.rows]
-        cells = ["".join([f"<td>{escape(cell)}</td>" for cell in row]) for row in rows]
+        cells = ["".join([f"<td>{escape(cell)}</td>" for cell in row]) for row in (("", "node", ""), *self.rows)]
         return "<table>" + "".join([f"<tr>{row}</tr>" for row in cells]) + "</table>"
 
 
@@ -64,25 +63,27 @@ def fuse(*outputs: Tensor) -> Report:
     """
     graph = Graph(*outputs)
     values = Values(graph.nodes)
-    verdicts: dict[Node, tuple[Node | None, str]] = {}
-    for node, _, verdict in Recogniser(graph.nodes).search(graph.outputs):
-        if isinstance(verdict, Match):
-            stop = f", stop={verdict.stop}" if verdict.stop else ""
-            try:
-                text = f"batch norm of {label(verdict.x)}, axes={verdict.axes}{stop}"
-                verdicts[node] = _fused(verdict, values), text
-            except (TypeError, ValueError) as error:
-                verdicts[node] = None, str(error)
-        else:
-            verdicts[node] = None, verdict.reason
-    for node, (fused, _) in verdicts.items():
+    candidates = Recogniser(graph.nodes).search(graph.outputs)
+    made = [(node, *_made(verdict, values)) for node, _, verdict in candidates]
+    for node, fused, _ in made:
         if fused:
             node.become(fused)
     return Report(
-        tuple([node for node, (fused, _) in verdicts.items() if fused]),
-        tuple([Refusal(node, text) for node, (fused, text) in verdicts.items() if not fused]),
-        tuple([("fused" if fused else "refused", label(node), text) for node, (fused, text) in verdicts.items()]),
+        tuple([node for node, fused, _ in made if fused]),
+        tuple([Refusal(node, text) for node, fused, text in made if not fused]),
+        tuple([("fused" if fused else "refused", label(node), text) for node, fused, text in made]),
     )
+
+
+def _made(verdict: Match | Miss, values: Values) -> tuple[Node | None, str]:
+    """The fused node and what it computes; or None, and why there is none."""
+    if isinstance(verdict, Miss):
+        return None, verdict.reason
+    stop = f", stop={verdict.stop}" if verdict.stop else ""
+    try:
+        return _fused(verdict, values), f"batch norm of {label(verdict.x)}, axes={verdict.axes}{stop}"
+    except (TypeError, ValueError) as error:
+        return None, str(error)
 
 
 def _fused(match: Match, values: Values) -> Node:
@@ -142,6 +143,6 @@ def norms(outputs: Sequence[Tensor | Node]) -> list[dict[Node, str]]:
         if isinstance(match := judged.verdict, Match):
             statistics = [part for part in (match.mean, match.var) if isinstance(part, Node)]
             inside = judged.inside().union([judged.node], statistics)
-            named = roles(judged, inside)
+            named = roles(judged.region, match, inside)
             parts.append({inner: named.get(inner, "") for inner in nodes if inner in inside})
     return parts
