@@ -418,6 +418,22 @@ def test_what_agrees_by_chance_at_the_inputs_is_right_at_others(function, inputs
         assert_right(made, function, values, rtol=1e-10)
 
 
+def test_labels_do_not_follow_a_length_that_is_theirs_by_chance():
+    def bag(E, ids):
+        return E[ids].sum(axis=1)
+
+    made = ag.write_backward(bag, (*arrays((7, 3)), np.array([[0, 2], [2, 6], [1, 1]])))  # 3 rows, 3 columns
+    assert_right(made, bag, (*arrays((9, 4)), np.array([[8, 0, 1], [3, 3, 2]])))
+
+
+def test_a_gradient_that_is_0_by_broadcasting_alone_is_declined():
+    def cosine(a, b):
+        return (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+
+    with pytest.raises(ValueError, match="the gradient of b is 0"):
+        ag.write_backward(cosine, arrays((5, 4), (5, 1)))
+
+
 def test_like_terms_are_one_term():
     made = ag.write_backward(lambda x, w: 4 * (x * w) + x**2 + (x * w), arrays((4, 3), (4, 3)))
     assert "5 * dy * " in made.source

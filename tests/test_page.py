@@ -561,6 +561,28 @@ def test_a_wrong_form_parts_where_it_is_wrong():
     assert notes["x"]["grad"]["other"] < 10
 
 
+def one_pass(x):
+    mean = x.mean(axis=0)
+    var = (x * x).mean(axis=0) - mean * mean
+    return (x - mean) / np.sqrt(var + 1e-5)
+
+
+def two_passes(x):
+    mean = x.mean(axis=0)
+    centred = x - mean
+    var = (centred * centred).mean(axis=0)
+    return centred / np.sqrt(var + 1e-5)
+
+
+def test_a_comparison_has_the_lines_of_both_functions():
+    page = ag.page(ag.compare(one_pass, two_passes, [np.random.default_rng(0).normal(size=(6, 3))]))
+    first, second = (view["steps"] for view in data_of(page)["views"])
+    # mean, and the variance of each; the other function's lines follow the first one's five.
+    assert {(s["line"], s.get("also")) for s in first if s["pass"] == "forward"} >= {(1, 5), (3, 8)}
+    assert {(s["line"], s.get("also")) for s in second if s["pass"] == "forward"} >= {(5, 1), (8, 3)}
+    assert "var = (centred * centred).mean(axis=0)" in str(page.html)
+
+
 def test_exact_comparisons_have_no_errors_to_show():
     x, gamma, beta, eps = ag.rational_batch((3, 2), seed=1)
     comparison = ag.compare(

@@ -1,7 +1,5 @@
 """`autograd-bn write`: the backward passes of a file's forward passes, written out."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import inspect
@@ -27,13 +25,15 @@ from .data import output_file
 
 HELP = """write the backward pass of every hand-written forward pass in a file
 
-FILE.py, or a notebook, is run. For each NAME_forward(x, ...) -> y, cache with a NAME_backward(dy, cache), which may
-be a stub, forward and backward are printed as NumPy code: in the file's names, run, and judged right. NAME writes one
-of them. Inputs are found as by check, or given as --inputs 'x=(6,4) k=2'.
+FILE.py, or a notebook, is run. For each pair that check judges, functions, losses and layer classes in NumPy, the
+backward pass is printed as it would stand there, also for a stub: it takes what the author's takes, reads what forward
+keeps, by its names, and returns or leaves the gradients where his does. It is run in the file and judged right. Where
+forward keeps too little, the text says what it has to keep, or brings a forward pass of its own.
+NAME writes one of them. Inputs are found as by check, or given as --inputs 'x=(6,4) k=2'.
 Exit status 0 where all are written, 1 where some are not, 2 where none is.
 
 examples: autograd-bn write my_batch_norm.py
-          autograd-bn write layers.py batchnorm_forward -o solution.py"""
+          autograd-bn write layers.py BatchNorm.backward -o solution.py"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
     except Unwritable as why:
         forward, backward = space.get(entry.forward), space[entry.backward.partition(".")[0]]
         plain = pair.calls is not None and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
-        if "keeps nowhere" not in str(why) or not inspect.isfunction(forward) or not plain:
+        if "nowhere" not in str(why) or not inspect.isfunction(forward) or not plain:
             raise
         names = entry.forward, entry.backward
         own = written(forward, pair.inputs, None, form, names, [*parameters(backward), "dy"][0]).source

@@ -47,7 +47,7 @@ def mark(data: dict[str, Any], source: str, key: str, first: int) -> None:
         if step["pass"] == "forward":
             line = _next([step["node"]], onward, data, ahead, "")
         elif step["pass"] == "backward":
-            line = _next([part["to"] for part in step["parts"]], inward, data, back, "d")
+            line = _next([part["to"] for part in step["parts"]], inward, data, back, "d" if functions[1:] else "")
         else:
             continue
         if line is not None:

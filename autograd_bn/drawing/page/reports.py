@@ -26,24 +26,33 @@ PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's
 def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]:
     """The title, the views, the twins of each view's nodes and the pane of code of what was checked or written."""
     if isinstance(report, Comparison):
-        return f"{' and '.join(report.names)}, side by side", *_compared(report, arrays), ""
+        views, twins = _compared(report, arrays)
+        code = _code([(view, view.name, source_of(f)) for view, f in zip(views, report.functions, strict=True)])
+        for view, other in zip(views, views[::-1], strict=True):
+            lines = {s["node"]: s["line"] for s in other.data["steps"] if s["pass"] == "forward" and "line" in s}
+            for step in view.data["steps"]:
+                twin = twins[view.name].get(str(step.get("node")))
+                step |= {"also": lines[twin]} if twin in lines else {}
+        return f"{' and '.join(report.names)}, side by side", views, twins, code
     if isinstance(report, Derivation):
         view = _written(report, arrays)
-        return "The backward pass, written out", [view], {}, _code(view, [("written out", report.source)])
+        return "The backward pass, written out", [view], {}, _code([(view, "written out", report.source)])
     if isinstance(report, Verdict):
-        view, texts = _judged(report, arrays), [("as it was judged", source_of(report.forward, report.backward))]
-        texts += [("what would be right", report.solution.source)] if report.solution else []
-        return JUDGED, [view], {}, _code(view, texts)
+        view = _judged(report, arrays)
+        texts = [(view, "as it was judged", source_of(report.forward, report.backward))]
+        texts += [(view, "what would be right", report.solution.source)] if report.solution else []
+        return JUDGED, [view], {}, _code(texts)
     return JUDGED, [_failed(report, arrays)], {}, ""
 
 
-def _code(view: View, texts: list[tuple[str, str]]) -> str:
-    """The pane of these texts, with the line of each step: under `line` in the first, under `also` in the second."""
-    first, texts = 0, [(title, source) for title, source in texts if source]
-    for key, (_, source) in zip(("line", "also"), texts, strict=False):
-        mark(view.data, source, key, first)
+def _code(texts: list[tuple[View, str, str]]) -> str:
+    """The pane of these texts, with the line of each step: under `line` in a view's first, under `also` in the next."""
+    first, texts, keys = 0, [text for text in texts if text[2]], dict[View, str]()
+    for view, _, source in texts:
+        keys[view] = "also" if view in keys else "line"
+        mark(view.data, source, keys[view], first)
         first += len(source.splitlines())
-    return pane(texts)
+    return pane([text[1:] for text in texts])
 
 
 def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str], author: Any = None) -> Graph:
@@ -81,7 +90,7 @@ def _compared(comparison: Comparison, arrays: Arrays) -> tuple[list[View], Twins
 def _weighed(comparison: Comparison, f: Callable[..., Any], dtype: Any = None) -> tuple[Scene, list[Any]]:
     """One of the functions at the inputs that were compared, perhaps in another dtype, and its outputs' weights."""
     inputs = {n: a.astype(dtype or a.dtype) for n, a in zip(comparison.input_names, comparison.inputs, strict=True)}
-    graph, draw = _graph(f, inputs, comparison.input_names), weighing(comparison.seed)
+    graph, draw = _graph(f, inputs, comparison.input_names, f), weighing(comparison.seed)
     return Scene(graph), [draw(node) for node in graph.outputs]
 
 

@@ -200,9 +200,6 @@ def _judge(
         values = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in run.inputs.items()}
         turned.append(record(values, run.options))
     for run in (*runs, *turned):
-        found = {name: g.data for name, g in run.gradients.items()}
-        true = [(f"d{name}", found.get(name, np.zeros(leaf.shape))) for name, leaf in run.leaves.items()]
-        true += [(f"output {i}", y.data) for i, y in enumerate(run.outputs, 1)]
         if not run.finite and run in turned:
             continue
         if not run.finite:
@@ -210,11 +207,9 @@ def _judge(
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)
         returned = made.backward(*[y.data for y in run.upstream], cache)
         returned = returned if isinstance(returned, tuple) else (returned,)
-        gradients = [g for g, name in zip(returned, run.inputs, strict=False) if name in run.leaves]
-        for value, (what, expected) in zip([*gradients, *outputs], true, strict=True):
-            size = np.max(np.abs(expected), initial=1e-3)
-            if np.shape(value) != expected.shape or not np.all(np.abs(value - expected) <= 1e-9 * size):
-                raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
+        given = dict(zip(run.inputs, returned, strict=False))
+        run.hold([(f"d{name}", given.get(name), true) for name, true in run.true.items()])
+        run.hold([(f"output {i}", y, t.data) for i, (y, t) in enumerate(zip(outputs, run.outputs, strict=True), 1)])
     first = runs[2]
     try:
         plain = f(*copy.deepcopy([*first.inputs.values()]))

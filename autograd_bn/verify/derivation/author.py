@@ -1,13 +1,12 @@
 """The backward pass of an author's forward pass: in his names, of what forward keeps, left where he leaves it."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect
 import linecache
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,17 +17,15 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.node import Node
-from ..referee.held import CLOSED, Path, get, is_float, put
+from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
 from ..referee.judge import check_backward
-from ..referee.pairs import Calls, Pair, loss, plans, seeded
+from ..referee.pairs import Calls, Context, Pair, loss, plans, seeded
 from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
 from ..referee.source import code_of, signature, unwrapped
 from .expressions import Expression
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unwritable, fillable, recordings
 from .writer import Writer, below
-
-LONGEST = 40  # lines, above which nobody signs what is written
 
 
 def answer(pair: Pair, folded: bool = False) -> str:
@@ -90,12 +87,15 @@ class _Author:
 
     def _add_the_rest(self) -> None:
         """Take what else forward reads of the object for inputs, as eps, which is called so then, or running means."""
-        code = code_of(self.author.forward)
-        for name, value in vars(self.author.owner).items() if self.lead else ():
-            value = float(value) if isinstance(value, float) else value
+        code, own = code_of(self.author.forward), {"object": self.author.owner} if self.lead else {}
+        found = [(("object", name), value) for name, value in vars(own["object"]).items()] if own else []
+        found = [(path, value) for path, value in found if re.search(rf"\.{path[1]}\b", code)]
+        inner = [(path, value) for path, value in arrays(own).items() if isinstance(value, float) and len(path) > 2]
+        for path, value in [*found, *inner[:6]]:
+            name, value = label(path[1:]), float(value) if isinstance(value, float) else value
             known = is_float(value) or type(value) in (int, bool, str, float)
-            if known and name not in self.inputs and re.search(rf"\.{name}\b", code):
-                self.places[name], self.inputs[name] = [("object", name)], value
+            if known and name not in self.inputs:
+                self.places[name], self.inputs[name] = [path], value
 
     def _statement(self, name: str, path: Path) -> str:
         """The statement by which the author keeps a gradient."""
@@ -165,7 +165,8 @@ class _Author:
         name = unwrapped(self.author.backward).__qualname__
         if "<locals>" in name:
             raise Unwritable("it stands in a function, and is no method that can be written")
-        return str(name.rpartition(".")[0])
+        made = self.lead and not isinstance(self.author.owner, type | Context)
+        return type(self.author.owner).__name__ if made else str(name.rpartition(".")[0])
 
     def judge(self, text: str, runs: Sequence[Recording]) -> None:
         """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
@@ -205,25 +206,21 @@ class _Author:
         there = seen | {"dy": [np.array(t.data) for t in run.upstream], "rate": 1.0}
         lead, options = [seen["object"]] if self.lead else [], run.options if self.whole else {}
         back = new(*lead, *[get(there, p) for p in self.arguments.values()], **options)
-        true = {name: run.gradients[name].data if name in run.gradients else 0.0 for name in self.wanted}
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         if self.whole:
             outputs, back = [back[0]], back[1] if self.nested else back[1:]
         if self.keys:
-            pairs = [(back[key], true[name]) for key, name in zip(self.keys, self.returned, strict=True)]
+            found = [(name, back[key]) for key, name in zip(self.keys, self.returned, strict=True)]
         else:
             listed = back if isinstance(back, tuple | list) else (back,)
-            pairs = [(value, true[name]) for value, name in zip(listed, self.returned, strict=False) if name]
+            found = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
         for name, path in self.kept.items():
             left = get(seen, path)
             if path in self.calls.slots.get(name, ()):
                 left = (run.inputs[name] - left) / self.calls.rates[name]
-            pairs.append((left, true[name]))
-        pairs += [(y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
-        for value, expected in pairs:
-            size = np.max(np.abs(expected), initial=1e-3) * (1e-5 if rough else 1e-9)
-            if np.shape(value) != np.shape(expected) or not np.all(np.abs(value - expected) <= size):
-                raise Unwritable("what was written is not right at other inputs than those it was read off")
+            found.append((name, left))
+        run.hold([(f"d{name}", value, run.true[name]) for name, value in found], 1e-5 if rough else 1e-9)
+        run.hold([("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)])
 
 
 def _returned(pair: Pair) -> Gradients | None:
@@ -292,6 +289,9 @@ class _Answer(Writer):
         self.opens = dict(_opened(made.author.backward))
         if made.whole:
             self.constants |= runs[0].options
+        for name, value in getattr(unwrapped(made.author.forward), "__globals__", {}).items():
+            if is_float(value) and (e := self._known([value] * len(runs))) is not None:  # the file's own
+                self.read.setdefault(e, name)
         for name, place in {**made.arguments, made.lead: ("object",)}.items():
             if name and place[0] in ("object", "input", "result"):
                 self._reach(name, [get(run.cache, place) for run in runs])
@@ -302,9 +302,14 @@ class _Answer(Writer):
         for text, value in found[0].items():
             some, text = [run.get(text) for run in found], own.get(text, text)
             e = self._known(some)
+            place = e is not None and e.op == "input" and self.author.places.get(e.args[0])
+            if place and text != self.author.spelled(place[0]):
+                continue  # it stands elsewhere too
             if isinstance(value, Tensor | np.ndarray):
                 self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
             elif isinstance(value, tuple | list):
+                if len({len(each) for each in some if isinstance(each, tuple | list)}) > 1:
+                    continue
                 items = self.opens.get(text) or [self._called(list(items)) for items in zip(*some, strict=True)]
                 if all(items) and len({*items}) == len(items) == len(value) > 1:
                     own |= {f"{text}[{i}]": item for i, item in enumerate(items)}
@@ -333,7 +338,7 @@ class _Answer(Writer):
         """The function, or the method in its class."""
         made, read, old = self.author, self.read, unwrapped(self.author.author.backward)
         dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
-        seeds = {e: dys.get(i, "") for i, e in enumerate(self.seeds.values())}
+        seeds = {e: dys[i] for i, e in enumerate(self.seeds.values()) if i in dys}
         ends = [*(self.ys if made.whole else ()), *self.gradients.values()]
         behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
         if any(e.op == "input" for e in behind):
@@ -345,15 +350,15 @@ class _Answer(Writer):
             read[e] = f"{made.lead}.{e.args[0]}"
             made.lost.append(e.args[0])
         behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
-        arrays = {text: e for e, text in {**seeds, **read}.items() if text.isidentifier() or e in read}
-        out = Function(read, arrays, self.numbers)
-        out.names |= {e: text or self._ones(e, out) for e, text in seeds.items()}
+        held = {text: e for e, text in {**seeds, **read}.items()}
+        out = Function({**read, **seeds}, held, self.numbers)
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
         plain_names = {e: text for e, text in read.items() if text.isidentifier()}
         known = self.meant | {e: text.rpartition(".")[2] for e, text in read.items()} | self.named | plain_names
         called = {g: made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
         own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
         self.read = read = {e: text for e, text in read.items() if text not in own.values()}  # of a pass before
+        self.numbers = {text: values for text, values in self.numbers.items() if text not in own.values()}
         called |= {g: own[n] for n, g in self.gradients.items() if n in own}
         self.back(out, behind, ends, {e: n for e, n in known.items() if n.isidentifier()}, called)
         for name in sorted({*made.left} & {*self.gradients}, key=lambda name: " -= " in made.left[name]):
@@ -365,10 +370,16 @@ class _Answer(Writer):
             results = [f"return {out.lines.pop().partition(' = ')[2]}"]
         reads = names_in([*out.lines, *results])
         wanted = [n for n in self.numbers if n in reads and n not in self.constants]
-        lines, missing = self.lengths(wanted, arrays)
+        lines, missing = self.lengths(wanted, held)
         if missing:
             raise Unwritable(f"backward reads the number {missing[0]}, which forward keeps nowhere")
-        before = [*self.guard(self._spelled), *lines]
+        # No number above 1 stands for a length, so that none has to be the one that it was.
+        self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", "\n".join([*lines, *out.lines, *results]))
+        guard = self.guard(self._spelled)
+        alike = Counter([re.sub(r"\d+", "0", line) for line in out.lines])
+        if guard and max(alike.values(), default=0) > 2:
+            raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
+        before = [*guard, *lines]
         reads |= names_in([*before, "..."] if before[1:2] != before[:1] else [])
         opened = []
         for name, items in self.opened.items():
@@ -378,24 +389,14 @@ class _Answer(Writer):
                 opened.append(f"{items[alone[0]]} = {name}[{alone[0]}]")
             elif alone:
                 opened.append(f"{', '.join(left)} = {name}")
-        zero = [name for name, g in self.gradients.items() if g.op == "zero"]
-        if zero:
-            raise Unwritable(f"the gradient of {zero[0]} is 0 at these inputs, and nowhere else perhaps")
-        if len(out.lines) > LONGEST:
-            raise Unwritable(f"it takes {len(out.lines)} lines for one length alone, as forward has a loop")
         said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
         return self._laid_out(old, out.above, [*said, *opened, *before, *out.lines, *results])
-
-    def _ones(self, e: Expression, out: Function) -> str:
-        """A gradient of 1."""
-        alike = [text for known, text in self.read.items() if known.shapes == e.shapes]
-        return "1" if not e.shapes[0] else f"np.ones_like({alike[0]})" if alike else f"np.ones({out.extent(e.shapes)})"
 
     def _find_masks(self, behind: Sequence[Expression]) -> None:
         """Masks of what forward doesn't keep, by what it does: where x > 0, relu(x) > 0."""
         kept = [(e, text) for e, text in self.read.items() if e.values[0].dtype.kind == "f"]
         for e in behind:
-            for known, text in kept if e.values[0].dtype == bool and e not in self.read else ():
+            for known, text in kept if e.values[0].dtype == bool and not e.uniform and e not in self.read else ():
                 if known.shapes == e.shapes and all(map(np.array_equal, [v > 0 for v in known.values], e.values)):
                     self.read.setdefault(e, f"{text} > 0")
 
@@ -403,10 +404,12 @@ class _Answer(Writer):
         """An input of forward as backward reads it."""
         if name in self.author.places:
             return self.author.spelled(self.author.places[name][0])
-        text = self.read.get(self.inputs[name]) if name in self.inputs else name if name in self.constants else None
-        if text is None:
-            raise Unwritable(f"what is written holds for {name} of this length or value, and forward keeps it nowhere")
-        return text
+        if any(text == name or text.startswith(f"{name}[") for text in self.constants):
+            return name
+        text = self.read.get(self.inputs[name]) if name in self.inputs else None
+        if text is None and not self.bare:
+            raise Unwritable(f"what is written holds for {name} as it is, and forward keeps it nowhere")
+        return text or ""
 
     def _results(self, out: Function) -> str:
         """The line that returns."""
@@ -426,7 +429,7 @@ class _Answer(Writer):
         parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
         text = f"def {old.__name__}({', '.join(parameters)}):\n" + textwrap.indent("\n".join(body), "    ") + "\n"
         if self.author.home:
-            home = old.__globals__[self.author.home]
+            home = old.__globals__.get(self.author.home, type(self.author.author.owner))
             kind = type(inspect.getattr_static(home, old.__name__))
             mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
             text = f"class {self.author.home}:\n" + textwrap.indent(mark + text, "    ")

@@ -13,11 +13,8 @@ from ...engine.node import Array, Leaf, Node
 from .tracing import Call, Recording, Unwritable, mapped
 
 PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
-ELEMENTWISE = frozenset(
-    "add subtract multiply divide power negative exp expm1 log log1p sqrt square abs absolute tanh sigmoid sin cos "
-    "relu maximum minimum logaddexp where sign greater greater_equal less less_equal equal not_equal logical_and "
-    "logical_or bitwise_and bitwise_or logical_not invert".split()
-)
+UFUNCS = {name for name, function in vars(np).items() if isinstance(function, np.ufunc)}
+ELEMENTWISE = UFUNCS - {"matmul", "vecdot", "matvec", "vecmat"} | {"sigmoid", "relu", "where"}
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem".split())
 EXACT = frozenset("max min reshape broadcast_to transpose getitem".split())  # which round nothing
 BENT = frozenset("maximum minimum abs absolute sign relu".split())
@@ -55,10 +52,11 @@ class Expressions:
     """The expressions of several recordings of one function, each made once."""
 
     def __init__(self, recordings: Sequence[Recording], stored: Container[int] | None = None) -> None:
-        self.recordings = recordings
+        self.recordings, self.unit = recordings, recordings[0].unit
         self.made: dict[tuple[int, ...], Any] = {}
         self.listed: dict[Any, list[Expression]] = {}  # by shape
         self.count = 0
+        self.late = False  # whether all that is made is of the backward pass, also what no dy is in
         self.numbers: dict[Any, Expression] = {}
         self.quotients: dict[tuple[Any, ...], Expression] = {}  # of forward
         self.fixed = set[Expression]()  # which stand as they are
@@ -67,7 +65,9 @@ class Expressions:
         self.named = {id(recordings[0].source(value)) for value in kept} if stored is None else stored
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
-            self.made[key] = self._known(Expression("upstream", (i,), {}, tuple([t.data for t in tensors])))
+            values = tuple([t.data for t in tensors])
+            seed = self.of(*values) if self.unit else self._known(Expression("upstream", (i,), {}, values))
+            self.made[key] = seed
         for name in recordings[0].given:
             sources = [r.source(r.given[name]) for r in recordings]
             if isinstance(sources[0], Node | Call):
@@ -152,7 +152,7 @@ class Expressions:
 
     def make(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         """The simplest expression for an operation that gave these values."""
-        moving = any(isinstance(e, Expression) and e.moving for e in args)
+        moving = self.late or any(isinstance(e, Expression) and e.moving for e in args)
         if op in CANCELLING and moving:
             left = list(map(_remainder, values, *[e.values for e in args]))
             if min(left) <= 1e-13 and max(left) <= 1e-10:  # where much cancels before, more is left
@@ -184,6 +184,10 @@ class Expressions:
             shorter = tuple([np.squeeze(v, _axes(params)) for v in values])
             return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
         e = Expression(op, args, params, values)
+        e.moving = e.moving or moving
+        parts = e.parts if self.unit else [e]
+        if e.uniform and all(part.op in ("number", "array") for part in parts):  # made of ones
+            return self.of(*map(np.asarray, values))
         rule = getattr(self, f"_{op}", None) if isinstance(op, str) else None
         return (rule and rule(e, *args)) or self._known(e)
 
@@ -238,7 +242,9 @@ class Expressions:
         values = _computed("multiply", number.values, rest.values)
         if _is(number, 0) or _is(number, 1):
             return rest if _is(number, 1) else self._zero(values)
-        return self._known(Expression("multiply", (number, rest), {}, values))
+        made = Expression("multiply", (number, rest), {}, values)
+        made.moving = made.moving or self.late
+        return self._known(made)
 
     def _negative(self, e: Expression, a: Any) -> Any:
         return self._scaled(self.of(*[-1] * len(e.values)), a)
@@ -373,11 +379,10 @@ class Expressions:
         if all(part.op == "zero" or _is(part, 0) for part in (a, b)):
             return self._zero(e.values)
         spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
-        half, rest = self._split(a)
-        rule = b.moving or (rest is b and _is(half, 0.5))  # and no case of the author's
+        rule = b.moving or all(map(_agree, [2 * v for v in a.values], b.values))  # and no case of the author's
         if _is_tie(mask) and rule and all(map(_agree, spread, e.values)):
             return self.make("broadcast_to", (b,), {}, e.values)
-        if _is(a, 0) and b.moving and mask.op in FLIPPED:
+        if _is(a, 0) and (b.moving or self.late) and mask.op in FLIPPED:
             turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
             return turned if all(map(_agree, turned.values, e.values)) else None  # at a tie they differ
         return None

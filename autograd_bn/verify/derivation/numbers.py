@@ -1,7 +1,5 @@
 """Numbers as code: constants as a person writes them, and numbers that follow the lengths of arrays."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

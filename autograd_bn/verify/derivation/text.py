@@ -1,7 +1,5 @@
 """Expressions as Python: how each operation is written, numbers by the lengths that they follow, and two functions."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import inspect
@@ -65,6 +63,12 @@ SQUARES: dict[str, Callable[[int], Any]] = {
     "np.eye({n}{kind})": np.eye,
     "np.tril(np.ones(({n}, {n}){kind}))": np.tri,
     "(np.eye({n}) - 1 / {n})": lambda n: np.eye(n) - 1 / n,  # which takes off a mean
+}
+# What a rule makes of an array that has no gradient.
+TURNED: dict[str, Callable[[Any], Any]] = {
+    "{0}.T": np.transpose,
+    "{0}.swapaxes(-1, -2)": lambda array: np.swapaxes(array, -1, -2),
+    "{0}.reshape(-1, {0}.shape[-1]).T": lambda array: array.reshape(-1, array.shape[-1]).T,
 }
 
 
@@ -155,9 +159,6 @@ class Function:
         over, under = constant(abs(factor), divided)
         below.append(under)
         for (part, joint), n in counts.items():
-            others = [other for other, _ in counts if other is not part and other.shapes == e.shapes]
-            if self.names.get(part) == "1" or (others and self.names.get(part, "").startswith("np.ones")):
-                continue
             text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
             turned = joint == "*" and text.startswith("1 / ")
             factors.append((part.values[0].size, "/" if turned else joint, text[4:] if turned else text))
@@ -323,6 +324,11 @@ class Function:
             ]
             if labels.values[0].dtype.kind == "i" and all(map(np.array_equal, hits, e.values)):
                 return f"({name}[..., None] == np.arange({self.numbers.text([s[-1] for s in e.shapes])}))"
+        for name, known in self.arrays.items():
+            for form, turn in TURNED.items():
+                pairs = list(zip(e.values, known.values, strict=True))
+                if min(np.ndim(w) for w in known.values) > 1 and all(np.array_equal(v, turn(w)) for v, w in pairs):
+                    return form.format(name)
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
         raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")

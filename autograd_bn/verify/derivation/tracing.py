@@ -7,7 +7,7 @@ import copy
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import FunctionType
 from typing import Any
@@ -199,6 +199,7 @@ class Recording:
         options: Inputs,
         unit: bool = False,
     ) -> None:
+        self.unit = unit  # whether the gradient of the outputs is 1
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
         self.given = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
         with recording(True), watching(self._watched), setting(assigned):
@@ -266,6 +267,19 @@ class Recording:
                 if known.source is not None and known.dtype == value.dtype and np.array_equal(known, value):
                     return known.source
         return value
+
+    @property
+    def true(self) -> dict[str, Array]:
+        """The gradients of the wanted inputs, also those of which nothing depends."""
+        found = {name: g.data for name, g in self.gradients.items()}
+        return {name: found.get(name, np.zeros(leaf.shape)) for name, leaf in self.leaves.items()}
+
+    def hold(self, found: Iterable[tuple[str, Any, Any]], tolerance: float = 1e-9) -> None:
+        """Refuse what was written where a value, with what it is of, is not the true one beside it."""
+        for what, value, true in found:
+            near = np.max(np.abs(true), initial=1e-3) * tolerance
+            if np.shape(value) != np.shape(true) or not np.all(np.abs(value - true) <= near):
+                raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
 
     @property
     def finite(self) -> bool:
@@ -395,6 +409,7 @@ def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) 
     rest = [place for place in alike if place != head and place not in labels.values()]
     same = [chosen for k in range(len(rest[:6]) + 1) for chosen in itertools.combinations(rest[:6], k)]
     groups = [[head, *labels.values(), *chosen] for chosen in (*same, rest)]
+    groups[:0] = [[head]] if labels else []
     others = [(some, times) for m, some in by_length.items() for times in {Fraction(1), Fraction(m, lengths[head])}]
     others += [([place], times) for some, times in others if len(some) > 1 for place in some]
     for count in (1, 2) if joint else (0,):

@@ -1,7 +1,5 @@
 """Two functions from recordings: which values have lines of their own, under which names, and what is cached."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -46,6 +44,7 @@ class Writer:
             elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.given):
                 self.named[e] = name
         self.meant = self._meant()
+        made.late = made.unit
         self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
@@ -54,6 +53,11 @@ class Writer:
             if own and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
+        for name, g in self.gradients.items():
+            if g.op == "zero" and self.inputs[name] in self.forward and 1 in g.shapes[0]:
+                raise Unwritable(
+                    f"the gradient of {name} is 0 where it has an axis of length 1, and there alone perhaps"
+                )
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
         upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.given)
@@ -146,7 +150,8 @@ class Writer:
             name = gradients.get(e) or self.meant.get(e) or called(e)
             name = name if value is None or not name.isidentifier() else f"d{known[value]}"  # or where it is kept
             path = "" if value is None or value.op == "input" else PATHS.get(name[1:], name[1:])
-            out.line(e, self.named[e] if own else out.fresh(name), f"through {path}" if path else "")
+            name = self.named[e] if own else out.fresh(name) if name.isidentifier() else name
+            out.line(e, name, f"through {path}" if path else "")
 
     def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
         """What backward reads of forward; what is cheap it makes again from what that is made of."""
@@ -182,20 +187,24 @@ class Writer:
     def guard(self, spelled: Callable[[str], str] = str) -> list[str]:
         """Refuse lengths and numbers for which forward takes another course, or takes none; by what they are called."""
         first, second = self.runs[:2]
-        wrong, others = [], {**second.inputs, **second.options}
+        wrong, others = list[tuple[str, Any]](), {**second.inputs, **second.options}
+
+        def refuse(name: str, found: list[tuple[str, Any]]) -> None:
+            if found and (text := spelled(name)):
+                wrong.extend([(what.format(text), value) for what, value in found])
+            elif any(type(value) in (bool, str) or np.min(value) < 2 for _, value in found):
+                raise Unwritable(f"what is written holds for {name} as it is, and forward keeps it nowhere")
+
         for name, value in {**first.inputs, **first.options}.items():
             if isinstance(value, np.ndarray):
-                other = others[name].shape
-                same = [i for i, n in enumerate(value.shape) if n == other[i] > 1]
-                text = spelled(name) if same else name
-                if value.ndim > 1 and len(same) == value.ndim:
-                    wrong.append((f"{text}.shape", value.shape))
-                else:
-                    wrong += [(f"{text}.shape[{i}]" if i else f"len({text})", value.shape[i]) for i in same]
+                same = [i for i, n in enumerate(value.shape) if n == others[name].shape[i] > 1]
+                whole = value.ndim > 1 and len(same) == value.ndim
+                each = [(f"{{}}.shape[{i}]" if i else "len({})", value.shape[i]) for i in same]
+                refuse(name, [("{}.shape", value.shape)] if whole else each)
             elif type(value) in (bool, str) or (type(value) in (int, float) and others[name] == value):
-                wrong.append((spelled(name), value))
+                refuse(name, [("{}", value)])
             elif isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
-                wrong += [(f"{spelled(name)}[{k!r}]", v) for k, v in value.items()]
+                refuse(name, [(f"{{}}[{k!r}]", v) for k, v in value.items()])
             elif type(value) not in (int, float):
                 raise Unwritable(
                     f"{name} is a {type(value).__name__}, of which no check can be written: pass its arrays as inputs"
