@@ -39,18 +39,17 @@ def answer(pair: Pair, folded: bool = False) -> str:
     made = _Author(pair)
     run, own = fillable(made.author.forward), made.author.forward
     forward = wraps(own)(lambda *values, **options: made.passed(run, values, options))
-    options = {n: p.default for n, p in signature(own).items() if type(p.default) is float}
-    options = {name: value for name, value in options.items() if name not in made.inputs}
+    free = [p for name, p in signature(own).items() if name not in made.inputs]
+    options = {p.name: p.default for p in free if type(p.default) is float}
     with np.errstate(all="ignore"):
         try:
             runs = recordings(partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options)
             text = _Answer(runs, made).source()
             made.judge(text, runs)
         except Unwritable:
-            if folded:
-                raise
-            with suppress(Unwritable):  # for which less has to be kept
-                return answer(pair, True)
+            with suppress(Unwritable):
+                if not folded:  # for which less has to be kept
+                    return answer(pair, True)
             raise
     return text
 
@@ -105,13 +104,11 @@ class _Author:
             numbers = [(n, 1.0) for n, place in self.arguments.items() if place == ("rate",)] + numbers
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
             return f"{text} -= {rate} * {{}}"
-        if isinstance(get({"object": self.author.owner}, path[:-1]), list) and not self._held(path):
+        owner = {"object": self.author.owner}
+        if isinstance(get(owner, path[:-1]), list) and get(owner, path) is None:
             return f"{self.spelled(path[:-1])}.append({{}})"
         added = re.search(rf"{re.escape(text)} *\+=", code) and not re.search(rf"{re.escape(text)} *=[^=]", code)
         return f"{text} += {{}}" if added else f"{text} = {{}}"
-
-    def _held(self, path: Path) -> bool:
-        return get({"object": self.author.owner}, path) is not None
 
     def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
         """The outputs of the author's forward pass, and what there is after it."""
@@ -209,18 +206,17 @@ class _Author:
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         if self.whole:
             outputs, back = [back[0]], back[1] if self.nested else back[1:]
-        if self.keys:
-            found = [(name, back[key]) for key, name in zip(self.keys, self.returned, strict=True)]
-        else:
-            listed = back if isinstance(back, tuple | list) else (back,)
-            found = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
+        back = [back[key] for key in self.keys] if self.keys else back
+        listed = back if isinstance(back, tuple | list) else [back]
+        found = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
         for name, path in self.kept.items():
             left = get(seen, path)
             if path in self.calls.slots.get(name, ()):
                 left = (run.inputs[name] - left) / self.calls.rates[name]
             found.append((name, left))
-        run.hold([(f"d{name}", value, run.true[name]) for name, value in found], 1e-5 if rough else 1e-9)
-        run.hold([("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)])
+        held = [(f"d{name}", value, run.true[name]) for name, value in found]
+        held += [("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
+        run.hold(held, 1e-5 if rough else 1e-9)
 
 
 def _returned(pair: Pair) -> Gradients | None:
@@ -287,6 +283,7 @@ class _Answer(Writer):
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
         self.opens = dict(_opened(made.author.backward))
+        self.bare = False  # whether no length is written as a number
         if made.whole:
             self.constants |= runs[0].options
         for name, value in getattr(unwrapped(made.author.forward), "__globals__", {}).items():
@@ -328,39 +325,26 @@ class _Answer(Writer):
         """The expression that has these values, one a recording, if there is one."""
         if any(not isinstance(value, Tensor | np.ndarray) for value in values):
             return None
-        e = self.made.made.get(tuple([id(run.source(v)) for run, v in zip(self.runs, values, strict=True)]))
-        fixed = e is None and not any(
-            isinstance(run.source(v), Node | Call) for run, v in zip(self.runs, values, strict=True)
-        )
-        return self.made.of(*values) if fixed and np.ndim(values[0]) else e
+        sources = [run.source(value) for run, value in zip(self.runs, values, strict=True)]
+        fixed = np.ndim(values[0]) and not any(isinstance(source, Node | Call) for source in sources)
+        return self.made.of(*values) if fixed else self.made.made.get(tuple(map(id, sources)))
 
     def source(self) -> str:
         """The function, or the method in its class."""
-        made, read, old = self.author, self.read, unwrapped(self.author.author.backward)
+        made, old = self.author, unwrapped(self.author.author.backward)
+        own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
+        # What is there from a pass before is no input.
+        self.read = {e: text for e, text in self.read.items() if text not in own.values()}
+        self.numbers = {text: values for text, values in self.numbers.items() if text not in own.values()}
         dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
         seeds = {e: dys[i] for i, e in enumerate(self.seeds.values()) if i in dys}
         ends = [*(self.ys if made.whole else ()), *self.gradients.values()]
-        behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
-        if any(e.op == "input" for e in behind):
-            self._find_masks(behind)
-            behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
-        for e in [e for e in behind if e.op == "input"]:
-            if not made.lead or e.args[0] not in made.calls.names:
-                raise Unwritable(f"backward reads {e.args[0]}, which forward keeps nowhere")
-            read[e] = f"{made.lead}.{e.args[0]}"
-            made.lost.append(e.args[0])
-        behind = [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
-        held = {text: e for e, text in {**seeds, **read}.items()}
-        out = Function({**read, **seeds}, held, self.numbers)
+        behind = self._behind(ends, seeds)
+        arrays = {text: e for e, text in {**seeds, **self.read}.items()}
+        out = Function({**self.read, **seeds}, arrays, self.numbers)
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
-        plain_names = {e: text for e, text in read.items() if text.isidentifier()}
-        known = self.meant | {e: text.rpartition(".")[2] for e, text in read.items()} | self.named | plain_names
-        called = {g: made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
-        own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
-        self.read = read = {e: text for e, text in read.items() if text not in own.values()}  # of a pass before
-        self.numbers = {text: values for text, values in self.numbers.items() if text not in own.values()}
-        called |= {g: own[n] for n, g in self.gradients.items() if n in own}
-        self.back(out, behind, ends, {e: n for e, n in known.items() if n.isidentifier()}, called)
+        called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
+        self.back(out, behind, ends, self._names(), called)
         for name in sorted({*made.left} & {*self.gradients}, key=lambda name: " -= " in made.left[name]):
             g = self.gradients[name]
             if name not in own or out.names.get(g) != own[name]:
@@ -368,29 +352,50 @@ class _Answer(Writer):
         results = [self._results(out)] if made.returned or made.whole else []
         if out.lines and results and out.lines[-1].startswith(f"{results[0].removeprefix('return ')} = "):
             results = [f"return {out.lines.pop().partition(' = ')[2]}"]
+            out.lines = out.lines[:-1] if out.lines and out.lines[-1].startswith("#") else out.lines
         reads = names_in([*out.lines, *results])
         wanted = [n for n in self.numbers if n in reads and n not in self.constants]
-        lines, missing = self.lengths(wanted, held)
+        lines, missing = self.lengths(wanted, arrays)
         if missing:
             raise Unwritable(f"backward reads the number {missing[0]}, which forward keeps nowhere")
-        # No number above 1 stands for a length, so that none has to be the one that it was.
+        # Where no number above 1 is written, none is a length that has to be what it was.
         self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", "\n".join([*lines, *out.lines, *results]))
         guard = self.guard(self._spelled)
         alike = Counter([re.sub(r"\d+", "0", line) for line in out.lines])
         if guard and max(alike.values(), default=0) > 2:
             raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
-        before = [*guard, *lines]
-        reads |= names_in([*before, "..."] if before[1:2] != before[:1] else [])
-        opened = []
-        for name, items in self.opened.items():
-            left = [item if item in reads else "_" for item in items]
-            alone = [i for i, item in enumerate(left) if item != "_"]
-            if len(alone) == 1 and len(items) > 2:
-                opened.append(f"{items[alone[0]]} = {name}[{alone[0]}]")
-            elif alone:
-                opened.append(f"{', '.join(left)} = {name}")
         said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
-        return self._laid_out(old, out.above, [*said, *opened, *before, *out.lines, *results])
+        opened = self._openings(reads | names_in([*guard, *lines]))
+        return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *out.lines, *results])
+
+    def _behind(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> list[Expression]:
+        """What has to be computed of what can be read, to which belongs what forward has to keep beside that."""
+        made, read = self.author, self.read
+        if any(e.op == "input" for e in below(ends, {**read, **seeds})):
+            self._find_masks([*below(ends, {**read, **seeds})])
+        for e in [e for e in below(ends, {**read, **seeds}) if e.op == "input"]:
+            if not made.lead or e.args[0] not in made.calls.names:
+                raise Unwritable(f"backward reads {e.args[0]}, which forward keeps nowhere")
+            read[e] = f"{made.lead}.{e.args[0]}"
+            made.lost.append(e.args[0])
+        return [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
+
+    def _names(self) -> dict[Expression, str]:
+        """What values are called, of which gradients have their names: as they are read, else as in forward."""
+        short = {e: text.rpartition(".")[2] for e, text in self.read.items()}
+        opened = {e: text for e, text in self.read.items() if text.isidentifier()}
+        return {e: n for e, n in (self.meant | short | self.named | opened).items() if n.isidentifier()}
+
+    def _openings(self, reads: set[str]) -> list[str]:
+        """Lines that take apart what forward keeps, as far as it is read."""
+        lines = []
+        for text, items in self.opened.items():
+            alone = [i for i, item in enumerate(items) if item in reads]
+            if len(alone) == 1 and len(items) > 2:
+                lines.append(f"{items[alone[0]]} = {text}[{alone[0]}]")
+            elif alone:
+                lines.append(f"{', '.join([item if item in reads else '_' for item in items])} = {text}")
+        return lines
 
     def _find_masks(self, behind: Sequence[Expression]) -> None:
         """Masks of what forward doesn't keep, by what it does: where x > 0, relu(x) > 0."""

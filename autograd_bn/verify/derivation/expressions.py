@@ -411,14 +411,10 @@ def _computed(op: str, *operands: Sequence[Any]) -> tuple[Any, ...]:
     return tuple([getattr(np, op)(*values) for values in zip(*operands, strict=True)])
 
 
-def _remainder(result: Any, *operands: Any) -> float:
-    """What is left of terms that cancel, as a share of them."""
-    size = max(map(_size, operands))
-    return _size(result) / size if size else np.inf
-
-
-def _size(value: Any) -> float:
-    return float(np.max(np.abs(value), initial=0))
+def _remainder(*arrays: Any) -> float:
+    """What is left of terms that cancel, the first, as a share of them."""
+    left, *sizes = [float(np.max(np.abs(array), initial=0)) for array in arrays]
+    return left / max(sizes) if any(sizes) else np.inf
 
 
 def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:

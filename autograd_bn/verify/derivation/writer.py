@@ -49,7 +49,7 @@ class Writer:
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
             self.shares.append((node, gradient if node.op == "input" else made.bare(gradient)))
-            own = node in self.named and (kept is None or id(visits[0][0]) in kept)
+            own = node in self.named and kept is None
             if own and self.shares[-1][1].op != "broadcast_to":
                 made.fixed.add(self.shares[-1][1])
         self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}

@@ -653,7 +653,7 @@ class Calls:
         after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
         lists = {p for p in after if isinstance(get({"object": seen["object"]}, p), list)}
         same = {p for p, v in after.items() if before.get(p) is v or (p in lists and p in bits)}
-        new = {p for p, v in after.items() if p not in same or bits[p] != array(v).tobytes()}
+        new = {p for p, v in after.items() if p not in same or bits.get(p) != array(v).tobytes()}
         held = {path for paths in self.slots.values() for path in paths}
         open_ = [path for path in after if path not in held]
         rated = {}
