@@ -22,7 +22,7 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .frameworks import torch_library
-from .held import arrays, is_array, is_float
+from .held import arrays, is_array, is_float, is_tensor
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
 from .pairs import (
@@ -33,6 +33,7 @@ from .pairs import (
     Pair,
     adapt,
     agreement,
+    array,
     author_of,
     loss,
     loss_class,
@@ -189,7 +190,10 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
 
 
-_COST, _SLOPE = r"\w*(loss|cost|nll)|J|cost_?\w*", re.compile(r"\w*(grad|cost)\w*|d\w+|g")
+_COST, _SLOPE = (
+    r"\w*(loss|cost|nll)|J|cost_?\w*",
+    re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g"),
+)
 
 
 def _is_loss(name: str, function: Any) -> bool:
@@ -264,7 +268,9 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     def make(values: Sequence[Any]) -> Any:
         count = parted(values)
         np.random.seed(0)  # noqa: NPY002
-        with (torch_library(torch) if torch else NUMPY).precise():
+        library = torch_library(torch) if torch else NUMPY
+        values = [library.lift(array(v)) if is_tensor(v) else array(v) if is_float(v) else v for v in values]
+        with library.precise():
             more = values[:count] if count > len(made) else ()
             owner = what(*more, **({} if more else dict(zip(made, values, strict=False))), **fixed)
         with suppress(TypeError):

@@ -373,6 +373,7 @@ class Calls:
         self.slots: dict[str, list[Path]] = {}  # arrays that forward reads from objects: where each of them stands
         self.values: list[Any] = []
         self.places: dict[str, Path] = {}  # where backward leaves a gradient, by what it is the gradient of
+        self.constants: list[str] = []  # inputs of a loss that returns one gradient, of another input
         self.rates: dict[str, float] = {}  # and by how much it moves a parameter that it updates itself
         self.notes: list[str] = []
         self.unseen: list[str] = []
@@ -484,7 +485,8 @@ class Calls:
             left[name] = array(get(seen, place))
             if place in self.slots.get(name, ()) and left[name] is not None:  # backward updates the parameter itself
                 left[name] = (array(seen["start"][name]) - left[name]) / self.rates[name]
-        return Gradients(lowered(back), left, tuple(self.returns), tuple(self.names))
+        names = [name for name in self.names if name not in self.constants]
+        return Gradients(lowered(back), left, tuple(self.returns), tuple(names))
 
     # How backward is called
 
@@ -523,6 +525,7 @@ class Calls:
         """The calls as a plan has them."""
         calls = copy.copy(self)
         calls.plan, calls.notes, calls.unseen, calls.places, calls.rates = plan, [], [], {}, {}
+        calls.constants = []
         calls.slots, calls.values = {}, []
         return calls
 
@@ -679,6 +682,22 @@ class Calls:
             elif name in self.slots and name not in numbers and not is_constant(name, floats[name]):
                 why = "which backward moves by no multiple of a gradient"
                 self.unseen.append(f"{name}, {why if moved else 'of which backward leaves no gradient'}")
+        if y.size == 1:
+            self._take_for_constants(out.gradients, floats, dy)
+
+    def _take_for_constants(self, returned: dict[str, Array], floats: dict[str, Any], dy: Array) -> None:
+        """The one gradient of a loss is that of the input whose slope it is; what else is as long is labels."""
+        kept = [name for name in self.names if name in returned or name in self.places]
+        if len(returned) == 1 and kept:
+            (gradient,) = returned.values()
+            step = np.asarray(np.random.default_rng(11).normal(size=gradient.shape))
+            terms, fit = gradient * step, [n for n in self.names if n in floats and floats[n].shape == gradient.shape]
+            near = [n for n in fit if abs(np.sum(terms) - self._slope(n, dy, step)) <= 1e-5 * np.sum(np.abs(terms))]
+            kept = near[:1] or kept
+        labels = [n for n in self.names if n in floats and n not in kept]
+        labels = [n for n in labels if any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
+        self.constants = labels
+        self.unseen += [f"{n}, of which no gradient is returned" for n in labels if not is_constant(n, floats[n])]
 
     def _gradient_of(
         self, name: str, rated: list[tuple[float, Path]], after: dict[Path, Any], new: set[Path], dy: Array

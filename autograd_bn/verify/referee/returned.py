@@ -156,7 +156,7 @@ class Returned:
 
 _CONSTANT = re.compile(
     r"y|t|(one_?hot_?)?(y|labels?|targets?|true|truth|gt|desired|expected|mask)s?(_?(true|real|batch|one_?hot|onehot|oh))?"
-    r"|ground_?truth|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
+    r"|ground_?truth|actuals?|observed|gold|reference|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
 )
 
 
