@@ -15,6 +15,7 @@ LINES = {
     "distributed": 279,
     "batch_norm": 2_680,
     "verify": 9_610,
+    "drawing": 2_450,
     "nn": 1_330,
     "commands": 1_165,
 }
