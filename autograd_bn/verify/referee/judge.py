@@ -108,7 +108,7 @@ class Referee:
         self.raised = ""  # at inputs of other lengths
 
     @property
-    def given(self) -> Run:
+    def first(self) -> Run:
         """The run at the caller's inputs."""
         return self.runs[0]
 
@@ -120,46 +120,46 @@ class Referee:
             self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
-        deaf = not self.unit and _ignores_dy(self.given)
-        if deaf and _ignores_dy(self._tried(self._moved(self.given.floats)) or self.given):
+        deaf = not self.unit and _ignores_dy(self.first)
+        if deaf and _ignores_dy(self._tried(self._moved(self.first.floats)) or self.first):
             self._without_dy()
             self.runs = [self._at(self.inputs)]
-        if self.given.author.failure is None:
+        if self.first.author.failure is None:
             self._run_elsewhere()
         why = next((run.why_differences for run in self.runs if run.why_differences), "")
-        if why and not self.given.why_differences:
+        if why and not self.first.why_differences:
             self.why, self.runs = why, []
             self.runs = [self._at(self.inputs)]
             self._run_elsewhere()
-        self.given.call_twice()
+        self.first.call_twice()
 
     def _without_dy(self) -> None:
         self.unit = True
-        if self.given.y.size == 1:
+        if self.first.y.size == 1:
             self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
         else:
-            labels = tuple([f"d{name}" for name in self.given.floats])
+            labels = tuple([f"d{name}" for name in self.first.floats])
             what = "backward ignores dy: it returns the same for every gradient that it is handed."
             repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
             self.findings.append(Finding("ignores dy", labels, what, repair))
 
     def _run_elsewhere(self) -> None:
         """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
-        judged = [*self.given.author.gradients]
+        judged = [*self.first.author.gradients]
         near = self._another(self._moved(judged))
         for names in [judged, *([name] for name in judged if len(judged) > 1)]:
             if self._another(self._moved(names, turned=True)):
                 break
         self._run_far(judged)
         self._run_longer()
-        self.paths = main_paths(near or self.given)
+        self.paths = main_paths(near or self.first)
         if self.paths is not None and not self._another(telling(self.paths, self.rng)) and near:
             self.runs.sort(key=lambda run: run is near)
 
     def _run_far(self, judged: Sequence[str]) -> None:
         """Inputs ten times as large, where forward may cut them off, if its derivative is as well known there."""
-        trace = self.given.trace
-        if self.given.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
+        trace = self.first.trace
+        if self.first.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
             return
         # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
         run = self._another(
@@ -191,7 +191,7 @@ class Referee:
     def _raised_at(self, run: Run) -> None:
         """What it says that backward raises at inputs of other lengths, which forward takes and reads as a whole."""
         name = next(n for n, v in run.inputs.items() if np.shape(v) != np.shape(self.inputs[n]))
-        judged = [run.truth[n] for n in self.given.author.gradients]
+        judged = [run.truth[n] for n in self.first.author.gradients]
         axes = [(g, i) for g in judged for i in range(g.ndim)]
         whole = all(np.any(g, axis=tuple([j for j in range(g.ndim) if j != i])).all() for g, i in axes)
         what = f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {run.author.failure}."
@@ -230,7 +230,7 @@ class Referee:
     def verdict(self) -> Verdict:
         """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
         self._run()
-        run, back = self.given, self.given.author
+        run, back = self.first, self.first.author
         if back.failure is not None:
             rows = [self._unreturned(name, "not computed") for name in run.floats]
             self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
@@ -267,10 +267,10 @@ class Referee:
 
     def _steps(self, run: Run, wrong: bool) -> list[Row]:
         """The intermediates; one that is wrong by itself is a finding."""
-        steps = [step for step in run.steps(self.pair.source) if wrong or step.name in self.given.author.others]
+        steps = [step for step in run.steps(self.pair.source) if wrong or step.name in self.first.author.others]
         for step in [step for step in steps if not step.ok and not wrong][:1]:
             unknown = Mistake("unexplained", "is wrong", "Check its formula")
-            self.findings.append((alone(self.given, step.returned, step.truth) or unknown).of([step.name]))
+            self.findings.append((alone(self.first, step.returned, step.truth) or unknown).of([step.name]))
         named = {canonical(step.name.removeprefix("d")) for step in steps if step.ok}
         if self.paths is not None and {"mean", "var"} <= {*self.paths.shares} and "mean" in named:
             self.notes.append(
@@ -284,8 +284,8 @@ class Referee:
             raise Unjudgeable("backward returned no gradient of an array that forward reads")
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
         ok = all(row.ok for row in rows if row.what == "gradient") and not findings
-        judged, backward = (self.pair.forward, self.inputs, self.given.dy), self.pair.source
-        seen = tuple(self.warnings), (*self.pair.unseen, *self.given.author.unseen), convention
+        judged, backward = (self.pair.forward, self.inputs, self.first.dy), self.pair.source
+        seen = tuple(self.warnings), (*self.pair.unseen, *self.first.author.unseen), convention
         ok = ok and not (self.strict and self.warnings)
         return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, backward)
 
@@ -302,11 +302,11 @@ class Referee:
             note = f"shape {gradient.shape} for {name} of shape {truth.shape}"
         elif not np.isfinite(gradient).all():
             note = "not finite"
-        elif bad and run is not self.given:
+        elif bad and run is not self.first:
             note = "shows at other inputs than those given"
         elif bad and run.vanishing(name):
             note = "should be 0"
-        undecided = np.isinf(self.given.noise[name])
+        undecided = np.isinf(self.first.noise[name])
         if np.any(undecided):
             some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])
             count = np.count_nonzero(undecided)
@@ -319,7 +319,7 @@ class Referee:
         return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)
 
     def _unreturned(self, name: str, note: str) -> Row:
-        truth = self.given.truth[name]
+        truth = self.first.truth[name]
         return Row(f"d{name}", "gradient", truth.shape, np.nan, np.nan, False, note, truth=truth)
 
     def _repairs(self, wrong: Sequence[str]) -> list[Repair]:

@@ -61,28 +61,28 @@ class Paths:
         """What to call a statistic: the mean, the variance, else by its author's name or its operation."""
         chain = _chain(s)
         names = [name for name in map(self.trace.label, chain) if name in self.trace.named]
-        found = next((role for role in map(canonical, names) if role), names[0] if names else chain[-1].op or "")
+        role = next((known for known in map(canonical, names) if known), names[0] if names else chain[-1].op or "")
         if not names and chain[-1].own_op in ("mean", "sum"):
             squares = [a for a in chain[-1].receivers if a.own_op in ("square", "power", "multiply")]
             centred = any(a.own_op == "subtract" for square in squares for a in square.receivers)
-            found = "var" if centred else "sum of squares" if squares else found
-        return {"std": "var", "invstd": "var"}.get(found, found)
+            role = "var" if centred else "sum of squares" if squares else role
+        return {"std": "var", "invstd": "var"}.get(role, role)
 
     @cached_property
     def groups(self) -> Array | None:
         """For each entry of the input, flat, the place of the statistics' entry that it has a part in, if it is one."""
-        found: Array | None = None
+        groups: Array | None = None
         for s in self.statistics:
             seeds = np.ones(s.shape), np.arange(1.0, prod(s.shape) + 1).reshape(s.shape)
             ones, counted = (self.trace.flow(s, seed, self.dead)[0].get(self.leaf) for seed in seeds)
             if ones is None or counted is None:
                 continue
             index = (counted / ones).ravel() - 1
-            if not np.all(np.abs(index - np.round(index)) < 1e-6) or not (found is None or close(index, found, 1e-6)):
+            if not np.all(np.abs(index - np.round(index)) < 1e-6) or not (groups is None or close(index, groups, 1e-6)):
                 return None
-            found = np.round(index)
-        counts = set() if found is None else {*np.bincount(found.astype(int)).tolist()}
-        return found.astype(int) if found is not None and len(counts) == 1 and counts != {1} else None
+            groups = np.round(index)
+        counts = set() if groups is None else {*np.bincount(groups.astype(int)).tolist()}
+        return groups.astype(int) if groups is not None and len(counts) == 1 and counts != {1} else None
 
     def fits(self, gradient: Array) -> Iterator[tuple[Array, dict[str, list[Mistake]]]]:
         """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
@@ -144,22 +144,22 @@ class Paths:
 
 def _chain(s: Node) -> list[Node]:
     """A statistic and the values of its length that it was computed from, down to what sums up."""
-    found = [s]
-    for node in found:
-        found += [a for a in node.receivers if prod(a.shape) == prod(s.shape) and a not in found]
-    return found
+    alike = [s]
+    for node in alike:
+        alike += [a for a in node.receivers if prod(a.shape) == prod(s.shape) and a not in alike]
+    return alike
 
 
 def _statistics(trace: Trace, leaf: Node, dead: Sequence[Node]) -> list[Node]:
     """What sums values of `leaf` up and is read by longer ones again."""
-    largest, found = {leaf: prod(leaf.shape)}, list[Node]()
+    largest, reduced = {leaf: prod(leaf.shape)}, list[Node]()
     for node in trace.order:
         below = [a for a in node.inputs if a in largest]
         if below:
             largest[node] = max(prod(node.shape), *[largest[a] for a in below])
             if node.own_op in _SPREADING and node not in dead:
-                found += [a for a in below if prod(a.shape) < min(prod(node.shape), largest[a])]
-    return [s for s in dict.fromkeys(found) if s not in dead]
+                reduced += [a for a in below if prod(a.shape) < min(prod(node.shape), largest[a])]
+    return [s for s in dict.fromkeys(reduced) if s not in dead]
 
 
 def _solved(terms: Sequence[Array], target: Array) -> Array | None:
@@ -227,11 +227,11 @@ class Factors:
 
     def _words(self, powers: dict[str, float], k: float) -> list[Mistake]:
         """A product of powers and a number as mistakes."""
-        found = list[Mistake]()
+        mistakes = list[Mistake]()
         for name in [name for name in powers if name in self.roots]:
             other, _, own = name.partition(" where forward has ")
             turned = f"has {own}, as forward, where {other} belongs", f"Put {other} there"
-            found.append(Mistake("root", *((f"has {name}", "Use forward's root") if powers[name] > 0 else turned)))
+            mistakes.append(Mistake("root", *((f"has {name}", "Use forward's root") if powers[name] > 0 else turned)))
         powers = {name: p for name, p in powers.items() if name in self.bases}
         for name, n in self.counts.items() if powers else ():
             for p in (1, -1):
@@ -239,12 +239,12 @@ class Factors:
                     k, powers[f"1 / {name}"] = float(np.sign(k)), p
         more, less = (" * ".join([_power(n, s * p) for n, p in powers.items() if s * p > 0]) for s in (1, -1))
         if more and less:
-            found.append(Mistake("wrong factor", f"has {more} where {less} belongs", f"Put {less} in its place"))
+            mistakes.append(Mistake("wrong factor", f"has {more} where {less} belongs", f"Put {less} in its place"))
         elif more:
-            found.append(Mistake("extra factor", f"carries the factor {more} too much", "Leave it out"))
+            mistakes.append(Mistake("extra factor", f"carries the factor {more} too much", "Leave it out"))
         elif less:
-            found.append(Mistake("missing factor", f"lacks the factor {less}", f"Multiply it by {less}"))
-        return [*number(k, self.counts), *found]
+            mistakes.append(Mistake("missing factor", f"lacks the factor {less}", f"Multiply it by {less}"))
+        return [*number(k, self.counts), *mistakes]
 
 
 def _power(name: str, p: float) -> str:
@@ -254,9 +254,9 @@ def _power(name: str, p: float) -> str:
 def _powers(c: Array, bases: Sequence[Array]) -> list[float]:
     """Whole powers of the bases, and the number with which their product is `c`; nothing where there are none."""
     matrix = np.stack([*[np.log(np.abs(base)) for base in bases], np.ones(c.size)], axis=1)
-    found, _, rank, _ = np.linalg.lstsq(matrix, np.log(np.abs(c)), rcond=1e-9)
-    powers = np.round(found[:-1])
-    if rank < len(found) or not np.all(powers) or np.max(np.abs(powers)) > 6:
+    solution, _, rank, _ = np.linalg.lstsq(matrix, np.log(np.abs(c)), rcond=1e-9)
+    powers = np.round(solution[:-1])
+    if rank < len(solution) or not np.all(powers) or np.max(np.abs(powers)) > 6:
         return []
     product = np.prod([base**p for base, p in zip(bases, powers, strict=True)], axis=0)
     k = float(np.median(c / product))
@@ -303,26 +303,26 @@ def _fitted(paths: Paths, gradient: Array, factors: Factors | None, others: Mapp
 
 def _elsewhere(runs: Sequence[Run], name: str) -> dict[str, Others]:
     """The weight of each path in runs of other lengths, and the lengths there."""
-    found = dict[str, list[tuple[float, Mapping[str, int]]]]()
+    weights = dict[str, list[tuple[float, Mapping[str, int]]]]()
     for run in runs:
-        given, main = run.author.gradients.get(name), main_paths(run)
-        if given is None or run.trace is None or given.shape != run.truth[name].shape:
+        gradient, main = run.author.gradients.get(name), main_paths(run)
+        if gradient is None or run.trace is None or gradient.shape != run.truth[name].shape:
             continue
         paths, counts = Paths(run, name), Factors(main).counts if main else lengths(run)
-        for c, _ in itertools.islice(paths.fits(given), 1):
+        for c, _ in itertools.islice(paths.fits(gradient), 1):
             for path, w in zip(paths.shares, c, strict=True):
                 if np.ptp(w) <= 1e-7 * max(float(np.max(np.abs(w))), 1e-2):
-                    found.setdefault(path, []).append((float(np.median(w)), counts))
-    return {path: tuple(several) for path, several in found.items()}
+                    weights.setdefault(path, []).append((float(np.median(w)), counts))
+    return {path: tuple(several) for path, several in weights.items()}
 
 
 def along_paths(
-    run: Run, given: dict[str, Array], repaired: set[str], longer: Sequence[Run]
+    run: Run, gradients: dict[str, Array], repaired: set[str], longer: Sequence[Run]
 ) -> tuple[list[Finding], dict[str, dict[str, float]]]:
     """Findings on gradients that are sums of paths with wrong factors, and how much of each path these carry."""
     main = main_paths(run)
     factors, fits = None if main is None else Factors(main), dict[str, tuple[Paths, Fit]]()
-    for name, g in given.items() if run.trace is not None else ():
+    for name, g in gradients.items() if run.trace is not None else ():
         paths = Paths(run, name)
         limit = 4.0 - (name in repaired) - (len(paths.shares) == 1)
         known = [fit for fit in _fitted(paths, g, factors, _elsewhere(longer, name)) if 0.5 < fit.cost < limit]
