@@ -122,6 +122,42 @@ def test_arrays_that_a_function_makes_itself_are_double(torch):
     assert check(Shifted, (X,))
 
 
+def test_a_layer_of_tensors_is_judged_in_double_precision_and_left_as_it_is(torch):
+    class Tied:
+        def __init__(self):
+            self.w = torch.randn(3, 3)
+            self.params = [self.w]
+
+        def forward(self, x):
+            self.x = x
+            return x @ self.w + x @ self.params[0].T
+
+        def backward(self, dy):
+            self.dw = self.x.T @ dy + dy.T @ self.x
+            return dy @ (self.w + self.w.T)
+
+    layer = Tied()
+    verdict = ag.check_backward(layer, [torch.randn(5, 3)])
+    assert verdict.ok
+    assert [row.name for row in verdict.rows] == ["dx", "dw"]
+    assert layer.w.dtype == torch.float32
+    assert layer.w is layer.params[0]
+
+
+def test_a_context_of_the_authors_own_is_found_beside_the_passes():
+    class Ctx:
+        def keep(self, *arrays):
+            self.kept = arrays
+
+    def forward(ctx, x):
+        ctx.keep(x)
+        return x**2
+
+    space = {"__name__": Ctx.__module__, "Ctx": Ctx}
+    own = type(forward)(forward.__code__, space)
+    assert ag.check_backward(own, lambda ctx, dy: 2 * ctx.kept[0] * dy, [X]).ok
+
+
 def test_a_gradient_overwritten_in_place_is_seen(torch):
     class Twice(torch.autograd.Function):
         @staticmethod

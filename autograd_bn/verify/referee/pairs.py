@@ -8,7 +8,6 @@ import dis
 import inspect
 import random
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,7 +21,20 @@ import numpy as np
 from ...engine import Tensor
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient, put, vector
+from .held import (
+    Path,
+    arrays,
+    best,
+    get,
+    groups,
+    is_array,
+    is_float,
+    is_tensor,
+    label,
+    looks_like_a_gradient,
+    put,
+    vector,
+)
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
 from .source import code_of, framework, signature, unwrapped
 
@@ -158,7 +170,7 @@ def author_of(target: Any) -> Author:
     if inspect.ismethod(forward):  # a class method
         return Author(switched(forward.__func__), backward.__func__, what, leads=True)
     if first in CONTEXTS:
-        return Author(forward, backward, _context(sys.modules.get(what.__module__)), leads=True)
+        return Author(forward, backward, _context(forward), leads=True)
     if isinstance(inspect.getattr_static(what, passes[0]), staticmethod):
         return Author(forward, backward)
     if isinstance(target, type):
@@ -176,10 +188,20 @@ def _called(what: type, name: str) -> Any:
     return wraps(forward)(lambda *values: call(*values)) if stores and name in call.__code__.co_names else forward
 
 
-def _context(module: Any) -> Any:
+def doubled(owner: Any) -> Any:
+    """An object whose tensors are in double precision."""
+    for value, paths in groups(arrays({"object": owner})):
+        wide = value.detach().double() if is_tensor(value) and value.is_leaf else None
+        for path in [path for path in paths if path[-1] != "grad" and wide is not None]:
+            put({"object": owner}, path, wide)
+    return owner
+
+
+def _context(forward: Any) -> Any:
     """A context of the author's own file, else one of ours."""
-    for value in list(vars(module).values()) if module is not None else []:
-        own = isinstance(value, type) and value.__module__ == module.__name__
+    space = getattr(unwrapped(forward), "__globals__", {})
+    for value in [*space.values()]:
+        own = isinstance(value, type) and value.__module__ == space.get("__name__")
         if own and (hasattr(value, "save_for_backward") or re.search("(?i)ctx|context", value.__name__)):
             with suppress(Exception):
                 return value()
@@ -281,7 +303,7 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
         forward, backward = forward.__func__, backward.__func__
     first = next(iter(signature(forward)), "")
     if not leads and first in CONTEXTS and len(signature(forward)) == len(inputs) + 1:
-        owner, leads = _context(sys.modules.get(getattr(forward, "__module__", ""))), True
+        owner, leads = _context(forward), True
     return Calls(Author(forward, backward, owner, leads), inputs).pair()
 
 
@@ -368,6 +390,8 @@ class Calls:
         from .frameworks import library_of
 
         self.author, self.framework = author, library or library_of(inputs)
+        if self.framework is not NUMPY and author.owner is not None:
+            self.author = replace(author, owner=doubled(author.copied()))
         self.names = parameters(author.forward, len(inputs), skip=int(author.leads))
         self.inputs = tuple(map(array, inputs))
         self.slots: dict[str, list[Path]] = {}  # arrays that forward reads from objects: where each of them stands
