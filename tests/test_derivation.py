@@ -434,6 +434,15 @@ def test_a_gradient_that_is_0_by_broadcasting_alone_is_declined():
         ag.write_backward(cosine, arrays((5, 4), (5, 1)))
 
 
+def test_what_counts_axes_from_the_end_is_right_for_more_axes():
+    made = ag.write_backward(layer_norm, NORM)
+    x, gamma, beta = arrays((2, 5, 4), (4,), (4,))
+    dy = np.random.default_rng(0).normal(size=x.shape)
+    dx, *_ = made.backward(dy, made.forward(x, gamma, beta)[1])
+    leaf = ag.tensor(x, requires_grad=True)
+    assert np.allclose(dx, ag.grad([layer_norm(leaf, gamma, beta)], [leaf], [dy])[0], rtol=1e-12)
+
+
 def test_like_terms_are_one_term():
     made = ag.write_backward(lambda x, w: 4 * (x * w) + x**2 + (x * w), arrays((4, 3), (4, 3)))
     assert "5 * dy * " in made.source

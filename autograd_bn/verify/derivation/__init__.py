@@ -82,9 +82,9 @@ def write_backward(
     for each batch norm, however it is spelled.
 
     The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
-    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. `TypeError`
-    and `ValueError` say why none is written: a branch on data, values that leave the tensors, a random mask, an
-    operation without source.
+    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. It is for
+    inputs of as many axes, and that broadcast as these do. `TypeError` and `ValueError` say why none is written: a
+    branch on data, values that leave the tensors, a random mask, an operation without source.
 
     >>> import autograd_bn as ag
     >>> def forward(x, w):

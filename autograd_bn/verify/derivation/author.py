@@ -341,7 +341,7 @@ class _Answer(Writer):
         ends = [*(self.ys if made.whole else ()), *self.gradients.values()]
         behind = self._behind(ends, seeds)
         arrays = {text: e for e, text in {**seeds, **self.read}.items()}
-        out = Function({**self.read, **seeds}, arrays, self.numbers)
+        out = Function({**self.read, **seeds}, arrays, self.numbers, self.from_end)
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
         called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
         self.back(out, behind, ends, self._names(), called)

@@ -17,11 +17,14 @@ Values = tuple[float, ...]  # one a recording
 class Numbers:
     """Numbers that have a name: the author's, then the lengths of arrays, by their values in each recording."""
 
-    def __init__(self, named: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    def __init__(
+        self, named: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[tuple[int, ...]]], from_end: bool
+    ) -> None:
         found = [*named.items()]
         for name, own in shapes.items():
-            lengths = enumerate(zip(*own, strict=True))
-            found += [(f"{name}.shape[{i}]" if i else f"len({name})", values) for i, values in lengths]
+            last = len(own[0]) - 1 if from_end else -1
+            for i, values in enumerate(zip(*own, strict=True)):
+                found.append((f"{name}.shape[{-1 if i == last else i}]" if i else f"len({name})", values))
         found += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
         self.named, known = named, [(text, tuple(map(float, values))) for text, values in found]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]

@@ -75,9 +75,11 @@ TURNED: dict[str, Callable[[Any], Any]] = {
 class Function:
     """The lines of one function: `names` are those that it may read, `arrays` those whose lengths it may take."""
 
-    def __init__(self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any]) -> None:
-        self.names, self.arrays = dict(names), dict(arrays)
-        self.numbers = Numbers(numbers, {name: e.shapes for name, e in arrays.items()})
+    def __init__(
+        self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any], from_end: bool
+    ) -> None:
+        self.names, self.arrays, self.from_end = dict(names), dict(arrays), from_end
+        self.numbers = Numbers(numbers, {name: e.shapes for name, e in arrays.items()}, from_end)
         self.lines, self.reserved, self.width = list[str](), set[str](), WIDTH
         self.above: dict[str, str] = {}  # the functions that are called, and their source
         self.written: list[tuple[Expression, str]] = []
@@ -105,7 +107,7 @@ class Function:
             form, own, levels = FORMS[e.op]
             return form.format(*[self.text(arg, level) for arg, level in zip(e.args, levels, strict=True)]), own
         if e.op in REDUCTIONS and len(e.args) == 1:
-            return f"{self.text(e.args[0], ATOM)}.{e.op}({self._options(e.params)})", ATOM
+            return self._reduction(e), ATOM
         if not isinstance(e.op, str):
             name = e.op.name
             self.above |= sources(e.op.forward)
@@ -122,6 +124,14 @@ class Function:
 
     def _options(self, params: dict[str, Any]) -> str:
         return ", ".join([f"{name}={self.literal(value)}" for name, value in params.items()])
+
+    def _reduction(self, e: Expression, **more: Any) -> str:
+        """A reduction; the last axis is -1 to an author who counts from the end, and may have more axes elsewhere."""
+        params, axis = {**e.params, **more}, e.params.get("axis")
+        (axis,) = axis if isinstance(axis, tuple) and len(axis) == 1 else (axis,)
+        if self.from_end and isinstance(axis, Expression) and axis.values[0] == len(e.args[0].shapes[0]) - 1:
+            params["axis"] = -1
+        return f"{self.text(e.args[0], ATOM)}.{e.op}({self._options(params)})"
 
     def _number(self, e: Expression) -> tuple[str, int]:
         over, under = self.numbers.quotient(e.values)
@@ -199,7 +209,7 @@ class Function:
         (a,), shape = e.args, e.shapes[0]
         if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
             if a.op in REDUCTIONS and a not in self.names and np.ndim(a.args[0].values[0]) == len(shape):
-                return f"{self.text(a.args[0], ATOM)}.{a.op}({self._options({**a.params, 'keepdims': True})})"
+                return self._reduction(a, keepdims=True)
             places, own = list[str](), [*a.shapes[0], None]
             for n in shape:
                 places.append(":" if own[0] == n else "None")

@@ -44,6 +44,8 @@ class Writer:
             elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.given):
                 self.named[e] = name
         self.meant = self._meant()
+        axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
+        self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
         made.late = made.unit
         self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
@@ -89,7 +91,9 @@ class Writer:
         outputs = [ahead.text(y) for y in self.ys]
         arrays = {**self.seeds, **{ahead.names[e]: e for e in crossing if e in ahead.names}}
         arrays |= {n: e for e, n in ahead.names.items() if n not in arrays}
-        back = Function({**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers)
+        back = Function(
+            {**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers, self.from_end
+        )
         self.back(back, behind, ends, ahead.names, {g: f"d{name}" for name, g in self.gradients.items()})
         found = {name: back.text(g) for name, g in self.gradients.items()}
         constants = {
@@ -125,7 +129,7 @@ class Writer:
     def _ahead(self, crossing: Sequence[Expression]) -> Function:
         """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""
         uses = Counter(part for e in self.forward for part in e.parts)
-        out = Function({e: name for name, e in self.inputs.items()}, self.inputs, self.numbers)
+        out = Function({e: name for name, e in self.inputs.items()}, self.inputs, self.numbers, self.from_end)
         out.reserved = {*self.named.values(), *self.seeds}
         for e in sorted(self.forward, key=_serial):
             kept = e in self.named or e in crossing or (uses[e] > 1 and not cheap(e))
@@ -177,7 +181,7 @@ class Writer:
                 spelled = [f"{array}.shape[{i}]" if i else f"len({array})" for i in range(len(own))]
                 lines += [f"{n} = {spelled[i]}" for i, n in enumerate(own) if n in here]
             left = [n for n in left if n not in here]
-        lengths = Numbers({}, {array: e.shapes for array, e in arrays.items()})
+        lengths = Numbers({}, {array: e.shapes for array, e in arrays.items()}, self.from_end)
         for n in left:
             with contextlib.suppress(Unwritable):
                 lines.append(f"{n} = {lengths.text(known[n])}")
