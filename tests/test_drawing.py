@@ -486,6 +486,7 @@ def test_statistics_are_named_and_framed(spelling):
         names = {text.split(" = ")[0].split("\\n")[0] for text in labels(frame).values()}
         assert {"mean", "var"} <= names
         assert not names & {"x", "relu", "centred", "x̂", "output"}
+        assert spelling != "spelled out" or {"power 2", "sum"} <= names  # all that the variance comes from
 
 
 def test_a_users_name_stands_where_a_part_of_batch_norm_has_one_too():
