@@ -475,6 +475,20 @@ def test_given_statistics_are_inference(name, kind):
     assert_same(before, derivatives(y, leaves))
 
 
+@pytest.mark.parametrize(
+    ("mean", "var"),
+    [(np.zeros(3), [2.0, 3.0, 4.0]), (np.array([0.5]), [2.0]), (np.array([0.5, -1.0, 2.0]), 2.0)],
+    ids=["a mean of 0", "one feature", "one variance"],
+)
+def test_inference_takes_the_features_axis_for_no_axis_of_statistics(mean, var):
+    x = ag.tensor(np.arange(4.0 * len(mean)).reshape(4, -1), requires_grad=True)
+    y = (x - mean) / np.sqrt(ag.tensor(var) + EPS)
+    value = y.data.copy()
+    (node,) = ag.fuse(y).fused
+    assert node.params["norm"].axes == (0,)
+    np.testing.assert_allclose(ag.Graph(y).values()[node], value, rtol=1e-12)
+
+
 def test_normalising_by_constants_of_every_element_is_not_batch_norm():
     x, _, _ = inputs()
     y = (x - np.ones(x.shape)) / np.sqrt(ag.tensor(np.ones(x.shape)) + EPS)
