@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.batch_norm.fusion import norms, region
+from autograd_bn.batch_norm.fusion.recognise import Recogniser
 from autograd_bn.engine.graph import compute
 from autograd_bn.engine.tensor import values_of
 
@@ -473,6 +474,17 @@ def test_given_statistics_are_inference(name, kind):
     assert_same(before, derivatives(y, leaves))
     ag.expand(y)
     assert_same(before, derivatives(y, leaves))
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 2), (1,)])
+def test_of_places_that_are_all_alike_two_are_evaluated(axes):
+    x = ag.tensor(np.random.default_rng(0).normal(size=(4, 5, 6)))
+    y = ag.batch_norm(x, axes=axes, form="composed")
+    (judged,) = Recogniser(ag.Graph(y).nodes).search([y.node])
+    assert judged.region.shape == tuple([n if axis in axes else 2 for axis, n in enumerate(x.shape)])
+    spelled = (x - x.mean(0)) / np.sqrt(x.var(0) + EPS)
+    (judged,) = Recogniser(ag.Graph(spelled).nodes).search([spelled.node])
+    assert judged.region.shape == (4, 2, 2)
 
 
 @pytest.mark.parametrize(
