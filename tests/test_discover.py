@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autograd_bn.verify.referee import discover, load
+from autograd_bn.verify.referee import discover, guesses, load
 
 TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
 STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
@@ -81,6 +81,19 @@ def s_backward(dy, x):
     found = judged(written(tmp_path, text))
     assert found["s_backward"].verdict == "right"
     assert found["F.backward"].verdict == "unjudged"
+
+
+def test_where_nothing_agrees_it_says_how_the_pair_was_read(tmp_path):
+    text = STYLES["read_as_meant"]
+    said = {name: entry.reason for name, entry in judged(written(tmp_path, text)).items()}
+    read = "as read here, at guessed inputs (x (5, 4)), nothing agrees: dx is wrong everywhere"
+    assert said["Signal.backward"].startswith(read)
+    assert "--inputs" in said["Signal.backward"]
+    assert "For one example, as of shape (1, 4), it is right." in said["Batch.backward"]
+    assert "only the shape is another" in said["Row.backward"]
+    assert "holds 2,002,000 numbers" in said["Large.backward"]
+    given = judged(written(tmp_path, text + "Signal_inputs = (np.ones((5, 4)),)"))
+    assert given["Signal.backward"].verdict == "wrong"
 
 
 def test_nothing_that_a_file_takes_for_its_end_ends_the_check(tmp_path):
@@ -252,6 +265,6 @@ def test_a_stand_in_decorates_and_is_a_base_and_computes_nothing():
     ],
 )
 def test_inputs_are_read_as_they_are_written(text, shape, check):
-    value = discover.parsed_inputs(text)["x"]
+    value = guesses.parsed_inputs(text)["x"]
     assert np.shape(value) == shape
     assert check(value)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..drawing.render import render
-from ..verify.referee.discover import Entry, entries, judge, parsed_inputs
+from ..verify.referee.discover import Entry, entries, judge
+from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.load import Unreadable, loaded
 from . import UsageError, complain
 from .data import output_file
@@ -54,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
         known = parsed_inputs(args.inputs)
     except ValueError:
         raise UsageError(f"--inputs is {args.inputs!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'") from None
-    if args.watch:
-        return _watched(args, page, known)
-    return _judged(args, page, known, {})
+    return _watched(args, page, known) if args.watch else _judged(args, page, known, {})
 
 
 def _watched(args: argparse.Namespace, page: Path | None, known: dict[str, object]) -> int:

@@ -16,7 +16,8 @@ from ..engine import Tensor, as_tensor, grad
 from ..verify.derivation import written
 from ..verify.derivation.author import answer
 from ..verify.derivation.tracing import Unwritable
-from ..verify.referee.discover import Entry, entries, given_inputs, guessed, parsed_inputs
+from ..verify.referee.discover import Entry, entries, given_inputs, guessed
+from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.held import is_float
 from ..verify.referee.load import Unreadable, loaded
 from ..verify.referee.pairs import NoPair, Pair, parameters

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
+from .earned import unearned
 from .frameworks import torch_library
+from .guesses import drawn, likeliest, meant, shown
 from .held import arrays, is_array, is_float, is_tensor
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
@@ -45,68 +47,11 @@ from .pairs import (
 )
 from .returned import Gradients, is_constant
 from .source import code_of, framework, signature, unwrapped
+from .trace import work
 from .verdict import Verdict
 
-TRIALS, ACCEPTED, FITTING = 4000, 60, 5  # how many inputs are tried on forward, on the pair, and where shapes fit
-# Sizes that can't be mistaken for each other, by the letters that stand for them below.
-SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
-# What a parameter of this name may be, likeliest first: a shape, as letters or in brackets, after the kind of its
-# entries; after = a value; or the options below.
-CANDIDATES = (
-    ("k", "=3 =4 ND BTD"),
-    (r"(n|num|dim|d)_?(in|inputs?|features|x|channels|dims?|model)|(in|inputs?)_?(features|ch\w*|size|dims?|units|nodes|n"
-     r"|num|d|f|len|length|width)|(num|n)_?in\w*|fan_?in|(size|dim|ch\w*)_?in|size|(vocab|embed\w*|wordvec)_?size|embed\w*"
-     r"|features|channels|width|n_?dims?|dim|D|n|d", "=4 =3"),
-    (r"(n|num|dim|d)_?(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|(out|outputs?|hidden)_?(features|dim"
-     r"|ch\w*|size|dims|units?|nodes|n|num|d|f)|fan_?out|(num|n)_?(out|hid|filt|cat|class)\w*|(size|dim|ch\w*)_?out|units"
-     r"|classes|neurons|hidden|filters|k|m", "=3 =4 =[3] =[3,3]"),
-    (r"((layers?|hidden)_?)?(layers|sizes|dims|units|neurons|size_list)(_list)?", "=[4,3] =[4,3,3] =[3] =4"),
-    (r".*(path|file|dir|folder|url|name|port|fd).*", '="x"'),
-    (r"(hyper_?)?\w*(params?|parameters|config|cfg|options|opts|kwargs)", "options"),
-    (r"(y|t)_?(pred|hat)\w*|pred\w*|probs?|p_hat|a_?l|yp", "prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND"),
-    (r"out(put)?s?|logits|scores", "ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND"),
-    (r"[ac]_?prev|prev_?[ac]", "ND DN MN NM BIJD BM"),
-    (r"(n|num)_?heads?|heads?(_num)?|(n|num)_?(layers|blocks)|layers_num", "=2"),
-    (r"(max_?)?(seq_?)?len(gth)?|max_?\w*len(gth)?|block_?size|time_?steps|num_?embeddings|context\w*", "=6"),
-    (r"d_?(ff|k|v|hidden|mlp)|\w+_dim|\w+_channels", "=4 =3"),
-    (r"ind(ex|ices|exes)|idx|ids|tokens?", "int:BTM int:NM"),
-    (r"act\w*_?(fn|func|function|f)|(non_?lin|activation)\w*_(fn|func|function)|func|fn", "call:tanh"),
-    (r"(d_?)act\w*|act\w*_?(prime|grad|deriv\w*|backward)", "call:dtanh"),
-    (r"x\w?\d?|\w*inputs?\w*|data|a(_?prev)?|z\d?|images?|img|v|u|feats?|features_in|tensor|batch|arr(ay)?|vec(tor)?",
-     "ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D"),
-    (r"w_?(x|xh|ih|ax)", "DM DF MD"),
-    (r"w_?(h|hh|aa|y|ya|hy)", "MM MF"),
-    (r"w_?[a-z]", "DM MV MD MM"),
-    (r"(w\d?|weights?|kernels?|filters?|theta|table|m)", "DM MD D +D MDPP VM MN PPDM DN"),
-    (r"b\d?|b_?[a-z]|bias(es)?", "M D F M1 1M D1 111M +"),
-    (r"gamma|scale|gain|g", "+D +1D11 +1D +D1 +N1 =2"),
-    (r"beta|shift|offset", "D 1D11 1D D1 N1"),
-    (r"h0?|h_?prev|prev_?h|c0?|c_?prev|prev_?c|[ac]_?prev|prev_?[ac]", "NM BM MN MD"),
-    (r"y|t|labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*",
-     "int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1 +ND onehot:DN DN"
-     " bits:1N"),
-    (r"\w*(one_?hot|ohe)\w*", "onehot:ND onehot:DN"),
-    (r"(\w*_)?mask", "bool:BT bool:ND bits:ND bits:N"),
-    (r"(running_?|moving_?|r_?)?(mean|mu|avg)", "D =0.5"),
-    (r"(running_?|moving_?|r_?)?(var|variance|sigma2)", "+D =0.7"),
-    (r"(input_|normalized_|in_)?shape", "=[4] =4 =[4,3,5] =[2,4]"),
-    (r"(n|num)?_?groups?|stride|\w*pool\w*_(size|h|w)|ksize|(kernel|filter|pool)_?(size|[hw])|f|hf|wf", "=2 =3 =[2,2]"),
-    (r"pad(ding)?", "=1 =0 =\"same\" =\"valid\""),
-    (r"eps(ilon)?", "=0.001"),
-    (r"p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout", "=0.6 + unit:ND unit:N"),
-    (r"reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin|c", "=0.1 +"),
-    (r"axis|dim", "=1"),
-    (r"\w*activation\w*|\w*nonlinearity|act", '="relu" ="sigmoid" ="tanh" call:tanh'),
-    (r"reduction", '="mean"'),
-    (r"(is_?)?train(ing)?|training_mode", "=true"),
-    (r"mode", '="train"'),
-)  # fmt: skip
-LOOSE = "|".join(
-    [pattern for pattern, kinds in CANDIDATES if kinds.startswith(("int:NM onehot", "ND prob:ND", "prob:ND unit"))]
-)
-UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 + int:NM N DN"
-OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
-OPTIONS |= {"f": 2, "momentum": 0.9}
+ACCEPTED, FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
+WORK, LARGE = 1_500, 2_000_000  # calls of a small pair that looking for inputs takes; numbers that an object may hold
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
 # What makes a layer whole takes a shape alone, and has no name of what reaches for a file.
 _BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
@@ -125,7 +70,8 @@ class Entry:
     probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
     made: int = 0  # how many of the values its object is made of
     make: Callable[[Sequence[Any]], Any] | None = None  # and how
-    natural: bool = True  # whether its inputs are given, or such as anybody would take
+    cost: float = 0.1  # what it costs more to try it than what it calls
+    firm: bool = True  # whether what forward takes is given, or said by its names
     base: bool = False  # a base class, whose passes may be left to others
     code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
@@ -187,7 +133,9 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             yield _class_entry(name, loss_class(what), ("loss", "loss"), _uses_torch(space, what.loss))
         elif jax is not None and isinstance(value, jax.custom_vjp):
             back = getattr(value.bwd, "__name__", "bwd")
-            yield Entry(name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)))
+            yield Entry(
+                name, back, parameters(value.fun), partial(adapt, value), _on(None, _spread(value.fun)), cost=5.0
+            )
 
 
 _COST, _SLOPE = (
@@ -249,7 +197,7 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
     names = f"{name}.{passes[0]}", f"{name}.{passes[1]}"
     if library is not None and issubclass(what, library.autograd.Function):
         apart = what.setup_context is not library.autograd.Function.setup_context
-        return Entry(*names, takes[not apart :], partial(adapt, what), lambda values: None)
+        return Entry(*names, takes[not apart :], partial(adapt, what), lambda values: None, cost=5.0)
     first = next(iter(signature(forward)), "")
     if inspect.ismethod(forward) or first in CONTEXTS or isinstance(inspect.getattr_static(what, fore), staticmethod):
         author = author_of(what)
@@ -274,8 +222,10 @@ def _class_entry(name: str, what: Any, passes: tuple[str, str], torch: Any) -> E
             more = values[:count] if count > len(made) else ()
             owner = what(*more, **({} if more else dict(zip(made, values, strict=False))), **fixed)
         with suppress(TypeError):
-            for name in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
-                setattr(owner, name, True)
+            for switch in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
+                setattr(owner, switch, True)
+        if (size := sum([int(np.prod(np.shape(value))) for value in arrays(owner).values()])) > LARGE:
+            raise Unjudgeable(f"an object of {name} holds {size:,} numbers, which is too much to try inputs on")
         return _built(owner, fore, values[count:])
 
     return Entry(
@@ -355,8 +305,7 @@ def _used_as_lengths(what: type) -> set[str]:
 
 def _is_size(name: str) -> bool:
     """Whether a parameter's name says that it is a length."""
-    listed = next((kinds for pattern, kinds in CANDIDATES if re.fullmatch(pattern, name.lower())), "")
-    return bool(re.match(r"=\d+( |$)", listed)) and listed != "=1"
+    return bool(re.fullmatch(r"=[2-6]", meant(name)[0][0]))
 
 
 def _uses_torch(space: dict[str, Any], function: Any) -> Any:
@@ -393,79 +342,13 @@ def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable
 # Inputs
 
 
-def _dtanh(x: Any) -> Any:
-    return 1 - np.tanh(x) ** 2
-
-
-class Lengths(tuple[Any, ...]):
-    """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
-
-    __slots__ = ()
-
-    def __add__(self, other: Any) -> Any:
-        return type(other)([*self, *other])
-
-    def __radd__(self, other: Any) -> Any:
-        return type(other)([*other, *self])
-
-
-def drawn(kind: str, rng: np.random.Generator) -> Any:
-    """A value of a kind as `CANDIDATES` lists them."""
-    if kind == "options":
-        return dict(OPTIONS)
-    if kind.startswith("call:"):
-        return np.tanh if kind == "call:tanh" else _dtanh
-    if kind.startswith("="):
-        value = json.loads(kind[1:])
-        return Lengths(value) if isinstance(value, list) else value
-    what, _, letters = kind.rpartition(":")
-    plus, letters = letters.startswith("+"), letters.lstrip("+")
-    if letters.startswith("("):
-        shape = tuple(map(int, re.findall(r"\d+", letters)))
-    else:
-        shape = tuple([SIZES[letter] for letter in letters])
-    last = shape[-1] if shape else 1
-    if what == "int":
-        return rng.integers(0, last, shape[:-1])
-    if what == "onehot":
-        return np.eye(last)[rng.permutation(np.arange(int(np.prod(shape[:-1]))) % last)].reshape(shape)
-    if what in ("bits", "sign"):
-        bits = rng.permutation(np.arange(int(np.prod(shape))) % 2).reshape(shape).astype(float)
-        return bits if what == "bits" else 2 * bits - 1
-    if what == "bool":
-        return rng.random(shape) < 0.8
-    if what in ("unit", "prob"):
-        values = rng.uniform(0.1, 0.9, shape)
-        return values / values.sum(-1, keepdims=True) if what == "prob" else values
-    return rng.uniform(0.5, 2, shape) if plus else rng.normal(size=shape) * 1.5 + 0.2
-
-
-def parsed_inputs(text: str) -> dict[str, Any]:
-    """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
-    inputs, rng = dict[str, Any](), np.random.default_rng(1)
-    pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
-    if re.sub(pattern, "", text).strip():
-        raise ValueError(text)
-    for name, kind, value in re.findall(pattern, text):
-        if value.startswith("("):
-            kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
-            inputs[name] = drawn(f"{kind}{value}", rng)
-        else:
-            try:
-                loaded_value = json.loads(value)
-                inputs[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
-            except ValueError:
-                inputs[name] = value
-    return inputs
-
-
 def _kinds(entry: Entry, name: str, lengths: Sequence[int]) -> list[str]:
-    """What a parameter may be, by its name."""
+    """What a parameter may be, by its name and by what stands beside it."""
     if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
     if name in entry.kinds:
         return entry.kinds[name]
-    listed = next((c for pattern, c in CANDIDATES if re.fullmatch(pattern, name.lower())), UNKNOWN).split()
+    listed, _ = meant(name)
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
     for length in lengths if "ND" in listed else ():
@@ -479,15 +362,18 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
     failed: list[tuple[list[int], str]] = []
     accepted = fitting = 0
+    spent = 0.0
     flat = False  # whether it is wrong for vectors
     lengths = _lengths(entry)
     while True:
         slots = [(name, None) for name in entry.parameters] + [(n, key) for n, keys in inside.items() for key in keys]
         kinds = [["known"] if n in known and key is None else _kinds(entry, key or n, lengths) for n, key in slots]
         missing, firm = None, dict[int, str]()
-        for chosen in _likeliest(kinds):
+        for chosen in likeliest(kinds):
             if any(chosen[i] != kind for i, kind in firm.items()):
                 continue
+            if spent > WORK:
+                break
             rng, values = np.random.default_rng(1), dict[str, Any]()
             for (name, key), kind in zip(slots, chosen, strict=True):
                 if key is None:
@@ -497,10 +383,11 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
             inputs = tuple(values.values())
             depth = list[int]()
             try:
-                _finite(entry.probe(inputs))
-                depth = [10**6]  # forward takes them
-                pair = entry.adapted(copy.deepcopy(inputs))
-                score = rating(pair)
+                with work() as done:
+                    _finite(entry.probe(inputs))
+                    depth = [10**6]  # forward takes them
+                    pair = entry.adapted(copy.deepcopy(inputs))
+                    score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
                 if best is None or not depth:
                     raise
@@ -513,15 +400,20 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                     break
                 failed.append((depth or _depth(error), f"{said(error)}{_line(error)}"))
                 continue
+            finally:
+                spent += done[0] + entry.cost
             accepted, fitting = accepted + 1, fitting + score[0]
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
                 # and a number that may be an array, as p, a rate or a probability.
-                firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not _loose(key or name)}
+                firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not meant(key or name)[1]}
                 firm = {i: kind for i, kind in firm.items() if kind[0] != "=" or all(k[0] == "=" for k in kinds[i])}
                 firm = {i: kind for i, kind in firm.items() if kind not in ("D", "N")}  # a vector may be a column
             if best is None or score > best[0]:
                 best = score, inputs, pair
-                entry.natural = all(kind in (likely[0], "known") for kind, likely in zip(chosen, kinds, strict=True))
+                entry.firm = all(
+                    "known" in likely or (not meant(key or name)[1] and (kind == likely[0] or kind[0] != "="))
+                    for (name, key), kind, likely in zip(slots, chosen, kinds, strict=True)
+                )
             right = score[0] and score[1] == 1
             flat = flat or (score[0] and not right and bool({"D", "N"} & {*chosen}))
             if right or accepted >= ACCEPTED or fitting >= FITTING:
@@ -550,19 +442,6 @@ def _lengths(entry: Entry) -> list[int]:
             shapes = [np.shape(value) for value in arrays(entry.make(())).values() if is_array(value)]
             return sorted({length for shape in shapes for length in shape if length > 1})[:4]
     return []
-
-
-def _loose(name: str) -> bool:
-    """Whether a parameter may be of several kinds, all of which fit."""
-    named = any(re.fullmatch(pattern, name.lower()) for pattern, _ in CANDIDATES)
-    return not named or bool(re.fullmatch(LOOSE, name.lower()))
-
-
-def _likeliest(kinds: list[list[str]]) -> list[tuple[str, ...]]:
-    """Choices of a kind for each parameter, those first in which each is the likeliest."""
-    ranked = itertools.islice(itertools.product(*[list(enumerate(listed)) for listed in kinds]), 40 * TRIALS)
-    first = sorted(ranked, key=lambda chosen: sum(rank for rank, _ in chosen))[:TRIALS]
-    return [tuple([kind for _, kind in chosen]) for chosen in first]
 
 
 def rating(pair: Pair) -> tuple[bool, float]:
@@ -628,34 +507,24 @@ def inputs_name(entry: Entry) -> str:
 
 
 def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
+    """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    absent = [
-        reason
-        for reason in failed
-        if re.match("NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')", reason[1])
-    ]
-    why = max(absent or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
-    if absent:
+    absent = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
+    lost = [reason for reason in failed if re.match(absent, reason[1])]
+    why = max(lost or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
+    if lost:
         return f"{call} needs what isn't there: {why}"
     if failed and all("NoneType" in reason for _, reason in failed):
         return f"{call} reads what is None until something else sets it: {why}"
+    set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
+    if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
+        return f"{call} reads self.{set_elsewhere[2]}, which is set elsewhere: {why}"
     first = {name: _kinds(entry, name, ())[0] for name in entry.parameters}
-    lost = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
-    if lost and entry.forward.startswith(f"{lost[1]}."):
-        return f"{call} reads self.{lost[2]}, which is set elsewhere: {why}"
-    line = " ".join([f"{name}={_shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
+    line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
-        f"no inputs are known for {call}, the best guess ended with {why}; "
+        f"no inputs are known for {call}, the best of {len(failed)} guesses ended with {why}; "
         f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
     )
-
-
-def _shown(kind: str) -> str:
-    """A kind as the command line gives it."""
-    what, _, letters = kind.lstrip("+").rpartition(":")
-    if kind.startswith("=") or kind == "options":
-        return kind.removeprefix("=").replace(" ", "")
-    return f"{what}({','.join([str(SIZES[letter]) for letter in letters])})"
 
 
 # The verdict
@@ -696,17 +565,17 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                     entry.reasons.append(f"This is with {word}.")
             entry.verdict = entry.report.status
             told = guess and (entry.report.ok or (entry.report.status == "wrong" and rating(pair) < (True, 1)))
-            if told and (elsewhere := _at_other_shapes(entry, inputs, entry.report.ok)):
-                entry.reasons.append(elsewhere)
-            whole = np.size(pair.forward(*copy.deepcopy(pair.inputs))[0]) == 1 or _elementwise(pair)
-            if entry.report.status == "wrong" and pair.unit and not whole:
-                raise Unjudgeable("backward takes no dy, and is no gradient of the sum of what forward returns")
-            if guess and (why := _doubtful(entry.report, entry.natural)):
-                shapes = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
-                raise Unjudgeable(f"at guessed inputs ({shapes}) {why} Give others by --inputs or {inputs_name(entry)}")
+            elsewhere = _at_other_shapes(entry, inputs, entry.report.ok) if told else ""
+            entry.reasons += [elsewhere] if elsewhere else []
             if lacking := _lacking(entry.report, space):
                 entry.verdict, entry.report = "unjudged", None
                 entry.reasons = [f"backward needs {lacking}"]
+            elif (
+                guess
+                and entry.verdict == "wrong"
+                and (why := unearned(entry.report, pair, entry.parameters, entry.firm and not elsewhere))
+            ):
+                raise Unjudgeable(" ".join([why, *entry.reasons, f"Give others by --inputs or {inputs_name(entry)}"]))
     except NoPair:
         pass
     except TimeUp:
@@ -722,39 +591,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         entry.reasons = [(" ".join(str(error).split()) if known_kind else said(error) + _line(error)) or said(error)]
 
 
-def _elementwise(pair: Pair) -> bool:
-    """Whether every entry of the output depends on its own entry of the first array alone."""
-    first = next(i for i, value in enumerate(pair.inputs) if is_float(value))
-    moved = [*copy.deepcopy(pair.inputs)]
-    y = np.asarray(pair.forward(*copy.deepcopy(moved))[0])
-    moved[first] = moved[first].copy()
-    moved[first].flat[0] += 0.1
-    with suppress(Exception):
-        changed = np.asarray(pair.forward(*moved)[0]) != y
-        return y.shape == moved[first].shape and int(np.count_nonzero(changed)) <= 1
-    return False
-
-
-def _doubtful(report: Verdict, natural: bool) -> str:
-    """What is wrong where inputs that nobody gave may be to blame."""
-    raised = [f.what for f in report.diagnosis if f.kind == "raised" and not re.search("NameError|Unbound", f.what)]
-    doubted = [] if natural else raised
-    doubted += [f.what for f in report.diagnosis if f.kind == "count" and not f.gradients]
-    return doubted[0] if doubted else ""
-
-
 def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     """What backward imports in vain, if that is why it raised."""
     raised = [finding.what for finding in report.diagnosis if finding.kind == "raised"]
-    lost = re.search(r"'(\w+)' object has no attribute '(\w+)'", raised[0] if raised else "")
-    if raised and "NoneType" in raised[0] and report.backward and "self." in code_of(report.backward):
-        return f"what is None until something else sets it: {raised[0]}"
-    if lost and lost[1] in space:
-        text = "".join(
-            [inspect.getsource(base) for base in space[lost[1]].__mro__ if base.__module__ == space["__name__"]]
-        )
-        if re.search(rf"self\.{lost[2]}\b[^=\n]*=[^=]", text):
-            return f"self.{lost[2]}, which is set elsewhere than in forward"
     named = re.search(r"NameError: name '(\w+)' is not defined|ImportError: ([\w.]+) is", raised[0] if raised else "")
     if not named:
         return ""

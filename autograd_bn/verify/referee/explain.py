@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -148,7 +148,7 @@ def region(case: Case, left: frozenset[str]) -> Explained:
     if any(reason is None or reason.kind == "weight" for reason in single.values()):
         path = _one_path(case.run, {name: case.gradients[name] for name in single})
         # A number by which all of it is too large is told sooner than one for a part.
-        if path is not None and not (path.kind == "weight" and all(single.values())):
+        if path is not None and not (path.kind == "weight of a path" and all(single.values())):
             return Explained([path], left)
     return _together({name: reason for name, reason in single.items() if reason is not None})
 
@@ -272,5 +272,6 @@ def _one_path(run: Run, gradients: dict[str, Array]) -> Finding | None:
             way = f"the path from `{trace.label(parent)}` to `{trace.label(consumer)}` in forward"
             counts = lengths(run)
             first, *_ = number(1 + k, counts, [(1 + k, counts)])
+            first = replace(first, kind="weight of a path") if first.kind == "weight" else first
             return missing(labels, [way]) if first is MISSING else first.of([f"in {listed(labels)} {way}"], labels)
     return None

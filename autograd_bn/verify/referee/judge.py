@@ -27,7 +27,7 @@ from .trace import effort
 from .truth import known_to
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 2_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
+CALLS = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 

@@ -199,6 +199,7 @@ def loaded(path: Path) -> Iterator[Loaded]:
         setattr(os, door, _shut(door))
     sys.argv, sys.stdin = [str(path)], io.StringIO()
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # to compile takes longer than all that is run
     try:
         imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
         for folder in folders[:-1]:  # a folder without __init__.py would give way to `model/model.py`
@@ -231,7 +232,7 @@ def _run(path: Path, name: str) -> Loaded:
     """Run the file statement by statement; after one that fails only definitions and imports are run."""
     text, module = text_of(path), ModuleType(name)
     package = name.rpartition(".")[0]
-    module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
+    module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: StandIn("IPython"))
     sys.modules[name] = module
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     file, stopped = Loaded(module.__dict__), ""
@@ -242,7 +243,8 @@ def _run(path: Path, name: str) -> Loaded:
     absent: list[str] = []
     with contextlib.suppress(TimeUp), limited(SECONDS):
         for statement in statements:
-            if stopped and not (isinstance(statement, _DEFINES) or _is_plain(statement)):
+            named = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+            if stopped and not (isinstance(statement, _DEFINES) or named):
                 continue
             try:
                 _execute(statement, str(path), module.__dict__, absent)
@@ -274,26 +276,6 @@ def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list
                 setattr(sys.modules[above], last, sys.modules[error.name])
 
 
-def _is_plain(statement: ast.stmt) -> bool:
-    """Whether a statement only gives names to constants."""
-    return isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
-
-
 def said(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-
-
-class _Shell:
-    """What a notebook's magics are called on."""
-
-    def __init__(self, space: dict[str, Any], path: Path) -> None:
-        self.space, self.path = space, path
-
-    def run_cell_magic(self, magic: str, _: str, code: str) -> None:
-        """Run a cell that is timed or captured."""
-        if magic in ("time", "timeit", "capture", "prun"):
-            exec(compile(code, str(self.path), "exec"), self.space)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -376,11 +376,10 @@ Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "resul
 
 
 class _Kept:
-    """What backward reads, as a cache; `watched` is what it must not overwrite."""
+    """What backward reads, as a cache; `watched` says what it must not overwrite."""
 
-    def __init__(self, seen: Seen, outputs: list[Any], watched: dict[str, Any]) -> None:
-        self.reveal = lambda: (seen, outputs)
-        self.watched = watched
+    def __init__(self, seen: Seen, outputs: list[Any], watched: Callable[[], dict[str, Any]]) -> None:
+        self.reveal, self.watched = lambda: (seen, outputs), watched
 
 
 class Calls:
@@ -419,7 +418,9 @@ class Calls:
         def forward(*values: Any) -> tuple[Any, Any]:
             seen = self.passed(values)
             outputs = self.outputs(seen)
-            return self.framework.lower(self.framework.join(outputs)), _Kept(seen, outputs, self._watched(seen))
+            return self.framework.lower(self.framework.join(outputs)), _Kept(
+                seen, outputs, partial(self._watched, seen)
+            )
 
         def call(function: Callable[..., Any], dy: Any, kept: Any) -> Any:
             return self.pulled(function, dy, *kept.reveal())
@@ -445,7 +446,7 @@ class Calls:
             for path in self.slots[name]:
                 put(seen, path, lift(value))
             seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
-        seen["before"] = arrays({"object": seen["object"]})
+        seen["before"] = {} if self.plan.outputs else arrays({"object": seen["object"]})
         with seeded(self.author.forward), self.framework.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
         result = vector(result)
@@ -581,7 +582,7 @@ class Calls:
             warm = dict[str, list[Path]]()
             with suppress(Exception):
                 warm = self._read()
-            if set(warm) <= set(cold):
+            if set(warm) <= set(cold) or self._moves(set(warm) - set(cold), warm):
                 self.author, warm = author, cold
             else:
                 self._forget(author.owner, warm)
@@ -596,6 +597,11 @@ class Calls:
         for name in [name for name in numbers if name not in self.places]:  # an eps, a rate
             del self.values[[*self.slots].index(name)]
             del self.slots[name]
+
+    def _moves(self, names: set[str], places: dict[str, list[Path]]) -> bool:
+        """Whether another forward pass changes some of these arrays: then they are sums that it keeps."""
+        again, before = self.passed(copy.deepcopy(self.inputs)), self._root()
+        return any(not np.array_equal(get(again, places[n][0]), get(before, places[n][0])) for n in names)
 
     def _forget(self, cold: Any, kept: dict[str, list[Path]]) -> None:
         """Take out of lists what the first forward pass put there, but parameters: inputs that it kept would stay."""

@@ -130,7 +130,9 @@ class Returned:
         names, count = list(returned.names), len(listed)
         if count == len(names):
             return names
-        known = {plain(name): name for name in reversed(inputs)}
+        letters = [plain(name)[0] for name in inputs]  # dW of `weight`, where nothing else begins so
+        known = {letter: name for letter, name in zip(letters, inputs, strict=True) if letters.count(letter) == 1}
+        known |= {plain(name): name for name in reversed(inputs)}
         said = [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in returned.returns]
         if len(said) == count and all(said) and len(set(said)) == count:
             self.named = True

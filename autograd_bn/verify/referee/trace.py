@@ -111,35 +111,60 @@ def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
 def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str, Any]]]:
     """The local variables that each of these functions ends with."""
     seen: list[dict[str, Any]] = [{} for _ in functions]
-    codes, before = dict(zip(map(_code, functions), seen, strict=True)), sys.getprofile()
+    codes = dict(zip(map(_code, functions), seen, strict=True))
 
     def watch(frame: Any, event: str, _: Any) -> None:
         if event == "return" and frame.f_code in codes:
             codes[frame.f_code].update(frame.f_locals)
 
+    with _watching(watch):
+        yield seen
+
+
+@contextmanager
+def _watching(watch: Callable[..., None]) -> Iterator[None]:
+    before = sys.getprofile()
     sys.setprofile(watch)
     try:
-        yield seen
+        yield
     finally:
         sys.setprofile(before if callable(before) else None)
         getattr(before, "enable", bool)()  # `cProfile` is no function
 
 
+@contextmanager
+def work() -> Iterator[list[float]]:
+    """What the calls made inside cost, in calls of a small pair, whatever the machine is at."""
+    done = [0.0]
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        done[0] += 5e-4 * (event in ("call", "c_call") and _counts(frame))
+
+    with _watching(watch):
+        yield done
+
+
 def effort(function: Callable[[], Any]) -> float:
-    """What a call costs, in calls of a small pair: by the lines of Python that it runs, whatever the machine is at."""
-    count, before = [0], sys.gettrace()
+    """What a call costs, in calls of a small pair: by the calls that it makes and the lines of Python that it runs."""
+    lines, before = [0], sys.gettrace()
 
     def watch(frame: Any, event: str, _: Any) -> Any:
-        count[0] += event == "line"
-        # The standard library doesn't count: PyTorch formats the whole stack when it is seeded.
-        return None if frame.f_code.co_filename.startswith(STANDARD) else watch
+        lines[0] += event == "line"
+        return watch if _counts(frame) else None
 
     sys.settrace(watch)
     try:
-        function()
+        with work() as done:
+            function()
     finally:
         sys.settrace(before)
-    return max(1.0, count[0] / 2_000)
+    return max(1.0, lines[0] / 2_000, done[0])
+
+
+def _counts(frame: Any) -> bool:
+    """The standard library doesn't count, but for copies: PyTorch formats the whole stack when it is seeded."""
+    file = frame.f_code.co_filename
+    return file.endswith("copy.py") or not file.startswith(STANDARD)
 
 
 def held(cache: Any) -> Iterator[tuple[str, Any]]:
@@ -154,5 +179,7 @@ def held(cache: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(value, tuple | list):
                 todo += [(name, item) for item in reversed(value)]
             else:
-                kept = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+                watched = getattr(value, "watched", None)
+                kept = watched() if callable(watched) else value
+                kept = kept if isinstance(kept, dict) else getattr(value, "__dict__", {})
                 todo += [(str(key), item) for key, item in kept.items()]

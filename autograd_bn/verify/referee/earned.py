@@ -1,0 +1,58 @@
+"""When WRONG is earned: what shows that a pair was read as its author meant, where the inputs were guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .pairs import CONTEXTS, Pair
+from .returned import plain
+from .source import signature
+from .verdict import Row, Verdict
+
+# What a misreading looks like as well as a mistake does; these come too where an argument is something else.
+_LAYOUT = {"raised", "count", "type", "shape"}
+_VAGUE = {"unexplained", "not linear", "mask missing", "lost rows", "not finite", "ignores dy", "weight of a path"}
+_SLIPS = re.compile(r"NameError|UnboundLocalError")  # the author's own, whatever the arguments are
+_LENGTHS = re.compile(r"ValueError: (shapes|matmul|operands|cannot reshape|non-broadcastable)")
+_DY = re.compile(r"d(?!ata|elta|esired|im|ict|ist|loss$).*|g|.*grad.*|upstream.*|.*diff")  # for dy and nothing else
+
+
+def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) -> str:
+    """Why a WRONG is no verdict: nothing if another gradient is right, if a cause is named, or if the reading is firm.
+
+    A reading is `firm` if the names of all that forward takes say what it is, and if what is wrong was so for each
+    shape of it that fitted; backward's names must say the same of dy. An axis of length 1 too many in the gradient of
+    what was `guessed` is no mistake either.
+    """
+    found = [finding.what for finding in report.diagnosis]
+    kinds = {finding.kind for finding in report.diagnosis}
+    rows = [row for row in report.rows if row.what == "gradient" and np.any(row.truth)]
+    right = any(row.ok or ("mask missing" not in kinds and _mostly_right(row)) for row in rows)
+    named = bool(kinds - _VAGUE - _LAYOUT) or (bool(report.repair) and not kinds & _LAYOUT)
+    shaped = [f for f in report.diagnosis if f.repair.endswith("axes of length 1.")]
+    if shaped == [*report.diagnosis] and {label[1:] for f in shaped for label in f.gradients} <= {*guessed}:
+        return f"only the shape is another than that of the guessed input: {found[0]}"
+    if right or named or _SLIPS.search(found[0]):
+        return ""
+    if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
+        return ""
+    shapes = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
+    return f"as read here, at guessed inputs ({shapes}), nothing agrees: {found[0]}"
+
+
+def _mostly_right(row: Row) -> bool:
+    """Whether most entries of a gradient are right, as where one weight has no decay."""
+    if row.returned is None or row.truth is None or row.returned.shape != row.truth.shape:
+        return False
+    same = np.isclose(row.returned, row.truth, rtol=1e-6, atol=0)[row.truth != 0]
+    return same.size > 0 and bool(np.mean(same) > 0.5)
+
+
+def _takes_dy(pair: Pair) -> bool:
+    """Whether the first of backward's arguments that is not forward's is dy by its name."""
+    taken = [p.name for p in signature(pair.source).values() if p.default is p.empty]
+    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names)][:1]
+    return all(_DY.fullmatch(plain(name)) for name in taken)

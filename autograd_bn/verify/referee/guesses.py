@@ -1,0 +1,165 @@
+"""What the parameters of a forward pass may be, by their names: values of the kinds that are tried on it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from .returned import plain
+
+TRIALS = 4000  # choices of a kind for each parameter that are made at most
+# Sizes that can't be mistaken for each other, by the letters that stand for them below.
+SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
+# A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
+# kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; or the options below.
+# Several kinds of a row marked ~ may fit: labels and predictions.
+TABLE = r"""
+=3 =4 ND BTD : k
+=4 =3 :
+    (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
+    (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(vocab|embed\w*|wordvec)?size
+    embed\w*|features|channels|width|ndims?|dim|n|d
+=3 =4 =[3] =[3,3] :
+    (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
+    (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|d|f)|(size|dim|ch\w*)out
+    (num|n)(out|hid|filt|cat|class)\w*|units|classes|neurons|hidden|filters|m
+=[4,3] =[4,3,3] =[3] =4 : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
+="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
+options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs)
+~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs?|phat|al|yp
+~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND : out(put)?s?|logits|scores
+ND DN MN NM BIJD BM : [ac]prev|prev[ac]
+=2 : (n|num)?heads?|heads?num|(n|num)(layers|blocks)|layersnum
+=6 : (max)?(seq)?len(gth)?|max\w*len(gth)?|blocksize|timesteps|numembeddings|context\w*
+=4 =3 : d(ff|k|v|hidden|mlp)|\w+dim|\w+channels
+int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
+call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
+call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
+ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 :
+    x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
+    images?|img|v|u|feats?|featuresin|tensor|batch
+    arr(ay)?|vec(tor)?
+DM DF MD : w(x|i|ax)\w?
+MM MF : w(h|aa|y)\w?
+DM MV MD MM : w[a-z]
+DM MD D +D MDPP VM MN PPDM DN D1 : w\d?|weights?|kernels?|filters?|theta|table
+M D F M1 1M D1 111M + : b\d?|b[a-z]{1,2}|bias(es)?
++D +1D11 +1D +D1 +N1 =2 : gamma|scale|gain|g
+D 1D11 1D D1 N1 : beta|shift|offset
+NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
+~int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
+  +ND onehot:DN DN bits:1N :
+    y|t
+    labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*
+onehot:ND onehot:DN : \w*(onehot|ohe)\w*
+bool:BT bool:ND bits:ND bits:N : \w*mask
+D =0.5 : (running|moving|r)?(mean|mu|avg)
++D =0.7 : (running|moving|r)?(var|variance|sigma2)
+=[4] =4 =[4,3,5] =[2,4] : (input|normalized|in)?shape
+=2 =3 =[2,2] : (n|num)?groups?|stride|\w*pool\w*(size|h|w)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
+=1 =0 ="same" ="valid" : pad(ding)?
+=0.001 : eps(ilon)?
+=0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout
+=0.1 + : reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin
+=1 : axis
+="relu" ="sigmoid" ="tanh" call:tanh : \w*activation\w*|\w*nonlinearity|act
+="mean" : reduction
+=true : (is)?train(ing)?|trainingmode
+="train" : mode
+"""
+UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 + int:NM N DN"
+OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
+OPTIONS |= {"f": 2, "momentum": 0.9}
+
+
+def meant(name: str) -> tuple[list[str], bool]:
+    """The kinds that a parameter of this name may be of, and whether several of them may fit."""
+    for kinds, words in re.findall(r"(?m)^(\S.*?(?:\n  \S.*?)?) :((?: .*|\n {4}.*)+)", TABLE):
+        if re.fullmatch("|".join(words.split()), plain(name)):
+            return kinds.lstrip("~").split(), kinds[0] == "~"
+    return UNKNOWN.split(), True
+
+
+def _dtanh(x: Any) -> Any:
+    return 1 - np.tanh(x) ** 2
+
+
+class Lengths(tuple[Any, ...]):
+    """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Any:
+        return type(other)([*self, *other])
+
+    def __radd__(self, other: Any) -> Any:
+        return type(other)([*other, *self])
+
+
+def drawn(kind: str, rng: np.random.Generator) -> Any:
+    """A value of a kind as the table lists them."""
+    if kind == "options":
+        return dict(OPTIONS)
+    if kind.startswith("call:"):
+        return np.tanh if kind == "call:tanh" else _dtanh
+    if kind.startswith("="):
+        value = json.loads(kind[1:])
+        return Lengths(value) if isinstance(value, list) else value
+    what, _, letters = kind.rpartition(":")
+    plus, letters = letters.startswith("+"), letters.lstrip("+")
+    if letters.startswith("("):
+        shape = tuple(map(int, re.findall(r"\d+", letters)))
+    else:
+        shape = tuple([SIZES[letter] for letter in letters])
+    last = shape[-1] if shape else 1
+    if what == "int":
+        return rng.integers(0, last, shape[:-1])
+    if what == "onehot":
+        return np.eye(last)[rng.permutation(np.arange(int(np.prod(shape[:-1]))) % last)].reshape(shape)
+    if what in ("bits", "sign"):
+        bits = rng.permutation(np.arange(int(np.prod(shape))) % 2).reshape(shape).astype(float)
+        return bits if what == "bits" else 2 * bits - 1
+    if what == "bool":
+        return rng.random(shape) < 0.8
+    if what in ("unit", "prob"):
+        values = rng.uniform(0.1, 0.9, shape)
+        return values / values.sum(-1, keepdims=True) if what == "prob" else values
+    return rng.uniform(0.5, 2, shape) if plus else rng.normal(size=shape) * 1.5 + 0.2
+
+
+def parsed_inputs(text: str) -> dict[str, Any]:
+    """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
+    inputs, rng = dict[str, Any](), np.random.default_rng(1)
+    pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    if re.sub(pattern, "", text).strip():
+        raise ValueError(text)
+    for name, kind, value in re.findall(pattern, text):
+        if value.startswith("("):
+            kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
+            inputs[name] = drawn(f"{kind}{value}", rng)
+        else:
+            try:
+                loaded_value = json.loads(value)
+                inputs[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
+            except ValueError:
+                inputs[name] = value
+    return inputs
+
+
+def likeliest(kinds: list[list[str]]) -> list[tuple[str, ...]]:
+    """Choices of a kind for each parameter, those first in which each is the likeliest."""
+    ranked = itertools.islice(itertools.product(*[list(enumerate(listed)) for listed in kinds]), 40 * TRIALS)
+    first = sorted(ranked, key=lambda chosen: sum(rank for rank, _ in chosen))[:TRIALS]
+    return [tuple([kind for _, kind in chosen]) for chosen in first]
+
+
+def shown(kind: str) -> str:
+    """A kind as the command line gives it."""
+    what, _, letters = kind.lstrip("+").rpartition(":")
+    if kind.startswith("=") or kind == "options":
+        return kind.removeprefix("=").replace(" ", "")
+    return f"{what}({','.join([str(SIZES[letter]) for letter in letters])})"
