@@ -108,6 +108,14 @@ class Single:
     def backward(self, g):
         return g
 
+class CrossEntropy:
+    def __call__(self, y_pred, y_true):
+        self.p = np.exp(y_pred) / np.sum(np.exp(y_pred), axis=1, keepdims=True)
+        self.y_true = y_true
+        return np.mean(-np.sum(y_true * np.log(self.p), axis=1))
+    def backward(self):
+        return self.p - self.y_true
+
 class Gather:
     def __init__(self):
         self.E = np.random.randn(4, 3)
@@ -226,6 +234,12 @@ def test_a_constant_that_forward_keeps_is_read(written):
     true = np.zeros((4, 3))
     np.add.at(true, [[0, 3, 1], [1, 1, 2]], dy)
     assert np.allclose(layer.dE, true, rtol=1e-12)
+
+
+def test_a_loss_of_an_object_has_the_gradient_for_1(written):
+    _, space = written("CrossEntropy.backward")
+    y_true = np.eye(4)[[0, 3, 1, 1, 2]]
+    assert ag.check_backward(space["CrossEntropy"](), [*arrays((5, 4)), y_true]).ok
 
 
 def test_a_gradient_for_1_has_no_1_in_it(written):

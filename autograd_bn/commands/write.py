@@ -19,7 +19,7 @@ from ..verify.derivation.tracing import Unwritable
 from ..verify.referee.discover import Entry, entries, given_inputs, guessed
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.held import is_float
-from ..verify.referee.load import Unreadable, loaded
+from ..verify.referee.load import SECONDS, TimeUp, Unreadable, limited, loaded
 from ..verify.referee.pairs import NoPair, Pair, parameters
 from . import UsageError, complain
 from .data import output_file
@@ -57,8 +57,12 @@ def run(args: argparse.Namespace) -> int:
             listed = [e for e in entries(file.space) if args.name in (None, e.forward, e.backward)]
             for entry in listed:
                 try:
-                    text = _text(entry, file.space, known, args.form)
+                    with limited(2 * SECONDS):
+                        text = _text(entry, file.space, known, args.form)
                     texts += [text] if text not in texts else []
+                except TimeUp:
+                    complain(f"{entry.backward}: it took more than {2 * SECONDS} s")
+                    declined += 1
                 except Exception as error:  # the file's own, or why none can be written
                     if entry.base or isinstance(error, NoPair):
                         continue

@@ -21,6 +21,7 @@ BENT = frozenset("maximum minimum abs absolute sign relu".split())
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
 FLIPPED = {"less": "greater", "greater": "less"}
+LAYERS = 8  # of spreading, one in the other
 MOST = 600  # expressions, above which nobody reads the text
 
 
@@ -199,7 +200,9 @@ class Expressions:
         found = list(args)
         for i, arg in enumerate(found):
             inner = arg
-            while inner := self._inside(inner):
+            for _ in range(LAYERS):
+                if not (inner := self._inside(inner)):
+                    break
                 operands = [*found[:i], inner, *found[i + 1 :]]
                 if all(_spreads(inner.values[k], arg.values[k], operands, k, shape) for k, shape in enumerate(shapes)):
                     found[i] = inner
@@ -232,6 +235,8 @@ class Expressions:
 
     def _scaled(self, number: Any, e: Any) -> Any:
         """A number times an expression."""
+        if _is_number(e):
+            return self.of(*_computed("multiply", number.values, e.values))
         own, rest = self._split(e)
         if own and _is(number, -1) and max(own.values) > 0:
             own, rest = None, e  # which may have a name
