@@ -519,6 +519,8 @@ def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
     if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
         return f"{call} reads self.{set_elsewhere[2]}, which is set elsewhere: {why}"
+    if re.match(r"AttributeError: '(int|str|tuple|list|Lengths|numpy.ndarray)' object has no attribute '\w+'", why):
+        return f"{call} takes objects, as layers: define {inputs_name(entry)} in the file, a tuple of them ({why})"
     first = {name: _kinds(entry, name, ())[0] for name in entry.parameters}
     line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (

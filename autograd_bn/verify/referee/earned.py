@@ -28,13 +28,22 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     what was `guessed` is no mistake either.
     """
     found = [finding.what for finding in report.diagnosis]
+    if not found:  # it is strictness that makes it wrong
+        return ""
     kinds = {finding.kind for finding in report.diagnosis}
     rows = [row for row in report.rows if row.what == "gradient" and np.any(row.truth)]
     right = any(row.ok or ("mask missing" not in kinds and _mostly_right(row)) for row in rows)
     named = bool(kinds - _VAGUE - _LAYOUT) or (bool(report.repair) and not kinds & _LAYOUT)
-    shaped = [f for f in report.diagnosis if f.repair.endswith("axes of length 1.")]
-    if shaped == [*report.diagnosis] and {label[1:] for f in shaped for label in f.gradients} <= {*guessed}:
+    wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
+    others = [row for row in rows if row.ok and row.name[1:] in guessed]
+    if not others and wrong <= {*guessed} and all(f.repair.endswith("axes of length 1.") for f in report.diagnosis):
         return f"only the shape is another than that of the guessed input: {found[0]}"
+    if kinds == {"count"} and report.dy is not None and report.dy.size == 1:
+        return f"a loss may take it for a constant: {found[0]}"
+    said = " ".join([*report.warnings, *report.notes])
+    moves = wrong and ("second backward" in said or all(f"updates {name} itself" in said for name in wrong))
+    if moves and not report.repair and not wrong & {*guessed}:
+        return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
     if right or named or _SLIPS.search(found[0]):
         return ""
     if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):

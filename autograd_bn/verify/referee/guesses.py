@@ -13,12 +13,28 @@ from .returned import plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
-SIZES = {"1": 1, "N": 5, "D": 4, "M": 3, "F": 12, "B": 2, "T": 6, "V": 7, "I": 3, "J": 5, "K": 4, "L": 6, "P": 3}
+SIZES = {
+    "1": 1,
+    "N": 5,
+    "D": 4,
+    "M": 3,
+    "F": 12,
+    "B": 2,
+    "T": 6,
+    "V": 7,
+    "I": 3,
+    "J": 5,
+    "K": 4,
+    "L": 6,
+    "P": 3,
+    "H": 8,
+}
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
 # kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; or the options below.
 # Several kinds of a row marked ~ may fit: labels and predictions.
 TABLE = r"""
 =3 =4 ND BTD : k
+=4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
 =4 =3 :
     (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
     (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(vocab|embed\w*|wordvec)?size
@@ -39,7 +55,7 @@ ND DN MN NM BIJD BM : [ac]prev|prev[ac]
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
-ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 :
+ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH :
     x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?

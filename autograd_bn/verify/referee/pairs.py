@@ -768,6 +768,10 @@ class Calls:
         """The place of a parameter that backward updates itself, if its step is a multiple of a gradient."""
         change = array(self._all()[name]) - array(after[place])
         rates = [v for p, v in after.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
+        rates += [
+            p.default for n, p in signature(self.author.backward).items() if re.fullmatch(_RATES, n) and p.default
+        ]
+        rates = [rate for rate in rates if isinstance(rate, float)]
         handed = ("rate",) in self.plan.arguments
         step = np.random.default_rng(11).normal(size=change.shape)
         factor = (
