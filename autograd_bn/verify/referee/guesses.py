@@ -13,22 +13,7 @@ from .returned import plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
-SIZES = {
-    "1": 1,
-    "N": 5,
-    "D": 4,
-    "M": 3,
-    "F": 12,
-    "B": 2,
-    "T": 6,
-    "V": 7,
-    "I": 3,
-    "J": 5,
-    "K": 4,
-    "L": 6,
-    "P": 3,
-    "H": 8,
-}
+SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
 # kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; or the options below.
 # Several kinds of a row marked ~ may fit: labels and predictions.
