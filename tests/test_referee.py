@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.verify.referee.mistakes import number
 from tests.mutants import correct, mutants, pairs
 
 
@@ -339,3 +340,10 @@ def test_a_number_cut_short_is_named_with_its_digits():
     verdict = ag.check_backward(lambda x: (x**3, x), lambda dy, x: dy * 3 * x**1.9999, (x,))
     assert verdict.diagnosis[0].kind == "precision"
     assert "is right to 4 digits only" in verdict.diagnosis[0].what
+
+
+def test_a_factor_that_no_length_changes_may_be_a_constant():
+    fixed, moved = {"w.shape[1]": 3}, ({"x.shape[0]": 5}, {"x.shape[0]": 7})
+    assert number(1 / 3, fixed, [(1 / 3, fixed)])[0].words.endswith("sum belongs, or a factor 3 is missing")
+    assert number(3.0, fixed, [(3.0, fixed)])[0].words.endswith("or 3 is a constant that does not belong there")
+    assert number(1 / 5, moved[0], [(1 / 7, moved[1])])[0].words.endswith("a mean stands where a sum belongs")

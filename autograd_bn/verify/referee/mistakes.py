@@ -86,9 +86,11 @@ def number(k: float, counts: Mapping[str, int], others: Others = ()) -> list[Mis
         also = _said(other, there)
         mistakes = [mistake for mistake in mistakes if mistake in also] or mistakes[:1]
     first = mistakes[0]
-    if first.kind in ("sum for mean", "mean for sum") and not others:
+    fixed = not others or ("N" not in counts and all(abs(other - k) < 1e-8 for other, _ in others))  # as a constant
+    if first.kind in ("sum for mean", "mean for sum") and fixed:
         size = round(max(abs(k), 1 / abs(k)))
-        first = replace(first, words=f"{first.words}, or {size} is a constant that does not belong there")
+        what = f"{size} is a constant that does not belong there" if abs(k) > 1 else f"a factor {size} is missing"
+        first = replace(first, words=f"{first.words}, or {what}")
     return [SIGN, first] if k < 0 and first.kind else [SIGN] if k < 0 else [first]
 
 
