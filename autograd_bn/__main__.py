@@ -1,7 +1,5 @@
 """The command line: `autograd-bn` and `python -m autograd_bn`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

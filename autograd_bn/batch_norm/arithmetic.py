@@ -5,8 +5,6 @@ whole, others block by block by the kernels of a backend, or all steps at once i
 are the caller's to silence: an infinity here can be the right answer.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What a batch norm is, beside its operands: a `Norm`, made of `batch_norm`'s arguments, or the error they deserve."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Who holds a batch, this process or the ranks of an MPI job: its statistics and its sums, in both forms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any

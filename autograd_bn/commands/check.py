@@ -1,7 +1,5 @@
 """`autograd-bn check`: the referee on every hand-written pair in a file, printed."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import html
@@ -13,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..drawing.render import render
+from ..files import whole
 from ..verify.referee.discover import Entry, entries, judge
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.load import Unreadable, loaded
@@ -153,4 +152,5 @@ def _write(page: Path, found: list[Entry]) -> None:
     if len(found) > 1 or not page.exists():
         style = "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap}</style>"
         head = f"<!doctype html><meta charset=utf-8><title>{html.escape(page.stem)}</title>{style}"
-        page.write_text(f"{head}<h1>{html.escape(page.stem)}</h1>{''.join(items)}\n", encoding="utf-8")
+        with whole(page) as file:
+            file.write(f"{head}<h1>{html.escape(page.stem)}</h1>{''.join(items)}\n".encode())

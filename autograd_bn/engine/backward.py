@@ -1,7 +1,5 @@
 """The backward pass: gradients flow from outputs to inputs, each node once."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Container, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What the code that uses a tensor does with it, where only its frame can tell."""
 
-from __future__ import annotations
-
 import dis
 import sys
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Derivatives of functions: `jacobian`, `jvp` and `hessian`, each made of backward passes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`Graph`: the recorded graph as something to look at."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 They are reached through NumPy, as `np.roll(t, 1)`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce

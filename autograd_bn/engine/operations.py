@@ -6,8 +6,6 @@ rational numbers. Every function here takes arrays and gives arrays, or takes te
 recorded tensor.
 """
 
-from __future__ import annotations
-
 import builtins
 import math
 import string

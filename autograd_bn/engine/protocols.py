@@ -1,7 +1,5 @@
 """How tensors answer to NumPy's own functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

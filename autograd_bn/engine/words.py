@@ -1,7 +1,5 @@
 """What newcomers from NumPy and PyTorch write, and what it is called here: texts of errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, signature

@@ -1,7 +1,5 @@
 """Which kernels run: NumPy's, or numba's where it is installed and the work is large enough to pay for it."""
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from importlib.util import find_spec

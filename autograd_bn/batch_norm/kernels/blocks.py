@@ -1,7 +1,5 @@
 """Any axes of any array as a walk over blocks that fit the cache."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import cached_property, lru_cache

@@ -1,7 +1,5 @@
 """Memory of large results, used again: pages that are new to the process cost more than the arithmetic."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -7,8 +7,6 @@ those of `inner`, is True or None, and `g` may be None, each with code of its ow
 them, which compiles it once; but what must not be reordered is a function of its own.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable

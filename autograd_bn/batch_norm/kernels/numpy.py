@@ -1,7 +1,5 @@
 """The kernels in NumPy: the steps of a whole array, on blocks that stay in cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

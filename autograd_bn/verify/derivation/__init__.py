@@ -1,7 +1,5 @@
 """The backward pass written out: NumPy code in the author's names, read off the recorded graph and judged."""
 
-from __future__ import annotations
-
 import copy
 import html
 import inspect
@@ -19,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...files import whole
 from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.judge import check_backward
@@ -47,9 +46,9 @@ class Derivation:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the source to a file, and return its path."""
-        path = Path(path)
-        path.write_text(self.source, "utf-8")
-        return path
+        with whole(path) as file:
+            file.write(self.source.encode())
+        return Path(path)
 
     def _repr_html_(self) -> str:
         return f"<pre>{highlighted(self.source)}</pre>"
