@@ -38,7 +38,7 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     others = [row for row in rows if row.ok and row.name[1:] in guessed]
     if not others and wrong <= {*guessed} and all(f.repair.endswith("axes of length 1.") for f in report.diagnosis):
         return f"only the shape is another than that of the guessed input: {found[0]}"
-    if kinds == {"count"} and report.dy is not None and report.dy.size == 1:
+    if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     said = " ".join([*report.warnings, *report.notes])
     moves = wrong and ("second backward" in said or all(f"updates {name} itself" in said for name in wrong))
