@@ -74,7 +74,7 @@ def _watched(args: argparse.Namespace, page: Path | None, known: dict[str, objec
 
 def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object], said: dict[str, str]) -> int:
     """Judge and print what isn't `said` yet; the exit status."""
-    found = list[Entry]()
+    judged = list[Entry]()
     out, notes = sys.stdout, list[str]()
     try:
         # What the file prints must not mix with the report.
@@ -92,22 +92,22 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
                 with _heard(entry.backward):
                     judge(entry, file.space, known, args.seed, args.strict)
                 if entry.verdict:
-                    found.append(entry)
+                    judged.append(entry)
                     text = _text(entry, len(listed) > 1, args.json)
                     if said.get(entry.backward) != text:
                         print(text, file=out, flush=True)
                     said[entry.backward] = text
     except Unreadable as error:
         raise UsageError(str(error)) from None
-    if not found:
+    if not judged:
         raise UsageError(notes[0] if notes else f"{args.file} defines no pair of functions forward and backward")
-    counts = Counter(entry.verdict for entry in found)
-    unseen = sum(len(entry.report.unseen) for entry in found if entry.report is not None)
-    if len(found) > 1 and not args.json:
+    counts = Counter(entry.verdict for entry in judged)
+    unseen = sum(len(entry.report.unseen) for entry in judged if entry.report is not None)
+    if len(judged) > 1 and not args.json:
         summary = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
         print(f"{summary}; {unseen} array{'s' * (unseen > 1)} not judged" if unseen else summary)
     if page is not None:
-        _write(page, found)
+        _write(page, judged)
     failed = counts["wrong"] or (args.strict and counts["convention"])
     return 1 if failed else 0 if counts["right"] or counts["convention"] else 2
 
@@ -135,13 +135,13 @@ def _heard(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _write(page: Path, found: list[Entry]) -> None:
+def _write(page: Path, judged: list[Entry]) -> None:
     """The page of a pair, or a list of pairs with a page each of the wrong ones."""
     items = []
-    for entry in found:
-        own = page.with_stem(f"{page.stem}-{entry.backward}") if len(found) > 1 else page
+    for entry in judged:
+        own = page.with_stem(f"{page.stem}-{entry.backward}") if len(judged) > 1 else page
         link = html.escape(entry.backward)
-        if entry.report is not None and (entry.verdict == "wrong" or len(found) == 1):
+        if entry.report is not None and (entry.verdict == "wrong" or len(judged) == 1):
             try:
                 render(entry.report, own)
                 link = f'<a href="{html.escape(own.name)}">{link}</a>'
@@ -149,7 +149,7 @@ def _write(page: Path, found: list[Entry]) -> None:
                 complain(f"{entry.backward}: {error}")
         text = html.escape(str(entry))
         items.append(f"<h2>{link}: {entry.verdict}</h2><pre>{text}</pre>")
-    if len(found) > 1 or not page.exists():
+    if len(judged) > 1 or not page.exists():
         style = "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap}</style>"
         head = f"<!doctype html><meta charset=utf-8><title>{html.escape(page.stem)}</title>{style}"
         with whole(page) as file:

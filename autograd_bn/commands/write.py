@@ -110,8 +110,8 @@ def _true_pair(pair: Pair) -> Pair:
     def call(_: Any, dy: Any, values: Any) -> Any:
         leaves = [as_tensor(v, requires_grad=True) if is_float(v) else v for v in values]
         wanted = [v for v in leaves if isinstance(v, Tensor)]
-        found = iter(grad(pair.forward(*leaves)[0], wanted, dy, allow_unused=True))
-        filled = [None if not isinstance(v, Tensor) else next(found) for v in leaves]
+        gradients = iter(grad(pair.forward(*leaves)[0], wanted, dy, allow_unused=True))
+        filled = [None if not isinstance(v, Tensor) else next(gradients) for v in leaves]
         return tuple(
             [np.zeros(np.shape(v)) if g is None and is_float(v) else g for g, v in zip(filled, values, strict=True)]
         )

@@ -60,7 +60,7 @@ COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
 def highlighted(source: str) -> str:
     """Code as HTML, with its comments, keywords and numbers in colour."""
     pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
-    coloured = lambda found: f'<span style="color:{COLOURS[found.lastgroup]}">{found[0]}</span>'
+    coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
     return re.sub(pattern, coloured, html.escape(source, quote=False))
 
 
@@ -129,8 +129,8 @@ def written(
     listed = parameters(f, len(inputs)) if names is None else [*map(str, names)]
     if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
         raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
-    given = {name: _double(name, value) for name, value in zip(listed, inputs, strict=True)}
-    wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(given[n]))]
+    operands = {name: _double(name, value) for name, value in zip(listed, inputs, strict=True)}
+    wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(operands[n]))]
     if not wanted:
         raise TypeError(
             "inputs has nothing to take a gradient of: no array of floats, or only tensors that require no gradient"
@@ -139,11 +139,11 @@ def written(
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded")
-        runs = recordings(record, given, options)
-        made = _compiled(Writer(runs, titles, upstream).source(), titles, given)
+        runs = recordings(record, operands, options)
+        made = _compiled(Writer(runs, titles, upstream).source(), titles, operands)
         _judge(made, f, record, runs)
-    if len(wanted) < len([*filter(is_float, given.values())]):  # the referee judges a gradient for every array
-        written(f, [*given.values()], listed, form)
+    if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
+        written(f, [*operands.values()], listed, form)
     return made
 
 
@@ -206,8 +206,8 @@ def _judge(
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)
         returned = made.backward(*[y.data for y in run.upstream], cache)
         returned = returned if isinstance(returned, tuple) else (returned,)
-        given = dict(zip(run.inputs, returned, strict=False))
-        run.hold([(f"d{name}", given.get(name), true) for name, true in run.true.items()])
+        gradients = dict(zip(run.inputs, returned, strict=False))
+        run.hold([(f"d{name}", gradients.get(name), true) for name, true in run.true.items()])
         run.hold([(f"output {i}", y, t.data) for i, (y, t) in enumerate(zip(outputs, run.outputs, strict=True), 1)])
     first = runs[2]
     try:

@@ -87,10 +87,10 @@ class _Author:
     def _add_the_rest(self) -> None:
         """Take what else forward reads of the object for inputs, as eps, which is called so then, or running means."""
         code, own = code_of(self.author.forward), {"object": self.author.owner} if self.lead else {}
-        found = [(("object", name), value) for name, value in vars(own["object"]).items()] if own else []
-        found = [(path, value) for path, value in found if re.search(rf"\.{path[1]}\b", code)]
+        mine = [(("object", name), value) for name, value in vars(own["object"]).items()] if own else []
+        mine = [(path, value) for path, value in mine if re.search(rf"\.{path[1]}\b", code)]
         inner = [(path, value) for path, value in arrays(own).items() if isinstance(value, float) and len(path) > 2]
-        for path, value in [*found, *inner[:6]]:
+        for path, value in [*mine, *inner[:6]]:
             name, value = label(path[1:]), float(value) if isinstance(value, float) else value
             known = is_float(value) or type(value) in (int, bool, str, float)
             if known and name not in self.inputs:
@@ -134,12 +134,12 @@ class _Author:
     def _find_destinations(self, back: Gradients | None) -> None:
         """Where the author's gradients go: by what his backward pass does, else by what it says."""
         calls, names = self.calls, [n for n in self.pair.names if is_float(self.inputs[n])]
-        given = back.back if back is not None else None
-        listed = list(given) if isinstance(given, tuple | list) else [given]
+        answer = back.back if back is not None else None
+        listed = list(answer) if isinstance(answer, tuple | list) else [answer]
         known = {plain(name): name for name in reversed(self.pair.names)}
         said = [next((known[n] for n in derivative_of(hint)[:-1] if n in known), "") for hint in calls.returns]
-        if isinstance(given, dict):
-            of = {str(key): next((known[n] for n in derivative_of(str(key)) if n in known), "") for key in given}
+        if isinstance(answer, dict):
+            of = {str(key): next((known[n] for n in derivative_of(str(key)) if n in known), "") for key in answer}
             self.keys, self.returned = [key for key in of if of[key]], [name for name in of.values() if name]
         elif any(isinstance(value, tuple | list | dict) for value in listed):
             raise Unwritable("backward returns what is no array among its gradients")
@@ -208,13 +208,13 @@ class _Author:
             outputs, back = [back[0]], back[1] if self.nested else back[1:]
         back = [back[key] for key in self.keys] if self.keys else back
         listed = back if isinstance(back, tuple | list) else [back]
-        found = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
+        results = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
         for name, path in self.kept.items():
             left = get(seen, path)
             if path in self.calls.slots.get(name, ()):
                 left = (run.inputs[name] - left) / self.calls.rates[name]
-            found.append((name, left))
-        held = [(f"d{name}", value, run.true[name]) for name, value in found]
+            results.append((name, left))
+        held = [(f"d{name}", value, run.true[name]) for name, value in results]
         held += [("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
         run.hold(held, 1e-5 if rough else 1e-9)
 
@@ -295,9 +295,9 @@ class _Answer(Writer):
 
     def _reach(self, name: str, values: list[Any]) -> None:
         """What can be read from an argument of the backward pass."""
-        found, own = [dict(_reached(value, name)) for value in values], dict[str, str]()
-        for text, value in found[0].items():
-            some, text = [run.get(text) for run in found], own.get(text, text)
+        reached, own = [dict(_reached(value, name)) for value in values], dict[str, str]()
+        for text, value in reached[0].items():
+            some, text = [run.get(text) for run in reached], own.get(text, text)
             e = self._known(some)
             place = e is not None and e.op == "input" and self.author.places.get(e.args[0])
             if place and text != self.author.spelled(place[0]):

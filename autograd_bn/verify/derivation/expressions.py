@@ -44,9 +44,9 @@ class Expression:
     @property
     def parts(self) -> list[Expression]:
         """The expressions that it is computed from."""
-        found = list[Expression]()
-        mapped((self.args, self.params), lambda e: found.append(e) if isinstance(e, Expression) else None)
-        return found
+        inside = list[Expression]()
+        mapped((self.args, self.params), lambda e: inside.append(e) if isinstance(e, Expression) else None)
+        return inside
 
 
 class Expressions:
@@ -69,33 +69,33 @@ class Expressions:
             values = tuple([t.data for t in tensors])
             seed = self.of(*values) if self.unit else self._known(Expression("upstream", (i,), {}, values))
             self.made[key] = seed
-        for name in recordings[0].given:
-            sources = [r.source(r.given[name]) for r in recordings]
+        for name in recordings[0].args:
+            sources = [r.source(r.args[name]) for r in recordings]
             if isinstance(sources[0], Node | Call):
                 values = tuple([r.inputs[name] for r in recordings])
                 self.made[tuple(map(id, sources))] = self._known(Expression("input", (name,), {}, values))
 
     def of(self, *values: Any) -> Any:
         """What values, one a recording, have in common: an expression, or a structure of expressions and constants."""
-        found = [r.source(value) for r, value in zip(self.recordings, values, strict=True)]
-        a = found[0]
-        if all(isinstance(value, Node | Call) for value in found):
-            key = tuple(map(id, found))
+        sources = [r.source(value) for r, value in zip(self.recordings, values, strict=True)]
+        a = sources[0]
+        if all(isinstance(value, Node | Call) for value in sources):
+            key = tuple(map(id, sources))
             if key not in self.made:
-                self.made[key] = self._of_sources(found)
+                self.made[key] = self._of_sources(sources)
                 self.fixed.update([self.made[key]] if key[0] in self.named else [])
             return self.made[key]
-        if isinstance(a, tuple | list) and len(set(map(len, found))) == 1:
-            return tuple([self.of(*items) for items in zip(*found, strict=True)])
-        if isinstance(a, slice) and all(isinstance(value, slice) for value in found):
-            return slice(*self.of(*[(value.start, value.stop, value.step) for value in found]))
-        if all(isinstance(value, np.ndarray) and value.ndim for value in found):
-            if a.dtype.kind == "f" and not any(map(np.any, found)):
-                return self._zero(tuple(found))
-            return self._known(Expression("array", (), {}, tuple(found)))
+        if isinstance(a, tuple | list) and len(set(map(len, sources))) == 1:
+            return tuple([self.of(*items) for items in zip(*sources, strict=True)])
+        if isinstance(a, slice) and all(isinstance(value, slice) for value in sources):
+            return slice(*self.of(*[(value.start, value.stop, value.step) for value in sources]))
+        if all(isinstance(value, np.ndarray) and value.ndim for value in sources):
+            if a.dtype.kind == "f" and not any(map(np.any, sources)):
+                return self._zero(tuple(sources))
+            return self._known(Expression("array", (), {}, tuple(sources)))
         if isinstance(a, int | float | np.number | np.ndarray) and not isinstance(a, bool):
-            return self._known(Expression("number", (), {}, tuple(map(np.asarray, found))))
-        for other in found[1:]:
+            return self._known(Expression("number", (), {}, tuple(map(np.asarray, sources))))
+        for other in sources[1:]:
             if type(a) is not type(other) or a != other:
                 raise Unwritable(f"forward reads {a!r} at some inputs and {other!r} at others")
         return a
@@ -197,16 +197,16 @@ class Expressions:
 
     def _unspread(self, args: tuple[Any, ...], shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         """Operands without what broadcasting does by itself."""
-        found = list(args)
-        for i, arg in enumerate(found):
+        turned = list(args)
+        for i, arg in enumerate(turned):
             inner = arg
             for _ in range(LAYERS):
                 if not (inner := self._inside(inner)):
                     break
-                operands = [*found[:i], inner, *found[i + 1 :]]
+                operands = [*turned[:i], inner, *turned[i + 1 :]]
                 if all(_spreads(inner.values[k], arg.values[k], operands, k, shape) for k, shape in enumerate(shapes)):
-                    found[i] = inner
-        return tuple(found)
+                    turned[i] = inner
+        return tuple(turned)
 
     def _inside(self, e: Any) -> Any:
         """What an expression is spread from or laid out anew, with its number; else None."""
@@ -375,8 +375,8 @@ class Expressions:
             return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
         if a.op != "put":
             return None
-        found = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
-        return self.make("getitem", a.args[:1], e.params, found) if all(map(_agree, found, e.values)) else None
+        picked = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
+        return self.make("getitem", a.args[:1], e.params, picked) if all(map(_agree, picked, e.values)) else None
 
     # Masks
 

@@ -20,13 +20,13 @@ class Numbers:
     def __init__(
         self, named: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[tuple[int, ...]]], from_end: bool
     ) -> None:
-        found = [*named.items()]
+        lengths = [*named.items()]
         for name, own in shapes.items():
             last = len(own[0]) - 1 if from_end else -1
             for i, values in enumerate(zip(*own, strict=True)):
-                found.append((f"{name}.shape[{-1 if i == last else i}]" if i else f"len({name})", values))
-        found += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
-        self.named, known = named, [(text, tuple(map(float, values))) for text, values in found]
+                lengths.append((f"{name}.shape[{-1 if i == last else i}]" if i else f"len({name})", values))
+        lengths += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
+        self.named, known = named, [(text, tuple(map(float, values))) for text, values in lengths]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
 
     def quotient(self, values: Sequence[Any], divided: bool = False) -> tuple[str, str]:
@@ -34,20 +34,20 @@ class Numbers:
         number = tuple(map(float, values))
         if len(set(number)) == 1:
             return constant(number[0], divided)
-        found = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
-        if found:
-            return found
-        found = self._following(tuple([1 / n for n in number]), False) if all(number) else None
-        if found and not found[1]:
-            return "1", found[0]
+        quotient = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
+        if quotient:
+            return quotient
+        quotient = self._following(tuple([1 / n for n in number]), False) if all(number) else None
+        if quotient and not quotient[1]:
+            return "1", quotient[0]
         # A root of what follows a length, or one divided by it.
         inverse = abs(number[0]) < 1
         square = tuple([round(n ** (-2 if inverse else 2), 9) for n in number])
-        found = self._following(square, all(n == int(n) for n in square)) if min(number) > 0 else None
-        if found is None:
+        quotient = self._following(square, all(n == int(n) for n in square)) if min(number) > 0 else None
+        if quotient is None:
             several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
             raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
-        root = f"np.sqrt({joined(*found)})"
+        root = f"np.sqrt({joined(*quotient)})"
         return ("1", root) if inverse else (root, "")
 
     def text(self, values: Sequence[Any]) -> str:
@@ -55,10 +55,10 @@ class Numbers:
         return joined(*self.quotient(values))
 
     def _following(self, number: Values, whole: bool) -> tuple[str, str] | None:
-        for over, under, found in self._guesses(number, whole):
-            if max(found) - min(found) > 1e-13 * abs(found[0]):
+        for over, under, ratios in self._guesses(number, whole):
+            if max(ratios) - min(ratios) > 1e-13 * abs(ratios[0]):
                 continue
-            c, below = constant(found[0])
+            c, below = constant(ratios[0])
             if len(c) < 8 and not below and not (whole and "." in c):
                 over = over.format(c).replace("+ -", "- ")
                 over = over.removeprefix("1 * ") if over[0] == "1" else over.replace("-1 * ", "-")

@@ -474,7 +474,7 @@ def _placed(step: Expression) -> Any:
 
 def sources(function: Any) -> dict[str, str]:
     """The source of a function of arrays, after that of the functions that it calls."""
-    name, found, renamed = function.__name__.strip("_"), dict[str, str](), dict[str, str]()
+    name, others, renamed = function.__name__.strip("_"), dict[str, str](), dict[str, str]()
     definition: Any = None
     with contextlib.suppress(OSError, TypeError, SyntaxError):
         definition, reads = (
@@ -487,7 +487,7 @@ def sources(function: Any) -> dict[str, str]:
         inner = inspect.unwrap(value) if callable(value) else value
         if inspect.isfunction(inner) and inner is not function:
             of_numpy = inner.__module__.startswith("autograd_bn.engine.") and hasattr(np, inner.__name__)
-            found |= {} if of_numpy else sources(inner)
+            others |= {} if of_numpy else sources(inner)
             renamed[key] = f"np.{inner.__name__}" if of_numpy else inner.__name__.strip("_")
         elif inner is np or isinstance(value, int | float | str | tuple):
             renamed[key] = "np" if inner is np else repr(value)
@@ -501,4 +501,4 @@ def sources(function: Any) -> dict[str, str]:
             node.id = renamed.get(node.id, node.id)
         elif isinstance(node, ast.arg):
             node.annotation = None
-    return {**found, name: ast.unparse(definition) + "\n"}
+    return {**others, name: ast.unparse(definition) + "\n"}

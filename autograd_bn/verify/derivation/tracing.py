@@ -201,12 +201,12 @@ class Recording:
     ) -> None:
         self.unit = unit  # whether the gradient of the outputs is 1
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
-        self.given = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
+        self.args = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
         with recording(True), watching(self._watched), setting(assigned):
             try:
                 with local_values(forward) as self.named:
                     # Of other objects, since forward may set elements of what it is given.
-                    handed = [copy.copy(v) if isinstance(v, Tensor) else v for v in self.given.values()]
+                    handed = [copy.copy(v) if isinstance(v, Tensor) else v for v in self.args.values()]
                     returned = fillable(forward)(*handed, **options)
             except Unwritable:
                 raise
@@ -237,7 +237,7 @@ class Recording:
 
     def _differentiate(self, folded: bool) -> None:
         """Record the backward pass; where it is folded, by the fused node's rule for each batch norm."""
-        self.leaves = {name: value for name, value in self.given.items() if name in self.wanted}
+        self.leaves = {name: value for name, value in self.args.items() if name in self.wanted}
         ends = [y.node for y in self.outputs]
         spelled = {node: copy.copy(node) for node in topological_order(ends)}
         fused = fuse(*self.outputs).fused if folded else ()
@@ -245,13 +245,13 @@ class Recording:
             expand(*self.outputs)
         visits: list[Any] = []
         targets = {leaf.node for leaf in self.leaves.values()}
-        found = propagate(list(zip(ends, self.upstream, strict=True)), targets, True, visits)
+        gradients = propagate(list(zip(ends, self.upstream, strict=True)), targets, True, visits)
         if folded:  # the forward pass stays as its author spelled it
             expand(*self.outputs)
             for node in fused:
                 node.become(spelled[node])
         self.visits = [(node, g) for node, g, _ in visits]
-        self.gradients = {name: found[leaf.node] for name, leaf in self.leaves.items() if leaf.node in found}
+        self.gradients = {name: gradients[leaf.node] for name, leaf in self.leaves.items() if leaf.node in gradients}
 
     def source(self, value: Any) -> Any:
         """The node or call that a value comes from, else the value."""
@@ -271,12 +271,12 @@ class Recording:
     @property
     def true(self) -> dict[str, Array]:
         """The gradients of the wanted inputs, also those of which nothing depends."""
-        found = {name: g.data for name, g in self.gradients.items()}
-        return {name: found.get(name, np.zeros(leaf.shape)) for name, leaf in self.leaves.items()}
+        arrays = {name: g.data for name, g in self.gradients.items()}
+        return {name: arrays.get(name, np.zeros(leaf.shape)) for name, leaf in self.leaves.items()}
 
-    def hold(self, found: Iterable[tuple[str, Any, Any]], tolerance: float = 1e-9) -> None:
+    def hold(self, results: Iterable[tuple[str, Any, Any]], tolerance: float = 1e-9) -> None:
         """Refuse what was written where a value, with what it is of, is not the true one beside it."""
-        for what, value, true in found:
+        for what, value, true in results:
             near = np.max(np.abs(true), initial=1e-3) * tolerance
             if np.shape(value) != np.shape(true) or not np.all(np.abs(value - true) <= near):
                 raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
@@ -362,12 +362,12 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
     """A recording in which each length is another, where forward takes that in the same course; what grew, and how."""
     left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
     left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
-    found, known = list[tuple[Growth, int]](), {n for value in run.inputs.values() for n in np.shape(value)}
+    growths, known = list[tuple[Growth, int]](), {n for value in run.inputs.values() for n in np.shape(value)}
     for joint in (False, True):  # those that grow with no other length, then the rest
         stuck, places = list[Place](), [*left]
         while left:
             for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
-                for factor in (k for k in FACTORS if k not in [factor for _, factor in found]):
+                for factor in (k for k in FACTORS if k not in [factor for _, factor in growths]):
                     inputs = _resized(run.inputs, growth, factor)
                     lengths = {_length(inputs, place) for place in growth}
                     if not lengths & known:
@@ -382,7 +382,7 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
                     if min([_length(fewer, place) for place in growth]) > 1:  # else NumPy broadcasts
                         shorter = record(fewer, run.options)
                 if made.signature == run.signature and (shorter is None or shorter.signature == run.signature):
-                    run, known, found = made, known | lengths, [*found, (growth, factor)]
+                    run, known, growths = made, known | lengths, [*growths, (growth, factor)]
                     left = [place for place in left if place not in growth]
                 else:  # another course: the text is for this length alone
                     left.pop(0)
@@ -390,7 +390,7 @@ def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recor
             else:
                 stuck.append(left.pop(0))
         left = stuck
-    return run, found
+    return run, growths
 
 
 def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:

@@ -31,8 +31,8 @@ class Writer:
         first, self.made = runs[0], Expressions(runs, kept)
         made = self.made
         self.ys = made.of(*[run.outputs for run in runs])
-        arrays = [name for name, value in first.given.items() if isinstance(value, Tensor | np.ndarray)]
-        self.inputs = {name: made.of(*[run.given[name] for run in runs]) for name in arrays}
+        arrays = [name for name, value in first.args.items() if isinstance(value, Tensor | np.ndarray)]
+        self.inputs = {name: made.of(*[run.args[name] for run in runs]) for name in arrays}
         self.named = {e: name for name, e in self.inputs.items()}  # by the author
         self.numbers: dict[str, Any] = {}
         self.forward = below(self.ys)
@@ -41,7 +41,7 @@ class Writer:
             e = made.made.get(tuple([id(run.source(v)) for run, v in zip(runs, values, strict=True)]))
             if type(value) in (int, float):
                 self.numbers[name] = values
-            elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.given):
+            elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.args):
                 self.named[e] = name
         self.meant = self._meant()
         axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
@@ -62,21 +62,21 @@ class Writer:
                 )
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
-        upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.given)
+        upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.args)
         self.seeds = dict(zip([upstream] if len(self.ys) == 1 else several, seeds, strict=True))
 
     def _meant(self) -> dict[Expression, str]:
         """Names for what nobody named, by what it is in a batch norm."""
-        nodes, found = {key[0]: e for key, e in self.made.made.items()}, dict[Expression, str]()
+        nodes, meanings = {key[0]: e for key, e in self.made.made.items()}, dict[Expression, str]()
         for roles in norms(self.first.outputs):
             for node, role in roles.items():
                 if id(node) in nodes and role in ROLES:
-                    found.setdefault(nodes[id(node)], ROLES[role])
-        spread = {e for e, role in found.items() if role == "var"}
+                    meanings.setdefault(nodes[id(node)], ROLES[role])
+        spread = {e for e, role in meanings.items() if role == "var"}
         for e in self.forward:
             if e.op == "sqrt" and spread & {*e.parts, *[part for inner in e.parts for part in inner.parts]}:
-                found[e] = "std"
-        return found
+                meanings[e] = "std"
+        return meanings
 
     def source(self) -> str:
         """The module."""
@@ -95,26 +95,25 @@ class Writer:
             {**ahead.names, **{e: name for name, e in self.seeds.items()}}, arrays, self.numbers, self.from_end
         )
         self.back(back, behind, ends, ahead.names, {g: f"d{name}" for name, g in self.gradients.items()})
-        found = {name: back.text(g) for name, g in self.gradients.items()}
+        texts = {name: back.text(g) for name, g in self.gradients.items()}
         constants = {
-            n: f"np.zeros_like({n})" if n in self.inputs and n in self.first.leaves else "None"
-            for n in self.first.given
+            n: f"np.zeros_like({n})" if n in self.inputs and n in self.first.leaves else "None" for n in self.first.args
         }
-        returned = list({**constants, **found}.values())
+        returned = list({**constants, **texts}.values())
         while returned[-1] == "None":
             returned.pop()
         read, read_ahead = names_in([*back.lines, *returned]), names_in([*ahead.lines, *outputs])
         # What backward reads of forward: arrays, numbers, and lengths that none of these has.
-        given = [*self.first.given, *self.first.options]
-        cached = [n for n in dict.fromkeys([*given, *ahead.names.values()]) if n in read and n not in self.seeds]
+        taken = [*self.first.args, *self.first.options]
+        cached = [n for n in dict.fromkeys([*taken, *ahead.names.values()]) if n in read and n not in self.seeds]
         held = {n: e for e, n in ahead.names.items() if n in cached}
-        lengths = [n for n in self.numbers if n not in given]
+        lengths = [n for n in self.numbers if n not in taken]
         lines, missing = self.lengths([n for n in lengths if n in read], {**self.seeds, **held})
         cached += missing
         before, missing = self.lengths([n for n in lengths if n in read_ahead or n in missing], self.inputs)
         if missing:
             raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
-        arguments = [*self.first.given, *[f"{name}={value!r}" for name, value in self.first.options.items()]]
+        arguments = [*self.first.args, *[f"{name}={value!r}" for name, value in self.first.options.items()]]
         made = wrapped("return ", outputs, f", {cached[0] if cached else None}" if len(cached) < 2 else ", cache")
         kept = [wrapped("cache = ", cached)] if len(cached) > 1 else []
         ahead.lines = [*self.guard(), *before, *ahead.lines, *kept, made]
@@ -193,10 +192,10 @@ class Writer:
         first, second = self.runs[:2]
         wrong, others = list[tuple[str, Any]](), {**second.inputs, **second.options}
 
-        def refuse(name: str, found: list[tuple[str, Any]]) -> None:
-            if found and (text := spelled(name)):
-                wrong.extend([(what.format(text), value) for what, value in found])
-            elif any(type(value) in (bool, str) or np.min(value) < 2 for _, value in found):
+        def refuse(name: str, facts: list[tuple[str, Any]]) -> None:
+            if facts and (text := spelled(name)):
+                wrong.extend([(what.format(text), value) for what, value in facts])
+            elif any(type(value) in (bool, str) or np.min(value) < 2 for _, value in facts):
                 raise Unwritable(f"what is written holds for {name} as it is, and forward keeps it nowhere")
 
         for name, value in {**first.inputs, **first.options}.items():
@@ -224,10 +223,10 @@ class Writer:
 
 def below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
     """The expressions that these are computed from, and these, but for what is in `stop`."""
-    found, stack = dict[Expression, None](), list(ends)
+    below, stack = dict[Expression, None](), list(ends)
     while stack:
         e = stack.pop()
-        if e not in found and e not in stop:
-            found[e] = None
+        if e not in below and e not in stop:
+            below[e] = None
             stack += e.parts
-    return found
+    return below
