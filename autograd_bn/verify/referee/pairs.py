@@ -683,7 +683,8 @@ class Calls:
         except Exception as error:  # for the verdict to report
             self.unseen += [f"{name}, since backward raised {type(error).__name__}" for name in self.slots]
             return
-        after = {path: value for path, value in arrays({"object": seen["object"]}).items() if hasattr(value, "dtype")}
+        known = arrays({"object": seen["object"]})
+        after = {path: value for path, value in known.items() if hasattr(value, "dtype")}
         lists = {p for p in after if isinstance(get({"object": seen["object"]}, p), list)}
         same = {p for p, v in after.items() if before.get(p) is v or (p in lists and p in bits)}
         new = {p for p, v in after.items() if p not in same or bits.get(p) != array(v).tobytes()}
@@ -703,7 +704,7 @@ class Calls:
             left = [(surety, place) for surety, place in rated[name] if place not in self.places.values()]
             moved = [path for path in self.slots.get(name, ()) if path in new]
             place = self._gradient_of(name, left, after, new, dy) or (
-                moved and self._updated(name, moved[0], after, dy)
+                moved and self._updated(name, moved[0], known, dy)
             )
             if not place and name in self.slots:
                 place = self._only_one(name, rated[name], y)
@@ -764,10 +765,10 @@ class Calls:
             ends.append(self._plain(self.passed(copy.deepcopy([*at.values()]))))
         return float(np.sum((ends[0] - ends[1]) * dy) / (2 * h))
 
-    def _updated(self, name: str, place: Path, after: dict[Path, Any], dy: Array) -> Path | None:
+    def _updated(self, name: str, place: Path, known: dict[Path, Any], dy: Array) -> Path | None:
         """The place of a parameter that backward updates itself, if its step is a multiple of a gradient."""
-        change = array(self._all()[name]) - array(after[place])
-        rates = [v for p, v in after.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
+        change = array(self._all()[name]) - array(known[place])
+        rates = [v for p, v in known.items() if isinstance(v, float) and re.fullmatch(_RATES, str(p[-1]))]
         rates += [
             p.default for n, p in signature(self.author.backward).items() if re.fullmatch(_RATES, n) and p.default
         ]
