@@ -532,11 +532,12 @@ def textbook(x, gamma, beta, g, axes):
     return gamma * normal + beta, dx, (g * normal).sum(axes), g.sum(axes)
 
 
-def assert_textbook(arrays, axes, results, expected):
+def assert_textbook(arrays, results, expected, terms=1.0):
     bits = np.finfo(arrays[0].dtype).eps
     for result, true in zip(results, expected, strict=True):
         assert result.dtype == arrays[0].dtype
-        assert (np.abs(result - true.reshape(result.shape)) <= 100 * bits * max(1, np.abs(true).max())).all()
+        size = max(1, terms, np.abs(true).max())
+        assert (np.abs(result - true.reshape(result.shape)) <= 100 * bits * size).all()
 
 
 def in_memory(draw, a):
@@ -588,7 +589,8 @@ def test_any_shape_axes_memory_and_dtype_on_both_sides_of_every_threshold(data):
             results = computed(x, gamma, beta, g, axes)
         finally:
             ag.set_backend(None)
-    assert_textbook((x, gamma, beta, g), axes, results, textbook(x, gamma, beta, g, axes))
+    terms = np.sqrt((g.astype(float) ** 2).sum(axes).max())  # of sums that may cancel
+    assert_textbook((x, gamma, beta, g), results, textbook(x, gamma, beta, g, axes), terms)
 
 
 @pytest.mark.parametrize("axes", [axes for n in range(1, 5) for axes in itertools.combinations(range(4), n)], ids=str)
@@ -596,7 +598,7 @@ def test_all_axes_of_a_small_array(axes, backend):
     shape, rng = (5, 4, 3, 2), np.random.default_rng(0)
     x, g = rng.normal(size=(2, *shape))
     gamma, beta = rng.normal(size=(2, *[n for i, n in enumerate(shape) if i not in axes]))
-    assert_textbook((x, gamma, beta, g), axes, computed(x, gamma, beta, g, axes), textbook(x, gamma, beta, g, axes))
+    assert_textbook((x, gamma, beta, g), computed(x, gamma, beta, g, axes), textbook(x, gamma, beta, g, axes))
 
 
 def test_every_threshold_of_an_array_is_moved():
@@ -631,7 +633,7 @@ def test_all_axes_of_arrays_about_as_large_as_each_threshold(n, dtype, backend):
     gamma, beta = np.array(2, dtype), np.array(1, dtype)
     expected = textbook(x, gamma, beta, g, (0,))
     y, dx, *sums = computed(x, gamma, beta, g, 0)
-    assert_textbook((x,), (0,), (y, dx), expected[:2])
+    assert_textbook((x,), (y, dx), expected[:2])
     both = [a.reshape(-1, next(k for k in (7, 5, 3, 2, 1) if n % k == 0)) for a in (x, g)]
     y2, dx2, *sums2 = computed(both[0], gamma, beta, both[1], (0, 1))
     assert [a.tobytes() for a in (y2, dx2, *sums2)] == [a.tobytes() for a in (y, dx, *sums)]
