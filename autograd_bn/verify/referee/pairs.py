@@ -275,7 +275,9 @@ def loss_class(what: Any) -> type:
 
     wanted = [p for p in taken if p.default is p.empty or _LABELS.fullmatch(p.name) or p.name == "reg"]
     forward.__signature__ = inspect.Signature([p.replace(default=p.empty) for p in wanted])  # type: ignore[attr-defined]
-    return type(what.__name__, (what,), {"forward": forward, "backward": backward, "__module__": what.__module__})
+    # By these its source is found, by the second from Python 3.13 on.
+    place = {key: vars(what)[key] for key in ("__module__", "__firstlineno__") if key in vars(what)}
+    return type(what.__name__, (what,), {"forward": forward, "backward": backward, **place})
 
 
 def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
