@@ -213,7 +213,7 @@ def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 roll, tile, rot90, diagonal = _moving(np.roll), _moving(np.tile), _moving(np.rot90), _moving(np.diagonal)
-resize, delete, rollaxis = _moving(np.resize), _moving(np.delete), _moving(np.rollaxis)
+resize, delete = _moving(np.resize), _moving(np.delete)
 take, take_along_axis = _moving(np.take), _moving(np.take_along_axis)
 
 
@@ -237,6 +237,11 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     """x with axes moved to other places."""
     order = np.moveaxis(np.empty(range(np.ndim(x)), bool), source, destination).shape
     return ops.transpose(x, order)
+
+
+def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
+    """x with an axis moved to another place."""
+    return ops.transpose(x, np.rollaxis(np.empty(range(np.ndim(x)), bool), axis, start).shape)
 
 
 def matrix_transpose(x: Any) -> Any:

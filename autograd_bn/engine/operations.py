@@ -652,7 +652,11 @@ def places(x: Any) -> Any:
 @explained
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element of `x` along `axis` (of all in a row by default) so many times."""
-    return getitem(ravel(x), np.repeat(places(x), uncut(repeats, "repeats"), axis))
+    repeats = uncut(repeats, "repeats")
+    if axis is None or mode.watcher.get():  # which sees where each element goes; along an axis it is quicker
+        return getitem(ravel(x), np.repeat(places(x), repeats, axis))
+    axis = place(axis, np.ndim(x))
+    return getitem(x, (slice(None),) * axis + (np.repeat(np.arange(np.shape(x)[axis]), repeats),))
 
 
 @explained
