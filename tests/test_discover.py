@@ -132,6 +132,12 @@ def test_the_cells_of_a_notebook_are_read_without_their_magics(tmp_path):
         judged(written(tmp_path, "{}", "other.ipynb"))
 
 
+def test_what_a_timed_cell_of_an_exported_notebook_defines_is_judged(tmp_path):
+    cell = "def f_forward(x):\n    return x**2, x\ndef f_backward(dout, x):\n    return 2 * x * dout\n"
+    text = f"get_ipython().run_line_magic('matplotlib', 'inline')\nget_ipython().run_cell_magic('time', '', {cell!r})\n"
+    assert judged(written(tmp_path, text))["f_backward"].verdict == "right"
+
+
 def test_neighbours_are_found_up_to_the_projects_root(tmp_path):
     inner = tmp_path / "project" / "nets" / "layers"
     inner.mkdir(parents=True)

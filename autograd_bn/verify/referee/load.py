@@ -232,7 +232,7 @@ def _run(path: Path, name: str) -> Loaded:
     """Run the file statement by statement; after one that fails only definitions and imports are run."""
     text, module = text_of(path), ModuleType(name)
     package = name.rpartition(".")[0]
-    module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: StandIn("IPython"))
+    module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
     sys.modules[name] = module
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     file, stopped = Loaded(module.__dict__), ""
@@ -279,3 +279,18 @@ def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list
 def said(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+class _Shell:
+    """What a notebook's magics are called on."""
+
+    def __init__(self, space: dict[str, Any], path: Path) -> None:
+        self.space, self.path = space, path
+
+    def run_cell_magic(self, magic: str, _: str, code: str) -> None:
+        """Run a cell that is timed or captured."""
+        if magic in ("time", "timeit", "capture", "prun"):
+            exec(compile(code, str(self.path), "exec"), self.space)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
