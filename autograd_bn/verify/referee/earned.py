@@ -41,8 +41,9 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     said = " ".join([*report.warnings, *report.notes])
-    moves = wrong and ("second backward" in said or all(f"updates {name} itself" in said for name in wrong))
-    level = any(row.ok and f"updates {row.name[1:]} itself" in said for row in rows)  # another step is right
+    steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
+    moves = wrong and ("second backward" in said or wrong <= steps)
+    level = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
     if moves and not level and not report.repair and not wrong & {*guessed}:
         return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
     if right or named or _SLIPS.search(found[0]):
