@@ -223,10 +223,10 @@ class Writer:
 
 def below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
     """The expressions that these are computed from, and these, but for what is in `stop`."""
-    below, stack = dict[Expression, None](), list(ends)
+    listed, stack = dict[Expression, None](), list(ends)
     while stack:
         e = stack.pop()
-        if e not in below and e not in stop:
-            below[e] = None
+        if e not in listed and e not in stop:
+            listed[e] = None
             stack += e.parts
-    return below
+    return listed
