@@ -21,7 +21,7 @@ from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
 from ..referee.judge import check_backward
 from ..referee.pairs import Calls, Context, Pair, loss, plans, seeded
 from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
-from ..referee.source import code_of, signature, unwrapped
+from ..referee.source import code_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unwritable, fillable, recordings
@@ -244,10 +244,9 @@ def _as_named(pair: Pair) -> Pair:
 
 def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:
     """What an author calls the parts of what he takes apart, as `x, w = cache`."""
-    with suppress(OSError, TypeError, SyntaxError):
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.List):
-                yield ast.unparse(node.value), [getattr(part, "id", "") for part in node.targets[0].elts]
+    for node in ast.walk(syntax(function)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.List):
+            yield ast.unparse(node.value), [getattr(part, "id", "") for part in node.targets[0].elts]
 
 
 def _word(name: str) -> str:

@@ -9,7 +9,6 @@ import itertools
 import json
 import linecache
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ from .pairs import (
     stirred,
 )
 from .returned import Gradients, is_constant
-from .source import code_of, framework, signature, unwrapped
+from .source import code_of, framework, signature, syntax, unwrapped
 from .trace import work
 from .verdict import Verdict
 
@@ -288,18 +287,17 @@ def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
     used, kept = set[str](), dict[str, str]()
     for base in [base for base in what.__mro__ if base.__module__ == what.__module__]:
-        with suppress(OSError, TypeError, SyntaxError):
-            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-                    kept |= {t.attr: node.value.id for t in node.targets if isinstance(t, ast.Attribute)}
-                called = node.func if isinstance(node, ast.Call) else None
-                name = getattr(called, "attr", getattr(called, "id", ""))
-                if isinstance(node, ast.Call) and re.fullmatch(_SHAPED, name):
-                    shapes = [*node.args[: 1 if name == "full" else 9], *[k.value for k in node.keywords]]
-                    if name in ("normal", "uniform"):  # of which the others are numbers
-                        shapes = [*[a for a in shapes if isinstance(a, ast.Tuple)], *node.args[2:]]
-                    parts = [part for shape in shapes for part in ast.walk(shape)]
-                    used |= {getattr(part, "attr", getattr(part, "id", "")) for part in parts}
+        for node in ast.walk(syntax(base)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                kept |= {t.attr: node.value.id for t in node.targets if isinstance(t, ast.Attribute)}
+            called = node.func if isinstance(node, ast.Call) else None
+            name = getattr(called, "attr", getattr(called, "id", ""))
+            if isinstance(node, ast.Call) and re.fullmatch(_SHAPED, name):
+                shapes = [*node.args[: 1 if name == "full" else 9], *[k.value for k in node.keywords]]
+                if name in ("normal", "uniform"):  # of which the others are numbers
+                    shapes = [*[a for a in shapes if isinstance(a, ast.Tuple)], *node.args[2:]]
+                parts = [part for shape in shapes for part in ast.walk(shape)]
+                used |= {getattr(part, "attr", getattr(part, "id", "")) for part in parts}
     return used | {kept[name] for name in used if name in kept}
 
 
@@ -623,11 +621,13 @@ def _elsewhere(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[tuple[Pair, st
 def _by_other_words(entry: Entry, inputs: tuple[Any, ...], check: Any) -> Iterator[tuple[str, Verdict]]:
     """What is made of the pair where an argument is another of the words that the code compares it with."""
     holder = {p.name: f for f in entry.code for p in signature(f).values() if isinstance(p.default, str)}
-    texts = [code_of(f) for f in entry.code] + [inspect.getsource(type(entry.make(inputs)))] if entry.make else []
     passed = {n: v for n, v in zip(entry.parameters, inputs, strict=False) if isinstance(v, str)}
-    for name in {**holder, **passed} if entry.report and entry.report.ok else ():
+    if not (holder or passed) or not (entry.report and entry.report.ok):
+        return
+    text = "\n".join(map(code_of, entry.code)) + (code_of(type(entry.make(inputs)), 0) if entry.make else "")
+    for name in {**holder, **passed}:
         now = passed.get(name) or signature(holder[name])[name].default
-        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", "\n".join(texts or map(code_of, entry.code)))
+        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", text)
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, copy.deepcopy(inputs), strict=False)]
             with suppress(Exception), _defaults(entry.code, name, word):
@@ -753,12 +753,8 @@ _ZEROS = re.compile(r"(\w+\.)?(zeros|zeros_like|empty|empty_like)\(.*|0(\.0*)?|N
 def _only_zeros(function: Any) -> bool:
     """Whether the arrays that a function returns are made of zeros, and nothing else is ever put into them."""
     names = {name for name in returned_names(function) if not re.fullmatch(_COST, name)}
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))
-    except (OSError, TypeError, SyntaxError):
-        return False
     made, filled = set[str](), set[str]()
-    for node in ast.walk(tree):
+    for node in ast.walk(syntax(function)):
         if isinstance(node, ast.Assign | ast.AugAssign):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 pairs: Any = [(target, node.value)]

@@ -8,7 +8,6 @@ import dis
 import inspect
 import random
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from .held import (
     vector,
 )
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
-from .source import code_of, framework, signature, unwrapped
+from .source import code_of, framework, signature, syntax, unwrapped
 
 _EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
 # What a class may call its two passes; for functions, see `discover._NAMES`.
@@ -311,11 +310,8 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
 
 def returned_names(function: Any) -> list[str]:
     """What a function's last `return` calls the values that it returns; an empty name for what has none."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrapped(function))))
-    except (OSError, TypeError, SyntaxError, IndentationError):
-        return []
-    returns = sorted([node for node in ast.walk(tree) if isinstance(node, ast.Return)], key=lambda node: node.lineno)
+    returns = [node for node in ast.walk(syntax(function)) if isinstance(node, ast.Return)]
+    returns = sorted(returns, key=lambda node: node.lineno)
     values = [node.value for node in returns if node.value is not None]
     items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     return [

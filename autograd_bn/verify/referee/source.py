@@ -54,6 +54,13 @@ def code_of(function: Any, levels: int = 2) -> str:
     return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
 
 
+def syntax(what: Any) -> ast.Module:
+    """The syntax of a function or a class; that of nothing where its text isn't there."""
+    with suppress(OSError, TypeError, SyntaxError):
+        return ast.parse(textwrap.dedent(inspect.getsource(unwrapped(what))))
+    return ast.Module([], [])
+
+
 def log_guard(function: Any) -> float:
     """The largest of the small numbers that a function's text adds inside of a logarithm, `log(p + 1e-7)`, or 0."""
     function, numbers = unwrapped(function), [0.0]
