@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_360,
     "distributed": 279,
     "batch_norm": 2_664,
-    "verify": 9_756,
+    "verify": 9_736,
     "drawing": 2_450,
     "nn": 1_330,
     "commands": 1_169,

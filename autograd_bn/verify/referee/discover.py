@@ -1,7 +1,5 @@
 """What there is to judge in a file, inputs that suit it, and what the referee makes of each."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect

@@ -1,7 +1,5 @@
 """When WRONG is earned: what shows that a pair was read as its author meant, where the inputs were guessed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

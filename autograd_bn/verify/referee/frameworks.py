@@ -1,7 +1,5 @@
 """PyTorch Functions and custom VJPs of JAX as pairs, with the framework's own derivative as the truth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps

@@ -1,7 +1,5 @@
 """What the parameters of a forward pass may be, by their names: values of the kinds that are tried on it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

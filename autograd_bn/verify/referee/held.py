@@ -1,7 +1,5 @@
 """The arrays that an author's objects hold: where they are, and which of them are gradients of which."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any

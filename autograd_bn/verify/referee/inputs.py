@@ -1,7 +1,5 @@
 """The inputs on which a pair is judged: the caller's, checked, and others on which more can show."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator

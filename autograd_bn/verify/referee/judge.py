@@ -1,7 +1,5 @@
 """The referee: is a hand-written backward pass right, and if not, where is the mistake?"""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """Files as people have them, run so that what they define can be judged: a script, or a notebook's cells."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import importlib

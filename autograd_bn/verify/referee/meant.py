@@ -1,7 +1,5 @@
 """Gradients that are other than the derivative on purpose: conventions with names of their own, a row each."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What people get wrong in a term of a gradient: the factor that it leaves, and the words."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

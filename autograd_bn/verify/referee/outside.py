@@ -1,7 +1,5 @@
 """What an author's functions can change beside their arguments, put back as it was when they have been judged."""
 
-from __future__ import annotations
-
 import collections
 import inspect
 import types

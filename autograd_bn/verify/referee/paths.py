@@ -1,7 +1,5 @@
 """The paths on which a gradient flows back: direct, and one through each statistic that sums an input up."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property

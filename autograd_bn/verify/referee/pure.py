@@ -6,8 +6,6 @@ at must be arrays, numbers, strings and containers of them. A file, a logger, a 
 listed: then it is left alone.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import collections

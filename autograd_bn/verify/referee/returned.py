@@ -1,7 +1,5 @@
 """What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The slips that people make: every small edit of a function that may undo one, the likelier the cheaper."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re

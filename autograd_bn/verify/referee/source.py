@@ -1,7 +1,5 @@
 """The text of a function, its syntax, and what it reads from outside."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect

@@ -1,7 +1,5 @@
 """The true gradients of a forward pass: by automatic differentiation, which differences confirm, or by differences."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 
