@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise UsageError("standard output is closed")
+        if argv is None:  # letters that a terminal lacks come escaped
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             args, unknown = _parser().parse_known_args(arguments)
             if unknown:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -321,6 +322,14 @@ def test_a_page_shows_each_wrong_pair(check, tmp_path):
     text = LINEAR.replace("x.T @ dy", "-x.T @ dy")
     assert check(text, "-o", str(page.with_name("two.html")))[0] == 1
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-linear_backward.html", "two.html"]
+
+
+def test_a_page_of_an_earlier_check_does_not_stay_where_none_can_be_drawn(check, tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    page.write_text("of an earlier check")
+    monkeypatch.setattr("autograd_bn.commands.check.render", mock.Mock(side_effect=ValueError("no graph")))
+    assert check(WRONG, "-o", str(page))[0] == 1
+    assert "path through the variance" in page.read_text("utf-8")
 
 
 def test_json_is_an_object_a_pair_on_a_line(check):

@@ -257,6 +257,8 @@ def test_other_bad_input(capsys):
     assert "can't read missing.npy: no such file" in error_of(capsys, "compare", "missing.npy")
     assert "dtype complex128, expected real numbers" in error_of(capsys, "compare", "complex.npy")
     assert "shape (3,), expected rows of features" in error_of(capsys, "compare", "vector.npy")
+    np.save("no_rows.npy", np.ones((0, 3)))
+    assert "shape (0, 3), expected rows of features" in error_of(capsys, "compare", "no_rows.npy")
     assert "holds a, b: expected one array, or one named x" in error_of(capsys, "compare", "two.npz")
     assert "can't write to the folder file/graphs" in error_of(capsys, "compare", "-o", "file/graphs")
     assert "order is 0, expected an integer of at least 1" in error_of(capsys, "compare", "--order", "0")
@@ -322,6 +324,13 @@ def test_a_closed_output_ends_with_status_2_and_a_line():
     assert done.returncode == 2
     # Before it a line may say that kernels are being compiled, where there are none on disk yet.
     assert done.stderr.splitlines()[-1] == "autograd-bn compare: standard output is closed"
+
+
+def test_letters_that_a_terminal_lacks_are_escaped_and_closed_errors_are_done_without():
+    Path("units.csv").write_text("größe,b\n1,2\n3,5\n4,9\n", "utf-8")
+    done = shell("$cli compare units.csv 2>&-", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "names of the columns: gr\\xf6\\xdfe, b." in done.stdout
 
 
 def test_a_mismatch_ends_with_status_1(monkeypatch, capsys, undrawn):

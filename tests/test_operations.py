@@ -613,6 +613,44 @@ def test_complex_operands_are_refused():
             f()
 
 
+def test_operands_that_hold_no_numbers_or_mean_something_else_are_refused():
+    x = ag.tensor([1.0, 2.0], requires_grad=True)
+    masked, matrix = np.ma.array([1.0, 2.0], mask=[1, 0]), np.ones((1, 2)).view(np.matrix)
+    for f, text in (
+        (lambda: x * masked, r"of multiply is a MaskedArray, .*pass m.filled\(value\)"),
+        (lambda: ag.tensor(masked), "data is a MaskedArray"),
+        (lambda: ag.batch_norm(masked[:, None]), "x is a MaskedArray"),
+        (lambda: x.assign(masked), "a value is a MaskedArray"),
+        (lambda: matrix * x, r"of multiply is a matrix, .* np.asarray\(m\)"),
+        (lambda: x @ matrix.T, "of matmul is a matrix"),
+        (lambda: x * "a", "of multiply has dtype <U1, expected real numbers"),
+        (lambda: np.where([True, False], x, ["a", "b"]), "of where has dtype <U1"),
+        (lambda: ag.where([True, False], x, np.array([{}, 2.0])), "of where holds a dict, expected real numbers"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            f()
+
+
+@pytest.mark.parametrize("values", [np.array([100, 100], np.int8), np.array([200, 2], np.uint8), np.ones(2, bool)])
+def test_a_product_of_small_integers_is_as_wide_as_numpys(values):
+    for f in (np.prod, np.cumprod):
+        made, expected = f(ag.tensor(values)), f(values)
+        assert made.dtype == expected.dtype
+        assert np.array_equal(made.data, expected)
+        assert np.array_equal(ag.prod(values), np.prod(values))
+
+
+def test_nanmean_keeps_the_dtype():
+    x = ag.tensor(np.array([[1, np.nan, 2], [3, 5, np.nan]], np.float32), requires_grad=True)
+    assert np.nanmean(x, axis=1).dtype == np.nanmean(x).dtype == np.float32
+    assert ag.grad(np.nanmean(x, axis=1).sum(), x)[0].tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0]]
+
+
+def test_degrees_are_as_wide_as_their_dtype():
+    x = np.longdouble([1, 2]) / 3
+    assert np.array_equal(np.rad2deg(ag.tensor(x)).data, np.rad2deg(x))
+
+
 def test_empty_indices_and_index_arrays_as_axes():
     x = ag.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
     assert x[[]].shape == (0, 3)

@@ -95,6 +95,8 @@ SAMPLES: dict[str, list[Sample]] = {
     "arcsinh": [Sample(np.arcsinh, ((2, 3),))],
     "arccosh": [Sample(np.arccosh, (positive(2, 3) + 1,))],
     "arctanh": [Sample(np.arctanh, (signed(2, 3) / 3,))],
+    "deg2rad": [Sample(np.deg2rad, ((2, 3),))],
+    "rad2deg": [Sample(np.rad2deg, ((2, 3),))],
     "log2": [Sample(np.log2, (positive(2, 3),))],
     "log10": [Sample(np.log10, (positive(2, 3),))],
     "exp2": [Sample(np.exp2, ((2, 3),))],
@@ -246,7 +248,7 @@ CASES = [
 ]
 # Their forward functions work in real arithmetic.
 REAL_ONLY = {"batch_norm", "cross_entropy", "logistic_loss", "put"}
-REAL_ONLY |= set("arctan2 erf logaddexp logaddexp2 hypot remainder fmod logdet".split())
+REAL_ONLY |= set("arctan2 deg2rad rad2deg erf logaddexp logaddexp2 hypot remainder fmod logdet".split())
 
 
 def test_every_primitive_has_a_sample_that_records_it():

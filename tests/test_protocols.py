@@ -199,6 +199,9 @@ LEAVING = {
     "an element": lambda y: stored(np.zeros(2), 0, y[0]),
     "an element of integers": lambda y: stored(np.zeros(2, int), (0,), y[0]),
     "put": lambda y: np.zeros(2).put(0, y[0]),
+    "fill": lambda y: np.zeros(2).fill(y[0]),
+    "fromiter": lambda y: np.fromiter(y, float),
+    "masked": lambda y: np.ma.array([1.0, 2.0], mask=[1, 0]) * y,
     "vectorize": lambda y: np.vectorize(lambda number: number * 2)(y),
     "polyval": lambda y: np.polyval([y[0], y[1]], 2.0),
     "objects": lambda y: np.array([y[0], y[1]], dtype=object),
@@ -255,6 +258,7 @@ CUTS = [
     lambda w: np.mean([w, w]),
     lambda w: np.append([w], 1),
     lambda w: np.r_[w, w],
+    lambda w: np.ma.array([1.0, 2.0], mask=[1, 0]) * w,
     row_assigned,
 ]
 

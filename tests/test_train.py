@@ -67,6 +67,21 @@ def test_ctrl_c_finishes_the_step_saves_and_says_where(capsys, monkeypatch):
     )
 
 
+def test_ctrl_c_does_not_save_over_a_file_that_nobody_named(capsys, monkeypatch):
+    Path("plot.npz").write_text("the user's")
+    step = train.Run.step
+
+    def interrupted(self, *batch):
+        step(self, *batch)
+        if self.name == train.WITH:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.Run, "step", interrupted)
+    assert main(["train", "-o", "plot.png"]) == 130
+    assert Path("plot.npz").read_text() == "the user's"
+    assert capsys.readouterr().err.endswith("--resume plot-new.npz\n")
+
+
 def test_what_ctrl_c_saved_goes_on_to_the_same_bits(monkeypatch, tmp_path):
     step = train.Run.step
 
@@ -121,7 +136,7 @@ def test_without_matplotlib_one_line_says_how_to_get_it_before_it_trains(capsys,
 
     monkeypatch.setattr(train.Run, "step", listening)
     assert main(["train", "--steps", "2"]) == 0
-    assert said[0] == train.INSTALL + "\n"
+    assert said[0] == ('matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"\n')
     assert "plot" not in capsys.readouterr().out
     assert not os.path.exists("training.svg")
 

@@ -320,6 +320,16 @@ def test_what_can_not_be_written_is_said(course, capsys):
     assert main(["write", str(course), "kernel_forward"]) == 2
 
 
+def test_the_file_to_read_is_not_written_to(course, capsys):
+    text = course.read_bytes()
+    link = course.with_name("link.py")
+    link.symlink_to(course)
+    for output in (course, link, course.parent / "." / course.name):
+        assert main(["write", str(course), "-o", str(output)]) == 2
+        assert "it is the file to read" in capsys.readouterr().err
+        assert course.read_bytes() == text
+
+
 def test_a_name_that_is_not_there_is_a_usage_error(course, capsys):
     assert main(["write", str(course), "nothing"]) == 2
     assert "defines no forward or backward pass named nothing" in capsys.readouterr().err

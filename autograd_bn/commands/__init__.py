@@ -58,7 +58,8 @@ def progress(total: int, text: str, done: int = 0, quiet: bool = False) -> Itera
     except ImportError:
         yield lambda text: None
         return
-    with tqdm(total=total, initial=done, disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
+    disable = True if quiet or sys.stderr is None else None  # None: where it is no terminal
+    with tqdm(total=total, initial=done, disable=disable, leave=False, dynamic_ncols=True) as bar:
         bar.set_postfix_str(text)
 
         def show(text: str) -> None:

@@ -19,7 +19,6 @@ It runs {describe_backend()}.
 example: autograd-bn bench --json"""
 
 SHAPES = ((64, 100), (1024, 256), (1024, 1024), (8192, 1024), (65536, 64))
-REPEATS = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,7 @@ def _measure(shape: tuple[int, int]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     leaves = [tensor(rng.normal(size=s), dtype="float32", requires_grad=True) for s in (shape, shape[1:], shape[1:])]
     row: dict[str, Any] = {"rows": shape[0], "features": shape[1]}
-    for form, cost in measure(leaves, REPEATS).items():
+    for form, cost in measure(leaves, repeats=7).items():
         row |= {f"{form}_ms": 1e3 * cost["seconds"], f"{form}_bytes": cost["saved_bytes"]}
     return row | {
         "speedup": row["composed_ms"] / row["fused_ms"],

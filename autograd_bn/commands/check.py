@@ -149,7 +149,7 @@ def _write(page: Path, judged: list[Entry]) -> None:
                 complain(f"{entry.backward}: {error}")
         text = html.escape(str(entry))
         items.append(f"<h2>{link}: {entry.verdict}</h2><pre>{text}</pre>")
-    if len(judged) > 1 or not page.exists():
+    if len(judged) > 1 or link == html.escape(judged[0].backward):
         style = "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap}</style>"
         head = f"<!doctype html><meta charset=utf-8><title>{html.escape(page.stem)}</title>{style}"
         with whole(page) as file:

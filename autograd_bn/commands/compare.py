@@ -29,8 +29,6 @@ differ.
 
 example: autograd-bn compare measurements.csv -o graphs"""
 
-_REPEATS = 15
-
 
 def composed(x: Any, gamma: Any, beta: Any) -> Any:
     """Batch norm as nine operations."""
@@ -70,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     with np.errstate(all="ignore"), refused(), bar as show:  # what isn't finite is in the report
         comparison = ag.compare(composed, fused, leaves, order=args.order)
         show("taking the time")
-        forms = measure(leaves, _REPEATS)
+        forms = measure(leaves, repeats=15)
         drawn, undrawn = _draw(pictures, comparison, leaves, show)
         show("done")
     for i, form in enumerate(forms.values()):

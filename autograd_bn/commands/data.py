@@ -63,12 +63,11 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
     x = arrays["x" if "x" in data else data[0]]
     if x.dtype.kind != "f":
         raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
-    if x.ndim < 2:
+    if x.ndim < 2 or not x.size:
         raise UsageError(f"{path} holds an array of shape {x.shape}, expected rows of features: two axes or more")
     rng = np.random.default_rng(0)
     gamma, beta = (rng.uniform(low, high, x.shape[-1:]).astype(x.dtype) for low, high in ((0.5, 1.5), (-1, 1)))
-    gamma, beta = arrays.get("gamma", gamma), arrays.get("beta", beta)
-    return Data(path or "the packaged digits", x, gamma, beta, names, notes)
+    return Data(path or "the packaged digits", x, arrays.get("gamma", gamma), arrays.get("beta", beta), names, notes)
 
 
 def _read(path: str | None, columns: str | None) -> tuple[dict[str, Array], tuple[str, ...], tuple[str, ...]]:
@@ -170,12 +169,14 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def output_file(path: str, suffixes: Sequence[str]) -> Path:
-    """A file to write, in a folder that is made if it is missing; `UsageError` for another suffix."""
+def output_file(path: str, suffixes: Sequence[str], source: str = "") -> Path:
+    """A file to write, in a folder that is made if missing; `UsageError` for another suffix, and for the `source`."""
     target = Path(path)
     if target.suffix not in suffixes:
         raise UsageError(f"{path} ends in {target.suffix!r}, expected {' or '.join(suffixes)}")
     writable_folder(target.parent)
     if target.is_dir():
         raise UsageError(f"can't write {path}: it is a folder")
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise UsageError(f"can't write {path}: it is the file to read")
     return target

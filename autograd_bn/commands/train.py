@@ -45,7 +45,6 @@ DEFAULTS: dict[bool, dict[str, Any]] = {
     False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0},
     True: {"conv": True, "steps": 600, "lr": 0.1, "seed": 0},
 }
-INSTALL = 'matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
     with raising_together(comm):
         plot = output_file(args.output, (".svg", ".png"))
         target = output_file(args.save, (".npz",)) if args.save else Path(args.resume or plot.with_suffix(".npz"))
+        while not (args.save or args.resume) and target.exists():  # nobody has named it, and it may be the user's
+            target = target.with_stem(f"{target.stem}-new")
         settings, done, state = _settings(args)
         writable_folder(target.parent)
         learn, test = _digits(settings)
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
-        complain(INSTALL)
+        complain('matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"')
     with progress(settings["steps"], "", done, quiet=args.json or not first) as show:
         stopped, asked = _train(runs, learn, test if first else None, settings, done, show)
     if not first:

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write every backward pass in the file; the exit status."""
-    path = output_file(args.output, (".py",)) if args.output else None
+    path = output_file(args.output, (".py",), args.file) if args.output else None
     known, texts, declined = parsed_inputs(args.inputs), list[str](), 0
     try:
         with contextlib.redirect_stdout(sys.stderr), np.errstate(all="ignore"), loaded(Path(args.file)) as file:

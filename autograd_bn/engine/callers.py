@@ -4,14 +4,14 @@ import dis
 import sys
 from functools import lru_cache
 from inspect import CO_OPTIMIZED
-from opcode import opmap
 from types import CodeType, FrameType
 from typing import Any
 
 
 def stores_an_element(frame: FrameType) -> bool:
-    """Whether it is at `array[i] = t`."""
-    return frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]
+    """Whether it is at `array[i] = t`, or at `array.fill(t)` or `np.fromiter(t, float)`."""
+    steps = _steps(frame.f_code, frame.f_lasti)
+    return any(op == "STORE_SUBSCR" or name in ("fill", "fromiter") for name, op in steps)
 
 
 def converts_unasked(frame: FrameType, copy: Any) -> bool:
@@ -21,7 +21,7 @@ def converts_unasked(frame: FrameType, copy: Any) -> bool:
     """
     room = frame.f_globals.get("__name__", "").split(".")
     if room[0] in ("numpy", "scipy"):
-        return room[1:2] not in (["testing"], ["ma"])
+        return "testing" not in room[1:2]
     step, *before = _steps(frame.f_code, frame.f_lasti)
     names = [name for name, _ in before if isinstance(name, str)] if "CALL" in step[1] else []
     name = names[0] if names else ""

@@ -63,6 +63,8 @@ logaddexp2 = _of_two(
     lambda g, a, b: g * ops.sigmoid((b - a) * math.log(2)),
 )
 hypot = _of_two(np.hypot, lambda g, a, out: g * _quotient(a, out), lambda g, b, out: g * _quotient(b, out))
+deg2rad = _of_one(np.deg2rad, lambda g: deg2rad(g))
+rad2deg = _of_one(np.rad2deg, lambda g: rad2deg(g))
 fmod = _of_two(np.fmod, lambda g: g, lambda g, a, b: -g * np.trunc(a / b))
 
 
@@ -107,16 +109,6 @@ def _wide(x: Any) -> Any:
     return ops.astype(x, wide) if isinstance(x, Tensor) else np.asarray(x, wide)
 
 
-def deg2rad(x: Any) -> Any:
-    """Degrees as radians."""
-    return x * (math.pi / 180)
-
-
-def rad2deg(x: Any) -> Any:
-    """Radians as degrees."""
-    return x * (180 / math.pi)
-
-
 def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     """x with numbers in the place of what isn't finite, through which no gradient flows."""
     values = np.nan_to_num(values_of(x), nan=nan, posinf=posinf, neginf=neginf)
@@ -133,8 +125,8 @@ def nansum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def nanmean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The mean of what is a number."""
-    number = ~np.isnan(values_of(x))
-    return nansum(x, axis, keepdims) / np.sum(number, axis, keepdims=keepdims)
+    total, count = nansum(x, axis, keepdims), np.sum(~np.isnan(values_of(x)), axis, keepdims=keepdims)
+    return ops.astype(total / count, total.dtype) if total.dtype.kind == "f" else total / count
 
 
 def average(x: Any, axis: Axis = None, weights: Any = None, keepdims: bool = False) -> Any:
@@ -155,7 +147,8 @@ def ptp(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def cumprod(x: Any, axis: int | None = None) -> Any:
     """The running product along an axis, by doubling, so that a zero hides no derivative."""
-    x, axis = (ops.ravel(x), 0) if axis is None or not np.ndim(x) else (x, ops.place(axis, np.ndim(x)))
+    x = ops.countable(ops.ravel(x) if axis is None or not np.ndim(x) else x)
+    axis = ops.place(axis or 0, np.ndim(x))
     length, step, lead = np.shape(x)[axis], 1, (slice(None),) * axis
     while step < length:
         x = ops.concatenate([x[(*lead, slice(step))], x[(*lead, slice(step, None))] * x[(*lead, slice(-step))]], axis)
@@ -313,8 +306,7 @@ def dsplit(x: Any, sections: Any) -> list[Any]:
 
 def unstack(x: Any, axis: int = 0) -> tuple[Any, ...]:
     """The parts of x along an axis."""
-    x = moveaxis(x, axis, 0)
-    return tuple([x[i] for i in range(len(x))])
+    return tuple(moveaxis(x, axis, 0))
 
 
 def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
@@ -469,16 +461,15 @@ def cross(a: Any, b: Any, axis: int = -1) -> Any:
 # --- numpy.linalg ------------------------------------------------------------------------------------------
 
 
-@primitive(lambda g, out: -_turned(out) @ g @ _turned(out))
+@primitive(lambda g, out: -matrix_transpose(out) @ g @ matrix_transpose(out))
 def _inv(x: Any, /) -> Any:
     return np.linalg.inv(x)
 
 
-def _turned(x: Any) -> Any:
-    return ops.swapaxes(x, -1, -2)
-
-
-@primitive(lambda g, a, out: -_solve(_turned(a), g) @ _turned(out), lambda g, a: _solve(_turned(a), g))
+@primitive(
+    lambda g, a, out: -_solve(matrix_transpose(a), g) @ matrix_transpose(out),
+    lambda g, a: _solve(matrix_transpose(a), g),
+)
 def _solve(a: Any, b: Any, /) -> Any:
     """The solution x of a @ x = b, of matrices b."""
     return np.linalg.solve(a, b)
@@ -489,7 +480,7 @@ def _solution(a: Any, b: Any) -> Any:
     return ops.squeeze(_solve(a, ops.reshape(b, (-1, 1))), -1) if np.ndim(b) == 1 else _solve(a, b)
 
 
-@primitive(lambda g, x, out: ops.reshape(g * out, (*np.shape(g), 1, 1)) * _turned(_inv(x)))
+@primitive(lambda g, x, out: ops.reshape(g * out, (*np.shape(g), 1, 1)) * matrix_transpose(_inv(x)))
 def _det(x: Any, /) -> Any:
     return np.linalg.det(x)
 
@@ -499,7 +490,7 @@ def _slogdet(x: Any) -> tuple[Any, Any]:
     return np.sign(values_of(_det(x))), _logdet(x)
 
 
-@primitive(lambda g, x: ops.reshape(g, (*np.shape(g), 1, 1)) * _turned(_inv(x)))
+@primitive(lambda g, x: ops.reshape(g, (*np.shape(g), 1, 1)) * matrix_transpose(_inv(x)))
 def _logdet(x: Any, /) -> Any:
     return np.linalg.slogdet(x)[1]
 

@@ -430,13 +430,18 @@ def _flip(x: Any, axis: int) -> Any:
     return x[(slice(None),) * place(axis, x.ndim) + (slice(None, None, -1),)]
 
 
+def countable(x: Any) -> Any:
+    """Small integers as those that NumPy multiplies them in."""
+    return multiply(x, np.ones((), np.prod(np.empty(0, x.dtype)).dtype)) if x.dtype.kind in "iub" else x
+
+
 @explained
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The product over `axis` (all axes by default), halved again and again, so that a zero hides no derivative."""
     shape = np.shape(x)
     axes = reduced_axes(axis, len(shape))
     kept = [i for i in range(len(shape)) if i not in axes]
-    x = reshape(transpose(x, (*axes, *kept)), (count(shape, axes), *[shape[i] for i in kept]))
+    x = countable(reshape(transpose(x, (*axes, *kept)), (count(shape, axes), *[shape[i] for i in kept])))
     while len(x) > 1:
         half = len(x) // 2
         x = concatenate([x[:half] * x[half : 2 * half], x[2 * half :]])

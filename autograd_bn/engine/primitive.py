@@ -13,7 +13,7 @@ from weakref import ref
 import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, mode
-from .tensor import Tensor, array_of, exact, holds_tensors
+from .tensor import Tensor, array_of, checked, exact, holds_tensors
 from .words import unknown_option
 
 P = ParamSpec("P")
@@ -127,7 +127,8 @@ class Primitive:
 
         The metadata is in `options` by name, or in `rest` by place.
         """
-        now, recorded, complexes = Buffer.now, False, None
+        now, recorded = Buffer.now, False
+        odd: list[Any] = []
         operands: list[Any] = []
         values: list[Any] = []
         wanted: list[int] = []
@@ -143,8 +144,8 @@ class Primitive:
                 if type(arg) not in CONSTANTS or kind == "O":
                     arg = array_of(arg, f"an operand of {self.name}")
                     kind = arg.dtype.kind
-                if kind == "c":
-                    complexes = arg
+                if kind not in "fiub":
+                    odd.append(arg)
                 values.append(arg)
             operands.append(arg)
         if rest:
@@ -159,8 +160,8 @@ class Primitive:
             options = {k: value if type(value) in NUMBERS else self._kept(value, k) for k, value in options.items()}
         if not recorded:
             return self._compute(values, options, rest)
-        if complexes is not None:
-            raise TypeError(f"{self.name} of a tensor got an operand of dtype {complexes.dtype}, expected real numbers")
+        for arg in odd:
+            checked(arg, None, f"an operand of {self.name}")
         out, kept = self.forward(*values, *rest, **options), None
         if self.joint:
             out, kept = out

@@ -22,6 +22,7 @@ _RECORDED: dict[Any, Callable[..., Any]] = {
     np.degrees: numpy_functions.rad2deg,
     np.radians: numpy_functions.deg2rad,
 }
+del _RECORDED[np.place]  # which is another thing than `operations.place`
 
 # Piecewise constant, or not numbers at all: computed on the values, not recorded.
 _PLAIN = {

@@ -487,12 +487,14 @@ def exact(values: Any, what: str) -> Array:
 
 
 def array_of(data: Any, what: str, dtype: Any = None) -> Array:
-    """`data` as an array: what every operand passes. `TypeError` for tensors in a list or in an array of objects."""
+    """`data` as an array: what every operand passes. `TypeError` for tensors in a list, masked arrays and matrices."""
     if holds_tensors(data):
         raise TypeError(
             f"{what} is a {type(data).__name__} of tensors, which would cut the graph: join them with "
             "stack(), or take the values of each with detach()"
         )
+    if (kind := type(data).__name__) in ("MaskedArray", "matrix"):
+        raise TypeError(f"{what} is a {kind}, which computes in its own way: pass m.filled(value), or np.asarray(m)")
     return np.asarray(data, dtype=dtype)
 
 
