@@ -24,6 +24,7 @@ import autograd_bn as ag
 from autograd_bn import nn
 from autograd_bn.drawing import run_graphviz, wheel
 from autograd_bn.drawing.dot import PAGE
+from autograd_bn.drawing.labels import value_text
 from autograd_bn.drawing.place_labels import placed
 from autograd_bn.drawing.run_graphviz import draw
 from autograd_bn.drawing.scene import SEARCHED
@@ -363,12 +364,31 @@ def test_dtypes_are_shown_where_they_are_not_the_outputs():
         (np.arange(7), "mean 3\\nrange 0 to 6"),
         (np.full(9, 60000, "float16"), "all 6e+04"),
         ([Fraction(1, 2)] * 8, "all 0.5"),
-        ([1, np.inf, -np.inf] * 3, "mean nan\\nrange -inf to inf"),
+        ([1, np.inf, -np.inf] * 3, "6 of 9 not finite\\nall 1"),
+        ([np.nan, *range(7)], "1 of 8 not finite\\nmean 3\\nrange 0 to 6"),
+        ([np.nan] * 7, "7 of 7 not finite"),
+        (1 + 1e-6 * np.arange(7), "all ≈ 1"),
+        (1e-20 * np.arange(7) + [1, 1, 1, 1, 1, 1, 1], "all 1"),
     ],
 )
 def test_values_in_short(value, text):
     t = ag.tensor(value, name="t")
     assert labels(ag.to_dot(t, values=True).source)[0] == f"t\\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.arange(3.0), "[0, 1, 2]"),
+        (np.eye(2), "0 … 1"),
+        ([np.nan, np.inf, 2, 3], "2 of 4 not finite\\n2 … 3"),
+        ([np.nan, 1, 1, 1], "1 of 4 not finite\\nall 1"),
+        (1 + 1e-6 * np.arange(4), "all ≈ 1"),
+        ([Fraction(1, 3)] * 4, "all 1/3"),
+    ],
+)
+def test_values_in_brief(value, text):
+    assert value_text(value, brief=True) == text.split("\\n")
 
 
 def test_a_batch_that_is_too_large_to_search_is_drawn_without_names():

@@ -94,36 +94,37 @@ def number_text(number: Any, digits: int = 6) -> str:
     return text if len(text) <= 12 or not isinstance(number, Rational) else f"{float(number):.{digits}g}"
 
 
-def value_text(value: Any, what: str = "") -> list[str]:
-    """The lines for an array: a short one as it stands, of a long one its mean and range, behind `what` it is."""
+def value_text(value: Any, what: str = "", brief: bool = False) -> list[str]:
+    """The lines for an array, behind `what` it is: a short one as it stands, of a long one its mean and range.
+
+    In `brief`, for few letters, it is short up to three numbers, and long without a mean.
+    """
     array = np.asarray(value)
     if not array.size:
         return [f"{what}{array.shape}"]
-    numbers = array.astype(float)
-    noise = 0.0  # what is so small beside the largest is rounding
-    if array.dtype.kind == "f" and array.size > 1:
-        noise = 16 * float(np.finfo(array.dtype).eps) * np.max(np.abs(numbers), initial=0, where=np.isfinite(numbers))
+    array = array.reshape(-1) if brief and array.ndim else array
+    whole, numbers = array.size <= (3 if brief else SHORT), array.astype(float)
+    finite, noise = np.isfinite(numbers), 0.0
+    if array.dtype.kind == "f" and array.size > 1 and (whole or not brief):  # what is so small is rounding
+        noise = 16 * float(np.finfo(array.dtype).eps) * np.max(np.abs(numbers), initial=0, where=finite)
 
     def text(number: Any, noise: float = noise) -> str:
-        return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4)
+        return "≈ 0" if 0 < abs(number) <= noise else number_text(number, 4 if whole or not brief else 3)
 
-    if array.size <= SHORT:
+    if whole:
         listed = what + np.array2string(array, separator=", ", formatter={"all": text})
         return [line.strip() for line in listed.split("\n") if line]
+    known, lost = (array if brief else numbers)[finite], np.count_nonzero(~finite)
+    lines = [f"{what}{lost} of {array.size} not finite"] if lost else []
+    if not known.size:
+        return lines
+    low, high = text(known.min()), text(known.max())
+    if low == high:
+        return [*lines, f"{what}all {'' if known.min() == known.max() or low == '≈ 0' else '≈ '}{low}"]
+    if brief:
+        return [*lines, f"{what}{low} … {high}"]
     with np.errstate(all="ignore"):
-        low, high = text(np.min(numbers)), text(np.max(numbers))
-        mean = text(np.mean(numbers), 64 * noise)
-    return [f"{what}all {low}"] if low == high else [f"{what}mean {mean}", f"{what}range {low} to {high}"]
-
-
-def short(value: Any, what: str = "") -> list[str]:
-    """The same in a few letters: up to three numbers in full, of more the range."""
-    array = np.asarray(value)
-    if array.size <= 3:
-        return value_text(array.reshape(-1) if array.ndim else array, what)
-    with np.errstate(all="ignore"):
-        low, high = [number_text(f(array), 3) for f in (np.min, np.max)]
-    return [f"{what}all {low}" if low == high else f"{what}{low} … {high}"]
+        return [*lines, f"{what}mean {text(known.mean(), 64 * noise)}", f"{what}range {low} to {high}"]
 
 
 def wrapped(line: str) -> list[str]:

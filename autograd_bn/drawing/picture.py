@@ -184,13 +184,12 @@ class Picture:
     def array_lines(self, node: Node, arrays: Mapping[Node, Any], what: str = "") -> list[str]:
         """The lines for the array of a node; in a repeat for those of the first and the last block, on a page none."""
         ends = [("", node)]
-        text = labels.short if self.brief or node in self.last else labels.value_text
         if node in self.last:
             ends = [] if self.brief else [("first ", node), ("last ", self.last[node])]
         lines = []
         for word, end in ends:
             if end in arrays:
-                lines += text(arrays[end], f"{what}{word}")
+                lines += labels.value_text(arrays[end], f"{what}{word}", self.brief or node in self.last)
             elif isinstance(end, Leaf) and end.requires_grad:
                 lines.append(f"no {'.grad' if self.stored else 'gradient'} {word}".rstrip())
         return lines
