@@ -115,6 +115,7 @@ def test_html_and_text_hold_every_row():
         ({"g": 3}, TypeError, "g is a int, expected a function"),
         ({"inputs": None}, TypeError, "inputs is a NoneType, expected a sequence"),
         ({"inputs": []}, ValueError, "inputs is empty"),
+        ({"inputs": [np.ones((0, 3))]}, ValueError, "f and g give no numbers at these inputs"),
         ({"order": 1.5}, ValueError, "order is 1.5"),
         ({"order": True}, ValueError, "order is True"),
         ({"seed": None}, ValueError, "seed is None"),

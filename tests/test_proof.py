@@ -163,6 +163,8 @@ def test_every_output_counts():
     assert ag.prove_equal(f, f, [[1, 2]]).shapes == {"output[0]": (2,), "output[1]": (2,), "dx": (2,)}
     with pytest.raises(ValueError, match="expected the same outputs"):
         ag.prove_equal(f, lambda x: x, [[1]])
+    with pytest.raises(ValueError, match="no numbers at these inputs"):
+        ag.prove_equal(lambda x: x, lambda x: 2 * x, [[]])
 
 
 def test_long_fractions_are_counted_in_digits():

@@ -197,6 +197,15 @@ def test_the_net_is_the_papers():
     assert train.DEFAULTS[False]["lr"] == 0.5
 
 
+SETTINGS = {"conv": False, "steps": 5, "lr": 0.5, "seed": 0}
+BAD_SETTINGS = {
+    "list.npz": [],
+    "before.npz": SETTINGS,
+    "lr.npz": SETTINGS | {"lr": "fast"},
+    "seed.npz": SETTINGS | {"seed": -1},
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -209,22 +218,30 @@ def test_the_net_is_the_papers():
         (["--resume", "nothing.npz"], "can't read nothing.npz: no such file"),
         (["--resume", "file"], "file is not an intact checkpoint"),
         (["--resume", "other.npz"], "other.npz was not saved by autograd-bn train"),
+        (["--resume", "list.npz"], "list.npz was not saved by autograd-bn train"),
+        (["--resume", "before.npz"], "before.npz was not saved by autograd-bn train"),
+        (["--resume", "lr.npz"], "--lr is fast, expected a finite number of at least 0"),
+        (["--resume", "seed.npz"], "--seed is -1, expected a finite number of at least 0"),
         (["--resume", "part.npz", "--seed", "1"], "part.npz was made with --seed 0, not 1"),
         (["--resume", "part.npz", "--conv"], "part.npz was made with --conv False, not True"),
         (["--resume", "part.npz", "--steps", "2"], "part.npz has 3 steps behind it, so --steps 2 is too few"),
         (["--save", "plot.svg", "-o", "plot.svg"], "plot.svg ends in '.svg', expected .npz"),
         (["--save", "part.npz", "-o", "part.npz"], "part.npz ends in '.npz', expected .svg or .png"),
         (["--resume", "broken.npz"], "broken.npz does not fit its own settings"),
+        (["--resume", "shorn.npz"], "shorn.npz does not fit its own settings: cannot reshape"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, capsys):
     Path("file").write_text("text")
     ag.save("other.npz", {"weight": 1.0})
-    if "part.npz" in arguments or "broken.npz" in arguments:
+    if {"part.npz", "broken.npz", "shorn.npz"}.intersection(arguments):
         assert main(["train", "--steps", "3", "--save", "part.npz"]) == 0
         state = ag.load("part.npz")
+        ag.save("shorn.npz", state | {"with batch norm/run/history": np.zeros((2, 2))})
         del state["with batch norm/net/1.gamma"]
         ag.save("broken.npz", state)
+    for name, settings in BAD_SETTINGS.items():
+        ag.save(name, {"settings": json.dumps(settings), "step": -1 if name == "before.npz" else 0})
     capsys.readouterr()
     assert main(["train", *arguments]) == 2
     out, err = capsys.readouterr()

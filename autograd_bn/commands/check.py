@@ -68,7 +68,7 @@ def _watched(args: argparse.Namespace, page: Path | None, known: dict[str, objec
                 _judged(args, page, known, said)
             except UsageError as error:
                 complain(f"autograd-bn check: {error}")
-            sys.stdout.flush()
+                said.clear()  # what is right again is to be said again
         time.sleep(0.5)
 
 
@@ -105,7 +105,7 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
     unseen = sum(len(entry.report.unseen) for entry in judged if entry.report is not None)
     if len(judged) > 1 and not args.json:
         summary = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
-        print(f"{summary}; {unseen} array{'s' * (unseen > 1)} not judged" if unseen else summary)
+        print(f"{summary}; {unseen} array{'s' * (unseen > 1)} not judged" if unseen else summary, flush=True)
     if page is not None:
         _write(page, judged)
     failed = counts["wrong"] or (args.strict and counts["convention"])

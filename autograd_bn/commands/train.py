@@ -41,10 +41,8 @@ EVERY = 10  # steps from one look at the test set to the next
 GOAL = 0.9
 PERCENTILES = (15, 50, 85)
 WITH, WITHOUT, LENET = "with batch norm", "without batch norm", "LeNet with batch norm"
-DEFAULTS: dict[bool, dict[str, Any]] = {
-    False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0},
-    True: {"conv": True, "steps": 600, "lr": 0.1, "seed": 0},
-}
+DEFAULTS: dict[bool, dict[str, Any]] = {False: {"conv": False, "steps": 5000, "lr": 0.5, "seed": 0}}
+DEFAULTS[True] = {"conv": True, "steps": 600, "lr": 0.1, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +139,7 @@ class Run:
         )
         self.net.load_state_dict(net)
         self.optimiser.load_state_dict(optimiser)
-        self.history, self.loss = run["history"], run["loss"].item()
+        self.history, self.loss = run["history"].reshape(-1, 2 + len(PERCENTILES)), run["loss"].item()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -250,23 +248,25 @@ def batches(x: Any, labels: Any, seed: int, done: int) -> Iterator[tuple[Any, An
 def _settings(args: argparse.Namespace) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """What to train, how many steps of it are done, and the state they led to."""
     asked = {name: getattr(args, name) for name in DEFAULTS[False] if getattr(args, name) is not None}
+    settings, done, state = DEFAULTS["conv" in asked], 0, dict[str, Any]()
+    if args.resume is not None:
+        try:
+            with refused():
+                state = ag.load(args.resume)
+                settings = json.loads(state.get("settings", np.array("{}")).item())
+                done = int(state.get("step", -1))
+        except OSError as error:
+            raise UsageError(f"can't read {args.resume}: {words(error)}") from None
+        if not isinstance(settings, dict) or settings.keys() != DEFAULTS[False].keys() or done < 0:
+            raise UsageError(f"{args.resume} was not saved by autograd-bn train")
+        for name, value in asked.items():
+            if name != "steps" and settings[name] != value:
+                raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
+    settings = {**settings, **asked}
     for name, least in (("steps", 1), ("lr", 0), ("seed", 0)):
-        if not least <= asked.get(name, least) < float("inf"):
-            raise UsageError(f"--{name} is {asked[name]}, expected a finite number of at least {least}")
-    if args.resume is None:
-        return {**DEFAULTS["conv" in asked], **asked}, 0, {}
-    try:
-        with refused():
-            state: dict[str, Any] = ag.load(args.resume)
-            settings, done = json.loads(state["settings"].item()), int(state["step"])
-    except OSError as error:
-        raise UsageError(f"can't read {args.resume}: {words(error)}") from None
-    except KeyError:
-        raise UsageError(f"{args.resume} was not saved by autograd-bn train") from None
-    for name, value in asked.items():
-        if name != "steps" and settings[name] != value:
-            raise UsageError(f"{args.resume} was made with --{name} {settings[name]}, not {value}")
-    settings |= asked
+        value = settings[name]
+        if not isinstance(value, int | type(DEFAULTS[False][name])) or not least <= value < float("inf"):
+            raise UsageError(f"--{name} is {value}, expected a finite number of at least {least}")
     if settings["steps"] < done:
         raise UsageError(f"{args.resume} has {done} steps behind it, so --steps {settings['steps']} is too few")
     return settings, done, state

@@ -204,8 +204,7 @@ class _Run:
         """How far each entry may move when the inputs move by their last bits, in `dtype` or in the row's own."""
         unit = float(np.finfo(dtype or self.dtypes[name]).eps)
         if unit not in self.moves:
-            again = lambda arrays: self.at(arrays).values
-            self.moves[unit] = moved_by_last_bits(self.values, self.arrays, again, unit)
+            self.moves[unit] = moved_by_last_bits(self.values, self.arrays, lambda a: self.at(a).values, unit)
         return self.moves[unit][name]
 
     def vanishes(self, name: str, size: Callable[[Array], Any] = largest) -> Any:
@@ -244,12 +243,11 @@ def _row(name: str, sides: Sequence[_Run], wide: Sequence[_Run]) -> Row:
         ulp = tuple([float(error / unit) for error in errors])
         right = [_is_rounding(error, name, side, wide[0], dtype) for error, side in zip(errors, sides, strict=True)]
     wrong = not right[0], bool(wide) and not (right[1] and agree)
-    relative = difference / scale if scale else np.inf if difference else 0
+    relative = float(difference / scale if scale else np.inf if difference else 0)
     bad = [~np.isfinite(value.astype(float) if dtype.kind == "O" else value) for value in values]
-    columns = np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist()
+    columns = tuple(np.unique(np.argwhere(bad[0] | bad[1])[:, -1:]).tolist())
     ok, counts = agree and not any(wrong), tuple([int(where.sum()) for where in bad])
-    sizes_apart = float(difference), float(relative)
-    return Row(name, values[0].shape, *sizes_apart, ulp, ok, wrong, counts, tuple(columns), int(small.sum()))
+    return Row(name, bad[0].shape, float(difference), relative, ulp, ok, wrong, counts, columns, int(small.sum()))
 
 
 def _disagreeing(

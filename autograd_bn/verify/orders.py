@@ -108,6 +108,8 @@ def check_same(left: Mapping[str, Array], right: Mapping[str, Array]) -> None:
     """Raise `ValueError` unless f and g gave the same quantities, in the same shapes."""
     if [*left] != [*right]:
         raise ValueError(f"f gives {', '.join(left)} and g {', '.join(right)}: expected the same outputs")
+    if not any(value.size for value in left.values()):
+        raise ValueError("f and g give no numbers at these inputs, so that there is nothing to compare")
     for name, value in left.items():
         if value.shape != right[name].shape:
             raise ValueError(f"{name} has shape {value.shape} from f and {right[name].shape} from g: expected the same")

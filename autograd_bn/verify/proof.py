@@ -50,8 +50,8 @@ class Proof:
         f, g = self.names
         if self.difference is None:
             entries = sum(math.prod(shape) for shape in self.shapes.values())
-            quantities = f"{entries} entries of {', '.join(self.shapes)}"
-            return f"{f} = {g} at these inputs, exactly, to order {self.order}: {quantities}"
+            compared = f"{entries} entries of {', '.join(self.shapes)}"
+            return f"{f} = {g} at these inputs, exactly, to order {self.order}: {compared}"
         at = self.difference
         width = max(len(f), len(g))
         return (
