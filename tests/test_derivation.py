@@ -380,6 +380,29 @@ def momentum(x, m=0.9, p=0.5):
     return (m * x + (1 - m) * x**2) / (1 - p)
 
 
+def upper_half(x):
+    return (x[: (len(x) + 1) // 2] ** 2).sum(axis=0) + x[: len(x) // 2].sum(axis=0)
+
+
+def every_other(x):  # the last row is among them for odd lengths alone
+    return x[::2].sum(axis=0) * x[-1]
+
+
+def in_thirds(x):
+    a, b, c = np.split(x, 3, axis=1)
+    return a * b + c
+
+
+def causal(x):
+    s = np.where(np.tril(np.ones((len(x), len(x)))) == 0, -np.inf, x)
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def masked(x):
+    return np.where(np.triu(np.ones(x.shape), k=1).astype(bool), 0, x * x)
+
+
 FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
 
 
@@ -395,6 +418,12 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (lambda x: np.linalg.inv(x @ x.T + np.eye(len(x))), arrays((3, 4)), arrays((2, 5))),
         (pairs_of_rows, arrays((4, 3)), arrays((7, 4))),
         (momentum, arrays((4, 3)), arrays((2, 3))),
+        (upper_half, arrays((4, 3)), arrays((7, 2))),
+        (upper_half, arrays((5, 3)), arrays((4, 2))),
+        (every_other, arrays((6, 3)), arrays((7, 2))),
+        (in_thirds, arrays((4, 6)), arrays((3, 9))),
+        (causal, arrays((4, 4)), arrays((5, 5))),
+        (masked, arrays((4, 5)), arrays((3, 2))),
         (lambda x, dy: np.exp(x) * dy + dy, arrays((4, 3), (4, 3)), arrays((2, 3), (2, 3))),
         (lambda x: x * np.roll(x, 1, axis=1), arrays((4, 3)), arrays((2, 5))),
         (lambda x, w: np.tile(x, (1, 2)) @ w, arrays((4, 3), (6, 2)), arrays((2, 5), (10, 3))),
@@ -473,6 +502,43 @@ def test_a_course_that_shorter_inputs_take_is_not_written_for_them():
         made.forward(np.ones((3, 3)))
 
 
+def long_ones_are_summed(x):
+    n = len(x)
+    return (x / n if n < 50 else x).sum(axis=0)
+
+
+def long_ones_count_twice(x):
+    return (2 if _is_long(x) else 1) * x**2
+
+
+def _is_long(x):
+    return len(x) > 50
+
+
+def kept(x, rate=0.5):
+    keep = 1 - rate
+    return x * keep if keep > 0.1 else x**2
+
+
+def capped(x, k=2.0):
+    return min(k, 5.0) * x**2
+
+
+@pytest.mark.parametrize(
+    ("function", "rows", "options"),
+    [(long_ones_are_summed, 60, {}), (kept, 4, {"rate": 0.95}), (capped, 4, {"k": 7.0})],
+)
+def test_a_course_that_no_input_near_takes_is_not_written_for_it(function, rows, options):
+    made = ag.write_backward(function, arrays((4, 3)))
+    with pytest.raises(ValueError, match="written for"):
+        made.forward(np.ones((rows, 3)), **options)
+
+
+def test_a_number_that_follows_no_length_but_a_branch_is_declined():
+    with pytest.raises(ValueError, match="a number that is 1 and 2 at different inputs"):
+        ag.write_backward(long_ones_count_twice, arrays((4, 3)))
+
+
 def test_a_scalar_input_is_an_input():
     made = ag.write_backward(lambda s, x: s * x**2, (np.array(3.0), *arrays((4, 3))), names=["s", "x"])
     (x,) = arrays((4, 3))
@@ -522,6 +588,33 @@ def through_a_view(x):
     return y * y
 
 
+def through_a_view_of_few(x):  # of none at the inputs
+    columns = x.T
+    columns[columns > 50] = 0
+    return x * x
+
+
+def of_a_row(x):
+    y = 2 * x
+    row = y[0]
+    row[row > 50] = 0
+    return y
+
+
+def by_classes(x, labels):
+    return x / (int(labels.max()) + 1)
+
+
+def up_to_a_label(x, labels):
+    return x[: labels[0]].sum(axis=0) * range(9)[labels[1]]
+
+
+def partly(x):
+    mask = x > -50
+    mask[0] = False
+    return x * mask
+
+
 def detached(x):
     return ag.tensor(np.exp(x.data)) * 2
 
@@ -530,6 +623,11 @@ def detached(x):
     ("function", "inputs", "error", "words"),
     [
         (through_a_view, arrays((3, 2)), ValueError, "sets elements of a view"),
+        (through_a_view_of_few, arrays((3, 2)), ValueError, "sets elements of a view"),
+        (of_a_row, arrays((3, 2)), ValueError, "sets elements of a view"),
+        (partly, arrays((3, 2)), ValueError, "sets elements of an array that no gradient goes through"),
+        (by_classes, (*arrays((3, 2)), np.array([0, 1, 2])), ValueError, "makes a number of data in line"),
+        (up_to_a_label, (*arrays((3, 2)), np.array([2, 1])), ValueError, "makes a number of data in line"),
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),

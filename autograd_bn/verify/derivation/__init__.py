@@ -22,7 +22,8 @@ from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.judge import check_backward
 from ..referee.pairs import parameters
-from .tracing import Recording, Unwritable, recordings
+from .lengths import recordings
+from .tracing import Recording, Unwritable
 from .writer import Writer
 
 
@@ -139,7 +140,7 @@ def written(
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded")
-        runs = recordings(record, operands, options)
+        runs = recordings(f, record, operands, options)
         made = _compiled(Writer(runs, titles, upstream).source(), titles, operands)
         _judge(made, f, record, runs)
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array

@@ -23,8 +23,9 @@ from ..referee.pairs import Calls, Context, Pair, loss, plans, seeded
 from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
 from ..referee.source import code_of, signature, syntax, unwrapped
 from .expressions import Expression
+from .lengths import recordings
 from .text import WIDTH, Function, names_in, wrapped
-from .tracing import Call, Recording, Unwritable, fillable, recordings
+from .tracing import Call, Recording, Unwritable, fillable
 from .writer import Writer, below
 
 
@@ -43,7 +44,9 @@ def answer(pair: Pair, folded: bool = False) -> str:
     options = {p.name: p.default for p in free if type(p.default) is float}
     with np.errstate(all="ignore"):
         try:
-            runs = recordings(partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options)
+            runs = recordings(
+                own, partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options
+            )
             text = _Answer(runs, made).source()
             made.judge(text, runs)
         except Unwritable:

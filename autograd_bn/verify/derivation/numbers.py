@@ -28,6 +28,9 @@ class Numbers:
         lengths += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
         self.named, known = named, [(text, tuple(map(float, values))) for text, values in lengths]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
+        less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
+        both = itertools.combinations(self.known + less, 2)
+        self.products = less + [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in both]
 
     def quotient(self, values: Sequence[Any], divided: bool = False) -> tuple[str, str]:
         """A number in two parts, what stands above and below the stroke, by the lengths that it follows."""
@@ -37,18 +40,20 @@ class Numbers:
         quotient = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
         if quotient:
             return quotient
-        quotient = self._following(tuple([1 / n for n in number]), False) if all(number) else None
+        inverse = tuple([round(1 / n, 9) for n in number]) if all(number) else ()
+        whole = all(n == int(n) for n in inverse)
+        quotient = self._following(inverse if whole else tuple([1 / n for n in number]), whole) if inverse else None
         if quotient and not quotient[1]:
             return "1", quotient[0]
         # A root of what follows a length, or one divided by it.
-        inverse = abs(number[0]) < 1
-        square = tuple([round(n ** (-2 if inverse else 2), 9) for n in number])
+        below = abs(number[0]) < 1
+        square = tuple([round(n ** (-2 if below else 2), 9) for n in number])
         quotient = self._following(square, all(n == int(n) for n in square)) if min(number) > 0 else None
         if quotient is None:
             several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
             raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
         root = f"np.sqrt({joined(*quotient)})"
-        return ("1", root) if inverse else (root, "")
+        return ("1", root) if below else (root, "")
 
     def text(self, values: Sequence[Any]) -> str:
         """A number on one line."""
@@ -67,12 +72,13 @@ class Numbers:
 
     def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, str, Values]]:
         """Ways to write a number by a constant and lengths, above and below, with that constant in each recording."""
-        less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
-        pairs = [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in itertools.combinations(self.known + less, 2)]
-        for some in (self.known, less + pairs):
+        for some in (self.known, self.products):
             for text, v in some:
                 yield "{} * " + text, "", _each(truediv, number, v)
-                yield text + (" // {}" if whole else ""), "" if whole else "{}", _each(truediv, v, number)
+                if whole:
+                    yield from _rounded(text, v, number)
+                else:
+                    yield text, "{}", _each(truediv, v, number)
                 yield "{}", text, _each(mul, number, v)
             for text, v in some:
                 if text in self.named or (whole and some is self.known):
@@ -91,6 +97,18 @@ def _each(operation: Callable[[float, float], float], v: Values, w: Values) -> V
     return tuple(map(operation, v, w))
 
 
+def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, str, Values]]:
+    """A length divided by a small number, rounded down, or up."""
+    for c in range(2, 10):
+        for more in (0, c - 1, -1, 1):
+            if all((n + more) // c == m for n, m in zip(v, number, strict=True)):
+                above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
+                yield f"{above} // {c}", "", (1.0,)
+        for times in range(2, c):
+            if all(times * n // c == m for n, m in zip(v, number, strict=True)):
+                yield f"{times} * {text} // {c}", "", (1.0,)
+
+
 def joined(over: str, under: str) -> str:
     """A quotient on one line."""
     return f"{over} / {bracketed(under)}" if under else over
@@ -103,6 +121,8 @@ def bracketed(text: str) -> str:
 
 def constant(value: float, divided: bool = False) -> tuple[str, str]:
     """A constant above and below the stroke: 0.5, but 1 and 2 where something was `divided` by 2, and 1 and 3."""
+    if not math.isfinite(value):
+        return repr(value).replace("inf", "np.inf").replace("nan", "np.nan"), ""
     value = float(f"{value:.15g}")  # 3 * 0.3 is 0.9 to a reader
     if value and value != 1 and (divided or len(_short(value)) > 6):
         ratio = Fraction(value).limit_denominator(1000)

@@ -58,11 +58,12 @@ HELPERS = {
 }
 
 
-# Square arrays by their lengths.
-SQUARES: dict[str, Callable[[int], Any]] = {
-    "np.eye({n}{kind})": np.eye,
-    "np.tril(np.ones(({n}, {n}){kind}))": np.tri,
-    "(np.eye({n}) - 1 / {n})": lambda n: np.eye(n) - 1 / n,  # which takes off a mean
+# Arrays by their shape.
+SHAPED: dict[str, Callable[[int, int], Any]] = {
+    "np.eye({lengths}{kind})": np.eye,
+    "np.tril(np.ones({shape}{kind}))": np.tri,
+    "np.triu(np.ones({shape}{kind}), k=1)": lambda n, m: 1 - np.tri(n, m),
+    "(np.eye({lengths}) - 1 / {lengths})": lambda n, m: np.eye(n) - 1 / n if n == m else 0,  # which takes off a mean
 }
 # What a rule makes of an array that has no gradient.
 TURNED: dict[str, Callable[[Any], Any]] = {
@@ -323,11 +324,13 @@ class Function:
             start = f"{self.numbers.text((a[0], b[0]))} + " if a[0] else ""
             made = f"{start}np.arange({self.numbers.text((len(a), len(b)))})"
             return f"({made})" if start else made
-        if a.ndim == 2 and all(v.shape[0] == v.shape[1] > 1 for v in (a, b)):
-            kind = ", dtype=bool" if a.dtype == bool else ""
-            for form, make in SQUARES.items():
-                if all(np.allclose(v, make(len(v)), rtol=1e-13, atol=0) for v in (a, b)):
-                    return form.format(n=self.numbers.text((len(a), len(b))), kind=kind)
+        if a.ndim == 2 and min(*a.shape, *b.shape) > 1:
+            kind, square = ", dtype=bool" if a.dtype == bool else "", all(len(v) == v.shape[1] for v in e.values)
+            for form, make in SHAPED.items():
+                if all(np.allclose(v, make(*v.shape), rtol=1e-13, atol=0) for v in e.values):
+                    shape = self.shape(e.shapes)
+                    lengths = self.numbers.text([len(v) for v in e.values]) if square else f"*{shape}"
+                    return form.format(lengths=lengths, shape=shape, kind=kind)
         for name, labels in self.arrays.items():
             hits = [
                 v[..., None] == np.arange(w.shape[-1]) for v, w in zip(labels.values, e.values, strict=True) if w.ndim
@@ -407,22 +410,23 @@ class Function:
         elif len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}):
             start += ".copy()"
         self.lines.append(f"{name} = {start}")
-        taken = np.zeros(e.shapes[0], bool) | bool(terms)
+        taken = [np.zeros(shape, bool) | bool(terms) for shape in e.shapes]
         for step in steps:
             index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
             spare = 9 if step.op == "put" else 18
             text = self._fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
-            new = _placed(step)
+            new = [_placed(step, k) for k in range(len(taken))]
             arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
-            several = new.max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))
-            if step.op == "put" or not (several or np.any(taken[new > 0])):
+            several = new[0].max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))
+            again = any(np.any(own[more > 0]) for own, more in zip(taken, new, strict=True))
+            if step.op == "put" or not (several or again):
                 self.lines.append(f"{name}[{index}] = {text}")
             elif several:
                 place = f"({index})" if isinstance(step.params.get("index"), tuple) else index
                 self.lines.append(f"np.add.at({name}, {place}, {text})")
             else:
                 self.lines.append(f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}")
-            taken |= new > 0
+            taken = [own | (more > 0) for own, more in zip(taken, new, strict=True)]
 
 
 def _shortened(places: Sequence[str]) -> str:
@@ -465,10 +469,10 @@ def called(e: Expression) -> str:
     return "g" if e.moving and e.op not in ("sum", "mean") else CALLED.get(e.op, "part")
 
 
-def _placed(step: Expression) -> Any:
-    """How often an index names each element of an array in which elements are set or added."""
-    counts = np.zeros(step.shapes[0], int)
-    np.add.at(counts, plain_index(step.params.get("index"), 0), 1)
+def _placed(step: Expression, k: int = 0) -> Any:
+    """How often an index names each element of an array in which elements are set or added, in one recording."""
+    counts = np.zeros(step.shapes[k], int)
+    np.add.at(counts, plain_index(step.params.get("index"), k), 1)
     return counts
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
 from types import FunctionType
 from typing import Any
 
@@ -20,13 +17,9 @@ from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, setting, topological_order, watching
 from ..referee.held import is_float
-from ..referee.inputs import moved
 from ..referee.trace import local_values
 
 Inputs = dict[str, Any]
-Place = tuple[str, int]  # an input and one of its axes
-FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # each taken once, so that no two lengths follow one
-Growth = dict[Place, Fraction]  # axes that grow together, each by so many times as much as the first
 
 
 class Unwritable(ValueError):
@@ -61,8 +54,9 @@ class Traced(np.ndarray[Any, Any]):
         return _recorded(name, func(*_plain(args), **_plain(kwargs)), args, kwargs)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if self.source is not None:
+            raise Unwritable("forward sets elements of an array that no gradient goes through")
         np.asarray(self)[_plain(index)] = _plain(value)
-        self.source = None
 
     def __repr__(self) -> str:
         return repr(np.asarray(self))
@@ -87,6 +81,20 @@ def _method(name: str) -> Callable[..., Any]:
     return method
 
 
+def _number(name: str) -> Callable[..., Any]:
+    def method(self: Traced) -> Any:
+        frame = sys._getframe(1)
+        if not frame.f_globals["__name__"].startswith(PACKAGE) and self.source is not None:
+            where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
+            raise Unwritable(f"forward makes a number of data {where}, which is another for other data")
+        return getattr(np.asarray(self), name)()
+
+    return method
+
+
+PACKAGE = __name__.partition(".")[0]
+for _name in "__int__ __float__ __index__ item tolist".split():
+    setattr(Traced, _name, _number(_name))
 for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean max min any all argmax argmin".split():
     setattr(Traced, _name, _method(_name))
 
@@ -202,7 +210,8 @@ class Recording:
         self.unit = unit  # whether the gradient of the outputs is 1
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
         self.args = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
-        with recording(True), watching(self._watched), setting(assigned):
+        self.bases: dict[Node, Node] = {}  # what a view is of in which elements were set, with that view
+        with recording(True), watching(self._watched), setting(self._assigned):
             try:
                 with local_values(forward) as self.named:
                     # Of other objects, since forward may set elements of what it is given.
@@ -218,12 +227,26 @@ class Recording:
             self.cache: Any = returned[-1] if several else None
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
                 raise Unwritable("forward leaves the tensors that it is given, so that it can't be recorded")
+            self._refuse_views()
             rng = np.random.default_rng(5)
             drawn = [np.ones(y.shape) if unit else rng.normal(size=y.shape) + 0.3 for y in self.outputs]
             self.upstream = [as_tensor(np.asarray(dy)) for dy in drawn]
             self._differentiate(folded)
         ends = [t.node for t in (*self.outputs, *self.leaves.values())] + [g.node for _, g in self.visits]
         self.values = Values(topological_order(ends))
+
+    def _assigned(self, t: Tensor, index: Any, value: Any) -> Tensor:
+        node = t.node
+        while node.op and node.primitive.view and isinstance(base := node.args[0], Node):
+            self.bases[base], node = node, base
+        return assigned(t, index, value)
+
+    def _refuse_views(self) -> None:
+        """Refuse to go on where forward reads an array after it set elements of a view of it, perhaps of none today."""
+        ends = [y.node for y in self.outputs]
+        for node in topological_order(ends):
+            if any(self.bases.get(part, node) is not node for part in (*node.inputs, *ends)):
+                raise Unwritable("forward sets elements of a view of what it reads elsewhere")
 
     def _watched(self, t: Tensor, places: Any = None) -> Traced:
         if places is not None:
@@ -290,129 +313,3 @@ class Recording:
     def signature(self) -> list[Any]:
         """What two recordings of one course share."""
         return [(node.op, len(node.args)) for node in self.values.nodes]
-
-
-def recordings(recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, options: Inputs) -> list[Recording]:
-    """Recordings near the inputs and at them; of those near, in the second each length is another where that is taken.
-
-    So is each number among the inputs.
-    """
-    rng = np.random.default_rng(7)
-
-    def record(inputs: Inputs, options: Inputs) -> Recording:
-        for share in (1, 0.05):  # a probability stays one
-            near = {n: np.asarray(v + share * (moved(v, rng) - v)) if is_float(v) else v for n, v in inputs.items()}
-            run = recorded(near, options)
-            if run.finite:
-                break
-        return run
-
-    first, second, at = record(inputs, options), record(inputs, options), recorded(inputs, options)
-    if not first.signature == second.signature == at.signature:
-        raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
-
-    second, growths = _lengthened(second, record)
-    longer, factors = inputs, [factor for _, factor in growths]
-    for (growth, _), factor in zip(growths, factors[1:] + ([3] if len(growths) == 1 else factors[:1]), strict=True):
-        longer = _resized(longer, growth, factor)
-    third = _tried(second, record, longer, options) or second
-    for i, (name, value) in enumerate({**inputs, **options}.items()):
-        if type(value) is float:  # each by another factor, so that none follows another
-            second = _changed(second, name, value * (i + 7) / (i + 10), record) or second
-            third = _changed(third, name, value * (i + 11) / (i + 13), record) or third
-    turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
-    run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
-    return [first, second, at, third, *([run] if run and run.finite else [])]
-
-
-def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
-    """A recording, unless forward refuses its inputs or takes another course."""
-    with contextlib.suppress(Exception):  # whatever the author's code raises
-        run = record(inputs, options)
-        return run if run.signature == like.signature else None
-    return None
-
-
-def _changed(run: Recording, name: str, value: float, record: Callable[..., Recording]) -> Recording | None:
-    """A recording in which a number among the inputs is another."""
-    inputs, options = ({n: value if n == name else v for n, v in known.items()} for known in (run.inputs, run.options))
-    return _tried(run, record, inputs, options)
-
-
-def _resized(inputs: Inputs, growth: Growth, factor: int) -> Inputs:
-    """Inputs with longer axes, the first of which is so many times as long; or shorter by one, for a factor of 0."""
-    resized, (name, axis) = dict(inputs), next(iter(growth))
-    more = _length(inputs, (name, axis)) * (factor - 1) if factor else -1
-    for (name, axis), times in growth.items():
-        n = _length(inputs, (name, axis))
-        if type(inputs[name]) is int:
-            resized[name] = n + int(times * more)
-        else:
-            resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
-    return resized
-
-
-def _length(inputs: Inputs, place: Place) -> int:
-    """The length of an axis, or a whole number, which may be one."""
-    value = inputs[place[0]]
-    return value if type(value) is int else np.shape(value)[place[1]]
-
-
-def _lengthened(run: Recording, record: Callable[..., Recording]) -> tuple[Recording, list[tuple[Growth, int]]]:
-    """A recording in which each length is another, where forward takes that in the same course; what grew, and how."""
-    left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
-    left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
-    growths, known = list[tuple[Growth, int]](), {n for value in run.inputs.values() for n in np.shape(value)}
-    for joint in (False, True):  # those that grow with no other length, then the rest
-        stuck, places = list[Place](), [*left]
-        while left:
-            for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
-                for factor in (k for k in FACTORS if k not in [factor for _, factor in growths]):
-                    inputs = _resized(run.inputs, growth, factor)
-                    lengths = {_length(inputs, place) for place in growth}
-                    if not lengths & known:
-                        break
-                try:
-                    made = record(inputs, run.options)
-                except Exception:  # whatever the author's code raises
-                    continue
-                shorter: Any = None
-                with contextlib.suppress(Exception):
-                    fewer = _resized(run.inputs, growth, 0)
-                    if min([_length(fewer, place) for place in growth]) > 1:  # else NumPy broadcasts
-                        shorter = record(fewer, run.options)
-                if made.signature == run.signature and (shorter is None or shorter.signature == run.signature):
-                    run, known, growths = made, known | lengths, [*growths, (growth, factor)]
-                    left = [place for place in left if place not in growth]
-                else:  # another course: the text is for this length alone
-                    left.pop(0)
-                break
-            else:
-                stuck.append(left.pop(0))
-        left = stuck
-    return run, growths
-
-
-def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:
-    """Axes of these that may grow with one, each by so many times as much.
-
-    They have the same length; labels go with the rows that they belong to. Jointly others grow too: D + H with D,
-    4 * H with H.
-    """
-    lengths = {place: _length(inputs, place) for place in places}
-    by_length = dict[int, list[Place]]()
-    for place, length in lengths.items():
-        by_length.setdefault(length, []).append(place)
-    alike = by_length.pop(lengths[head])
-    kinds = {name: getattr(value, "dtype", np.dtype("f")).kind for name, value in inputs.items()}
-    labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and kinds[place[0]] != "f"}
-    rest = [place for place in alike if place != head and place not in labels.values()]
-    same = [chosen for k in range(len(rest[:6]) + 1) for chosen in itertools.combinations(rest[:6], k)]
-    groups = [[head, *labels.values(), *chosen] for chosen in (*same, rest)]
-    groups[:0] = [[head]] if labels else []
-    others = [(some, times) for m, some in by_length.items() for times in {Fraction(1), Fraction(m, lengths[head])}]
-    others += [([place], times) for some, times in others if len(some) > 1 for place in some]
-    for count in (1, 2) if joint else (0,):
-        for chosen in itertools.combinations(others, count):
-            for group in groups:
-                yield dict.fromkeys(group, Fraction(1)) | {p: times for some, times in chosen for p in some}

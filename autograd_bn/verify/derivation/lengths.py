@@ -1,0 +1,212 @@
+"""Recordings of one function at other values, lengths and numbers, in which shows what each number in it follows."""
+
+import ast
+import contextlib
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ..referee.held import is_float
+from ..referee.inputs import moved
+from ..referee.source import syntax, unwrapped
+from .tracing import Inputs, Recording, Unwritable
+
+Place = tuple[str, int]  # an input and one of its axes
+FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # each taken once, so that no two lengths follow one
+Growth = dict[Place, Fraction]  # axes that grow together, each by so many times as much as the first
+LONGEST = 1_000  # lengths that are tried
+
+
+def recordings(
+    forward: Callable[..., Any], recorded: Callable[[Inputs, Inputs], Recording], inputs: Inputs, options: Inputs
+) -> list[Recording]:
+    """Recordings near the inputs and at them; of those near, in the second each length is another where that is taken.
+
+    So is each number among the inputs that no branch of `forward` reads. In the third, lengths are odd where they may
+    be, and where a branch of `forward` reads a number, there is one with lengths above it.
+    """
+    rng = np.random.default_rng(7)
+
+    def record(inputs: Inputs, options: Inputs) -> Recording:
+        for share in (1, 0.05):  # a probability stays one
+            near = {n: np.asarray(v + share * (moved(v, rng) - v)) if is_float(v) else v for n, v in inputs.items()}
+            run = recorded(near, options)
+            if run.finite:
+                break
+        return run
+
+    first, second, at = record(inputs, options), record(inputs, options), recorded(inputs, options)
+    if not first.signature == second.signature == at.signature:
+        raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
+    names, limits = _branches(forward)
+    lengths = _Lengths(record, limits)
+    second = lengths.grown(second)
+    third = lengths.odd(at)
+    for i, (name, value) in enumerate({**inputs, **options}.items()):
+        if type(value) is float and name not in names:  # each by another factor, so that none follows another
+            second = _changed(second, name, value * (i + 7) / (i + 10), record) or second
+            third = _changed(third, name, value * (i + 11) / (i + 13), record) or third
+    turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
+    run = tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
+    return [first, second, at, third, *([run] if run and run.finite else []), *lengths.above]
+
+
+def tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
+    """A recording, unless forward refuses its inputs or takes another course."""
+    with contextlib.suppress(Exception):  # whatever the author's code raises
+        run = record(inputs, options)
+        return run if run.signature == like.signature else None
+    return None
+
+
+def _changed(run: Recording, name: str, value: float, record: Callable[..., Recording]) -> Recording | None:
+    """A recording in which a number among the inputs is another."""
+    inputs, options = ({n: value if n == name else v for n, v in known.items()} for known in (run.inputs, run.options))
+    return tried(run, record, inputs, options)
+
+
+def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
+    """What the branches of a function and of those of its file that it calls read: names, and whole numbers."""
+    tree = list(ast.walk(syntax(function)))
+    tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While | ast.Assert)]
+    tests += [n for n in tree if isinstance(n, ast.BoolOp)]
+    tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
+    compared = [*tests, *[n for n in tree if isinstance(n, ast.Compare)]]
+    constants = [n.value for part in compared for n in ast.walk(part) if isinstance(n, ast.Constant)]
+    names, numbers = _names(tests), {value for value in constants if type(value) is int}
+    for node in reversed(tree):
+        if isinstance(node, ast.Assign) and names & _names(node.targets):
+            names |= _names([node.value])  # what those are computed from
+    function = unwrapped(function)
+    space = getattr(function, "__globals__", {})
+    for name in function.__code__.co_names if levels and space else ():
+        if inspect.isfunction(helper := space.get(name)) and helper.__globals__ is space:
+            more = _branches(helper, levels - 1)
+            names, numbers = names | more[0], numbers | more[1]
+    return names, numbers
+
+
+def _names(trees: Sequence[ast.AST]) -> set[str]:
+    return {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+
+
+def _length(inputs: Inputs, place: Place) -> int:
+    """The length of an axis, or a whole number, which may be one."""
+    value = inputs[place[0]]
+    return value if type(value) is int else np.shape(value)[place[1]]
+
+
+def _resized(inputs: Inputs, growth: Growth, length: int) -> Inputs:
+    """Inputs with other lengths, of which the first is this one."""
+    resized, more = dict(inputs), length - _length(inputs, next(iter(growth)))
+    for (name, axis), times in growth.items():
+        n = _length(inputs, (name, axis))
+        if (times * more).denominator > 1 or n + times * more < 1:
+            raise ValueError(f"{name} takes no such length")
+        if type(inputs[name]) is int:
+            resized[name] = n + int(times * more)
+        else:
+            resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
+    return resized
+
+
+class _Lengths:
+    """Which lengths of the inputs forward takes others for in the same course; `record` makes a recording.
+
+    `growths` are those that may be others together, each with what it was multiplied by; `above` are recordings with
+    lengths above the numbers in `limits`.
+    """
+
+    def __init__(self, record: Callable[[Inputs, Inputs], Recording], limits: set[int]) -> None:
+        self.record, self.growths, self.above = record, list[tuple[Growth, int]](), list[Recording]()
+        self.limits = sorted({n + i for n in limits for i in (-1, 0, 1) if 1 < n < LONGEST})
+
+    def grown(self, run: Recording) -> Recording:
+        """A recording in which each length is another, where forward takes that in the same course."""
+        left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
+        left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
+        known = {n for value in run.inputs.values() for n in np.shape(value)}
+        for joint in (False, True):  # those that grow with no other length, then the rest
+            stuck, places = list[Place](), [*left]
+            while left:
+                for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
+                    try:
+                        made, factor = self._longer(run, growth, known)
+                    except Exception:  # whatever the author's code raises
+                        continue
+                    if made.signature == run.signature and self._is_one_course(run, growth):
+                        known |= {_length(made.inputs, place) for place in growth}
+                        run, self.growths = made, [*self.growths, (growth, factor)]
+                        left = [place for place in left if place not in growth]
+                    else:  # another course: the text is for this length alone
+                        left.pop(0)
+                    break
+                else:
+                    stuck.append(left.pop(0))
+            left = stuck
+        return run
+
+    def _longer(self, run: Recording, growth: Growth, known: set[int]) -> tuple[Recording, int]:
+        """A recording with longer axes, each as long as no other, and how many times as long the first is."""
+        n, taken = _length(run.inputs, next(iter(growth))), [factor for _, factor in self.growths]
+        for factor in [k for k in FACTORS if k not in taken]:
+            inputs = _resized(run.inputs, growth, n * factor)
+            if not {_length(inputs, place) for place in growth} & known:
+                break
+        return self.record(inputs, run.options), factor
+
+    def _is_one_course(self, run: Recording, growth: Growth) -> bool:
+        """Whether forward takes the same course for a length less by one, and for those at its limits."""
+        head, run_above = next(iter(growth)), None
+        for length in sorted({_length(run.inputs, head) - 1, *self.limits}):
+            with contextlib.suppress(Exception):
+                inputs = _resized(run.inputs, growth, length)
+                if min([_length(inputs, place) for place in growth]) > 1:  # else NumPy broadcasts
+                    run_above = self.record(inputs, run.options)
+                    if run_above.signature != run.signature:
+                        return False
+        self.above += [run_above] if run_above and self.limits else []
+        return True
+
+    def odd(self, run: Recording) -> Recording:
+        """A recording in which each length is another again, and even only where forward takes no other."""
+        factors = [factor for _, factor in self.growths]
+        factors = factors[1:] + ([3] if len(factors) == 1 else factors[:1])
+        for (growth, _), factor in zip(self.growths, factors, strict=True):
+            n = _length(run.inputs, next(iter(growth)))
+            for length in (n * factor + 1 + n * factor % 2, n * factor):
+                with contextlib.suppress(Exception):
+                    made = self.record(_resized(run.inputs, growth, length), run.options)
+                    if made.signature == run.signature:
+                        run = made
+                        break
+        return run
+
+
+def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:
+    """Axes of these that may grow with one, each by so many times as much.
+
+    They have the same length; labels go with the rows that they belong to. Jointly others grow too: D + H with D,
+    4 * H with H.
+    """
+    lengths = {place: _length(inputs, place) for place in places}
+    by_length = dict[int, list[Place]]()
+    for place, length in lengths.items():
+        by_length.setdefault(length, []).append(place)
+    alike = by_length.pop(lengths[head])
+    kinds = {name: getattr(value, "dtype", np.dtype("f")).kind for name, value in inputs.items()}
+    labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and kinds[place[0]] != "f"}
+    rest = [place for place in alike if place != head and place not in labels.values()]
+    same = [chosen for k in range(len(rest[:6]) + 1) for chosen in itertools.combinations(rest[:6], k)]
+    groups = [[head, *labels.values(), *chosen] for chosen in (*same, rest)]
+    groups[:0] = [[head]] if labels else []
+    others = [(some, times) for m, some in by_length.items() for times in {Fraction(1), Fraction(m, lengths[head])}]
+    others += [([place], times) for some, times in others if len(some) > 1 for place in some]
+    for count in (1, 2) if joint else (0,):
+        for chosen in itertools.combinations(others, count):
+            for group in groups:
+                yield dict.fromkeys(group, Fraction(1)) | {p: times for some, times in chosen for p in some}
