@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import html
 import itertools
 import json
 import os
@@ -1306,10 +1307,39 @@ def test_a_verdict_has_the_authors_lines_beside_what_would_be_right(visit):
     tab = visit(page)
     assert tab.locator("#code h3").all_inner_texts() == ["as it was judged", "what would be right"]
     press(tab, "End")
-    lit = tab.locator("[data-line][aria-current]").all_inner_texts()
+    lit = tab.locator("[data-line][aria-current]").all_text_contents()
     assert [text.split()[0] for text in lit] == ["return", "dx"]
-    tab.emulate_media(media="print")
-    assert tab.locator("#code pre").last.is_visible()
+    answer = tab.locator("#code pre").last
+    assert not answer.is_visible()
+    tab.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert answer.is_visible()
+
+
+class Scaled:
+    def __init__(self):
+        self.w = np.array([2.0, 3.0, 5.0])
+
+    def forward(self, x):
+        t = np.tanh(x)
+        self.x, self.t = x, t
+        return t * self.w
+
+    def backward(self, dy):
+        self.dw = (dy * self.t).sum(axis=0)
+        return dy * self.w
+
+
+def test_a_verdict_on_an_object_has_its_lines_and_what_would_be_right():
+    verdict = ag.check_backward(Scaled(), [np.random.default_rng(0).normal(size=(4, 3))])
+    page, source = str(ag.page(verdict)), verdict.solution.source
+    assert "class Scaled:\n    def backward(self, dy):\n" in source
+    assert "<details><summary><h3>what would be right</h3></summary>" in page
+    text = html.unescape("".join(re.findall(r"<span data-line=.*?>(.*?\n)</span>", page)))
+    lines, steps = text.splitlines(), data_of(ag.page(verdict))["views"][0]["steps"]
+    said = {step["say"]: [lines[step[key]].strip() for key in ("line", "also") if key in step] for step in steps}
+    assert next(found for say, found in said.items() if say.startswith("Forward: t ")) == ["t = np.tanh(x)"]
+    last = [found for say, found in said.items() if say.startswith("Backward")][-1]
+    assert last == ["return dy * self.w", "return dt * (1 - self.t**2)"]
 
 
 def test_a_failed_gradcheck_opens_at_the_wrong_gradient(visit):

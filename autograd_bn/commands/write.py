@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import inspect
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -13,17 +12,16 @@ import numpy as np
 
 from ..drawing.run_graphviz import write
 from ..engine import Tensor, as_tensor, grad
-from ..verify.derivation import written
-from ..verify.derivation.author import answer
-from ..verify.derivation.tracing import Unwritable
+from ..verify.derivation import solution
 from ..verify.referee.discover import Entry, entries, given_inputs, guessed
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.held import is_float
 from ..verify.referee.load import SECONDS, TimeUp, Unreadable, limited, loaded
-from ..verify.referee.pairs import NoPair, Pair, parameters
+from ..verify.referee.pairs import NoPair, Pair
 from . import UsageError, complain
 from .data import output_file
 
+HEAD = "import numpy as np\n\n\n"
 HELP = """write the backward pass of every hand-written forward pass in a file
 
 FILE.py, or a notebook, is run. For each pair that check judges, functions, losses and layer classes in NumPy, the
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if not listed:
         what = f"no forward or backward pass named {args.name}" if args.name else "no pair of functions"
         raise UsageError(f"{args.file} defines {what}")
-    code = "\n\n".join(["import numpy as np\n", *texts])
+    code = HEAD + "\n\n".join(texts)
     if path is not None and texts:
         write(path, code.encode())
     elif texts:
@@ -92,16 +90,7 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
             pair = guessed(entry, known)[1]
         except NotImplementedError:  # it says nothing about the inputs, and the true one all
             pair = guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)[1]
-    try:
-        return answer(pair, form == "folded")
-    except Unwritable as why:
-        forward, backward = space.get(entry.forward), space[entry.backward.partition(".")[0]]
-        plain = pair.calls is not None and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
-        if "nowhere" not in str(why) or not inspect.isfunction(forward) or not plain:
-            raise
-        names = entry.forward, entry.backward
-        own = written(forward, pair.inputs, None, form, names, [*parameters(backward), "dy"][0]).source
-        return own.split("\n\n\n", 1)[1]
+    return solution(pair, form == "folded").source.removeprefix(HEAD)
 
 
 def _true_pair(pair: Pair) -> Pair:

@@ -3,53 +3,60 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 
 def source_of(*functions: Callable[..., Any] | None) -> str:
-    """The text of these functions, or nothing where one has none, as a lambda."""
+    """The text of these functions, each once, or nothing where one has none, as a lambda."""
     try:
         texts = [textwrap.dedent(inspect.getsource(inspect.unwrap(f))) for f in functions if f is not None]
         whole = all(isinstance(ast.parse(text).body[0], ast.FunctionDef) for text in texts)
     except (OSError, TypeError, SyntaxError):
         return ""
-    return "\n\n".join(texts) if whole else ""
+    return "\n\n".join(dict.fromkeys(texts)) if whole else ""
 
 
-def _assigned(function: ast.FunctionDef) -> Iterator[tuple[str, int]]:
-    """The names that a function gives values, with the line of each; "" for what it returns."""
+def _lines(function: ast.FunctionDef) -> dict[str, int]:
+    """The lines in which a function gives values the names that it gives, or attributes; "" for what it returns."""
+    names, attributes = dict[str, int](), dict[str, int]()
     for node in ast.walk(function):
         if isinstance(node, ast.Return):
-            yield "", node.lineno
+            names[""] = node.lineno
         if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in [part for whole in targets for part in getattr(whole, "elts", [whole])]:
                 while isinstance(target, ast.Subscript):
                     target = target.value
-                yield target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", ""), node.lineno
+                if isinstance(target, ast.Attribute):
+                    attributes[target.attr] = node.lineno
+                else:
+                    names[getattr(target, "id", "")] = node.lineno
+    return attributes | names
 
 
-def mark(data: dict[str, Any], source: str, key: str, first: int) -> None:
+def mark(data: dict[str, Any], source: str, key: str, first: int, passes: str) -> None:
     """Give each step of a view the line it is at, under `key`; the first line of the text is number `first`.
 
     An operation is at the line of its name, or of the next named value that it goes into; a visit of the backward
-    pass is at the line of the gradient that arrives, or of the next one that is written by itself.
+    pass is at the line of the gradient that arrives, or of the next one that is written by itself. `passes` says what
+    the last functions of the text are: "forward", "backward" or "forward backward".
     """
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    ahead, back = (dict(_assigned(function)) for function in (functions[0], functions[-1]))
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    functions.sort(key=lambda node: node.lineno)
+    ahead = _lines(functions[-len(passes.split())]) if "forward" in passes else {}
+    back = _lines(functions[-1]) if "backward" in passes else {}
     onward: dict[int, list[int]] = {node["id"]: [] for node in data["nodes"]}
     for start, end, _ in data["edges"]:
         onward[start].append(end)
     inward = {node["id"]: node["in"] for node in data["nodes"]}
     for step in data["steps"]:
-        if step["pass"] == "forward":
+        line = None
+        if step["pass"] == "forward" and ahead:
             line = _next([step["node"]], onward, data, ahead, "")
         elif step["pass"] == "backward":
-            line = _next([part["to"] for part in step["parts"]], inward, data, back, "d" if functions[1:] else "")
-        else:
-            continue
+            line = _next([part["to"] for part in step["parts"]], inward, data, back or ahead, "d" if back else "")
         if line is not None:
             step[key] = line - 1 + first
 
@@ -66,12 +73,14 @@ def _next(ids: list[int], along: dict[int, list[int]], data: dict[str, Any], lin
     return lines.get("")
 
 
-def pane(texts: list[tuple[str, str]]) -> str:
-    """The HTML of texts side by side, each with its title; lines are numbered through."""
+def pane(texts: list[tuple[str, str]], folded: str = "") -> str:
+    """The HTML of texts side by side, each with its title, `folded` shut; lines are numbered through."""
     columns, first = [], 0
     for title, source in texts:
         lines = source.rstrip("\n").splitlines()
         shown = [f'<span data-line="{first + i}">{escape(line) or " "}\n</span>' for i, line in enumerate(lines)]
-        columns.append(f'<div tabindex="0"><h3>{escape(title)}</h3><pre>{"".join(shown)}</pre></div>')
+        head, code = f"<h3>{escape(title)}</h3>", f"<pre>{''.join(shown)}</pre>"
+        column = f"<details><summary>{head}</summary>{code}</details>" if title == folded else head + code
+        columns.append(f'<div tabindex="0">{column}</div>')
         first += len(lines)
     return f'<section id="code" aria-label="Code">{"".join(columns)}</section>' if columns else ""

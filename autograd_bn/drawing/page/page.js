@@ -483,7 +483,7 @@ map.addEventListener("pointerdown", (e) => {
   const x = (e.clientX - b.left - (b.width - w * unit) / 2) / unit, y = (e.clientY - b.top - (b.height - h * unit) / 2) / unit;
   stage.scrollTo(x * s + gap - stage.clientWidth / 2, y * s - stage.clientHeight / 2);
 });
-addEventListener("beforeprint", () => { $("all").open = true; });
+addEventListener("beforeprint", () => $$("details").forEach((e) => { e.open = true; }));
 
 app.classList.toggle("beside", D.beside);
 act("open").hidden = D.beside || D.views.length < 2;

@@ -1,7 +1,7 @@
 """Pages of what was checked: a comparison side by side, a verdict and a failed gradcheck at the first wrong step."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from ...engine import Graph, Node, Tensor, as_tensor
 from ...verify.compare import Comparison, weighing
 from ...verify.derivation import Derivation
 from ...verify.gradcheck import GradientError
+from ...verify.referee.source import unwrapped
 from ...verify.referee.trace import local_values
 from ...verify.referee.verdict import Verdict
 from ..scene import Scene, gradients_of
@@ -18,6 +19,7 @@ from .code import mark, pane, source_of
 from .views import LABELS, Twins, View
 
 REPORTS = (Comparison, Verdict, GradientError, Derivation)
+RIGHT, BOTH = "what would be right", "forward backward"
 JUDGED = "What the check found, step by step"  # a title
 CLOSE = 1e4  # ulp: what two forms compute at one place
 PATHS = {"mean": LABELS[True, False], "var": LABELS[False, True]}  # a referee's path on the page
@@ -27,7 +29,8 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
     """The title, the views, the twins of each view's nodes and the pane of code of what was checked or written."""
     if isinstance(report, Comparison):
         views, twins = _compared(report, arrays)
-        code = _code([(view, view.name, source_of(f)) for view, f in zip(views, report.functions, strict=True)])
+        sources = [(view, view.name, source_of(f)) for view, f in zip(views, report.functions, strict=True)]
+        code = _code(sources, ["forward"] * 2)
         for view, other in zip(views, views[::-1], strict=True):
             lines = {s["node"]: s["line"] for s in other.data["steps"] if s["pass"] == "forward" and "line" in s}
             for step in view.data["steps"]:
@@ -40,19 +43,25 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
     if isinstance(report, Verdict):
         view = _judged(report, arrays)
         texts = [(view, "as it was judged", source_of(report.forward, report.backward))]
-        texts += [(view, "what would be right", report.solution.source)] if report.solution else []
-        return JUDGED, [view], {}, _code(texts)
+        texts += [(view, RIGHT, report.solution.source)] if report.solution else []
+        whole = report.forward and unwrapped(report.forward) is unwrapped(report.backward)
+        own = texts[-1][2].startswith("import ")  # or it is of what the author's forward pass keeps
+        return JUDGED, [view], {}, _code(texts, ["forward" if whole else BOTH, BOTH if own else "backward"])
     return JUDGED, [_failed(report, arrays)], {}, ""
 
 
-def _code(texts: list[tuple[View, str, str]]) -> str:
-    """The pane of these texts, with the line of each step: under `line` in a view's first, under `also` in the next."""
-    first, texts, keys = 0, [text for text in texts if text[2]], dict[View, str]()
-    for view, _, source in texts:
-        keys[view] = "also" if view in keys else "line"
-        mark(view.data, source, keys[view], first)
-        first += len(source.splitlines())
-    return pane([text[1:] for text in texts])
+def _code(texts: list[tuple[View, str, str]], passes: Sequence[str] = (BOTH,)) -> str:
+    """The pane of these texts, with the line of each step: under `line` in a view's first, under `also` in the next.
+
+    `passes` are those in each text.
+    """
+    first, keys = 0, dict[View, str]()
+    for (view, _, source), written in zip(texts, passes, strict=False):
+        if source:
+            keys[view] = "also" if view in keys else "line"
+            mark(view.data, source, keys[view], first, written)
+            first += len(source.splitlines())
+    return pane([text[1:] for text in texts if text[2]], RIGHT)
 
 
 def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str], author: Any = None) -> Graph:

@@ -24,37 +24,48 @@ from ..referee.returned import Gradients, Returned, derivative_of, is_constant, 
 from ..referee.source import code_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .lengths import recordings
+from .module import Derivation, written
 from .text import WIDTH, Function, names_in, wrapped
-from .tracing import Call, Recording, Unwritable, fillable
+from .tracing import Call, Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
 
 
-def answer(pair: Pair, folded: bool = False) -> str:
-    """The source of a backward pass that is right for `pair`'s forward pass, in the place of its author's.
+def solution(pair: Pair, folded: bool = False) -> Derivation:
+    """A backward pass that is right for `pair`'s forward pass, written in the place of its author's.
 
     It takes, reads and leaves what the author's does, and stands in his file beside forward as it is; a function that
-    returns a loss and its gradient is written whole. `Unwritable` says why there is none.
+    returns a loss and its gradient is written whole. For functions of which forward keeps too little, a forward pass
+    is written too. `Unwritable` says why there is none.
     """
     if pair.calls is None or pair.calls.framework.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
+    author = pair.calls.author
+    try:
+        return _beside_forward(pair, folded)
+    except Unwritable as why:
+        with suppress(Unwritable):
+            if not folded:  # for which less has to be kept
+                return _beside_forward(pair, True)
+        plain = not author.leads and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
+        if not (plain and isinstance(why, Unkept)):
+            raise
+        titles, dy = (
+            (author.forward.__name__, unwrapped(author.backward).__name__),
+            next(iter(signature(author.backward))),
+        )
+        return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", titles, dy)
+
+
+def _beside_forward(pair: Pair, folded: bool) -> Derivation:
+    """A backward pass of what the author's forward pass keeps."""
     made = _Author(pair)
     run, own = fillable(made.author.forward), made.author.forward
     forward = wraps(own)(lambda *values, **options: made.passed(run, values, options))
     free = [p for name, p in signature(own).items() if name not in made.inputs]
     options = {p.name: p.default for p in free if type(p.default) is float}
     with np.errstate(all="ignore"):
-        try:
-            runs = recordings(
-                own, partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options
-            )
-            text = _Answer(runs, made).source()
-            made.judge(text, runs)
-        except Unwritable:
-            with suppress(Unwritable):
-                if not folded:  # for which less has to be kept
-                    return answer(pair, True)
-            raise
-    return text
+        runs = recordings(own, partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options)
+        return made.judged(_Answer(runs, made).source(), runs)
 
 
 class _Author:
@@ -162,13 +173,11 @@ class _Author:
     @property
     def home(self) -> str:
         """The class that the backward pass stands in, or nothing."""
-        name = unwrapped(self.author.backward).__qualname__
-        if "<locals>" in name:
-            raise Unwritable("it stands in a function, and is no method that can be written")
+        home = str(unwrapped(self.author.backward).__qualname__).rpartition(".")[0].rpartition(".")[2]
         made = self.lead and not isinstance(self.author.owner, type | Context)
-        return type(self.author.owner).__name__ if made else str(name.rpartition(".")[0])
+        return type(self.author.owner).__name__ if made else home.replace("<locals>", "")
 
-    def judge(self, text: str, runs: Sequence[Recording]) -> None:
+    def judged(self, text: str, runs: Sequence[Recording]) -> Derivation:
         """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
         old = unwrapped(self.author.backward)
         space = {"np": np, **old.__globals__}
@@ -185,6 +194,7 @@ class _Author:
         pair = loss(new, inputs) if self.whole else Calls(author, inputs).pair()
         if not (verdict := check_backward(pair, pair.inputs)):
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+        return Derivation(text, *_called_plainly(pair), dict(zip(pair.names, pair.inputs, strict=True)))
 
     def _keeping(self) -> Any:
         """The author's forward pass, which keeps what it has to."""
@@ -243,6 +253,22 @@ def _as_named(pair: Pair) -> Pair:
     calls = calls.planned(max(plans(calls.author, calls.names, seen), key=fits))
     calls.look_for_parameters()
     return calls.made()  # type: ignore[no-any-return]
+
+
+def _called_plainly(pair: Pair) -> tuple[Any, Any]:
+    """A pair's passes as `y, cache = forward(*inputs)` and `gradients = backward(dy, cache)`."""
+    inputs = dict(zip(pair.names, pair.inputs, strict=True))
+    floats = dict.fromkeys([name for name, value in inputs.items() if is_float(value)], 1)
+
+    def forward(*values: Any) -> Any:
+        return pair.forward(*values)
+
+    def backward(dy: Any, cache: Any) -> Any:
+        (back := Returned()).sort(pair.call(pair.source, dy, cache), inputs, floats)
+        gradients = tuple([back.gradients.get(name) for name in inputs])
+        return gradients if len(gradients) > 1 else gradients[0]
+
+    return forward, backward
 
 
 def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:
@@ -359,7 +385,7 @@ class _Answer(Writer):
         wanted = [n for n in self.numbers if n in reads and n not in self.constants]
         lines, missing = self.lengths(wanted, arrays)
         if missing:
-            raise Unwritable(f"backward reads the number {missing[0]}, which forward keeps nowhere")
+            raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
         # Where no number above 1 is written, none is a length that has to be what it was.
         self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", "\n".join([*lines, *out.lines, *results]))
         guard = self.guard(self._spelled)
@@ -377,7 +403,7 @@ class _Answer(Writer):
             self._find_masks([*below(ends, {**read, **seeds})])
         for e in [e for e in below(ends, {**read, **seeds}) if e.op == "input"]:
             if not made.lead or e.args[0] not in made.calls.names:
-                raise Unwritable(f"backward reads {e.args[0]}, which forward keeps nowhere")
+                raise Unkept(f"backward reads {e.args[0]}, which forward keeps nowhere")
             read[e] = f"{made.lead}.{e.args[0]}"
             made.lost.append(e.args[0])
         return [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
@@ -415,7 +441,7 @@ class _Answer(Writer):
             return name
         text = self.read.get(self.inputs[name]) if name in self.inputs else None
         if text is None and not self.bare:
-            raise Unwritable(f"what is written holds for {name} as it is, and forward keeps it nowhere")
+            raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
         return text or ""
 
     def _results(self, out: Function) -> str:

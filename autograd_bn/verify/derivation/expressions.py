@@ -449,7 +449,8 @@ def _agree(a: Any, b: Any) -> bool:
     a, b = np.ravel(a), np.ravel(b)
     if a.dtype.kind != b.dtype.kind or a.size != b.size:
         return False
-    return np.array_equal(a, b) if a.dtype.kind != "f" else np.allclose(a, b, rtol=1e-11, atol=0)
+    least = 4e-15 * np.max(np.abs(b), initial=0) if a.dtype.kind == "f" and np.isfinite(b).all() else 0
+    return np.array_equal(a, b) if a.dtype.kind != "f" else np.allclose(a, b, rtol=1e-11, atol=least)
 
 
 def _spreads(inner: Array, spread: Array, operands: list[Any], k: int, shape: tuple[int, ...]) -> bool:

@@ -75,15 +75,14 @@ class Numbers:
         for some in (self.known, self.products):
             for text, v in some:
                 yield "{} * " + text, "", _each(truediv, number, v)
-                if whole:
-                    yield from _rounded(text, v, number)
-                else:
-                    yield text, "{}", _each(truediv, v, number)
+                yield text + (" // {}" if whole else ""), "" if whole else "{}", _each(truediv, v, number)
                 yield "{}", text, _each(mul, number, v)
             for text, v in some:
                 if text in self.named or (whole and some is self.known):
                     yield text + " + {}", "", _each(sub, number, v)
                     yield "{} - " + text, "", _each(add, number, v)
+            for text, v in some if whole else ():
+                yield from _rounded(text, v, number)
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
             if not whole and not any(_each(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):
@@ -98,14 +97,14 @@ def _each(operation: Callable[[float, float], float], v: Values, w: Values) -> V
 
 
 def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, str, Values]]:
-    """A length divided by a small number, rounded down, or up."""
-    for c in range(2, 10):
+    """A length divided by 2, 3 or 4, rounded down or up, or several such parts of it."""
+    for c in (2, 3, 4):
         for more in (0, c - 1, -1, 1):
             if all((n + more) // c == m for n, m in zip(v, number, strict=True)):
                 above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
                 yield f"{above} // {c}", "", (1.0,)
         for times in range(2, c):
-            if all(times * n // c == m for n, m in zip(v, number, strict=True)):
+            if all(times * n == c * m for n, m in zip(v, number, strict=True)):
                 yield f"{times} * {text} // {c}", "", (1.0,)
 
 

@@ -26,6 +26,10 @@ class Unwritable(ValueError):
     """Why no backward pass is written for a function."""
 
 
+class Unkept(Unwritable):
+    """Why a backward pass can't read from what forward keeps."""
+
+
 class Call:
     """A call that the graph doesn't hold, of arrays without gradient; `"input"` for one of the function's inputs."""
 
@@ -237,7 +241,7 @@ class Recording:
 
     def _assigned(self, t: Tensor, index: Any, value: Any) -> Tensor:
         node = t.node
-        while node.op and node.primitive.view and isinstance(base := node.args[0], Node):
+        while node.primitive and node.primitive.view and isinstance(base := node.args[0], Node):
             self.bases[base], node = node, base
         return assigned(t, index, value)
 

@@ -13,7 +13,7 @@ from ...engine import Tensor
 from .expressions import Expression, Expressions
 from .numbers import Numbers
 from .text import WIDTH, Function, called, cheap, names_in, wrapped
-from .tracing import Recording, Unwritable
+from .tracing import Recording, Unkept, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
 _serial = attrgetter("serial")
@@ -196,7 +196,7 @@ class Writer:
             if facts and (text := spelled(name)):
                 wrong.extend([(what.format(text), value) for what, value in facts])
             elif any(type(value) in (bool, str) or np.min(value) < 2 for _, value in facts):
-                raise Unwritable(f"what is written holds for {name} as it is, and forward keeps it nowhere")
+                raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
 
         for name, value in {**first.inputs, **first.options}.items():
             if isinstance(value, np.ndarray):

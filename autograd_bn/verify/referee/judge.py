@@ -282,10 +282,10 @@ class Referee:
             raise Unjudgeable("backward returned no gradient of an array that forward reads")
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
         ok = all(row.ok for row in rows if row.what == "gradient") and not findings
-        judged, backward = (self.pair.forward, self.inputs, self.first.dy), self.pair.source
+        judged = self.pair.forward, self.inputs, self.first.dy
         seen = tuple(self.warnings), (*self.pair.unseen, *self.first.author.unseen), convention
         ok = ok and not (self.strict and self.warnings)
-        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, backward)
+        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, self.pair)
 
     def _judged(self, name: str) -> Row:
         """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from ..table import html_table, text_table
 
 if TYPE_CHECKING:
     from ..derivation import Derivation
+    from .pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Verdict:
     in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
-    `forward`, `backward`, `inputs` and `dy` are what was judged; `warnings` say what is overwritten on the way, and
-    `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out.
+    `forward`, `backward`, `inputs`, `dy` and `pair` are what was judged; `warnings` say what is overwritten on the way,
+    and `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out.
     """
 
     ok: bool
@@ -104,7 +104,7 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     convention: str = ""
-    backward: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    pair: Pair | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -119,24 +119,22 @@ class Verdict:
         """The first wrong step in the order of the backward pass, where steps could be judged."""
         return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
 
+    @property
+    def backward(self) -> Callable[..., Any] | None:
+        """The author's backward pass."""
+        return self.pair.source if self.pair else None
+
     @cached_property
     def solution(self) -> Derivation | None:
-        """What would be right: the forward pass with its backward pass written out; None where that can't be."""
-        from ..derivation import written
+        """What would be right in the place of the author's backward pass; None where that can't be written."""
+        from ..derivation import solution
 
-        if self.status != "wrong" or self.forward is None:
+        if self.status != "wrong" or self.pair is None:
             return None
-        forward = inspect.unwrap(self.forward)
-        name = getattr(forward, "__name__", "forward")
-        titles = (name, name.replace("forward", "backward")) if "forward" in name else ("forward", "backward")
         try:
-            return written(forward, [*self.inputs.values()], [*self.inputs], titles=titles)
+            return solution(self.pair)
         except Exception:  # the author's own, or why none can be written
             return None
-
-    def _solved(self) -> str:
-        """The backward pass of the solution."""
-        return "" if self.solution is None else "def " + self.solution.source.rstrip().rpartition("\n\n\ndef ")[2]
 
     def __str__(self) -> str:
         lines = [self._headline()]
@@ -146,7 +144,7 @@ class Verdict:
             lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
         lines += ["", *map(str, self.repair), ""] if self.repair else []
         if not self.repair and self.solution:  # a repair says it in fewer words
-            lines += ["", "What would be right:", "", self._solved(), ""]
+            lines += ["", "What would be right:", "", self.solution.source.rstrip()]
         lines += [f"Warning: {warning}" for warning in self.warnings]
         if self.first_wrong is not None:
             lines.append(f"First wrong step in backward order: {self.first_wrong}.")
@@ -188,8 +186,8 @@ class Verdict:
             for f in self.diagnosis
         )
         edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
-        code = f"<pre>{escape(self._solved())}</pre>"
-        edits += f"<details><summary>What would be right</summary>{code}</details>" if self.solution else ""
+        code = self.solution and f"<pre>{escape(self.solution.source)}</pre>"
+        edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
         said = (*self.warnings, *self.notes, *[f"Not judged: {what}" for what in self.unseen])

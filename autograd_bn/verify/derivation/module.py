@@ -1,0 +1,230 @@
+"""A forward pass and its backward pass as a module of their own, from any function of arrays."""
+
+import copy
+import html
+import inspect
+import itertools
+import keyword
+import linecache
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ...files import whole
+from ..referee.held import is_float
+from ..referee.inputs import moved
+from ..referee.judge import check_backward
+from ..referee.pairs import parameters
+from .lengths import recordings
+from .tracing import Recording, Unwritable
+from .writer import Writer
+
+
+@dataclass(frozen=True, repr=False)
+class Derivation:
+    """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
+
+    `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
+    `inputs` are those that it was read off.
+    """
+
+    source: str
+    forward: Callable[..., Any] = field(compare=False)
+    backward: Callable[..., Any] = field(compare=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return self.source
+
+    __repr__ = __str__
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the source to a file, and return its path."""
+        with whole(path) as file:
+            file.write(self.source.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{highlighted(self.source)}</pre>"
+
+
+COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
+
+
+def highlighted(source: str) -> str:
+    """Code as HTML, with its comments, keywords and numbers in colour."""
+    pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
+    coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
+    return re.sub(pattern, coloured, html.escape(source, quote=False))
+
+
+def write_backward(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    names: Sequence[str] | None = None,
+    form: Literal["steps", "folded"] = "steps",
+) -> Derivation:
+    """The forward pass `f` and its backward pass, written as NumPy code.
+
+    `f` is what `check_backward` takes for forward, `y, cache = f(*inputs)`, or any function of arrays that tensors can
+    go through. What its author named keeps its name, `dvar` is the gradient of `var`, lengths are written as `len(x)`,
+    equal expressions once, and the cache holds what backward reads. A tensor among the inputs that requires no gradient
+    gets none, as a net's images: None stands in its place. `names` are the inputs' names, by default those of
+    f's parameters. `form="steps"` follows the graph node by node; `form="folded"` writes the formula of three paths
+    for each batch norm, however it is spelled.
+
+    The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
+    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. It is for
+    inputs of as many axes, and that broadcast as these do. `TypeError` and `ValueError` say why none is written: a
+    branch on data, values that leave the tensors, a random mask, an operation without source.
+
+    >>> import autograd_bn as ag
+    >>> def forward(x, w):
+    ...     return np.tanh(x @ w)
+    >>> print(ag.write_backward(forward, (np.ones((5, 3)), np.ones((3, 2)))))
+    import numpy as np
+    <BLANKLINE>
+    <BLANKLINE>
+    def forward(x, w):
+        y = np.tanh(x @ w)
+        cache = x, w, y
+        return y, cache
+    <BLANKLINE>
+    <BLANKLINE>
+    def backward(dy, cache):
+        x, w, y = cache
+        g = dy * (1 - y**2)
+        dw = x.T @ g
+        dx = g @ w.T
+        return dx, dw
+    <BLANKLINE>
+    """
+    return written(f, inputs, names, form)
+
+
+def written(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    names: Sequence[str] | None = None,
+    form: str = "steps",
+    titles: tuple[str, str] = ("forward", "backward"),
+    upstream: str = "dy",
+) -> Derivation:
+    """`write_backward`, with the names of both functions and of the gradient that is handed in."""
+    if not callable(f):
+        raise TypeError(f"f is a {type(f).__name__}, expected a function")
+    if hasattr(owner := getattr(f, "__self__", f), "named_parameters"):
+        f, inputs, names = _with_parameters(owner, inputs, names)
+    if not isinstance(inputs, tuple | list):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what f takes: (x, ...)")
+    if form not in ("steps", "folded"):
+        raise ValueError(f"form is {form!r}, expected 'steps' or 'folded'")
+    listed = parameters(f, len(inputs)) if names is None else [*map(str, names)]
+    if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
+        raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
+    operands = {name: _double(name, value) for name, value in zip(listed, inputs, strict=True)}
+    wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(operands[n]))]
+    if not wanted:
+        raise TypeError(
+            "inputs has nothing to take a gradient of: no array of floats, or only tensors that require no gradient"
+        )
+    signature = inspect.signature(f).parameters.values()
+    options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
+    with np.errstate(all="ignore"):
+        record = partial(Recording, f, wanted, form == "folded")
+        runs = recordings(f, record, operands, options)
+        made = _compiled(Writer(runs, titles, upstream).source(), titles, operands)
+        _judge(made, f, record, runs)
+    if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
+        written(f, [*operands.values()], listed, form)
+    return made
+
+
+def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
+    """A module's forward as a function of its inputs and its parameters, on a copy; these, and their names."""
+    module, count = copy.deepcopy(module), len(inputs)
+    parameters_of = dict(module.named_parameters())
+    names = [
+        *(names or parameters(module.forward, count)),
+        *["_".join([*path.split(".")[-1:], *path.split(".")[:-1]]) for path in parameters_of],
+    ]
+
+    @wraps(module.forward)
+    def forward(*values: Any) -> Any:
+        for path, value in zip(parameters_of, values[count:], strict=True):
+            *way, last = path.split(".")
+            owner = module
+            for step in way:
+                owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
+            setattr(owner, last, value)
+        return module.forward(*values[:count])
+
+    return forward, (*inputs, *parameters_of.values()), names
+
+
+def _double(name: str, value: Any) -> Any:
+    if isinstance(value, np.ndarray) or type(value) in (int, float, bool, str, dict):
+        return np.array(value, float) if is_float(value) else value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of several shapes
+        raise TypeError(f"{name} is a {type(value).__name__} of several arrays, expected one input for each") from None
+    return np.array(array, float) if is_float(array) else value
+
+
+def _compiled(source: str, titles: tuple[str, str], inputs: Mapping[str, Any]) -> Derivation:
+    space: dict[str, Any] = {}
+    where = f"<{titles[1]}, written {next(_count)}>"
+    linecache.cache[where] = len(source), None, source.splitlines(True), where  # for whoever reads its source
+    exec(compile(source, where, "exec"), space)
+    return Derivation(source, space[titles[0]], space[titles[1]], inputs)
+
+
+_count = itertools.count(1)
+
+
+def _judge(
+    made: Derivation, f: Callable[..., Any], record: Callable[..., Recording], runs: Sequence[Recording]
+) -> None:
+    """Hold what was written against the engine's gradients, then have the referee judge it."""
+    rng, turned = np.random.default_rng(11), []
+    for run in runs[:2]:
+        values = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in run.inputs.items()}
+        turned.append(record(values, run.options))
+    for run in (*runs, *turned):
+        if not run.finite and run in turned:
+            continue
+        if not run.finite:
+            raise Unwritable("a gradient or an output is not finite at the inputs or near them")
+        *outputs, cache = made.forward(*run.inputs.values(), **run.options)
+        returned = made.backward(*[y.data for y in run.upstream], cache)
+        returned = returned if isinstance(returned, tuple) else (returned,)
+        gradients = dict(zip(run.inputs, returned, strict=False))
+        run.hold([(f"d{name}", gradients.get(name), true) for name, true in run.true.items()])
+        run.hold([(f"output {i}", y, t.data) for i, (y, t) in enumerate(zip(outputs, run.outputs, strict=True), 1)])
+    first = runs[2]
+    try:
+        plain = f(*copy.deepcopy([*first.inputs.values()]))
+    except Exception:  # f takes no arrays, but tensors
+        plain = first.outputs
+    several = isinstance(plain, tuple | list) and len(plain) > 1
+    for y, expected in zip(first.outputs, [*plain][:-1] if several else [plain], strict=True):
+        if not np.allclose(y.data, np.asarray(expected), rtol=1e-9, atol=1e-12):
+            raise Unwritable(
+                "forward gives something else on arrays than on tensors, as where it sets elements of a view"
+            )
+    if any(op == "stop_gradient" for op, _ in first.signature):
+        return  # a constant to the engine alone: the referee sees code without it
+    if [*first.leaves] == [name for name, value in first.inputs.items() if is_float(value)]:
+        with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
+            verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
+        if not verdict:
+            raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
