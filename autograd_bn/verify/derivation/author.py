@@ -3,11 +3,10 @@
 import ast
 import copy
 import inspect
-import linecache
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
@@ -24,7 +23,7 @@ from ..referee.returned import Gradients, Returned, derivative_of, is_constant, 
 from ..referee.source import code_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .lengths import recordings
-from .module import Derivation, written
+from .module import Derivation, executed, written
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
@@ -49,11 +48,8 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
         plain = not author.leads and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
         if not (plain and isinstance(why, Unkept)):
             raise
-        titles, dy = (
-            (author.forward.__name__, unwrapped(author.backward).__name__),
-            next(iter(signature(author.backward))),
-        )
-        return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", titles, dy)
+        titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
+        return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
 
 
 def _beside_forward(pair: Pair, folded: bool) -> Derivation:
@@ -180,21 +176,19 @@ class _Author:
     def judged(self, text: str, runs: Sequence[Recording]) -> Derivation:
         """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
         old = unwrapped(self.author.backward)
-        space = {"np": np, **old.__globals__}
-        where = f"<{old.__qualname__}, written>"
-        linecache.cache[where] = len(text), None, text.splitlines(True), where  # for the referee, who reads it
-        exec(compile(text, where, "exec"), space)
+        space, inputs = executed(text, {"np": np, **old.__globals__}), self.pair.inputs[: len(self.calls.names)]
         new = inspect.getattr_static(space[self.home], old.__name__) if self.home else space[old.__name__]
         new = getattr(new, "__func__", new)
         for run in runs:
             if run.finite:
                 self._compare(new, run)
-        inputs = self.pair.inputs[: len(self.calls.names)]
         author = replace(self.author, forward=self._keeping(), backward=new)
         pair = loss(new, inputs) if self.whole else Calls(author, inputs).pair()
         if not (verdict := check_backward(pair, pair.inputs)):
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
-        return Derivation(text, *_called_plainly(pair), dict(zip(pair.names, pair.inputs, strict=True)))
+        inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
+        backward = lambda dy, cache: tuple(_gradients(pair.call(new, dy, cache), inputs_of).values())
+        return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of)
 
     def _keeping(self) -> Any:
         """The author's forward pass, which keeps what it has to."""
@@ -208,28 +202,30 @@ class _Author:
 
     def _compare(self, new: Any, run: Recording) -> None:
         """Hold what a backward pass returns and leaves against the gradients of a recording."""
-        *outputs, seen = self.passed(self._keeping(), copy.deepcopy([*run.inputs.values()]), run.options)
+        values, dys = copy.deepcopy([*run.inputs.values()]), [np.array(t.data) for t in run.upstream]
+        *outputs, seen = self.passed(self._keeping(), values, run.options)
         for name, path in self.kept.items():  # to which some add
-            held = get(seen, path)
-            if isinstance(held, np.ndarray) and path not in [p for paths in self.places.values() for p in paths]:
+            if path not in self.calls.slots.get(name, ()) and isinstance(get(seen, path), np.ndarray):
                 put(seen, path, np.zeros(run.leaves[name].shape))
-        there = seen | {"dy": [np.array(t.data) for t in run.upstream], "rate": 1.0}
-        lead, options = [seen["object"]] if self.lead else [], run.options if self.whole else {}
-        back = new(*lead, *[get(there, p) for p in self.arguments.values()], **options)
-        rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         if self.whole:
-            outputs, back = [back[0]], back[1] if self.nested else back[1:]
-        back = [back[key] for key in self.keys] if self.keys else back
-        listed = back if isinstance(back, tuple | list) else [back]
-        results = [(name, value) for value, name in zip(listed, self.returned, strict=False) if name]
-        for name, path in self.kept.items():
-            left = get(seen, path)
-            if path in self.calls.slots.get(name, ()):
-                left = (run.inputs[name] - left) / self.calls.rates[name]
-            results.append((name, left))
-        held = [(f"d{name}", value, run.true[name]) for name, value in results]
+            result = new(*seen["input"].values(), **run.options)
+            outputs = [result[self.calls.plan.outputs[0][1]]]
+            back = self.pair.call(lambda *_: result, 1.0, [*seen["input"].values()])
+        else:
+            calls, dy = copy.copy(self.calls), dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
+            calls.places, start = self.kept, {n: run.inputs[n] for n in calls.slots}
+            back = calls.pulled(new, dy, seen | {"start": start}, outputs)
+        gradients = _gradients(back, run.inputs)
+        rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
+        held = [(f"d{name}", gradients[name], run.true[name]) for name in self.wanted]
         held += [("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
         run.hold(held, 1e-5 if rough else 1e-9)
+
+
+def _gradients(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a backward pass gave, by the inputs: None for what has no gradient."""
+    (found := Returned()).sort(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)})
+    return {name: found.gradients.get(name) for name in inputs}
 
 
 def _returned(pair: Pair) -> Gradients | None:
@@ -253,22 +249,6 @@ def _as_named(pair: Pair) -> Pair:
     calls = calls.planned(max(plans(calls.author, calls.names, seen), key=fits))
     calls.look_for_parameters()
     return calls.made()  # type: ignore[no-any-return]
-
-
-def _called_plainly(pair: Pair) -> tuple[Any, Any]:
-    """A pair's passes as `y, cache = forward(*inputs)` and `gradients = backward(dy, cache)`."""
-    inputs = dict(zip(pair.names, pair.inputs, strict=True))
-    floats = dict.fromkeys([name for name, value in inputs.items() if is_float(value)], 1)
-
-    def forward(*values: Any) -> Any:
-        return pair.forward(*values)
-
-    def backward(dy: Any, cache: Any) -> Any:
-        (back := Returned()).sort(pair.call(pair.source, dy, cache), inputs, floats)
-        gradients = tuple([back.gradients.get(name) for name in inputs])
-        return gradients if len(gradients) > 1 else gradients[0]
-
-    return forward, backward
 
 
 def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:
@@ -306,7 +286,7 @@ class _Answer(Writer):
     def __init__(self, runs: Sequence[Recording], made: _Author) -> None:
         self.author = made
         kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
-        super().__init__(runs, ("", ""), "dy", None if made.whole else kept)
+        super().__init__(runs, ("", "", "dy"), None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache

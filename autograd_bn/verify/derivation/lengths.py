@@ -44,29 +44,26 @@ def recordings(
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
     lengths = _Lengths(record, limits)
-    second = lengths.grown(second)
-    third = lengths.odd(at)
+    others = [lengths.grown(second), lengths.odd(at)]
     for i, (name, value) in enumerate({**inputs, **options}.items()):
-        if type(value) is float and name not in names:  # each by another factor, so that none follows another
-            second = _changed(second, name, value * (i + 7) / (i + 10), record) or second
-            third = _changed(third, name, value * (i + 11) / (i + 13), record) or third
+        for k, factor in enumerate(((i + 7) / (i + 10), (i + 11) / (i + 13))):  # so that none follows another
+            if type(value) is float and name not in names:
+                known = [
+                    {n: value * factor if n == name else v for n, v in what.items()}
+                    for what in (others[k].inputs, others[k].options)
+                ]
+                others[k] = _tried(others[k], recorded, *known) or others[k]
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
-    run = tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
-    return [first, second, at, third, *([run] if run and run.finite else []), *lengths.above]
+    run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
+    return [first, others[0], at, others[1], *([run] if run and run.finite else []), *lengths.above]
 
 
-def tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
+def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
     """A recording, unless forward refuses its inputs or takes another course."""
     with contextlib.suppress(Exception):  # whatever the author's code raises
         run = record(inputs, options)
         return run if run.signature == like.signature else None
     return None
-
-
-def _changed(run: Recording, name: str, value: float, record: Callable[..., Recording]) -> Recording | None:
-    """A recording in which a number among the inputs is another."""
-    inputs, options = ({n: value if n == name else v for n, v in known.items()} for known in (run.inputs, run.options))
-    return tried(run, record, inputs, options)
 
 
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
@@ -177,13 +174,10 @@ class _Lengths:
         factors = [factor for _, factor in self.growths]
         factors = factors[1:] + ([3] if len(factors) == 1 else factors[:1])
         for (growth, _), factor in zip(self.growths, factors, strict=True):
-            n = _length(run.inputs, next(iter(growth)))
-            for length in (n * factor + 1 + n * factor % 2, n * factor):
-                with contextlib.suppress(Exception):
-                    made = self.record(_resized(run.inputs, growth, length), run.options)
-                    if made.signature == run.signature:
-                        run = made
-                        break
+            even = _length(run.inputs, next(iter(growth))) * factor
+            for length in (even, even + 1 + even % 2):
+                with contextlib.suppress(ValueError):
+                    run = _tried(run, self.record, _resized(run.inputs, growth, length), run.options) or run
         return run
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from ...files import whole
 from ..referee.held import is_float
-from ..referee.inputs import moved
 from ..referee.judge import check_backward
 from ..referee.pairs import parameters
 from .lengths import recordings
@@ -115,10 +114,9 @@ def written(
     inputs: Sequence[Any],
     names: Sequence[str] | None = None,
     form: str = "steps",
-    titles: tuple[str, str] = ("forward", "backward"),
-    upstream: str = "dy",
+    titles: tuple[str, str, str] = ("forward", "backward", "dy"),
 ) -> Derivation:
-    """`write_backward`, with the names of both functions and of the gradient that is handed in."""
+    """`write_backward`; `titles` are the names of both functions and of the gradient that is handed in."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}, expected a function")
     if hasattr(owner := getattr(f, "__self__", f), "named_parameters"):
@@ -141,8 +139,10 @@ def written(
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded")
         runs = recordings(f, record, operands, options)
-        made = _compiled(Writer(runs, titles, upstream).source(), titles, operands)
-        _judge(made, f, record, runs)
+        source = Writer(runs, titles).source()
+        space = executed(source, {})
+        made = Derivation(source, space[titles[0]], space[titles[1]], operands)
+        _judge(made, f, runs)
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], listed, form)
     return made
@@ -180,28 +180,20 @@ def _double(name: str, value: Any) -> Any:
     return np.array(array, float) if is_float(array) else value
 
 
-def _compiled(source: str, titles: tuple[str, str], inputs: Mapping[str, Any]) -> Derivation:
-    space: dict[str, Any] = {}
-    where = f"<{titles[1]}, written {next(_count)}>"
-    linecache.cache[where] = len(source), None, source.splitlines(True), where  # for whoever reads its source
-    exec(compile(source, where, "exec"), space)
-    return Derivation(source, space[titles[0]], space[titles[1]], inputs)
+def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
+    """What a text defines, in a space of its own that has these names."""
+    where = f"<written {next(_count)}>"
+    linecache.cache[where] = len(text), None, text.splitlines(True), where  # for whoever reads its source
+    exec(compile(text, where, "exec"), space)
+    return space
 
 
 _count = itertools.count(1)
 
 
-def _judge(
-    made: Derivation, f: Callable[..., Any], record: Callable[..., Recording], runs: Sequence[Recording]
-) -> None:
+def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -> None:
     """Hold what was written against the engine's gradients, then have the referee judge it."""
-    rng, turned = np.random.default_rng(11), []
-    for run in runs[:2]:
-        values = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in run.inputs.items()}
-        turned.append(record(values, run.options))
-    for run in (*runs, *turned):
-        if not run.finite and run in turned:
-            continue
+    for run in runs:
         if not run.finite:
             raise Unwritable("a gradient or an output is not finite at the inputs or near them")
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)

@@ -25,9 +25,10 @@ class Writer:
     """What `recordings` have in common, and the text of it."""
 
     def __init__(
-        self, runs: Sequence[Recording], titles: tuple[str, str], upstream: str, kept: Container[int] | None = None
+        self, runs: Sequence[Recording], titles: tuple[str, str, str], kept: Container[int] | None = None
     ) -> None:
-        self.runs, self.titles, self.first = runs, titles, runs[0]
+        *self.titles, upstream = titles
+        self.runs, self.first = runs, runs[0]
         first, self.made = runs[0], Expressions(runs, kept)
         made = self.made
         self.ys = made.of(*[run.outputs for run in runs])
