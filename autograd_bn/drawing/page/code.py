@@ -24,15 +24,14 @@ def _lines(function: ast.FunctionDef) -> dict[str, int]:
     for node in ast.walk(function):
         if isinstance(node, ast.Return):
             names[""] = node.lineno
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in [part for whole in targets for part in getattr(whole, "elts", [whole])]:
-                while isinstance(target, ast.Subscript):
-                    target = target.value
-                if isinstance(target, ast.Attribute):
-                    attributes[target.attr] = node.lineno
-                else:
-                    names[getattr(target, "id", "")] = node.lineno
+        elif isinstance(node, ast.Name | ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            place: Any = node
+            while isinstance(place, ast.Subscript):
+                place = place.value
+            if isinstance(place, ast.Attribute):
+                attributes[place.attr] = node.lineno
+            else:
+                names[getattr(place, "id", "")] = node.lineno
     return attributes | names
 
 

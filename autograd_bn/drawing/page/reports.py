@@ -1,7 +1,7 @@
 """Pages of what was checked: a comparison side by side, a verdict and a failed gradcheck at the first wrong step."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
     """The title, the views, the twins of each view's nodes and the pane of code of what was checked or written."""
     if isinstance(report, Comparison):
         views, twins = _compared(report, arrays)
-        sources = [(view, view.name, source_of(f)) for view, f in zip(views, report.functions, strict=True)]
-        code = _code(sources, ["forward"] * 2)
+        both = zip(views, report.functions, strict=True)
+        code = _code([(view, view.name, source_of(f), "forward") for view, f in both])
         for view, other in zip(views, views[::-1], strict=True):
             lines = {s["node"]: s["line"] for s in other.data["steps"] if s["pass"] == "forward" and "line" in s}
             for step in view.data["steps"]:
@@ -39,29 +39,27 @@ def of_report(report: Any, arrays: Arrays) -> tuple[str, list[View], Twins, str]
         return f"{' and '.join(report.names)}, side by side", views, twins, code
     if isinstance(report, Derivation):
         view = _written(report, arrays)
-        return "The backward pass, written out", [view], {}, _code([(view, "written out", report.source)])
+        return "The backward pass, written out", [view], {}, _code([(view, "written out", report.source, BOTH)])
     if isinstance(report, Verdict):
-        view = _judged(report, arrays)
-        texts = [(view, "as it was judged", source_of(report.forward, report.backward))]
-        texts += [(view, RIGHT, report.solution.source)] if report.solution else []
+        view, solution = _judged(report, arrays), report.solution
         whole = report.forward and unwrapped(report.forward) is unwrapped(report.backward)
-        own = texts[-1][2].startswith("import ")  # or it is of what the author's forward pass keeps
-        return JUDGED, [view], {}, _code(texts, ["forward" if whole else BOTH, BOTH if own else "backward"])
+        source = source_of(report.forward, report.backward)
+        texts = [(view, "as it was judged", source, "forward" if whole else BOTH)]
+        if solution:  # a module of its own, or of what the author's forward pass keeps
+            own = solution.source.startswith("import ")
+            texts.append((view, RIGHT, solution.source, BOTH if own else "backward"))
+        return JUDGED, [view], {}, _code(texts)
     return JUDGED, [_failed(report, arrays)], {}, ""
 
 
-def _code(texts: list[tuple[View, str, str]], passes: Sequence[str] = (BOTH,)) -> str:
-    """The pane of these texts, with the line of each step: under `line` in a view's first, under `also` in the next.
-
-    `passes` are those in each text.
-    """
-    first, keys = 0, dict[View, str]()
-    for (view, _, source), written in zip(texts, passes, strict=False):
-        if source:
-            keys[view] = "also" if view in keys else "line"
-            mark(view.data, source, keys[view], first, written)
-            first += len(source.splitlines())
-    return pane([text[1:] for text in texts if text[2]], RIGHT)
+def _code(texts: list[tuple[View, str, str, str]]) -> str:
+    """The pane of texts with their passes, and the line of each step: under `line` in a view's first, else `also`."""
+    first, texts, keys = 0, [text for text in texts if text[2]], dict[View, str]()
+    for view, _, source, passes in texts:
+        keys[view] = "also" if view in keys else "line"
+        mark(view.data, source, keys[view], first, passes)
+        first += len(source.splitlines())
+    return pane([text[1:3] for text in texts], RIGHT)
 
 
 def _graph(f: Callable[..., Any], inputs: Mapping[str, Any], checked: Collection[str], author: Any = None) -> Graph:
