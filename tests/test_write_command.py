@@ -140,6 +140,15 @@ class Looped:
     def backward(self, dy):
         return dy
 
+class Lowered:
+    def forward(self, x):
+        self.x = x
+        columns = x.T
+        columns[columns > 50] = columns[columns > 50] - 10
+        return columns**2
+    def backward(self, dy):
+        return dy
+
 class Scale:
     @staticmethod
     def forward(x, w):
@@ -254,6 +263,13 @@ def test_a_loop_is_not_written_out_step_by_step(tmp_path, capsys):
     assert "Looped.backward: forward has a loop" in capsys.readouterr().err
 
 
+def test_what_forward_changes_by_a_view_is_not_read(tmp_path, capsys):
+    path = tmp_path / "styles.py"
+    path.write_text(STYLES)
+    assert main(["write", str(path), "Lowered.backward"]) == 2
+    assert "sets elements of a view of what it keeps" in capsys.readouterr().err
+
+
 def test_what_forward_does_not_keep_is_said(written):
     text, _ = written("Square.backward")
     assert text.endswith("        # forward has to keep self.x = x\n        return 2 * dy * self.x\n")
@@ -348,3 +364,44 @@ def test_a_wrong_verdict_brings_what_would_be_right(course):
     right = ag.check_backward(verdict.solution.forward, verdict.solution.backward, inputs)
     assert right.solution is None
     assert "What would be right" not in str(right)
+
+
+def test_a_wrong_verdict_on_an_object_brings_what_would_be_right(tmp_path):
+    path = tmp_path / "styles.py"
+    path.write_text(STYLES)
+    space = {"__name__": "styles"}
+    exec(compile(STYLES, str(path), "exec"), space)
+    (x,) = arrays((5, 4))
+    verdict = ag.check_backward(space["Step"](4), [x])
+    assert "What would be right:\n\nclass Step:\n    def backward(self, grad, lr):\n" in str(verdict)
+    y, cache = verdict.solution.forward(*verdict.solution.inputs.values())
+    dy = np.random.default_rng(0).normal(size=y.shape)
+    dx, dw = verdict.solution.backward(dy, cache)
+    _, w = verdict.solution.inputs.values()
+    assert np.allclose(dx, dy * (1 - np.tanh(x @ w) ** 2) @ w.T)
+    assert np.allclose(dw, x.T @ (dy * (1 - np.tanh(x @ w) ** 2)))
+
+
+def test_a_wrong_verdict_of_which_forward_keeps_too_little_brings_a_forward_pass():
+    def forward(x):
+        return np.exp(x) * x, None
+
+    def backward(dy, cache):
+        return dy
+
+    (x,) = arrays((5, 4))
+    solution = ag.check_backward(forward, backward, [x]).solution
+    assert solution.source.startswith("import numpy as np\n\n\ndef forward(x):\n")
+    assert ag.check_backward(solution.forward, solution.backward, [x]).ok
+
+
+def test_functions_in_a_function_are_solved_in_its_place():
+    def forward(x):
+        y = np.tanh(x)
+        return y, y
+
+    def backward(dy, y):
+        return dy * (1 - y)
+
+    solution = ag.check_backward(forward, backward, arrays((5, 4))).solution
+    assert solution.source == "def backward(dy, y):\n    return dy * (1 - y**2)\n"
