@@ -222,6 +222,26 @@ def test_numpy_cannot_take_what_is_computed_out_of_the_graph(call):
     call(leaf.detach() * 1)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.cumprod(x, axis=0),
+        lambda x: np.diff(x, n=0),
+        lambda x: np.clip(x, None, None),
+        lambda x: np.real(x),
+        lambda x: np.einsum("ij->ij", x),
+        lambda x: ag.einsum("ij->ij", x),
+        lambda x: np.linalg.matrix_power(x @ x.T, 1),
+    ],
+)
+def test_a_function_with_nothing_to_do_gives_a_new_tensor_all_the_same(function):
+    x = ag.tensor([[1.0, 2.0]], requires_grad=True)
+    y = function(x)
+    y.name = "y"
+    assert x.name is None
+    assert ag.grad(x.sum(), y, allow_unused=True) == (None,)
+
+
 def test_an_array_of_elements_no_longer_hides_a_derivative():
     with pytest.raises(RuntimeError, match="cuts the graph"):
         ag.jacobian(lambda x: x * np.array([x[0], x[1]]), [3.0, 5.0])

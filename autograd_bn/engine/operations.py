@@ -766,7 +766,7 @@ def einsum(subscripts: Any, *operands: Any) -> Any:
             both = "".join([i for i in dict.fromkeys(term + other) if i in later])
             b, other = _einsum(a, b, (term, other, both)), both
         term, a = other, b
-    return a if term == out else transpose(a, tuple([term.index(i) for i in out]))
+    return a if term == out and k else transpose(a, tuple([term.index(i) for i in out]))
 
 
 def _spelled(axes: Sequence[Any]) -> str:

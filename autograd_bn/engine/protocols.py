@@ -63,10 +63,7 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """A function of NumPy's with a tensor among its arguments."""
     name = words.numpy_name(func)
     if options.get("out") is not None:
-        raise TypeError(
-            f"{name} can't write a tensor's result into an array in place (out=, or +=, -=, *=, /= on "
-            "an array): write a = a + t"
-        )
+        raise TypeError(f"{name} can't write a tensor into an array in place, as out= and a += t do: write a = a + t")
     if func in _PLAIN:
         return func(*map(plain, args), **{name: plain(value) for name, value in options.items()})
     if func not in _RECORDED:
@@ -88,4 +85,5 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             )
     if func is np.where and len(args) == 1:
         return np.nonzero(plain(args[0]))
-    return words.called(_RECORDED[func], f"{name} of a tensor", args, options)
+    result = words.called(_RECORDED[func], f"{name} of a tensor", args, options)
+    return ops.copy(result) if any(result is arg for arg in args) else result  # as NumPy's results are new
