@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import autograd_bn as ag
 from autograd_bn.verify.referee import discover, guesses, load
 
 TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
@@ -179,6 +180,54 @@ def test_an_abstract_class_is_unwritten(tmp_path, body):
     text = f"import abc\nclass Layer(abc.ABC):\n    def forward(self, x):\n        {body}\n"
     abstract = "    @abc.abstractmethod\n    def backward(self, dy):\n        pass\n"
     assert judged(written(tmp_path, text + abstract))["Layer.backward"].verdict == "unwritten"
+
+
+STUBS = {
+    "pass": ("pass", ""),
+    "nones": ("return None, None", ""),
+    "raises": ("raise NotImplementedError", ""),
+    "asserts": ("assert False, 'TODO'", ""),
+    "zeros": ("dx, dw = np.zeros_like(cache[0]), np.zeros_like(cache[1])\n    return dx, dw", ""),
+    "forward": ("return dy @ cache[1].T, cache[0].T @ dy", "return None, (x, w)"),
+    "wrong": ("return 0 * cache[0], 0 * cache[1]", ""),
+    "right": ("return dy @ cache[1].T, cache[0].T @ dy", ""),
+}
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_the_function_says_of_a_stub_what_the_command_does(name, tmp_path):
+    backward, forward = STUBS[name]
+    text = f"import numpy as np\ndef f_forward(x, w):\n    {forward or 'return x @ w, (x, w)'}\n"
+    path = written(tmp_path, f"{text}def f_backward(dy, cache):\n    {backward}\n")
+    with load.loaded(path) as file:
+        x, w = np.random.default_rng(0).normal(size=(2, 3, 3))
+        verdict = ag.check_backward(file.space["f_forward"], file.space["f_backward"], (x, w))
+    expected = name if name in ("right", "wrong") else "unwritten"
+    assert verdict.status == judged(path)["f_backward"].verdict == expected
+    assert str(verdict).startswith(expected.upper()) and verdict.ok == (name == "right")
+
+
+def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
+    def hinge(x, w, scale=1.0):
+        loss, dx, dw = np.sum(np.tanh(x @ w)), 0, 0
+        slope = scale * (1 - np.tanh(x @ w) ** 2)
+        dx, dw = slope @ w.T, x.T @ slope
+        return loss, dx, dw
+
+    class Model:
+        def __init__(self):
+            self.W = np.ones((3, 2))
+
+        def loss(self, X, y=None):
+            loss, dX, dW = hinge(X, self.W)
+            return loss, {"W": dW}
+
+    x, w = np.random.default_rng(0).normal(size=(2, 3, 3))
+    assert [row.name for row in ag.check_backward(hinge, (x, w)).rows if row.ok] == ["dx", "dw"]
+    assert [row.ok for row in ag.check_backward(hinge, (x, w, 2.0)).rows] == [False, False]
+    assert [row.name for row in ag.check_backward(Model(), (x, None)).rows if row.ok] == ["dW"]
+    with pytest.raises(TypeError, match="or a function that returns a loss and its gradients"):
+        ag.check_backward(lambda x: (x, x), (x,))
 
 
 def test_a_factor_of_the_whole_gradient_is_said_before_one_of_a_part(tmp_path):

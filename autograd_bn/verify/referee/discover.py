@@ -40,11 +40,10 @@ from .pairs import (
     numpy_pair,
     parameters,
     returned_names,
-    stirred,
 )
-from .returned import Gradients, is_constant
 from .source import code_of, framework, signature, syntax, unwrapped
 from .trace import work
+from .unwritten import COST, is_todo, written
 from .verdict import Verdict
 
 ACCEPTED, FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
@@ -53,7 +52,6 @@ _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
 # What makes a layer whole takes a shape alone, and has no name of what reaches for a file.
 _BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
-_TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
 
 @dataclass
@@ -135,16 +133,13 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
             )
 
 
-_COST, _SLOPE = (
-    r"\w*(loss|cost|nll)|J|cost_?\w*",
-    re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g"),
-)
+_SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
 
 
 def _is_loss(name: str, function: Any) -> bool:
     """Whether a function may return a loss and its gradient."""
     returned = returned_names(function)
-    said = len(returned) > 1 and {bool(re.fullmatch(_COST, returned[0])), bool(re.fullmatch(_COST, returned[1]))}
+    said = len(returned) > 1 and {bool(re.fullmatch(COST, returned[0])), bool(re.fullmatch(COST, returned[1]))}
     named = re.search(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", name, re.IGNORECASE) or (
         said == {True, False} and _SLOPE.fullmatch(returned[-1])
     )
@@ -389,7 +384,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                     raise
                 continue
             except Exception as error:
-                if _is_todo(error):
+                if is_todo(error):
                     raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
                 missing = None if depth else _missing(error, values, known)
                 if missing:
@@ -442,7 +437,7 @@ def _lengths(entry: Entry) -> list[int]:
 
 def rating(pair: Pair) -> tuple[bool, float]:
     """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences."""
-    _written(pair)
+    written(pair)
     try:
         with np.errstate(all="ignore"):
             told = agreement(pair)
@@ -461,20 +456,6 @@ def _finite(result: Any) -> None:
     y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
         raise ValueError("forward's output is empty or not finite")
-
-
-def _is_todo(error: BaseException) -> bool:
-    """Whether an exception is an author's note that nothing stands there yet."""
-    if isinstance(error, TypeError) and re.search("abstract class|must derive from BaseException", str(error)):
-        return True  # or `raise NotImplemented`
-    if isinstance(error, NotImplementedError) or (isinstance(error, AssertionError) and _TODO.search(str(error))):
-        return True
-    steps = extract_tb(error.__traceback__)
-    return (
-        isinstance(error, AssertionError)
-        and bool(steps)
-        and bool(re.match(r"assert (False|0)\b", steps[-1].line or ""))
-    )
 
 
 def _steps(error: BaseException) -> list[FrameSummary]:
@@ -547,8 +528,9 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
                 inputs, pair = guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
             else:
                 pair = entry.adapted(copy.deepcopy(inputs))
-                rating(pair)
             entry.report = check_backward(pair, pair.inputs, seed=seed, strict=strict)
+            if entry.report.unwritten:
+                raise NotImplementedError(entry.report.unwritten)
             for other, where in _elsewhere(entry, inputs) if entry.report.ok else ():
                 report = check_backward(other, other.inputs, seed=seed, strict=strict)
                 if "test" in where and report.diagnosis and report.diagnosis[0].kind == "raised":
@@ -704,64 +686,3 @@ def _form(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_form(item) for item in value]
     return type(value), np.shape(value) if hasattr(value, "dtype") else ()
-
-
-def _written(pair: Pair) -> None:
-    """`NotImplementedError` where one of the passes isn't written yet."""
-    y, kept = pair.forward(*copy.deepcopy(pair.inputs))
-    if y is None:
-        raise NotImplementedError("forward returned None")
-    try:
-        back = pair.call(pair.source, np.ones(np.shape(y)), kept)
-    except Unjudgeable:
-        raise
-    except Exception as error:
-        if _is_todo(error):
-            raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
-        return  # for the verdict to report
-    if not isinstance(back, Gradients):
-        back = Gradients(back, {}, (), tuple(pair.names))
-    floats = [n for n, v in zip(pair.names, pair.inputs, strict=True) if is_float(v) and not is_constant(n, v)]
-    listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
-    left = [name for name, value in back.left.items() if value is not None]
-    if isinstance(back.back, dict) or (back.back is None and left):
-        return
-    none = [n for n, v in zip(back.names, listed, strict=False) if v is None and n in floats and n not in left]
-    none = none if len(listed) == len(back.names) else []
-    if all(value is None for value in listed) and not left:
-        none = floats
-    if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
-        raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
-    if none:
-        raise NotImplementedError(f"backward returned None for {', '.join(none)}")
-    numbers = [v for v in [*listed, *back.left.values()] if v is not None]
-    with suppress(TypeError, ValueError):
-        if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):
-            rng = np.random.default_rng(4)
-            moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
-            if np.array_equal(y, pair.forward(*moved)[0]):
-                raise NotImplementedError("forward returns the same for all inputs, and backward zeros")
-            if not left and _only_zeros(pair.source):
-                raise NotImplementedError("backward returns zeros, as they were made at its start")
-
-
-_ZEROS = re.compile(r"(\w+\.)?(zeros|zeros_like|empty|empty_like)\(.*|0(\.0*)?|None|\[\]", re.DOTALL)
-
-
-def _only_zeros(function: Any) -> bool:
-    """Whether the arrays that a function returns are made of zeros, and nothing else is ever put into them."""
-    names = {name for name in returned_names(function) if not re.fullmatch(_COST, name)}
-    made, filled = set[str](), set[str]()
-    for node in ast.walk(syntax(function)):
-        if isinstance(node, ast.Assign | ast.AugAssign):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                pairs: Any = [(target, node.value)]
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs = zip(target.elts, node.value.elts, strict=False)
-                for part, value in pairs:
-                    inner = part.value if isinstance(part, ast.Subscript) else part
-                    zeros = _ZEROS.fullmatch(ast.unparse(value))
-                    (made if zeros else filled).add(getattr(inner, "id", getattr(inner, "attr", "")))
-        elif isinstance(node, ast.Call) and "zeros" not in ast.unparse(node.func):  # np.add.at(dW, ...)
-            filled |= {part.id for part in node.args if isinstance(part, ast.Name)}
-    return bool(names) and names <= made - filled

@@ -23,6 +23,7 @@ from .run import Run
 from .source import NoSearch
 from .trace import effort
 from .truth import known_to
+from .unwritten import written
 from .verdict import Finding, Repair, Row, Verdict, row
 
 CALLS = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
@@ -56,7 +57,7 @@ def check_backward(
 
     `check_backward(target, inputs)` judges a `torch.autograd.Function`, a function with a `jax.custom_vjp`, or a layer
     object with `y = layer.forward(x)` and `dx = layer.backward(dy)` in the same way; the truth is the framework's own
-    derivative of the forward code.
+    derivative of the forward code. Of a function with `loss, dx, ... = function(x, ...)` it judges dx, ...
 
     For wrong gradients it looks for the smallest edit of `backward` that makes them right. Only code that is arithmetic
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
@@ -67,7 +68,8 @@ def check_backward(
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 
     Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't
-    be judged; whatever is wrong with `backward`, an exception too, is in the verdict.
+    be judged; whatever is wrong with `backward`, an exception too, is in the verdict. A stub, which raises
+    `NotImplementedError` or returns None or nothing but zeros, has the status "unwritten".
 
     >>> import autograd_bn as ag
     >>> import numpy as np
@@ -86,7 +88,11 @@ def check_backward(
         raise TypeError(f"inputs is a {type(taken).__name__}, expected a tuple of what forward takes: (x, ...)")
     author = [forward] if inputs is None else [forward, backward]
     with as_it_was(*author), seeded(forward), np.errstate(all="ignore"):
-        pair = adapt(forward, taken) if inputs is None else numpy_pair(forward, backward, taken)
+        try:
+            pair = adapt(forward, taken) if inputs is None else numpy_pair(forward, backward, taken)
+            written(pair)
+        except NotImplementedError as todo:
+            return Verdict(False, (), (), (), unwritten=str(todo) or "it raises NotImplementedError")
         return Referee(pair, checked(pair, names), seed, strict).verdict()
 
 

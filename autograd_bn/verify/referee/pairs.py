@@ -37,7 +37,10 @@ from .held import (
 from .returned import Gradients, Returned, derivative_of, is_constant, plain
 from .source import code_of, framework, signature, syntax, unwrapped
 
-_EXPECTED = "expected a torch.autograd.Function, a jax.custom_vjp function or a layer object with forward and backward"
+_EXPECTED = (
+    "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
+    "or a function that returns a loss and its gradients"
+)
 # What a class may call its two passes; for functions, see `discover._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
 fprop fwd _forward feed_forward feedforward propagate propagar vorwaerts avanti compute __call__ function loss
@@ -290,6 +293,12 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
         return torch_function(torch, target, inputs)
     if jax is not None and isinstance(target, jax.custom_vjp):
         return jax_function(jax, target, inputs)
+    if inspect.isfunction(target) and len(returned_names(target)) != 1:
+        with suppress(NoPair):
+            return loss(target, inputs)
+    if methods_of(type(target)) is None and len(returned_names(getattr(type(target), "loss", None))) == 2:
+        target = copy.copy(target)
+        target.__class__ = loss_class(type(target))
     return Calls(author_of(target), inputs).pair()
 
 

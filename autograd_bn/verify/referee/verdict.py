@@ -89,7 +89,8 @@ class Verdict:
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
     `forward`, `backward`, `inputs`, `dy` and `pair` are what was judged; `warnings` say what is overwritten on the way,
-    and `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out.
+    and `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out;
+    `unwritten` says what a stub does.
     """
 
     ok: bool
@@ -105,13 +106,16 @@ class Verdict:
     unseen: tuple[str, ...] = ()
     convention: str = ""
     pair: Pair | None = field(default=None, repr=False, compare=False)
+    unwritten: str = ""
 
     def __bool__(self) -> bool:
         return self.ok
 
     @property
     def status(self) -> str:
-        """One of right, wrong and convention: a gradient that is other than the derivative on purpose."""
+        """One of right, wrong, unwritten, and convention: a gradient that is other than the derivative on purpose."""
+        if self.unwritten:
+            return "unwritten"
         return "right" if self.ok else "convention" if self.convention else "wrong"
 
     @property
@@ -137,6 +141,8 @@ class Verdict:
             return None
 
     def __str__(self) -> str:
+        if self.unwritten:
+            return self._headline()
         lines = [self._headline()]
         many = len(self.diagnosis) > 1
         for i, finding in enumerate(self.diagnosis, 1):
@@ -161,6 +167,8 @@ class Verdict:
         if self.ok:
             warned = ", with a warning" if self.warnings else ""
             return f"RIGHT: {'the gradient is' if total == 1 else f'all {total} gradients are'} right{warned}."
+        if self.unwritten:
+            return f"UNWRITTEN: {self.unwritten}."
         if self.convention:
             return f"CONVENTION, and no mistake: {', '.join(wrong)}."
         if not wrong:

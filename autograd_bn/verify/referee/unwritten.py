@@ -1,0 +1,94 @@
+"""What is yet to be written: a stub is no mistake."""
+
+import ast
+import copy
+import re
+from contextlib import suppress
+from traceback import extract_tb
+from typing import Any
+
+import numpy as np
+
+from ..gradcheck import Unjudgeable
+from .held import is_float
+from .pairs import Pair, returned_names, stirred
+from .returned import Gradients, is_constant
+from .source import syntax
+
+COST = r"\w*(loss|cost|nll)|J|cost_?\w*"  # what a loss is called
+_TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
+
+
+def is_todo(error: BaseException) -> bool:
+    """Whether an exception is an author's note that nothing stands there yet."""
+    if isinstance(error, TypeError) and re.search("abstract class|must derive from BaseException", str(error)):
+        return True  # or `raise NotImplemented`
+    if isinstance(error, NotImplementedError) or (isinstance(error, AssertionError) and _TODO.search(str(error))):
+        return True
+    steps = extract_tb(error.__traceback__)
+    return (
+        isinstance(error, AssertionError)
+        and bool(steps)
+        and bool(re.match(r"assert (False|0)\b", steps[-1].line or ""))
+    )
+
+
+def written(pair: Pair) -> None:
+    """`NotImplementedError` where one of the passes isn't written yet."""
+    y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+    if y is None:
+        raise NotImplementedError("forward returned None")
+    try:
+        back = pair.call(pair.source, np.ones(np.shape(y)), kept)
+    except Unjudgeable:
+        raise
+    except Exception as error:
+        if is_todo(error):
+            raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
+        return  # for the verdict to report
+    if not isinstance(back, Gradients):
+        back = Gradients(back, {}, (), tuple(pair.names))
+    floats = [n for n, v in zip(pair.names, pair.inputs, strict=True) if is_float(v) and not is_constant(n, v)]
+    listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
+    left = [name for name, value in back.left.items() if value is not None]
+    if isinstance(back.back, dict) or (back.back is None and left):
+        return
+    none = [n for n, v in zip(back.names, listed, strict=False) if v is None and n in floats and n not in left]
+    none = none if len(listed) == len(back.names) else []
+    if all(value is None for value in listed) and not left:
+        none = floats
+    if none and pair.truth is not None and len(none) < len(floats):  # as PyTorch has it for constants
+        raise Unjudgeable(f"backward takes {', '.join(none)} for constants, and returns None for them")
+    if none:
+        raise NotImplementedError(f"backward returned None for {', '.join(none)}")
+    numbers = [v for v in [*listed, *back.left.values()] if v is not None]
+    with suppress(TypeError, ValueError):
+        if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):
+            rng = np.random.default_rng(4)
+            moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
+            if np.array_equal(y, pair.forward(*moved)[0]):
+                raise NotImplementedError("forward returns the same for all inputs, and backward zeros")
+            if not left and _only_zeros(pair.source):
+                raise NotImplementedError("backward returns zeros, as they were made at its start")
+
+
+_ZEROS = re.compile(r"(\w+\.)?(zeros|zeros_like|empty|empty_like)\(.*|0(\.0*)?|None|\[\]", re.DOTALL)
+
+
+def _only_zeros(function: Any) -> bool:
+    """Whether the arrays that a function returns are made of zeros, and nothing else is ever put into them."""
+    names = {name for name in returned_names(function) if not re.fullmatch(COST, name)}
+    made, filled = set[str](), set[str]()
+    for node in ast.walk(syntax(function)):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                pairs: Any = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = zip(target.elts, node.value.elts, strict=False)
+                for part, value in pairs:
+                    inner = part.value if isinstance(part, ast.Subscript) else part
+                    zeros = _ZEROS.fullmatch(ast.unparse(value))
+                    (made if zeros else filled).add(getattr(inner, "id", getattr(inner, "attr", "")))
+        elif isinstance(node, ast.Call) and "zeros" not in ast.unparse(node.func):  # np.add.at(dW, ...)
+            filled |= {part.id for part in node.args if isinstance(part, ast.Name)}
+    return bool(names) and names <= made - filled
