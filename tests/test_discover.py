@@ -204,7 +204,8 @@ def test_the_function_says_of_a_stub_what_the_command_does(name, tmp_path):
         verdict = ag.check_backward(file.space["f_forward"], file.space["f_backward"], (x, w))
     expected = name if name in ("right", "wrong") else "unwritten"
     assert verdict.status == judged(path)["f_backward"].verdict == expected
-    assert str(verdict).startswith(expected.upper()) and verdict.ok == (name == "right")
+    assert str(verdict).startswith(expected.upper())
+    assert verdict.ok == (name == "right")
 
 
 def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
@@ -219,7 +220,7 @@ def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
             self.W = np.ones((3, 2))
 
         def loss(self, X, y=None):
-            loss, dX, dW = hinge(X, self.W)
+            loss, _, dW = hinge(X, self.W)
             return loss, {"W": dW}
 
     x, w = np.random.default_rng(0).normal(size=(2, 3, 3))
