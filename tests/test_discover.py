@@ -1,5 +1,6 @@
 """Code as people write it, in every convention: `styles.txt` holds files, each with its verdicts in the first line."""
 
+import itertools
 import json
 import os
 import re
@@ -229,6 +230,38 @@ def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
     assert [row.name for row in ag.check_backward(Model(), (x, None)).rows if row.ok] == ["dW"]
     with pytest.raises(TypeError, match="or a function that returns a loss and its gradients"):
         ag.check_backward(lambda x: (x, x), (x,))
+
+
+def test_what_is_absent_ends_the_search_for_inputs(tmp_path):
+    text = "calls = []\ndef f_forward(x, w, b, y, gamma, beta):\n    calls.append(x)\n    return fast(x) + w, x\n"
+    path = written(tmp_path, text + "def f_backward(d, cache):\n    return d\n")
+    with load.loaded(path) as file:
+        (entry,) = discover.entries(file.space)
+        discover.judge(entry, file.space, {})
+        assert "needs what isn't there: NameError: name 'fast' is not defined (line 4)" in entry.reason
+        assert len(file.space["calls"]) == discover.ABSENT
+
+
+def test_what_forward_got_furthest_with_leads_to_the_next_guesses():
+    kinds = [[f"{letter}{n}" for n in range(9)] for letter in "abcdefg"]
+    wanted, tried = ("a0", "b7", "c8", "d6", "e8", "f0", "g7"), list[tuple[str, ...]]()
+    choices = guesses.Choices(kinds)
+    for chosen in choices:
+        tried.append(chosen)
+        if chosen == wanted:
+            break
+        choices.told(chosen, [next(i for i, (a, b) in enumerate(zip(chosen, wanted, strict=True)) if a != b)])
+    assert len(tried) < guesses.LIKELY + 600
+    assert len(set(tried)) == len(tried)
+    assert tried[: guesses.LIKELY // 2] == [*itertools.islice(guesses.Choices(kinds), guesses.LIKELY // 2)]
+
+
+def test_inputs_with_the_features_first_are_tried_together():
+    names = ["x", "prev_h", "Wx", "Wh", "b"]
+    choices = guesses.Choices([guesses.meant(name)[0] for name in names])
+    assert ("DN", "MN", "MD", "MM", "M1") in itertools.islice(choices, 4)
+    choices.told(("ND", "NM", "DM", "MM", "M"), guesses.TAKEN)
+    assert ("D1", "MN", "MD", "MM", "M1") not in itertools.islice(choices, 40)
 
 
 def test_a_factor_of_the_whole_gradient_is_said_before_one_of_a_part(tmp_path):

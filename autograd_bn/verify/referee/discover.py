@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from traceback import FrameSummary, extract_tb
+from traceback import extract_tb, walk_tb
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .earned import unearned
 from .frameworks import torch_library
-from .guesses import drawn, likeliest, meant, shown
+from .guesses import TAKEN, Choices, drawn, meant, shown
 from .held import arrays, is_array, is_float, is_tensor
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
@@ -46,6 +46,8 @@ from .trace import work
 from .unwritten import COST, is_todo, written
 from .verdict import Verdict
 
+ABSENT = 20  # guesses one after the other that end at what isn't there, after which no more are tried
+_ABSENT = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
 ACCEPTED, FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
 WORK, LARGE = 1_500, 2_000_000  # calls of a small pair that looking for inputs takes; numbers that an object may hold
 _TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
@@ -65,7 +67,7 @@ class Entry:
     probe: Callable[[Sequence[Any]], Any]  # the author's forward pass alone
     made: int = 0  # how many of the values its object is made of
     make: Callable[[Sequence[Any]], Any] | None = None  # and how
-    cost: float = 0.1  # what it costs more to try it than what it calls
+    cost: float = 0.3  # what it costs more to try it than what it calls
     firm: bool = True  # whether what forward takes is given, or said by its names
     base: bool = False  # a base class, whose passes may be left to others
     code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
@@ -351,7 +353,7 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     """Inputs that forward takes, best such that every gradient agrees with differences there; and the pair on them."""
     inside: dict[str, list[str]] = {}  # what a dict must hold, by its parameter
     best: tuple[tuple[bool, float], tuple[Any, ...], Pair] | None = None
-    failed: list[tuple[list[int], str]] = []
+    failed: list[tuple[list[float], str]] = []
     accepted = fitting = 0
     spent = 0.0
     flat = False  # whether it is wrong for vectors
@@ -359,8 +361,8 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
     while True:
         slots = [(name, None) for name in entry.parameters] + [(n, key) for n, keys in inside.items() for key in keys]
         kinds = [["known"] if n in known and key is None else _kinds(entry, key or n, lengths) for n, key in slots]
-        missing, firm = None, dict[int, str]()
-        for chosen in likeliest(kinds):
+        missing, firm, choices = None, dict[int, str](), Choices(kinds)
+        for chosen in choices:
             if any(chosen[i] != kind for i, kind in firm.items()):
                 continue
             if spent > WORK:
@@ -372,11 +374,11 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 else:
                     values[name][key] = drawn(kind, rng)
             inputs = tuple(values.values())
-            depth = list[int]()
+            depth = list[float]()
             try:
                 with work() as done:
                     _finite(entry.probe(inputs))
-                    depth = [10**6]  # forward takes them
+                    depth = [*TAKEN]
                     pair = entry.adapted(copy.deepcopy(inputs))
                     score = rating(pair)
             except (NotImplementedError, Unjudgeable, NoPair):
@@ -390,10 +392,15 @@ def guessed(entry: Entry, known: dict[str, Any]) -> tuple[tuple[Any, ...], Pair]
                 if missing:
                     break
                 failed.append((depth or _depth(error), f"{said(error)}{_line(error)}"))
+                choices.told(chosen, failed[-1][0])
+                lost = [reason for _, reason in failed[-ABSENT:] if re.match(_ABSENT, reason)]
+                if len(lost) == ABSENT and best is None:
+                    raise ValueError(_no_inputs(entry, failed)) from None
                 continue
             finally:
                 spent += done[0] + entry.cost
             accepted, fitting = accepted + 1, fitting + score[0]
+            choices.told(chosen, [*depth, *score])
             if score[0] and not firm:  # what else may be meant is labels, probabilities, and what has no telling name
                 # and a number that may be an array, as p, a rate or a probability.
                 firm = {i: chosen[i] for i, (name, key) in enumerate(slots) if not meant(key or name)[1]}
@@ -458,15 +465,15 @@ def _finite(result: Any) -> None:
         raise ValueError("forward's output is empty or not finite")
 
 
-def _steps(error: BaseException) -> list[FrameSummary]:
-    """The author's lines that an exception came through, the outer ones first."""
-    steps = extract_tb(error.__traceback__)
-    return [s for s in steps if s.filename.endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(s.filename)]
+def _steps(error: BaseException) -> list[tuple[str, int]]:
+    """The author's files and lines that an exception came through, the outer ones first."""
+    steps = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return [step for step in steps if step[0].endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(step[0])]
 
 
-def _depth(error: BaseException) -> list[int]:
+def _depth(error: BaseException) -> list[float]:
     """How far forward got, as a list that is greater the further it is."""
-    return [step.lineno or 0 for step in _steps(error)]
+    return [line for _, line in _steps(error)]
 
 
 def _line(error: BaseException) -> str:
@@ -474,8 +481,8 @@ def _line(error: BaseException) -> str:
     steps = _steps(error)
     if not steps:
         return ""
-    other = "" if steps[-1].filename == steps[0].filename else f"{Path(steps[-1].filename).name}, "
-    return f" ({other}line {steps[-1].lineno})"
+    (first, _), (last, line) = steps[0], steps[-1]
+    return f" ({'' if last == first else f'{Path(last).name}, '}line {line})"
 
 
 def inputs_name(entry: Entry) -> str:
@@ -483,11 +490,10 @@ def inputs_name(entry: Entry) -> str:
     return re.sub(r"([._]?forward.*|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
-def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
+def _no_inputs(entry: Entry, failed: list[tuple[list[float], str]]) -> str:
     """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    absent = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
-    lost = [reason for reason in failed if re.match(absent, reason[1])]
+    lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
     why = max(lost or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
     if lost:
         return f"{call} needs what isn't there: {why}"

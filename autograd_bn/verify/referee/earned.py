@@ -23,7 +23,7 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
 
     A reading is `firm` if the names of all that forward takes say what it is, and if what is wrong was so for each
     shape of it that fitted; backward's names must say the same of dy. An axis of length 1 too many in the gradient of
-    what was `guessed` is no mistake either.
+    what was `guessed` is no mistake either, nor are other lengths, which the author's code may say itself.
     """
     found = [finding.what for finding in report.diagnosis]
     if not found:  # it is strictness that makes it wrong
@@ -34,22 +34,26 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     named = bool(kinds - _VAGUE - _LAYOUT) or (bool(report.repair) and not kinds & _LAYOUT)
     wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
     others = [row for row in rows if row.ok and row.name[1:] in guessed]
-    if not others and wrong <= {*guessed} and all(f.repair.endswith("axes of length 1.") for f in report.diagnosis):
+    level = all(f.repair.endswith("axes of length 1.") for f in report.diagnosis)
+    shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
+    known = {length for row in rows if row.ok for length in shapes[row.name[1:]]}  # another may be the code's own
+    misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
+    if (level and not others and wrong <= {*guessed}) or (kinds == {"shape"} and not level and wrong <= misfits):
         return f"only the shape is another than that of the guessed input: {found[0]}"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     said = " ".join([*report.warnings, *report.notes])
     steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
     moves = wrong and ("second backward" in said or wrong <= steps)
-    level = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
-    if moves and not level and not report.repair and not wrong & {*guessed}:
+    beside = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
+    if moves and not beside and not report.repair and not wrong & {*guessed}:
         return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
     if right or named or _SLIPS.search(found[0]):
         return ""
     if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
         return ""
-    shapes = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
-    return f"as read here, at guessed inputs ({shapes}), nothing agrees: {found[0]}"
+    taken = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
+    return f"as read here, at guessed inputs ({taken}), nothing agrees: {found[0]}"
 
 
 def _mostly_right(row: Row) -> bool:

@@ -1,8 +1,10 @@
 """What the parameters of a forward pass may be, by their names: values of the kinds that are tried on it."""
 
+import heapq
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,10 @@ import numpy as np
 from .returned import plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
+LIKELY = 500  # of which so many are the likeliest alone: others are easily taken for what they aren't
+# Kinds that belong together: of features first, of two and of four gates in one matrix, and of these over time.
+FAMILIES = ("DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F")
+TAKEN = [10.0**6]  # how far forward gets, in lines, with what it takes
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
@@ -38,17 +44,17 @@ ND DN MN NM BIJD BM : [ac]prev|prev[ac]
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
-ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH :
+ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
     x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?
-DM DF MD : w(x|i|ax)\w?
-MM MF : w(h|aa|y)\w?
+DM DF MD DT : w(x|i|ax)\w?
+MM MF MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
 DM MD D +D MDPP VM MN PPDM DN D1 : w\d?|weights?|kernels?|filters?|theta|table
-M D F M1 1M D1 111M + : b\d?|b[a-z]{1,2}|bias(es)?
-+D +1D11 +1D +D1 +N1 =2 : gamma|scale|gain|g
-D 1D11 1D D1 N1 : beta|shift|offset
+M D F M1 1M D1 111M + T : b\d?|b[a-z]{1,2}|bias(es)?
++D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
+D 1D11 1D D1 M N1 : beta|shift|offset
 NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
 ~int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
   +ND onehot:DN DN bits:1N :
@@ -149,11 +155,51 @@ def parsed_inputs(text: str) -> dict[str, Any]:
     return inputs
 
 
-def likeliest(kinds: list[list[str]]) -> list[tuple[str, ...]]:
-    """Choices of a kind for each parameter, those first in which each is the likeliest."""
-    ranked = itertools.islice(itertools.product(*[list(enumerate(listed)) for listed in kinds]), 40 * TRIALS)
-    first = sorted(ranked, key=lambda chosen: sum(rank for rank, _ in chosen))[:TRIALS]
-    return [tuple([kind for _, kind in chosen]) for chosen in first]
+class Choices:
+    """Choices of a kind for each parameter: the likeliest, by turns with those next to what got forward furthest."""
+
+    def __init__(self, kinds: list[list[str]]) -> None:
+        self.kinds, self.near, self.furthest = kinds, list[tuple[str, ...]](), list[float]()
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        likely, tried = self._likely(self.kinds), set[tuple[str, ...]]()
+        families = [
+            self._likely([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self.kinds])
+            for family in FAMILIES
+        ]
+        while len(tried) < TRIALS:
+            turn, chosen = len(tried), tuple[str, ...]()
+            if self.furthest < TAKEN and turn > LIKELY and turn % 2 and self.near:
+                chosen = self.near.pop()
+            elif self.furthest < TAKEN and turn % 4 == 2:
+                chosen = next(families[turn // 4 % len(families)], ())
+            chosen = chosen or next(likely, ()) or (self.near.pop() if self.near else ())
+            if not chosen:
+                return
+            if chosen not in tried:
+                tried.add(chosen)
+                yield chosen
+
+    def _likely(self, listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
+        """All choices, those first whose ranks have the least sum."""
+        waiting = [(0, (0,) * len(listed))]
+        while waiting:
+            total, ranks = heapq.heappop(waiting)
+            yield tuple([kinds[rank] for kinds, rank in zip(listed, ranks, strict=True)])
+            last = max([i for i, rank in enumerate(ranks) if rank], default=0)
+            for i in range(last, len(ranks)):
+                if ranks[i] + 1 < len(listed[i]):
+                    heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
+
+    def told(self, chosen: tuple[str, ...], depth: list[float]) -> None:
+        """How far forward got with a choice: if further than ever, those with one other kind are next, then two."""
+        if depth <= self.furthest:
+            return
+        ones = [(rank, {i: kind}) for i, kinds in enumerate(self.kinds) for rank, kind in enumerate(kinds)]
+        twos = [(a + b, {**one, **two}) for (a, one), (b, two) in itertools.combinations(ones, 2) if {*one} != {*two}]
+        nearest = [*sorted(ones, key=lambda other: other[0]), *sorted(twos, key=lambda other: other[0])[: TRIALS // 2]]
+        other: Any = lambda changed: tuple([changed.get(i, kind) for i, kind in enumerate(chosen)])
+        self.furthest, self.near = depth, [other(changed) for _, changed in nearest[::-1]]
 
 
 def shown(kind: str) -> str:

@@ -27,6 +27,7 @@ from .unwritten import written
 from .verdict import Finding, Repair, Row, Verdict, row
 
 CALLS = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
+ENTRIES = 50_000  # of inputs that take as long as a small forward pass
 _COPY = "Work on a copy: a = a * b, not a *= b."
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -122,6 +123,7 @@ class Referee:
         """Run the pair at the caller's inputs and elsewhere; by differences everywhere, once one run needs them."""
         with contextlib.suppress(Exception):  # for the first run to report
             self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
+        self.effort = max(self.effort, sum([np.size(value) for value in self.inputs.values()]) / ENTRIES)
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
         deaf = not self.unit and _ignores_dy(self.first)

@@ -844,8 +844,8 @@ def seeded(function: Any) -> Iterator[None]:
     kept = np.random.get_state(), random.getstate(), torch and torch.get_rng_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
-    if torch:
-        torch.manual_seed(0)
+    if torch:  # not `torch.manual_seed`, which formats the stack for each kind of device
+        torch.default_generator.manual_seed(0)
     try:
         yield
     finally:

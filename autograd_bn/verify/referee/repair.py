@@ -26,22 +26,9 @@ from .verdict import Repair
 Backward = Callable[..., Any]
 
 
-WORK = 7_000  # units that a search takes at most: runs of a small backward, about 0.2 ms each
-
-
-class Budget:
-    """What a search may still do, counted in work, so that what it finds doesn't depend on how busy the machine is.
-
-    A run of a backward whose forward is as large as several small ones counts as these; passages of its loops and
-    entries of its arrays count too.
-    """
-
-    def __init__(self, effort: float) -> None:
-        self.left, self.effort = float(WORK), effort
-
-    def over(self) -> bool:
-        """Whether nothing is left."""
-        return self.left <= 0
+# What a search may do, in runs of a small backward: of a larger one each counts for several, and passages of its loops,
+# entries of its arrays and the code compiled count too. It is no time: what is found is the same on a busy machine.
+WORK = 4_000
 
 
 class Repairs(dict[str, tuple[float, Repair]]):
@@ -63,7 +50,7 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], Budget(effort)), {name for name in order if not _constant(runs, name)}
+    workshop, wrong = Workshop(runs[0], effort), {name for name in order if not _constant(runs, name)}
     stages = [Stage(run, workshop) for run in runs]
     as_it_stands = workshop.space[workshop.main]
     with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
@@ -79,8 +66,8 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
     fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
     repairs, spare = Repairs(), Repairs()
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen, workshop.budget):
-        if workshop.budget.over() or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
+    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen):
+        if workshop.left <= 0 or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
@@ -154,8 +141,8 @@ _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
-    def __init__(self, run: Run, budget: Budget) -> None:
-        function, self.budget = run.pair.source, budget
+    def __init__(self, run: Run, effort: float) -> None:
+        function, self.effort, self.left = run.pair.source, effort, float(WORK)
         self.allowed = Allowed(function, _taken(run, run.passed()))
         self.sources = [Source(function)]
         for source in self.sources:
@@ -174,10 +161,11 @@ class Workshop:
             self._compile(source, source.text)
 
     def _compile(self, source: Source, text: bytes) -> None:
-        tree = ast.parse(text)
-        function: Any = tree.body[0]
-        _count_steps(bare(function))
-        exec(compile(tree, source.file, "exec", dont_inherit=True), self.space)
+        code: Any = text
+        if not source.straight:
+            code = ast.parse(text)
+            _count_steps(bare(code.body[0]))
+        exec(compile(code, source.file, "exec", dont_inherit=True), self.space)
         new, old = self.space[source.function.__name__], source.function
         new.__defaults__, new.__kwdefaults__ = old.__defaults__, old.__kwdefaults__
 
@@ -199,7 +187,7 @@ class Workshop:
             self.space[name] = kept
 
     def touching(
-        self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any], budget: Budget
+        self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any]
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
         known = zip(self.sources, seen, strict=True)
@@ -211,7 +199,7 @@ class Workshop:
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
-            if at not in reaches and not budget.over():
+            if at not in reaches and self.left > 0:
                 moved = None if before.failure else self._moving(*at, stage, before.gradients)
                 reaches[at] = moved is None or (bool(moved & wrong) and not moved & fixed)
             if reaches.get(at):
@@ -257,7 +245,7 @@ class Stage:
     def back(self, backward: Backward) -> Returned:
         """What an edited backward returns."""
         sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
-        self.workshop.budget.left -= self.workshop.budget.effort + sum(sizes) / 20_000
+        self.workshop.left -= self.workshop.effort + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, passed=self.passed)
 
@@ -274,7 +262,7 @@ class Stage:
         try:
             yield
         finally:
-            self.workshop.budget.left -= self.workshop.steps / 20
+            self.workshop.left -= self.workshop.steps / 35
             if not self.kept.restore():
                 self._pass()
 

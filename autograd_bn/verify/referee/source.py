@@ -99,6 +99,11 @@ class Source:
         definition = ast.parse(self.text).body[0]
         self.tree: Any = definition
         self.bare: Any = bare(copy.deepcopy(definition)) if named else definition.value
+        # Whether its text can be run as it is: nothing stands in its signature, and nothing is done over and over.
+        again = ast.For | ast.While | ast.FunctionDef | ast.Lambda | ast.comprehension
+        inner = [node for statement in definition.body for node in ast.walk(statement)] if named else []
+        plain = named and ast.dump(self.bare) == ast.dump(definition)
+        self.straight = plain and not any(isinstance(node, again) for node in inner)
         self.starts = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
 
     def span(self, node: Any) -> tuple[int, int]:
