@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.verify.referee.pairs import adapt
+from autograd_bn.verify.referee.conventions import adapt
 
 rng = np.random.default_rng(0)
 X, GAMMA, BETA = rng.normal(size=(6, 3)) + 0.5, rng.uniform(0.5, 2, 3), rng.normal(size=3)
@@ -20,7 +20,7 @@ def check(target, inputs):
         values = dict(zip(a.names, copy.deepcopy(a.inputs), strict=True))
         y, cache = a.forward(*values.values())
         dy = np.random.default_rng(1).normal(size=np.shape(y))
-        truth, found = a.truth(values, dy), a.call(a.source, dy, cache)
+        truth, found = a.truth(values, dy), a.call(a.source, dy, cache).back
         agree = [np.allclose(found[a.names.index(n)], g, atol=1e-12) for n, g in truth.items()]
         assert all(agree) == verdict.ok
     return verdict

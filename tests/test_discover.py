@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.verify.referee import discover, guesses, load
+from autograd_bn.verify.referee import discover, entries, guesses, load, trials
 
 TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
 STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
@@ -20,9 +20,7 @@ STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
 def judged(path):
     """Every pair of a file, judged, by the name of its backward pass."""
     with load.loaded(path) as file:
-        found = list(discover.entries(file.space))
-        for entry in found:
-            discover.judge(entry, file.space, {})
+        found = [discover.judge(entry, file.space, {}) for entry in entries.entries(file.space)]
         return {entry.backward: entry for entry in found if entry.verdict}
 
 
@@ -236,10 +234,10 @@ def test_what_is_absent_ends_the_search_for_inputs(tmp_path):
     text = "calls = []\ndef f_forward(x, w, b, y, gamma, beta):\n    calls.append(x)\n    return fast(x) + w, x\n"
     path = written(tmp_path, text + "def f_backward(d, cache):\n    return d\n")
     with load.loaded(path) as file:
-        (entry,) = discover.entries(file.space)
-        discover.judge(entry, file.space, {})
+        (entry,) = entries.entries(file.space)
+        entry = discover.judge(entry, file.space, {})
         assert "needs what isn't there: NameError: name 'fast' is not defined (line 4)" in entry.reason
-        assert len(file.space["calls"]) == discover.ABSENT
+        assert len(file.space["calls"]) == trials.ABSENT
 
 
 def test_what_forward_got_furthest_with_leads_to_the_next_guesses():
@@ -296,9 +294,8 @@ class Layer:
 """
     path = written(tmp_path, text)
     with load.loaded(path) as file:
-        (entry,) = discover.entries(file.space)
-        discover.judge(entry, file.space, {})
-        assert entry.verdict == "right"
+        (entry,) = entries.entries(file.space)
+        assert discover.judge(entry, file.space, {}).verdict == "right"
         assert {*file.space["Layer"].calls} == {"prepare"}
 
 

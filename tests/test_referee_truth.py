@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.verify.referee.pairs import loss
+from autograd_bn.verify.referee.conventions import loss
 from autograd_bn.verify.referee.trace import effort
 
 rng = np.random.default_rng(0)

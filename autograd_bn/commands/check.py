@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..drawing.render import render
 from ..files import whole
-from ..verify.referee.discover import Entry, entries, judge
+from ..verify.referee.discover import Judged, judge
+from ..verify.referee.entries import entries
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.load import Unreadable, loaded
 from . import UsageError, complain
@@ -74,7 +75,7 @@ def _watched(args: argparse.Namespace, page: Path | None, known: dict[str, objec
 
 def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object], said: dict[str, str]) -> int:
     """Judge and print what isn't `said` yet; the exit status."""
-    judged = list[Entry]()
+    judged = list[Judged]()
     out, notes = sys.stdout, list[str]()
     try:
         # What the file prints must not mix with the report.
@@ -90,10 +91,10 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
                 complain(f"Note: the file stops at {note}; judged is what it defines.")
             for entry in listed:
                 with _heard(entry.backward):
-                    judge(entry, file.space, known, args.seed, args.strict)
-                if entry.verdict:
-                    judged.append(entry)
-                    text = _text(entry, len(listed) > 1, args.json)
+                    verdict = judge(entry, file.space, known, args.seed, args.strict)
+                if verdict.verdict:
+                    judged.append(verdict)
+                    text = _text(verdict, len(listed) > 1, args.json)
                     if said.get(entry.backward) != text:
                         print(text, file=out, flush=True)
                     said[entry.backward] = text
@@ -112,14 +113,14 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
     return 1 if failed else 0 if counts["right"] or counts["convention"] else 2
 
 
-def _text(entry: Entry, several: bool, json: bool) -> str:
+def _text(entry: Judged, several: bool, json: bool) -> str:
     """An entry as it is printed; one that is right in a line, among others."""
     if json:
         return entry.json()
     text = str(entry)
     if several and entry.verdict == "right" and entry.report is not None:
-        rest = [*entry.report.warnings, *[f"Not judged: {what}." for what in entry.report.unseen], *entry.reasons]
-        text = " ".join([text.splitlines()[0], *rest])
+        rest = [*entry.report.warnings, *[f"Not judged: {what}." for what in entry.report.unseen], entry.reason]
+        text = " ".join([text.splitlines()[0], *rest]).rstrip()
     return f"{entry.backward}: {text}\n" if several else text
 
 
@@ -135,7 +136,7 @@ def _heard(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _write(page: Path, judged: list[Entry]) -> None:
+def _write(page: Path, judged: list[Judged]) -> None:
     """The page of a pair, or a list of pairs with a page each of the wrong ones."""
     items = []
     for entry in judged:

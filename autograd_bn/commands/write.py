@@ -13,11 +13,13 @@ import numpy as np
 from ..drawing.run_graphviz import write
 from ..engine import Tensor, as_tensor, grad
 from ..verify.derivation import solution
-from ..verify.referee.discover import Entry, entries, given_inputs, guessed
+from ..verify.referee.entries import Entry, entries
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.held import is_float
 from ..verify.referee.load import SECONDS, TimeUp, Unreadable, limited, loaded
 from ..verify.referee.pairs import NoPair, Pair
+from ..verify.referee.returned import Gradients
+from ..verify.referee.trials import given, guessed
 from . import UsageError, complain
 from .data import output_file
 
@@ -81,29 +83,26 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str) -> str:
     """The backward pass of one entry, in its author's names."""
-    inputs = given_inputs(entry, space)
-    if inputs is not None:
-        pair = entry.adapted(inputs)
-    else:
-        known = {name: value for name, value in known.items() if name in entry.parameters}
-        try:
-            pair = guessed(entry, known)[1]
-        except NotImplementedError:  # it says nothing about the inputs, and the true one all
-            pair = guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)[1]
+    known = {name: value for name, value in known.items() if name in entry.parameters}
+    try:
+        pair = (given(entry, space) or guessed(entry, known)).pair
+    except NotImplementedError:  # it says nothing about the inputs, and the true one all
+        true = replace(entry, adapted=lambda values: _true_pair(entry.adapted(values)))
+        pair = entry.adapted(guessed(true, known).inputs)
     return solution(pair, form == "folded").source.removeprefix(HEAD)
 
 
 def _true_pair(pair: Pair) -> Pair:
     """A pair with the engine's gradients for its backward pass."""
 
-    def call(_: Any, dy: Any, values: Any) -> Any:
+    def call(_: Any, dy: Any, values: Any) -> Gradients:
         leaves = [as_tensor(v, requires_grad=True) if is_float(v) else v for v in values]
         wanted = [v for v in leaves if isinstance(v, Tensor)]
         gradients = iter(grad(pair.forward(*leaves)[0], wanted, dy, allow_unused=True))
         filled = [None if not isinstance(v, Tensor) else next(gradients) for v in leaves]
-        return tuple(
-            [np.zeros(np.shape(v)) if g is None and is_float(v) else g for g, v in zip(filled, values, strict=True)]
-        )
+        pairs = zip(filled, values, strict=True)
+        back = tuple([np.zeros(np.shape(v)) if g is None and is_float(v) else g for g, v in pairs])
+        return Gradients(back, {}, (), tuple(pair.names))
 
     forward = wraps(pair.forward)(lambda *values: (pair.forward(*values)[0], values))
     return replace(pair, forward=forward, call=call)

@@ -16,9 +16,14 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.node import Node
+from ..referee.author import Context
+from ..referee.calls import Calls
+from ..referee.conventions import called, loss, plans
+from ..referee.frameworks import seeded
 from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
 from ..referee.judge import check_backward
-from ..referee.pairs import Calls, Context, Pair, loss, plans, seeded
+from ..referee.pairs import Pair
+from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
 from ..referee.source import code_of, signature, syntax, unwrapped
 from .expressions import Expression
@@ -36,7 +41,7 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
     returns a loss and its gradient is written whole. For functions of which forward keeps too little, a forward pass
     is written too. `Unwritable` says why there is none.
     """
-    if pair.calls is None or pair.calls.framework.truth is not None:
+    if pair.calls is None or pair.calls.library.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
     author = pair.calls.author
     try:
@@ -183,7 +188,7 @@ class _Author:
             if run.finite:
                 self._compare(new, run)
         author = replace(self.author, forward=self._keeping(), backward=new)
-        pair = loss(new, inputs) if self.whole else Calls(author, inputs).pair()
+        pair = loss(new, inputs) if self.whole else called(author, inputs)
         if not (verdict := check_backward(pair, pair.inputs)):
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
@@ -212,8 +217,8 @@ class _Author:
             outputs = [result[self.calls.plan.outputs[0][1]]]
             back = self.pair.call(lambda *_: result, 1.0, [*seen["input"].values()])
         else:
-            calls, dy = copy.copy(self.calls), dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
-            calls.places, start = self.kept, {n: run.inputs[n] for n in calls.slots}
+            dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
+            calls, start = replace(self.calls, places=self.kept), {n: run.inputs[n] for n in self.calls.slots}
             back = calls.pulled(new, dy, seen | {"start": start}, outputs)
         gradients = _gradients(back, run.inputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
@@ -235,7 +240,7 @@ def _returned(pair: Pair) -> Gradients | None:
         back = pair.call(pair.source, np.ones(np.shape(y)), kept)
         listed = back.back if isinstance(back.back, tuple | list) else [back.back]
         if any(value is not None for value in [*listed, *back.left.values()]):
-            return back  # type: ignore[no-any-return]
+            return back
     return None
 
 
@@ -246,9 +251,8 @@ def _as_named(pair: Pair) -> Pair:
     takes = [*signature(calls.author.backward)][int(calls.author.leads) :]
     named = [len(derivative_of(name)) > 1 for name in takes]
     fits: Any = lambda plan: sum(a == (place[0] == "dy") for a, place in zip(named, plan.arguments, strict=False))
-    calls = calls.planned(max(plans(calls.author, calls.names, seen), key=fits))
-    calls.look_for_parameters()
-    return calls.made()  # type: ignore[no-any-return]
+    plan = max(plans(calls.author, calls.names, seen), key=fits)
+    return with_parameters(Calls(calls.author, calls.inputs, calls.library, calls.names, plan)).pair()
 
 
 def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:

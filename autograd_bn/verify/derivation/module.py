@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ...files import whole
+from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.judge import check_backward
-from ..referee.pairs import parameters
 from .lengths import recordings
 from .tracing import Recording, Unwritable
 from .writer import Writer

@@ -1,8 +1,10 @@
 """The referee: is a hand-written backward pass right, and if not, where is the mistake and how is it repaired?
 
-`load` and `discover` find the pairs of a file, `pairs` says how each is called, `inputs` guesses what with. `run` calls
-it, `held`, `outside` and `pure` keep the user's things safe, `returned` matches gradients, `truth` knows them. `judge`
-asks `explain`, `paths` and `mistakes` (factors of a term), `repair` tries the edits of `slips`, `verdict` answers.
+Files: `load` runs one, `entries` finds its pairs, `guesses` has what their inputs may be, `trials` tries them, and
+`discover` judges each. Pairs: `author` reads what was written, `conventions` how it is called, `calls` calls it,
+`parameters` finds what it reads and leaves on objects, `frameworks` have their own. Runs: `held`, `outside` and `pure`
+keep the user's things safe, `inputs` chooses what with, `returned` matches gradients, `truth` knows them. Verdicts:
+`judge` asks `explain`, `paths`, `mistakes` (factors of a term) and `meant`, `repair` tries the edits of `slips`.
 """
 
 from .judge import check_backward as check_backward

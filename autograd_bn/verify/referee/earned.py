@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .pairs import CONTEXTS, Pair
+from .author import CONTEXTS
+from .pairs import Pair
 from .returned import plain
 from .source import signature
 from .verdict import Row, Verdict

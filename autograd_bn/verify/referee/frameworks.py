@@ -1,17 +1,62 @@
-"""PyTorch Functions and custom VJPs of JAX as pairs, with the framework's own derivative as the truth."""
+"""What an author computes with: NumPy, PyTorch or JAX, with their own derivatives for the truth and fixed seeds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .held import is_float
-from .pairs import NUMPY, Library, Pair, array, parameters, returned_names
-from .source import framework, signature
+from .author import parameters, returned_names
+from .held import is_float, is_tensor, vector
+from .pairs import Pair
+from .returned import Gradients
+from .source import framework, signature, unwrapped
+
+
+class Library(NamedTuple):
+    """What an author computes with: arrays into it and out of it, outputs laid end to end, and its own derivative."""
+
+    lift: Callable[[Any], Any]
+    lower: Callable[[Any], Any]
+    join: Callable[[list[Any]], Any]
+    precise: Callable[[], Any]
+    truth: Any = None
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+NUMPY = Library(_itself, _itself, _joined, nullcontext)
+
+
+def array(value: Any) -> Any:
+    """A framework's array, or a list of floats, as NumPy's, floats in double precision; anything else as it is."""
+    value = vector(value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    elif hasattr(value, "__array__") and not isinstance(value, np.generic):
+        value = np.asarray(value)
+    return value.astype(np.float64, copy=False) if is_float(value) else value
+
+
+def lowered(value: Any) -> Any:
+    """A framework's arrays as NumPy's, also inside of containers."""
+    if isinstance(value, dict):
+        return {key: lowered(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(lowered, value)) if not hasattr(value, "_make") else tuple(map(lowered, value))
+    return array(value)
 
 
 def library_of(inputs: Sequence[Any]) -> Library:
@@ -44,82 +89,111 @@ def torch_library(torch: Any) -> Library:
     def join(parts: list[Any]) -> Any:
         return torch.cat([part.reshape(-1) for part in parts]) if len(parts) > 1 else parts[0]
 
-    def truth(calls: Any, names: list[str]) -> Any:
+    def truth(calls: Any) -> Any:
         def derive(values: dict[str, Any], dy: Array) -> dict[str, Array]:
-            leaves = [
-                torch.from_numpy(v).requires_grad_(is_float(v)) if isinstance(v, np.ndarray) else v
-                for v in values.values()
-            ]
-            moves = {n: t for n, t in zip(values, leaves, strict=True) if torch.is_tensor(t) and t.requires_grad}
+            leaves = _leaves(torch, values)
             with doubles(torch), torch.enable_grad():
-                y = join(calls.outputs(calls.passed(leaves)))
-                gradients = torch.autograd.grad(y, [*moves.values()], torch.as_tensor(dy), allow_unused=True)
-            pairs = zip(moves, gradients, strict=True)
-            return {n: np.zeros(np.shape(values[n])) if g is None else array(g) for n, g in pairs}
+                y = join(calls.outputs(calls.passed([*leaves.values()])))
+            return _all_pulled(torch, y, leaves, dy)
 
         return derive
 
     return Library(lift, array, join, partial(doubles, torch), truth)
 
 
+def _leaves(torch: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """PyTorch's arrays in the place of NumPy's, floats as leaves of a graph."""
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    leaves = {name: torch.from_numpy(value).requires_grad_(is_float(value)) for name, value in arrays.items()}
+    return {**values, **leaves}
+
+
+def _moves(value: Any) -> bool:
+    return is_tensor(value) and bool(value.requires_grad)
+
+
+def _pulled(torch: Any, y: Any, leaves: Mapping[str, Any], dy: Any) -> dict[str, Any]:
+    """The gradient of each leaf, None where y doesn't depend on it."""
+    moving = {name: leaf for name, leaf in leaves.items() if _moves(leaf)}
+    with doubles(torch):
+        weights = torch.as_tensor(dy)
+        gradients = torch.autograd.grad(y, [*moving.values()], weights, allow_unused=True, retain_graph=True)
+    return dict(zip(moving, map(array, gradients), strict=True))
+
+
+def _all_pulled(torch: Any, y: Any, leaves: Mapping[str, Any], dy: Any) -> dict[str, Array]:
+    """The gradient of each leaf, zeros where y doesn't depend on it."""
+    pulled = _pulled(torch, y, leaves, dy)
+    return {name: np.zeros(np.shape(leaves[name])) if g is None else g for name, g in pulled.items()}
+
+
+@contextmanager
+def seeded(function: Any) -> Iterator[None]:
+    """The same random numbers in every call, and the caller's generators as they were."""
+    space = getattr(unwrapped(function), "__globals__", {})
+    torch = framework("torch")
+    own = [v for v in [*space.values()] if isinstance(v, np.random.Generator)]
+    was = [copy.deepcopy(g.bit_generator.state) for g in own]
+    kept = np.random.get_state(), random.getstate(), torch and torch.get_rng_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    if torch:  # not `torch.manual_seed`, which formats the stack for each kind of device
+        torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        for generator, state in zip(own, was, strict=True):
+            generator.bit_generator.state = state
+        np.random.set_state(kept[0])  # noqa: NPY002
+        random.setstate(kept[1])
+        if torch:
+            torch.set_rng_state(kept[2])
+
+
 def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     """A `torch.autograd.Function`, with `ctx` in `forward` or with `setup_context`."""
     run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
-    grad = partial(torch.autograd.grad, allow_unused=True, retain_graph=True)
-    library = torch_library(torch)
+    library, names = torch_library(torch), parameters(target.forward, len(inputs), skip=0 if apart else 1)
     listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
     defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     defaults = defaults[: max(len(returned_names(target.backward)) - len(inputs), 0)]  # those it returns something for
     judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
-    def moves(value: Any) -> bool:
-        return torch.is_tensor(value) and bool(value.requires_grad)
-
-    def leaves_of(values: Iterable[Any]) -> list[Any]:
-        return [torch.from_numpy(v).requires_grad_(is_float(v)) if isinstance(v, np.ndarray) else v for v in values]
-
-    def applied(leaves: list[Any]) -> dict[int, Any]:
+    def applied(leaves: Mapping[str, Any]) -> dict[int, Any]:
         """The outputs that have a derivative, by their places."""
         with doubles(torch):
-            outputs = judged.apply(*leaves, *defaults)
+            outputs = judged.apply(*leaves.values(), *defaults)
         if outputs is None:
             raise NotImplementedError("forward returned None")
-        moving = {i: y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if moves(y)}
+        moving = {i: y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)) if _moves(y)}
         if not moving:
             raise Unjudgeable(f"{target.__name__}.forward returned no output of floats")
         return moving
 
     @wraps(target.forward)
     def forward(*values: Any) -> tuple[Any, Any]:
-        leaves = leaves_of(values)
+        leaves = _leaves(torch, dict(zip(names, values, strict=True)))
         outputs = [*applied(leaves).values()]
         saved = list(map(array, outputs[0].grad_fn.saved_tensors))  # for the eye on overwritten arrays
         y = library.join(outputs)
         return array(y), (lambda: (leaves, y), saved)
 
-    def pulled(y: Any, leaves: Iterable[Any], dy: Any) -> list[Any]:
-        with doubles(torch):
-            return list(map(array, grad(y, list(filter(moves, leaves)), torch.as_tensor(dy))))
-
-    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Gradients:
         leaves, y = cache[0]()
         run[0] = function
-        gradients = iter(pulled(y, leaves, dy))
-        return tuple([next(gradients) if moves(t) else None for t in leaves])
+        pulled = _pulled(torch, y, leaves, dy)
+        return Gradients(tuple(map(pulled.get, names)), {}, (), tuple(names))
 
     def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
-        leaves = dict(zip(values, leaves_of(values.values()), strict=True))
-        places = applied([*leaves.values()])
+        leaves = _leaves(torch, values)
+        places = applied(leaves)
         context = torch.autograd.function.FunctionCtx()
-        context.needs_input_grad = tuple(map(moves, [*leaves.values(), *defaults]))
+        context.needs_input_grad = tuple(map(_moves, [*leaves.values(), *defaults]))
         with doubles(torch), torch.enable_grad():
             outputs = target.forward(*[context][apart:], *leaves.values(), *defaults)
         listed = outputs if isinstance(outputs, tuple) else (outputs,)
-        y = library.join([listed[place] for place in places])
-        gradients = zip(filter(lambda n: moves(leaves[n]), leaves), pulled(y, leaves.values(), dy), strict=True)
-        return {n: np.zeros(np.shape(values[n])) if g is None else g for n, g in gradients}
+        return _all_pulled(torch, library.join([listed[place] for place in places]), leaves, dy)
 
-    names = parameters(target.forward, len(inputs), skip=0 if apart else 1)
     if defaults:  # backward may return None for what its callers leave out
         try:
             y, kept = forward(*map(array, inputs))
@@ -153,22 +227,29 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
             y, kept = target.fwd(*arrays(values))
         return array(y), lambda: ([values[i] for i in sorted(apart)], kept)
 
-    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Any:
+    def call(function: Callable[..., Any], dy: Any, cache: Any) -> Gradients:
         constants, kept = cache()
         with doubles(True):
             gradients = function(*constants, kept, jax.numpy.asarray(dy))
         if not isinstance(gradients, tuple | list):
             raise TypeError(f"{function.__name__} returned a {type(gradients).__name__}, expected a tuple")
         returned = iter(gradients)
-        return tuple([None if i in apart else array(next(returned, None)) for i in range(len(names))])
+        back = tuple([None if i in apart else array(next(returned, None)) for i in range(len(names))])
+        return Gradients(back, {}, (), tuple(names))
+
+    truth = _jax_truth(jax, doubles, lambda values: target.fun(*[{**fixed, **values}[name] for name in names]))
+    return Pair(forward, plain, names, target.bwd, call, lambda values, dy: truth(values, [*fixed], dy))
+
+
+def _jax_truth(jax: Any, doubles: Any, run: Callable[[dict[str, Any]], Any]) -> Callable[..., dict[str, Array]]:
+    """The gradients by the inputs that are floats and not `fixed`, with the function compiled where it can be."""
 
     def pulled(floats: Any, others: Any, dy: Any) -> Any:
-        run = lambda moved: target.fun(*[{**fixed, **others, **moved}[name] for name in names])
-        return jax.vjp(run, floats)[1](dy)[0]
+        return jax.vjp(lambda moved: run({**others, **moved}), floats)[1](dy)[0]
 
     compiled = jax.jit(pulled)  # whole: operations compiled one by one take seconds
 
-    def truth(values: dict[str, Any], dy: Array) -> dict[str, Array]:
+    def truth(values: dict[str, Any], fixed: Sequence[str], dy: Array) -> dict[str, Array]:
         floats = {n: v for n, v in values.items() if n not in fixed and is_float(v)}
         others = {n: v for n, v in values.items() if n not in fixed and n not in floats}
         with doubles(True):
@@ -178,4 +259,4 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
                 gradients = pulled(floats, others, jax.numpy.asarray(dy))
         return {n: array(g) for n, g in gradients.items()}
 
-    return Pair(forward, plain, names, target.bwd, call, truth)
+    return truth

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
+from .conventions import adapt, numpy_pair
 from .explain import Case, explained
+from .frameworks import seeded
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
 from .meant import convention, cut_by_a_guard, without_guards
 from .mistakes import Mistake, alone, close
 from .outside import as_it_was
-from .pairs import Pair, adapt, numpy_pair, seeded
+from .pairs import Pair
 from .paths import Paths, main_paths, telling
 from .repair import search
 from .returned import canonical

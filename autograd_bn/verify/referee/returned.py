@@ -68,10 +68,8 @@ class Returned:
     numbers: list[str] = field(default_factory=list)  # inputs that are no arrays, and have a gradient all the same
     named: bool = False  # whether what came back is told apart by its names
 
-    def sort(self, returned: Any, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
+    def sort(self, returned: Gradients, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
         """Match what came back with the inputs, of which those in `truth` have a gradient."""
-        if not isinstance(returned, Gradients):
-            returned = Gradients(returned, {}, (), tuple(inputs))
         for name, value in returned.left.items():
             if value is not None:
                 self._keep(self.gradients, name, f"d{name}", value)

@@ -15,7 +15,7 @@ from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
 from .source import unwrapped
 
-Gradients = dict[str, Array]
+Arrays = dict[str, Array]
 STANDARD = os.path.dirname(os.__file__)
 
 
@@ -63,7 +63,7 @@ class Trace:
                     shares.append((node, parent, share))
         return gradients, shares
 
-    def __call__(self, dy: Array) -> Gradients:
+    def __call__(self, dy: Array) -> Arrays:
         gradients, _ = self.flow(self.y.node, dy)
         return {name: np.array(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 

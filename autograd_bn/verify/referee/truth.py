@@ -12,9 +12,9 @@ from .held import is_float
 from .inputs import Inputs, moved, scale
 from .pairs import Pair
 from .source import log_guard
-from .trace import Gradients, NoDerivative, Trace, reported
+from .trace import Arrays, NoDerivative, Trace, reported
 
-Derivative = Callable[[Array], Gradients]
+Derivative = Callable[[Array], Arrays]
 
 
 def known_to(pair: Pair) -> float:
@@ -52,7 +52,7 @@ class Forward:
             self.calls += 1
             return Trace.of(self.pair.forward, copy.deepcopy(inputs), self.floats, self.output(inputs))
 
-        def framework(dy: Array) -> Gradients:
+        def framework(dy: Array) -> Arrays:
             try:
                 gradients = truth(copy.deepcopy(inputs), dy.copy())
             except Exception as error:
@@ -86,7 +86,7 @@ class Forward:
                 return True
         return False
 
-    def exact(self, inputs: Inputs, dy: Array, rng: np.random.Generator) -> tuple[Gradients, Gradients, Trace | None]:
+    def exact(self, inputs: Inputs, dy: Array, rng: np.random.Generator) -> tuple[Arrays, Arrays, Trace | None]:
         """The gradients by automatic differentiation, how far rounding may carry each, and the trace.
 
         How far: as the gradients move when the inputs move by their last bits. At a kink they jump, by as much for a
@@ -103,7 +103,7 @@ class Forward:
             raise NoDerivative("the derivative of forward's code disagrees with differences of its output")
         sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(inputs[n])) for n in self.floats}
 
-        def moves(t: float) -> Gradients:
+        def moves(t: float) -> Arrays:
             near = dict(inputs)
             for n, side in sides.items():
                 near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
@@ -116,7 +116,7 @@ class Forward:
         rounding = 1e-14 * float(np.max(np.abs(self.output(inputs) * dy), initial=0)) + 1e-300
         noise = {n: np.zeros(g.shape) for n, g in truth.items()}
         for t in (1, -1):
-            off, far = moves(t), Gradients()
+            off, far = moves(t), Arrays()
             for n, g in truth.items():
                 largest = np.max(np.abs(g), where=np.isfinite(g), initial=0)
                 jumps = ~(off[n] <= 1e-6 * largest + rounding / scale(inputs[n]))
@@ -127,7 +127,7 @@ class Forward:
                 noise[n] = np.maximum(noise[n], np.where(jumps, np.inf, least))
         return {n: np.nan_to_num(g) for n, g in truth.items()}, noise, derive if isinstance(derive, Trace) else None
 
-    def by_differences(self, inputs: Inputs, dy: Array) -> tuple[Gradients, Gradients]:
+    def by_differences(self, inputs: Inputs, dy: Array) -> tuple[Arrays, Arrays]:
         """The gradients by differences of the output, each with its error, which is infinite at a kink."""
 
         def loss(at: Sequence[Array]) -> list[Array]:
@@ -138,7 +138,7 @@ class Forward:
             return [np.asarray(np.sum(y * dy))]
 
         slopes = Differences(loss, [inputs[name] for name in self.floats], rng=np.random.default_rng(0))
-        truth, noise = Gradients(), Gradients()
+        truth, noise = Arrays(), Arrays()
         for i, name in enumerate(self.floats):
             shape = inputs[name].shape
             value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))

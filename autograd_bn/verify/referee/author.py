@@ -1,0 +1,188 @@
+"""What an author wrote: what his two passes are called, what they take and return by name, and what they work on."""
+
+import ast
+import copy
+import dis
+import inspect
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from ..gradcheck import Unjudgeable
+from .held import label
+from .source import signature, syntax, unwrapped
+
+_EXPECTED = (
+    "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
+    "or a function that returns a loss and its gradients"
+)
+# What a class may call its two passes; for functions, see `discover._NAMES`.
+_FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
+fprop fwd _forward feed_forward feedforward propagate propagar vorwaerts avanti compute __call__ function loss
+compute_loss""".split()
+_BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagar rueckwaerts
+indietro""".split()
+_DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
+METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
+METHODS += [(f, b) for b in _DERIVATIVE for f in ("compute", "__call__", "function", "loss", "compute_loss")]
+CONTEXTS = ("ctx", "context")
+LABELS = re.compile(r"y|Y|t|[yY]_?(true|real|train|batch|label|target)s?|targets?|labels?|ground_?truth|true_?\w*")
+_SWITCHES = (
+    r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
+)
+_WEIGHTS = re.compile(r"(?i)b|bias|gamma|beta|w|weights?")
+
+
+@dataclass(frozen=True)
+class Author:
+    """What an author wrote: `forward(*lead, ...)` and `backward(*lead, ...)`; the lead is a copy of `owner` a call."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    owner: Any = None
+    leads: bool = False
+
+    def copied(self) -> Any:
+        """A copy of the owner, with the iterators and generators in it as they are."""
+        try:
+            return copy.deepcopy(self.owner)
+        except Exception as error:
+            kind = type(self.owner).__name__
+            raise Unjudgeable(f"an object of {kind} can't be copied ({error}), and is not run as it is") from None
+
+
+class Context:
+    """A `ctx` for functions that keep what backward reads in one."""
+
+    saved: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *values: Any) -> None:
+        """Keep what backward reads."""
+        self.saved = values
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.__dict__[key] = value
+
+    def __getitem__(self, key: str) -> Any:
+        return self.__dict__[key]
+
+    saved_tensors = saved_values = to_save = property(lambda self: self.saved)
+    needs_input_grad = (True,) * 99
+
+
+def context_of(forward: Any) -> Any:
+    """A context of the author's own file, else one of ours."""
+    space = getattr(unwrapped(forward), "__globals__", {})
+    for value in [*space.values()]:
+        own = isinstance(value, type) and value.__module__ == space.get("__name__")
+        if own and (hasattr(value, "save_for_backward") or re.search("(?i)ctx|context", value.__name__)):
+            with suppress(Exception):
+                return value()
+    return Context()
+
+
+def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
+    """The names of a function's first parameters, or of those that a caller must give."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    listed = [p for p in signature(function).values() if p.kind in kinds]
+    if count is None:  # a bias is there, too, where it may be left out
+        needed = [p.default is p.empty or (p.default is None and bool(_WEIGHTS.fullmatch(p.name))) for p in listed]
+        return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
+    names = [p.name for p in listed[skip : skip + count]]
+    return names + [f"input{i}" for i in range(len(names), count)]
+
+
+def returned_names(function: Any) -> list[str]:
+    """What a function's last `return` calls the values that it returns; an empty name for what has none."""
+    returns = [node for node in ast.walk(syntax(function)) if isinstance(node, ast.Return)]
+    returns = sorted(returns, key=lambda node: node.lineno)
+    values = [node.value for node in returns if node.value is not None]
+    items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
+    return [
+        re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
+    ]
+
+
+def methods_of(what: type) -> tuple[str, str] | None:
+    """What a class calls its two passes."""
+    own = {name for base in what.__mro__ for name in vars(base)}
+    return next((pair for pair in METHODS if own >= {*pair} and all(callable(getattr(what, n)) for n in pair)), None)
+
+
+def author_of(target: Any) -> Author:
+    """The passes of a class or an object, and what they work on."""
+    what = target if isinstance(target, type) else type(target)
+    passes = methods_of(what)
+    if passes is None or (passes[0] == "__call__" and inspect.isfunction(target)):
+        raise TypeError(f"target is {getattr(target, '__name__', f'a {what.__name__}')}, {_EXPECTED}")
+    forward, backward = _called(what, passes[0]), getattr(what, passes[1])
+    if inspect.ismethod(forward):  # a class method
+        return Author(_switched(forward.__func__), backward.__func__, what, leads=True)
+    if takes_a_context(forward):
+        return Author(forward, backward, context_of(forward), leads=True)
+    if is_static(what, passes[0]):
+        return Author(forward, backward)
+    if isinstance(target, type):
+        raise TypeError(f"target is the class {target.__name__}, expected an object of it: {target.__name__}(...)")
+    return Author(_switched(forward), backward, target, leads=True)
+
+
+def takes_a_context(forward: Any) -> bool:
+    """Whether a forward pass keeps what backward reads in a context that it is handed."""
+    return next(iter(signature(forward)), "") in CONTEXTS
+
+
+def is_static(what: type, name: str) -> bool:
+    """Whether a method of a class takes no object."""
+    return isinstance(inspect.getattr_static(what, name), staticmethod)
+
+
+def _called(what: type, name: str) -> Any:
+    """The forward pass, by way of `__call__` where that calls it and keeps something on the object."""
+    forward = getattr(what, name)
+    call = next((vars(base)["__call__"] for base in what.__mro__ if "__call__" in vars(base)), None)
+    if name == "__call__" or not inspect.isfunction(call) or not inspect.isfunction(forward):
+        return forward
+    stores = any(step.opname == "STORE_ATTR" for step in dis.get_instructions(call.__code__))
+    return wraps(forward)(lambda *values: call(*values)) if stores and name in call.__code__.co_names else forward
+
+
+def _switched(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that is told to keep what backward reads, where it has a switch for that, `train=False`."""
+    off = [n for n, p in signature(forward).items() if p.default is False and re.fullmatch(_SWITCHES, n.lower())]
+    if not off:
+        return forward
+
+    @wraps(forward)
+    def call(*values: Any) -> Any:
+        filled = [*signature(forward)][: len(values)]
+        return forward(*values, **{name: True for name in off if name not in filled})
+
+    return call
+
+
+def returns_a_loss(what: type) -> bool:
+    """Whether a class has no passes but a method `loss` that returns two values."""
+    return methods_of(what) is None and len(returned_names(getattr(what, "loss", None))) == 2
+
+
+def loss_class(what: Any) -> type:
+    """A class whose `loss(X, y)` returns the loss and its gradients as one with a forward and a backward pass."""
+    taken, hint = [*signature(what.loss).values()], returned_names(what.loss)[1]
+
+    def forward(self: Any, *values: Any) -> Any:
+        return what.loss(self, *values)
+
+    def backward(self: Any, dy: Any, cache: Any) -> Any:
+        back = cache if isinstance(cache, dict) else {hint: cache}
+        return {label(name if isinstance(name, tuple) else (name,)): dy * value for name, value in back.items()}
+
+    wanted = [p for p in taken if p.default is p.empty or LABELS.fullmatch(p.name) or p.name == "reg"]
+    forward.__signature__ = inspect.Signature([p.replace(default=p.empty) for p in wanted])  # type: ignore[attr-defined]
+    # By these its source is found, by the second from Python 3.13 on.
+    place = {key: vars(what)[key] for key in ("__module__", "__firstlineno__") if key in vars(what)}
+    return type(what.__name__, (what,), {"forward": forward, "backward": backward, **place})

@@ -1,0 +1,228 @@
+"""How an author's passes are called, on copies of everything: what each is handed, and where its results are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial, wraps
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from .author import Author, parameters, returned_names
+from .frameworks import NUMPY, Library, array, library_of, lowered, seeded
+from .held import Path, arrays, get, groups, is_array, is_tensor, looks_like_a_gradient, put, vector
+from .pairs import Pair, globals_read
+from .returned import Gradients
+
+Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where forward's outputs are, and what backward is called with: places in what is `Seen`, or dy's by number."""
+
+    outputs: tuple[Path, ...]
+    arguments: tuple[Path, ...]
+    sure: bool = True  # whether it follows from the counts and names of arguments and results
+    hung: str = ""  # the attribute of the output in which backward looks for dy, as `self.out.g`
+
+    @property
+    def unit(self) -> bool:
+        """Whether backward takes no dy."""
+        return not self.hung and not any(place[0] == "dy" for place in self.arguments)
+
+
+class _Kept:
+    """What backward reads, as a cache; `watched` says what it must not overwrite."""
+
+    def __init__(self, seen: Seen, outputs: list[Any], watched: Callable[[], dict[str, Any]]) -> None:
+        self.reveal, self.watched = lambda: (seen, outputs), watched
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of an author's passes by a plan.
+
+    `slots` are the arrays that forward reads from objects, each with where it stands, and `values` what they are.
+    `places` says where backward leaves a gradient, by what it is the gradient of, and `rates` by how much it moves a
+    parameter that it updates itself. `constants` are inputs of a loss that returns one gradient, of another input.
+    """
+
+    author: Author
+    inputs: tuple[Any, ...]
+    library: Library
+    names: list[str]
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
+    slots: dict[str, list[Path]] = field(default_factory=dict)
+    values: tuple[Any, ...] = ()
+    places: dict[str, Path] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, author: Author, inputs: Sequence[Any]) -> Calls:
+        """Calls with these inputs, of which there is no plan yet."""
+        library, names = library_of(inputs), parameters(author.forward, len(inputs), skip=int(author.leads))
+        if library is not NUMPY and author.owner is not None:
+            author = replace(author, owner=_doubled(author.copied()))
+        return cls(author, tuple(map(array, inputs)), library, names)
+
+    @cached_property
+    def returns(self) -> list[str]:
+        """What backward calls the values that it returns."""
+        return returned_names(self.author.backward)
+
+    @property
+    def all(self) -> dict[str, Any]:
+        """Every input and parameter by name."""
+        return dict(zip([*self.names, *self.slots], [*self.inputs, *self.values], strict=True))
+
+    def pair(self) -> Pair:
+        """The calls as a pair."""
+
+        @wraps(self.author.forward)
+        def forward(*values: Any) -> tuple[Any, Any]:
+            seen = self.passed(values)
+            outputs = self.outputs(seen)
+            kept = _Kept(seen, outputs, partial(self._watched, seen))
+            return self.library.lower(self.library.join(outputs)), kept
+
+        def call(function: Callable[..., Any], dy: Any, kept: Any) -> Gradients:
+            return self.pulled(function, dy, *kept.reveal())
+
+        notes = ("backward takes no dy: it is judged as the gradient for dy = 1.",) if self.plan.unit else ()
+        return Pair(
+            forward,
+            (*self.inputs, *self.values),
+            [*self.all],
+            self.author.backward,
+            call,
+            self.library.truth and self.library.truth(self),
+            self.plan.unit,
+            (*self.notes, *notes),
+            (*self.unseen, *globals_read(self.author.forward)),
+            self,
+        )
+
+    # Forward
+
+    def passed(self, values: Sequence[Any]) -> Seen:
+        """What there is after a forward pass at these values, which it may overwrite."""
+        count, lift = len(self.names), self.library.lift
+        inputs = dict(zip(self.names, map(lift, values[:count]), strict=True))
+        seen: Seen = {"object": self.author.copied(), "input": inputs}
+        seen["start"] = dict(zip(self.slots, values[count:], strict=True))
+        for name, value in seen["start"].items():
+            shape = np.shape(get(seen, self.slots[name][0]))
+            if shape != np.shape(value):
+                raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
+            for path in self.slots[name]:
+                put(seen, path, lift(value))
+            seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
+        seen["before"] = {} if self.plan.outputs else arrays({"object": seen["object"]})
+        with seeded(self.author.forward), self.library.precise():
+            result = self.author.forward(*self._lead(seen), *seen["input"].values())
+        result = vector(result)
+        seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
+        return seen
+
+    def outputs(self, seen: Seen) -> list[Any]:
+        """What forward computed, by the plan."""
+        outputs = [get(seen, place) for place in self.plan.outputs]
+        if any(y is None for y in outputs):
+            raise NotImplementedError("forward returned None")
+        return outputs
+
+    def flat(self, values: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """All outputs at copies of these values, laid end to end."""
+        outputs = self.outputs(self.passed(copy.deepcopy([*values])))
+        return np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
+
+    def _lead(self, seen: Seen) -> tuple[Any, ...]:
+        return (seen["object"],) if self.author.leads else ()
+
+    def _watched(self, seen: Seen) -> dict[str, Any]:
+        """The arrays that backward has no business with writing into."""
+        own, held = {*self.places.values()}, arrays({"object": seen["object"]})
+        own |= {path for paths in self.slots.values() for path in paths}
+        gradients = {id(value) for path, value in held.items() if path in own or looks_like_a_gradient(path)}
+        watched = {"": seen["result"][1:]}
+        for path, value in held.items():
+            if is_array(value) and id(value) not in gradients:
+                watched[str(path[-1])] = value if isinstance(value, np.ndarray) else array(value)
+        return watched
+
+    # Backward
+
+    def pulled(self, function: Callable[..., Any], dy: Any, seen: Seen, outputs: list[Any]) -> Gradients:
+        """What a backward pass returns and leaves behind."""
+        self._anew(seen)
+        parts = list(map(self.library.lift, _parted(dy, outputs)))
+        there = seen | {"dy": parts, "rate": 1.0, "node": _node(seen)}
+        if self.plan.hung:
+            setattr(outputs[0], self.plan.hung, parts[0])
+        with self.library.precise():
+            back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
+        if np.ndim(self.inputs[0]):
+            back = vector(back)
+        if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
+            back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
+        if len(parts) == 1 and isinstance(dy, np.ndarray):
+            np.copyto(dy, array(parts[0]))  # where a framework's copy was overwritten
+        left = {name: self._left(name, place, seen) for name, place in self.places.items()}
+        names = [name for name in self.names if name not in self.constants]
+        return Gradients(lowered(back), left, tuple(self.returns), tuple(names))
+
+    def _anew(self, seen: Seen) -> None:
+        """Have gradients start from 0, since some layers add to them, and parameters from where they were."""
+        for name, place in self.places.items():
+            held = get(seen, place)
+            if self.updates(name):
+                for path in self.slots[name]:
+                    put(seen, path, self.library.lift(copy.copy(seen["start"][name])))
+            elif isinstance(held, np.ndarray):
+                held[...] = 0
+            elif isinstance(held, list):
+                put(seen, place, np.zeros(np.shape(held)))
+
+    def _left(self, name: str, place: Path, seen: Seen) -> Any:
+        """The gradient that backward left behind, by the step where it updates the parameter itself."""
+        left = array(get(seen, place))
+        if left is None or not self.updates(name):
+            return left
+        return (array(seen["start"][name]) - left) / self.rates[name]
+
+    def updates(self, name: str) -> bool:
+        """Whether backward updates a parameter itself."""
+        return self.places.get(name) in self.slots.get(name, ())
+
+
+def _parted(dy: Any, outputs: list[Any]) -> list[Any]:
+    """The gradient of all outputs, laid end to end, as one of each."""
+    if len(outputs) < 2:
+        return [dy]
+    shapes = [np.shape(y) for y in outputs]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)]
+
+
+def _node(seen: Seen) -> Any:
+    """A node of a graph, as `gradient(out_grad, node)` reads it."""
+    value: Any = lambda a: SimpleNamespace(
+        cached_data=a, data=a, realize_cached_data=lambda: a, numpy=lambda: a, shape=np.shape(a)
+    )
+    return SimpleNamespace(inputs=list(map(value, seen["input"].values())), **vars(value(seen["result"][0])))
+
+
+def _doubled(owner: Any) -> Any:
+    """An object whose tensors are in double precision."""
+    for value, paths in groups(arrays({"object": owner})):
+        wide = value.detach().double() if is_tensor(value) and value.is_leaf else None
+        for path in [path for path in paths if path[-1] != "grad" and wide is not None]:
+            put({"object": owner}, path, wide)
+    return owner

@@ -1,0 +1,320 @@
+"""What there is to judge in a file, how an object of a class is made, and how each becomes a pair."""
+
+import ast
+import copy
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from ..gradcheck import Unjudgeable
+from .author import (
+    author_of,
+    is_static,
+    loss_class,
+    methods_of,
+    parameters,
+    returned_names,
+    returns_a_loss,
+    takes_a_context,
+)
+from .conventions import adapt, called, loss, numpy_pair
+from .frameworks import NUMPY, array, torch_library
+from .guesses import meant
+from .held import arrays, is_float, is_tensor
+from .pairs import Pair
+from .source import framework, signature, syntax, unwrapped
+from .unwritten import COST
+
+_LARGE = 2_000_000  # numbers that an object may hold
+_TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
+# What makes a layer whole takes a shape alone, and has no name of what reaches for a file.
+_BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
+_SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
+_LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
+_NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
+# What a backward pass and the forward pass that belongs to it have in their names.
+_NAMES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
+_NAMES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to judge: what it takes, and how it becomes a pair on such values, or is called forward alone."""
+
+    forward: str
+    backward: str
+    parameters: list[str]
+    adapted: Callable[[Sequence[Any]], Pair]
+    probe: Callable[[Sequence[Any]], Any]
+    maker: "Maker | None" = None  # makes an object of the first values
+    cost: float = 0.3  # what it costs more to try it than what it calls
+    base: bool = False  # a base class, whose passes may be left to others
+    code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
+    kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
+
+    @property
+    def made(self) -> int:
+        """How many of the values an object is made of."""
+        return len(self.maker.needed) if self.maker else 0
+
+
+def entries(space: dict[str, Any]) -> Iterator[Entry]:
+    """Everything in a file that has a forward and a backward pass, in the file's order."""
+    own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == space["__name__"]}
+    jax = framework("jax")
+    rules = [value for value in own.values() if jax is not None and isinstance(value, jax.custom_vjp)]
+    passes = [part for rule in rules for part in (rule.fwd, rule.bwd)]
+    for name, value in own.items():
+        if any(value is rule for rule in rules):
+            back = getattr(value.bwd, "__name__", "bwd")
+            probe = _on(None, _spread(value.fun))
+            yield Entry(name, back, parameters(value.fun), partial(adapt, value), probe, cost=5.0)
+        elif isinstance(value, type):
+            yield from _class(name, value, space)
+        elif inspect.isfunction(value) and not any(value is part for part in passes):
+            yield from _function(name, value, space)
+
+
+def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
+    """`f_forward` and `f_backward`, or such names; or `loss, dx = f_loss(x, y)`, by its name or what it returns.
+
+    What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand.
+    """
+    functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
+    forward = _forward_of(name, functions) if value.__code__.co_filename == space["__file__"] else None
+    if forward is not None:
+        ahead, back = functions[forward], value
+        on, code = partial(_on, _torch_of(space, ahead)), (ahead, back)
+        if len(parameters(ahead)) == len(parameters(back)) == 1:
+            ahead, back = _each(ahead), _each(back)
+        pair = on(partial(numpy_pair, ahead, back))
+        yield Entry(forward, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
+    elif _is_loss(name, returned_names(value)):
+        on = partial(_on, _torch_of(space, value))
+        yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)))
+
+
+def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
+    """A Function of PyTorch's, a class whose passes stand by themselves, or one of which an object is made first."""
+    passes = methods_of(what) or (("loss", "loss") if returns_a_loss(what) else None)
+    if passes is None:
+        return
+    names, forward, torch = (f"{name}.{passes[0]}", f"{name}.{passes[1]}"), getattr(what, passes[0]), framework("torch")
+    taken, on = parameters(forward), partial(_on, _torch_of(space, forward))
+    if torch is not None and issubclass(what, torch.autograd.Function):
+        apart = what.setup_context is not torch.autograd.Function.setup_context
+        yield Entry(*names, taken[not apart :], partial(adapt, what), lambda values: None, cost=5.0)
+    elif inspect.ismethod(forward) or takes_a_context(forward) or is_static(what, passes[0]):
+        author = author_of(what)
+        lead = [author.owner] if author.leads else []
+        probe = lambda values: author.forward(*copy.deepcopy(lead), *values)
+        adapted = lambda values: called(author_of(what), values)
+        yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe))
+    else:
+        maker, kinds = _maker(loss_class(what) if passes[0] == passes[1] else what, _torch_of(space, forward))
+        pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
+        base, taken = bool(what.__subclasses__()) and not maker.fixed, [*maker.needed, *parameters(maker.forward)[1:]]
+        yield Entry(*names, taken, pair, probe, maker, base=base, code=tuple(_constructors(what)), kinds=kinds)
+
+
+def _torch_of(space: dict[str, Any], function: Any) -> Any:
+    """PyTorch, where a file imports it and a function doesn't compute with NumPy alone."""
+    modules = {name: value for name, value in space.items() if inspect.ismodule(value)}
+    homes = {name: str(getattr(value, "__name__", "")).partition(".")[0] for name, value in modules.items()}
+    code = getattr(unwrapped(function), "__code__", None)
+    read = {homes.get(name) for name in code.co_names} if code else set[Any]()
+    plain = "numpy" in read and "torch" not in read
+    return framework("torch") if "torch" in homes.values() and not plain else None
+
+
+def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
+    """The forward pass that a function's name says that it is the backward pass of."""
+    for back, fore in _NAMES.items():
+        if back in name:
+            wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
+            known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
+            known = [n for n in known if n != name]
+            return max(known, key=len) if known else None
+    match = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
+    bare = (match[1] or match[3]) if match else ""
+    return bare if bare in functions else None
+
+
+def _each(function: Any) -> Any:
+    """A function that may be one of a number, on arrays too: entry by entry, where it doesn't take them."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except (TypeError, ValueError):
+            return np.vectorize(function, otypes=[float])(*values)
+
+    return call
+
+
+def _is_loss(name: str, returned: list[str]) -> bool:
+    """Whether a function may return a loss and its gradient."""
+    if len(returned) == 1 or _NO_LOSS.search(name):
+        return False
+    said = {bool(re.fullmatch(COST, word)) for word in returned[:2]} == {True, False}
+    return bool(_LOSS.search(name) or (said and _SLOPE.fullmatch(returned[-1])))
+
+
+# Objects
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How an object of a layer class is made: of what it needs, and of what is `fixed`."""
+
+    what: Any
+    torch: Any
+    needed: list[str]
+    fixed: dict[str, Any]
+
+    @property
+    def fore(self) -> str:
+        """What the class calls its forward pass."""
+        return (methods_of(self.what) or ("",))[0]
+
+    @property
+    def forward(self) -> Any:
+        """The class's forward pass."""
+        return getattr(self.what, self.fore)
+
+    def parted(self, values: Sequence[Any]) -> int:
+        """How many of the values the object is made of: a file may give those too that have a default."""
+        most = len([p for p in signature(self.forward).values() if p.kind is p.POSITIONAL_OR_KEYWORD]) - 1
+        few = len(values) <= len(self.needed) + most
+        return len(self.needed) if few else len(values) - len(parameters(self.forward)) + 1
+
+    def __call__(self, values: Sequence[Any]) -> Any:
+        """An object, whole, with training switched on."""
+        count, library = self.parted(values), torch_library(self.torch) if self.torch else NUMPY
+        np.random.seed(0)  # noqa: NPY002
+        values = [library.lift(array(v)) if is_tensor(v) else array(v) if is_float(v) else v for v in values]
+        with library.precise():
+            if count > len(self.needed):
+                owner = self.what(*values[:count], **self.fixed)
+            else:
+                owner = self.what(**dict(zip(self.needed, values, strict=False)), **self.fixed)
+        with suppress(TypeError):
+            for switch in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
+                setattr(owner, switch, True)
+        if (size := sum([int(np.prod(np.shape(value))) for value in arrays(owner).values()])) > _LARGE:
+            name = self.what.__name__
+            raise Unjudgeable(f"an object of {name} holds {size:,} numbers, which is too much to try inputs on")
+        return self._built(owner, values[count:])
+
+    def _built(self, owner: Any, values: Sequence[Any]) -> Any:
+        """An object that `build(input_shape)`, or another such method, makes whole, where forward fails without it."""
+        shape: tuple[int, ...] = np.shape(values[0]) if values else ()
+        methods = [method for _, method in inspect.getmembers(owner, inspect.ismethod) if shape]
+        builds = [m.__name__ for m in methods if _BUILDS.fullmatch(f"{m.__name__}({', '.join(parameters(m))})")]
+        for name, size in [("", shape), *itertools.product(builds, (shape, shape[1:], *shape[-1:]))] if builds else ():
+            with suppress(Exception):
+                made = copy.deepcopy(owner)
+                if name:
+                    getattr(made, name)(size)
+                getattr(copy.deepcopy(made), self.fore)(*copy.deepcopy(list(values)))
+                return made
+        return owner
+
+    def pair(self, values: Sequence[Any]) -> Pair:
+        """An object as a pair."""
+        return adapt(self(values), values[self.parted(values) :])
+
+    def probe(self, values: Sequence[Any]) -> Any:
+        """The forward pass of an object."""
+        return getattr(self(values), self.fore)(*values[self.parted(values) :])
+
+
+def _constructors(what: type) -> list[Any]:
+    return [vars(base)["__init__"] for base in what.__mro__ if inspect.isfunction(vars(base).get("__init__"))]
+
+
+def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
+    """How an object is made: of what has no default, of large sizes as small ones, in double precision.
+
+    And what some of that is. What is handed on as `*args` is what the class above takes.
+    """
+    listed = list[inspect.Parameter]()
+    for constructor in _constructors(what):
+        taken = [*signature(constructor).values()][1:]
+        listed = [p for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if listed or not taken:
+            break
+    needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
+    lengths = _used_as_lengths(what)
+    for p in listed:
+        if (p.annotation in (int, "int") or p.name in lengths) and not _is_size(p.name):
+            kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
+        least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
+        large = type(p.default) is int and p.default > 16 and _is_size(p.name)
+        image = type(p.default) is tuple and len(p.default) == 3 and least > 0
+        kinds |= {p.name: ["=[4,6,6]"]} if image else {}
+        needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
+        if "float32" in str(p.default) and p.name == "dtype":
+            fixed["dtype"] = framework("torch").float64 if str(p.default) == "torch.float32" else np.float64
+    return Maker(what, torch, needed, fixed), kinds
+
+
+_SHAPED = r"zeros|ones|empty|randn?|random|random_sample|standard_normal|eye|identity|range|arange|full|normal|uniform"
+
+
+def _used_as_lengths(what: type) -> set[str]:
+    """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
+    used, kept = set[str](), dict[str, str]()
+    for base in [base for base in what.__mro__ if base.__module__ == what.__module__]:
+        for node in ast.walk(syntax(base)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                kept |= {t.attr: node.value.id for t in node.targets if isinstance(t, ast.Attribute)}
+            called = node.func if isinstance(node, ast.Call) else None
+            name = getattr(called, "attr", getattr(called, "id", ""))
+            if isinstance(node, ast.Call) and re.fullmatch(_SHAPED, name):
+                shapes = [*node.args[: 1 if name == "full" else 9], *[k.value for k in node.keywords]]
+                if name in ("normal", "uniform"):  # of which the others are numbers
+                    shapes = [*[a for a in shapes if isinstance(a, ast.Tuple)], *node.args[2:]]
+                parts = [part for shape in shapes for part in ast.walk(shape)]
+                used |= {getattr(part, "attr", getattr(part, "id", "")) for part in parts}
+    return used | {kept[name] for name in used if name in kept}
+
+
+def _is_size(name: str) -> bool:
+    """Whether a parameter's name says that it is a length."""
+    return bool(re.fullmatch(r"=[2-6]", meant(name)[0][0]))
+
+
+# Calls
+
+
+def _spread(function: Any) -> Callable[[Sequence[Any]], Any]:
+    return lambda values: function(*values)
+
+
+def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable[[Sequence[Any]], Any]:
+    """A call on copies of NumPy's arrays, or on PyTorch's where the file computes with these, but for the first few."""
+
+    def on(values: Sequence[Any]) -> Any:
+        np.random.seed(0)  # noqa: NPY002
+        plain, copies = copy.deepcopy(list(values)), copy.deepcopy(list(values))
+        if torch is None:
+            return call(plain)
+        library = torch_library(torch)
+        with library.precise():
+            try:
+                return call([*copies[:made], *map(library.lift, copies[made:])])
+            except Exception as error:
+                with suppress(Exception):
+                    return call(plain)
+                raise error
+
+    return on

@@ -1,0 +1,273 @@
+"""Inputs that suit an entry: those that a file gives, else guesses at what forward takes, tried one after the other."""
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..gradcheck import Unjudgeable
+from .entries import Entry
+from .guesses import TAKEN, Choices, drawn, meant, shown
+from .held import arrays, is_array
+from .load import said
+from .pairs import NoPair, Pair, agreement
+from .trace import work
+from .unwritten import is_todo, written
+
+ABSENT = 20  # guesses one after the other that end at what isn't there, after which no more are tried
+_ABSENT = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
+_ACCEPTED, _FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
+_WORK = 1_500  # calls of a small pair that looking for inputs takes
+_KEYS = 12  # that a dict among the inputs is given, at most
+_NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
+
+
+class Fit(NamedTuple):
+    """Inputs that forward takes, and the pair on them; `firm` is whether these are given, or said by their names."""
+
+    inputs: tuple[Any, ...]
+    pair: Pair
+    score: tuple[bool, float] = (True, 1.0)
+    firm: bool = True
+    guessed: bool = False
+    note: str = ""
+
+
+@dataclass
+class Search:
+    """Guesses tried on an entry, the likeliest first, and what came of them so far."""
+
+    entry: Entry
+    known: dict[str, Any]
+    best: Fit | None = None
+    accepted: int = 0
+    fitting: int = 0
+    spent: float = 0.0
+    failed: list[tuple[list[float], str]] = field(default_factory=list)  # how far forward got, and why not further
+    keys: list[tuple[str, str]] = field(default_factory=list)  # what dicts must hold
+    settled: dict[int, str] = field(default_factory=dict)
+    slots: list[tuple[str, str]] = field(default_factory=list)
+    kinds: list[list[str]] = field(default_factory=list)
+    choices: Choices = field(default_factory=lambda: Choices([]))
+    wrong_for_vectors: bool = False
+
+    def guesses(self) -> Iterator[tuple[str, ...]]:
+        """A kind for each slot: a parameter, or what one that is a dict holds under a key; while there is work left."""
+        lengths, self.settled = _lengths(self.entry), {}
+        self.slots = [*[(name, "") for name in self.entry.parameters], *self.keys]
+        known = [name in self.known and not key for name, key in self.slots]
+        names = [key or name for name, key in self.slots]
+        self.kinds = [["known"] if k else _kinds(self.entry, n, lengths) for n, k in zip(names, known, strict=True)]
+        self.choices = Choices(self.kinds)
+        for chosen in self.choices:
+            if self.spent > _WORK:
+                return
+            if all(chosen[i] == kind for i, kind in self.settled.items()):
+                yield chosen
+
+    def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
+        """Values of these kinds."""
+        rng, values = np.random.default_rng(1), dict[str, Any]()
+        for (name, key), kind in zip(self.slots, chosen, strict=True):
+            if key:
+                values[name][key] = drawn(kind, rng)
+            else:
+                values[name] = self.known[name] if kind == "known" else drawn(kind, rng)
+        return values
+
+    def settle(self, chosen: tuple[str, ...]) -> None:
+        """Where shapes fit, kinds stay but for labels, and for what has no telling name."""
+        kinds = {i: chosen[i] for i, (name, key) in enumerate(self.slots) if not meant(key or name)[1]}
+        # and for a number that may be an array, as p, a rate or a probability; and a vector that may be a column.
+        kinds = {i: k for i, k in kinds.items() if k[0] != "=" or all(other[0] == "=" for other in self.kinds[i])}
+        self.settled = {i: kind for i, kind in kinds.items() if kind not in ("D", "N")}
+
+    def firm(self, chosen: tuple[str, ...]) -> bool:
+        """Whether the names say that each is of its kind."""
+        return all(
+            "known" in likely or (not meant(key or name)[1] and (kind == likely[0] or kind[0] != "="))
+            for (name, key), kind, likely in zip(self.slots, chosen, self.kinds, strict=True)
+        )
+
+    def fit(self) -> Fit:
+        """The best fit; anew where a dict is found to lack a key."""
+        known = -1
+        while len(self.keys) != known:
+            known = len(self.keys)
+            for chosen in self.guesses():
+                self.attempt(chosen)
+                if self.best is not None and self.over:
+                    return self.best
+                if len(self.keys) != known:
+                    break
+        if self.best is None:
+            raise ValueError(_no_inputs(self.entry, self.failed))
+        return self.best
+
+    @property
+    def over(self) -> bool:
+        """Whether every gradient agrees with differences, or enough was tried."""
+        right = self.best is not None and self.best.score == (True, 1)
+        return right or self.accepted >= _ACCEPTED or self.fitting >= _FITTING
+
+    def attempt(self, chosen: tuple[str, ...]) -> None:
+        """Try a guess; what an author has yet to write, and what can't be judged at all, is raised."""
+        values = self.inputs(chosen)
+        inputs, taken = tuple(values.values()), False
+        with work() as done:
+            try:
+                finite(self.entry.probe(inputs))
+                taken = True
+                self.keep(chosen, inputs, self.entry.adapted(copy.deepcopy(inputs)))
+            except (NotImplementedError, Unjudgeable, NoPair):
+                if self.best is None or not taken:
+                    raise
+            except Exception as error:
+                if is_todo(error):
+                    raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
+                self.fail(chosen, error, values, taken)
+        self.spent += done[0] + self.entry.cost
+
+    def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair) -> None:
+        """Count a pair that forward takes inputs of, and hold the best."""
+        score = rating(pair)
+        fits, right = score[0], score == (True, 1)
+        self.choices.told(chosen, [*TAKEN, *score])
+        self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
+        if fits and not self.settled:
+            self.settle(chosen)
+        if self.best is None or score > self.best.score:
+            note = "For vectors, as of shape (4,), which forward takes, it is wrong."
+            note = note if right and self.wrong_for_vectors else ""
+            self.best = Fit(inputs, pair, score, self.firm(chosen), True, note)
+        self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
+
+    def fail(self, chosen: tuple[str, ...], error: Exception, values: dict[str, Any], taken: bool) -> None:
+        """Learn from an exception: a key that a dict lacks, or how far forward got."""
+        dicts = [name for name, value in values.items() if isinstance(value, dict)][:1]
+        key = error.args[0] if isinstance(error, KeyError) and error.args else None
+        if isinstance(key, str) and not taken and dicts and dicts[0] not in self.known:
+            held = [inside for name, inside in self.keys if name == dicts[0]]
+            if key not in values[dicts[0]] and len(held) < _KEYS:
+                self.keys.append((dicts[0], key))
+                return
+        depth = TAKEN if taken else [float(line) for _, line in _steps(error)]
+        self.failed.append((depth, f"{said(error)}{line_of(error)}"))
+        self.choices.told(chosen, depth)
+        lost = [reason for _, reason in self.failed[-ABSENT:] if re.match(_ABSENT, reason)]
+        if len(lost) == ABSENT and self.best is None:
+            raise ValueError(_no_inputs(self.entry, self.failed)) from None
+
+
+def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
+    """Inputs that forward takes, best such that every gradient agrees with differences there; and the pair on them."""
+    return Search(entry, known).fit()
+
+
+def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
+    """The inputs that the file gives."""
+    inputs = space.get(inputs_name(entry), space.get("inputs"))
+    inputs = inputs() if callable(inputs) else inputs
+    if inputs is None:
+        return None
+    if not isinstance(inputs, tuple | list):
+        raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
+    return Fit(tuple(inputs), entry.adapted(copy.deepcopy(tuple(inputs))))
+
+
+def inputs_name(entry: Entry) -> str:
+    """What a file calls the inputs that it gives for a pair."""
+    return re.sub(r"([._]?forward.*|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
+
+
+def rating(pair: Pair) -> tuple[bool, float]:
+    """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences."""
+    written(pair)
+    try:
+        with np.errstate(all="ignore"):
+            told = agreement(pair)
+    except (NotImplementedError, Unjudgeable):
+        raise
+    except Exception:
+        return False, -1.0
+    fit = bool(told) and all(value is not None for value in told.values())
+    return fit, sum(map(bool, told.values())) / max(len(told) + len(pair.unseen), 1)
+
+
+def _kinds(entry: Entry, name: str, lengths: list[int]) -> list[str]:
+    """What a parameter may be, by its name and by what stands beside it."""
+    if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
+        name = "pred"
+    if name in entry.kinds:
+        return entry.kinds[name]
+    listed, _ = meant(name)
+    if all(kind[0] == "=" for kind in listed) and len(name) == 1:
+        listed += ["ND", "BNN"]
+    for length in lengths if "ND" in listed else ():
+        listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
+    return listed
+
+
+def _lengths(entry: Entry) -> list[int]:
+    """The lengths that an object made without arguments holds, of which x may have one."""
+    with suppress(Exception):
+        if entry.maker and not entry.made:
+            shapes = [np.shape(value) for value in arrays(entry.maker(())).values() if is_array(value)]
+            return sorted({length for shape in shapes for length in shape if length > 1})[:4]
+    return []
+
+
+def finite(result: Any) -> None:
+    """Raise where an output is empty or not finite."""
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    if first is None or isinstance(first, dict):  # gradients, before their loss
+        return
+    y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
+    if not y.size or not np.isfinite(y).all():
+        raise ValueError("forward's output is empty or not finite")
+
+
+# Why there are none
+
+
+def _steps(error: BaseException) -> list[tuple[str, int]]:
+    """The author's files and lines that an exception came through, the outer ones first."""
+    steps = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return [step for step in steps if step[0].endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(step[0])]
+
+
+def line_of(error: BaseException) -> str:
+    """Where an exception was raised: a line of the file that is judged, or of another that is named."""
+    steps = _steps(error)
+    if not steps:
+        return ""
+    (first, _), (last, line) = steps[0], steps[-1]
+    return f" ({'' if last == first else f'{Path(last).name}, '}line {line})"
+
+
+def _no_inputs(entry: Entry, failed: list[tuple[list[float], str]]) -> str:
+    """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
+    call = f"{entry.forward}({', '.join(entry.parameters)})"
+    lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
+    why = max(lost or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
+    if lost:
+        return f"{call} needs what isn't there: {why}"
+    if failed and all("NoneType" in reason for _, reason in failed):
+        return f"{call} reads what is None until something else sets it: {why}"
+    set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
+    if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
+        return f"{call} reads self.{set_elsewhere[2]}, which is set elsewhere: {why}"
+    if re.match(r"AttributeError: '(int|str|tuple|list|Lengths|numpy.ndarray)' object has no attribute '\w+'", why):
+        return f"{call} takes objects, as layers: define {inputs_name(entry)} in the file, a tuple of them ({why})"
+    first = {name: _kinds(entry, name, [])[0] for name in entry.parameters}
+    line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
+    return (
+        f"no inputs are known for {call}, the best of {len(failed)} guesses ended with {why}; "
+        f"give them as --inputs '{line}' or define {inputs_name(entry)} in the file"
+    )
