@@ -366,3 +366,15 @@ def test_a_large_forward_pass_has_fewer_runs_whatever_the_machine_is_at(monkeypa
         notes.append([note for note in verdict.notes if "fewer inputs were tried" in note])
     assert not notes[0]
     assert notes[1]
+
+
+def test_zeros_are_right_where_the_output_does_not_depend_on_an_input():
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    verdict = ag.check_backward(lambda x: (1 + (x - x), x), _zeros, (x,))
+    assert (verdict.ok, verdict.status) == (True, "right")
+    assert ag.check_backward(lambda x: (x**2, x), _zeros, (x,)).status == "unwritten"
+
+
+def _zeros(dy, x):
+    dx = np.zeros_like(x)
+    return dx  # noqa: RET504
