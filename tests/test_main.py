@@ -146,6 +146,7 @@ def test_a_bad_file_gives_one_clear_line(capsys, name, content, message):
         ("savetxt", b"# height weight\n1.0e+00 2\n3 5\n4 9\n"),
         ("spaces_after_commas", b"height, weight\n1, 2\n3, 5\n4, 9\n"),
         ("text_beside", b"height,weight,name\n1,2,a b\n3,5,\n4,9,c\n"),
+        ("months_beside", b"height,weight,month\n1,2,2024_01\n3,5,2024_02\n4,9,2024_03\n"),
         ("separators_at_the_ends", b"height,weight,\n1,2,\n3,5,\n4,9,\n"),
     ],
 )

@@ -134,9 +134,9 @@ def _cells(lines: list[str], separator: str) -> list[tuple[int, list[str]]]:
 
 
 def _number(cell: str, separator: str) -> float | None:
-    """The number in a cell; beside semicolons a comma is a decimal one."""
+    """The number in a cell; beside semicolons a comma is a decimal one. Python's 2024_01 is text to everybody else."""
     try:
-        return float(cell.replace(",", ".") if separator == ";" else cell)
+        return None if "_" in cell else float(cell.replace(",", ".") if separator == ";" else cell)
     except ValueError:
         return None
 
