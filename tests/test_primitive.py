@@ -417,6 +417,42 @@ def test_a_rule_with_a_wrong_result_names_its_operation():
         assert x.grad is None
 
 
+def test_what_a_users_function_and_rules_get_can_not_be_written_to():
+    def shifted(x, /):
+        x += 1
+        return x
+
+    x, weights = ag.tensor([1.0, 2.0], requires_grad=True), np.ones(2)
+    for rule, forward in (
+        (lambda g: g.__imul__(2), lambda x, /: 2 * x),  # `add` hands one array to both
+        (lambda g, x: x.__imul__(g), lambda x, /: x * x / 2),
+        (lambda g, out: out.__imul__(g), lambda x, /: np.exp(x)),
+        (lambda g: g, shifted),
+    ):
+        f = primitive(rule)(forward)
+        with pytest.raises(ValueError, match="read-only"):
+            ag.grad(f(x) + f(x), x, weights)
+        assert weights.tolist() == [1, 1]
+        assert x.data.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("forward", "joint", "message"),
+    [
+        (lambda x, /: None, False, "gives a NoneType, expected an array of real numbers"),
+        (lambda x, /: (x, x), False, "gives a tuple, expected an array"),
+        (lambda x, /: ag.tensor([1.0]), False, "gives a Tensor, expected an array"),
+        (lambda x, /: x * 1j, False, "the result of .* has dtype complex128"),
+        (lambda x, /: np.array(["a", "b"]), False, "the result of .* has dtype <U1"),
+        (lambda x, /: 2 * x, True, "is joint and gives a ndarray, expected a result and `kept`"),
+    ],
+)
+def test_a_result_that_is_no_array_of_numbers_is_refused(forward, joint, message):
+    rule = (lambda g, wanted: (g,)) if joint else (lambda g: g)
+    with pytest.raises(TypeError, match=message):
+        primitive(rule, joint=joint)(forward)(ag.tensor([1.0, 2.0], requires_grad=True))
+
+
 def test_a_complex_gradient_is_no_gradient():
     @primitive(lambda g: g * (1 + 1j))
     def turned(x, /):

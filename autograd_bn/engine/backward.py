@@ -8,7 +8,7 @@ import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, owner_of, recording, topological_order
 from .operations import HALF, broadcasts, sum_to
-from .tensor import Tensor, as_tensor, exact, values_of
+from .tensor import Tensor, as_tensor, exact, unwritable, values_of
 
 _accumulating = threading.Lock()
 
@@ -156,6 +156,8 @@ def pull(
     if create_graph and saved:
         sources = zip((*args, node, None), saved, strict=True)
         saved = tuple([v if v is None or not isinstance(s, Node) else Tensor(v, s) for s, v in sources])
+    elif not op.own:  # type: ignore[union-attr]  # a user's rule may write to what it gets
+        g, saved = unwritable(g), tuple(map(unwritable, saved))
     parts = []
     joint: Any = None
     for position in node.wanted:
@@ -200,7 +202,7 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     if part is None:
         raise TypeError(f"{what} gave None")
     if not isinstance(part, (np.ndarray, np.generic, Tensor)):
-        part = exact(part, what)
+        part = exact(part, what) if parent.dtype.kind == "O" else np.asarray(part)
     if part.shape != parent.shape:
         if not broadcasts(parent.shape, part.shape):
             raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")

@@ -89,9 +89,7 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
     weights = as_tensor(np.ones(output.shape, dtype=output.dtype), requires_grad=True)
     rows = grad(output, leaves, [weights], create_graph=True, allow_unused=True)
     used = [(row, d) for row, d in zip(rows, directions, strict=True) if row is not None and row.requires_grad]
-    if not used:
-        return value, nothing
-    (tangent,) = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)
+    tangent = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)[0] if used else None
     if tangent is None:
         return value, nothing
     if tangent.dtype.kind == "f":  # 0 times an infinite slope is no number, but a gradient may have passed it by

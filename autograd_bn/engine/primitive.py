@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from numbers import Number
 from operator import itemgetter
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ from weakref import ref
 import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, mode
-from .tensor import Tensor, array_of, checked, exact, holds_tensors
+from .tensor import Tensor, array_of, checked, exact, holds_tensors, unwritable
 from .words import unknown_option
 
 P = ParamSpec("P")
@@ -162,9 +163,16 @@ class Primitive:
             return self._compute(values, options, rest)
         for arg in odd:
             checked(arg, None, f"an operand of {self.name}")
+        values = values if self.own else [*map(unwritable, values)]
         out, kept = self.forward(*values, *rest, **options), None
         if self.joint:
+            if type(out) is not tuple or len(out) != 2:
+                raise TypeError(f"{self.name} is joint and gives a {type(out).__name__}, expected a result and `kept`")
             out, kept = out
+        if not self.own:
+            if not isinstance(out, (np.ndarray, Number)):
+                raise TypeError(f"{self.name} gives a {type(out).__name__}, expected an array of real numbers")
+            out = checked(out, None, f"the result of {self.name}")
         if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
         buffer, viewed = None, False
@@ -183,8 +191,7 @@ class Primitive:
         else:
             out = np.asarray(out)
             if self.view and buffer is None and out.base is not None:
-                out = out.view()
-                out.flags.writeable = False  # the memory of a computed tensor, which a derivative may read
+                out = unwritable(out)  # the memory of a computed tensor, which a derivative may read
             node = Leaf(out)
         result = Tensor(out, node)
         if viewed:
@@ -205,8 +212,7 @@ class Primitive:
         if type(y) is np.ndarray and not y.shape:
             y = y[()]
         out = self.forward(x, y)
-        viewed = not self.own and (out.base is not None or out is x or out is y)
-        if viewed or getattr(out, "dtype", OBJECT).kind in "Oc":
+        if getattr(out, "dtype", OBJECT).kind in "Oc":
             return self.record((a, b))
         wanted: tuple[int, ...] = ()
         if type(a) is Tensor:
@@ -290,7 +296,8 @@ def primitive(*rules: Any, joint: bool = False, view: bool = False) -> Callable[
                 args = (*args, *op.absent[len(op.absent) - (count - len(args)) :])
             return op.record(args[:count], options, args[count:])
 
-        pair = len(op.rules) == len(op.arrays) == 2 and not (joint or view or op.keywords or None in op.rules)
+        simple = op.own and not (joint or view or op.keywords or None in op.rules)
+        pair = simple and len(op.rules) == len(op.arrays) == 2
         written_out: Any = partial(op.record_pair) if pair else apply
         return wraps(forward)(written_out)
 

@@ -48,9 +48,7 @@ class Tensor:
         """The values, shared: writable in a leaf, read-only in a computed tensor."""
         if isinstance(self.node, Leaf):
             return self._value
-        view = np.asarray(self._value).view()
-        view.flags.writeable = False
-        return view
+        return unwritable(np.asarray(self._value))
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -455,6 +453,14 @@ class Tensor:
 
     def __dir__(self) -> list[str]:
         return [*object.__dir__(self), *words.METHODS]
+
+
+def unwritable(value: Any) -> Any:
+    """A view of an array through which nothing can be written; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    return value
 
 
 def values_of(data: Any) -> Array:
