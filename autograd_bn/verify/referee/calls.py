@@ -13,7 +13,7 @@ import numpy as np
 
 from .author import Author, parameters, returned_names
 from .frameworks import NUMPY, Library, array, library_of, lowered, seeded
-from .held import Path, arrays, get, groups, is_array, is_tensor, looks_like_a_gradient, put, vector
+from .held import Path, arrays, get, groups, inner, is_array, is_tensor, looks_like_a_gradient, put, vector
 from .pairs import Pair, globals_read
 from .returned import Gradients
 
@@ -127,7 +127,10 @@ class Calls:
         seen["before"] = {} if self.plan.outputs else arrays({"object": seen["object"]})
         with seeded(self.author.forward), self.library.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
-        result = vector(result)
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        # Arrays of the author's own class are kept, since backward may hold them by weak references alone.
+        seen["own"] = [part for part in parts if inner(part) is not part]
+        result = [*map(inner, parts)] if seen["own"] else vector(result)
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
         return seen
 
@@ -163,7 +166,8 @@ class Calls:
         """What a backward pass returns and leaves behind."""
         self._anew(seen)
         parts = list(map(self.library.lift, _parted(dy, outputs)))
-        there = seen | {"dy": parts, "rate": 1.0, "node": _node(seen)}
+        wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
+        there = seen | {"dy": wrapped, "rate": 1.0, "node": _node(seen)}
         if self.plan.hung:
             setattr(outputs[0], self.plan.hung, parts[0])
         with self.library.precise():

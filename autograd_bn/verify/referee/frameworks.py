@@ -12,7 +12,7 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .author import parameters, returned_names
-from .held import is_float, is_tensor, vector
+from .held import inner, is_float, is_tensor, vector
 from .pairs import Pair
 from .returned import Gradients
 from .source import framework, signature, unwrapped
@@ -41,7 +41,7 @@ NUMPY = Library(_itself, _itself, _joined, nullcontext)
 
 def array(value: Any) -> Any:
     """A framework's array, or a list of floats, as NumPy's, floats in double precision; anything else as it is."""
-    value = vector(value)
+    value = vector(inner(value))
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...engine import Tensor
 from .returned import derivative_of, plain
 
 Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to what it holds
@@ -32,6 +33,13 @@ def is_array(value: Any) -> bool:
 def is_tensor(value: Any) -> bool:
     """Whether a value is an array of PyTorch's."""
     return hasattr(value, "is_leaf") and hasattr(value, "detach")
+
+
+def inner(value: Any) -> Any:
+    """The array in an object of an author's own class of arrays, `value.data`; anything else as it is."""
+    held = getattr(value, "data", None)
+    own = isinstance(held, np.ndarray) and not isinstance(value, np.ndarray | Tensor)
+    return held if own else value
 
 
 def vector(value: Any) -> Any:
