@@ -156,7 +156,7 @@ def pull(
     if create_graph and saved:
         sources = zip((*args, node, None), saved, strict=True)
         saved = tuple([v if v is None or not isinstance(s, Node) else Tensor(v, s) for s, v in sources])
-    elif not op.own:  # type: ignore[union-attr]  # a user's rule may write to what it gets
+    elif op is not None and not op.own:  # a user's rule may write to what it gets
         g, saved = unwritable(g), tuple(map(unwritable, saved))
     parts = []
     joint: Any = None
