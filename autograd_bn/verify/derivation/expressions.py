@@ -156,7 +156,7 @@ class Expressions:
         moving = self.late or any(isinstance(e, Expression) and e.moving for e in args)
         if op in CANCELLING and moving:
             left = list(map(_remainder, values, *[e.values for e in args]))
-            if min(left) <= 1e-13 and max(left) <= 1e-10:  # where much cancels before, more is left
+            if np.median(left) <= 1e-13 and max(left) <= 1e-3:  # where much cancels before, more is left
                 return self._zero(values)
         if op in ELEMENTWISE:
             args = self._unspread(args, tuple(map(np.shape, values)))

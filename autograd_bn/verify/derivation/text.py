@@ -357,6 +357,7 @@ class Function:
     def line(self, e: Expression, name: str, comment: str = "") -> None:
         """Compute an expression under a name, parts of too long a line under names of their own."""
         before, self.written = self.written, []
+        self.reserved.add(name)
         self.lines += [f"# {comment}"] if comment else []
         if self._filling(e)[1]:
             self._filled(e, name)

@@ -194,7 +194,7 @@ class Verdict:
             for f in self.diagnosis
         )
         edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
-        code = self.solution and f"<pre>{escape(self.solution.source)}</pre>"
+        code = self.solution and f"<pre>{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
