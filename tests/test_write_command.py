@@ -149,6 +149,26 @@ class Lowered:
     def backward(self, dy):
         return dy
 
+class Gain:
+    def __init__(self, gain=0.1):
+        self.gain = gain
+    def forward(self, x):
+        self.x = x
+        return x * self.gain if self.gain < 0.5 else x**2
+    def backward(self, dy):
+        return dy
+
+class Normed:
+    def __init__(self, d=4):
+        self.g, self.b, self.eps = np.ones(d), np.zeros(d), 1e-5
+    def forward(self, x):
+        self.mu = x.mean(-1, keepdims=True)
+        self.sigma = np.sqrt(x.var(-1, keepdims=True) + self.eps)
+        self.xhat = (x - self.mu) / self.sigma
+        return self.g * self.xhat + self.b
+    def backward(self, dy):
+        pass
+
 class Scale:
     @staticmethod
     def forward(x, w):
@@ -218,6 +238,7 @@ def arrays(*shapes):
         ("Dense.backward", (4, 3), arrays((5, 4)), ["self.dW = self.x.T @ dout", "return dout @ self.W.T"]),
         ("Norm.backward", (4,), arrays((5, 4)), ["self.dgamma += dgamma", "if not self.training:"]),
         ("Step.backward", (4,), arrays((5, 4)), ["x, z = self.kept", 'self.layers["w"] -= lr * dw']),
+        ("Normed.backward", (4,), arrays((5, 4)), ["self.dg = (dy * self.xhat).sum(axis=0)"]),
         ("Relu.backward", (), arrays((5, 4)), ["return np.where(self.out > 0, dz, 0)"]),
         ("Cell.backward", (3,), arrays((5, 3), (5, 3)), ["h, c, f, g = self.cache", "return dh2, dc2"]),
         ("Scale.backward", (), arrays((5, 3), (5, 3)), ["@staticmethod", "x, w = cache"]),
@@ -261,6 +282,14 @@ def test_a_loop_is_not_written_out_step_by_step(tmp_path, capsys):
     path.write_text(STYLES)
     assert main(["write", str(path), "Looped.backward"]) == 2
     assert "Looped.backward: forward has a loop" in capsys.readouterr().err
+
+
+def test_a_number_of_the_object_by_which_forward_branches_has_to_be_what_it_was(written):
+    _, space = written("Gain.backward")
+    layer = space["Gain"](0.7)
+    layer.forward(np.ones((5, 4)))
+    with pytest.raises(ValueError, match=r"written for self.gain == 0.1"):
+        layer.backward(np.ones((5, 4)))
 
 
 def test_what_forward_changes_by_a_view_is_not_read(tmp_path, capsys):

@@ -43,18 +43,20 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
     """
     if pair.calls is None or pair.calls.library.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
-    author = pair.calls.author
-    try:
-        return _beside_forward(pair, folded)
-    except Unwritable as why:
-        with suppress(Unwritable):
-            if not folded:  # for which less has to be kept
-                return _beside_forward(pair, True)
-        plain = not author.leads and pair.calls.plan.arguments == (("dy", 0), ("result", 1))
-        if not (plain and isinstance(why, Unkept)):
-            raise
-        titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
-        return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
+    author, made, why = pair.calls.author, list[Derivation](), Unwritable()
+    for form in dict.fromkeys((folded, True)):  # folded less has to be kept
+        try:
+            made.append(_beside_forward(pair, form))
+            if "has to keep" not in made[-1].source:
+                return made[-1]
+        except Unwritable as error:
+            why = error if form is folded else why
+    if made:
+        return made[0]
+    if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)) or not isinstance(why, Unkept):
+        raise why
+    titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
+    return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
 
 
 def _beside_forward(pair: Pair, folded: bool) -> Derivation:

@@ -69,7 +69,7 @@ def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, op
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     """What the branches of a function and of those of its file that it calls read: names, and whole numbers."""
     tree = list(ast.walk(syntax(function)))
-    tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While | ast.Assert)]
+    tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While)]
     tests += [n for n in tree if isinstance(n, ast.BoolOp)]
     tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
     compared = [*tests, *[n for n in tree if isinstance(n, ast.Compare)]]
@@ -88,7 +88,10 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
 
 
 def _names(trees: Sequence[ast.AST]) -> set[str]:
-    return {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    """The names in some code, and those of attributes, but for the names of what has these."""
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    owners = [n.value for n in nodes if isinstance(n, ast.Attribute)]
+    return {getattr(n, "attr", getattr(n, "id", "")) for n in nodes if n not in owners} - {""}
 
 
 def _length(inputs: Inputs, place: Place) -> int:
@@ -166,7 +169,7 @@ class _Lengths:
                     run_above = self.record(inputs, run.options)
                     if run_above.signature != run.signature:
                         return False
-        self.above += [run_above] if run_above and self.limits else []
+        self.above += [run_above] if self.limits and run_above and run_above.finite else []
         return True
 
     def odd(self, run: Recording) -> Recording:
