@@ -214,5 +214,5 @@ def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -
     if [*first.leaves] == [name for name, value in first.inputs.items() if is_float(value)]:
         with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
             verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
-        if not verdict:
+        if verdict.status in ("wrong", "convention"):  # and not unwritten, as zeros are
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
