@@ -292,10 +292,9 @@ class _Answer(Writer):
 
     def __init__(self, runs: Sequence[Recording], made: _Author) -> None:
         self.author = made
-        sources = [runs[0].source(value) for _, value in _reached(runs[0].cache, "")]
-        if any(source is base for source in sources for base in runs[0].bases):
+        kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
+        if kept & {*map(id, runs[0].bases)}:
             raise Unwritable("forward sets elements of a view of what it keeps")
-        kept = {*map(id, sources)}
         super().__init__(runs, ("", "", "dy"), None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
         self.constants: dict[str, Any] = {}  # and the numbers and words

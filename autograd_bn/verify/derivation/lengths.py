@@ -72,9 +72,8 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While)]
     tests += [n for n in tree if isinstance(n, ast.BoolOp)]
     tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
-    compared = [*tests, *[n for n in tree if isinstance(n, ast.Compare)]]
-    constants = [n.value for part in compared for n in ast.walk(part) if isinstance(n, ast.Constant)]
-    names, numbers = _names(tests), {value for value in constants if type(value) is int}
+    compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
+    names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}
     for node in reversed(tree):
         if isinstance(node, ast.Assign) and names & _names(node.targets):
             names |= _names([node.value])  # what those are computed from
@@ -105,12 +104,11 @@ def _resized(inputs: Inputs, growth: Growth, length: int) -> Inputs:
     resized, more = dict(inputs), length - _length(inputs, next(iter(growth)))
     for (name, axis), times in growth.items():
         n = _length(inputs, (name, axis))
-        if (times * more).denominator > 1 or n + times * more < 1:
+        longer = n + int(times * more)
+        if (times * more).denominator > 1 or longer < 1:
             raise ValueError(f"{name} takes no such length")
-        if type(inputs[name]) is int:
-            resized[name] = n + int(times * more)
-        else:
-            resized[name] = np.take(resized[name], np.arange(n + int(times * more)) % n, axis=axis)
+        whole = type(inputs[name]) is int
+        resized[name] = longer if whole else np.take(resized[name], np.arange(longer) % n, axis=axis)
     return resized
 
 
