@@ -222,7 +222,7 @@ class _Author:
         else:
             dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
             calls, start = replace(self.calls, places=self.kept), {n: run.inputs[n] for n in self.calls.slots}
-            back = calls.pulled(new, dy, seen | {"start": start}, outputs)
+            back = calls.pulled(new, dy, seen | {"start": start, "own": []}, outputs)
         gradients = _gradients(back, run.inputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         held = [(f"d{name}", gradients[name], run.true[name]) for name in self.wanted]
