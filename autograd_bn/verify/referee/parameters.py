@@ -179,7 +179,10 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
             place, note = moved[0], f"backward updates {name} itself; its step, divided by {rate:.4g}, is judged as"
             calls = replace(calls, rates=calls.rates | {name: rate}, notes=(*calls.notes, f"{note} the gradient."))
         place = place or _only_one(calls, run, name, left)
-        if place is not None:
+        shape = np.shape(run.open[place]) if place in run.open else ()
+        if name in numbers and np.prod(shape) != 1:  # it stands for an array, which one step makes of it
+            calls = replace(calls, unseen=(*calls.unseen, f"{name}, a number whose gradient has shape {shape}"))
+        elif place is not None:
             calls = replace(calls, places=calls.places | {name: place})
         elif name in calls.slots and name not in numbers and not is_constant(name, floats[name]):
             why = (
