@@ -230,6 +230,14 @@ def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
         ag.check_backward(lambda x: (x, x), (x,))
 
 
+def test_a_class_with_a_loss_that_has_no_weights_yet_is_told(tmp_path):
+    text = "class Model:\n    def __init__(self):\n        self.W = None\n    def loss(self, X, y):\n"
+    text += "        scores = X @ self.W\n        loss, dW = scores.sum(), X.T @ scores\n        return loss, dW\n"
+    found = judged(written(tmp_path, text))["Model.loss"]
+    assert found.verdict == "unjudged"
+    assert "no inputs are known for Model.loss(X, y)" in found.reason
+
+
 def test_what_is_absent_ends_the_search_for_inputs(tmp_path):
     text = "calls = []\ndef f_forward(x, w, b, y, gamma, beta):\n    calls.append(x)\n    return fast(x) + w, x\n"
     path = written(tmp_path, text + "def f_backward(d, cache):\n    return d\n")

@@ -118,9 +118,10 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         adapted = lambda values: called(author_of(what), values)
         yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe))
     else:
+        base = bool(what.__subclasses__())  # before `loss_class` makes one
         maker, kinds = _maker(loss_class(what) if passes[0] == passes[1] else what, _torch_of(space, forward))
         pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
-        base, taken = bool(what.__subclasses__()) and not maker.fixed, [*maker.needed, *parameters(maker.forward)[1:]]
+        base, taken = base and not maker.fixed, [*maker.needed, *parameters(maker.forward)[1:]]
         yield Entry(*names, taken, pair, probe, maker, base=base, code=tuple(_constructors(what)), kinds=kinds)
 
 
