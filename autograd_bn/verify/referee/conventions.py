@@ -188,6 +188,11 @@ class Signs:
         return [("dy", i) for i in range(len(self.outputs))]
 
     @property
+    def dys_but_one(self) -> list[Path]:
+        """The gradient of an output for each argument but one."""
+        return self.dys[: self.count - 1]
+
+    @property
     def caches(self) -> list[Path]:
         """The results that are a cache by their names, else all but the output, the last first."""
         return [place for name, place in self.named.items() if name in _CACHES] or self.outputs[:0:-1]
@@ -234,8 +239,8 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     for unnamed in (set[str](), inputs):  # what is called as an input may be something else
         known = {name: place for name, place in signs.fixed.items() if name not in unnamed}
         free = replace(signs, wanted=[name for name in signs.wanted if name not in known])
-        for count, filled, sure in _filled(free):
-            filling = iter(filled)
+        for filled, sure in _filled(free):
+            count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
             arguments = [known[name] if name in known else next(filling) for name in signs.wanted]
             yield Plan(tuple(signs.outputs[:count]), (*arguments, *filling), sure)
 
@@ -266,59 +271,48 @@ def _at_the_input(signs: Signs) -> Iterator[Plan]:
         yield Plan((outputs[0],), (outputs[0],), False)
 
 
-Filled = list[tuple[int, list[Path], bool]]
+Filled = list[tuple[list[Path], bool]]
 
 
 def _filled(signs: Signs) -> Filled:
-    """How many outputs count, what fills the arguments without a name of their own, and whether that is sure."""
+    """What fills the arguments without a name of their own, by the first row that fits, and whether that is sure."""
     return next((filled(signs) for fits, filled in ROWS if fits(signs)), [])
 
 
 def _dys_and_cache(s: Signs) -> Filled:
     """`backward(dy, cache)`; or dy for each result; or the cache in several results."""
-    filled = [(s.count - 1, [*s.dys[: s.count - 1], s.caches[0]], True)]
+    filled = [([*s.dys_but_one, s.caches[0]], True)]
     if s.gradients == s.count:
-        filled.append((s.count, s.dys, False))
+        filled.append((s.dys, False))
     elif s.gradients == 1:
-        filled.append((1, [s.dys[0], *s.outputs[1:]], False))
+        filled.append(([s.dys[0], *s.outputs[1:]], False))
     return filled
 
 
 def _dy_and_value(s: Signs) -> Filled:
     """`backward(dy, x)` or `backward(dy, y)`."""
-    inputs: list[Path] = [("input", name) for name in s.names]
-    by_name = plain(s.wanted[1]) in _OUTPUTS
-    return [
-        (1, [s.dys[0], place], False) for place in ([s.outputs[0], *inputs] if by_name else [*inputs, s.outputs[0]])
-    ]
+    places: list[Path] = [("input", name) for name in s.names]
+    places.insert(0 if plain(s.wanted[1]) in _OUTPUTS else len(places), s.outputs[0])
+    return [([s.dys[0], place], False) for place in places]
 
 
 Row = tuple[Callable[[Signs], bool], Callable[[Signs], Filled]]
 ROWS: tuple[Row, ...] = (
     # backward(*dys)
-    (lambda s: s.variadic and not s.count, lambda s: [(len(s.outputs), s.dys, True)]),
+    (lambda s: s.variadic and not s.count, lambda s: [(s.dys, True)]),
     # backward(), the gradient of a loss for dy = 1
-    (lambda s: s.count == 0, lambda s: [(1, [], True)]),
+    (lambda s: s.count == 0, lambda s: [([], True)]),
     # backward(cache)
-    (lambda s: s.count == 1 and s.several and s.is_cache(0), lambda s: [(1, s.caches[:1], True)]),
+    (lambda s: s.count == 1 and s.several and s.is_cache(0), lambda s: [(s.caches[:1], True)]),
     # backward(dy), or backward(cache) by another name
-    (
-        lambda s: s.count == 1 and s.several and not s.gradients,
-        lambda s: [(1, s.dys[:1], True), (1, s.caches[:1], False)],
-    ),
-    (lambda s: s.count == 1, lambda s: [(1, s.dys[:1], True)]),
+    (lambda s: s.count == 1 and s.several and not s.gradients, lambda s: [(s.dys[:1], True), (s.caches[:1], False)]),
+    (lambda s: s.count == 1, lambda s: [(s.dys[:1], True)]),
     # backward(cache, dy)
-    (
-        lambda s: s.count == len(s.outputs) and s.is_cache(0),
-        lambda s: [(s.count - 1, [s.caches[0], *s.dys[: s.count - 1]], True)],
-    ),
+    (lambda s: s.count == len(s.outputs) and s.is_cache(0), lambda s: [([s.caches[0], *s.dys_but_one], True)]),
     # backward(dy, cache)
     (lambda s: s.count == len(s.outputs), _dys_and_cache),
     # y, cache, more = forward(...)
-    (
-        lambda s: s.count < len(s.outputs),
-        lambda s: [(s.count - 1, [*s.dys[: s.count - 1], cache], False) for cache in s.caches],
-    ),
+    (lambda s: s.count < len(s.outputs), lambda s: [([*s.dys_but_one, cache], False) for cache in s.caches]),
     # backward(dy, x)
     (lambda s: s.count == 2 and not s.is_cache(1), _dy_and_value),
 )
