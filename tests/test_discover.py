@@ -362,3 +362,26 @@ def test_inputs_are_read_as_they_are_written(text, shape, check):
     value = guesses.parsed_inputs(text)["x"]
     assert np.shape(value) == shape
     assert check(value)
+
+
+def test_two_lengths_that_a_message_calls_different_are_made_the_same():
+    shapes = guesses.spread(("ND", "DM", "M", "=2"))
+    assert shapes == ("(5,8)", "(7,12)", "(28)", "=2")
+    for values in (("(5,8)", "(7,12)"), ("(5,8)", "(7,12)", "(5,3)")):
+        arrays = [guesses.drawn(kind, np.random.default_rng(0)) for kind in values]
+        with pytest.raises(ValueError) as error:
+            arrays[0] @ arrays[1]
+        assert guesses.agreed(values, str(error.value))[:2] == ("(5,8)", "(8,12)")
+    with pytest.raises(ValueError) as error:
+        np.concatenate([np.zeros((5, 8)), np.zeros((7, 8))], axis=1)
+    assert guesses.agreed(("(5,8)", "(7,8)"), str(error.value)) == ("(5,8)", "(5,8)")
+    with pytest.raises(ValueError) as error:
+        np.zeros((5, 8)) + np.zeros(28)
+    assert guesses.agreed(("(5,8)", "(28)"), str(error.value)) == ("(5,8)", "(8)")
+    assert guesses.agreed(("(5,8)", "(7,12)"), "no length is said") == ("(5,8)", "(7,12)")
+
+
+def test_a_bias_that_gets_one_number_is_wrong_and_a_gain_that_may_be_one_says_so(tmp_path):
+    found = judged(written(tmp_path, STYLES["shapes_that_gradients_say"]))
+    assert "db has shape (), and b has (3,)." in str(found["linear_backward"].report)
+    assert "with gain a number: with an array, which forward takes too, it is wrong" in found["gain_backward"].reason

@@ -265,7 +265,7 @@ def _at_the_prediction(signs: Signs) -> Iterator[Plan]:
 def _at_the_input(signs: Signs) -> Iterator[Plan]:
     """`relu_prime(x)`, a derivative in terms of the input, or of the output, `y * (1 - y)`."""
     back, names, outputs = signs.author.backward, signs.names, signs.outputs
-    slope = re.search("deriv|prime|grad(ient)?$", getattr(back, "__name__", "")) and not signs.author.leads
+    slope = re.search("(?i)deriv|prime|grad(ient)?$", getattr(back, "__name__", "")) and not signs.author.leads
     if len(signs.wanted) == len(outputs) == 1 and (signs.wanted[0] in names or (slope and names)):
         yield Plan((outputs[0],), (signs.fixed.get(signs.wanted[0], ("input", names[0])),), True)
         yield Plan((outputs[0],), (outputs[0],), False)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial, update_wrapper, wraps
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ _NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
 # What a backward pass and the forward pass that belongs to it have in their names.
 _NAMES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
 _NAMES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
+_DERIVATIVE = "(?:derivative|derivate|derivs?|der|gradient|grad|prime|dash|dx|d)"
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,23 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
 
 
 def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
-    """`f_forward` and `f_backward`, or such names; or `loss, dx = f_loss(x, y)`, by its name or what it returns.
+    """`f_forward` and `f_backward`, or such names; `f(x, deriv=False)`; or `loss, dx = f_loss(x, y)`.
 
     What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand.
     """
     functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
-    forward = _forward_of(name, functions) if value.__code__.co_filename == space["__file__"] else None
-    if forward is not None:
-        ahead, back = functions[forward], value
+    written = value.__code__.co_filename == space["__file__"]
+    forward = _forward_of(name, functions) if written else None
+    flag = _flag(value) if written and not forward else None
+    if forward or flag:
+        ahead, back = functions[forward or name], value
         on, code = partial(_on, _torch_of(space, ahead)), (ahead, back)
+        if flag:
+            back = update_wrapper(partial(value, **{flag: True}), value)
         if len(parameters(ahead)) == len(parameters(back)) == 1:
             ahead, back = _each(ahead), _each(back)
         pair = on(partial(numpy_pair, ahead, back))
-        yield Entry(forward, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
+        yield Entry(forward or name, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
     elif _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
         yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)))
@@ -143,9 +148,15 @@ def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
             known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
             known = [n for n in known if n != name]
             return max(known, key=len) if known else None
-    match = re.fullmatch(r"(\w+?)_?(grad|gradient|prime|deriv|derivative)|(?:grad|d|deriv|derivative)_(\w+)", name)
-    bare = (match[1] or match[3]) if match else ""
-    return bare if bare in functions else None
+    lowered = {n.lower(): n for n in functions}
+    ends = re.fullmatch(rf"(\w+?)_?{_DERIVATIVE}|{_DERIVATIVE}_?(?:of_)?(\w+)", name.lower())
+    return next((lowered[bare] for bare in (ends.groups() if ends else ()) if bare in lowered), None)
+
+
+def _flag(function: Any) -> str | None:
+    """The parameter by which a function is asked for its derivative, `deriv=False`."""
+    flags = [n for n, p in signature(function).items() if p.default is False and re.fullmatch(_DERIVATIVE, n.lower())]
+    return flags[0] if flags else None
 
 
 def _each(function: Any) -> Any:

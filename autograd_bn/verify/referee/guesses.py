@@ -3,8 +3,10 @@
 import heapq
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ TRIALS = 4000  # choices of a kind for each parameter that are made at most
 LIKELY = 500  # of which so many are the likeliest alone: others are easily taken for what they aren't
 # Kinds that belong together: of features first, of two and of four gates in one matrix, and of these over time.
 FAMILIES = ("DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F")
+TABLED, PATTERNS = 100, 250  # choices before lengths are read from messages; which of them that is begun with
 TAKEN = [10.0**6]  # how far forward gets, in lines, with what it takes
+SMALL = 4096  # numbers of an array whose shape is read from its gradient
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
@@ -23,12 +27,13 @@ SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), 
 # Several kinds of a row marked ~ may fit: labels and predictions.
 TABLE = r"""
 =3 =4 ND BTD : k
+BTD ND : seq(uence)?s?|(hidden)?states
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
 =4 =3 :
     (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
     (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(vocab|embed\w*|wordvec)?size
     embed\w*|features|channels|width|ndims?|dim|n|d
-=3 =4 =[3] =[3,3] :
+=3 =4 =[3] =[3,3] ND :
     (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
     (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|d|f)|(size|dim|ch\w*)out
     (num|n)(out|hid|filt|cat|class)\w*|units|classes|neurons|hidden|filters|m
@@ -44,14 +49,14 @@ ND DN MN NM BIJD BM : [ac]prev|prev[ac]
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
-ND BDIJ BDKL BDLL BTD DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
+ND BDIJ BDKL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
     x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?
 DM DF MD DT : w(x|i|ax)\w?
 MM MF MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
-DM MD D +D MDPP VM MN PPDM DN D1 : w\d?|weights?|kernels?|filters?|theta|table
+DM MD D +D MDPP VM MN PPDM DN D1 BDM : w\d?|weights?|kernels?|filters?|theta|table
 M D F M1 1M D1 111M + T : b\d?|b[a-z]{1,2}|bias(es)?
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
 D 1D11 1D D1 M N1 : beta|shift|offset
@@ -65,7 +70,8 @@ bool:BT bool:ND bits:ND bits:N : \w*mask
 D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
 =[4] =4 =[4,3,5] =[2,4] : (input|normalized|in)?shape
-=2 =3 =[2,2] : (n|num)?groups?|stride|\w*pool\w*(size|h|w)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
+=[2,2] =[4,1] : (out(put)?|new|target)shape
+=2 =3 =[2,2] : (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h|w)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
 =1 =0 ="same" ="valid" : pad(ding)?
 =0.001 : eps(ilon)?
 =0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout
@@ -156,28 +162,35 @@ def parsed_inputs(text: str) -> dict[str, Any]:
 
 
 class Choices:
-    """Choices of a kind for each parameter: the likeliest, by turns with those next to what got forward furthest."""
+    """Choices of a kind for each parameter: the likeliest first; where these are in vain, by what is said of them.
+
+    Then every axis has a length of its own, and "size 5 is different from 3" says which two should be the same. At
+    last, those next to what got forward furthest take turns with the likeliest.
+    """
 
     def __init__(self, kinds: list[list[str]]) -> None:
-        self.kinds, self.near, self.furthest = kinds, list[tuple[str, ...]](), list[float]()
+        self._kinds, self._tried, self._refused = kinds, set[tuple[str, ...]](), 0
+        self._next, self._near, self._furthest = deque[tuple[str, ...]](), list[tuple[str, ...]](), list[float]()
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        likely, tried = self._likely(self.kinds), set[tuple[str, ...]]()
+        likely = self._likely(self._kinds)
         families = [
-            self._likely([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self.kinds])
+            self._likely([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
             for family in FAMILIES
         ]
-        while len(tried) < TRIALS:
-            turn, chosen = len(tried), tuple[str, ...]()
-            if self.furthest < TAKEN and turn > LIKELY and turn % 2 and self.near:
-                chosen = self.near.pop()
-            elif self.furthest < TAKEN and turn % 4 == 2:
+        while len(self._tried) < TRIALS:
+            turn, chosen = len(self._tried), tuple[str, ...]()
+            if self._next:
+                chosen = self._next.popleft()
+            elif self._furthest < TAKEN and self._near and turn > LIKELY and turn % 2:
+                chosen = self._near.pop()
+            elif self._furthest < TAKEN and turn % 4 == 2:
                 chosen = next(families[turn // 4 % len(families)], ())
-            chosen = chosen or next(likely, ()) or (self.near.pop() if self.near else ())
+            chosen = chosen or next(likely, ()) or (self._near.pop() if self._near else ())
             if not chosen:
                 return
-            if chosen not in tried:
-                tried.add(chosen)
+            if chosen not in self._tried:
+                self._tried.add(chosen)
                 yield chosen
 
     def _likely(self, listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
@@ -191,15 +204,63 @@ class Choices:
                 if ranks[i] + 1 < len(listed[i]):
                     heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
 
-    def told(self, chosen: tuple[str, ...], depth: list[float]) -> None:
+    def refused(self, chosen: Sequence[str], message: str, shapes: Sequence[Sequence[int] | None] = ()) -> bool:
+        """Whether a choice follows from what was said of one: a message, or shapes that gradients have."""
+        self._refused += 1
+        small = [shape if shape is not None and math.prod(shape) <= SMALL else None for shape in shapes]
+        closer = tuple(itertools.starmap(_shaped, itertools.zip_longest(chosen, small)))
+        closer = agreed(chosen, message) if closer == chosen else closer
+        if self._refused == TABLED:
+            self._next.extend(dict.fromkeys(map(spread, itertools.islice(self._likely(self._kinds), PATTERNS))))
+        elif closer != chosen:
+            self._next.appendleft(closer)
+        return closer != chosen
+
+    def ended(self, chosen: tuple[str, ...], depth: list[float]) -> None:
         """How far forward got with a choice: if further than ever, those with one other kind are next, then two."""
-        if depth <= self.furthest:
+        if depth <= self._furthest:
             return
-        ones = [(rank, {i: kind}) for i, kinds in enumerate(self.kinds) for rank, kind in enumerate(kinds)]
+        ones = [(rank, {i: kind}) for i, kinds in enumerate(self._kinds) for rank, kind in enumerate(kinds)]
         twos = [(a + b, {**one, **two}) for (a, one), (b, two) in itertools.combinations(ones, 2) if {*one} != {*two}]
         nearest = [*sorted(ones, key=lambda other: other[0]), *sorted(twos, key=lambda other: other[0])[: TRIALS // 2]]
         other: Any = lambda changed: tuple([changed.get(i, kind) for i, kind in enumerate(chosen)])
-        self.furthest, self.near = depth, [other(changed) for _, changed in nearest[::-1]]
+        self._furthest, self._near = depth, [other(changed) for _, changed in nearest[::-1]]
+
+
+def spread(chosen: Sequence[str]) -> tuple[str, ...]:
+    """The same kinds with a length of its own for every axis of an array; last axes can be split into four gates."""
+    firsts, lasts = iter((5, 7, 3, 6, 9, 10, 11, 13, 14, 15, 17, 18)), iter((8, 12, 28, 44, 76, 92, 124, 148))
+    longer = list[str]()
+    for kind in chosen:
+        letters = re.sub(r"^(\w+:|\+)", "", kind)
+        if letters.isalnum() and letters.isupper() and not kind.startswith("int:"):
+            kind = _shaped(kind, [*[next(firsts, SIZES[letter]) for letter in letters[:-1]], next(lasts, 4)])
+        longer.append(kind)
+    return tuple(longer)
+
+
+def _shaped(kind: str, shape: Sequence[int] | None) -> str:
+    """A kind of array with another shape."""
+    if shape is None or kind[0] in "=k":
+        return kind
+    return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
+
+
+def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
+    """Kinds as `spread` gives them, with the two lengths the same that a message says must be.
+
+    The smaller one is kept, but one that can be split into four, and one that no axis has, as a sum or a quarter.
+    """
+    shapes = re.findall(r"->\(([^)]*)\)", message) or re.findall(r"\((\d[\d, ]*)\)", message)
+    said = re.findall(r"(?:size|from|!=|aligned:|tensor [ab]|\dx(?=\d+ and)|(?<=\d) and) ?\(?(\d+)", message)
+    if "broadcast" in message and len(shapes) > 1:
+        ends = itertools.zip_longest(*[reversed(re.findall(r"\w+", shape)) for shape in shapes])
+        said = next((axis for end in ends if len(axis := sorted({*end} - {"1", "newaxis", None})) > 1), [])
+    lengths = {length for kind in chosen if "(" in kind for length in re.findall(r"\d+", kind)}
+    ranked = sorted(said[:2], key=lambda length: (length in lengths, int(length) % 4 > 0, int(length)))
+    if len(ranked) < 2 or ranked[1] not in lengths:
+        return tuple(chosen)
+    return tuple([re.sub(rf"\b{ranked[1]}\b", ranked[0], kind) if "(" in kind else kind for kind in chosen])
 
 
 def shown(kind: str) -> str:

@@ -46,8 +46,8 @@ class NoPair(Exception):
     """A function isn't what its name seemed to say."""
 
 
-def agreement(pair: Pair) -> dict[str, bool | None]:
-    """For each gradient, whether it agrees with a difference along one step; None where its shape is another."""
+def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...]]:
+    """For each gradient, whether it agrees with a difference along one step; its shape where that is another."""
     rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
     output: Any = lambda at: np.asarray(pair.forward(*copy.deepcopy([*at.values()]))[0], dtype=np.float64)
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
@@ -55,21 +55,21 @@ def agreement(pair: Pair) -> dict[str, bool | None]:
     dy = np.ones(np.shape(y)) if pair.unit or np.size(y) == 1 else np.asarray(rng.normal(size=np.shape(y)))
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
-    agree: dict[str, bool | None] = {}
+    agree: dict[str, bool | tuple[int, ...]] = {}
     for name, gradient in out.gradients.items():
-        agree[name] = None
+        agree[name] = gradient.shape
         if gradient.shape == inputs[name].shape:
             step = np.asarray(rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0))
             agree[name] = explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
     missing = [f for finding in out.findings for f in finding.gradients]
-    return agree | dict.fromkeys(missing, False) | dict.fromkeys(out.numbers)
+    return agree | dict.fromkeys(missing, False) | dict.fromkeys(out.numbers, ())
 
 
 def share(pair: Pair) -> float:
     """Which share of a pair's gradients agrees with differences."""
     with np.errstate(all="ignore"):
         told = agreement(pair)
-    return sum(map(bool, told.values())) / max(len(told), 1)
+    return sum(value is True for value in told.values()) / max(len(told), 1)
 
 
 def slope(output: Callable[[dict[str, Any]], Array], at: dict[str, Any], name: str, step: Array, dy: Array) -> float:

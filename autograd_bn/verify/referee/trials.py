@@ -13,7 +13,7 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .entries import Entry
-from .guesses import TAKEN, Choices, drawn, meant, shown
+from .guesses import TAKEN, Choices, drawn, meant, shown, spread
 from .held import arrays, is_array
 from .load import said
 from .pairs import NoPair, Pair, agreement
@@ -24,6 +24,7 @@ ABSENT = 20  # guesses one after the other that end at what isn't there, after w
 _ABSENT = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
 _ACCEPTED, _FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
+_BIAS = re.compile(r"b\d?|b_?[a-z]{1,2}|bias(es)?\w*|beta|shift|offset", re.IGNORECASE)
 _KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
@@ -56,6 +57,9 @@ class Search:
     kinds: list[list[str]] = field(default_factory=list)
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
+    summed: set[str] = field(
+        default_factory=set[str]
+    )  # arrays whose gradients are numbers, beside others that are right
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
         """A kind for each slot: a parameter, or what one that is a dict holds under a key; while there is work left."""
@@ -68,8 +72,17 @@ class Search:
         for chosen in self.choices:
             if self.spent > _WORK:
                 return
-            if all(chosen[i] == kind for i, kind in self.settled.items()):
+            biases = [name for name in self.numbers(chosen) if _BIAS.fullmatch(name)]
+            if not biases and all(chosen[i] == kind for i, kind in self.settled.items()):
                 yield chosen
+
+    def numbers(self, chosen: tuple[str, ...]) -> list[str]:
+        """What is a number here, and as an array had a number for its gradient."""
+        return [
+            n
+            for (name, key), kind in zip(self.slots, chosen, strict=True)
+            if kind == "+" and (n := key or name) in self.summed
+        ]
 
     def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
         """Values of these kinds."""
@@ -86,6 +99,7 @@ class Search:
         kinds = {i: chosen[i] for i, (name, key) in enumerate(self.slots) if not meant(key or name)[1]}
         # and for a number that may be an array, as p, a rate or a probability; and a vector that may be a column.
         kinds = {i: k for i, k in kinds.items() if k[0] != "=" or all(other[0] == "=" for other in self.kinds[i])}
+        kinds = {i: kind for i, kind in kinds.items() if kind in self.kinds[i]}  # not one of its lengths alone
         self.settled = {i: kind for i, kind in kinds.items() if kind not in ("D", "N")}
 
     def firm(self, chosen: tuple[str, ...]) -> bool:
@@ -122,11 +136,11 @@ class Search:
         inputs, taken = tuple(values.values()), False
         with work() as done:
             try:
-                finite(self.entry.probe(inputs))
+                axes = np.ndim(finite(self.entry.probe(inputs)))
                 taken = True
-                self.keep(chosen, inputs, self.entry.adapted(copy.deepcopy(inputs)))
-            except (NotImplementedError, Unjudgeable, NoPair):
-                if self.best is None or not taken:
+                self.keep(chosen, inputs, self.entry.adapted(copy.deepcopy(inputs)), axes)
+            except (NotImplementedError, Unjudgeable, NoPair) as error:
+                if not taken or (self.best is None and not self.choices.refused(spread(chosen), str(error))):
                     raise
             except Exception as error:
                 if is_todo(error):
@@ -134,18 +148,26 @@ class Search:
                 self.fail(chosen, error, values, taken)
         self.spent += done[0] + self.entry.cost
 
-    def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair) -> None:
-        """Count a pair that forward takes inputs of, and hold the best."""
-        score = rating(pair)
-        fits, right = score[0], score == (True, 1)
-        self.choices.told(chosen, [*TAKEN, *score])
-        self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
+    def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair, axes: int) -> None:
+        """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
+        (fits, share), message, shapes = rated(pair)
+        right = fits and share == 1
+        self.choices.ended(chosen, [*TAKEN, fits, share])
+        self.accepted += all(kind in listed for kind, listed in zip(chosen, self.kinds, strict=True))
+        self.fitting += fits
+        if axes > 1 and share >= 0.5:
+            self.summed |= {name for name, shape in shapes.items() if not shape}
+        if not self.fitting:
+            self.choices.refused(chosen, message, [shapes.get(key or name) for name, key in self.slots])
         if fits and not self.settled:
             self.settle(chosen)
-        if self.best is None or score > self.best.score:
-            note = "For vectors, as of shape (4,), which forward takes, it is wrong."
-            note = note if right and self.wrong_for_vectors else ""
-            self.best = Fit(inputs, pair, score, self.firm(chosen), True, note)
+        if self.best is None or (fits, share) > self.best.score:
+            note, numbers = "", self.numbers(chosen)
+            if right and self.wrong_for_vectors:
+                note = "For vectors, as of shape (4,), which forward takes, it is wrong."
+            elif right and numbers:
+                note = f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
+            self.best = Fit(inputs, pair, (fits, share), self.firm(chosen), True, note)
         self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
 
     def fail(self, chosen: tuple[str, ...], error: Exception, values: dict[str, Any], taken: bool) -> None:
@@ -159,7 +181,9 @@ class Search:
                 return
         depth = TAKEN if taken else [float(line) for _, line in _steps(error)]
         self.failed.append((depth, f"{said(error)}{line_of(error)}"))
-        self.choices.told(chosen, depth)
+        self.choices.ended(chosen, depth)
+        if not self.fitting:
+            self.choices.refused(chosen, str(error))
         lost = [reason for _, reason in self.failed[-ABSENT:] if re.match(_ABSENT, reason)]
         if len(lost) == ABSENT and self.best is None:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
@@ -188,16 +212,22 @@ def inputs_name(entry: Entry) -> str:
 
 def rating(pair: Pair) -> tuple[bool, float]:
     """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences."""
+    return rated(pair)[0]
+
+
+def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...]]]:
+    """A pair's rating, with the message of what backward raised, or the shapes of gradients that have others."""
     written(pair)
     try:
         with np.errstate(all="ignore"):
             told = agreement(pair)
     except (NotImplementedError, Unjudgeable):
         raise
-    except Exception:
-        return False, -1.0
-    fit = bool(told) and all(value is not None for value in told.values())
-    return fit, sum(map(bool, told.values())) / max(len(told) + len(pair.unseen), 1)
+    except Exception as error:
+        return (False, -1.0), str(error), {}
+    shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
+    share = sum(value is True for value in told.values()) / max(len(told) + len(pair.unseen), 1)
+    return (bool(told) and not shapes, share), "", shapes
 
 
 def _kinds(entry: Entry, name: str, lengths: list[int]) -> list[str]:
@@ -223,14 +253,15 @@ def _lengths(entry: Entry) -> list[int]:
     return []
 
 
-def finite(result: Any) -> None:
-    """Raise where an output is empty or not finite."""
+def finite(result: Any) -> Any:
+    """What forward returns first, if that is not empty and finite; 0 for gradients, before their loss."""
     first = result[0] if isinstance(result, tuple | list) and result else result
-    if first is None or isinstance(first, dict):  # gradients, before their loss
-        return
+    if first is None or isinstance(first, dict):
+        return 0
     y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
     if not y.size or not np.isfinite(y).all():
         raise ValueError("forward's output is empty or not finite")
+    return y
 
 
 # Why there are none
