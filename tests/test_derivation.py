@@ -7,6 +7,7 @@ import ast
 import html
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -698,3 +699,14 @@ def test_a_derivation_is_a_file_and_shows_itself(tmp_path):
 if __name__ == "__main__":
     for name, (forward, inputs, form) in WRITTEN.items():
         ag.write_backward(forward, inputs, form=form).save(GOLDEN / f"{name}.txt")
+
+
+def test_a_derivation_is_not_saved_over_the_code_that_it_was_read_from(tmp_path):
+    path = tmp_path / "layer.py"
+    path.write_text("import numpy as np\n\n\ndef forward(x):\n    return np.tanh(x)\n", "utf-8")
+    space = runpy.run_path(str(path))
+    code = ag.write_backward(space["forward"], (np.ones((3, 2)),))
+    with pytest.raises(ValueError, match="the file that was read, expected another"):
+        code.save(path)
+    assert "def backward" not in path.read_text("utf-8")
+    assert "def backward" in code.save(tmp_path / "key.py").read_text("utf-8")

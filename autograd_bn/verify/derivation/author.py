@@ -25,7 +25,7 @@ from ..referee.judge import check_backward
 from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
-from ..referee.source import code_of, signature, syntax, unwrapped
+from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .lengths import recordings
 from .module import Derivation, executed, written
@@ -196,7 +196,7 @@ class _Author:
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
         backward = lambda dy, cache: tuple(_gradients(pair.call(new, dy, cache), inputs_of).values())
-        return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of)
+        return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of, file_of(pair.source))
 
     def _keeping(self) -> Any:
         """The author's forward pass, which keeps what it has to."""

@@ -21,6 +21,7 @@ from ...files import whole
 from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.judge import check_backward
+from ..referee.source import file_of
 from .lengths import recordings
 from .tracing import Recording, Unwritable
 from .writer import Writer
@@ -38,6 +39,7 @@ class Derivation:
     forward: Callable[..., Any] = field(compare=False)
     backward: Callable[..., Any] = field(compare=False)
     inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    read: str = field(default="", compare=False)  # the author's file
 
     def __str__(self) -> str:
         return self.source
@@ -45,7 +47,9 @@ class Derivation:
     __repr__ = __str__
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the source to a file, and return its path."""
+        """Write the source to a file, and return its path; `ValueError` for the author's own file."""
+        if os.path.exists(path) and os.path.exists(self.read) and os.path.samefile(path, self.read):
+            raise ValueError(f"path is {os.fspath(path)!r}, the file that was read, expected another")
         with whole(path) as file:
             file.write(self.source.encode())
         return Path(path)
@@ -139,7 +143,7 @@ def written(
         runs = recordings(f, record, operands, options)
         source = Writer(runs, titles).source()
         space = executed(source, {})
-        made = Derivation(source, space[titles[0]], space[titles[1]], operands)
+        made = Derivation(source, space[titles[0]], space[titles[1]], operands, file_of(f))
         _judge(made, f, runs)
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], listed, form)

@@ -16,9 +16,17 @@ GUARD = 1.1e-5  # the largest number that keeps a logarithm or a division finite
 
 
 def framework(name: str) -> Any:
-    """PyTorch or JAX if it has been imported; None where it has not, or something only stands in its place."""
+    """PyTorch or JAX if it has been imported, whole; None where something else has that name or stands in its place."""
     module = sys.modules.get(name)
-    return module if getattr(module, "__spec__", None) is not None else None
+    whole = getattr(module, "__spec__", None) is not None and hasattr(
+        module, {"torch": "autograd"}.get(name, "custom_vjp")
+    )
+    return module if whole else None
+
+
+def file_of(function: Any) -> str:
+    """The file in which a function stands; nothing where that isn't known."""
+    return str(getattr(getattr(unwrapped(function), "__code__", None), "co_filename", ""))
 
 
 def unwrapped(function: Any) -> Any:
