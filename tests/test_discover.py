@@ -256,7 +256,7 @@ def test_what_forward_got_furthest_with_leads_to_the_next_guesses():
         tried.append(chosen)
         if chosen == wanted:
             break
-        choices.told(chosen, [next(i for i, (a, b) in enumerate(zip(chosen, wanted, strict=True)) if a != b)])
+        choices.ended(chosen, [next(i for i, (a, b) in enumerate(zip(chosen, wanted, strict=True)) if a != b)])
     assert len(tried) < guesses.LIKELY + 600
     assert len(set(tried)) == len(tried)
     assert tried[: guesses.LIKELY // 2] == [*itertools.islice(guesses.Choices(kinds), guesses.LIKELY // 2)]
@@ -266,7 +266,7 @@ def test_inputs_with_the_features_first_are_tried_together():
     names = ["x", "prev_h", "Wx", "Wh", "b"]
     choices = guesses.Choices([guesses.meant(name)[0] for name in names])
     assert ("DN", "MN", "MD", "MM", "M1") in itertools.islice(choices, 4)
-    choices.told(("ND", "NM", "DM", "MM", "M"), guesses.TAKEN)
+    choices.ended(("ND", "NM", "DM", "MM", "M"), guesses.TAKEN)
     assert ("D1", "MN", "MD", "MM", "M1") not in itertools.islice(choices, 40)
 
 
