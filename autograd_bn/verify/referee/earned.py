@@ -24,15 +24,14 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
 
     A reading is `firm` if the names of all that forward takes say what it is, and if what is wrong was so for each
     shape of it that fitted; backward's names must say the same of dy. An axis of length 1 too many in the gradient of
-    what was `guessed` is no mistake either, nor are other lengths, which the author's code may say itself; where most
-    shapes are others, lengths were guessed wrong.
+    what was `guessed` is no mistake either, nor are other lengths, which the author's code may say itself.
     """
     found = [finding.what for finding in report.diagnosis]
     if not found:  # it is strictness that makes it wrong
         return ""
     kinds = {finding.kind for finding in report.diagnosis}
     rows = [row for row in report.rows if row.what == "gradient" and np.any(row.truth)]
-    right = [row for row in rows if row.ok or ("mask missing" not in kinds and _mostly_right(row))]
+    right = any(row.ok or ("mask missing" not in kinds and _mostly_right(row)) for row in rows)
     named = bool(kinds - _VAGUE - _LAYOUT) or (bool(report.repair) and not kinds & _LAYOUT)
     wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
     others = [row for row in rows if row.ok and row.name[1:] in guessed]
@@ -50,20 +49,12 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     beside = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
     if moves and not beside and not report.repair and not wrong & {*guessed}:
         return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
-    misfit = "shape" in kinds and len(right) < len([row for row in rows if row.name[1:] in guessed and _misfit(row)])
-    if not misfit and (right or named or _SLIPS.search(found[0])):
+    if right or named or _SLIPS.search(found[0]):
         return ""
-    if not misfit and firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
+    if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
         return ""
     taken = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
     return f"as read here, at guessed inputs ({taken}), nothing agrees: {found[0]}"
-
-
-def _misfit(row: Row) -> bool:
-    """Whether a gradient has another shape than its input, by more than axes of length 1."""
-    if row.returned is None or row.truth is None:
-        return False
-    return [n for n in row.returned.shape if n != 1] != [n for n in row.truth.shape if n != 1]
 
 
 def _mostly_right(row: Row) -> bool:

@@ -19,7 +19,7 @@ LIKELY = 500  # of which so many are the likeliest alone: others are easily take
 FAMILIES = ("DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F")
 TABLED, PATTERNS = 100, 250  # choices before lengths are read from messages; which of them that is begun with
 TAKEN = [10.0**6]  # how far forward gets, in lines, with what it takes
-SMALL = 4096  # numbers of an array whose shape is read from its gradient
+SMALL = 4096  # numbers of an array whose lengths are read from messages
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
@@ -204,15 +204,21 @@ class Choices:
                 if ranks[i] + 1 < len(listed[i]):
                     heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
 
+    @property
+    def reads(self) -> bool:
+        """Whether lengths are read from messages by now."""
+        return self._refused >= TABLED
+
     def refused(self, chosen: Sequence[str], message: str, shapes: Sequence[Sequence[int] | None] = ()) -> bool:
         """Whether a choice follows from what was said of one: a message, or shapes that gradients have."""
         self._refused += 1
-        small = [shape if shape is not None and math.prod(shape) <= SMALL else None for shape in shapes]
-        closer = tuple(itertools.starmap(_shaped, itertools.zip_longest(chosen, small)))
+        closer = tuple(itertools.starmap(_shaped, itertools.zip_longest(chosen, shapes)))
         closer = agreed(chosen, message) if closer == chosen else closer
         if self._refused == TABLED:
             self._next.extend(dict.fromkeys(map(spread, itertools.islice(self._likely(self._kinds), PATTERNS))))
-        elif closer != chosen:
+        elif closer != chosen and all(
+            math.prod(map(int, re.findall(r"\d+", kind))) <= SMALL for kind in closer if "(" in kind
+        ):
             self._next.appendleft(closer)
         return closer != chosen
 

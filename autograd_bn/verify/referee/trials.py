@@ -157,7 +157,7 @@ class Search:
         self.fitting += fits
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
-        if not self.fitting:
+        if self.choices.reads or not self.fitting:
             self.choices.refused(chosen, message, [shapes.get(key or name) for name, key in self.slots])
         if fits and not self.settled:
             self.settle(chosen)
@@ -182,7 +182,7 @@ class Search:
         depth = TAKEN if taken else [float(line) for _, line in _steps(error)]
         self.failed.append((depth, f"{said(error)}{line_of(error)}"))
         self.choices.ended(chosen, depth)
-        if not self.fitting:
+        if self.choices.reads or not self.fitting:
             self.choices.refused(chosen, str(error))
         lost = [reason for _, reason in self.failed[-ABSENT:] if re.match(_ABSENT, reason)]
         if len(lost) == ABSENT and self.best is None:
