@@ -19,7 +19,7 @@ LIKELY = 500  # of which so many are the likeliest alone: others are easily take
 FAMILIES = ("DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F")
 TABLED, PATTERNS = 100, 250  # choices before lengths are read from messages; which of them that is begun with
 TAKEN = [10.0**6]  # how far forward gets, in lines, with what it takes
-SMALL = 4096  # numbers of an array whose lengths are read from messages
+SMALL = 5000  # numbers of an array whose lengths are read from messages
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
