@@ -103,9 +103,10 @@ class Search:
         self.settled = {i: kind for i, kind in kinds.items() if kind not in ("D", "N")}
 
     def firm(self, chosen: tuple[str, ...]) -> bool:
-        """Whether the names say that each is of its kind."""
+        """Whether the names say that each is of its kind: lengths that were read from messages may be others."""
         return all(
-            "known" in likely or (not meant(key or name)[1] and (kind == likely[0] or kind[0] != "="))
+            "known" in likely
+            or (kind in likely and not meant(key or name)[1] and (kind == likely[0] or kind[0] != "="))
             for (name, key), kind, likely in zip(self.slots, chosen, self.kinds, strict=True)
         )
 
@@ -153,8 +154,8 @@ class Search:
         (fits, share), message, shapes = rated(pair)
         right = fits and share == 1
         self.choices.ended(chosen, [*TAKEN, fits, share])
-        self.accepted += all(kind in listed for kind, listed in zip(chosen, self.kinds, strict=True))
-        self.fitting += fits
+        tabled = all(kind in listed for kind, listed in zip(chosen, self.kinds, strict=True))
+        self.accepted, self.fitting = self.accepted + tabled, self.fitting + (fits and tabled)
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         if self.choices.reads or not self.fitting:
