@@ -17,6 +17,11 @@ def path_of(path: Any) -> Path:
     return Path(path)
 
 
+def is_one_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to the same file, and it is there."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
 def _opened(file: Path, mode: str, shown: Path) -> IO[bytes]:
     try:
         return file.open(mode)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..engine import Tensor, as_tensor
 from ..engine.node import Array
+from ..files import is_one_file
 from ..nn.checkpoint import TooLarge, load
 from ..nn.data import load_digits
 from . import UsageError, words
@@ -175,8 +176,7 @@ def output_file(path: str, suffixes: Sequence[str], source: str = "") -> Path:
     if target.suffix not in suffixes:
         raise UsageError(f"{path} ends in {target.suffix!r}, expected {' or '.join(suffixes)}")
     writable_folder(target.parent)
-    if target.is_dir():
-        raise UsageError(f"can't write {path}: it is a folder")
-    if target.exists() and Path(source).exists() and target.samefile(source):
-        raise UsageError(f"can't write {path}: it is the file to read")
+    taken = "a folder" if target.is_dir() else "the file to read" if is_one_file(target, source) else ""
+    if taken:
+        raise UsageError(f"can't write {path}: it is {taken}")
     return target

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...files import whole
+from ...files import is_one_file, whole
 from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.judge import check_backward
@@ -48,7 +48,7 @@ class Derivation:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the source to a file, and return its path; `ValueError` for the author's own file."""
-        if os.path.exists(path) and os.path.exists(self.read) and os.path.samefile(path, self.read):
+        if is_one_file(path, self.read):
             raise ValueError(f"path is {os.fspath(path)!r}, the file that was read, expected another")
         with whole(path) as file:
             file.write(self.source.encode())

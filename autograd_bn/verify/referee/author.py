@@ -19,7 +19,7 @@ _EXPECTED = (
     "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
     "or a function that returns a loss and its gradients"
 )
-# What a class may call its two passes; for functions, see `discover._NAMES`.
+# What a class may call its two passes; for functions, see `entries._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
 fprop fwd _forward feed_forward feedforward propagate propagar vorwaerts avanti compute __call__ function loss
 compute_loss""".split()

@@ -161,6 +161,18 @@ def parsed_inputs(text: str) -> dict[str, Any]:
     return inputs
 
 
+def likeliest(listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
+    """All choices, those first whose ranks have the least sum."""
+    waiting = [(0, (0,) * len(listed))]
+    while waiting:
+        total, ranks = heapq.heappop(waiting)
+        yield tuple([kinds[rank] for kinds, rank in zip(listed, ranks, strict=True)])
+        last = max([i for i, rank in enumerate(ranks) if rank], default=0)
+        for i in range(last, len(ranks)):
+            if ranks[i] + 1 < len(listed[i]):
+                heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
+
+
 class Choices:
     """Choices of a kind for each parameter: the likeliest first; where these are in vain, by what is said of them.
 
@@ -173,9 +185,9 @@ class Choices:
         self._next, self._near, self._furthest = deque[tuple[str, ...]](), list[tuple[str, ...]](), list[float]()
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        likely = self._likely(self._kinds)
+        likely = likeliest(self._kinds)
         families = [
-            self._likely([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
+            likeliest([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
             for family in FAMILIES
         ]
         while len(self._tried) < TRIALS:
@@ -193,17 +205,6 @@ class Choices:
                 self._tried.add(chosen)
                 yield chosen
 
-    def _likely(self, listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
-        """All choices, those first whose ranks have the least sum."""
-        waiting = [(0, (0,) * len(listed))]
-        while waiting:
-            total, ranks = heapq.heappop(waiting)
-            yield tuple([kinds[rank] for kinds, rank in zip(listed, ranks, strict=True)])
-            last = max([i for i, rank in enumerate(ranks) if rank], default=0)
-            for i in range(last, len(ranks)):
-                if ranks[i] + 1 < len(listed[i]):
-                    heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
-
     @property
     def reads(self) -> bool:
         """Whether lengths are read from messages by now."""
@@ -215,7 +216,7 @@ class Choices:
         closer = tuple(itertools.starmap(_shaped, itertools.zip_longest(chosen, shapes)))
         closer = agreed(chosen, message) if closer == chosen else closer
         if self._refused == TABLED:
-            self._next.extend(dict.fromkeys(map(spread, itertools.islice(self._likely(self._kinds), PATTERNS))))
+            self._next.extend(dict.fromkeys(map(spread, itertools.islice(likeliest(self._kinds), PATTERNS))))
         elif closer != chosen and all(
             math.prod(map(int, re.findall(r"\d+", kind))) <= SMALL for kind in closer if "(" in kind
         ):

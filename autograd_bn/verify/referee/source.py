@@ -18,10 +18,8 @@ GUARD = 1.1e-5  # the largest number that keeps a logarithm or a division finite
 def framework(name: str) -> Any:
     """PyTorch or JAX if it has been imported, whole; None where something else has that name or stands in its place."""
     module = sys.modules.get(name)
-    whole = getattr(module, "__spec__", None) is not None and hasattr(
-        module, {"torch": "autograd"}.get(name, "custom_vjp")
-    )
-    return module if whole else None
+    known = getattr(module, "__spec__", None) is not None
+    return module if known and hasattr(module, "autograd" if name == "torch" else "custom_vjp") else None
 
 
 def file_of(function: Any) -> str:
@@ -70,7 +68,7 @@ def syntax(what: Any) -> ast.Module:
 def log_guard(function: Any) -> float:
     """The largest of the small numbers that a function's text adds inside of a logarithm, `log(p + 1e-7)`, or 0."""
     function, numbers = unwrapped(function), [0.0]
-    whole = "".join(linecache.getlines(getattr(getattr(function, "__code__", None), "co_filename", "")))
+    whole = "".join(linecache.getlines(file_of(function)))
     for word in re.findall(r"log\w*\([^\n]*?\+ *([\d.]+e-\d+|[A-Za-z_][\w.]*)", code_of(function)):
         name = re.escape(word.rpartition(".")[2])
         numbers += map(float, re.findall(rf"\b{name} *(?:: *float *)?= *([\d.]+e-\d+|0\.0+1)\b", whole))

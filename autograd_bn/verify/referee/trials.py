@@ -57,9 +57,7 @@ class Search:
     kinds: list[list[str]] = field(default_factory=list)
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
-    summed: set[str] = field(
-        default_factory=set[str]
-    )  # arrays whose gradients are numbers, beside others that are right
+    summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
         """A kind for each slot: a parameter, or what one that is a dict holds under a key; while there is work left."""
@@ -96,11 +94,13 @@ class Search:
 
     def settle(self, chosen: tuple[str, ...]) -> None:
         """Where shapes fit, kinds stay but for labels, and for what has no telling name."""
-        kinds = {i: chosen[i] for i, (name, key) in enumerate(self.slots) if not meant(key or name)[1]}
-        # and for a number that may be an array, as p, a rate or a probability; and a vector that may be a column.
-        kinds = {i: k for i, k in kinds.items() if k[0] != "=" or all(other[0] == "=" for other in self.kinds[i])}
-        kinds = {i: kind for i, kind in kinds.items() if kind in self.kinds[i]}  # not one of its lengths alone
-        self.settled = {i: kind for i, kind in kinds.items() if kind not in ("D", "N")}
+        self.settled = {}
+        for i, (kind, listed, (name, key)) in enumerate(zip(chosen, self.kinds, self.slots, strict=True)):
+            array = kind[0] == "=" and any(other[0] != "=" for other in listed)  # as p, a rate or a probability
+            column = kind in ("D", "N")  # a vector that may be one
+            read = kind not in listed  # lengths of which others may do
+            if not (array or column or read or meant(key or name)[1]):
+                self.settled[i] = kind
 
     def firm(self, chosen: tuple[str, ...]) -> bool:
         """Whether the names say that each is of its kind: lengths that were read from messages may be others."""
