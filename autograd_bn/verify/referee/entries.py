@@ -126,8 +126,11 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         base = bool(what.__subclasses__())  # before `loss_class` makes one
         maker, kinds = _maker(loss_class(what) if passes[0] == passes[1] else what, _torch_of(space, forward))
         pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
-        base, taken = base and not maker.fixed, [*maker.needed, *parameters(maker.forward)[1:]]
-        yield Entry(*names, taken, pair, probe, maker, base=base, code=tuple(_constructors(what)), kinds=kinds)
+        base, taken = base and not maker.fixed, parameters(maker.forward)[1:]
+        asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
+        kinds = {asked[name]: kind for name, kind in kinds.items()}
+        code = tuple(_constructors(what))
+        yield Entry(*names, [*asked.values(), *taken], pair, probe, maker, base=base, code=code, kinds=kinds)
 
 
 def _torch_of(space: dict[str, Any], function: Any) -> Any:
@@ -276,7 +279,7 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
         needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
         if "float32" in str(p.default) and p.name == "dtype":
             fixed["dtype"] = framework("torch").float64 if str(p.default) == "torch.float32" else np.float64
-    return Maker(what, torch, needed, fixed), kinds
+    return Maker(what, torch, needed, fixed), {name: kinds[name] for name in needed if name in kinds}
 
 
 _SHAPED = r"zeros|ones|empty|randn?|random|random_sample|standard_normal|eye|identity|range|arange|full|normal|uniform"

@@ -46,8 +46,11 @@ class NoPair(Exception):
     """A function isn't what its name seemed to say."""
 
 
-def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...]]:
-    """For each gradient, whether it agrees with a difference along one step; its shape where that is another."""
+def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
+    """For each gradient, whether it agrees with a difference along one step; its shape where that is another.
+
+    None where it is that of integers, which nobody can tell.
+    """
     rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
     output: Any = lambda at: np.asarray(pair.forward(*copy.deepcopy([*at.values()]))[0], dtype=np.float64)
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
@@ -55,7 +58,7 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...]]:
     dy = np.ones(np.shape(y)) if pair.unit or np.size(y) == 1 else np.asarray(rng.normal(size=np.shape(y)))
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
-    agree: dict[str, bool | tuple[int, ...]] = {}
+    agree: dict[str, bool | tuple[int, ...] | None] = dict.fromkeys(out.labels)
     for name, gradient in out.gradients.items():
         agree[name] = gradient.shape
         if gradient.shape == inputs[name].shape:

@@ -66,6 +66,7 @@ class Returned:
     failure: str | None = None
     unseen: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)  # inputs that are no arrays, and have a gradient all the same
+    labels: list[str] = field(default_factory=list)  # and those that are arrays of integers
     named: bool = False  # whether what came back is told apart by its names
 
     def sort(self, returned: Gradients, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
@@ -115,8 +116,9 @@ class Returned:
                 self._keep(self.gradients, name, f"d{name}", value)
             elif value is not None:
                 kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
-                same = isinstance(inputs[name], np.ndarray) and np.shape(inputs[name]) == np.shape(value)
-                self.numbers += [name] if (same or isinstance(inputs[name], float)) and np.any(value) else []
+                array, same = isinstance(inputs[name], np.ndarray), np.shape(inputs[name]) == np.shape(value)
+                if np.any(value) and (array or isinstance(inputs[name], float)):
+                    (self.numbers if same or not array else self.labels).append(name)
                 self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
 
     def wanted(

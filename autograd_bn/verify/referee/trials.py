@@ -227,7 +227,8 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
     except Exception as error:
         return (False, -1.0), str(error), {}
     shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
-    share = sum(value is True for value in told.values()) / max(len(told) + len(pair.unseen), 1)
+    right = sum([1 if value is True else -0.1 * (value is None) for value in told.values()])  # an unjudged one is worse
+    share = right / max(len(told) + len(pair.unseen), 1)
     return (bool(told) and not shapes, share), "", shapes
 
 
@@ -240,7 +241,7 @@ def _kinds(entry: Entry, name: str, lengths: list[int]) -> list[str]:
     listed, _ = meant(name)
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
-    for length in lengths if "ND" in listed else ():
+    for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
     return listed
 
