@@ -317,7 +317,9 @@ def test_a_wrong_pair_exits_1_and_names_the_mistake(check):
 
 def test_a_page_shows_each_wrong_pair(check, tmp_path):
     page = tmp_path / "page.html"
-    assert check(WRONG, "-o", str(page))[0] == 1
+    status, _, err = check(WRONG, "-o", str(page))
+    assert status == 1
+    assert f"open {page} in a browser" in err
     assert "variance" in page.read_text("utf-8")
     text = LINEAR.replace("x.T @ dy", "-x.T @ dy")
     assert check(text, "-o", str(page.with_name("two.html")))[0] == 1
@@ -616,9 +618,10 @@ def test_imports_are_meant_from_above_a_package_whose_init_runs_when_it_is_asked
     assert "RIGHT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["check", "write"])
 @pytest.mark.parametrize("given", ["q=(5,4)", "x=(5,4) q=3", "x=(5,4) y"])
-def test_inputs_that_no_forward_pass_takes_are_an_error(tmp_path, capsys, given):
+def test_inputs_that_no_forward_pass_takes_are_an_error(tmp_path, capsys, given, command):
     file = tmp_path / "square.py"
     file.write_text("def sq_forward(x):\n    return x * x, x\ndef sq_backward(dy, x):\n    return 2 * x * dy\n")
-    assert main(["check", str(file), "--inputs", given]) == 2
+    assert main([command, str(file), "--inputs", given]) == 2
     assert "--inputs" in capsys.readouterr().err

@@ -238,6 +238,12 @@ def test_a_class_with_a_loss_that_has_no_weights_yet_is_told(tmp_path):
     assert "no inputs are known for Model.loss(X, y)" in found.reason
 
 
+def test_a_forward_pass_without_inputs_by_position_is_told(tmp_path):
+    text = "def f_forward(*, x):\n    return 2 * x, x\n\ndef f_backward(dy, x):\n    return 2 * dy\n"
+    found = judged(written(tmp_path, text))["f_backward"]
+    assert (found.verdict, found.reason) == ("unjudged", "f_forward() takes no inputs by position")
+
+
 def test_what_is_absent_ends_the_search_for_inputs(tmp_path):
     text = "calls = []\ndef f_forward(x, w, b, y, gamma, beta):\n    calls.append(x)\n    return fast(x) + w, x\n"
     path = written(tmp_path, text + "def f_backward(d, cache):\n    return d\n")

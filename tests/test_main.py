@@ -110,7 +110,7 @@ def test_render_writes_the_file_it_names(capsys):
     ("name", "content", "message"),
     [
         ("text.csv", b"1,2\n3,four\n", "text.csv, line 2, column 2: 'four' is not a number"),
-        ("ragged.csv", b"1,2\n3\n", "ragged.csv, line 2 has 1 columns, expected 2"),
+        ("ragged.csv", b"1,2\n3\n", "ragged.csv, line 2: the number of columns is 1, expected 2"),
         ("empty.csv", b"", "empty.csv is empty"),
         ("broken.npy", b"\x93NUMPY\x01\x00", "can't read broken.npy: it is damaged or not such a file"),
         ("broken.npz", b"PK\x03\x04", "can't read broken.npz: it is damaged or not such a file"),

@@ -334,6 +334,41 @@ def test_the_steps_are_measured_too():
     assert steps["dxhat"].max_rel < 1e-12
 
 
+def test_what_backward_is_handed_is_no_step_whatever_its_name():
+    def forward(x, w):
+        z = x @ w
+        return np.maximum(z, 0), (x, w, z)
+
+    def right(dz, cache):
+        x, w, z = cache
+        dz = dz * (z > 0)
+        return dz @ w.T, 2 * x.T @ dz
+
+    def named_anew(dz, cache):
+        x, w, z = cache
+        da = dz * (z > 0)
+        return da @ w.T, 2 * x.T @ da
+
+    def forgotten(dy, cache):
+        x, w, _ = cache
+        dz = dy
+        return dz @ w.T, x.T @ dz
+
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(5, 4)), rng.normal(size=(4, 3))
+    for backward, steps in (right, {"dz": True}), (named_anew, {}), (forgotten, {"dz": False}):
+        rows = ag.check_backward(forward, backward, given).rows
+        assert {row.name: row.ok for row in rows if row.what == "intermediate"} == steps
+
+
+def test_a_backward_that_takes_keywords_only_is_declined():
+    def backward(*, dy, cache):
+        return 2 * dy * cache
+
+    with pytest.raises(ValueError, match="backward takes dy, cache by keyword only, expected"):
+        ag.check_backward(lambda x: (x**2, x), backward, (np.ones(3),))
+
+
 @pytest.mark.usefixtures("no_search")
 def test_a_number_cut_short_is_named_with_its_digits():
     x = np.random.default_rng(0).uniform(1, 2, (4, 3))

@@ -347,6 +347,7 @@ def test_an_input_that_forward_overwrites_is_not_taken_for_what_it_was(tmp_path,
 def test_the_answers_of_a_course_file_are_written_in_its_own_names(course, tmp_path, capsys):
     out = tmp_path / "answers.py"
     assert main(["write", str(course), "affine_backward", "-o", str(out)]) == 0
+    assert capsys.readouterr().err == f"written to {out}\n"
     space = {}
     exec(COURSE + out.read_text(), space)
     inputs = arrays((5, 4), (4, 3), (3,))

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..drawing.render import render
-from ..files import whole
+from ..drawing.run_graphviz import write
 from ..verify.referee.discover import Judged, judge
 from ..verify.referee.entries import entries
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.load import Unreadable, loaded
-from . import UsageError, complain
-from .data import output_file
+from . import UsageError, complain, refused
+from .data import output_file, taken
 
 HELP = """judge hand-written forward and backward passes, and say where the mistake is
 
@@ -36,7 +36,6 @@ VERDICTS = ("right", "wrong", "convention", "unwritten", "unjudged")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE.py", help="Python file or notebook with the functions to judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair, each on a line of its own")
@@ -51,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed is {args.seed}, expected 0 or more")
     page = output_file(args.output, (".html",)) if args.output else None
-    try:
+    with refused():
         known = parsed_inputs(args.inputs)
-    except ValueError:
-        raise UsageError(f"--inputs is {args.inputs!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'") from None
     return _watched(args, page, known) if args.watch else _judged(args, page, known, {})
 
 
@@ -75,18 +72,12 @@ def _watched(args: argparse.Namespace, page: Path | None, known: dict[str, objec
 
 def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object], said: dict[str, str]) -> int:
     """Judge and print what isn't `said` yet; the exit status."""
-    judged = list[Judged]()
-    out, notes = sys.stdout, list[str]()
+    judged, out, notes = list[Judged](), sys.stdout, list[str]()
     try:
         # What the file prints must not mix with the report.
         with contextlib.redirect_stdout(sys.stderr), _heard(args.file), loaded(Path(args.file)) as file:
             notes, listed = file.notes, list(entries(file.space))
-            taken = {name for entry in listed for name in entry.parameters}
-            if listed and not known.keys() <= taken:
-                unknown, names = ", ".join(sorted(known.keys() - taken)), ", ".join(sorted(taken))
-                raise UsageError(
-                    f"--inputs names {unknown}, which no forward pass in the file takes, expected of {names}"
-                )
+            taken(known, listed)
             for note in notes if listed else ():
                 complain(f"Note: the file stops at {note}; judged is what it defines.")
             for entry in listed:
@@ -109,6 +100,7 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
         print(f"{summary}; {unseen} array{'s' * (unseen > 1)} not judged" if unseen else summary, flush=True)
     if page is not None:
         _write(page, judged)
+        complain(f"Step by step: open {page} in a browser")
     failed = counts["wrong"] or (args.strict and counts["convention"])
     return 1 if failed else 0 if counts["right"] or counts["convention"] else 2
 
@@ -153,5 +145,4 @@ def _write(page: Path, judged: list[Judged]) -> None:
     if len(judged) > 1 or link == html.escape(judged[0].backward):
         style = "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap}</style>"
         head = f"<!doctype html><meta charset=utf-8><title>{html.escape(page.stem)}</title>{style}"
-        with whole(page) as file:
-            file.write(f"{head}<h1>{html.escape(page.stem)}</h1>{''.join(items)}\n".encode())
+        write(page, f"{head}<h1>{html.escape(page.stem)}</h1>{''.join(items)}\n".encode())

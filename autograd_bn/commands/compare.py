@@ -23,9 +23,8 @@ HELP = """compare composed and fused batch norm on data, and draw both graphs
 
 Prints how far outputs and gradients are apart and the rounding error of each form, counts nodes and bytes kept for
 backward, takes the time, and writes both graphs as SVG and PNG, and compare.html, a page that steps through both side
-by side with each node's errors. DATA is a .npy, .npz, .csv, .tsv or .txt file with rows of features
-(an .npz may hold x, gamma and beta); without it, the packaged digits. Exit status 0 where the forms agree, 1 where they
-differ.
+by side with each node's errors. DATA is a .npy, .npz, .csv, .tsv or .txt file with rows of features (an .npz may hold
+x, gamma and beta); without it, the packaged digits. Exit status 0 where the forms agree, 1 where they differ.
 
 example: autograd-bn compare measurements.csv -o graphs"""
 

@@ -3,9 +3,9 @@
 import csv
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ..engine.node import Array
 from ..files import is_one_file
 from ..nn.checkpoint import TooLarge, load
 from ..nn.data import load_digits
+from ..verify.referee.entries import Entry
 from . import UsageError, words
 
 DATA = ".npy, .npz, .csv, .tsv or .txt file, features last"
@@ -38,6 +39,13 @@ class Data(NamedTuple):
         counts = np.count_nonzero(~np.isfinite(self.x), axis=tuple(range(self.x.ndim - 1)))
         names = self.columns or [f"x[..., {i}]" for i in range(len(counts))]
         return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+
+
+def taken(inputs: Mapping[str, Any], listed: Sequence[Entry]) -> None:
+    """`UsageError` for inputs by names that none of the entries takes."""
+    names = {name for entry in listed for name in entry.parameters}
+    if listed and (unknown := ", ".join(sorted(inputs.keys() - names))):
+        raise UsageError(f"--inputs names {unknown}, which no forward takes, expected of {', '.join(sorted(names))}")
 
 
 def load_data(path: str | None, columns: str | None = None) -> Data:
@@ -113,7 +121,7 @@ def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...],
     width = len(names or rows[0][1])
     for line, cells in rows:
         if len(cells) != width:
-            raise UsageError(f"{path}, line {line} has {len(cells)} columns, expected {width}")
+            raise UsageError(f"{path}, line {line}: the number of columns is {len(cells)}, expected {width}")
     asked = range(width) if columns is None else [_place(c, names, width) for c in next(csv.reader([columns])) or [""]]
     values = {i: [_number(cells[i], separator) for _, cells in rows] for i in asked}
     taken = [i for i in asked if columns is not None or any(value is not None for value in values[i])]

@@ -20,8 +20,8 @@ from ..verify.referee.load import SECONDS, TimeUp, Unreadable, limited, loaded
 from ..verify.referee.pairs import NoPair, Pair
 from ..verify.referee.returned import Gradients
 from ..verify.referee.trials import given, guessed
-from . import UsageError, complain
-from .data import output_file
+from . import UsageError, complain, refused
+from .data import output_file, taken
 
 HEAD = "import numpy as np\n\n\n"
 HELP = """write the backward pass of every hand-written forward pass in a file
@@ -38,7 +38,6 @@ examples: autograd-bn write my_batch_norm.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE.py", help="Python file or notebook with forward passes")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the forward or backward pass to write (default all)")
     parser.add_argument("--inputs", metavar="'x=(6,4) ...'", default="", help="what to call forward with, by name")
@@ -51,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write every backward pass in the file; the exit status."""
     path = output_file(args.output, (".py",), args.file) if args.output else None
-    known, texts, declined = parsed_inputs(args.inputs), list[str](), 0
+    with refused():
+        known, texts, declined = parsed_inputs(args.inputs), list[str](), 0
     try:
         with contextlib.redirect_stdout(sys.stderr), np.errstate(all="ignore"), loaded(Path(args.file)) as file:
             listed = [e for e in entries(file.space) if args.name in (None, e.forward, e.backward)]
+            taken(known, listed)
             for entry in listed:
                 try:
                     with limited(2 * SECONDS):
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     code = HEAD + "\n\n".join(texts)
     if path is not None and texts:
         write(path, code.encode())
+        complain(f"written to {path}")
     elif texts:
         print(code, end="")
     return 2 if not texts else 1 if declined else 0

@@ -33,7 +33,7 @@ FORMS = {
     "broadcast_to": ("spread({})", ATOM, (0,)),
 }
 SILENT = ("reshape", "astype", "copy")
-# Operations whose derivative is a factor for each element.
+# Operations of each element by itself: a rule that is made of them alone shows a local derivative, a factor for each.
 ELEMENTWISE = frozenset(
     "add subtract multiply divide power negative exp expm1 log log1p sqrt rsqrt square abs tanh sigmoid sin cos relu "
     "maximum minimum where copy astype sum_to".split()

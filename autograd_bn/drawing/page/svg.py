@@ -20,7 +20,7 @@ ATTRIBUTES = frozenset(
     "stroke-width".split()
 )  # no dashes: they say that a value isn't known yet
 VALUE = re.compile(r"[-\w#., ()]*")  # of an attribute: no url, no style
-# What the root says for all; a text in it has no stroke.
+# What the root says for all, in Graphviz's spelling of `dot.INK`; a text in it has no stroke.
 INHERITED = {"text-anchor": "middle", "font-size": "12.00", "fill": "#22303c", "stroke": "#22303c", "font-family": FONT}
 
 

@@ -87,8 +87,7 @@ def context_of(forward: Any) -> Any:
 
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
     """The names of a function's first parameters, or of those that a caller must give."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    listed = [p for p in signature(function).values() if p.kind in kinds]
+    listed = [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if count is None:  # a bias is there, too, where it may be left out
         needed = [p.default is p.empty or (p.default is None and bool(_WEIGHTS.fullmatch(p.name))) for p in listed]
         return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]

@@ -205,9 +205,10 @@ class Signs:
 def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
     """The arguments that backward must be handed, and whether it takes any number of them."""
     listed = [*signature(author.backward).values()][int(author.leads) :]
-    kinds = inspect.Parameter
-    variadic = any(p.kind is kinds.VAR_POSITIONAL for p in listed)
-    listed = [p for p in listed if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in listed)
+    if named := [p.name for p in listed if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
+        raise Unjudgeable(f"backward takes {', '.join(named)} by keyword only, expected (dy, cache) by position")
+    listed = [p for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     wanted = [p.name for p in listed if p.default is p.empty]
     if not wanted and listed and (listed[0].default is None or listed[0].default in (1, 1.0)) and not variadic:
         wanted = [p.name for p in listed[:1] if not re.fullmatch(RATES, p.name) and p.name not in names]

@@ -147,7 +147,7 @@ def parsed_inputs(text: str) -> dict[str, Any]:
     inputs, rng = dict[str, Any](), np.random.default_rng(1)
     pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
     if re.sub(pattern, "", text).strip():
-        raise ValueError(text)
+        raise ValueError(f"--inputs is {text!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'")
     for name, kind, value in re.findall(pattern, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""

@@ -14,6 +14,7 @@ from ..gradcheck import Unjudgeable
 from .inputs import Inputs
 from .pairs import Pair
 from .returned import Returned, canonical, derivative_of, is_constant, plain
+from .source import signature
 from .trace import Arrays, NoDerivative, Trace, held, local_values, reported
 from .truth import Forward
 from .verdict import Row, row
@@ -138,16 +139,15 @@ class Run:
             return []
         with local_values(backward) as seen:
             others = self.back(backward, passed=passed).others
-        kinds = np.ndarray | np.floating | float
-        arrays = {name: np.array(value) for name, value in seen.items() if isinstance(value, kinds)} | others
+        arrays = {n: np.array(v) for n, v in seen.items() if isinstance(v, np.ndarray | np.floating | float)} | others
         gradients, shares = trace.flow(trace.y.node, self.dy)
         known = {plain(n): t.node for n, t in trace.named.items() if t.node in gradients and t.node is not trace.y.node}
         roles = {canonical(name): name for name in known if canonical(name)}
-        inputs = {plain(name) for name in self.inputs}
+        inputs, taken = {plain(name) for name in self.inputs}, signature(backward)
         for key, value in arrays.items():
             targets = [name for name in derivative_of(key)[:-1] if name not in inputs]
             target = next((name for t in targets for name in (t, roles.get(canonical(t))) if name in known), None)
-            if target is None:
+            if target is None or (key in taken and value.tobytes() in self.dy.tobytes()):  # dy by another name
                 continue
             node = known[target]
             parts = [(trace.label(consumer), part) for consumer, parent, part in shares if parent is node]

@@ -287,11 +287,13 @@ def line_of(error: BaseException) -> str:
 def _no_inputs(entry: Entry, failed: list[tuple[list[float], str]]) -> str:
     """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
     call = f"{entry.forward}({', '.join(entry.parameters)})"
+    if not failed:
+        return f"{call} takes no inputs by position"
     lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
-    why = max(lost or failed, key=lambda reason: reason[0])[1] if failed else "it takes none"
+    why = max(lost or failed, key=lambda reason: reason[0])[1]
     if lost:
         return f"{call} needs what isn't there: {why}"
-    if failed and all("NoneType" in reason for _, reason in failed):
+    if all("NoneType" in reason for _, reason in failed):
         return f"{call} reads what is None until something else sets it: {why}"
     set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
     if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):

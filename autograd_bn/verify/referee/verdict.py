@@ -144,20 +144,17 @@ class Verdict:
         if self.unwritten:
             return self._headline()
         lines = [self._headline()]
-        many = len(self.diagnosis) > 1
         for i, finding in enumerate(self.diagnosis, 1):
-            lines += [f"{i}. {finding.what}" if many else finding.what]
-            lines += [f"   Repair: {finding.repair}" if many else f"Repair: {finding.repair}"] if finding.repair else []
-        lines += ["", *map(str, self.repair), ""] if self.repair else []
-        if not self.repair and self.solution:  # a repair says it in fewer words
-            lines += ["", "What would be right:", "", self.solution.source.rstrip()]
-        lines += [f"Warning: {warning}" for warning in self.warnings]
-        if self.first_wrong is not None:
-            lines.append(f"First wrong step in backward order: {self.first_wrong}.")
-        lines += ["", text_table(_HEAD, self._cells(), right=(2, 3))]
-        notes = (*self.notes, *[f"Not judged: {what}" for what in self.unseen])
-        lines += ["", *[f"Note: {note}" for note in notes]] if notes else []
-        return "\n".join(lines)
+            number, indent = (f"{i}. ", "   ") if len(self.diagnosis) > 1 else ("", "")
+            lines += [f"{number}{finding.what}"]
+            lines += [f"{indent}Repair: {finding.repair}"] if finding.repair else []
+        code = [] if self.repair or not self.solution else ["What would be right:\n", self.solution.source.rstrip()]
+        steps = [f"Warning: {warning}" for warning in self.warnings]
+        steps += [f"First wrong step in backward order: {self.first_wrong}."] if self.first_wrong else []
+        table = [text_table(_HEAD, self._cells(), right=(2, 3))]
+        notes = [f"Note: {note}" for note in (*self.notes, *[f"Not judged: {what}" for what in self.unseen])]
+        blocks = lines, map(str, self.repair), code, steps, table, notes
+        return "\n\n".join(filter(None, map("\n".join, blocks)))
 
     __repr__ = __str__
 
