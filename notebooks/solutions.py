@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from IPython.display import HTML
 
+from autograd_bn.verify.table import PRE
+
 
 def fold(function: Callable[..., Any]) -> HTML:
     """A function's source, folded, in a notebook and in what is exported of it."""
     source = html.escape(inspect.getsource(function))
-    return HTML(f"<details><summary>Solution: <code>{function.__name__}</code></summary><pre>{source}</pre></details>")
+    return HTML(f"<details><summary>Solution: <code>{function.__name__}</code></summary>{PRE}{source}</pre></details>")
 
 
 def forward(x, gamma, beta, eps=1e-5):

@@ -53,6 +53,8 @@ def module(tmp_path, text):
         ("dx = da @ w.T", "dx = 0.5 * da @ w.T", "factor", "`0.5 *` has no place"),
         ("dx = da @ w.T", "dx = np.abs(da @ w.T)", "call", "`np.abs(da @ w.T)` stands where `da @ w.T` belongs"),
         ("return dx, dw, db", "return dx, dw, db + 1", "term", "`+ 1` has no place"),
+        ("dw = x.T @ da", "dw = x[::-1].T @ da", "index", "`[::-1]` has no place"),
+        ("return dy * (1 - h**2)", "return dy * (1 - h**-2)", "sign", "`-` has no place"),
     ],
 )
 def test_one_slip_is_undone(tmp_path, right, wrong, kind, what):

@@ -5,6 +5,7 @@ import pytest
 
 import autograd_bn as ag
 from autograd_bn.__main__ import main
+from autograd_bn.verify.table import PRE
 
 COURSE = """
 import numpy as np
@@ -390,7 +391,7 @@ def test_a_wrong_verdict_brings_what_would_be_right(course):
     assert not verdict.ok
     assert ag.check_backward(verdict.solution.forward, verdict.solution.backward, inputs).ok
     assert "What would be right:\n\ndef norm_backward(dy, cache):\n" in str(verdict)
-    assert "<details><summary>What would be right</summary><pre>def norm_backward" in verdict._repr_html_()
+    assert f"<details><summary>What would be right</summary>{PRE}def norm_backward" in verdict._repr_html_()
     right = ag.check_backward(verdict.solution.forward, verdict.solution.backward, inputs)
     assert right.solution is None
     assert "What would be right" not in str(right)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
 from ..files import path_of
+from ..verify.table import PRE
 from .options import Options, named, settled
 from .picture import Picture
 from .repeats import repeats_of
@@ -102,7 +103,7 @@ def to_dot(outputs: Any, **options: Unpack[Options]) -> graphviz.Digraph:
 
 def html(shown: Any) -> str | None:
     """What a notebook shows of a graph or a tensor that has one: its text and below it the picture, or None."""
-    from .dot import CARD
+    from .dot import CARD  # which loads graphviz
 
     graph = shown if isinstance(shown, Graph) else Graph(shown)
     if len(graph) > UNASKED or not graph.ops:
@@ -111,6 +112,5 @@ def html(shown: Any) -> str | None:
         picture = base64.b64encode(draw(to_dot(graph).source, "svg")).decode()
     except RuntimeError:  # there is no Graphviz, or it needs too long
         return None
-    text = escape(repr(shown), quote=True)
-    # An image also survives in a notebook that isn't trusted.
-    return f'<pre>{text}</pre><img alt="{text}" style="{CARD}" src="data:image/svg+xml;base64,{picture}">'
+    text = escape(repr(shown), quote=True)  # the image survives in a notebook that isn't trusted, too
+    return f'{PRE}{text}</pre><img alt="{text}" style="{CARD}" src="data:image/svg+xml;base64,{picture}">'

@@ -545,10 +545,10 @@ def check_differentiable(data: Array) -> None:
 
 
 def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
-    """A new leaf tensor that holds a copy of `data`.
+    """A new leaf, a tensor that nothing computed, which holds a copy of `data`.
 
-    `data` is anything `numpy.array` takes; `dtype` converts it. With `requires_grad=True` the data must be
-    floats of any width or an object array of exact rationals: anything else raises `TypeError`.
+    `data` is anything `numpy.array` takes; `dtype` converts it, `name` is for pictures and errors. With
+    `requires_grad=True` it must be floats of any width or exact rationals (dtype object); else `TypeError`.
 
     >>> import autograd_bn as ag
     >>> ag.tensor([1, 2], dtype="float32", requires_grad=True)
@@ -568,7 +568,7 @@ def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: s
 def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:
     """A leaf tensor that shares the array's memory where its dtype allows; a tensor comes back as it is.
 
-    Writing to the array by hand isn't counted as `Tensor.assign` is: do it between passes only.
+    Writing to the array by hand isn't counted as `Tensor.assign` is: do it between passes only. See `tensor` too.
 
     >>> import autograd_bn as ag
     >>> array = np.zeros(2)

@@ -21,7 +21,7 @@ class TooLarge(RuntimeError):
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
 
-    Whatever happens on the way, `path` is one whole file, the old or the new (see `whole`). Before anything is written:
+    Whatever happens on the way, `path` is one whole file, the old or the new. Before anything is written:
     `TypeError` for arguments in the other order, names that aren't strings and arrays of Python objects, `ValueError`
     for what `load` couldn't read: too many arrays, names with a NUL or too long.
 

@@ -46,7 +46,7 @@ class Row:
 class Comparison:
     """The result of `compare`; `str()` is a table, and notebooks show it as one. True where every row is equal.
 
-    `functions`, `inputs` (arrays) and `input_names` are what was compared.
+    `rows` has the output and each gradient; `functions`, `inputs` (arrays) and `input_names` are what was compared.
     """
 
     names: tuple[str, str]

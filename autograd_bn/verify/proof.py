@@ -17,6 +17,7 @@ from ..engine.graph import Values, compute
 from ..engine.node import Array, Node
 from ..engine.operations import Axis, reduced_axes
 from .orders import arguments, check_same, check_settings, derivatives, function_names, input_names, place
+from .table import PRE
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Proof:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"{PRE}{html.escape(str(self))}</pre>"
 
 
 def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[Any], *, order: int = 1) -> Proof:

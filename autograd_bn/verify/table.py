@@ -3,6 +3,8 @@
 import html
 from collections.abc import Collection, Sequence
 
+PRE = '<pre style="font-family:monospace">'  # a notebook exported to HTML shows a bare <pre> in letters of any width
+
 
 def text_table(head: Sequence[str], body: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """A table in columns as wide as their widest cell; the columns `right` are flush right.

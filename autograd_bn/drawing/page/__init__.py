@@ -64,7 +64,7 @@ def page(outputs: Any, **options: Unpack[Options]) -> Page:
 
     It shows every operation in topological order and every visit of the backward pass in the engine's, with the value,
     the incoming gradient, the local derivative and each share; a fused batch norm opens into its composed body; and
-    where 2 to 16 paths lead to a leaf, what each carries. It is one HTML document that makes no request.
+    where 2 to 16 paths lead to a leaf, what each carries. It is one offline HTML document; `save(path)` writes it.
 
     `outputs` may also be a `Comparison`, which shows both graphs side by side, each node with its errors in ulp, or a
     `Verdict` or a `GradientError`: then the page opens at the first wrong step.

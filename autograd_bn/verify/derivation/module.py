@@ -22,6 +22,7 @@ from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.judge import check_backward
 from ..referee.source import file_of
+from ..table import PRE
 from .lengths import recordings
 from .tracing import Recording, Unwritable
 from .writer import Writer
@@ -55,7 +56,7 @@ class Derivation:
         return Path(path)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{highlighted(self.source)}</pre>"
+        return f"{PRE}{highlighted(self.source)}</pre>"
 
 
 COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}

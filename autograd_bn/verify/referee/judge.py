@@ -53,7 +53,7 @@ def check_backward(
 
     The truth comes from running `forward` itself on tensors, confirmed by a difference of its output; where
     it can't be recorded, from central differences with Richardson's extrapolation, and the verdict says so.
-    It is judged in float64 with a random cotangent (1 for a loss whose backward doesn't read it), at the inputs
+    It is judged in float64 with a random `dy` from `seed` (1 for a loss whose backward doesn't read it), at the inputs
     given, at others near them, of other signs and of lengths that don't collide, and if it is a normalisation at
     inputs on which every mistake shows: eps of the variance's size, gamma far from 1. A gradient is right if no entry
     is further from the truth than 1e-9 of the largest (1e-6 by differences). Entries at a kink are not judged.
@@ -129,7 +129,7 @@ class Referee:
         self.runs = [self._at(self.inputs)]
         # Off the caller's inputs too, where no gradient is 0 by zeros in them.
         deaf = not self.unit and _ignores_dy(self.first)
-        if deaf and _ignores_dy(self._tried(self._moved(self.first.floats)) or self.first):
+        if deaf and _ignores_dy(self._tried(self._moved([*self.first.truth])) or self.first):
             self._without_dy()
             self.runs = [self._at(self.inputs)]
         if self.first.author.failure is None:
@@ -146,7 +146,7 @@ class Referee:
         if self.first.y.size == 1:
             self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
         else:
-            labels = tuple([f"d{name}" for name in self.first.floats])
+            labels = tuple([f"d{name}" for name in self.first.truth])
             what = "backward ignores dy: it returns the same for every gradient that it is handed."
             repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
             self.findings.append(Finding("ignores dy", labels, what, repair))
@@ -240,14 +240,14 @@ class Referee:
         self._run()
         run, back = self.first, self.first.author
         if back.failure is not None:
-            rows = [self._unreturned(name, "not computed") for name in run.floats]
+            rows = [self._unreturned(name, "not computed") for name in run.truth]
             self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
-            return self._made(rows, self._repairs(run.floats))
+            return self._made(rows, self._repairs([*run.truth]))
         self.warnings = [f"{what}. {_COPY}" for what in back.faults]
         self.findings += back.findings
         self.notes += back.notes
         rows, wrong = [], []
-        for name in run.floats:
+        for name in run.truth:
             if name in back.gradients:
                 rows.append(self._judged(name))
                 wrong += [] if rows[-1].ok else [name]
@@ -291,10 +291,10 @@ class Referee:
         if not rows and not self.findings:
             raise Unjudgeable("backward returned no gradient of an array that forward reads")
         findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
-        ok = all(row.ok for row in rows if row.what == "gradient") and not findings
+        right = all(row.ok for row in rows if row.what == "gradient")
         judged = self.pair.forward, self.inputs, self.first.dy
         seen = tuple(self.warnings), (*self.pair.unseen, *self.first.author.unseen), convention
-        ok = ok and not (self.strict and self.warnings)
+        ok = right and not findings and not (self.strict and self.warnings)
         return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, self.pair)
 
     def _judged(self, name: str) -> Row:

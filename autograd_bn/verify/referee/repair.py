@@ -101,7 +101,7 @@ def _doubt(source: Source, edit: Edit, sizes: set[str]) -> float:
     words = [token for token in new if token not in "() "]
     if {*words} & sizes - {"1", *old} and not (len(words) == len(old) == 1 and old[0].isdigit()):
         return 2.5
-    if len(words) == 1 and len(old) > 1:
+    if len(words) == 1 and len(old) > 1 and old != ["-", *words]:
         line = source.text[: edit.start].rpartition(b"\n")[2].decode().strip()
         return 3.0 if words[0][0].isdigit() else float(line == f"{words[0]} =")
     return 0.0

@@ -72,16 +72,11 @@ class Run:
         run.author = run.back(pair.source)
         return run
 
-    @property
-    def floats(self) -> list[str]:
-        """The inputs that have a gradient."""
-        return [*self.truth]
-
     def passed(self) -> Passed:
         """What forward leaves for a backward pass."""
         handed = copy.deepcopy(self.inputs)
         _, cache = self.pair.forward(*handed.values())
-        judged = [name for name in self.floats if not is_constant(name, self.inputs[name])]
+        judged = [name for name in self.truth if not is_constant(name, self.inputs[name])]
         written = [name for name in judged if handed[name].tobytes() != self.inputs[name].tobytes()]
         bits = [(array, array.tobytes()) for _, array in held(cache)]
         return Passed(cache, [f"forward overwrites its input {name} in place" for name in written], bits)

@@ -31,6 +31,7 @@ _TABLE: list[Any] = [
     ("~a", (1, "a", "sign")),
     ("a.T", (1, "a", "transposed")),
     ("a[b]", (1.6, "a", "index"), (1.7, "a.sum(axis=0)", "not summed")),
+    ("a[::-1]", (0.95, "a", "index")),
     *[(f"a {this} b", *[(1, f"a {sign} b", "comparison") for sign in _COMPARISONS]) for this in _COMPARISONS],
     *[(f"a {this}= b", *[(1.2, f"a {sign}= b", "operator") for sign in "+-*/"]) for this in "+-*/"],
     *[(f"a {this}= b", (1, "a = b", "assignment"), (1, f"a = a {this} b", "in place")) for this in "+-*/"],
@@ -240,7 +241,7 @@ class Slips:
         value: Any = node.value
         near = [str(value + 1), str(value - 1), str(-value)] if value else ["1", "-1"]
         for rank, number in enumerate(dict.fromkeys([*near, *_NUMBERS])):
-            if number != self.text(node):
+            if number != self.text(node) and not (number[0] == "-" and isinstance(self.parents[node], ast.UnaryOp)):
                 self._add(1.06 + rank / 50, node, f"({number})", "constant")  # dropping it comes first
         for rank, name in enumerate(self._names(node)):
             self._add(1.7 + rank / 50, node, name, "constant")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...engine.node import Array
-from ..table import html_table, text_table
+from ..table import PRE, html_table, text_table
 
 if TYPE_CHECKING:
     from ..derivation import Derivation
@@ -82,7 +82,7 @@ def row(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the referee found. True in a condition when everything is right.
+    """What the referee found: `ok`, and true in a condition, where everything is right.
 
     `rows` has an entry for each gradient, and for each intermediate one that could be matched with the forward pass,
     in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
@@ -190,8 +190,8 @@ class Verdict:
             f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
             for f in self.diagnosis
         )
-        edits = "".join(f"<pre>{escape(str(repair))}</pre>" for repair in self.repair)
-        code = self.solution and f"<pre>{escape(self.solution.source.rstrip())}</pre>"
+        edits = "".join(f"{PRE}{escape(str(repair))}</pre>" for repair in self.repair)
+        code = self.solution and f"{PRE}{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
