@@ -16,7 +16,8 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .earned import unearned
 from .entries import Entry
-from .held import is_float
+from .guesses import UNKNOWN, meant
+from .held import is_array, is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
 from .pairs import NoPair, Pair
@@ -80,7 +81,11 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
 
 def _reported(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict, list[str]]:
     """The report of a pair, of where its code takes another way if that is wrong; and what is said beside it."""
-    report, reasons = check(fit.pair), [fit.note] if fit.note else []
+    report = check(fit.pair)
+    vectors = _as_vectors(entry, fit) if fit.guessed and report.status == "wrong" else None
+    if vectors is not None:
+        fit, report = vectors, check(vectors.pair)
+    reasons = [fit.note] if fit.note else []
     if report.unwritten:
         raise NotImplementedError(report.unwritten)
     if report.ok:
@@ -248,6 +253,17 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
             if _rated(entry, one) == (True, 1) and np.any(first != second):  # else it is normalised to nothing
                 return f"For one example, as of shape {np.shape(one[batches[0]])}, it is right."
     return ""
+
+
+def _as_vectors(entry: Entry, fit: Fit) -> Fit | None:
+    """A number for each example, where a name doesn't say what it is and the gradients of such vectors are right."""
+    unknown = any(meant(name)[0] == UNKNOWN.split() for name in entry.parameters[entry.made :])
+    columns = {i: value[:, 0] for i, value in enumerate(fit.inputs) if unknown and is_array(value) and value.ndim == 2}
+    with suppress(Exception):
+        inputs = _with(fit, columns)
+        if columns and _rated(entry, inputs) == (True, 1):
+            return fit._replace(inputs=tuple(inputs), pair=entry.adapted(copy.deepcopy(inputs)))
+    return None
 
 
 def _with(fit: Fit, others: dict[int, Any]) -> list[Any]:
