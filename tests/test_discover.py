@@ -53,6 +53,29 @@ def test_a_gain_of_ones_is_moved_before_it_is_judged(tmp_path):
     assert [row.name for row in scale.report.rows if not row.ok] == ["dx"]
 
 
+def test_other_lengths_that_forward_takes_are_tried_where_only_the_inputs_were_guessed(tmp_path):
+    text = """
+import numpy as np
+class Halved:
+    def forward(self, x):
+        self.n = x.shape[-1]
+        return x[..., 0 : 2 * (self.n // 2) : 2]
+    def backward(self, dy):
+        dx = np.zeros((*dy.shape[:-1], self.n))
+        dx[..., 0 : 2 * (self.n // 2) : 2] = dy
+        return dx
+"""
+    assert judged(written(tmp_path, text))["Halved.backward"].reason == ""
+    slip = text.replace("dx[..., 0 : 2 * (self.n // 2) : 2]", "dx[..., 0 : 2 * (self.n // 3) : 2]")
+    entry = judged(written(tmp_path, slip))["Halved.backward"]
+    assert "which forward takes, it is wrong" in entry.reason
+
+
+def test_no_input_that_is_guessed_is_empty(tmp_path):
+    cell = STYLES["names_that_are_made_and_read"].replace(":-g.shape[1]]", ":99]").replace("-g.shape[1]:]", "99:]")
+    assert judged(written(tmp_path, cell))["Cell.backward"].verdict != "right"
+
+
 def test_what_is_overwritten_is_a_warning_that_names_it(tmp_path):
     pytest.importorskip("torch")
     found = judged(written(tmp_path, STYLES["inplace"]))

@@ -238,7 +238,10 @@ ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (
 
 
 def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
-    """Where guessed inputs leave open what was meant: matrices, of what is right for vectors; else one example."""
+    """Where guessed inputs leave open what was meant: matrices, of what is right for vectors; other lengths.
+
+    Of what is wrong, whether it is right for one example.
+    """
     own = [i for i, value in enumerate(fit.inputs) if isinstance(value, np.ndarray) and i >= entry.made]
     axes, rng = {fit.inputs[i].ndim for i in own}, np.random.default_rng(4)
     with suppress(Exception):
@@ -246,6 +249,11 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
             there = _with(fit, {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own})
             fits, part = _rated(entry, there)
             return "That is for vectors: for matrices, as of shape (5, 3), it is wrong." if fits and part < 1 else ""
+        if right and len(own) == 1 and axes != {1} and not np.allclose(fit.inputs[own[0]].sum(axis=-1), 1):
+            shape = tuple([length + (length > 1) for length in fit.inputs[own[0]].shape])
+            longer = np.resize(fit.inputs[own[0]], shape) * rng.uniform(0.9, 1.1, shape)
+            wrong = _rated(entry, _with(fit, {own[0]: longer})) < (True, 1)
+            return f"At {entry.parameters[own[0]]} of shape {shape}, which forward takes, it is wrong." if wrong else ""
         if not right and len({len(fit.inputs[i]) for i in own if fit.inputs[i].ndim > 1}) == 1:
             batches = [i for i in own if fit.inputs[i].ndim > 1]
             one, other = (_with(fit, {i: fit.inputs[i][k : k + 1] for i in batches}) for k in (0, 1))

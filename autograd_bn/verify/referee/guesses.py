@@ -248,7 +248,7 @@ def spread(chosen: Sequence[str]) -> tuple[str, ...]:
 
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
-    if shape is None or kind[0] in "=k":
+    if shape is None or 0 in shape or kind[0] in "=k":
         return kind
     return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
 
