@@ -1265,6 +1265,23 @@ def test_a_verdict_opens_at_the_first_wrong_step(visit):
     assert "bad" not in classes(tab, x)
 
 
+def test_a_path_that_lacks_a_factor_for_each_feature_is_said_to(visit):
+    def forward(x, gamma):
+        xhat = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        return gamma * xhat, (xhat, gamma, x.var(0))
+
+    def backward(dy, cache):
+        xhat, gamma, var = cache
+        dxhat = dy * gamma
+        return (dxhat - dxhat.mean(0) - xhat * (dy * xhat).mean(0)) / np.sqrt(var + 1e-5), (dy * xhat).sum(0)
+
+    rng = np.random.default_rng(1)
+    found = ag.check_backward(forward, backward, [rng.normal(size=(5, 3)), rng.uniform(1, 2, 3)])
+    assert found.coefficients["dx"] == pytest.approx({"direct": 1, "mean": 1, "var": np.nan}, nan_ok=True)
+    tab = visit(ag.page(found))
+    assert "through the variance × a factor for each feature" in tab.inner_text("#panel")
+
+
 def written():
     def forward(x, gamma, beta):
         mean, var = x.mean(0), x.var(0)

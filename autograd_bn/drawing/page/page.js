@@ -200,7 +200,8 @@ const share = (p, g) => {
 const paths = (p) => {
   const name = (i) => view().nodes[i].symbol, top = peak(p.sum, ...p.paths.map((way) => way.part));
   const ways = p.paths.flatMap((way) => {
-    const times = way.coef === undefined ? "" : ` × ${way.coef === null ? "any: its term is 0" : way.coef.toFixed(2)}`;
+    const other = way.coef === "NaN" ? "a factor for each feature" : "any: its term is 0";
+    const times = way.coef === undefined ? "" : ` × ${Number.isFinite(way.coef) ? way.coef.toFixed(2) : other}`;
     const b = el("button", { type: "button", class: "path", "aria-pressed": S.way === way }, way.label + times);
     b.addEventListener("click", (e) => {
       const at = $$(".path", panel).indexOf(b);

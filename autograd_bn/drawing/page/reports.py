@@ -14,7 +14,7 @@ from ...verify.referee.source import unwrapped
 from ...verify.referee.trace import local_values
 from ...verify.referee.verdict import Verdict
 from ..scene import Scene, gradients_of
-from .arrays import Arrays
+from .arrays import Arrays, number
 from .code import mark, pane, source_of
 from .views import LABELS, Twins, View
 
@@ -193,7 +193,7 @@ def _judged(verdict: Verdict, arrays: Arrays) -> View:
         if not row.ok and row.returned is not None:
             tables = {"returned": row.returned, "true": row.truth, "returned − true": row.returned - row.truth}
         _note(view, node, row.ok, say, tables)
-        carried = {PATHS.get(path, path): round(c, 6) + 0.0 for path, c in verdict.coefficients.get(name, {}).items()}
+        carried = {PATHS.get(p, p): number(round(c, 6) + 0.0) for p, c in verdict.coefficients.get(name, {}).items()}
         for leaf_paths in view.data["paths"] if carried and not row.ok else ():
             for way in leaf_paths["paths"] if leaf_paths["leaf"] == view.ids[node] else ():
                 way["coef"] = carried.get(way["label"])

@@ -327,7 +327,7 @@ def along_paths(
         if known:
             fits[name] = paths, min(known, key=lambda fit: fit.cost)
     carried = {
-        f"d{name}": {path: float(np.median(w)) for path, w in fit.weights.items() if np.ptp(w) < 1e-6}
+        f"d{name}": {path: float(np.median(w)) if np.ptp(w) < 1e-6 else np.nan for path, w in fit.weights.items()}
         for name, (_, fit) in fits.items()
     }
     return _worded(fits), carried

@@ -87,7 +87,7 @@ class Verdict:
     `rows` has an entry for each gradient, and for each intermediate one that could be matched with the forward pass,
     in backward order. `diagnosis` holds the findings, the most telling first, `repair` the edits of the author's code
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
-    normalisation a gradient carries, `notes` what else a reader should know, such as how the truth was found.
+    normalisation a gradient carries, NaN where that is no one number, `notes` what else a reader should know.
     `forward`, `backward`, `inputs`, `dy` and `pair` are what was judged; `warnings` say what is overwritten on the way,
     and `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out;
     `unwritten` says what a stub does.
