@@ -1196,6 +1196,16 @@ def test_print_shows_the_whole_graph_and_every_step(visit):
     assert tab.evaluate(values)
 
 
+def test_both_graphs_of_a_comparison_are_printed_within_the_paper(visit):
+    tab = visit(ag.page(forms()), width=718)
+    tab.emulate_media(media="print")
+    assert tab.locator(".stage svg").count() == 2
+    for picture in tab.locator(".stage svg").all():
+        box = picture.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 718
+
+
 def test_without_scripts_the_picture_and_the_list_are_there(visit):
     page = page_of()
     tab = visit(page, java_script_enabled=False)
