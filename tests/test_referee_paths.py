@@ -109,6 +109,12 @@ def test_a_right_gradient_passes(name):
             {"mean": 4},
             "In dx the path through the mean is N times too large: a sum stands where a mean belongs.",
         ),
+        (
+            "layer",
+            {"mean": 4, "var": 4},
+            "In dx the path through the mean and the path through the variance are N times too large: a sum stands "
+            "where a mean belongs.",
+        ),
         ("group", {"k": 2}, "In dx the path through the variance is twice what it should be."),
         ("rms", {"power": 2}, "In dx the path through `r` lacks the factor 1 / r."),
         ("weight", {"path": 0}, "dv carries 0.00 of the path through `norm`: that term is missing."),

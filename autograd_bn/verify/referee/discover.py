@@ -40,7 +40,7 @@ class Judged:
 
     def __str__(self) -> str:
         head = f"{self.verdict.upper()}: {self.reason}"
-        return head if self.report is None else f"{self.report}\n{self.reason}".rstrip()
+        return head if self.report is None else f"{self.report}\n\n{self.reason}".rstrip()
 
     def json(self) -> str:
         """One line for machines."""

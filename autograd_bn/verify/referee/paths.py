@@ -349,7 +349,7 @@ def _worded(fits: dict[str, tuple[Paths, Fit]]) -> list[Finding]:
             elif len(ways) == len(fit.mistakes):
                 places.setdefault(mistake, {})[label] = [f"{label} as a whole" if len(ways) > 1 else label]
             else:
-                places.setdefault(mistake, {})[label] = [f"in {label} {way}" for way in words]
+                places.setdefault(mistake, {})[label] = [f"in {label} {words[0]}", *words[1:]]
     findings = [missing(labels, ways, formula) for ways, (labels, formula) in lacking.items()]
     for mistake, where in places.items():
         findings.append(mistake.of(list(itertools.chain(*where.values())), list(where)))
