@@ -17,6 +17,12 @@ def path_of(path: Any) -> Path:
     return Path(path)
 
 
+def ending(path: str | Path) -> str:
+    """How a path ends, in the words of an error."""
+    suffix = Path(path).suffix
+    return f"ends in {suffix!r}" if suffix else "has no suffix"
+
+
 def is_one_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Whether two paths lead to the same file, and it is there."""
     return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)

@@ -1103,7 +1103,7 @@ def test_a_path_may_be_a_string(tmp_path):
     ("outputs", "path", "options", "error", "match"),
     [
         (None, "a.jpg", {}, ValueError, r"path .*a\.jpg' ends in '\.jpg', expected one of \.svg"),
-        (None, "noending", {}, ValueError, "ends in ''"),
+        (None, "noending", {}, ValueError, "has no suffix, expected one of"),
         (None, "a.svg", {"direction": "RL"}, ValueError, "direction is 'RL'"),
         (None, "a.svg", {"grads": np.ones(3)}, ValueError, r"grads is ndarray of shape \(3,\).*\(4, 2\)"),
         (None, "a.svg", {"grads": "all"}, ValueError, "grads is str"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine import Tensor, as_tensor
 from ..engine.node import Array
-from ..files import is_one_file
+from ..files import ending, is_one_file
 from ..nn.checkpoint import TooLarge, load
 from ..nn.data import load_digits
 from ..verify.referee.entries import Entry
@@ -95,7 +95,7 @@ def _read(path: str | None, columns: str | None) -> tuple[dict[str, Array], tupl
     if suffix == ".npy":
         with open(path, "rb") as file:
             return {"x": np.lib.format.read_array(file, allow_pickle=False)}, (), ()
-    raise UsageError(f"{path} ends in {Path(path).suffix!r}, expected .npy, .npz, .csv, .tsv or .txt")
+    raise UsageError(f"{path} {ending(path)}, expected .npy, .npz, .csv, .tsv or .txt")
 
 
 def _read_text(path: Path, columns: str | None) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
@@ -182,7 +182,7 @@ def output_file(path: str, suffixes: Sequence[str], source: str = "") -> Path:
     """A file to write, in a folder that is made if missing; `UsageError` for another suffix, and for the `source`."""
     target = Path(path)
     if target.suffix not in suffixes:
-        raise UsageError(f"{path} ends in {target.suffix!r}, expected {' or '.join(suffixes)}")
+        raise UsageError(f"{path} {ending(path)}, expected {' or '.join(suffixes)}")
     writable_folder(target.parent)
     taken = "a folder" if target.is_dir() else "the file to read" if is_one_file(target, source) else ""
     if taken:

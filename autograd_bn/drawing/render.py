@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..engine import Graph, Leaf
 from ..engine.graph import Values
-from ..files import path_of
+from ..files import ending, path_of
 from ..verify.table import PRE
 from .options import Options, named, settled
 from .picture import Picture
@@ -60,7 +60,7 @@ def render(outputs: Any, path: str | os.PathLike[str], **options: Unpack[Options
     path = path_of(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"path {str(path)!r} {ending(path)}, expected one of {', '.join(SUFFIXES)}")
     if suffix == ".html":
         from .page import page
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ...engine.graph import Values
-from ...files import path_of
+from ...files import ending, path_of
 from ..dot import CARD
 from ..options import DEFAULTS, Options, named, settled
 from ..run_graphviz import write
@@ -44,7 +44,7 @@ class Page:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to a file, whole or not at all, and return its path."""
         if (path := path_of(path)).suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"path {str(path)!r} ends in {path.suffix!r}, expected .html")
+            raise ValueError(f"path {str(path)!r} {ending(path)}, expected .html")
         return write(path, self.html.encode())
 
     def _repr_html_(self) -> str:

@@ -183,10 +183,10 @@ def _folders(path: Path) -> list[Path]:
 @contextlib.contextmanager
 def loaded(path: Path) -> Iterator[Loaded]:
     """What the file defines, with imports as it expects them, from its own folders; nothing of them stays."""
-    if path.suffix not in (".py", ".ipynb"):
-        raise Unreadable(f"{path} ends in {path.suffix!r}, expected a Python file, .py, or a notebook, .ipynb")
     if not path.is_file():
         raise Unreadable(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
+    if path.suffix not in (".py", ".ipynb"):
+        raise Unreadable(f"{path} ends in {path.suffix!r}, expected a Python file, .py, or a notebook, .ipynb")
     folders = _folders(path)
     before = sys.path[:], sys.dont_write_bytecode, set(sys.modules), sys.argv, sys.stdin, dict(os.environ)
     doors = {door: getattr(os, door) for door in _DOORS}

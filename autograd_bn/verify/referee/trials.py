@@ -229,7 +229,7 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
     shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
     right = sum([1 if value is True else -0.1 * (value is None) for value in told.values()])  # an unjudged one is worse
     share = right / max(len(told) + len(pair.unseen), 1)
-    return (bool(told) and not shapes, share), "", shapes
+    return (any(value is not None for value in told.values()) and not shapes, share), "", shapes
 
 
 def _kinds(entry: Entry, name: str, lengths: list[int]) -> list[str]:
