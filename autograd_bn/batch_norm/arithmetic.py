@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
 from .kernels import choose, compiled, numba_wanted, thresholds, whole
-from .kernels.blocks import Layout, layout_of, walk
+from .kernels.blocks import Layout, layout_of, line, walk
 from .kernels.memory import empty_like
 from .kernels.whole import SPARE, Mean, wide
 
@@ -142,7 +142,7 @@ def input_gradient(
 
 
 class AtOnce(NamedTuple):
-    """What `forward_at_once` keeps: the mean's two parts, the variance, the scale, gamma and beta, a column a feature.
+    """What `forward_at_once` keeps: the mean's two parts, the variance, the scale and gamma, a column a feature.
 
     And what it read, as `backward_at_once` will.
     """
@@ -177,21 +177,21 @@ def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps:
     if not numba_wanted(x.size):
         return None
     layout = _layout_at_once(axes, x.shape, x.strides, x.dtype)
-    if layout is None or {p.dtype for p in (x, gamma, beta) if p is not None} != {x.dtype}:
+    if layout is None or not (gamma is None or gamma.dtype == x.dtype) or not (beta is None or beta.dtype == x.dtype):
         return None
-    y, source, rows = empty_like(x), layout.line(x), np.empty((6, layout.features))
-    rows[4] = 1 if gamma is None else gamma.reshape(-1)
-    rows[5] = 0 if beta is None else beta.reshape(-1)
-    fits = compiled().forward(*layout.walk, source, layout.line(y), rows, eps)
+    y, source, rows = empty_like(x), layout.line(x), np.empty((5, layout.features))
+    gamma = np.ones(layout.features, x.dtype) if gamma is None else line(np.ascontiguousarray(gamma))
+    beta = np.zeros(layout.features, x.dtype) if beta is None else line(np.ascontiguousarray(beta))
+    fits = compiled().forward(*layout.walk, source, layout.line(y), gamma, beta, rows, eps)
     return (y, AtOnce(rows, layout, source)) if fits else None
 
 
 def backward_at_once(g: Array, kept: AtOnce, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
     """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
     rows, layout, source = kept
-    dx = empty_like(x)
+    dx, sums = empty_like(x), np.empty((2, layout.features), x.dtype)
     if g.dtype is not x.dtype or g.strides != x.strides:
         g, gradient = np.empty_like(x), g
         g[...] = gradient
-    fits, sums = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through)
-    return (dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype)) if fits else None
+    fits = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through, sums)
+    return (dx, sums[1], sums[0]) if fits else None

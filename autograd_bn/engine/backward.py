@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Buffer, Leaf, Node, owner_of, recording, topological_order
-from .operations import HALF, broadcasts, sum_to
+from .operations import HALF, broadcasts, sum_to, summed_to
 from .tensor import Tensor, as_tensor, exact, unwritable, values_of
 
 _accumulating = threading.Lock()
@@ -55,12 +55,11 @@ def grad(
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
-    nodes = [tensor.node for tensor in inputs]
-    for node in nodes:
-        if not node.requires_grad:
-            raise RuntimeError(
-                f"inputs[{nodes.index(node)}] does not require a gradient: make it with requires_grad=True"
-            )
+    nodes = []
+    for i, tensor in enumerate(inputs):
+        if not tensor.node.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
+        nodes.append(tensor.node)
     seeds = []
     for i, (output, weight) in enumerate(zip(outputs, grad_outputs, strict=True)):
         if output.node.requires_grad or not allow_unused:
@@ -102,18 +101,20 @@ def propagate(
 
     _add([(node, seed) for node, seed in seeds if useful is None or node in useful], sums, ours, create_graph)
     for visited in reversed(order):
-        if visited in sums:
-            g = sums.pop(visited)
-            if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
-                g = g.astype(visited.dtype)
-            if visited in targets if targets is not None else not visited.wanted:
-                gradients[visited] = g
-            parts = pull(visited, g, useful, create_graph) if visited.wanted else []
-            if visits is not None:
-                visits.append((visited, g, parts))
+        g = sums.pop(visited, None)
+        if g is None:
+            continue
+        if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
+            g = g.astype(visited.dtype)
+        if visited in targets if targets is not None else not visited.wanted:
+            gradients[visited] = g
+        parts = pull(visited, g, useful, create_graph) if visited.wanted else []
+        if visits is not None:
+            visits.append((visited, g, parts))
+        if parts:
             _add(parts, sums, ours, create_graph)
-            parts = []  # or what was added is held on to
-    return gradients if create_graph else _owned(gradients, [seed for _, seed in seeds])
+        parts = []  # or what was added is held on to
+    return gradients if create_graph else _owned(gradients, seeds)
 
 
 def _add(parts: list[tuple[Node, Any]], sums: dict[Node, Any], ours: set[Node], create_graph: bool) -> None:
@@ -167,10 +168,7 @@ def pull(
         rule = op.rules[position if op.many else 0]  # type: ignore[union-attr]
         if op.joint:  # type: ignore[union-attr]
             if joint is None:
-                asked = [False] * len(args)
-                for p in node.wanted:
-                    asked[p] = within is None or args[p] in within
-                joint = rule.function(g, tuple(asked), *rule.pick(saved), **rule.about(node, position))
+                joint = _joint(node, g, saved, within)
             part = joint[position]
         elif rule.metadata:
             part = rule.function(g, *rule.pick(saved), **rule.about(node, position))
@@ -184,12 +182,27 @@ def pull(
     return parts
 
 
-def _owned(gradients: dict[Node, Array], seeds: list[Array]) -> dict[Node, Array]:
+def _joint(node: Node, g: Any, saved: tuple[Any, ...], within: Container[Node] | None) -> Sequence[Any]:
+    """What the rule for all inputs at once gives: a gradient for each, or None where none is wanted."""
+    args, rule = node.args, node.primitive.rules[0]  # type: ignore[union-attr]
+    asked = [False] * len(args)
+    for position in node.wanted:
+        asked[position] = within is None or args[position] in within
+    results = rule.function(g, tuple(asked), *rule.pick(saved), **rule.about(node, node.wanted[0]))
+    if not isinstance(results, (tuple, list)) or len(results) != len(args):
+        came = f"{len(results)} gradients" if isinstance(results, (tuple, list)) else f"a {type(results).__name__}"
+        raise TypeError(f"the rule of {node.op!r} gave {came}, expected a tuple of {len(args)}, one for each input")
+    return results
+
+
+def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) -> dict[Node, Array]:
     """The gradients, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
-    taken = {id(owner_of(array)) for array in seeds}
+    taken = set()
+    for _, seed in seeds:
+        taken.add(id(owner_of(seed)))
     for node, g in gradients.items():
-        owner = id(g if g.base is None else owner_of(g))
-        if type(g) is not np.ndarray or not g.flags.writeable or owner in taken:
+        owner = id(owner_of(g))
+        if owner in taken or type(g) is not np.ndarray or not g.flags.writeable:
             gradients[node] = g = np.array(g)
             owner = id(g)
         taken.add(owner)
@@ -206,7 +219,7 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     if part.shape != parent.shape:
         if not broadcasts(parent.shape, part.shape):
             raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
-        part = sum_to(part, parent.shape)
+        part = (sum_to if type(part) is Tensor else summed_to)(part, parent.shape)
     if part.dtype != parent.dtype:
         if part.dtype.kind == "c":
             raise TypeError(f"{what} gave complex numbers: they have no derivative here")
@@ -229,7 +242,9 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
         raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {node.shape}")
     if array.dtype.kind not in "fiubO" and array.dtype != node.dtype:
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
-    return exact(array, what) if node.dtype.kind == "O" else array.astype(node.dtype, copy=False)
+    if node.dtype.kind == "O":
+        return exact(array, what)
+    return array if array.dtype == node.dtype else array.astype(node.dtype)
 
 
 def _tensors(items: Any, what: str) -> list[Tensor]:

@@ -53,8 +53,9 @@ class Buffer:
 
 def owner_of(array: Any) -> Any:
     """The array whose memory an array is a view of."""
-    while isinstance(base := getattr(array, "base", None), np.ndarray):
-        array = base
+    base = getattr(array, "base", None)
+    while base is not None and isinstance(base, np.ndarray):
+        array, base = base, base.base
     return array
 
 
@@ -194,9 +195,13 @@ def topological_order(outputs: Iterable[Node], *, receivers: bool = False) -> li
             order.append(stack.pop())
         elif node not in seen:
             seen.add(node)
+            args = node.args
+            if not args:
+                order.append(node)
+                continue
             stack += (node, None)  # again when its inputs are done
-            for position in reversed(node.wanted if receivers else range(len(node.args))):
-                arg = node.args[position]
+            for position in reversed(node.wanted if receivers else range(len(args))):
+                arg = args[position]
                 if isinstance(arg, Node):
                     stack.append(arg)
     return order

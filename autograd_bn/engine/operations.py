@@ -491,6 +491,11 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
 @primitive(lambda g, shape: broadcast_to(g, shape))
 def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     """`x` summed over the axes that broadcasting from shape `to` would add: the transpose of `broadcast_to`."""
+    return summed_to(x, to)
+
+
+def summed_to(x: Any, to: tuple[int, ...]) -> Any:
+    """`sum_to` of an array."""
     lead = x.ndim - len(to)
     axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
     # NumPy adds float16 row by row, and 2048 + 1 is 2048.

@@ -26,6 +26,7 @@ NO_PARAMS: dict[str, Any] = {}
 # What an operation takes for a constant as it is; anything else becomes an array. A Python number stays one, and weak.
 NUMBERS = frozenset([float, int, bool, type(None), *np.sctypeDict.values()]) - {np.object_, np.void}
 CONSTANTS = NUMBERS | {np.ndarray}
+HOLDERS = (np.ndarray, Tensor, dict, list, tuple)  # of what may change, or of tensors
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 registry: dict[str, Primitive] = {}  # the package's own, by name; nobody else's primitive gets in
 
@@ -45,16 +46,20 @@ class Rule:
         self.pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] = itemgetter(*picked)
         self.place = self.places[0] if len(self.places) == 1 else None
         self.metadata = [name for name in names if name not in values]
-        self.of_inputs = not {"position", "shape", "shapes"}.isdisjoint(self.metadata)
 
     def about(self, node: Node, position: int) -> dict[str, Any]:
         """The metadata that the rule reads, of the input at `position`."""
-        known = node.params
-        if self.of_inputs:
-            known = {**known, "position": position, "shape": np.shape(node.args[position])}
-            if "shapes" in self.metadata:
-                known["shapes"] = tuple([np.shape(arg) for arg in node.args])
-        return known if len(known) == len(self.metadata) else {name: known[name] for name in self.metadata}
+        known: dict[str, Any] = {}
+        for name in self.metadata:
+            if name == "position":
+                known[name] = position
+            elif name == "shape":
+                known[name] = node.args[position].shape
+            elif name == "shapes":
+                known[name] = tuple([np.shape(arg) for arg in node.args])
+            else:
+                known[name] = node.params[name]
+        return known
 
 
 class Primitive:
@@ -117,11 +122,10 @@ class Primitive:
 
     def saver(self, wanted: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
         """Picks what their rules read out of None, each operand, the result and what is kept; the rest is None."""
-        if wanted not in self.savers:
-            read = {place for position in wanted for place in self.rule(position).places}
-            places = [place + 1 if place in read else 0 for place in range(len(self.arrays) + 2)]
-            self.savers[wanted] = itemgetter(*places) if read else itemgetter(slice(0))
-        return self.savers[wanted]
+        read = {place for position in wanted for place in self.rule(position).places}
+        places = [place + 1 if place in read else 0 for place in range(len(self.arrays) + 2)]
+        self.savers[wanted] = saver = itemgetter(*places) if read else itemgetter(slice(0))
+        return saver
 
     def record(self, args: Sequence[Any], options: dict[str, Any] = NO_PARAMS, rest: Sequence[Any] = ()) -> Any:
         """Compute on tensors and constants, and hang the result into the graph; of arrays alone, only compute.
@@ -154,17 +158,18 @@ class Primitive:
                 raise TypeError(
                     f"{self.name} takes {', '.join(self.keywords) or 'no metadata'} after its arrays, no more"
                 )
-            rest = [value if type(value) in NUMBERS else self._kept(value, "metadata") for value in rest]
-        if options:
-            if not {*self.keywords}.issuperset(options):
+            rest = [self._kept(value, "metadata") if isinstance(value, HOLDERS) else value for value in rest]
+        params: dict[str, Any] = {}
+        for name, value in options.items():
+            if name not in self.keywords:
                 raise TypeError(unknown_option(self.name, options, self.keywords))
-            options = {k: value if type(value) in NUMBERS else self._kept(value, k) for k, value in options.items()}
+            params[name] = self._kept(value, name) if isinstance(value, HOLDERS) else value
         if not recorded:
-            return self._compute(values, options, rest)
+            return self._compute(values, params, rest)
         for arg in odd:
             checked(arg, None, f"an operand of {self.name}")
         values = values if self.own else [*map(unwritable, values)]
-        out, kept = self.forward(*values, *rest, **options), None
+        out, kept = self.forward(*values, *rest, **params), None
         if self.joint:
             if type(out) is not tuple or len(out) != 2:
                 raise TypeError(f"{self.name} is joint and gives a {type(out).__name__}, expected a result and `kept`")
@@ -182,11 +187,11 @@ class Primitive:
         elif type(out) is np.ndarray and (out.base is not None or not self.own) and _borrowed(out, values):
             out = out.copy()  # what overwrites the operand would overwrite the result too
         if mode.recording.get():
-            params = options
-            if len(options) < len(self.keywords):
-                params = {**self.defaults, **dict(zip(self.keywords, rest)), **options}  # noqa: B905
+            if len(params) < len(self.keywords):
+                params = {**self.defaults, **dict(zip(self.keywords, rest)), **params}  # noqa: B905
             positions = tuple(wanted) if self.rules else ()
-            saved = self.saver(positions)((None, *values, out, kept))
+            saver = self.savers[positions] if positions in self.savers else self.saver(positions)
+            saved = saver((None, *values, out, kept))
             node = Node(self, tuple(operands), params, out, positions, saved, now, buffer)
         else:
             out = np.asarray(out)

@@ -494,6 +494,8 @@ def exact(values: Any, what: str) -> Array:
 
 def array_of(data: Any, what: str, dtype: Any = None) -> Array:
     """`data` as an array: what every operand passes. `TypeError` for tensors in a list, masked arrays and matrices."""
+    if type(data) is np.ndarray and dtype is None and data.dtype.kind != "O":
+        return data
     if holds_tensors(data):
         raise TypeError(
             f"{what} is a {type(data).__name__} of tensors, which would cut the graph: join them with "

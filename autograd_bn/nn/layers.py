@@ -23,7 +23,7 @@ from .module import Module
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return operand(x, "x").shape  # type: ignore[no-any-return]
+    return x.node.shape if type(x) is Tensor else operand(x, "x").shape  # type: ignore[no-any-return]
 
 
 def _floats(x: Any) -> Any:
@@ -309,12 +309,14 @@ class BatchNorm(Module):
         return y
 
     def _track(self, mean: Any, var: Any, n: int) -> None:
-        count = self.num_batches_tracked + 1  # type: ignore[operator]
+        count: Any = self.num_batches_tracked + 1  # type: ignore[operator]
         weight = 1 / count if self.momentum is None else self.momentum
-        self.running_mean = (1 - weight) * self.running_mean + weight * mean  # type: ignore[operator]
         unbiased = weight * n / (n - 1)
-        self.running_var = (1 - weight) * self.running_var + unbiased * var  # type: ignore[operator]
-        self.num_batches_tracked = np.asarray(count)
+        vars(self).update(
+            running_mean=(1 - weight) * self.running_mean + weight * mean,  # type: ignore[operator]
+            running_var=(1 - weight) * self.running_var + unbiased * var,  # type: ignore[operator]
+            num_batches_tracked=np.asarray(count),
+        )
 
     def _settings(self) -> str:
         return f"{self.num_features}, channel_axis={self.channel_axis}, eps={self.eps}, momentum={self.momentum}"

@@ -1,5 +1,6 @@
 """The losses: each the mean over the batch, as a tensor of one element."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,12 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
 
 def _chosen(labels: Array) -> tuple[Array, ...]:
     """The index of each row's own class among logits, whatever their memory order."""
-    return *np.indices(labels.shape, sparse=True), labels
+    return *_rows(labels.shape), labels
+
+
+@lru_cache(4)
+def _rows(shape: tuple[int, ...]) -> tuple[Array, ...]:
+    return np.indices(shape, sparse=True)
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
@@ -62,7 +68,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     if labels.size == 0:
         raise ValueError(f"logits have shape {logits.shape}: the mean loss of no rows is undefined")
     classes = logits.shape[-1]
-    if labels.min() < 0 or labels.max() >= classes:
+    if np.minimum.reduce(labels, axis=None) < 0 or np.maximum.reduce(labels, axis=None) >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].flat[0]
         raise ValueError(f"labels have a {wrong}, expected 0 to {classes - 1} for logits of {classes} classes")
     loss, _ = _cross_entropy(logits, labels)

@@ -112,8 +112,9 @@ class Layout:
         return array if array.shape == self.shape else array.reshape(self.shape)
 
     def line(self, array: Array) -> Array:
-        """An array that is contiguous in the order of the walk as one line of numbers."""
-        return line(array if self.straight else array.transpose(self.order))
+        """An array that is contiguous in the order of the walk as one line of numbers, as `line`."""
+        flat = (array if self.straight else array.transpose(self.order)).reshape(-1)
+        return flat if flat.flags.writeable else line(flat)
 
     def flat(self, statistic: Any, dtype: Any) -> Any:
         """A statistic or parameter, of the kept axes' shape with or without 1s, as a vector of features; or None."""

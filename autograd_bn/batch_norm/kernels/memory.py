@@ -16,9 +16,11 @@ _rooms: dict[int, list[Array]] = {}
 def empty_like(x: Array, dtype: Any = None) -> Array:
     """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
     dtype = x.dtype if dtype is None else np.dtype(dtype)
-    size = x.size * dtype.itemsize
-    if not (thresholds.SMALLEST_ROOM <= size <= thresholds.LARGEST_ROOM and x.flags.c_contiguous) or dtype.hasobject:
+    if not x.flags.c_contiguous:
         return np.empty_like(x, dtype)
+    size = x.size * dtype.itemsize
+    if not thresholds.SMALLEST_ROOM <= size <= thresholds.LARGEST_ROOM or dtype.hasobject:
+        return np.empty(x.shape, dtype)
     rooms = _rooms.setdefault(size, [])
     for _ in range(len(rooms)):
         try:

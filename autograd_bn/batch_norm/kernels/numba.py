@@ -270,9 +270,9 @@ def _affine(table, runs, g, x, y, vectors):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def forward(table, runs, x, y, kept, eps):  # type: ignore[no-untyped-def]
-    """All steps of the forward pass. The rows of `kept` get the mean's two parts, the variance and the scale; the last
-    two have gamma and beta. False, and no result, where a variance is not below `LARGEST`.
+def forward(table, runs, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyped-def]
+    """All steps of the forward pass. The rows of `kept` get the mean's two parts, the variance, the scale and gamma.
+    False, and no result, where a variance is not below `LARGEST`.
     """
     features = kept.shape[1]
     n, sums, vectors = len(x) // features, np.empty((3, 1, features)), np.empty((3, features))
@@ -284,9 +284,9 @@ def forward(table, runs, x, y, kept, eps):  # type: ignore[no-untyped-def]
         low = (centre - high) + distance
         var = max(sums[2, 0, f] / n, 0.0)
         scale = 1 / np.sqrt(var + eps)
-        kept[0, f], kept[1, f], kept[2, f], kept[3, f] = high, low, var, scale
+        kept[0, f], kept[1, f], kept[2, f], kept[3, f], kept[4, f] = high, low, var, scale, gamma[f]
         vectors[0, f], vectors[1, f] = high, scale * kept[4, f]
-        vectors[2, f] = kept[5, f] - low * vectors[1, f]
+        vectors[2, f] = beta[f] - low * vectors[1, f]
         fits = fits and var < LARGEST
     if fits:
         _affine(table, runs, None, x, y, vectors)
@@ -294,9 +294,9 @@ def forward(table, runs, x, y, kept, eps):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def backward(table, runs, g, x, dx, kept, through):  # type: ignore[no-untyped-def]
-    """All steps of the backward pass: whether it fits, which a product of float64 may not that left the range, and the
-    gradients of beta and gamma.
+def backward(table, runs, g, x, dx, kept, through, parameters):  # type: ignore[no-untyped-def]
+    """All steps of the backward pass; the rows of `parameters` get the gradients of beta and gamma. False where a
+    product of float64 left the range.
     """
     features = kept.shape[1]
     n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((4, features))
@@ -305,11 +305,11 @@ def backward(table, runs, g, x, dx, kept, through):  # type: ignore[no-untyped-d
     for f in range(features):
         low, scale, total = kept[1, f], kept[3, f], sums[0, 0, f]
         weighted = (sums[1, 0, f] - low * total) * scale
-        sums[1, 0, f] = weighted
+        parameters[0, f], parameters[1, f] = total, weighted
         direct = scale * kept[4, f]
         slope = -direct * scale * (weighted * (through[1] / n))
         vectors[0, f], vectors[1, f], vectors[3, f] = kept[0, f], slope, direct
         vectors[2, f] = -direct * (total * (through[0] / n)) - low * slope
         fits = fits and np.isfinite(weighted)
     _affine(table, runs, g, x, dx, vectors)
-    return fits, sums
+    return fits
