@@ -121,6 +121,27 @@ def test_what_does_not_match_is_all_listed_and_nothing_changes():
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("0.weight", 1e300, r"0\.weight has 1e\+300, which is too large for float32"),
+        ("0.bias", -1e39, r"0\.bias has -1e\+39, which is too large for float32"),
+        ("1.running_mean", np.longdouble("1e400"), r"1\.running_mean has 1e\+400, which is too large for float64"),
+        ("1.num_batches_tracked", np.uint64(2**63), r"num_batches_tracked has 9223372036854775808, .* int64"),
+    ],
+)
+def test_a_number_that_is_too_large_for_its_place_is_named_and_nothing_changes(name, value, message):
+    net = nn.Sequential(nn.Linear(2, 2, rng=0), nn.BatchNorm(2))
+    before = net.state_dict()
+    moved = {key: array + 1 for key, array in before.items()}
+    with pytest.raises(ValueError, match=message):
+        net.load_state_dict(moved | {name: np.full_like(before[name], value, np.asarray(value).dtype)})
+    for key, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[key])
+    net.load_state_dict({**before, "0.bias": [np.inf, np.nan], "1.running_mean": np.float32([0, np.inf])})
+    np.testing.assert_array_equal(net[0].bias.data, [np.inf, np.nan])
+
+
 def test_a_read_only_parameter_is_listed_before_anything_changes():
     net = nn.Sequential(nn.Linear(2, 2, rng=0), nn.Linear(2, 2, rng=0))
     frozen = np.ones((2, 2), "float32")

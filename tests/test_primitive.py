@@ -377,6 +377,27 @@ def test_joint_rule_gets_the_gradients_that_are_wanted():
     assert asked == [(True, False), (True, True), (True, False)]
 
 
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ((1.0,), "the rule of 'product' gave 1 gradients, expected a tuple of 2, one for each input"),
+        ((1.0, 2.0, 3.0), "the rule of 'product' gave 3 gradients, expected a tuple of 2"),
+        (np.ones((2, 1)), "the rule of 'product' gave a ndarray, expected a tuple of 2"),
+        (None, "the rule of 'product' gave a NoneType, expected a tuple of 2"),
+        ((1.0, None), "the rule of 'product' for its argument 2 gave None"),
+    ],
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_joint_rule_that_gives_no_gradient_for_each_input_is_named(results, message, create_graph):
+    @primitive(lambda g, wanted: results, joint=True)
+    def product(a, b, /):
+        return a * b, None
+
+    a, b = ag.tensor([2.0], requires_grad=True), ag.tensor([3.0], requires_grad=True)
+    with pytest.raises(TypeError, match=message):
+        ag.grad(product(a, b)[0], [a, b], create_graph=create_graph)
+
+
 WORKING = "def op(x, /):\n    return x"
 REFUSED = {
     "no slash": ("primitive(lambda g: g)", "def op(x):\n    return x", "op takes no arrays: put a /"),

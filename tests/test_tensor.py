@@ -126,6 +126,15 @@ def test_detach_shares_memory_and_cuts():
 # --- assign --------------------------------------------------------------------------------------------------
 
 
+def test_assign_takes_no_number_that_is_too_large():
+    t = ag.tensor([1.0, 2.0], dtype="float32")
+    with pytest.raises(ValueError, match=r"value has 1e\+300, which is too large for float32"):
+        t.assign([0.0, 1e300])
+    np.testing.assert_array_equal(t.data, [1, 2])
+    t.assign([np.inf, 1e-300])
+    np.testing.assert_array_equal(t.data, [np.inf, 0])
+
+
 def test_assign_keeps_memory_shape_and_dtype():
     x = ag.tensor([1.0, 2.0], dtype=np.float32)
     memory = x.data

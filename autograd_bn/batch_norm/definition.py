@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .. import engine as ag
-from ..distributed.collectives import raising_together
+from ..distributed.collectives import raise_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
@@ -244,11 +244,14 @@ def batch_norm(
     >>> ag.Graph(y).ops["mean"], ag.Graph(ag.batch_norm(x)).ops
     (2, Counter({'batch_norm': 1}))
     """
-    with raising_together(comm if mean is None else None):
+    try:
         if form not in ("fused", "composed"):
             raise ValueError(f'form is {form!r}, expected "fused" or "composed"')
         x, gamma, beta = operands(x, gamma, beta)
         norm = checked((x, gamma, beta), axes, eps, mean, var, stop, comm)
+    except Exception as error:
+        raise_together(comm if mean is None else None, error)
+        raise
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, norm)
     else:

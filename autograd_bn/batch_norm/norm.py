@@ -75,7 +75,7 @@ def operands(x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
     """The operands of `batch_norm` as arrays or tensors; `x` of floating-point or exact numbers."""
     if not isinstance(x, Tensor):
         x = ag.as_tensor(x) if isinstance(gamma, Tensor) or isinstance(beta, Tensor) else array_of(x, "x")
-    if x.dtype.kind in "iub":
+    if (x.node if type(x) is Tensor else x).dtype.kind in "iub":
         x = x.astype(float) if isinstance(x, np.ndarray) else ag.as_tensor(x.data.astype(float))
     if type(gamma) is not Tensor and gamma is not None:
         gamma = array_of(gamma, "gamma")

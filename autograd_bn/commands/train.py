@@ -16,7 +16,7 @@ import autograd_bn as ag
 
 from .. import nn
 from ..distributed import allreduce, end_together, sum_gradients
-from ..distributed.collectives import raising_together
+from ..distributed.collectives import raise_together
 from ..verify.table import text_table
 from . import UsageError, complain, progress, refused, words
 from .data import output_file, writable_folder
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, print, plot; the exit status."""
     comm = _all_ranks() if args.mpi else None
     first = comm is None or comm.rank == 0  # the rank that looks at the test set, prints and writes
-    with raising_together(comm):
+    try:
         plot = output_file(args.output, (".svg", ".png"))
         target = output_file(args.save, (".npz",)) if args.save else Path(args.resume or plot.with_suffix(".npz"))
         while not (args.save or args.resume) and target.exists():  # nobody has named it, and it may be the user's
@@ -161,6 +161,9 @@ def run(args: argparse.Namespace) -> int:
                     each.load(state)
             except (KeyError, ValueError) as error:
                 raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
+    except Exception as error:
+        raise_together(comm, error)
+        raise
 
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:

@@ -58,20 +58,10 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     return total
 
 
-class raising_together:
-    """Raise what the block raises on every rank: the others wait in their next exchange. Nothing without `comm`."""
-
-    __slots__ = ("comm",)
-
-    def __init__(self, comm: Any) -> None:
-        self.comm = comm
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.comm is not None and isinstance(error, Exception):
-            exchange(self.comm, error)
+def raise_together(comm: Any, error: Exception) -> None:
+    """Raise an error on every rank: the others wait in their next exchange. Nothing without `comm`."""
+    if comm is not None:
+        exchange(comm, error)
 
 
 def _framed(comm: Any, message: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .node import Array, Buffer, Leaf, Node, owner_of, recording, topological_order
+from .node import Array, Leaf, Node, clock, owner_of, recording, topological_order
 from .operations import HALF, broadcasts, sum_to, summed_to
 from .tensor import Tensor, as_tensor, exact, unwritable, values_of
 
@@ -151,7 +151,7 @@ def pull(
 
     With `create_graph` a rule reads tensors at their places in the graph, and so is itself recorded.
     """
-    if Buffer.now > node.read:
+    if clock.now > node.read:
         node.check_unchanged()
     op, saved, args = node.primitive, node.saved, node.args
     if create_graph and saved:

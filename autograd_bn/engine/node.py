@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from copy import deepcopy
 from functools import wraps
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -21,33 +21,41 @@ R = TypeVar("R")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Buffer:
-    """The memory that a leaf's data lie in, whoever else has views of it, and when it was last assigned to.
+class Clock:
+    """Time, counted in assignments to any memory: `now` of them have been made, each at its time."""
 
-    Time is counted in assignments, to any memory: `now` of them have been made.
-    """
+    __slots__ = ("counting", "now", "times")
+
+    def __init__(self) -> None:
+        self.counting = threading.Lock()
+        self.now = 0
+        self.times: dict[int, int] = {}  # by the id of the memory's owner, which lives as long as a buffer asks for it
+
+
+clock = Clock()
+
+
+class Buffer:
+    """The memory that a leaf's data lie in, whoever else has views of it, and when it was last assigned to."""
 
     __slots__ = ("owner",)
-    now = 0
-    _times: ClassVar[dict[int, int]] = {}  # by the owner's id, which lives as long as a buffer asks for it
-    _counting = threading.Lock()
 
     def __init__(self, data: Array) -> None:
         self.owner = owner_of(data)
 
     @property
     def written(self) -> int:
-        return Buffer._times.get(id(self.owner), 0)
+        return clock.times.get(id(self.owner), 0)
 
     def touch(self) -> None:
         """Say that the memory was written to."""
-        with Buffer._counting:
-            Buffer.now += 1
-            Buffer._times[id(self.owner)] = Buffer.now
+        with clock.counting:
+            clock.now += 1
+            clock.times[id(self.owner)] = clock.now
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Buffer:
         twin = Buffer(deepcopy(self.owner, memo))
-        Buffer._times[id(twin.owner)] = self.written
+        clock.times[id(twin.owner)] = self.written
         return twin
 
 
@@ -65,7 +73,7 @@ class Node:
     `args` are the positional operands in order, each a `Node` or a constant; `params` is the keyword metadata.
     `wanted` are the positions of the inputs that a gradient may flow to. `saved` has a place for each operand, for the
     result and for what the forward pass `kept`, with None in those that no rule reads; it is () where all would be
-    None. `read` is the time, as `Buffer` counts it, at which the operands were read. `buffer` is the leaf's memory that
+    None. `read` is the time, as `clock` counts it, at which the operands were read. `buffer` is the leaf's memory that
     this node's value is a view of, if it is one.
 
     The collector visits a node and its `args`, and nothing else that a recorded number makes.

@@ -13,7 +13,7 @@ from weakref import ref
 
 import numpy as np
 
-from .node import Array, Buffer, Leaf, Node, mode
+from .node import Array, Leaf, Node, clock, mode
 from .tensor import Tensor, array_of, checked, exact, holds_tensors, unwritable
 from .words import unknown_option
 
@@ -132,7 +132,7 @@ class Primitive:
 
         The metadata is in `options` by name, or in `rest` by place.
         """
-        now, recorded = Buffer.now, False
+        now, recorded = clock.now, False
         odd: list[Any] = []
         operands: list[Any] = []
         values: list[Any] = []
@@ -206,7 +206,7 @@ class Primitive:
 
     def record_pair(self, a: Any, b: Any) -> Any:
         """`record`, written out for what most of a graph is made of: a tensor with another, or with a number."""
-        now = Buffer.now
+        now = clock.now
         x = a._value if type(a) is Tensor else a
         y = b._value if type(b) is Tensor else b
         if not mode.recording.get() or type(x) not in CONSTANTS or type(y) not in CONSTANTS or (x is a and y is b):

@@ -149,8 +149,8 @@ class Tensor:
         """Overwrite a leaf's values in place, keeping its memory, shape and dtype.
 
         The assignment is counted: a backward pass that would read an overwritten value raises
-        `RuntimeError` in place of a wrong gradient. `ValueError` where shapes differ, `TypeError` where
-        the values don't fit the dtype, `RuntimeError` on a computed tensor or a view of one.
+        `RuntimeError` in place of a wrong gradient. `ValueError` where shapes differ or a number is too large for
+        the dtype, `TypeError` for a dtype that doesn't fit, `RuntimeError` on a computed tensor or a view of one.
         """
         leaf = self._leaf("assign() works")
         array = values_of(value)
@@ -162,7 +162,7 @@ class Tensor:
             raise RuntimeError(
                 "assign() needs memory of the tensor's own, and this one's is read-only: copy() it first"
             )
-        np.copyto(leaf.data, array, casting="same_kind")
+        np.copyto(leaf.data, held(array, self.dtype, "value"))
         leaf.buffer.touch()  # type: ignore[union-attr]
 
     def backward(self, gradient: Any = None) -> None:
@@ -504,6 +504,19 @@ def array_of(data: Any, what: str, dtype: Any = None) -> Array:
     if (kind := type(data).__name__) in ("MaskedArray", "matrix"):
         raise TypeError(f"{what} is a {kind}, which computes in its own way: pass m.filled(value), or np.asarray(m)")
     return np.asarray(data, dtype=dtype)
+
+
+def held(array: Array, dtype: np.dtype[Any], what: str) -> Array:
+    """`array` in another dtype; `ValueError` for a number that is too large for it."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind in "fiu":
+        lost = np.isfinite(array) & ~np.isfinite(cast) if dtype.kind == "f" else cast != array
+        if lost.any():
+            raise ValueError(f"{what} has {array[lost].flat[0]!s}, which is too large for {dtype}")
+    return cast
 
 
 def holds_tensors(data: Any) -> bool:

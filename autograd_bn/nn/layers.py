@@ -14,7 +14,7 @@ import numpy as np
 
 from ..batch_norm import batch_norm
 from ..distributed import end_together
-from ..distributed.collectives import raising_together
+from ..distributed.collectives import raise_together
 from ..engine import Tensor, as_tensor, mean, relu, reshape, sigmoid, tanh, transpose
 from ..engine.node import Array, mode
 from .arguments import Rng, above_zero, generator, number, pair, positive
@@ -23,7 +23,7 @@ from .module import Module
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return x.node.shape if type(x) is Tensor else operand(x, "x").shape  # type: ignore[no-any-return]
+    return x.node.shape if type(x) is Tensor else operand(x, "x").shape
 
 
 def _floats(x: Any) -> Any:
@@ -293,8 +293,11 @@ class BatchNorm(Module):
     def forward(self, x: Any) -> Any:
         tracking = self.running_mean is not None
         by_batch = self.training or not tracking
-        with raising_together(self.comm if by_batch else None):
+        try:
             axes, n = _batch_axes(_shape(x), self.channel_axis, self.num_features)
+        except Exception as error:
+            raise_together(self.comm if by_batch else None, error)
+            raise
         if n == 1 and self.training and tracking and self.comm is None:
             raise ValueError(
                 f"x has shape {_shape(x)}, one value per feature, whose variance is 0: "

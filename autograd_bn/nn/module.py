@@ -12,6 +12,7 @@ import numpy as np
 
 from ..engine import Leaf, Tensor, no_grad
 from ..engine.node import Array, no_update
+from ..engine.tensor import held
 from ..verify.table import html_table, text_table
 
 # Who watches the calls of modules in this thread.
@@ -264,7 +265,10 @@ def matched(state: Mapping[str, Any], mine: Mapping[str, Any], owner: str) -> di
         elif isinstance(old, Tensor) and not old.data.flags.writeable:
             problems.append(f"{name} is read-only here")
         else:
-            values[name] = value.astype(old.dtype)
+            try:
+                values[name] = np.array(held(value, old.dtype, name))
+            except ValueError as error:
+                problems.append(str(error))
     if problems:
         raise ValueError(f"state does not match {owner}: " + "; ".join(problems))
     return values
