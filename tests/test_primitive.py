@@ -384,7 +384,7 @@ def test_joint_rule_gets_the_gradients_that_are_wanted():
         ((1.0, 2.0, 3.0), "the rule of 'product' gave 3 gradients, expected a tuple of 2"),
         (np.ones((2, 1)), "the rule of 'product' gave a ndarray, expected a tuple of 2"),
         (None, "the rule of 'product' gave a NoneType, expected a tuple of 2"),
-        ((1.0, None), "the rule of 'product' for its argument 2 gave None"),
+        ((np.ones(1), None), "the rule of 'product' for its argument 2 gave None"),
     ],
 )
 @pytest.mark.parametrize("create_graph", [False, True])
