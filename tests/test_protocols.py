@@ -406,7 +406,7 @@ V = ag.tensor([1.0, 2.0, 0.0], requires_grad=True)
         (lambda: ag.concatenate([X, X], dim=1), "concatenate takes no dim=: it is called axis= here"),
         (lambda: ag.prod(X, keepdim=True), "prod takes no keepdim=: it is called keepdims= here"),
         (lambda: X.repeat(2, dim=1), "repeat takes no dim=: it is called axis= here"),
-        (lambda: X.std(dtype=float), "np.std of a tensor takes no dtype=: convert"),
+        (lambda: X.std(dtype=float), "std takes no dtype=: convert"),
         (lambda: np.tile(X, V), "tile got a tensor that requires a gradient for a count"),
         (lambda: np.repeat(X, V), "repeats got a tensor that requires a gradient for a count"),
         (lambda: np.take(X, V), "take got a tensor that requires a gradient for a count or an index"),

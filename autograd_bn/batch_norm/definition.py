@@ -251,7 +251,6 @@ def batch_norm(
         norm = checked((x, gamma, beta), axes, eps, mean, var, stop, comm)
     except Exception as error:
         raise_together(comm if mean is None else None, error)
-        raise
     if form == "composed":
         y, mean, var, n = composed(x, gamma, beta, norm)
     else:

@@ -163,8 +163,6 @@ def run(args: argparse.Namespace) -> int:
                 raise UsageError(f"{args.resume} does not fit its own settings: {error}") from None
     except Exception as error:
         raise_together(comm, error)
-        raise
-
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
         complain('matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"')
@@ -304,8 +302,7 @@ def _report(told: dict[str, Any], learned: int, held_out: int) -> str:
     """In words what `--json` prints."""
     body = []
     for row in told["nets"]:
-        reached = row["steps_to_90_percent"]
-        at = "never" if reached is None else f"{reached:,}"
+        at = "never" if row["steps_to_90_percent"] is None else f"{row['steps_to_90_percent']:,}"
         body.append([row["net"], f"{row['loss']:.4f}", at, f"{100 * row['test_accuracy']:.1f} %"])
     lines = [
         f"packaged digits, seed {told['seed']}: {learned:,} to learn from, {held_out} held out;",

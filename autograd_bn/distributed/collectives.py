@@ -2,7 +2,7 @@
 
 import pickle
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -58,10 +58,11 @@ def allreduce(t: Any, /, comm: Any, call: object = None) -> Any:
     return total
 
 
-def raise_together(comm: Any, error: Exception) -> None:
-    """Raise an error on every rank: the others wait in their next exchange. Nothing without `comm`."""
+def raise_together(comm: Any, error: Exception) -> NoReturn:
+    """Raise an error on every rank of `comm`, if there is one: the others wait in their next exchange."""
     if comm is not None:
         exchange(comm, error)
+    raise error
 
 
 def _framed(comm: Any, message: Any) -> list[Any]:

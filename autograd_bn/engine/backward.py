@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Leaf, Node, clock, owner_of, recording, topological_order
-from .operations import HALF, broadcasts, sum_to, summed_to
+from .operations import HALF, broadcasts, sum_to
 from .tensor import Tensor, as_tensor, exact, unwritable, values_of
 
 _accumulating = threading.Lock()
+_array_summed_to = sum_to.__wrapped__  # type: ignore[attr-defined]
 
 
 def backward(self: Tensor, gradient: Any = None) -> None:
@@ -219,7 +220,7 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     if part.shape != parent.shape:
         if not broadcasts(parent.shape, part.shape):
             raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
-        part = (sum_to if type(part) is Tensor else summed_to)(part, parent.shape)
+        part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
     if part.dtype != parent.dtype:
         if part.dtype.kind == "c":
             raise TypeError(f"{what} gave complex numbers: they have no derivative here")

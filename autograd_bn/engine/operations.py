@@ -17,7 +17,7 @@ import numpy as np
 
 from .node import Array, mode
 from .primitive import primitive
-from .tensor import Tensor, plain, values_of
+from .tensor import Tensor, values_of
 from .words import explained
 
 # What the package exports of this module. Methods, and how code and pages write an operation, are lists of their own:
@@ -68,16 +68,25 @@ def _lowered(a: Any, b: Any) -> Any:
     return where((a == 0) & (b == 0), 1, b - 1)
 
 
+def _log_of_base(a: Any, b: Any) -> Any:
+    """log(a), but 0 where `a` is 0 and its power is not steep."""
+    if isinstance(a, (int, float)) and a > 0:
+        return math.log(a)
+    return log(where((a == 0) & (b >= 0), 1, a))
+
+
 @primitive(
     lambda g, a, b: g * b * power(a, _lowered(a, b)),
-    lambda g, a, b, out: g * out * log(where((a == 0) & (b >= 0), 1, a)),
+    lambda g, a, b, out: g * out * _log_of_base(a, b),
 )
 def power(a: Any, b: Any, /) -> Any:
     """a ** b, broadcast. The gradient of `b` needs `a` >= 0. Exact rationals stay exact where `b` is an
     integer or a `Fraction` with denominator 2.
     """
     exact = isinstance(a, Fraction) or isinstance(b, Fraction) or np.result_type(a, b).hasobject
-    return np.frompyfunc(_exact_power, 2, 1)(a, b) if exact else a**b
+    if exact:
+        return np.frompyfunc(_exact_power, 2, 1)(a, b)
+    return a * a * a if type(b) is int and b == 3 else a**b  # NumPy's power takes 20 times as long
 
 
 @primitive(
@@ -491,11 +500,6 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
 @primitive(lambda g, shape: broadcast_to(g, shape))
 def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     """`x` summed over the axes that broadcasting from shape `to` would add: the transpose of `broadcast_to`."""
-    return summed_to(x, to)
-
-
-def summed_to(x: Any, to: tuple[int, ...]) -> Any:
-    """`sum_to` of an array."""
     lead = x.ndim - len(to)
     axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
     # NumPy adds float16 row by row, and 2048 + 1 is 2048.
@@ -560,9 +564,11 @@ def _frozen(index: Any) -> Any:
 def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
     if any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
-        out = np.zeros(to, np.float32 if x.dtype is HALF else x.dtype)
-        np.add.at(out, index, x)
-        return out.astype(x.dtype, copy=False)
+        lanes = np.broadcast_arrays(*np.indices(to, sparse=True))
+        places = np.ravel_multi_index([lane[index] for lane in lanes], to)  # NumPy adds to a line ten times as fast
+        flat = np.zeros(math.prod(to), np.float32 if x.dtype is HALF else x.dtype)
+        np.add.at(flat, np.ravel(places), np.ravel(x))
+        return flat.reshape(to).astype(x.dtype, copy=False)
     out = np.zeros(to, x.dtype)
     out[index] = x
     return out
@@ -607,11 +613,16 @@ def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     return transpose(x, tuple(axes))
 
 
+@explained
 def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
     """The standard deviation: the root of `var`."""
     squares = var(x, axis, ddof, keepdims)
-    constant = values_of(squares) == 0  # where the root has no slope, and PyTorch too gives 0
-    return where(constant, 0, sqrt(where(constant, 1, squares))) if np.any(constant) else sqrt(squares)
+    return flat(values_of(squares) == 0, sqrt, squares)  # at 0 the root has no slope, and PyTorch too gives 0
+
+
+def flat(where_flat: Any, function: Any, x: Any) -> Any:
+    """function(x), but 0 with the derivative 0 at some places, where it may have none."""
+    return where(where_flat, 0, function(where(where_flat, 1, x))) if np.any(where_flat) else function(x)
 
 
 @explained
@@ -634,11 +645,6 @@ def ravel(x: Any) -> Any:
 def remainder(a: Any, b: Any, /) -> Any:
     """a % b, with the sign of b."""
     return np.remainder(a, b)
-
-
-def floor_divide(a: Any, b: Any) -> Any:
-    """a // b: piecewise constant, and so a plain array."""
-    return np.floor_divide(plain(a), plain(b))
 
 
 def reciprocal(x: Any) -> Any:

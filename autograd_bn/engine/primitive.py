@@ -165,7 +165,10 @@ class Primitive:
                 raise TypeError(unknown_option(self.name, options, self.keywords))
             params[name] = self._kept(value, name) if isinstance(value, HOLDERS) else value
         if not recorded:
-            return self._compute(values, params, rest)
+            if values and isinstance(values[0], (int, float, complex)):
+                values[0] = np.asarray(values[0])
+            out = self.forward(*values, *rest, **params)
+            return exact(out, self.name) if getattr(out, "dtype", None) is OBJECT else out
         for arg in odd:
             checked(arg, None, f"an operand of {self.name}")
         values = values if self.own else [*map(unwritable, values)]
@@ -231,13 +234,6 @@ class Primitive:
         saver = self.savers[wanted] if wanted in self.savers else self.saver(wanted)
         saved = saver((None, x, y, out, None))
         return Tensor(out, Node(self, (a, b), NO_PARAMS, out, wanted, saved, now))
-
-    def _compute(self, args: list[Any], options: dict[str, Any], rest: Sequence[Any]) -> Any:
-        """Compute on arrays and record nothing."""
-        if args and isinstance(args[0], (int, float, complex)):
-            args[0] = np.asarray(args[0])
-        out = self.forward(*args, *rest, **options)
-        return exact(out, self.name) if getattr(out, "dtype", None) is OBJECT else out
 
     def _kept(self, value: Any, name: str) -> Any:
         """Metadata as a node may keep it: lists and arrays are the caller's to change; `TypeError` for tensors."""

@@ -20,8 +20,18 @@ from .node import Array, Leaf, Node, mode
 Axis = int | Sequence[int] | None
 
 
+def _changing(operation: str) -> Callable[[Any, Any], Any]:
+    """The operator `t += other`, of an operation."""
+
+    def change(self: Tensor, other: Any) -> Tensor:
+        holders = sys.getrefcount(self)  # here: how many of them a further call adds is the interpreter's choice
+        return self._in_place(getattr(ops, operation), other, holders)
+
+    return change
+
+
 @final
-class Tensor:
+class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
     """An array that remembers how it was computed.
 
     Made by `tensor` and `as_tensor`, or by an operation on other tensors. It has NumPy's operators and
@@ -253,7 +263,7 @@ class Tensor:
     def __array_function__(self, func: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return engine.protocols.call(func, args, options)
 
-    # Operators
+    # Operators. Those that are not here are NumPy's functions, by `__array_ufunc__`.
 
     def __add__(self, other: Any) -> Tensor:
         return ops.add(self, other)
@@ -291,74 +301,15 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)
 
-    def __mod__(self, other: Any) -> Tensor:
-        return ops.remainder(self, other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return ops.remainder(other, self)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return ops.floor_divide(self, other)
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return ops.floor_divide(other, self)
-
-    def __divmod__(self, other: Any) -> tuple[Any, Tensor]:
-        return self // other, self % other
-
-    def __rdivmod__(self, other: Any) -> tuple[Any, Tensor]:
-        return other // self, other % self
-
-    def __iadd__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.add, other, holders)
-
-    def __isub__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.subtract, other, holders)
-
-    def __imul__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.multiply, other, holders)
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.divide, other, holders)
-
-    def __ipow__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.power, other, holders)
-
-    def __imatmul__(self, other: Any) -> Tensor:
-        holders = sys.getrefcount(self)
-        return self._in_place(ops.matmul, other, holders)
+    __iadd__ = _changing("add")
+    __isub__ = _changing("subtract")
+    __imul__ = _changing("multiply")
+    __itruediv__ = _changing("divide")
+    __ipow__ = _changing("power")
+    __imatmul__ = _changing("matmul")
 
     def __neg__(self) -> Tensor:
         return ops.negative(self)
-
-    def __pos__(self) -> Tensor:
-        return ops.copy(self)
-
-    def __abs__(self) -> Tensor:
-        return ops.abs(self)
-
-    def __lt__(self, other: Any) -> Any:
-        return plain(self) < plain(other)
-
-    def __le__(self, other: Any) -> Any:
-        return plain(self) <= plain(other)
-
-    def __gt__(self, other: Any) -> Any:
-        return plain(self) > plain(other)
-
-    def __ge__(self, other: Any) -> Any:
-        return plain(self) >= plain(other)
-
-    def __eq__(self, other: Any) -> Any:
-        return plain(self) == plain(other)
-
-    def __ne__(self, other: Any) -> Any:
-        return plain(self) != plain(other)
 
     __hash__ = object.__hash__
 
@@ -377,7 +328,6 @@ class Tensor:
         )
 
     def _in_place(self, operation: Callable[..., Any], other: Any, holders: int) -> Tensor:
-        # `holders` is counted by the caller: how many of them a further call adds is the interpreter's choice.
         if mode.setter.get() is not None:
             return operation(self, other)
         if isinstance(self.node, Leaf):
@@ -402,30 +352,6 @@ class Tensor:
         return operation(self, other)
 
     # Methods: NumPy's, and those of PyTorch's that mean the same
-
-    def sum(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
-        """The sum over `axis`."""
-        return ops.sum(self, axis, keepdims, **options)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
-        """The mean over `axis`."""
-        return ops.mean(self, axis, keepdims, **options)
-
-    def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False, **options: Any) -> Tensor:
-        """The variance over `axis`."""
-        return ops.var(self, axis, ddof, keepdims, **options)
-
-    def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False, **options: Any) -> Tensor:
-        """The standard deviation over `axis`."""
-        return np.std(self, axis, ddof=ddof, keepdims=keepdims, **options)
-
-    def max(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
-        """The largest element over `axis`."""
-        return ops.max(self, axis, keepdims, **options)
-
-    def min(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
-        """The smallest element over `axis`."""
-        return ops.min(self, axis, keepdims, **options)
 
     def reshape(self, *shape: Any, **options: Any) -> Tensor:
         """The same elements in another shape, one sequence or spelled out."""

@@ -72,9 +72,7 @@ def fold(x: Any, /, to: tuple[int, ...], stride: Pair, padding: Pair) -> Any:
     return out[:, top : top + height, left : left + width]
 
 
-def _max_pool_gradient(
-    g: Any, x: Any, out: Any, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair
-) -> Any:
+def _max_pool_gradient(g: Any, x: Any, out: Any, shape: Any, size: Pair, stride: Pair, padding: Pair) -> Any:
     n, rows, columns, channels = g.shape
     view = windows(values_of(x), size, stride, padding, -np.inf).reshape(n, rows, columns, size[0] * size[1], channels)
     first = (view == values_of(out)[:, :, :, None]) | (view != view)  # or a NaN

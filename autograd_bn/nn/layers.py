@@ -6,7 +6,6 @@ generator that the operating system seeds, as `numpy.random.default_rng()` does.
 
 import copy
 import math
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -182,29 +181,25 @@ class Flatten(Module):
         return reshape(x, (shape[0], math.prod(shape[1:])))
 
 
-class _Elementwise(Module):
-    function: ClassVar[Callable[[Any], Any]]
-
-    def forward(self, x: Any) -> Any:
-        return type(self).function(operand(x, "x"))
-
-
-class ReLU(_Elementwise):
+class ReLU(Module):
     """max(x, 0)."""
 
-    function = relu
+    def forward(self, x: Any) -> Any:
+        return relu(operand(x, "x"))
 
 
-class Sigmoid(_Elementwise):
+class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
-    function = sigmoid
+    def forward(self, x: Any) -> Any:
+        return sigmoid(operand(x, "x"))
 
 
-class Tanh(_Elementwise):
+class Tanh(Module):
     """The hyperbolic tangent."""
 
-    function = tanh
+    def forward(self, x: Any) -> Any:
+        return tanh(operand(x, "x"))
 
 
 class Dropout(Module):
@@ -297,7 +292,6 @@ class BatchNorm(Module):
             axes, n = _batch_axes(_shape(x), self.channel_axis, self.num_features)
         except Exception as error:
             raise_together(self.comm if by_batch else None, error)
-            raise
         if n == 1 and self.training and tracking and self.comm is None:
             raise ValueError(
                 f"x has shape {_shape(x)}, one value per feature, whose variance is 0: "
@@ -314,12 +308,9 @@ class BatchNorm(Module):
     def _track(self, mean: Any, var: Any, n: int) -> None:
         count: Any = self.num_batches_tracked + 1  # type: ignore[operator]
         weight = 1 / count if self.momentum is None else self.momentum
-        unbiased = weight * n / (n - 1)
-        vars(self).update(
-            running_mean=(1 - weight) * self.running_mean + weight * mean,  # type: ignore[operator]
-            running_var=(1 - weight) * self.running_var + unbiased * var,  # type: ignore[operator]
-            num_batches_tracked=np.asarray(count),
-        )
+        mean = (1 - weight) * self.running_mean + weight * mean  # type: ignore[operator]
+        var = (1 - weight) * self.running_var + weight * n / (n - 1) * var  # type: ignore[operator]
+        vars(self).update(running_mean=mean, running_var=var, num_batches_tracked=np.asarray(count))
 
     def _settings(self) -> str:
         return f"{self.num_features}, channel_axis={self.channel_axis}, eps={self.eps}, momentum={self.momentum}"

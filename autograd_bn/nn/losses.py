@@ -1,6 +1,6 @@
 """The losses: each the mean over the batch, as a tensor of one element."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,12 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     return logits.dtype.type(loss), probabilities
 
 
+_rows = lru_cache(4)(partial(np.indices, sparse=True))
+
+
 def _chosen(labels: Array) -> tuple[Array, ...]:
     """The index of each row's own class among logits, whatever their memory order."""
     return *_rows(labels.shape), labels
-
-
-@lru_cache(4)
-def _rows(shape: tuple[int, ...]) -> tuple[Array, ...]:
-    return np.indices(shape, sparse=True)
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
@@ -71,8 +69,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     if np.minimum.reduce(labels, axis=None) < 0 or np.maximum.reduce(labels, axis=None) >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)].flat[0]
         raise ValueError(f"labels have a {wrong}, expected 0 to {classes - 1} for logits of {classes} classes")
-    loss, _ = _cross_entropy(logits, labels)
-    return loss
+    return _cross_entropy(logits, labels)[0]
 
 
 def mse_loss(prediction: Any, target: Any) -> Any:

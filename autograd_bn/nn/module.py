@@ -184,9 +184,8 @@ class Module:
     @recursive_repr()
     def __repr__(self) -> str:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
-        inside = "".join(f"\n  {line}" for line in lines)
-        end = "\n" if lines else ""
-        return f"{type(self).__name__}({self._settings()}{inside}{end})"
+        inside = "".join(f"\n  {line}" for line in lines) + ("\n" if lines else "")
+        return f"{type(self).__name__}({self._settings()}{inside})"
 
     def _repr_html_(self) -> str:
         rows = []

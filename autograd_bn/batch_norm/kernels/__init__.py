@@ -3,7 +3,7 @@
 import warnings
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ...engine.node import Array
 from . import numpy, thresholds
@@ -13,16 +13,6 @@ from .blocks import Layout
 LARGEST = 1e280
 
 _backend: str | None = None
-
-
-class Kernels(Protocol):
-    """The three steps on views in the order of a layout. What is None is left out."""
-
-    def statistics(self, layout: Layout, x: Array, sums: Array) -> None: ...
-
-    def backward_sums(self, layout: Layout, g: Array, x: Array, means: Any, sums: Array) -> None: ...
-
-    def affine(self, layout: Layout, views: list[Array], vectors: list[Any]) -> None: ...
 
 
 def set_backend(name: Literal["numpy", "numba"] | None) -> None:
@@ -58,13 +48,13 @@ def describe_backend() -> str:
     return "the numpy kernels (numba is not installed)"
 
 
-def choose(layout: Layout, *views: Array) -> Kernels:
-    """The kernels for arrays with this layout: by shape, dtype, memory and what is installed alone."""
+def choose(layout: Layout, *views: Array) -> Any:
+    """The module with the kernels for arrays of this layout: by shape, dtype, memory and what is installed alone."""
     if not numba_wanted(layout.size) or {view.dtype.char for view in views} not in ({"f"}, {"d"}):
         return numpy
     if not all(view.flags.c_contiguous for view in views):
         return numpy
-    return compiled()  # type: ignore[no-any-return]
+    return compiled()
 
 
 @cache
