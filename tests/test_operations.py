@@ -1,5 +1,6 @@
 """The functions against NumPy and PyTorch: values, dtypes, exact rationals, edges of the domain."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -803,6 +804,38 @@ def test_einsum_of_a_number():
     x = ag.tensor([1.0, 2.0], requires_grad=True)
     assert ag.grad(np.einsum("i,->", x, 3), x)[0].tolist() == [3, 3]
     assert ag.grad(np.einsum(2, [], x, [0], [0])[1], x)[0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_erf_is_that_of_the_c_library(dtype):
+    x = np.concatenate([np.linspace(-7, 7, 50_001), 10.0 ** np.linspace(-307, 0, 5_001), [0.0, np.inf, -np.inf]])
+    with np.errstate(all="ignore"):
+        x = x.astype(dtype)
+    expected = np.array([*map(math.erf, x)])
+    eps = max(np.finfo(dtype).eps, np.finfo(float).eps)
+    y = ag.erf(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.astype(float), expected.astype(dtype), rtol=2 * eps, atol=0)
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+    assert np.isnan(ag.erf(dtype(np.nan)))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, np.int8])
+def test_a_cube_is_that_of_exact_numbers(dtype):
+    x = np.arange(-5, 6, dtype=dtype) if dtype == np.int8 else rng.normal(size=100).astype(dtype)
+    exact = [Fraction(float(element)) ** 3 for element in x] if dtype != np.longdouble else x**3
+    y = ag.power(x, 3)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, np.array(exact, dtype), rtol=2 * np.finfo(dtype).eps if dtype != np.int8 else 0)
+
+
+@pytest.mark.parametrize("base", [2, 0.5, 1.0, 0, 0.0, np.float32(3), np.array([0.0, 2.0, 3.0])])
+def test_the_slope_of_an_exponent_has_its_own_dtype_and_that_of_the_logarithm(base):
+    b = ag.tensor([0.0, 1.0, 2.5], dtype="float32", requires_grad=True)
+    (slope,) = ag.grad(ag.power(base, b), b, np.ones(3, "float32"))
+    log = np.log(np.where(np.equal(base, 0), 1, base))
+    np.testing.assert_allclose(slope, np.power(base, b.data) * log, rtol=1e-6)
+    assert slope.dtype == np.float32
 
 
 def test_erf_of_a_number():

@@ -307,6 +307,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
     __itruediv__ = _changing("divide")
     __ipow__ = _changing("power")
     __imatmul__ = _changing("matmul")
+    __imod__ = _changing("remainder")
 
     def __neg__(self) -> Tensor:
         return ops.negative(self)
