@@ -1,6 +1,5 @@
 """The losses: each the mean over the batch, as a tensor of one element."""
 
-from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,9 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     return logits.dtype.type(loss), probabilities
 
 
-_rows = lru_cache(4)(partial(np.indices, sparse=True))
-
-
 def _chosen(labels: Array) -> tuple[Array, ...]:
     """The index of each row's own class among logits, whatever their memory order."""
-    return *_rows(labels.shape), labels
+    return *np.indices(labels.shape, sparse=True), labels
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
