@@ -22,8 +22,8 @@ def _rows(x: Any) -> Any:
     return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]))
 
 
-def _input_gradient(g: Any, weight: Any, shape: tuple[int, ...]) -> Any:
-    return g @ weight if len(shape) == 2 else reshape(_rows(g) @ weight, shape)
+def _input_gradient(g: Any, weight: Any) -> Any:
+    return g @ weight if g.ndim == 2 else reshape(_rows(g) @ weight, (*g.shape[:-1], weight.shape[1]))
 
 
 @primitive(_input_gradient, lambda g, x: _rows(g).T @ _rows(x), lambda g: _rows(g))
