@@ -200,9 +200,9 @@ def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) ->
     """The gradients, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
     taken = set()
     for _, seed in seeds:
-        taken.add(id(owner_of(seed)))
+        taken.add(id(seed if seed.base is None else owner_of(seed)))
     for node, g in gradients.items():
-        owner = id(owner_of(g))
+        owner = id(g if g.base is None else owner_of(g))
         if owner in taken or type(g) is not np.ndarray or not g.flags.writeable:
             gradients[node] = g = np.array(g)
             owner = id(g)
@@ -238,7 +238,7 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
                 f"{what} is needed for an output of shape {node.shape}: only a single element has a default of 1"
             )
         return exact(np.ones(node.shape, object), what) if node.dtype.kind == "O" else np.ones(node.shape, node.dtype)
-    array = values_of(gradient)
+    array = gradient if type(gradient) is np.ndarray and gradient.dtype.kind == "f" else values_of(gradient)
     if array.shape != node.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected the output's shape {node.shape}")
     if array.dtype.kind not in "fiubO" and array.dtype != node.dtype:
