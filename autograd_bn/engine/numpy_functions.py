@@ -80,9 +80,10 @@ def erf(x: Any, /) -> Any:
     x = real(x)
     size = np.minimum(np.abs(x), 6)
     nearest = np.rint(np.where(size == size, size, 0) * _STEPS).astype(np.intp)
-    distance, out = size - nearest / _STEPS, 0 * size
+    distance, out = size - nearest / _STEPS, np.zeros(np.shape(x))
     for term in _erf_terms():
-        out = out * distance + term[nearest]
+        out *= distance
+        out += term[nearest]
     return np.copysign(out, x).astype(x.dtype)
 
 
@@ -169,7 +170,8 @@ def cumprod(x: Any, axis: int | None = None) -> Any:
     axis = ops.place(axis or 0, np.ndim(x))
     length, step, lead = np.shape(x)[axis], 1, (slice(None),) * axis
     while step < length:
-        x = ops.concatenate([x[(*lead, slice(step))], x[(*lead, slice(step, None))] * x[(*lead, slice(-step))]], axis)
+        ones = np.ones([step if i == axis else n for i, n in enumerate(np.shape(x))], x.dtype)
+        x = x * ops.concatenate([ones, x[(*lead, slice(-step))]], axis)
         step *= 2
     return x
 

@@ -452,8 +452,8 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     kept = [i for i in range(len(shape)) if i not in axes]
     x = countable(reshape(transpose(x, (*axes, *kept)), (count(shape, axes), *[shape[i] for i in kept])))
     while len(x) > 1:
-        half = len(x) // 2
-        x = concatenate([x[:half] * x[half : 2 * half], x[2 * half :]])
+        half, odd = divmod(len(x), 2)
+        x = concatenate([x[:half] * x[half:-1], x[-1:]]) if odd else x[:half] * x[half:]
     x = x if len(x) else sum(x, 0, keepdims=True) + 1
     return reshape(x, [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes])
 
