@@ -512,7 +512,7 @@ def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, nam
 
     Writing to the array by hand isn't counted as `Tensor.assign` is: do it between passes only. See `tensor` too.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> array = np.zeros(2)
     >>> ag.as_tensor(array).assign([1.0, 2.0])
     >>> array

@@ -34,7 +34,7 @@ def batches(
     `drop_last` leaves that one out if it is not full: batch norm can't learn from a single row. `rng`, a generator or a
     seed, shuffles the rows; without it they come in order, as views. Bad arguments raise `ValueError` at the call.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> [len(x) for x, y in ag.data.batches(np.zeros((5, 2)), np.zeros(5), 2, rng=0)]
     [2, 2, 1]
     """

@@ -46,7 +46,7 @@ class Linear(Module):
 
     Both are drawn uniformly within 1 / sqrt(in_features). `ValueError` if the last axis of x has another length.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> layer = ag.nn.Linear(3, 2, rng=0)
     >>> layer(np.ones((5, 3), dtype="float32")).shape
     (5, 2)
@@ -100,7 +100,7 @@ class Conv2d(_Window):
     are drawn uniformly within 1 / sqrt(in_channels * kernel area). `kernel_size`, `stride` and `padding` (zeros on both
     sides) are an integer or a pair. `ValueError` where x has other axes or channels, or is smaller than the kernel.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> ag.nn.Conv2d(1, 4, 3, padding=1, rng=0)(np.ones((2, 8, 8, 1), dtype="float32")).shape
     (2, 8, 8, 4)
     """
@@ -143,7 +143,7 @@ class MaxPool2d(_Window):
 
     `stride` is `kernel_size` by default; `padding` never wins. Of equal elements the first gets the gradient.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> ag.nn.MaxPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
     array([[[[3.]]]])
     """
@@ -161,7 +161,7 @@ class MaxPool2d(_Window):
 class AvgPool2d(MaxPool2d):
     """The mean of every window of images (N, H, W, C): (N, rows, columns, C). Padded zeros count.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> ag.nn.AvgPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1))
     array([[[[1.5]]]])
     """
@@ -207,7 +207,7 @@ class Dropout(Module):
 
     In evaluation it is the identity. The masks come from the layer's own generator, made from `rng`.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> dropout = ag.nn.Dropout(0.5, rng=0)
     >>> dropout(np.ones(6)), dropout.eval()(np.ones(6))
     (array([2., 0., 0., 0., 2., 2.]), array([1., 1., 1., 1., 1., 1.]))

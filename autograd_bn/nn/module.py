@@ -156,7 +156,7 @@ class Module:
 
         The pass is one of evaluation: it changes nothing.
 
-        >>> import autograd_bn as ag
+        >>> import numpy as np, autograd_bn as ag
         >>> net = ag.nn.Sequential(ag.nn.Linear(4, 3), ag.nn.ReLU(), ag.nn.Linear(3, 2))
         >>> print(net.summary(np.ones((8, 4))))
         module  kind        result  parameters

@@ -136,7 +136,7 @@ def compare(
     Running statistics stay as they are. `ValueError` where the outputs' numbers or shapes differ, there are none, or
     `order` is below 1 or `seed` below 0; `TypeError` for inputs that aren't floats or results that aren't tensors.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
     >>> result = ag.compare(lambda x: ag.batch_norm(x, form="composed"), ag.batch_norm, [x])
     >>> result.ok, [row.name for row in result.rows]

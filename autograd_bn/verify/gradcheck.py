@@ -94,7 +94,7 @@ def gradcheck(
     nothing that requires a gradient, outputs that don't depend on the inputs or differ from call to call. `TypeError`
     for inputs that aren't floats and results that aren't tensors.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
     >>> ag.gradcheck(ag.batch_norm, [x, [2.0, 3.0], [0.0, 1.0]], order=2)
     True

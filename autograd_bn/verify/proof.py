@@ -88,7 +88,7 @@ def prove_equal(f: Callable[..., Any], g: Callable[..., Any], inputs: Sequence[A
     ...     return ag.batch_norm(x, gamma, beta, eps=eps, form="composed")
     >>> print(ag.prove_equal(fused, composed, (x, gamma, beta)))
     fused = composed at these inputs, exactly, to order 1: 30 entries of output, dx, dgamma, dbeta
-    >>> print(ag.prove_equal(lambda x: x * x, lambda x: x * x * x, [[1, Fraction(1, 2)]]))
+    >>> print(ag.prove_equal(lambda x: x * x, lambda x: x * x * x, [[1.0, 0.5]]))
     f and g differ, first in output[1]:
       f = 1/4 = 0.25
       g = 1/8 = 0.125

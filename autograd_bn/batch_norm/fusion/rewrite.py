@@ -52,7 +52,7 @@ def fuse(*outputs: Tensor) -> Report:
     cost is linear in the number of nodes. `RuntimeError`, with nothing changed, where a leaf was assigned to since the
     forward pass.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> x = ag.tensor([[1.0, 10.0], [3.0, 30.0]], requires_grad=True, name="x")
     >>> y = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     >>> print(ag.fuse(y))

@@ -90,7 +90,7 @@ def write_backward(
     inputs of as many axes, and that broadcast as these do. `TypeError` and `ValueError` say why none is written: a
     branch on data, values that leave the tensors, a random mask, an operation without source.
 
-    >>> import autograd_bn as ag
+    >>> import numpy as np, autograd_bn as ag
     >>> def forward(x, w):
     ...     return np.tanh(x @ w)
     >>> print(ag.write_backward(forward, (np.ones((5, 3)), np.ones((3, 2)))))
