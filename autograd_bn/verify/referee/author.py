@@ -5,6 +5,7 @@ import copy
 import dis
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ _EXPECTED = (
 )
 # What a class may call its two passes; for functions, see `entries._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
-fprop fwd _forward feed_forward feedforward propagate propagar vorwaerts avanti compute __call__ function loss
+fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function loss
 compute_loss""".split()
 _BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
-bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagar rueckwaerts
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar rueckwaerts
 indietro""".split()
 _DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
 METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
@@ -47,9 +48,9 @@ class Author:
     leads: bool = False
 
     def copied(self) -> Any:
-        """A copy of the owner, with the iterators and generators in it as they are."""
+        """A copy of the owner, with the modules in it as they are."""
         try:
-            return copy.deepcopy(self.owner)
+            return copy.deepcopy(self.owner, {id(module): module for module in [*sys.modules.values()]})
         except Exception as error:
             kind = type(self.owner).__name__
             raise Unjudgeable(f"an object of {kind} can't be copied ({error}), and is not run as it is") from None

@@ -165,6 +165,7 @@ class Calls:
     def pulled(self, function: Callable[..., Any], dy: Any, seen: Seen, outputs: list[Any]) -> Gradients:
         """What a backward pass returns and leaves behind."""
         self._anew(seen)
+        dy = np.asarray(dy) if isinstance(outputs[0], np.ndarray) else dy  # some take no other numbers
         parts = list(map(self.library.lift, _parted(dy, outputs)))
         wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
         there = seen | {"dy": wrapped, "rate": 1.0, "node": _node(seen)}

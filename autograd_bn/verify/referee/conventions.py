@@ -27,7 +27,7 @@ from .author import (
 )
 from .calls import Calls, Plan, Seen
 from .frameworks import array, jax_function, library_of, lowered, seeded, torch_function
-from .held import Path, arrays, is_array, is_float
+from .held import Path, arrays, get, is_array, is_float
 from .pairs import NoPair, Pair, share
 from .parameters import RATES, with_parameters
 from .returned import Gradients, derivative_of, is_constant, plain
@@ -178,6 +178,13 @@ class Signs:
         return len(self.outputs) > 1
 
     @property
+    def loss(self) -> Path | None:
+        """The one number among several results, after the first."""
+        results = {place: get(self.seen, place) for place in self.outputs}
+        numbers = [place for place, y in results.items() if isinstance(y, float) or getattr(y, "shape", None) == ()]
+        return numbers[0] if len(numbers) == 1 and numbers[0] != self.outputs[0] else None
+
+    @property
     def gradients(self) -> int:
         """How many of them are called as gradients."""
         return sum(len(derivative_of(name)) > 1 for name in self.wanted)
@@ -243,7 +250,10 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         for filled, sure in _filled(free):
             count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
             arguments = [known[name] if name in known else next(filling) for name in signs.wanted]
-            yield Plan(tuple(signs.outputs[:count]), (*arguments, *filling), sure)
+            plan = Plan(tuple(signs.outputs[:count]), (*arguments, *filling), sure)
+            if signs.loss and plan.unit:  # `p, loss = forward(x, t)`
+                yield replace(plan, outputs=(signs.loss,))
+            yield plan
 
 
 def _on_the_output(signs: Signs) -> Iterator[Plan]:

@@ -15,12 +15,12 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .earned import unearned
-from .entries import Entry
+from .entries import Entry, entries
 from .guesses import UNKNOWN, meant
 from .held import is_array, is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
-from .pairs import NoPair, Pair
+from .pairs import NoPair, Pair, share
 from .source import code_of, signature, unwrapped
 from .trials import Fit, finite, given, guessed, inputs_name, line_of, rating
 from .verdict import Verdict
@@ -62,7 +62,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
     try:
         with limited(2 * SECONDS), np.errstate(all="ignore"):
             fit = given(entry, space) or guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
-            report, reasons = _reported(entry, fit, check)
+            report, reasons = _reported(entry, fit, check, space)
             if lacking := _lacking(report, space):
                 return made("unjudged", f"backward needs {lacking}")
             return made(report.status, " ".join(reasons), report)
@@ -79,7 +79,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         return made("" if entry.base else "unjudged", reason)
 
 
-def _reported(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict, list[str]]:
+def _reported(entry: Entry, fit: Fit, check: Check, space: dict[str, Any]) -> tuple[Verdict, list[str]]:
     """The report of a pair, of where its code takes another way if that is wrong; and what is said beside it."""
     report = check(fit.pair)
     vectors = _as_vectors(entry, fit) if fit.guessed and report.status == "wrong" else None
@@ -97,9 +97,18 @@ def _reported(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict, list[str]]
     reasons += [elsewhere] if elsewhere else []
     if fit.guessed and report.status == "wrong":
         why = unearned(report, fit.pair, entry.parameters, fit.firm and not elsewhere)
-        if why:
+        if why and not _beside_a_right_one(entry, fit, space):
             raise Unjudgeable(" ".join([why, *reasons, f"Give others by --inputs or {inputs_name(entry)}"]))
     return report, reasons
+
+
+def _beside_a_right_one(entry: Entry, fit: Fit, space: dict[str, Any]) -> bool:
+    """Whether another pair of the file takes the same three arguments or more, by their names, and is right there."""
+    for other in entries(space) if len(entry.parameters) > 2 else ():
+        with suppress(Exception):
+            if other.parameters == entry.parameters and share(other.adapted(copy.deepcopy(fit.inputs))) == 1:
+                return True
+    return False
 
 
 def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None, list[str]]:

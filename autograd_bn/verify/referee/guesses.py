@@ -61,11 +61,11 @@ M D F M1 1M D1 111M + T : b\d?|b[a-z]{1,2}|bias(es)?
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
 D 1D11 1D D1 M N1 : beta|shift|offset
 NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
-~int:NM onehot:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
+~int:NM onehot:ND columns:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
   +ND onehot:DN DN bits:1N :
     y|t
     labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*
-onehot:ND onehot:DN : \w*(onehot|ohe)\w*
+onehot:ND columns:ND onehot:DN : \w*(onehot|ohe)\w*
 bool:BT bool:ND bits:ND bits:N : \w*mask
 D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
@@ -131,6 +131,8 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
         return rng.integers(0, last, shape[:-1])
     if what == "onehot":
         return np.eye(last)[rng.permutation(np.arange(int(np.prod(shape[:-1]))) % last)].reshape(shape)
+    if what == "columns":  # one-hot, classes first
+        return np.eye(shape[0])[rng.permutation(np.arange(last)) % shape[0]].T
     if what in ("bits", "sign"):
         bits = rng.permutation(np.arange(int(np.prod(shape))) % 2).reshape(shape).astype(float)
         return bits if what == "bits" else 2 * bits - 1
@@ -145,7 +147,7 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 def parsed_inputs(text: str) -> dict[str, Any]:
     """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
     inputs, rng = dict[str, Any](), np.random.default_rng(1)
-    pattern = r"(\w+)=(int|onehot|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    pattern = r"(\w+)=(int|onehot|columns|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
     if re.sub(pattern, "", text).strip():
         raise ValueError(f"--inputs is {text!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'")
     for name, kind, value in re.findall(pattern, text):

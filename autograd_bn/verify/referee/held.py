@@ -47,11 +47,11 @@ def vector(value: Any) -> Any:
     if not isinstance(value, list) or not 0 < len(value) <= 1_000:  # a longer one is data
         return value
     items = list(map(vector, value))
-    numbers = all(np.ndim(item) == 0 and hasattr(item, "real") and not is_tensor(item) for item in items)
-    rows = all(isinstance(item, list) for item in value) and len({np.shape(item) for item in items}) == 1
+    numbers = all(hasattr(item, "real") and not is_tensor(item) and np.ndim(item) == 0 for item in items)
+    rows = all(isinstance(item, np.ndarray) for item in items) and all(isinstance(item, list) for item in value)
     if numbers and any(not isinstance(item, int) for item in items):
         return np.stack(items)
-    return np.stack(items) if rows and all(hasattr(item, "dtype") for item in items) else value
+    return np.stack(items) if rows and len({item.shape for item in items}) == 1 else value
 
 
 def _inside(value: Any) -> Iterator[tuple[Any, Any]]:

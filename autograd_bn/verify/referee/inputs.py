@@ -54,13 +54,13 @@ def scale(array: Any) -> float:
 def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Array:
     """Values near the caller's, no two of them equal, with other signs if `turned`: a gamma of ones hides mistakes.
 
-    What the caller's values promise is kept: a symmetric matrix, rows that sum to 1.
+    What the caller's values promise is kept: a symmetric matrix, rows or columns that sum to 1.
     """
     factor = rng.uniform(0.5, 1.5, size=value.shape)
     new = np.where(value == 0, (factor - 1) * scale(value), value * factor)
-    if _weights(value):
-        new = np.abs(new)
-        return np.asarray(new / new.sum(axis=-1, keepdims=True))
+    along = _weights(value)
+    if along is not None:
+        return np.asarray(np.abs(new) / np.abs(new).sum(axis=along, keepdims=True))
     if turned:
         new = new * rng.choice([-1.0, 1.0], size=value.shape)
     if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and np.array_equal(value, value.T):
@@ -95,8 +95,9 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
             longer[name] = np.concatenate([longer[name]] * 2, axis=axis)
         for name, value in inputs.items():
             if is_float(value) and longer[name] is not value:
-                if _weights(value):
-                    longer[name] = longer[name] / longer[name].sum(axis=-1, keepdims=True)
+                along = _weights(value)
+                if along is not None:
+                    longer[name] = longer[name] / longer[name].sum(axis=along, keepdims=True)
                 elif np.any(value != np.round(value)):
                     longer[name] = moved(longer[name], rng)
         yield longer
@@ -107,9 +108,12 @@ def named_lengths(pair: Pair, inputs: Inputs) -> set[int]:
     return _numbers(pair.forward) | _numbers(pair.source) | _whole(inputs)
 
 
-def _weights(value: Array) -> bool:
-    """Whether the rows of an array sum to 1, as probabilities do."""
-    return value.ndim > 0 and bool(np.all(value >= 0)) and np.allclose(value.sum(axis=-1), 1, rtol=1e-6)
+def _weights(value: Array) -> int | None:
+    """Along which axis an array sums to 1, as probabilities do; None where it doesn't."""
+    if not np.all(value >= 0):
+        return None
+    axes = [axis for axis in (-1, 0)[: value.ndim] if value.shape[axis] > 1]
+    return next((axis for axis in axes if np.allclose(value.sum(axis=axis), 1, rtol=1e-6)), None)
 
 
 def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:

@@ -165,22 +165,25 @@ class Referee:
             self.runs.sort(key=lambda run: run is near)
 
     def _run_far(self, judged: Sequence[str]) -> None:
-        """Inputs ten times as large, where forward may cut them off, if its derivative is as well known there."""
+        """Inputs ten times as large and as small, where forward may cut off either, if its derivative is known there."""
         trace = self.first.trace
         if self.first.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
             return
         # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
-        run = self._another(
-            self._moved([n for n in judged if not np.all((self.inputs[n] > 0) & (self.inputs[n] < 1))], factor=10.0)
-        )
-        if run is None:
-            return
+        names = [n for n in judged if not np.all((self.inputs[n] > 0) & (self.inputs[n] < 1))]
+        for factor in (10.0, 0.1) if names else ():
+            run = self._another(self._moved(names, factor=factor))
+            if run is not None and not self._known(run, judged):
+                self.runs.remove(run)
+
+    def _known(self, run: Run, judged: Sequence[str]) -> bool:
+        """Whether the truth is as well known there as elsewhere, and the gradients are finite."""
         for name in judged:
             largest, noise = np.max(np.abs(run.truth[name]), initial=0), run.noise[name]
             known = np.max(noise, where=np.isfinite(noise), initial=0) <= 1e-9 * largest
             if not known or not np.isfinite(run.author.gradients.get(name, np.nan)).all():
-                self.runs.remove(run)
-                return
+                return False
+        return True
 
     def _run_longer(self) -> None:
         """Axes of other lengths. A forward pass that reads a part of longer arrays takes them, and is no witness."""
@@ -191,20 +194,22 @@ class Referee:
                 continue
             runs += 1
             back = run.author
-            if back.failure is not None:
-                self._raised_at(run)
-            if back.failure is not None or any(g.shape != run.truth[n].shape for n, g in back.gradients.items()):
+            others = {n: g.shape for n, g in back.gradients.items() if g.shape != run.truth[n].shape}
+            if back.failure is not None or others:
+                self._failed_at(run, others)
                 self.runs.remove(run)
 
-    def _raised_at(self, run: Run) -> None:
-        """What it says that backward raises at inputs of other lengths, which forward takes and reads as a whole."""
+    def _failed_at(self, run: Run, others: dict[str, tuple[int, ...]]) -> None:
+        """What it says that backward fails at inputs of other lengths, which forward takes and reads as a whole."""
         name = next(n for n, v in run.inputs.items() if np.shape(v) != np.shape(self.inputs[n]))
         judged = [run.truth[n] for n in self.first.author.gradients]
         axes = [(g, i) for g in judged for i in range(g.ndim)]
         whole = all(np.any(g, axis=tuple([j for j in range(g.ndim) if j != i])).all() for g, i in axes)
-        what = f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {run.author.failure}."
+        why = run.author.failure or " and ".join([f"d{n} has shape {shape}" for n, shape in others.items()])
+        what = f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}."
         own = named_lengths(self.pair, self.inputs) & {k for v in self.inputs.values() for k in np.shape(v)}
-        if whole and own:
+        exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
+        if whole and own and not exchanged:
             self.notes.append(what)
         elif whole:
             self.raised = what

@@ -49,7 +49,8 @@ class NoPair(Exception):
 def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     """For each gradient, whether it agrees with a difference along one step; its shape where that is another.
 
-    None where it is that of integers, which nobody can tell.
+    None where it is that of integers, which nobody can tell. None agrees where all are 0, as those of a hinge that is
+    never reached.
     """
     rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
     output: Any = lambda at: np.asarray(pair.forward(*copy.deepcopy([*at.values()]))[0], dtype=np.float64)
@@ -59,11 +60,12 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
     agree: dict[str, bool | tuple[int, ...] | None] = dict.fromkeys(out.labels)
+    seen = any(map(np.any, out.gradients.values()))
     for name, gradient in out.gradients.items():
         agree[name] = gradient.shape
         if gradient.shape == inputs[name].shape:
             step = np.asarray(rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0))
-            agree[name] = explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
+            agree[name] = seen and explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
     missing = [f for finding in out.findings for f in finding.gradients]
     return agree | dict.fromkeys(missing, False) | dict.fromkeys(out.numbers, ())
 

@@ -13,7 +13,7 @@ from ...engine.node import Array, Node
 from .inputs import Inputs
 from .mistakes import MISSING, PATHS, Mistake, Others, close, lengths, missing, number
 from .returned import canonical
-from .run import Run
+from .run import TOLERANCE, Run
 from .trace import Trace
 from .verdict import Finding
 
@@ -271,7 +271,8 @@ def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
     """Inputs on which every mistake shows: eps of the variance's size, and means unlike each other and 0."""
     assert paths.groups is not None
     factors = Factors(paths)
-    spread = (2 * factors.eps**0.5 or 1.0) * rng.uniform(0.6, 1.8, factors.features)
+    told = factors.eps > TOLERANCE  # a smaller one shows nowhere else
+    spread = (2 * factors.eps**0.5 if told else 1.0) * rng.uniform(0.6, 1.8, factors.features)
     centre = spread * rng.uniform(1.2, 3, factors.features)
     x = (centre[paths.groups] + spread[paths.groups] * rng.normal(size=paths.groups.size)).reshape(paths.leaf.shape)
     return {**paths.run.inputs, paths.name: x}

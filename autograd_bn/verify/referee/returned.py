@@ -1,7 +1,7 @@
 """What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,6 +101,7 @@ class Returned:
         listed = list(back) if isinstance(back, tuple | list) else [back]
         while len(listed) > len(returned.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
+        listed = self._without_lists(listed, inputs, truth, returned.returns)
         wanted = self.wanted(listed, inputs, truth, returned)
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
@@ -117,9 +118,35 @@ class Returned:
             elif value is not None:
                 kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
                 array, same = isinstance(inputs[name], np.ndarray), np.shape(inputs[name]) == np.shape(value)
-                if np.any(value) and (array or isinstance(inputs[name], float)):
+                if np.shape(value) and isinstance(inputs[name], int | float):
+                    self.numbers.append(name)  # also zeros: it was meant to be an array
+                elif np.any(value) and (array or isinstance(inputs[name], float)):
                     (self.numbers if same or not array else self.labels).append(name)
                 self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+
+    def _without_lists(
+        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], words: Sequence[str]
+    ) -> list[Any]:
+        """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept."""
+        lists, left = dict[str, list[str]](), list[Any]()
+        for name in truth:
+            if "[" in name and name not in self.gradients:
+                lists.setdefault(name.partition("[")[0], []).append(name)
+        if listed and all(isinstance(item, tuple) and len(item) == len(lists) for item in listed):
+            listed, words = [list(part) for part in zip(*listed, strict=True)], ()  # (dW, db) for each layer
+        for item, word in zip(listed, words if len(words) == len(listed) else [""] * len(listed), strict=True):
+            shapes = [np.shape(value) for value in item] if isinstance(item, list | tuple) else []
+            wanted = {key: [np.shape(inputs[n]) for n in lists[key]] for key in lists if len(lists[key]) == len(shapes)}
+            said = [key for key in wanted if any(plain(key).startswith(n) for n in derivative_of(word)[:-1])]
+            key = next(iter([*said, *[key for key in wanted if wanted[key] in (shapes, shapes[::-1])]]), None)
+            if key is None:
+                left.append(item)
+                continue
+            self.named = True
+            back = item[::-1] if shapes == wanted[key][::-1] != wanted[key] else item
+            for name, value in zip(lists.pop(key), back, strict=True):
+                self._keep(self.gradients, name, f"d{name}", value)
+        return left
 
     def wanted(
         self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients

@@ -22,7 +22,7 @@ from .unwritten import is_todo, written
 
 ABSENT = 20  # guesses one after the other that end at what isn't there, after which no more are tried
 _ABSENT = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
-_ACCEPTED, _FITTING = 60, 5  # how many inputs are tried on the pair, and where shapes fit
+_ACCEPTED, _FITTING = 60, 6  # how many inputs are tried on the pair, and where shapes fit
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
 _BIAS = re.compile(r"b\d?|b_?[a-z]{1,2}|bias(es)?\w*|beta|shift|offset", re.IGNORECASE)
 _KEYS = 12  # that a dict among the inputs is given, at most
