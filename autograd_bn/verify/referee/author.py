@@ -22,11 +22,11 @@ _EXPECTED = (
 )
 # What a class may call its two passes; for functions, see `entries._NAMES`.
 _FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
-fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function loss
-compute_loss""".split()
+fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
+loss compute_loss""".split()
 _BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
-bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar rueckwaerts
-indietro""".split()
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
+rueckwaerts indietro""".split()
 _DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
 METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
 METHODS += [(f, b) for b in _DERIVATIVE for f in ("compute", "__call__", "function", "loss", "compute_loss")]

@@ -175,8 +175,9 @@ class Calls:
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
         if np.ndim(self.inputs[0]):
             back = vector(back)
-        if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == np.shape(self.inputs[0]):
-            back = np.full(np.shape(self.inputs[0]), float(back))  # the derivative of each entry, the same for all
+        shape = np.shape([*seen["input"].values(), 0][0])
+        if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == shape:
+            back = np.full(shape, float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
             np.copyto(dy, array(parts[0]))  # where a framework's copy was overwritten
         left = {name: self._left(name, place, seen) for name, place in self.places.items()}

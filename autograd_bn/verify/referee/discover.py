@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .earned import unearned
 from .entries import Entry, entries
@@ -88,14 +89,15 @@ def _reported(entry: Entry, fit: Fit, check: Check, space: dict[str, Any]) -> tu
     reasons = [fit.note] if fit.note else []
     if report.unwritten:
         raise NotImplementedError(report.unwritten)
-    if report.ok:
+    known = report.ok  # at these inputs, which are what is meant
+    if known:
         other, more = _on_other_ways(entry, fit, check)
         report, reasons = report if other is None else other, [*reasons, *more]
     elsewhere = ""
     if fit.guessed and (report.ok or (report.status == "wrong" and fit.score < (True, 1))):
         elsewhere = _at_other_shapes(entry, fit, report.ok)
     reasons += [elsewhere] if elsewhere else []
-    if fit.guessed and report.status == "wrong":
+    if fit.guessed and report.status == "wrong" and not known:
         why = unearned(report, fit.pair, entry.parameters, fit.firm and not elsewhere)
         if why and not _beside_a_right_one(entry, fit, space):
             raise Unjudgeable(" ".join([why, *reasons, f"Give others by --inputs or {inputs_name(entry)}"]))
@@ -226,15 +228,56 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
                 yield Variant(f'with {name}="{word}"', entry.adapted([*there, *inputs[len(there) :]]), "")
 
 
+def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
+    """A default of 0 or 1 as another number, where that is seen in the output: it hides factors, terms and strides."""
+    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1)}
+    numbers = {n: v for n, v in numbers.items() if type(v) in (int, float) and not _NO_FACTOR.fullmatch(n)}
+    for name, number in [*numbers.items()][:4]:
+        other = number + 1 if isinstance(number, int) else number + 0.7
+        with suppress(Exception):
+            before = [_computed(entry, inputs, factor)[1] for factor in (1, 10)]  # what is cut off shows at large ones
+            with _defaults(entry.code, name, other):
+                after = [_computed(entry, inputs, factor)[1] for factor in (1, 10)]
+                if not all(a.shape == b.shape and np.allclose(a, b) for a, b in zip(before, after, strict=True)):
+                    yield Variant(f"with {name}={other}", entry.adapted(copy.deepcopy(inputs)), "")
+
+
+_NO_FACTOR = re.compile(r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode)")
+
+
+def _computed(entry: Entry, inputs: Sequence[Any], factor: float = 1.0) -> tuple[Pair, Array]:
+    """The pair at these inputs, and what its forward pass returns at so many times its floats."""
+    pair = entry.adapted(copy.deepcopy(inputs))
+    values = [factor * value if is_float(value) else copy.deepcopy(value) for value in pair.inputs]
+    return pair, np.asarray(pair.forward(*values)[0])
+
+
+def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
+    """Class indices as one-hot rows, or these as indices, where the loss is the same: each may have its branch."""
+    scores = [v.shape for v in inputs[entry.made :] if is_float(v) and v.ndim == 2][:1]
+    for i, labels in enumerate(inputs) if scores else ():
+        (rows, classes), known = scores[0], {*np.ravel(labels).tolist()} if isinstance(labels, np.ndarray) else set()
+        if np.shape(labels) == (rows,) and known <= {*range(classes)} and not is_float(labels):
+            where, other = "with one-hot labels", np.eye(classes)[labels]
+        elif np.shape(labels) == (rows, classes) and known == {0, 1} and np.all(np.sum(labels, axis=1) == 1):
+            where, other = "with class indices", np.argmax(labels, axis=1)
+        else:
+            continue
+        with suppress(Exception):
+            pair, y = _computed(entry, [other if j == i else value for j, value in enumerate(inputs)])
+            if np.allclose(y, _computed(entry, inputs)[1]):
+                yield Variant(where, pair, "")
+
+
 @contextmanager
-def _defaults(functions: Sequence[Any], name: str, word: str) -> Iterator[None]:
-    """Functions whose parameter of this name has another word for its default."""
+def _defaults(functions: Sequence[Any], name: str, other: Any) -> Iterator[None]:
+    """Functions whose parameter of this name has another default."""
     was = [(unwrapped(f), unwrapped(f).__defaults__, signature(f)) for f in functions]
     try:
         for function, defaults, taken in was:
             names = [p.name for p in taken.values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
             if name in names:
-                function.__defaults__ = tuple([word if n == name else v for n, v in zip(names, defaults, strict=True)])
+                function.__defaults__ = tuple([other if n == name else v for n, v in zip(names, defaults, strict=True)])
         yield
     finally:
         for function, defaults, _ in was:
@@ -242,7 +285,7 @@ def _defaults(functions: Sequence[Any], name: str, word: str) -> Iterator[None]:
 
 
 ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (
-    _on_more_axes, _in_test_mode, _with_other_words
+    _on_more_axes, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels
 )  # fmt: skip
 
 

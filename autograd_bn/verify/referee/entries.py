@@ -103,7 +103,7 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
         yield Entry(forward or name, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
     elif _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
-        yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)))
+        yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)), code=(value,))
 
 
 def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
@@ -115,13 +115,13 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     taken, on = parameters(forward), partial(_on, _torch_of(space, forward))
     if torch is not None and issubclass(what, torch.autograd.Function):
         apart = what.setup_context is not torch.autograd.Function.setup_context
-        yield Entry(*names, taken[not apart :], partial(adapt, what), lambda values: None, cost=5.0)
+        yield Entry(*names, taken[not apart :], partial(adapt, what), lambda values: None, cost=5.0, code=(forward,))
     elif inspect.ismethod(forward) or takes_a_context(forward) or is_static(what, passes[0]):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
         probe = lambda values: author.forward(*copy.deepcopy(lead), *values)
         adapted = lambda values: called(author_of(what), values)
-        yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe))
+        yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe), code=(forward,))
     else:
         base = bool(what.__subclasses__())  # before `loss_class` makes one
         maker, kinds = _maker(loss_class(what) if passes[0] == passes[1] else what, _torch_of(space, forward))

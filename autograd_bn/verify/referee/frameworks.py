@@ -17,7 +17,6 @@ from .pairs import Pair
 from .returned import Gradients
 from .source import framework, signature, unwrapped
 
-
 # Of NumPy's, Python's and PyTorch's first four random numbers one is below 0.15 and one above 0.85: a small mask that
 # is 1 throughout would hide that it is forgotten.
 SEED = 1481

@@ -147,7 +147,9 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 def parsed_inputs(text: str) -> dict[str, Any]:
     """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
     inputs, rng = dict[str, Any](), np.random.default_rng(1)
-    pattern = r"(\w+)=(int|onehot|columns|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    pattern = (
+        r"(\w+)=(int|onehot|columns|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    )
     if re.sub(pattern, "", text).strip():
         raise ValueError(f"--inputs is {text!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'")
     for name, kind, value in re.findall(pattern, text):

@@ -165,13 +165,13 @@ class Referee:
             self.runs.sort(key=lambda run: run is near)
 
     def _run_far(self, judged: Sequence[str]) -> None:
-        """Inputs ten times as large and as small, where forward may cut off either, if its derivative is known there."""
-        trace = self.first.trace
-        if self.first.why_differences or (trace and not any(node.own_op in _CUTTING for node in trace.order)):
+        """Much larger and smaller inputs, where forward may cut off either, if its derivative is known there."""
+        operations = {node.own_op for node in self.first.trace.order} if self.first.trace else _CUTTING | {"log"}
+        if self.first.why_differences or not operations & _CUTTING:
             return
-        # What lies between 0 and 1 are probabilities, which are cut off as a guard alone.
-        names = [n for n in judged if not np.all((self.inputs[n] > 0) & (self.inputs[n] < 1))]
-        for factor in (10.0, 0.1) if names else ():
+        # What lies between 0 and 1, and has a logarithm, are probabilities, which are cut off as a guard alone.
+        names = [n for n in judged if "log" not in operations or np.any((self.inputs[n] <= 0) | (self.inputs[n] >= 1))]
+        for factor in (10.0, 100.0, 0.1) if names else ():
             run = self._another(self._moved(names, factor=factor))
             if run is not None and not self._known(run, judged):
                 self.runs.remove(run)
