@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_367,
     "distributed": 279,
     "batch_norm": 2_664,
-    "verify": 10_665,
+    "verify": 10_666,
     "drawing": 2_465,
     "nn": 1_330,
     "commands": 1_158,

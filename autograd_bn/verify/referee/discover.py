@@ -180,7 +180,7 @@ def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
 def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     """Dropout and batch norm have another backward pass there, where forward keeps a cache for one."""
     there = list(copy.deepcopy(inputs))
-    pair = entry.adapted(there) if any(isinstance(value, dict) and "mode" in value for value in inputs) else None
+    pair = entry.adapted(there) if any(isinstance(value, dict) for value in inputs) else None
     if pair is None or "mode" not in code_of(pair.forward):
         return
     _, trained = _parts(entry.probe(copy.deepcopy(inputs)))

@@ -23,8 +23,8 @@ SMALL = 5000  # numbers of an array whose lengths are read from messages
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
-# kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; or the options below.
-# Several kinds of a row marked ~ may fit: labels and predictions.
+# kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; options are a dict of what
+# forward asks for in vain. Several kinds of a row marked ~ may fit: labels and predictions.
 TABLE = r"""
 =3 =4 ND BTD : k
 BTD ND : seq(uence)?s?|(hidden)?states
@@ -71,7 +71,8 @@ D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
 =[4] =4 =[4,3,5] =[2,4] : (input|normalized|in)?shape
 =[2,2] =[4,1] : (out(put)?|new|target)shape
-=2 =3 =[2,2] : (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h|w)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
+=2 =3 =[2,2] :
+    (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
 =1 =0 ="same" ="valid" : pad(ding)?
 =0.001 : eps(ilon)?
 =0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout
@@ -83,8 +84,6 @@ D =0.5 : (running|moving|r)?(mean|mu|avg)
 ="train" : mode
 """
 UNKNOWN = "ND D DM M MM BTD BDIJ =0.5 + int:NM N DN"
-OPTIONS = {"mode": "train", "p": 0.6, "seed": 1, "eps": 1e-3, "stride": 2, "pad": 1, "pool_height": 2, "pool_width": 2}
-OPTIONS |= {"f": 2, "momentum": 0.9}
 
 
 def meant(name: str) -> tuple[list[str], bool]:
@@ -114,7 +113,7 @@ class Lengths(tuple[Any, ...]):
 def drawn(kind: str, rng: np.random.Generator) -> Any:
     """A value of a kind as the table lists them."""
     if kind == "options":
-        return dict(OPTIONS)
+        return {}
     if kind.startswith("call:"):
         return np.tanh if kind == "call:tanh" else _dtanh
     if kind.startswith("="):

@@ -65,7 +65,9 @@ class Search:
         self.slots = [*[(name, "") for name in self.entry.parameters], *self.keys]
         known = [name in self.known and not key for name, key in self.slots]
         names = [key or name for name, key in self.slots]
-        self.kinds = [["known"] if k else _kinds(self.entry, n, lengths) for n, k in zip(names, known, strict=True)]
+        kinds = [["known"] if k else _kinds(self.entry, n, lengths) for n, k in zip(names, known, strict=True)]
+        single = [bool(key) and listed[0][0] == "=" for listed, (_, key) in zip(kinds, self.slots, strict=True)]
+        self.kinds = [listed[:1] if one else listed for listed, one in zip(kinds, single, strict=True)]
         self.choices = Choices(self.kinds)
         for chosen in self.choices:
             if self.spent > _WORK:
