@@ -12,11 +12,11 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 # What a room may hold, in lines of Python, and what a function may take by position.
 LINES = {
     "engine": 3_367,
-    "distributed": 279,
+    "distributed": 270,
     "batch_norm": 2_664,
     "verify": 10_666,
     "drawing": 2_465,
-    "nn": 1_330,
+    "nn": 1_326,
     "commands": 1_158,
 }
 POSITIONAL = 8

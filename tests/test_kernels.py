@@ -561,6 +561,7 @@ LOWERED = {
     "COMPILED": (0, 30),
     "BLOCK": (1, 4, 16, 64),
     "LINE": (8, 32),
+    "FOLDED": (0, 30),
     "FEWEST_LINES": (2, 8),
     "FEWEST_ROWS": (2, 64),
     "SHORTEST_RUN": (1, 4, 32),

@@ -86,10 +86,8 @@ def operands(x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
 
 def checked(operands: tuple[Any, Any, Any], axes: Any, eps: Any, mean: Any, var: Any, stop: Any, comm: Any) -> Norm:
     """The `Norm` of these operands and arguments of `batch_norm`, or the error that they deserve."""
-    kinds: list[Any] = []
-    for p in operands:
-        holder = p.node if type(p) is Tensor else p
-        kinds.append(None if p is None else (holder.shape, holder.dtype))
+    holders = [p.node if type(p) is Tensor else p for p in operands]
+    kinds: Any = [None if p is None else (p.shape, p.dtype) for p in holders]
     if axes is not None:
         axes = _listed(axes, kinds[0][0])
     if mean is None and var is None and comm is None and type(eps) is float and type(stop) is tuple and not stop:
@@ -129,9 +127,7 @@ def _made(kinds: Any, axes: tuple[int, ...] | None, eps: Any, mean: Any, var: An
 
 def _listed(axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
     ndim = len(shape)
-    listed: tuple[Any, ...] = (axes,)
-    if type(axes) is tuple or np.iterable(axes):
-        listed = tuple(axes)
+    listed: tuple[Any, ...] = tuple(axes) if type(axes) is tuple or np.iterable(axes) else (axes,)
     for axis in listed:
         if not isinstance(axis, (int, np.integer)) or not -ndim <= axis < ndim:
             raise ValueError(f"axes has {axis!r}, expected integers from {-ndim} to {ndim - 1} for x of shape {shape}")

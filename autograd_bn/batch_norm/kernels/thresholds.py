@@ -12,6 +12,7 @@ COMPILED = 1 << 12
 # are enough lines to share what the folding costs.
 BLOCK = 1 << 17
 LINE = 1 << 13
+FOLDED = 1 << 15  # elements up to which it costs more
 FEWEST_LINES = 8
 FEWEST_ROWS = 64
 SHORTEST_RUN = 32  # at most BLOCK: only a long run is cut

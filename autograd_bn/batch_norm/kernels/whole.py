@@ -17,7 +17,7 @@ ONES = np.ones(64)
 # Up to how many elements BLAS does so in one thread.
 ALONE = 1 << 13
 # How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
-SPARE = 2.0**20
+SPARE = 2.0**16
 
 
 class Mean(NamedTuple):
@@ -70,7 +70,8 @@ class Plan:
         self.chunk = min(len(ONES), max(8, ALONE // max(width, 1)))
         self.by_blas = self.chunk * width <= ALONE
         self.folds = self.as_matrix and rows > self.chunk and rows * width > ALONE
-        self.fold = max(1, min(thresholds.LINE // width, rows // thresholds.FEWEST_LINES)) if self.folds else 1
+        lines = max(1, min(thresholds.LINE // max(width, 1), rows // thresholds.FEWEST_LINES))
+        self.fold = lines if self.folds and rows * width > thresholds.FOLDED else 1
         self.folded = rows - rows % self.fold
 
     def sum(self, t: Array) -> Array:
@@ -88,9 +89,12 @@ class Plan:
             t = self._of_rows(t)
         return self._laid(t)
 
-    def sum_of_products(self, t: Array, h: Array) -> Array:
-        """The sum of `t * h`."""
-        if not (self.folds and t.dtype.char == h.dtype.char == "d" and t.flags.c_contiguous and h.flags.c_contiguous):
+    def sum_of_products(self, t: Array, h: Array, spare: bool = False) -> Array:
+        """The sum of `t * h`, in one go if they have bits to spare, as float32 in double has."""
+        contiguous = self.leading and self.as_matrix and t.flags.c_contiguous and h.flags.c_contiguous
+        if spare and contiguous:
+            return self._laid(np.einsum("ij,ij->j", t.reshape(self.matrix), h.reshape(self.matrix)))
+        if not (self.folds and contiguous and t.dtype.char == h.dtype.char == "d"):
             return self.sum(np.multiply(t, h, out=empty_like(t)))
         (t, odd_t), (h, odd_h) = self._cut(t.reshape(self.matrix)), self._cut(h.reshape(self.matrix))
         parts = np.einsum("kij,kij->kj", t, h)
@@ -103,7 +107,7 @@ class Plan:
         if t.dtype != out.dtype:  # NumPy is slow to convert and compute in one
             np.copyto(out, t, casting="same_kind")
             t = out
-        if not (self.folds and t.flags.c_contiguous and out.flags.c_contiguous):
+        if self.fold == 1 or not (t.flags.c_contiguous and out.flags.c_contiguous):
             return operation(t, vector, out=out)  # type: ignore[no-any-return]
         line = vector.reshape(-1) if self.inner == 1 else vector.reshape(-1).repeat(self.inner)
         lines = line.reshape(1, -1).repeat(self.fold, 0).reshape(-1)
@@ -156,7 +160,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Array]:
         total = plan.sum(t)
         high = total / n
         correction = total * high
-        squares = plan.sum_of_products(t, t) - correction
+        squares = plan.sum_of_products(t, t, spare=True) - correction
         if (correction <= SPARE * squares).all():
             return Mean(None, high), squares, t
     plan.into(t, np.subtract, x, high)
@@ -193,7 +197,7 @@ def backward_sums(g: Array, x: Array, axes: tuple[int, ...], high: Any) -> tuple
     plan, dtype = plan_for(x.shape, axes), wide(x.dtype)
     h = g if g.dtype == dtype else cast(g, dtype)
     t = cast(x, dtype) if high is None else plan.into(empty_like(x, dtype), np.subtract, x, high)
-    return plan.sum(h), plan.sum_of_products(t, h), t, h
+    return plan.sum(h), plan.sum_of_products(t, h, spare=x.dtype.itemsize < t.dtype.itemsize), t, h
 
 
 def affine(
