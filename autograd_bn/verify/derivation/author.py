@@ -28,7 +28,7 @@ from ..referee.returned import Gradients, Returned, derivative_of, is_constant, 
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .lengths import recordings
-from .module import Derivation, executed, written
+from .module import Derivation, executed, refuse_wrong, written
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
@@ -43,16 +43,15 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
     """
     if pair.calls is None or pair.calls.library.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
-    author, made, why = pair.calls.author, list[Derivation](), Unwritable()
+    author, made, refused = pair.calls.author, list[Derivation](), list[Unwritable]()
     for form in dict.fromkeys((folded, True)):  # folded less has to be kept
         try:
             made.append(_beside_forward(pair, form))
-            if "has to keep" not in made[-1].source:
-                return made[-1]
         except Unwritable as error:
-            why = error if form is folded else why
+            refused.append(error)
     if made:
-        return made[0]
+        return min(made, key=lambda each: "has to keep" in each.source)
+    why = refused[0]
     if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)) or not isinstance(why, Unkept):
         raise why
     titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
@@ -191,9 +190,7 @@ class _Author:
                 self._compare(new, run)
         author = replace(self.author, forward=self._keeping(), backward=new)
         pair = loss(new, inputs) if self.whole else called(author, inputs)
-        verdict = check_backward(pair, pair.inputs)
-        if verdict.status in ("wrong", "convention"):  # and not unwritten, as zeros are
-            raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+        refuse_wrong(check_backward(pair, pair.inputs))
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
         backward = lambda dy, cache: tuple(_gradients(pair.call(new, dy, cache), inputs_of).values())
         return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of, file_of(pair.source))
@@ -223,11 +220,8 @@ class _Author:
             dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
             calls, start = replace(self.calls, places=self.kept), {n: run.inputs[n] for n in self.calls.slots}
             back = calls.pulled(new, dy, seen | {"start": start, "own": []}, outputs)
-        gradients = _gradients(back, run.inputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
-        held = [(f"d{name}", gradients[name], run.true[name]) for name in self.wanted]
-        held += [("the output", y, t.data) for y, t in zip(outputs, run.outputs, strict=True)]
-        run.hold(held, 1e-5 if rough else 1e-9)
+        run.hold(outputs, _gradients(back, run.inputs), 1e-5 if rough else 1e-9)
 
 
 def _gradients(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +281,12 @@ def _reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]
             yield from _reached(item, f"{text}.{name}", depth - 1) if depth else ()
 
 
+def _is_positive(known: Expression, mask: Expression) -> bool:
+    """Whether a mask says where some value is positive."""
+    floats = known.values[0].dtype.kind == "f"
+    return floats and all(np.array_equal(v > 0, w) for v, w in zip(known.values, mask.values, strict=True))
+
+
 class _Answer(Writer):
     """What recordings of an author's forward pass have in common, as a backward pass of his."""
 
@@ -295,7 +295,7 @@ class _Answer(Writer):
         kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
         if kept & {*map(id, runs[0].bases)}:
             raise Unwritable("forward sets elements of a view of what it keeps")
-        super().__init__(runs, ("", "", "dy"), None if made.whole else kept)
+        super().__init__(runs, "dy", None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
@@ -344,7 +344,7 @@ class _Answer(Writer):
             return None
         sources = [run.source(value) for run, value in zip(self.runs, values, strict=True)]
         fixed = np.ndim(values[0]) and not any(isinstance(source, Node | Call) for source in sources)
-        return self.made.of(*values) if fixed else self.made.made.get(tuple(map(id, sources)))
+        return self.made.of(*values) if fixed else self.made.known(values)
 
     def source(self) -> str:
         """The function, or the method in its class."""
@@ -354,15 +354,15 @@ class _Answer(Writer):
         self.read = {e: text for e, text in self.read.items() if text not in own.values()}
         self.numbers = {text: values for text, values in self.numbers.items() if text not in own.values()}
         dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
-        seeds = {e: dys[i] for i, e in enumerate(self.seeds.values()) if i in dys}
-        ends = [*(self.ys if made.whole else ()), *self.gradients.values()]
-        behind = self._behind(ends, seeds)
-        arrays = {text: e for e, text in {**seeds, **self.read}.items()}
-        out = Function({**self.read, **seeds}, arrays, self.numbers, self.from_end)
+        seeds = {e: dys[i] for i, e in enumerate(self.seeds) if i in dys}
+        ys = self.ys if made.whole else ()
+        self._find_the_rest([*ys, *self.gradients.values()], seeds)
+        out = self.function({**seeds, **self.read, **seeds})
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
         called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
-        self.back(out, behind, ends, self._names(), called)
-        for name in sorted({*made.left} & {*self.gradients}, key=lambda name: " -= " in made.left[name]):
+        self.back(out, self._names(), called, ys)
+        left = [name for name in made.left if name in self.gradients]
+        for name in sorted(left, key=lambda name: " -= " in made.left[name]):  # steps, after all gradients
             g = self.gradients[name]
             if name not in own or out.names.get(g) != own[name]:
                 out.lines.append(made.left[name].format(out.text(g)))
@@ -371,8 +371,9 @@ class _Answer(Writer):
             results = [f"return {out.lines.pop().partition(' = ')[2]}"]
             out.lines = out.lines[:-1] if out.lines and out.lines[-1].startswith("#") else out.lines
         reads = names_in([*out.lines, *results])
-        wanted = [n for n in self.numbers if n in reads and n not in self.constants]
-        lines, missing = self.lengths(wanted, arrays)
+        lines, missing = self.lengths(
+            [n for n in self.numbers if n in reads and n not in self.constants], {**seeds, **self.read}
+        )
         if missing:
             raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
         # Where no number above 1 is written, none is a length that has to be what it was.
@@ -385,17 +386,18 @@ class _Answer(Writer):
         opened = self._openings(reads | names_in([*guard, *lines]))
         return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *out.lines, *results])
 
-    def _behind(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> list[Expression]:
-        """What has to be computed of what can be read, to which belongs what forward has to keep beside that."""
-        made, read = self.author, self.read
-        if any(e.op == "input" for e in below(ends, {**read, **seeds})):
-            self._find_masks([*below(ends, {**read, **seeds})])
-        for e in [e for e in below(ends, {**read, **seeds}) if e.op == "input"]:
+    def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
+        """What is to be read beside what forward keeps: masks, by what it keeps, then what it has to keep."""
+        made, behind = self.author, below(ends, {**self.read, **seeds})
+        if any(e.op == "input" for e in behind):
+            for e in [e for e in behind if e.values[0].dtype == bool and not e.uniform]:  # relu(x) > 0 where x > 0
+                texts = [text for known, text in self.read.items() if _is_positive(known, e)]
+                self.read |= {e: f"{texts[0]} > 0"} if texts else {}
+        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:
             if not made.lead or e.args[0] not in made.calls.names:
                 raise Unkept(f"backward reads {e.args[0]}, which forward keeps nowhere")
-            read[e] = f"{made.lead}.{e.args[0]}"
+            self.read[e] = f"{made.lead}.{e.args[0]}"
             made.lost.append(e.args[0])
-        return [e for e in below(ends, {**read, **seeds}) if e.op != "number"]
 
     def _names(self) -> dict[Expression, str]:
         """What values are called, of which gradients have their names: as they are read, else as in forward."""
@@ -414,24 +416,16 @@ class _Answer(Writer):
                 lines.append(f"{', '.join([item if item in reads else '_' for item in items])} = {text}")
         return lines
 
-    def _find_masks(self, behind: Sequence[Expression]) -> None:
-        """Masks of what forward doesn't keep, by what it does: where x > 0, relu(x) > 0."""
-        kept = [(e, text) for e, text in self.read.items() if e.values[0].dtype.kind == "f"]
-        for e in behind:
-            for known, text in kept if e.values[0].dtype == bool and not e.uniform and e not in self.read else ():
-                if known.shapes == e.shapes and all(map(np.array_equal, [v > 0 for v in known.values], e.values)):
-                    self.read.setdefault(e, f"{text} > 0")
-
     def _spelled(self, name: str) -> str:
         """An input of forward as backward reads it."""
         if name in self.author.places:
             return self.author.spelled(self.author.places[name][0])
         if any(text == name or text.startswith(f"{name}[") for text in self.constants):
             return name
-        text = self.read.get(self.inputs[name]) if name in self.inputs else None
-        if text is None and not self.bare:
+        text = next((self.read[e] for e, own in self.inputs.items() if own == name and e in self.read), "")
+        if not text and not self.bare:
             raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
-        return text or ""
+        return text
 
     def _results(self, out: Function) -> str:
         """The line that returns."""

@@ -67,13 +67,13 @@ class Expressions:
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
             values = tuple([t.data for t in tensors])
-            seed = self.of(*values) if self.unit else self._known(Expression("upstream", (i,), {}, values))
+            seed = self.of(*values) if self.unit else self._listed(Expression("upstream", (i,), {}, values))
             self.made[key] = seed
         for name in recordings[0].args:
             sources = [r.source(r.args[name]) for r in recordings]
             if isinstance(sources[0], Node | Call):
                 values = tuple([r.inputs[name] for r in recordings])
-                self.made[tuple(map(id, sources))] = self._known(Expression("input", (name,), {}, values))
+                self.made[tuple(map(id, sources))] = self._listed(Expression("input", (name,), {}, values))
 
     def of(self, *values: Any) -> Any:
         """What values, one a recording, have in common: an expression, or a structure of expressions and constants."""
@@ -92,13 +92,17 @@ class Expressions:
         if all(isinstance(value, np.ndarray) and value.ndim for value in sources):
             if a.dtype.kind == "f" and not any(map(np.any, sources)):
                 return self._zero(tuple(sources))
-            return self._known(Expression("array", (), {}, tuple(sources)))
+            return self._listed(Expression("array", (), {}, tuple(sources)))
         if isinstance(a, int | float | np.number | np.ndarray) and not isinstance(a, bool):
-            return self._known(Expression("number", (), {}, tuple(map(np.asarray, sources))))
+            return self._listed(Expression("number", (), {}, tuple(map(np.asarray, sources))))
         for other in sources[1:]:
             if type(a) is not type(other) or a != other:
                 raise Unwritable(f"forward reads {a!r} at some inputs and {other!r} at others")
         return a
+
+    def known(self, values: Sequence[Any]) -> Any:
+        """The expression that has these values, one a recording, if there is one."""
+        return self.made.get(tuple([id(r.source(value)) for r, value in zip(self.recordings, values, strict=True)]))
 
     def _of_sources(self, sources: Sequence[Any]) -> Any:
         a = sources[0]
@@ -117,7 +121,7 @@ class Expressions:
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
         return self.make(a.op if own else a.primitive, args, params, values)
 
-    def _known(self, made: Expression) -> Expression:
+    def _listed(self, made: Expression) -> Expression:
         """An expression, or the one that is known for its values; they may differ by axes of length 1."""
         if made.op == "number":
             return self.numbers.setdefault(tuple([(v.dtype.kind, v.item()) for v in made.values]), made)
@@ -190,10 +194,10 @@ class Expressions:
         if e.uniform and all(part.op in ("number", "array") for part in parts):  # made of ones
             return self.of(*map(np.asarray, values))
         rule = getattr(self, f"_{op}", None) if isinstance(op, str) else None
-        return (rule and rule(e, *args)) or self._known(e)
+        return (rule and rule(e, *args)) or self._listed(e)
 
     def _zero(self, values: tuple[Any, ...]) -> Expression:
-        return self._known(Expression("zero", (), {}, tuple([np.zeros(np.shape(value)) for value in values])))
+        return self._listed(Expression("zero", (), {}, tuple([np.zeros(np.shape(value)) for value in values])))
 
     def _unspread(self, args: tuple[Any, ...], shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         """Operands without what broadcasting does by itself."""
@@ -216,7 +220,7 @@ class Expressions:
             return None
         if e.op == "multiply" and _is_number(e.args[0]):
             inner = self._inside(e.args[1])
-            return inner and self._scaled(e.args[0], inner)
+            return inner and self.do("multiply", e.args[0], inner)
         return e.args[0] if e.op in ("broadcast_to", "reshape") else None
 
     def bare(self, e: Any) -> Any:
@@ -235,12 +239,10 @@ class Expressions:
 
     def _scaled(self, number: Any, e: Any) -> Any:
         """A number times an expression."""
-        if _is_number(e):
-            return self.of(*_computed("multiply", number.values, e.values))
         own, rest = self._split(e)
         if own and _is(number, -1) and max(own.values) > 0:
-            own, rest = None, e  # which may have a name
-        if own and np.ptp(number.values):
+            rest = e  # which may have a name
+        elif own and np.ptp(number.values):
             number, rest = own, self._scaled(number, rest)
         elif own:
             number = self.do("multiply", number, own)
@@ -249,7 +251,7 @@ class Expressions:
             return rest if _is(number, 1) else self._zero(values)
         made = Expression("multiply", (number, rest), {}, values)
         made.moving = made.moving or self.late
-        return self._known(made)
+        return self._listed(made)
 
     def _negative(self, e: Expression, a: Any) -> Any:
         return self._scaled(self.of(*[-1] * len(e.values)), a)
@@ -258,8 +260,6 @@ class Expressions:
         return self.do("add", a, self.do("negative", b)) if b.values[0].dtype.kind in "fi" else None
 
     def _add(self, e: Expression, a: Any, b: Any) -> Any:
-        if a is b and e.moving:
-            return self._scaled(self.of(*[2] * len(e.values)), a)
         zeros = [(x.op == "zero" or _is(x, 0)) and y.shapes == e.shapes for x, y in ((a, b), (b, a))]
         if any(zeros) or not e.moving:
             return b if zeros[0] else a if zeros[1] else None
@@ -425,7 +425,7 @@ def _remainder(*arrays: Any) -> float:
 def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
     """Whether a shape was spread along leading axes only, by what broadcasting does by itself."""
     own = shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)) :]
-    return len(shape) <= len(spread) and own == spread[len(spread) - len(own) :]
+    return own == spread[len(spread) - len(own) :]
 
 
 def plain_index(index: Any, k: int) -> Any:

@@ -44,18 +44,14 @@ def recordings(
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
     lengths = _Lengths(record, limits)
-    others = [lengths.grown(second), lengths.odd(at)]
+    grown, odd = lengths.grown(second), lengths.odd(at)
     for i, (name, value) in enumerate({**inputs, **options}.items()):
-        for k, factor in enumerate(((i + 7) / (i + 10), (i + 11) / (i + 13))):  # so that none follows another
-            if type(value) is float and name not in names:
-                known = [
-                    {n: value * factor if n == name else v for n, v in what.items()}
-                    for what in (others[k].inputs, others[k].options)
-                ]
-                others[k] = _tried(others[k], recorded, *known) or others[k]
+        if type(value) is float and name not in names:  # each times another factor, so that none follows another
+            grown = _scaled(grown, recorded, name, (i + 7) / (i + 10))
+            odd = _scaled(odd, recorded, name, (i + 11) / (i + 13))
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
-    return [first, others[0], at, others[1], *([run] if run and run.finite else []), *lengths.above]
+    return [first, grown, at, odd, *([run] if run and run.finite else []), *lengths.above]
 
 
 def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
@@ -64,6 +60,12 @@ def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, op
         run = record(inputs, options)
         return run if run.signature == like.signature else None
     return None
+
+
+def _scaled(run: Recording, record: Callable[..., Recording], name: str, factor: float) -> Recording:
+    """A recording in which a number is another, if forward takes that in the same course."""
+    inputs, options = [{n: v * factor if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
+    return _tried(run, record, inputs, options) or run
 
 
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:

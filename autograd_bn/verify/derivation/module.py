@@ -9,9 +9,11 @@ import linecache
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +22,16 @@ import numpy as np
 from ...files import is_one_file, whole
 from ..referee.author import parameters
 from ..referee.held import is_float
+from ..referee.inputs import checked
 from ..referee.judge import check_backward
 from ..referee.source import file_of
+from ..referee.verdict import Verdict
 from ..table import PRE
+from .expressions import Expression
 from .lengths import recordings
+from .text import WIDTH, Function, called, cheap, names_in, wrapped
 from .tracing import Recording, Unwritable
-from .writer import Writer
+from .writer import Writer, below
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,24 +136,25 @@ def written(
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what f takes: (x, ...)")
     if form not in ("steps", "folded"):
         raise ValueError(f"form is {form!r}, expected 'steps' or 'folded'")
-    listed = parameters(f, len(inputs)) if names is None else [*map(str, names)]
-    if len(set(listed)) != len(inputs) or not all(name.isidentifier() for name in listed):
-        raise ValueError(f"names is {names!r}, expected {len(inputs)} different names, one an input")
-    operands = {name: _double(name, value) for name, value in zip(listed, inputs, strict=True)}
-    wanted = [n for n, v in zip(listed, inputs, strict=True) if getattr(v, "requires_grad", is_float(operands[n]))]
+    operands = checked(inputs, parameters(f, len(inputs)), names)
+    if not all(map(str.isidentifier, operands)):
+        raise ValueError(f"names is {[*operands]}, expected names that code can have")
+    given = dict(zip(operands, inputs, strict=True))
+    wanted = [n for n, v in operands.items() if getattr(given[n], "requires_grad", is_float(v))]
     if not wanted:
         raise TypeError("inputs has no array of floats to take a gradient of, or only tensors that require no gradient")
     signature = inspect.signature(f).parameters.values()
-    options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in listed}
+    options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in operands}
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded")
         runs = recordings(f, record, operands, options)
-        source = Writer(runs, titles).source()
+        *both, upstream = titles
+        source = _Module(runs, upstream).source(both)
         space = executed(source, {})
-        made = Derivation(source, space[titles[0]], space[titles[1]], operands, file_of(f))
+        made = Derivation(source, space[both[0]], space[both[1]], operands, file_of(f))
         _judge(made, f, runs)
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
-        written(f, [*operands.values()], listed, form)
+        written(f, [*operands.values()], [*operands], form)
     return made
 
 
@@ -173,14 +180,74 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
     return forward, (*inputs, *parameters_of.values()), names
 
 
-def _double(name: str, value: Any) -> Any:
-    if isinstance(value, np.ndarray) or type(value) in (int, float, bool, str, dict):
-        return np.array(value, float) if is_float(value) else value
-    try:
-        array = np.asarray(value)
-    except ValueError:  # of several shapes
-        raise TypeError(f"{name} is a {type(value).__name__} of several arrays, expected one input for each") from None
-    return np.array(array, float) if is_float(array) else value
+class _Module(Writer):
+    """A forward pass that keeps what its backward pass reads, and this."""
+
+    def source(self, titles: Sequence[str]) -> str:
+        """The text of both."""
+        ends, first = [*self.gradients.values()], self.first
+        reached = ends + [part for e in below(ends, self.forward) for part in e.parts]
+        crossing = sorted(self._crossing(reached), key=attrgetter("serial"))
+        ahead = self._ahead(crossing)
+        outputs = [ahead.text(y) for y in self.ys]
+        read = {e: ahead.names[e] for e in crossing if e in ahead.names} | ahead.names
+        back = self.function({**self.seeds, **read})
+        self.back(back, read, {g: f"d{name}" for name, g in self.gradients.items()})
+        returned = [self._returned(name, back) for name in first.args]
+        while returned[-1] == "None":
+            returned.pop()
+        in_back, in_ahead = names_in([*back.lines, *returned]), names_in([*ahead.lines, *outputs])
+        # What backward reads of forward: arrays, numbers, and lengths that none of these has.
+        taken = [*first.args, *first.options]
+        seeds = [*self.seeds.values()]
+        cached = [n for n in dict.fromkeys([*taken, *ahead.names.values()]) if n in in_back and n not in seeds]
+        held = {**self.seeds, **{e: n for e, n in ahead.names.items() if n in cached}}
+        lengths = [n for n in self.numbers if n not in taken]
+        opened, missing = self.lengths([n for n in lengths if n in in_back], held)
+        cached += missing
+        measured, missing = self.lengths([n for n in lengths if n in in_ahead or n in missing], self.inputs)
+        if missing:
+            raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
+        if len(cached) > 1:
+            ahead.lines.append(wrapped("cache = ", cached))
+        kept = "cache" if len(cached) > 1 else "".join(cached) or "None"
+        ahead.lines = [*self.guard(), *measured, *ahead.lines, wrapped("return ", outputs, f", {kept}")]
+        unpacked = [wrapped("", cached, " = cache")] if cached else []
+        back.lines = [*unpacked, *opened, *back.lines, wrapped("return ", returned)]
+        arguments = [*first.args, *[f"{name}={value!r}" for name, value in first.options.items()]]
+        both = zip(titles, (arguments, [*seeds, "cache"]), (ahead, back), strict=True)
+        parts = [*{**ahead.above, **back.above}.values()]
+        for title, names, function in both:
+            body = "\n".join(function.lines).replace("\n", "\n    ")
+            parts.append(f"{wrapped(f'def {title}(', names, '):', 4)}\n    {body}\n")
+        return "import numpy as np\n\n\n" + "\n\n".join(parts)
+
+    def _returned(self, name: str, back: Function) -> str:
+        """The gradient of an argument, None for one that has none."""
+        if name in self.gradients:
+            return back.text(self.gradients[name])
+        return f"np.zeros_like({name})" if name in self.first.leaves else "None"
+
+    def _ahead(self, crossing: Sequence[Expression]) -> Function:
+        """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""
+        uses = Counter(part for e in self.forward for part in e.parts)
+        out = self.function(self.inputs)
+        out.reserved = {*self.named.values(), *self.seeds.values()}
+        for e in sorted(self.forward, key=attrgetter("serial")):
+            kept = e in self.named or e in crossing or (uses[e] > 1 and not cheap(e))
+            if e not in out.names and kept and e.op not in ("number", "array"):
+                own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
+                out.line(e, self.named.get(e) or out.fresh(own))
+        for y in self.ys:
+            if len(out.text(y)) > WIDTH // len(self.ys) - 20:
+                out.line(y, out.fresh("y"))
+        return out
+
+    def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
+        """What backward reads of forward; what is cheap it makes again from what that is made of."""
+        kept = [e for e in self.forward if e in self.named or not cheap(e)]
+        again = below([e for e in read if e in self.forward and e not in kept], kept)
+        return {e for e in (*read, *[part for inner in again for part in inner.parts]) if e in kept}
 
 
 def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
@@ -202,9 +269,7 @@ def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)
         returned = made.backward(*[y.data for y in run.upstream], cache)
         returned = returned if isinstance(returned, tuple) else (returned,)
-        gradients = dict(zip(run.inputs, returned, strict=False))
-        run.hold([(f"d{name}", gradients.get(name), true) for name, true in run.true.items()])
-        run.hold([(f"output {i}", y, t.data) for i, (y, t) in enumerate(zip(outputs, run.outputs, strict=True), 1)])
+        run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
         try:
             plain = f(*copy.deepcopy([*run.inputs.values()]), **run.options)
         except Exception:  # f takes no arrays, but tensors
@@ -218,6 +283,10 @@ def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -
         return  # a constant to the engine alone: the referee sees code without it
     if [*first.leaves] == [name for name, value in first.inputs.items() if is_float(value)]:
         with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
-            verdict = check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs])
-        if verdict.status in ("wrong", "convention"):  # and not unwritten, as zeros are
-            raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+            refuse_wrong(check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs]))
+
+
+def refuse_wrong(verdict: Verdict) -> None:
+    """Hand out nothing that the referee judges wrong; unwritten, as zeros are, is not."""
+    if verdict.status in ("wrong", "convention"):
+        raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")

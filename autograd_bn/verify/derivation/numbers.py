@@ -17,15 +17,13 @@ Values = tuple[float, ...]  # one a recording
 class Numbers:
     """Numbers that have a name: the author's, then the lengths of arrays, by their values in each recording."""
 
-    def __init__(
-        self, named: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[tuple[int, ...]]], from_end: bool
-    ) -> None:
+    def __init__(self, named: Mapping[str, Sequence[Any]], arrays: Mapping[Any, str], from_end: bool) -> None:
         lengths = [*named.items()]
-        for name, own in shapes.items():
-            last = len(own[0]) - 1 if from_end else -1
-            for i, values in enumerate(zip(*own, strict=True)):
-                lengths.append((f"{name}.shape[{-1 if i == last else i}]" if i else f"len({name})", values))
-        lengths += [(f"{name}.size", [math.prod(shape) for shape in own]) for name, own in shapes.items()]
+        for e, name in arrays.items():
+            last = len(e.shapes[0]) - 1 if from_end else -1
+            for i, values in enumerate(zip(*e.shapes, strict=True)):
+                lengths.append((length_of(name, -1 if 0 < i == last else i), values))
+        lengths += [(f"{name}.size", [math.prod(shape) for shape in e.shapes]) for e, name in arrays.items()]
         self.named, known = named, [(text, tuple(map(float, values))) for text, values in lengths]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
@@ -106,6 +104,11 @@ def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, str, V
         for times in range(2, c):
             if all(times * n == c * m for n, m in zip(v, number, strict=True)):
                 yield f"{times} * {text} // {c}", "", (1.0,)
+
+
+def length_of(array: str, axis: int) -> str:
+    """The length of an axis as code."""
+    return f"{array}.shape[{axis}]" if axis else f"len({array})"
 
 
 def joined(over: str, under: str) -> str:

@@ -8,7 +8,7 @@ import keyword
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,13 +74,12 @@ TURNED: dict[str, Callable[[Any], Any]] = {
 
 
 class Function:
-    """The lines of one function: `names` are those that it may read, `arrays` those whose lengths it may take."""
+    """The lines of one function: `names` are those that it may read, and whose lengths it may take."""
 
-    def __init__(
-        self, names: dict[Expression, str], arrays: dict[str, Expression], numbers: dict[str, Any], from_end: bool
-    ) -> None:
-        self.names, self.arrays, self.from_end = dict(names), dict(arrays), from_end
-        self.numbers = Numbers(numbers, {name: e.shapes for name, e in arrays.items()}, from_end)
+    def __init__(self, names: Mapping[Expression, str], numbers: dict[str, Any], from_end: bool) -> None:
+        self.names, self.from_end = dict(names), from_end
+        self.arrays = {name: e for e, name in names.items()}
+        self.numbers = Numbers(numbers, names, from_end)
         self.lines, self.reserved, self.width = list[str](), set[str](), WIDTH
         self.above: dict[str, str] = {}  # the functions that are called, and their source
         self.written: list[tuple[Expression, str]] = []

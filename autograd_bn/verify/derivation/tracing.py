@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -41,7 +41,9 @@ class Traced(np.ndarray[Any, Any]):
     """An array that knows its source, a node or a call, and logs what is computed from it."""
 
     source: Node | Call | None = None
-    log: list[Traced]
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.log: list[Traced] = getattr(of, "log", [])
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, Tensor) for value in inputs):
@@ -49,13 +51,18 @@ class Traced(np.ndarray[Any, Any]):
         kwargs.pop("out", None)
         kept = {key: value for key, value in kwargs.items() if value is not None and value is not False}
         name = ufunc.__name__ if method == "__call__" else _REDUCTIONS.get(ufunc, f"{ufunc.__name__}.{method}")
-        return _recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
+        return self.recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(issubclass(kind, Tensor) for kind in types):
             return NotImplemented
         name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
-        return _recorded(name, func(*_plain(args), **_plain(kwargs)), args, kwargs)
+        return self.recorded(name, func(*_plain(args), **_plain(kwargs)), args, kwargs)
+
+    def recorded(self, name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call gave, as an array that knows the call."""
+        array = isinstance(made, np.ndarray | np.generic)
+        return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), self.log) if array else made
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.source is not None:
@@ -68,50 +75,37 @@ class Traced(np.ndarray[Any, Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])
 
-    def __bool__(self) -> bool:
-        frame = sys._getframe(1)
-        where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
-        raise Unwritable(f"forward branches on data {where}, and what is written takes one way")
-
 
 _REDUCTIONS = {np.add: "sum", np.maximum: "max", np.minimum: "min", np.logical_or: "any", np.logical_and: "all"}
+PACKAGE = __name__.partition(".")[0]
 
 
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
         made = getattr(np.asarray(self), name)(*_plain(args), **_plain(kwargs))
-        return _recorded(name.strip("_"), made, (self, *args), kwargs)
+        return self.recorded(name.strip("_"), made, (self, *args), kwargs)
 
     return method
 
 
 def _number(name: str) -> Callable[..., Any]:
+    branches = name == "__bool__"
+
     def method(self: Traced) -> Any:
         frame = sys._getframe(1)
-        if not frame.f_globals["__name__"].startswith(PACKAGE) and self.source is not None:
+        if branches or not frame.f_globals["__name__"].startswith(PACKAGE):
+            what = "branches on" if branches else "makes a number of"
             where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
-            raise Unwritable(f"forward makes a number of data {where}, which is another for other data")
+            raise Unwritable(f"forward {what} data {where}, and what is written is for all data")
         return getattr(np.asarray(self), name)()
 
     return method
 
 
-PACKAGE = __name__.partition(".")[0]
-for _name in "__int__ __float__ __index__ item tolist".split():
+for _name in "__bool__ __int__ __float__ __index__ item tolist".split():
     setattr(Traced, _name, _number(_name))
 for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean max min any all argmax argmin".split():
     setattr(Traced, _name, _method(_name))
-
-
-def _recorded(name: str, made: Any, args: Any, kwargs: Any) -> Any:
-    """What a call gave, as an array that knows the call."""
-    if not isinstance(made, np.ndarray | np.generic):
-        return made
-    logs = list[list[Traced]]()
-    mapped(
-        (tuple(args), kwargs), lambda item: logs.append(item.log) if isinstance(item, Traced) and item.source else None
-    )
-    return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), logs[0] if logs else [])
 
 
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
@@ -189,8 +183,8 @@ def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
         made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
         return made
 
-    plain = {n: f for n, f in space.items() if inspect.isfunction(f) and f.__globals__ is space}
-    there.update({name: moved(function) for name, function in plain.items()})
+    own = [(name, f) for name, f in space.items() if inspect.isfunction(f) and f.__globals__ is space]
+    there.update({name: moved(function) for name, function in own})
     made: Callable[..., Any] = moved(forward)
     return made
 
@@ -291,7 +285,7 @@ class Recording:
             array = array.base
         if isinstance(value, np.ndarray) and value.size > 1 and value.dtype.kind in "iub":  # an index is copied
             for known in self.log:
-                if known.source is not None and known.dtype == value.dtype and np.array_equal(known, value):
+                if known.dtype == value.dtype and np.array_equal(known, value):
                     return known.source
         return value
 
@@ -301,9 +295,11 @@ class Recording:
         arrays = {name: g.data for name, g in self.gradients.items()}
         return {name: arrays.get(name, np.zeros(leaf.shape)) for name, leaf in self.leaves.items()}
 
-    def hold(self, results: Iterable[tuple[str, Any, Any]], tolerance: float = 1e-9) -> None:
-        """Refuse what was written where a value, with what it is of, is not the true one beside it."""
-        for what, value, true in results:
+    def hold(self, outputs: Sequence[Any], gradients: Mapping[str, Any], tolerance: float = 1e-9) -> None:
+        """Refuse what was written where its outputs and gradients are not the recorded ones."""
+        held: list[Any] = [(f"d{name}", gradients.get(name), true) for name, true in self.true.items()]
+        held += [("the output", y, t.data) for y, t in zip(outputs, self.outputs, strict=True)]
+        for what, value, true in held:
             near = np.max(np.abs(true), initial=1e-3) * tolerance
             if np.shape(value) != np.shape(true) or not np.all(np.abs(value - true) <= near):
                 raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")

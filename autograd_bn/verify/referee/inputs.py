@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,13 @@ from .source import unwrapped
 Inputs = dict[str, Any]
 
 
-def checked(pair: Pair, names: Any) -> Inputs:
-    """A private copy of a pair's inputs, by the caller's names for them, else by those of forward's parameters."""
-    count = len(pair.inputs)
+def checked(values: Sequence[Any], known: Sequence[str], names: Any) -> Inputs:
+    """A private copy of some inputs, by the caller's names for them, else by those that are known."""
+    count = len(values)
     if names is not None and (isinstance(names, str) or len(names) != count or len(set(names)) != count):
         raise ValueError(f"names is {names!r}, expected {count} different names, one an input")
-    listed = pair.names if names is None else map(str, names)
-    inputs = {name: _checked(name, value) for name, value in zip(listed, pair.inputs, strict=True)}
+    listed = known if names is None else map(str, names)
+    inputs = {name: _checked(name, value) for name, value in zip(listed, values, strict=True)}
     if not any(map(is_float, inputs.values())):
         kinds = ", ".join(f"{n}: {getattr(v, 'dtype', type(v).__name__)}" for n, v in inputs.items())
         raise TypeError(f"inputs has no array of floats to take a gradient of (got {kinds or 'nothing'})")

@@ -96,7 +96,7 @@ def check_backward(
             written(pair)
         except NotImplementedError as todo:
             return Verdict(False, (), (), (), unwritten=str(todo) or "it raises NotImplementedError")
-        return Referee(pair, checked(pair, names), seed, strict).verdict()
+        return Referee(pair, checked(pair.inputs, pair.names, names), seed, strict).verdict()
 
 
 class Referee:
