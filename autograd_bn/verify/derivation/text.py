@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .expressions import REDUCTIONS, Expression, is_negative, plain_index
-from .numbers import Numbers, bracketed, constant, joined
+from .numbers import Numbers, constant, joined
 from .tracing import Unwritable
 
 COMPARISON, OR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(1, 9)
@@ -147,38 +147,28 @@ class Function:
         return f"{left} - {right[1:]}" if right[0] == "-" else f"{left} + {right}", SUM
 
     def _multiply(self, e: Expression) -> tuple[str, int]:
-        """A product: numbers, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
-        factor, divided, counts = 1.0, False, Counter[tuple[Expression, str]]()
-        numbers, below, factors = list[str](), list[str](), list[tuple[int, str, str]]()
-        for part, joint in self._factors(e):
-            if part.op != "number":
-                counts[part, joint] += 1
-            elif np.ptp(part.values) == 0:
+        """A product: a constant, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
+        factor, divided, factors = 1.0, False, list[tuple[int, str, str]]()
+        for (part, joint), n in Counter(self._factors(e)).items():
+            if part.op == "number" and np.ptp(part.values) == 0:
+                factor *= float(part.values[0]) ** (n if joint == "*" else -n)
                 divided = divided or joint == "/"
-                factor *= float(part.values[0]) ** (1 if joint == "*" else -1)
-            else:
-                over, under = self.numbers.quotient(part.values)
-                if joint == "/":
-                    over, under = "1", joined(over, under)
-                elif self._number(part)[1] == SUM:
-                    over = f"({over})"
-                first, _, rest = over.partition(" * ")
-                if re.fullmatch(r"[\d.e-]+", first):
-                    factor, over = factor * float(first), rest
-                numbers, below = [*numbers, over], [*below, under]
-        over, under = constant(abs(factor), divided)
-        below.append(under)
-        for (part, joint), n in counts.items():
+                continue
             text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
+            leading = re.match(r"[\d.e-]+ \* ", text) if part.op == "number" else None
+            if leading:
+                factor, text = factor * float(leading[0][:-3]), text[leading.end() :]
             turned = joint == "*" and text.startswith("1 / ")
             factors.append((part.values[0].size, "/" if turned else joint, text[4:] if turned else text))
-        factors += [(1, "/", bracketed(text)) for text in below if text]
+        over, under = constant(abs(factor), divided)
+        factors += [(1, "/", under)] if under else []
         short = [f for f in factors if f[0] < e.values[0].size]
         if len(short) > 1:
             factors = short + [f for f in factors if f not in short]
         elif len(factors) == 2:
             factors.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
-        parts = [("*", text) for text in (over, *numbers) if text not in ("", "1")] + [f[1:] for f in factors]
+        parts = [("*", over)] if over != "1" else []
+        parts += [f[1:] for f in factors]
         lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
         start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
         return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
