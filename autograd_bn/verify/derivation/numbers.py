@@ -30,80 +30,76 @@ class Numbers:
         both = itertools.combinations(self.known + less, 2)
         self.products = less + [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in both]
 
-    def quotient(self, values: Sequence[Any], divided: bool = False) -> tuple[str, str]:
-        """A number in two parts, what stands above and below the stroke, by the lengths that it follows."""
+    def text(self, values: Sequence[Any]) -> str:
+        """A number as code: by the lengths that it follows, or its inverse, or the square of one of these."""
         number = tuple(map(float, values))
         if len(set(number)) == 1:
-            return constant(number[0], divided)
-        quotient = self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values))
-        if quotient:
-            return quotient
-        inverse = tuple([round(1 / n, 9) for n in number]) if all(number) else ()
-        whole = all(n == int(n) for n in inverse)
-        quotient = self._following(inverse if whole else tuple([1 / n for n in number]), whole) if inverse else None
-        if quotient and not quotient[1]:
-            return "1", quotient[0]
-        # A root of what follows a length, or one divided by it.
+            return joined(*constant(number[0]))
+        if text := self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values)):
+            return text
+        inverse = tuple([1 / n for n in number]) if all(number) else ()
+        if inverse and (text := self._following(*_whole(inverse))) and " / " not in text:
+            return joined("1", text)
         below = abs(number[0]) < 1
-        square = tuple([round(n ** (-2 if below else 2), 9) for n in number])
-        quotient = self._following(square, all(n == int(n) for n in square)) if min(number) > 0 else None
-        if quotient is None:
-            several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
-            raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
-        root = f"np.sqrt({joined(*quotient)})"
-        return ("1", root) if below else (root, "")
+        square = [n ** (-2 if below else 2) for n in number] if min(number) > 0 else []
+        if square and (text := self._following(*_whole(square))):
+            return f"1 / np.sqrt({text})" if below else f"np.sqrt({text})"
+        several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
+        raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
 
-    def text(self, values: Sequence[Any]) -> str:
-        """A number on one line."""
-        return joined(*self.quotient(values))
+    def _following(self, number: Values, whole: bool) -> str:
+        """A number by the first guess that fits, or nothing."""
+        for form, ratios in self._guesses(number, whole):
+            if max(ratios) - min(ratios) <= 1e-13 * abs(ratios[0]):
+                c, below = constant(ratios[0])
+                if len(c) < 8 and not below and not (whole and "." in c):
+                    text = form.format(c).replace("+ -", "- ").replace("-1 * ", "-")
+                    return text.removeprefix("1 * ")
+        return ""
 
-    def _following(self, number: Values, whole: bool) -> tuple[str, str] | None:
-        for over, under, ratios in self._guesses(number, whole):
-            if max(ratios) - min(ratios) > 1e-13 * abs(ratios[0]):
-                continue
-            c, below = constant(ratios[0])
-            if len(c) < 8 and not below and not (whole and "." in c):
-                over = over.format(c).replace("+ -", "- ")
-                over = over.removeprefix("1 * ") if over[0] == "1" else over.replace("-1 * ", "-")
-                return over, under.format(c)
-        return None
-
-    def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, str, Values]]:
-        """Ways to write a number by a constant and lengths, above and below, with that constant in each recording."""
+    def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, Values]]:
+        """Ways to write a number by a constant and lengths, with that constant in each recording."""
+        stroke = " // " if whole else " / "
         for some in (self.known, self.products):
             for text, v in some:
-                yield "{} * " + text, "", _each(truediv, number, v)
-                yield text + (" // {}" if whole else ""), "" if whole else "{}", _each(truediv, v, number)
-                yield "{}", text, _each(mul, number, v)
+                yield "{} * " + text, _each(truediv, number, v)
+                yield text + stroke + "{}", _each(truediv, v, number)
+                yield joined("{}", text), _each(mul, number, v)
             for text, v in some:
                 if text in self.named or (whole and some is self.known):
-                    yield text + " + {}", "", _each(sub, number, v)
-                    yield "{} - " + text, "", _each(add, number, v)
+                    yield text + " + {}", _each(sub, number, v)
+                    yield "{} - " + text, _each(add, number, v)
             for text, v in some if whole else ():
                 yield from _rounded(text, v, number)
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
             if not whole and not any(_each(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):
-                yield "{}", f"{s} // {t}", _each(truediv, _each(mul, number, v), w)
+                yield f"{{}} / ({s} // {t})", _each(truediv, _each(mul, number, v), w)
         for s, t, v, w in ratios:
-            below = _each(truediv, _each(mul, number, w), v)
-            yield "{} * " + s + (f" // {t}" if whole else ""), "" if whole else t, below
+            yield f"{{}} * {s}{stroke}{bracketed(t)}", _each(truediv, _each(mul, number, w), v)
+
+
+def _whole(numbers: Sequence[float]) -> tuple[Values, bool]:
+    """Numbers, as whole ones where they are, and whether they are."""
+    rounded = tuple([round(n, 9) for n in numbers])
+    whole = all(n == int(n) for n in rounded)
+    return rounded if whole else tuple(numbers), whole
 
 
 def _each(operation: Callable[[float, float], float], v: Values, w: Values) -> Values:
     return tuple(map(operation, v, w))
 
 
-def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, str, Values]]:
+def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, Values]]:
     """A length divided by 2, 3 or 4, rounded down or up, or several such parts of it."""
     for c in (2, 3, 4):
         for more in (0, c - 1, -1, 1):
             if all((n + more) // c == m for n, m in zip(v, number, strict=True)):
                 above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
-                yield f"{above} // {c}", "", (1.0,)
+                yield f"{above} // {c}", (1.0,)
         for times in range(2, c):
             if all(times * n == c * m for n, m in zip(v, number, strict=True)):
-                yield f"{times} * {text} // {c}", "", (1.0,)
+                yield f"{times} * {text} // {c}", (1.0,)
 
 
 def length_of(array: str, axis: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .expressions import REDUCTIONS, Expression, is_negative, plain_index
-from .numbers import Numbers, constant, joined
+from .numbers import Numbers, constant
 from .tracing import Unwritable
 
 COMPARISON, OR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(1, 9)
@@ -134,11 +134,11 @@ class Function:
         return f"{self.text(e.args[0], ATOM)}.{e.op}({self._options(params)})"
 
     def _number(self, e: Expression) -> tuple[str, int]:
-        over, under = self.numbers.quotient(e.values)
-        outer = re.sub(r"\(.*\)", "", over)  # outside of brackets
-        if under or (" * " in outer or " // " in outer):
-            return joined(over, under), PRODUCT
-        return over, SUM if " " in outer else UNARY if over[0] == "-" else ATOM
+        text = self.numbers.text(e.values)
+        outer = re.sub(r"\(.*\)", "", text)  # outside of brackets
+        if any(sign in outer for sign in (" * ", " / ", " // ")):
+            return text, PRODUCT
+        return text, SUM if " " in outer else UNARY if text[0] == "-" else ATOM
 
     def _add(self, e: Expression) -> tuple[str, int]:
         left, right = self.text(e.args[0], SUM), self.text(e.args[1], SUM)
