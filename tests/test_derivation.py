@@ -465,12 +465,36 @@ def test_a_gradient_that_is_0_by_broadcasting_alone_is_declined():
 
 
 def test_what_counts_axes_from_the_end_is_right_for_more_axes():
-    made = ag.write_backward(layer_norm, NORM)
+    text = {}
+    exec(ag.write_backward(layer_norm, NORM).source, text)
     x, gamma, beta = arrays((2, 5, 4), (4,), (4,))
     dy = np.random.default_rng(0).normal(size=x.shape)
-    dx, *_ = made.backward(dy, made.forward(x, gamma, beta)[1])
+    dx, *_ = text["backward"](dy, text["forward"](x, gamma, beta)[1])
     leaf = ag.tensor(x, requires_grad=True)
     assert np.allclose(dx, ag.grad([layer_norm(leaf, gamma, beta)], [leaf], [dy])[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "others"),
+    [
+        (lambda x, w: x * w, [(5, 1), (5, 3)], [(5, 3), (5, 3)]),
+        (lambda x, w: x * w, [(5, 3), (5, 3)], [(5, 3), (1, 3)]),
+        (lambda x, w: x * w, [(5, 3), (3,)], [(5, 3), (1,)]),
+        (lambda x, w: x * w, [(5, 3), (3,)], [(5, 3), (1, 3)]),
+        (paper, [(6, 4), (4,), (4,)], [(2, 6, 4), (4,), (4,)]),
+    ],
+)
+def test_inputs_that_broadcast_otherwise_are_refused(function, shapes, others):
+    made = ag.write_backward(function, arrays(*shapes))
+    with pytest.raises(ValueError, match="broadcast otherwise"):
+        made.forward(*arrays(*others))
+
+
+def test_one_row_is_written_for_many():
+    def layer(x, w):
+        return np.tanh(x @ w)
+
+    assert_right(ag.write_backward(layer, arrays((1, 4), (4, 3))), layer, arrays((5, 4), (4, 3)))
 
 
 def test_like_terms_are_one_term():

@@ -127,7 +127,7 @@ class _Lengths:
 
     def grown(self, run: Recording) -> Recording:
         """A recording in which each length is another, where forward takes that in the same course."""
-        left = [(name, axis) for name, value in run.inputs.items() for axis, n in enumerate(np.shape(value)) if n > 1]
+        left = [(name, axis) for name, value in run.inputs.items() for axis in range(np.ndim(value))]
         left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
         known = {n for value in run.inputs.values() for n in np.shape(value)}
         for joint in (False, True):  # those that grow with no other length, then the rest
@@ -147,7 +147,7 @@ class _Lengths:
                     break
                 else:
                     stuck.append(left.pop(0))
-            left = stuck
+            left = [place for place in stuck if _length(run.inputs, place) > 1]
         return run
 
     def _longer(self, run: Recording, growth: Growth, known: set[int]) -> tuple[Recording, int]:

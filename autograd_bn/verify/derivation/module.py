@@ -139,6 +139,9 @@ def written(
     operands = checked(inputs, parameters(f, len(inputs)), names)
     if not all(map(str.isidentifier, operands)):
         raise ValueError(f"names is {[*operands]}, expected names that code can have")
+    for name, value in operands.items():
+        if isinstance(value, tuple | list):
+            raise TypeError(f"{name} is a {type(value).__name__} of several arrays, expected one input for each")
     given = dict(zip(operands, inputs, strict=True))
     wanted = [n for n, v in operands.items() if getattr(given[n], "requires_grad", is_float(v))]
     if not wanted:
@@ -151,7 +154,7 @@ def written(
         *both, upstream = titles
         source = _Module(runs, upstream).source(both)
         space = executed(source, {})
-        made = Derivation(source, space[both[0]], space[both[1]], operands, file_of(f))
+        made = Derivation(source, _holding(space[both[0]], runs), space[both[1]], operands, file_of(f))
         _judge(made, f, runs)
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], [*operands], form)
@@ -248,6 +251,29 @@ class _Module(Writer):
         kept = [e for e in self.forward if e in self.named or not cheap(e)]
         again = below([e for e in read if e in self.forward and e not in kept], kept)
         return {e for e in (*read, *[part for inner in again for part in inner.parts]) if e in kept}
+
+
+def _holding(forward: Callable[..., Any], runs: Sequence[Recording]) -> Callable[..., Any]:
+    """A forward pass that refuses inputs which broadcast otherwise than those that it was written from."""
+    inputs, alike = runs[0].inputs, dict[tuple[int, ...], list[tuple[str, int]]]()
+    for name, value in inputs.items():
+        for axis in range(np.ndim(value)):
+            alike.setdefault(tuple([run.inputs[name].shape[axis] for run in runs]), []).append((name, axis))
+
+    @wraps(forward)
+    def held(*values: Any, **options: Any) -> Any:
+        shapes = {name: np.shape(value) for name, value in zip(inputs, values, strict=False)}
+        wrong = [name for name, shape in shapes.items() if len(shape) != np.ndim(inputs[name])]
+        for lengths, places in alike.items():
+            own = {shapes[name][axis] for name, axis in places if name in shapes and not wrong}
+            if len(own) > 1 or max(own, default=1) > max(lengths) == 1:
+                wrong = [name for name, _ in places]
+        if wrong:
+            of = " and ".join(dict.fromkeys([f"{name} has shape {shapes[name]}" for name in wrong]))
+            raise ValueError(f"{of}: they broadcast otherwise than the inputs that this was written from")
+        return forward(*values, **options)
+
+    return held
 
 
 def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
