@@ -149,26 +149,31 @@ class Function:
     def _multiply(self, e: Expression) -> tuple[str, int]:
         """A product: a constant, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
         factor, divided, factors = 1.0, False, list[tuple[int, str, str]]()
+        above, below = list[str](), list[str]()  # numbers that follow lengths
         for (part, joint), n in Counter(self._factors(e)).items():
             if part.op == "number" and np.ptp(part.values) == 0:
                 factor *= float(part.values[0]) ** (n if joint == "*" else -n)
                 divided = divided or joint == "/"
                 continue
             text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
-            leading = re.match(r"[\d.e-]+ \* ", text) if part.op == "number" else None
-            if leading:
-                factor, text = factor * float(leading[0][:-3]), text[leading.end() :]
+            leading = re.match(r"(-?[\d.e-]*)( [*/] )?", text) if part.op == "number" else None
+            if leading and leading[2]:  # all constants are one
+                factor *= float(leading[1])
+                text = text[leading.end() - 3 :].replace(" / ", "1 / ", 1).removeprefix(" * ")
             turned = joint == "*" and text.startswith("1 / ")
-            factors.append((part.values[0].size, "/" if turned else joint, text[4:] if turned else text))
+            text, joint = (text[4:], "/") if turned else (text, joint)
+            if part.op == "number":
+                (below if joint == "/" else above).append(text)
+            else:
+                factors.append((part.values[0].size, joint, text))
         over, under = constant(abs(factor), divided)
-        factors += [(1, "/", under)] if under else []
+        factors += [(1, "/", text) for text in (*below, under) if text]
         short = [f for f in factors if f[0] < e.values[0].size]
         if len(short) > 1:
             factors = short + [f for f in factors if f not in short]
         elif len(factors) == 2:
             factors.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
-        parts = [("*", over)] if over != "1" else []
-        parts += [f[1:] for f in factors]
+        parts = [("*", text) for text in (over, *above) if text != "1"] + [f[1:] for f in factors]
         lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
         start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
         return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
@@ -176,10 +181,8 @@ class Function:
     _divide = _multiply
 
     def _factors(self, e: Expression, joint: str = "*") -> Iterator[tuple[Expression, str]]:
-        """What is multiplied, and what it is divided by; a square is a factor twice."""
-        if e not in self.names and e.op == "square":
-            yield from [(e.args[0], joint)] * 2
-        elif e in self.names or joint == "/" or e.op not in ("multiply", "divide"):
+        """What is multiplied, and what it is divided by."""
+        if e in self.names or joint == "/" or e.op not in ("multiply", "divide"):
             yield e, joint
         else:
             yield from self._factors(e.args[0])
