@@ -329,7 +329,7 @@ def test_a_gradient_that_is_0_at_the_inputs_is_not_written(tmp_path, capsys):
         "def cosine_backward(ds, cache):\n    pass\n"
     )
     assert main(["write", str(path), "--inputs", "a=(5,4) b=(5,1)"]) == 2
-    assert "cosine_backward: the gradient of b is 0 where it has an axis of length 1" in capsys.readouterr().err
+    assert "cosine_backward: the gradient of b is 0 where an axis has length 1" in capsys.readouterr().err
     assert main(["write", str(path), "--inputs", "a=(5,4) b=(5,4)"]) == 0
 
 

@@ -359,15 +359,6 @@ class Expressions:
         turned = [self.make("transpose", (x,), e.params, v) for x, v in zip(a.args, swapped, strict=False)]
         return self.make("matmul", tuple(turned[::-1]), {}, e.values) if len(turned) == 2 else None
 
-    def _scatter(self, e: Expression, a: Any) -> Any:
-        """What was rolled, rolled back."""
-        index = e.params.get("index")
-        if not isinstance(index, Expression) or index.op != "roll":
-            return None
-        back = (a, self.do("negative", index.args[1]), *index.args[2:])
-        values = tuple([w.reshape(shape) for w, shape in zip(e.values, a.shapes, strict=True)])
-        return self.make("reshape", (self.make("roll", back, index.params, values),), {}, e.values)
-
     def _getitem(self, e: Expression, a: Any) -> Any:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
         index = e.params.get("index")

@@ -10,9 +10,9 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial, reduce, wraps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -174,10 +174,7 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
     def forward(*values: Any) -> Any:
         for path, value in zip(parameters_of, values[count:], strict=True):
             *way, last = path.split(".")
-            owner = module
-            for step in way:
-                owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
-            setattr(owner, last, value)
+            setattr(reduce(lambda part, step: getattr(part, step, None) or part[int(step)], way, module), last, value)
         return module.forward(*values[:count])
 
     return forward, (*inputs, *parameters_of.values()), names
@@ -189,8 +186,10 @@ class _Module(Writer):
     def source(self, titles: Sequence[str]) -> str:
         """The text of both."""
         ends, first = [*self.gradients.values()], self.first
-        reached = ends + [part for e in below(ends, self.forward) for part in e.parts]
-        crossing = sorted(self._crossing(reached), key=attrgetter("serial"))
+        # What backward reads of forward; what is cheap it makes again from what that is made of.
+        kept = [e for e in self.forward if e in self.named or not cheap(e)]
+        reached = {*ends, *[part for e in below(ends, kept) for part in e.parts]}
+        crossing = sorted(reached.intersection(kept), key=attrgetter("serial"))
         ahead = self._ahead(crossing)
         outputs = [ahead.text(y) for y in self.ys]
         read = {e: ahead.names[e] for e in crossing if e in ahead.names} | ahead.names
@@ -213,8 +212,8 @@ class _Module(Writer):
             raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
         if len(cached) > 1:
             ahead.lines.append(wrapped("cache = ", cached))
-        kept = "cache" if len(cached) > 1 else "".join(cached) or "None"
-        ahead.lines = [*self.guard(), *measured, *ahead.lines, wrapped("return ", outputs, f", {kept}")]
+        cache = "cache" if len(cached) > 1 else "".join(cached) or "None"
+        ahead.lines = [*self.guard(), *measured, *ahead.lines, wrapped("return ", outputs, f", {cache}")]
         unpacked = [wrapped("", cached, " = cache")] if cached else []
         back.lines = [*unpacked, *opened, *back.lines, wrapped("return ", returned)]
         arguments = [*first.args, *[f"{name}={value!r}" for name, value in first.options.items()]]
@@ -245,12 +244,6 @@ class _Module(Writer):
             if len(out.text(y)) > WIDTH // len(self.ys) - 20:
                 out.line(y, out.fresh("y"))
         return out
-
-    def _crossing(self, read: Iterable[Expression]) -> set[Expression]:
-        """What backward reads of forward; what is cheap it makes again from what that is made of."""
-        kept = [e for e in self.forward if e in self.named or not cheap(e)]
-        again = below([e for e in read if e in self.forward and e not in kept], kept)
-        return {e for e in (*read, *[part for inner in again for part in inner.parts]) if e in kept}
 
 
 def _holding(forward: Callable[..., Any], runs: Sequence[Recording]) -> Callable[..., Any]:

@@ -60,9 +60,7 @@ class Writer:
         for e, name in self.inputs.items():
             g = self.gradients.get(name)
             if g and g.op == "zero" and e in self.forward and 1 in g.shapes[0]:
-                raise Unwritable(
-                    f"the gradient of {name} is 0 where it has an axis of length 1, and there alone perhaps"
-                )
+                raise Unwritable(f"the gradient of {name} is 0 where an axis has length 1, and there alone perhaps")
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
         upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.args)
@@ -81,13 +79,7 @@ class Writer:
                 meanings[e] = "std"
         return meanings
 
-    def back(
-        self,
-        out: Function,
-        known: Names,
-        gradients: Names,
-        ys: Sequence[Expression] = (),
-    ) -> None:
+    def back(self, out: Function, known: Names, gradients: Names, ys: Sequence[Expression] = ()) -> None:
         """The backward pass: a line for the gradient of each named value, and for what is used twice.
 
         `known` are the names of values, `gradients` those of the gradients that are asked for.
