@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial, update_wrapper, wraps
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from ...engine.node import Node
 from ..referee.author import Context
 from ..referee.calls import Calls
 from ..referee.conventions import called, loss, plans
-from ..referee.frameworks import seeded
 from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
 from ..referee.judge import check_backward
 from ..referee.pairs import Pair
@@ -77,19 +76,18 @@ class _Author:
         back = _returned(pair)
         pair = pair if back is not None else _as_named(pair)
         calls: Any = pair.calls
-        self.calls, self.author, self.pair = calls, calls.author, pair
+        self.author, self.pair = calls.author, pair
         self.whole, self.unit = self.author.forward is self.author.backward, calls.plan.unit
         self.inputs = {
             n: np.array(v, float) if is_float(v) else v for n, v in zip(pair.names, pair.inputs, strict=True)
         }
-        self.places: dict[str, list[Path]] = dict(calls.slots)
         taken = signature(self.author.backward)
         if any(p.kind is p.VAR_POSITIONAL for p in taken.values()):
             raise Unwritable("backward takes any number of arguments")
         listed = [*taken][int(self.author.leads) :]
         self.lead = next(iter(taken)) if self.author.leads else ""
         self.arguments = dict(zip(listed, calls.plan.arguments, strict=False))
-        self._add_the_rest()
+        self.calls = self._with_the_rest(calls)
         self.keys: list[str] = []  # of a dict that is returned
         self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
         self.kept: dict[str, Path] = dict(calls.places)  # where gradients are kept
@@ -100,17 +98,19 @@ class _Author:
         if not self.wanted:
             raise Unwritable("backward has no gradient to return")
 
-    def _add_the_rest(self) -> None:
-        """Take what else forward reads of the object for inputs, as eps, which is called so then, or running means."""
-        code, own = code_of(self.author.forward), {"object": self.author.owner} if self.lead else {}
-        mine = [(("object", name), value) for name, value in vars(own["object"]).items()] if own else []
+    def _with_the_rest(self, calls: Calls) -> Calls:
+        """The calls, with what else forward reads of the object for inputs, as eps, or running means."""
+        code, own, slots = code_of(self.author.forward), self.author.owner if self.lead else None, dict(calls.slots)
+        mine = [(("object", name), value) for name, value in getattr(own, "__dict__", {}).items()]
         mine = [(path, value) for path, value in mine if re.search(rf"\.{path[1]}\b", code)]
-        inner = [(path, value) for path, value in arrays(own).items() if isinstance(value, float) and len(path) > 2]
+        held = arrays({"object": own}).items()
+        inner = [(path, value) for path, value in held if isinstance(value, float) and len(path) > 2]
         for path, value in [*mine, *inner[:6]]:
             name, value = label(path[1:]), float(value) if isinstance(value, float) else value
             known = is_float(value) or type(value) in (int, bool, str, float)
             if known and name not in self.inputs:
-                self.places[name], self.inputs[name] = [path], value
+                slots[name], self.inputs[name] = [path], value
+        return replace(calls, slots=slots)
 
     def _statement(self, name: str, path: Path) -> str:
         """The statement by which the author keeps a gradient."""
@@ -128,15 +128,8 @@ class _Author:
 
     def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
         """The outputs of the author's forward pass, and what there is after it."""
-        named = dict(zip(self.inputs, values, strict=True))
-        seen = {"object": self.author.copied(), "input": {n: v for n, v in named.items() if n not in self.places}}
-        for name, paths in self.places.items():
-            for path in paths:
-                put(seen, path, named[name])
-        with seeded(self.author.forward):
-            lead = [seen["object"]] if self.lead else []
-            result = forward(*lead, *seen["input"].values(), **options)
-        seen["result"] = [*result] if isinstance(result, tuple | list) else [result]
+        forward = update_wrapper(partial(forward, **options), self.author.forward)
+        seen = replace(self.calls, author=replace(self.author, forward=forward)).passed(values)
         return (*self.calls.outputs(seen), seen)
 
     def spelled(self, path: Path) -> str:
@@ -149,7 +142,8 @@ class _Author:
 
     def _find_destinations(self, back: Gradients | None) -> None:
         """Where the author's gradients go: by what his backward pass does, else by what it says."""
-        calls, names = self.calls, [n for n in self.pair.names if is_float(self.inputs[n])]
+        calls: Any = self.pair.calls
+        names = [n for n in self.pair.names if is_float(self.inputs[n])]
         answer = back.back if back is not None else None
         listed = list(answer) if isinstance(answer, tuple | list) else [answer]
         known = {plain(name): name for name in reversed(self.pair.names)}
@@ -218,8 +212,7 @@ class _Author:
             back = self.pair.call(lambda *_: result, 1.0, [*seen["input"].values()])
         else:
             dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
-            calls, start = replace(self.calls, places=self.kept), {n: run.inputs[n] for n in self.calls.slots}
-            back = calls.pulled(new, dy, seen | {"start": start, "own": []}, outputs)
+            back = replace(self.calls, places=self.kept).pulled(new, dy, seen, outputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         run.hold(outputs, _gradients(back, run.inputs), 1e-5 if rough else 1e-9)
 
@@ -316,7 +309,7 @@ class _Answer(Writer):
         for text, value in reached[0].items():
             some, text = [run.get(text) for run in reached], own.get(text, text)
             e = self._known(some)
-            place = e is not None and e.op == "input" and self.author.places.get(e.args[0])
+            place = e is not None and e.op == "input" and self.author.calls.slots.get(e.args[0])
             if place and text != self.author.spelled(place[0]):
                 continue  # it stands elsewhere too
             if isinstance(value, Tensor | np.ndarray):
@@ -418,8 +411,8 @@ class _Answer(Writer):
 
     def _spelled(self, name: str) -> str:
         """An input of forward as backward reads it."""
-        if name in self.author.places:
-            return self.author.spelled(self.author.places[name][0])
+        if name in self.author.calls.slots:
+            return self.author.spelled(self.author.calls.slots[name][0])
         if any(text == name or text.startswith(f"{name}[") for text in self.constants):
             return name
         text = next((self.read[e] for e, own in self.inputs.items() if own == name and e in self.read), "")

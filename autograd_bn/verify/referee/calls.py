@@ -87,6 +87,10 @@ class Calls:
 
         @wraps(self.author.forward)
         def forward(*values: Any) -> tuple[Any, Any]:
+            for (name, paths), value in zip(self.slots.items(), values[len(self.names) :], strict=True):
+                shape = np.shape(get({"object": self.author.owner}, paths[0]))
+                if shape != np.shape(value):
+                    raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
             seen = self.passed(values)
             outputs = self.outputs(seen)
             kept = _Kept(seen, outputs, partial(self._watched, seen))
@@ -118,9 +122,6 @@ class Calls:
         seen: Seen = {"object": self.author.copied(), "input": inputs}
         seen["start"] = dict(zip(self.slots, values[count:], strict=True))
         for name, value in seen["start"].items():
-            shape = np.shape(get(seen, self.slots[name][0]))
-            if shape != np.shape(value):
-                raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
             for path in self.slots[name]:
                 put(seen, path, lift(value))
             seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
