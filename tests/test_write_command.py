@@ -109,6 +109,20 @@ class Single:
     def backward(self, g):
         return g
 
+class Ctx:
+    def save_for_backward(self, *values):
+        self.saved = values
+
+class Tangent:
+    @staticmethod
+    def forward(ctx, x):
+        out = np.tanh(x)
+        ctx.save_for_backward(out)
+        return out
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
 class CrossEntropy:
     def __call__(self, y_pred, y_true):
         self.p = np.exp(y_pred) / np.sum(np.exp(y_pred), axis=1, keepdims=True)
@@ -265,6 +279,12 @@ def test_a_constant_that_forward_keeps_is_read(written):
     true = np.zeros((4, 3))
     np.add.at(true, [[0, 3, 1], [1, 1, 2]], dy)
     assert np.allclose(layer.dE, true, rtol=1e-12)
+
+
+def test_a_context_of_the_files_own_is_read_in_the_class_of_the_passes(written):
+    text, _ = written("Tangent.backward")
+    assert "class Tangent:\n    @staticmethod\n    def backward(ctx, dy):\n" in text
+    assert text.endswith("return dy * (1 - ctx.saved[0] ** 2)\n")
 
 
 def test_a_loss_of_an_object_has_the_gradient_for_1(written):

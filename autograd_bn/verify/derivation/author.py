@@ -16,7 +16,6 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.node import Node
-from ..referee.author import Context
 from ..referee.calls import Calls
 from ..referee.conventions import called, loss, plans
 from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
@@ -169,9 +168,9 @@ class _Author:
     @property
     def home(self) -> str:
         """The class that the backward pass stands in, or nothing."""
-        home = str(unwrapped(self.author.backward).__qualname__).rpartition(".")[0].rpartition(".")[2]
-        made = self.lead and not isinstance(self.author.owner, type | Context)
-        return type(self.author.owner).__name__ if made else home.replace("<locals>", "")
+        old, owner = unwrapped(self.author.backward), type(self.author.owner)
+        home = str(old.__qualname__).rpartition(".")[0].rpartition(".")[2].replace("<locals>", "")
+        return owner.__name__ if self.lead and hasattr(owner, old.__name__) else home  # a subclass's
 
     def judged(self, text: str, runs: Sequence[Recording]) -> Derivation:
         """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
