@@ -17,7 +17,7 @@ ONES = np.ones(64)
 # Up to how many elements BLAS does so in one thread.
 ALONE = 1 << 13
 # How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
-SPARE = 2.0**16
+SPARE = 2.0**12
 
 
 class Mean(NamedTuple):
