@@ -77,9 +77,8 @@ class _Author:
         calls: Any = pair.calls
         self.author, self.pair = calls.author, pair
         self.whole, self.unit = self.author.forward is self.author.backward, calls.plan.unit
-        self.inputs = {
-            n: np.array(v, float) if is_float(v) else v for n, v in zip(pair.names, pair.inputs, strict=True)
-        }
+        named = zip(pair.names, pair.inputs, strict=True)
+        self.inputs = {n: np.array(v, float) if is_float(v) else v for n, v in named}
         taken = signature(self.author.backward)
         if any(p.kind is p.VAR_POSITIONAL for p in taken.values()):
             raise Unwritable("backward takes any number of arguments")

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce, wraps
+from functools import lru_cache, partial, reduce, wraps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -92,9 +92,9 @@ def write_backward(
     for each batch norm, however it is spelled.
 
     The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
-    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. It is for
-    inputs of as many axes, and that broadcast as these do. `TypeError` and `ValueError` say why none is written: a
-    branch on data, values that leave the tensors, a random mask, an operation without source.
+    inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. Its forward
+    refuses inputs that broadcast otherwise than these. `TypeError` and `ValueError` say why none is written: a branch
+    on data, values that leave the tensors, a random mask, an operation without source.
 
     >>> import numpy as np, autograd_bn as ag
     >>> def forward(x, w):
@@ -253,17 +253,21 @@ def _holding(forward: Callable[..., Any], runs: Sequence[Recording]) -> Callable
         for axis in range(np.ndim(value)):
             alike.setdefault(tuple([run.inputs[name].shape[axis] for run in runs]), []).append((name, axis))
 
-    @wraps(forward)
-    def held(*values: Any, **options: Any) -> Any:
-        shapes = {name: np.shape(value) for name, value in zip(inputs, values, strict=False)}
+    @lru_cache(maxsize=100)
+    def check(given: tuple[tuple[int, ...], ...]) -> None:
+        shapes = dict(zip(inputs, given, strict=False))
         wrong = [name for name, shape in shapes.items() if len(shape) != np.ndim(inputs[name])]
         for lengths, places in alike.items():
             own = {shapes[name][axis] for name, axis in places if name in shapes and not wrong}
             if len(own) > 1 or max(own, default=1) > max(lengths) == 1:
                 wrong = [name for name, _ in places]
         if wrong:
-            of = " and ".join(dict.fromkeys([f"{name} has shape {shapes[name]}" for name in wrong]))
+            of = " and ".join(dict.fromkeys([f"{name} has shape {shapes[name]}" for name in wrong if name in shapes]))
             raise ValueError(f"{of}: they broadcast otherwise than the inputs that this was written from")
+
+    @wraps(forward)
+    def held(*values: Any, **options: Any) -> Any:
+        check(tuple(map(np.shape, values)))
         return forward(*values, **options)
 
     return held

@@ -474,10 +474,8 @@ def sources(function: Any) -> dict[str, str]:
     name, others, renamed = function.__name__.strip("_"), dict[str, str](), dict[str, str]()
     definition: Any = None
     with contextlib.suppress(OSError, TypeError, SyntaxError):
-        definition, reads = (
-            ast.parse(textwrap.dedent(inspect.getsource(function))).body[0],
-            inspect.getclosurevars(function),
-        )
+        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        reads = inspect.getclosurevars(function)
     if not isinstance(definition, ast.FunctionDef):
         raise Unwritable(f"{name} has no source to write above")
     for key, value in {**reads.globals, **reads.nonlocals}.items():

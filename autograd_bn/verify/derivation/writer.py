@@ -29,9 +29,8 @@ class Writer:
     """
 
     def __init__(self, runs: Sequence[Recording], upstream: str, stored: Container[int] | None = None) -> None:
-        self.runs, self.first = runs, runs[0]
-        first, self.made = runs[0], Expressions(runs, stored)
-        made = self.made
+        first, made = runs[0], Expressions(runs, stored)
+        self.runs, self.first, self.made = runs, first, made
         self.ys = made.of(*[run.outputs for run in runs])
         arrays = [name for name, value in first.args.items() if isinstance(value, Tensor | np.ndarray)]
         self.inputs: Names = {made.of(*[run.args[name] for run in runs]): name for name in arrays}
