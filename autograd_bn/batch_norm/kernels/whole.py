@@ -91,10 +91,10 @@ class Plan:
 
     def sum_of_products(self, t: Array, h: Array, spare: bool = False) -> Array:
         """The sum of `t * h`, in one go if they have bits to spare, as float32 in double has."""
-        contiguous = self.leading and self.as_matrix and t.flags.c_contiguous and h.flags.c_contiguous
+        contiguous = self.folds and t.flags.c_contiguous and h.flags.c_contiguous
         if spare and contiguous:
             return self._laid(np.einsum("ij,ij->j", t.reshape(self.matrix), h.reshape(self.matrix)))
-        if not (self.folds and contiguous and t.dtype.char == h.dtype.char == "d"):
+        if not (contiguous and t.dtype.char == h.dtype.char == "d"):
             return self.sum(np.multiply(t, h, out=empty_like(t)))
         (t, odd_t), (h, odd_h) = self._cut(t.reshape(self.matrix)), self._cut(h.reshape(self.matrix))
         parts = np.einsum("kij,kij->kj", t, h)
@@ -105,7 +105,7 @@ class Plan:
     def into(self, out: Array, operation: np.ufunc, t: Array, vector: Array) -> Array:
         """out = operation(t, vector), where `vector` has the shape of the sums; `t` may be `out`."""
         if t.dtype != out.dtype:  # NumPy is slow to convert and compute in one
-            np.copyto(out, t, casting="same_kind")
+            out[...] = t
             t = out
         if self.fold == 1 or not (t.flags.c_contiguous and out.flags.c_contiguous):
             return operation(t, vector, out=out)  # type: ignore[no-any-return]
@@ -156,7 +156,7 @@ def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Array]:
     if x.dtype == t.dtype:
         high = plan.sum(x) / n
     else:
-        np.copyto(t, x)
+        t[...] = x
         total = plan.sum(t)
         high = total / n
         correction = total * high
@@ -225,5 +225,5 @@ def affine(
 def cast(x: Array, dtype: np.dtype[Any]) -> Array:
     """A new array of the same numbers in another dtype."""
     t = empty_like(x, dtype)
-    np.copyto(t, x, casting="same_kind")
+    t[...] = x
     return t
