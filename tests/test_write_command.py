@@ -456,3 +456,29 @@ def test_functions_in_a_function_are_solved_in_its_place():
 
     solution = ag.check_backward(forward, backward, arrays((5, 4))).solution
     assert solution.source == "def backward(dy, y):\n    return dy * (1 - y**2)\n"
+
+
+def test_the_mode_of_a_batch_norm_is_said_where_its_cache_is_of_training_alone(tmp_path, capsys):
+    (tmp_path / "course.py").write_text("""
+import numpy as np
+
+def norm_forward(x, gamma, beta, bn_param):
+    mode, eps = bn_param["mode"], bn_param.get("eps", 1e-5)
+    mean, var, cache = x.mean(axis=0), x.var(axis=0), None
+    if mode == "test":
+        mean, var = bn_param["running_mean"], bn_param["running_var"]
+    std = np.sqrt(var + eps)
+    xhat = (x - mean) / std
+    if mode == "train":
+        bn_param["running_mean"], bn_param["running_var"] = mean, var
+        cache = (xhat, gamma, std)
+    return gamma * xhat + beta, cache
+
+def norm_backward(dout, cache):
+    pass
+""")
+    assert main(["write", str(tmp_path / "course.py")]) == 0
+    text = capsys.readouterr().out
+    assert "# where bn_param['mode'] is 'train'\n" in text
+    assert "dx = gamma / std * (dout - dbeta / N - dgamma / N * xhat)\n" in text.replace("len(dout)", "N")
+    assert "def norm_forward" not in text

@@ -119,23 +119,30 @@ class Writer:
         return lines, left
 
     def guard(self, spelled: Callable[[str], str] = str) -> list[str]:
-        """Refuse lengths and numbers for which forward takes another course, or takes none; by what they are called."""
+        """Refuse lengths and numbers for which forward takes another course, or takes none; by what they are called.
+
+        A word that forward keeps nowhere, as the mode of its options, is said alone: in another there is no cache.
+        """
         first, second = self.runs[:2]
         others, tests, said = {**second.inputs, **second.options}, list[str](), list[str]()
+        words = list[str]()
         for name, value in {**first.inputs, **first.options}.items():
             facts = _settled(name, value, others[name])
             text = spelled(name) if facts else ""
-            if not text and any(type(v) in (bool, str) or np.min(v) < 2 for v in facts.values()):
+            words += [
+                f"# where {what.format(name)} is {v!r}" for what, v in facts.items() if not text and type(v) is str
+            ]
+            if not text and any(type(v) is bool or (type(v) is not str and np.min(v) < 2) for v in facts.values()):
                 raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
             for what, v in facts.items() if text else ():
                 what = what.format(text)
                 tests.append(f"{what} != {v!r}" if type(v) is not bool else f"not {what}" if v else what)
                 said.append(f"{what} == {v!r}")
         if not tests:
-            return []
+            return words
         why = "written for " + " and ".join(said).replace('"', "'")
         why = why if len(why) < 72 else "written for other lengths and numbers"
-        return [wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{why}")']
+        return [*words, wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{why}")']
 
 
 def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
