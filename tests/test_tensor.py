@@ -606,3 +606,9 @@ def test_tab_lists_what_is_public():
     assert {"tensor", "nn", "batch_norm", "render", "optim", "softmax"} <= set(listed)
     assert not {"import_module", "Any", "TYPE_CHECKING", "engine", "annotations"} & set(listed)
     assert all(name in dir(ag.tensor(1.0)) for name in ("sum", "relu", "clip", "backward"))
+
+
+def test_a_tensor_is_compared_with_what_is_no_number_as_an_array_is():
+    t = ag.tensor([1.0, 2.0], requires_grad=True)
+    assert not (t == "train").any()
+    assert (t != None).all()  # noqa: E711

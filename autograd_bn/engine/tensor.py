@@ -312,6 +312,12 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
     def __neg__(self) -> Tensor:
         return ops.negative(self)
 
+    def __eq__(self, other: Any) -> Any:  # of what is no number, too
+        return plain(self) == plain(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return plain(self) != plain(other)
+
     __hash__ = object.__hash__
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -353,6 +359,26 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
         return operation(self, other)
 
     # Methods: NumPy's, and those of PyTorch's that mean the same
+
+    def sum(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The sum over `axis`."""
+        return ops.sum(self, axis, keepdims, **options)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The mean over `axis`."""
+        return ops.mean(self, axis, keepdims, **options)
+
+    def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False, **options: Any) -> Tensor:
+        """The variance over `axis`."""
+        return ops.var(self, axis, ddof, keepdims, **options)
+
+    def max(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The largest element over `axis`."""
+        return ops.max(self, axis, keepdims, **options)
+
+    def min(self, axis: Axis = None, keepdims: bool = False, **options: Any) -> Tensor:
+        """The smallest element over `axis`."""
+        return ops.min(self, axis, keepdims, **options)
 
     def reshape(self, *shape: Any, **options: Any) -> Tensor:
         """The same elements in another shape, one sequence or spelled out."""
