@@ -88,7 +88,8 @@ class Calls:
         @wraps(self.author.forward)
         def forward(*values: Any) -> tuple[Any, Any]:
             for (name, paths), value in zip(self.slots.items(), values[len(self.names) :], strict=True):
-                shape = np.shape(get({"object": self.author.owner}, paths[0]))
+                taken = dict(zip(self.names, values, strict=False))
+                shape = np.shape(get({"object": self.author.owner, "input": taken}, paths[0]))
                 if shape != np.shape(value):
                     raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
             seen = self.passed(values)

@@ -123,7 +123,7 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None
                 continue
             with suppress(ValueError, TypeError):  # what can't be judged there is judged here
                 report = check(variant.pair)
-                raised = bool(report.diagnosis) and report.diagnosis[0].kind == "raised"
+                raised = bool(report.diagnosis) and report.diagnosis[0].kind in ("raised", "shape")
                 if raised and variant.raises != "wrong":
                     reasons += [variant.raises] if variant.raises else []
                 elif report.status == "wrong":

@@ -101,6 +101,9 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
             ahead, back = _each(ahead), _each(back)
         pair = on(partial(numpy_pair, ahead, back))
         yield Entry(forward or name, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
+    elif written and _returns_a_function(value):  # `y, backward = f(x)`
+        on = partial(_on, _torch_of(space, value))
+        yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(_spread(value)))
     elif _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
         yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)), code=(value,))
@@ -173,6 +176,20 @@ def _each(function: Any) -> Any:
             return np.vectorize(function, otypes=[float])(*values)
 
     return call
+
+
+def _returns_a_function(function: Any) -> bool:
+    """Whether a function returns two results, of which the second is a function that is defined in it."""
+    nodes = [*ast.walk(syntax(function))]
+    inner = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    pairs = [n.value.elts for n in nodes if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
+    lasts = [elements[1] for elements in pairs if len(elements) == 2]
+    return any(isinstance(last, ast.Lambda) or getattr(last, "id", "") in inner for last in lasts)
+
+
+def backward(dy: Any, cache: Any) -> Any:
+    """What the function that came back beside the output makes of dy."""
+    return cache(dy)
 
 
 def _is_loss(name: str, returned: list[str]) -> bool:

@@ -39,7 +39,7 @@ BTD ND : seq(uence)?s?|(hidden)?states
     (num|n)(out|hid|filt|cat|class)\w*|units|classes|neurons|hidden|filters|m
 =[4,3] =[4,3,3] =[3] =4 : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
-options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs)
+options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
 ~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs?|phat|al|yp
 ~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND : out(put)?s?|logits|scores
 ND DN MN NM BIJD BM : [ac]prev|prev[ac]

@@ -177,7 +177,9 @@ class Referee:
                 self.runs.remove(run)
 
     def _known(self, run: Run, judged: Sequence[str]) -> bool:
-        """Whether the truth is as well known there as elsewhere, and the gradients are finite."""
+        """Whether the truth is as well known there as elsewhere, the output not flat, and the gradients finite."""
+        if run.y.size > 1 and not np.ptp(run.y):
+            return False
         for name in judged:
             largest, noise = np.max(np.abs(run.truth[name]), initial=0), run.noise[name]
             known = np.max(noise, where=np.isfinite(noise), initial=0) <= 1e-9 * largest

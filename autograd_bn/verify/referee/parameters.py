@@ -142,15 +142,15 @@ class _Pass:
         seen = calls.passed(copy.deepcopy([*calls.all.values()]))
         outputs = calls.outputs(seen)
         y = np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
-        before = arrays({"object": seen["object"]})
+        before = arrays(_holders(seen))
         bits = {path: array(value).tobytes() for path, value in before.items() if is_array(value)}
         dy = np.ones(y.shape) if calls.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
         out = Returned()
         out.sort(calls.pulled(calls.author.backward, shaped, seen, outputs), calls.all, dict.fromkeys(floats, 1.0))
-        held = arrays({"object": seen["object"]})
+        held = arrays(_holders(seen))
         after = {path: value for path, value in held.items() if hasattr(value, "dtype")}
-        lists = {p for p in after if p in bits and isinstance(get({"object": seen["object"]}, p), list)}
+        lists = {p for p in after if p in bits and isinstance(get(seen, p), list)}
         same = {p for p, v in after.items() if p in lists or before.get(p) is v}
         new = {p for p, v in after.items() if p not in same or bits.get(p) != array(v).tobytes()}
         return cls(y, dy, out.gradients, held, new)
@@ -159,6 +159,12 @@ class _Pass:
     def open(self) -> dict[Path, Any]:
         """The arrays in which a gradient may be."""
         return {path: value for path, value in self.held.items() if hasattr(value, "dtype")}
+
+
+def _holders(seen: dict[str, Any]) -> dict[str, Any]:
+    """Where backward may leave gradients: the object, and the dicts among what forward took."""
+    dicts = {name: value for name, value in seen["input"].items() if isinstance(value, dict)}
+    return {"object": seen["object"], "input": dicts}
 
 
 def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:

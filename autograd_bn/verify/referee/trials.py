@@ -210,7 +210,7 @@ def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
 
 def inputs_name(entry: Entry) -> str:
     """What a file calls the inputs that it gives for a pair."""
-    return re.sub(r"([._]?forward.*|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
+    return re.sub(r"([._]?forward.*|_(fw|fwd|fprop)|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
 def rating(pair: Pair) -> tuple[bool, float]:
