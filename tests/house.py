@@ -17,7 +17,7 @@ LINES = {
     "verify": 10_684,
     "drawing": 2_465,
     "nn": 1_326,
-    "commands": 1_158,
+    "commands": 1_163,
 }
 POSITIONAL = 8
 MAY_COPY = ("reshape", "ravel")

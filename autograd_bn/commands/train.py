@@ -166,6 +166,11 @@ def run(args: argparse.Namespace) -> int:
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
         complain('matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"')
+    elif first and settings["steps"] < EVERY:
+        complain(
+            f"--steps is {settings['steps']}, so there will be no plot: the nets are looked at every {EVERY} steps"
+        )
+    drawn = drawn and settings["steps"] >= EVERY
     with progress(settings["steps"], "", done, quiet=args.json or not first) as show:
         stopped, asked = _train(runs, learn, test if first else None, settings, done, show)
     if not first:
@@ -180,8 +185,8 @@ def run(args: argparse.Namespace) -> int:
         return 130
     if drawn:
         draw(runs, plot)
-    told = {**settings, "nets": [each.row(*test) for each in runs], "plot": str(plot) if drawn else None}
-    told["saved"] = str(target) if args.save else None
+    paths = {"plot": str(plot) if drawn else None, "saved": str(target) if args.save else None}
+    told = {**settings, "nets": [each.row(*test) for each in runs], **paths}
     print(json.dumps(told) if args.json else _report(told, len(learn[0]), len(test[0])))
     return 0
 
