@@ -20,9 +20,10 @@ from ..referee.calls import Calls
 from ..referee.conventions import called, loss, plans
 from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
 from ..referee.judge import check_backward
+from ..referee.names import derivative_of, is_constant, plain
 from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
-from ..referee.returned import Gradients, Returned, derivative_of, is_constant, plain
+from ..referee.returned import Gradients, Returned
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import Expression
 from .lengths import recordings

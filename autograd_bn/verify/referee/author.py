@@ -14,28 +14,13 @@ from typing import Any
 
 from ..gradcheck import Unjudgeable
 from .held import label
+from .names import CONTEXTS, KEEPING, METHODS, WEIGHTS, is_label, plain
 from .source import signature, syntax, unwrapped
 
 _EXPECTED = (
     "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
     "or a function that returns a loss and its gradients"
 )
-# What a class may call its two passes; for functions, see `entries._NAMES`.
-_FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
-fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
-loss compute_loss""".split()
-_BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
-bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
-rueckwaerts indietro""".split()
-_DERIVATIVE = "gradient gradients grad derivative deriv prime compute_derivative compute_gradient".split()
-METHODS = [(f, b) for b in _BACKWARD for f in _FORWARD]
-METHODS += [(f, b) for b in _DERIVATIVE for f in ("compute", "__call__", "function", "loss", "compute_loss")]
-CONTEXTS = ("ctx", "context")
-LABELS = re.compile(r"y|Y|t|[yY]_?(true|real|train|batch|label|target)s?|targets?|labels?|ground_?truth|true_?\w*")
-_SWITCHES = (
-    r"(is_|in_)?train(ing)?(_mode)?|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
-)
-_WEIGHTS = re.compile(r"(?i)b|bias|gamma|beta|w|weights?")
 
 
 @dataclass(frozen=True)
@@ -90,7 +75,9 @@ def parameters(function: Callable[..., Any], count: int | None = None, skip: int
     """The names of a function's first parameters, or of those that a caller must give."""
     listed = [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if count is None:  # a bias is there, too, where it may be left out
-        needed = [p.default is p.empty or (p.default is None and bool(_WEIGHTS.fullmatch(p.name))) for p in listed]
+        needed = [
+            p.default is p.empty or (p.default is None and bool(re.fullmatch(WEIGHTS, plain(p.name)))) for p in listed
+        ]
         return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
     names = [p.name for p in listed[skip : skip + count]]
     return names + [f"input{i}" for i in range(len(names), count)]
@@ -153,7 +140,7 @@ def _called(what: type, name: str) -> Any:
 
 def _switched(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward pass that is told to keep what backward reads, where it has a switch for that, `train=False`."""
-    off = [n for n, p in signature(forward).items() if p.default is False and re.fullmatch(_SWITCHES, n.lower())]
+    off = [n for n, p in signature(forward).items() if p.default is False and re.fullmatch(KEEPING, n.lower())]
     if not off:
         return forward
 
@@ -181,7 +168,7 @@ def loss_class(what: Any) -> type:
         back = cache if isinstance(cache, dict) else {hint: cache}
         return {label(name if isinstance(name, tuple) else (name,)): dy * value for name, value in back.items()}
 
-    wanted = [p for p in taken if p.default is p.empty or LABELS.fullmatch(p.name) or p.name == "reg"]
+    wanted = [p for p in taken if p.default is p.empty or is_label(p.name) or p.name == "reg"]
     forward.__signature__ = inspect.Signature([p.replace(default=p.empty) for p in wanted])  # type: ignore[attr-defined]
     # By these its source is found, by the second from Python 3.13 on.
     place = {key: vars(what)[key] for key in ("__module__", "__firstlineno__") if key in vars(what)}

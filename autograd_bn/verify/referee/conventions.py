@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -14,8 +14,6 @@ import numpy as np
 from ...engine import Tensor
 from ..gradcheck import Unjudgeable
 from .author import (
-    CONTEXTS,
-    LABELS,
     Author,
     author_of,
     context_of,
@@ -28,14 +26,11 @@ from .author import (
 from .calls import Calls, Plan, Seen
 from .frameworks import array, jax_function, library_of, lowered, seeded, torch_function
 from .held import Path, arrays, get, is_array, is_float
+from .names import CACHES, CHOOSES, OUTPUTS, RATES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
-from .parameters import RATES, with_parameters
-from .returned import Gradients, derivative_of, is_constant, plain
+from .parameters import with_parameters
+from .returned import Gradients
 from .source import code_of, framework, signature
-
-_CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
-_OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
-_SELECTS = re.compile(r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)")
 
 
 def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
@@ -125,88 +120,28 @@ def _is_number(value: Any) -> bool:
 # What backward is called with
 
 
-@dataclass(frozen=True)
-class Signs:
-    """What tells how a backward pass is meant: the names and counts of what it takes, and of what forward returned.
-
-    `outputs` are the places of forward's results, the output first, `named` those of the others by their names, and
-    `fixed` what arguments of backward are by theirs.
-    """
-
-    author: Author
-    names: list[str]
-    seen: Seen
-    wanted: list[str]
-    variadic: bool
-    outputs: list[Path]
-    named: dict[str, Path]
-    fixed: dict[str, Path]
-
-    @classmethod
-    def of(cls, author: Author, names: list[str], seen: Seen) -> "Signs":
-        """Read them from a pair of passes, of which the first was run."""
-        wanted, variadic = _wanted(author, names)
-        outputs: list[Path] = [("result", i) for i in range(len(seen["result"]))]
-        if len(outputs) == 1 and seen["result"][0] is None and author.leads:
-            kept = _kept_output(seen)
-            outputs = [kept] if kept else outputs
-        called = returned_names(author.forward)
-        if len(called) == len(outputs) == 2 and called[0] in _CACHES:
-            outputs, called = outputs[::-1], called[::-1]
-        named = dict(zip(called, outputs, strict=False)) if len(outputs) > 1 else {}
-        named = {name: place for name, place in named.items() if name and place != outputs[0]}
-        fixed = dict[str, Path]()
-        for name in wanted:
-            if re.fullmatch(RATES, name) and name not in names and (len(wanted) > 1 or name.startswith("l")):
-                fixed[name] = ("rate",)  # `backward(eta)` takes a gradient
-            elif name == "node":
-                fixed[name] = ("node",)
-            elif name in named and name not in _CACHES:
-                fixed[name] = named[name]
-            elif name in names:
-                fixed[name] = ("input", name)
-        return cls(author, names, seen, wanted, variadic, outputs, named, fixed)
-
-    @property
-    def count(self) -> int:
-        """How many arguments there are."""
-        return len(self.wanted)
-
-    @property
-    def several(self) -> bool:
-        """Whether forward returned more than an output."""
-        return len(self.outputs) > 1
-
-    @property
-    def loss(self) -> Path | None:
-        """The one number among several results, after the first."""
-        results = {place: get(self.seen, place) for place in self.outputs}
-        numbers = [place for place, y in results.items() if isinstance(y, float) or getattr(y, "shape", None) == ()]
-        return numbers[0] if len(numbers) == 1 and numbers[0] != self.outputs[0] else None
-
-    @property
-    def gradients(self) -> int:
-        """How many of them are called as gradients."""
-        return sum(len(derivative_of(name)) > 1 for name in self.wanted)
-
-    @property
-    def dys(self) -> list[Path]:
-        """The gradient of each output."""
-        return [("dy", i) for i in range(len(self.outputs))]
-
-    @property
-    def dys_but_one(self) -> list[Path]:
-        """The gradient of an output for each argument but one."""
-        return self.dys[: self.count - 1]
-
-    @property
-    def caches(self) -> list[Path]:
-        """The results that are a cache by their names, else all but the output, the last first."""
-        return [place for name, place in self.named.items() if name in _CACHES] or self.outputs[:0:-1]
-
-    def is_cache(self, i: int) -> bool:
-        """Whether an argument is a cache by its name."""
-        return plain(self.wanted[i]) in _CACHES
+def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
+    """The ways in which a backward pass may be meant to be called, the likeliest first."""
+    wanted, variadic = _wanted(author, names)
+    outputs, named = _results(author, seen)
+    hung = re.search(r"self\.(out\w*|y|result)\.(g|grad)\b(?!\w* *=[^=])", code_of(author.backward, 0))
+    if hung and not wanted and hasattr(seen["result"][0], "__dict__"):
+        yield Plan((outputs[0],), (), hung=hung[2])  # dy is read from the output, `self.out.g`
+        return
+    caches = [place for name, place in named.items() if name in CACHES] or outputs[:0:-1]
+    known, loss = _known(wanted, names, named), _loss(seen, outputs)
+    if len(outputs) == 1:
+        yield from _without_dy(author, names, seen, known, wanted, outputs[0])
+    results = {name: place for name, place in known.items() if place[0] != "input"}
+    for told in (known, results):  # what is called as an input may be something else
+        free = [name for name in wanted if name not in told]
+        for filled, sure in _filled(free, variadic, outputs, caches, names):
+            count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
+            arguments = [told[name] if name in told else next(filling) for name in wanted]
+            plan = Plan(tuple(outputs[:count]), (*arguments, *filling), sure)
+            if loss and plan.unit:  # `p, loss = forward(x, t)`
+                yield replace(plan, outputs=(loss,))
+            yield plan
 
 
 def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
@@ -222,111 +157,87 @@ def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
     return wanted, variadic
 
 
+def _results(author: Author, seen: Seen) -> tuple[list[Path], dict[str, Path]]:
+    """Where forward's results are, the output first, and the others by what it calls them."""
+    outputs: list[Path] = [("result", i) for i in range(len(seen["result"]))]
+    if len(outputs) == 1 and seen["result"][0] is None and author.leads:
+        kept = _kept_output(seen)
+        outputs = [kept] if kept else outputs
+    called = returned_names(author.forward)
+    if len(called) == len(outputs) == 2 and called[0] in CACHES:
+        outputs, called = outputs[::-1], called[::-1]
+    return outputs, {name: place for name, place in zip(called[1:], outputs[1:], strict=False) if name}
+
+
+def _loss(seen: Seen, outputs: list[Path]) -> Path | None:
+    """The one number among several results, after the first."""
+    results = {place: get(seen, place) for place in outputs}
+    numbers = [place for place, y in results.items() if isinstance(y, float) or getattr(y, "shape", None) == ()]
+    return numbers[0] if len(numbers) == 1 and numbers[0] != outputs[0] else None
+
+
 def _kept_output(seen: Seen) -> Path | None:
     """Where an object keeps the output of a forward pass that returns nothing."""
     now, before = arrays({"object": seen["object"]}), seen["before"]
     inputs = [id(value) for value in seen["input"].values()]
     new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v]
-    named = [p for p in new if plain(p[1]) in _OUTPUTS]  # the input itself too, where that comes out as it is
+    named = [p for p in new if plain(p[1]) in OUTPUTS]  # the input itself too, where that comes out as it is
     kept = named or [p for p in new if id(now[p]) not in inputs]
-    return min(kept, key=lambda p: _OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)
+    return min(kept, key=lambda p: OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)
 
 
-# The rows
+def _known(wanted: list[str], names: list[str], named: dict[str, Path]) -> dict[str, Path]:
+    """What arguments of backward are by their names: a rate, a node, a result of forward or an input."""
+    known = dict[str, Path]()
+    for name in wanted:
+        if re.fullmatch(RATES, name) and name not in names and (len(wanted) > 1 or name.startswith("l")):
+            known[name] = ("rate",)  # `backward(eta)` takes a gradient
+        elif name == "node":
+            known[name] = ("node",)
+        elif name in named and name not in CACHES:
+            known[name] = named[name]
+        elif name in names:
+            known[name] = ("input", name)
+    return known
 
 
-def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
-    """The ways in which a backward pass may be meant to be called, the likeliest first."""
-    signs = Signs.of(author, names, seen)
-    if hung := [*_on_the_output(signs)]:
-        yield from hung
-        return
-    yield from _at_the_prediction(signs)
-    yield from _at_the_input(signs)
-    inputs = {name for name, place in signs.fixed.items() if place[0] == "input"}
-    for unnamed in (set[str](), inputs):  # what is called as an input may be something else
-        known = {name: place for name, place in signs.fixed.items() if name not in unnamed}
-        free = replace(signs, wanted=[name for name in signs.wanted if name not in known])
-        for filled, sure in _filled(free):
-            count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
-            arguments = [known[name] if name in known else next(filling) for name in signs.wanted]
-            plan = Plan(tuple(signs.outputs[:count]), (*arguments, *filling), sure)
-            if signs.loss and plan.unit:  # `p, loss = forward(x, t)`
-                yield replace(plan, outputs=(signs.loss,))
-            yield plan
+def _without_dy(
+    author: Author, names: list[str], seen: Seen, known: dict[str, Path], wanted: list[str], output: Path
+) -> Iterator[Plan]:
+    """A backward pass that takes values alone."""
+    inputs = [name for name in wanted if known.get(name, ("",))[0] == "input"]
+    if len(wanted) == 2 and len(inputs) == 1 and np.ndim(seen["result"][0]) < 2:  # `backward(p, t)` of a loss
+        held = arrays({"object": seen["object"]})
+        for place in [("input", names[0]), *[path for path in held if plain(path[-1]) in OUTPUTS]]:
+            yield Plan((output,), tuple([known.get(name, place) for name in wanted]), False)
+    passes = [getattr(function, "__name__", "") for function in (author.backward, author.forward)]
+    slope = not author.leads and is_slope(*passes) and len(derivative_of(wanted[0] if wanted else "")) < 2
+    if len(wanted) == 1 and names and (inputs or slope):  # `relu_prime(x)`, or of the output, `y * (1 - y)`
+        yield Plan((output,), (known.get(wanted[0], ("input", names[0])),), True)
+        yield Plan((output,), (output,), False)
 
 
-def _on_the_output(signs: Signs) -> Iterator[Plan]:
-    """`backward()` that reads dy from the output, `self.out.g`."""
-    hung = re.search(r"self\.(out\w*|y|result)\.(g|grad)\b(?!\w* *=[^=])", code_of(signs.author.backward, 0))
-    if hung and not signs.wanted and hasattr(signs.seen["result"][0], "__dict__"):
-        yield Plan((signs.outputs[0],), (), hung=hung[2])
-
-
-def _at_the_prediction(signs: Signs) -> Iterator[Plan]:
-    """`backward(p, t)` of a loss, handed what it is the loss of in the place of dy."""
-    labels = [name for name, place in signs.fixed.items() if place[0] == "input"]
-    if len(labels) == len(signs.wanted) - 1 == len(signs.outputs) == 1 and np.ndim(signs.seen["result"][0]) < 2:
-        held = arrays({"object": signs.seen["object"]})
-        kept = [path for path in held if plain(path[-1]) in _OUTPUTS]
-        for place in [("input", signs.names[0]), *kept]:
-            yield Plan((signs.outputs[0],), tuple([signs.fixed.get(name, place) for name in signs.wanted]), False)
-
-
-def _at_the_input(signs: Signs) -> Iterator[Plan]:
-    """`relu_prime(x)`, a derivative in terms of the input, or of the output, `y * (1 - y)`."""
-    back, names, outputs = signs.author.backward, signs.names, signs.outputs
-    slope = re.search("(?i)deriv|prime|grad(ient)?$", getattr(back, "__name__", "")) and not signs.author.leads
-    if len(signs.wanted) == len(outputs) == 1 and (signs.wanted[0] in names or (slope and names)):
-        yield Plan((outputs[0],), (signs.fixed.get(signs.wanted[0], ("input", names[0])),), True)
-        yield Plan((outputs[0],), (outputs[0],), False)
-
-
-Filled = list[tuple[list[Path], bool]]
-
-
-def _filled(signs: Signs) -> Filled:
-    """What fills the arguments without a name of their own, by the first row that fits, and whether that is sure."""
-    return next((filled(signs) for fits, filled in ROWS if fits(signs)), [])
-
-
-def _dys_and_cache(s: Signs) -> Filled:
-    """`backward(dy, cache)`; or dy for each result; or the cache in several results."""
-    filled = [([*s.dys_but_one, s.caches[0]], True)]
-    if s.gradients == s.count:
-        filled.append((s.dys, False))
-    elif s.gradients == 1:
-        filled.append(([s.dys[0], *s.outputs[1:]], False))
+def _filled(
+    free: list[str], variadic: bool, outputs: list[Path], caches: list[Path], names: list[str]
+) -> list[tuple[list[Path], bool]]:
+    """What fills the arguments without a name of their own, and whether that is sure."""
+    dys: list[Path] = [("dy", i) for i in range(len(outputs))]
+    count, several = len(free), len(outputs) > 1
+    gradients = sum(len(derivative_of(name)) > 1 for name in free)
+    first, second = [plain(name) in CACHES for name in [*free, "", ""][:2]]
+    if variadic and not count:
+        return [(dys, True)]
+    filled = [(dys[:count], True)] if count < 2 and not (first and several) else []  # backward(), backward(dy)
+    if several and 0 < count <= len(outputs) and not (count == gradients == 1):
+        ahead, sure = dys[: count - 1], first or count == len(outputs)  # backward(dy, cache), backward(cache, dy)
+        filled += [([cache, *ahead] if first else [*ahead, cache], sure) for cache in caches]
+    if 1 < count == len(outputs) and not first and gradients in (1, count):  # a gradient of each, or more of forward's
+        filled.append((dys if gradients == count else [dys[0], *outputs[1:]], False))
+    if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y)
+        values: list[Path] = [("input", name) for name in names]
+        values.insert(0 if plain(free[1]) in OUTPUTS else len(values), outputs[0])
+        filled += [([dys[0], place], False) for place in values]
     return filled
-
-
-def _dy_and_value(s: Signs) -> Filled:
-    """`backward(dy, x)` or `backward(dy, y)`."""
-    places: list[Path] = [("input", name) for name in s.names]
-    places.insert(0 if plain(s.wanted[1]) in _OUTPUTS else len(places), s.outputs[0])
-    return [([s.dys[0], place], False) for place in places]
-
-
-Row = tuple[Callable[[Signs], bool], Callable[[Signs], Filled]]
-ROWS: tuple[Row, ...] = (
-    # backward(*dys)
-    (lambda s: s.variadic and not s.count, lambda s: [(s.dys, True)]),
-    # backward(), the gradient of a loss for dy = 1
-    (lambda s: s.count == 0, lambda s: [([], True)]),
-    # backward(cache)
-    (lambda s: s.count == 1 and s.several and s.is_cache(0), lambda s: [(s.caches[:1], True)]),
-    # backward(dy), or backward(cache) by another name
-    (lambda s: s.count == 1 and s.several and not s.gradients, lambda s: [(s.dys[:1], True), (s.caches[:1], False)]),
-    (lambda s: s.count == 1, lambda s: [(s.dys[:1], True)]),
-    # backward(cache, dy)
-    (lambda s: s.count == len(s.outputs) and s.is_cache(0), lambda s: [([s.caches[0], *s.dys_but_one], True)]),
-    # backward(dy, cache)
-    (lambda s: s.count == len(s.outputs), _dys_and_cache),
-    # y, cache, more = forward(...)
-    (lambda s: s.count < len(s.outputs), lambda s: [([*s.dys_but_one, cache], False) for cache in s.caches]),
-    # backward(dy, x)
-    (lambda s: s.count == 2 and not s.is_cache(1), _dy_and_value),
-)
 
 
 # The one that fits
@@ -338,7 +249,7 @@ def called(author: Author, inputs: Sequence[Any]) -> Pair:
     seen = calls.passed(copy.deepcopy(calls.inputs))
     candidates = list(dict.fromkeys(plans(author, calls.names, seen)))
     if not candidates:
-        none = len(seen["result"]) == 1 and any(plain(n) in _CACHES for n in signature(author.backward))
+        none = len(seen["result"]) == 1 and any(plain(n) in CACHES for n in signature(author.backward))
         takes = f"backward takes other arguments than (dy, cache): ({', '.join(signature(author.backward))})"
         raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)
     best, rated, raised = calls, -2.0, ""
@@ -369,9 +280,9 @@ def _refuse(calls: Calls, rated: float | None, raised: str) -> None:
     """Decline what backward takes and nobody can hand it, where the gradients aren't right all the same."""
     taken = signature(calls.author.backward)
     wanted = [name for name, p in taken.items() if p.default is p.empty]
-    choices = [name for name in taken if _SELECTS.fullmatch(name) and name not in calls.names]
+    choices = [name for name in taken if re.fullmatch(CHOOSES, name) and name not in calls.names]
     gradients = [name for name in wanted if len(derivative_of(name)) > 1]
-    labels = [n for n in wanted if not gradients and LABELS.fullmatch(n) and n not in calls.names]
+    labels = [n for n in wanted if not gradients and is_label(n) and n not in calls.names]
     if (labels or choices) and rated is None:
         with suppress(Exception):
             rated = share(calls.pair())

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .author import CONTEXTS
+from .names import CONTEXTS, DY, plain
 from .pairs import Pair
-from .returned import plain
 from .source import signature
 from .verdict import Row, Verdict
 
@@ -16,7 +15,6 @@ _LAYOUT = {"raised", "count", "type", "shape"}
 _VAGUE = {"unexplained", "not linear", "mask missing", "lost rows", "not finite", "ignores dy", "weight of a path"}
 _SLIPS = re.compile(r"NameError|UnboundLocalError")  # the author's own, whatever the arguments are
 _LENGTHS = re.compile(r"ValueError: (shapes|matmul|operands|cannot reshape|non-broadcastable)")
-_DY = re.compile(r"d(?!ata|elta|esired|im|ict|ist|loss$).*|g|.*grad.*|upstream.*|.*diff")  # for dy and nothing else
 
 
 def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) -> str:
@@ -69,4 +67,4 @@ def _takes_dy(pair: Pair) -> bool:
     """Whether the first of backward's arguments that is not forward's is dy by its name."""
     taken = [p.name for p in signature(pair.source).values() if p.default is p.empty]
     taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names)][:1]
-    return all(_DY.fullmatch(plain(name)) for name in taken)
+    return all(DY.fullmatch(plain(name)) for name in taken)

@@ -1,6 +1,5 @@
 """What there is to judge in a file, how an object of a class is made, and how each becomes a pair."""
 
-import ast
 import copy
 import inspect
 import itertools
@@ -8,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial, update_wrapper, wraps
+from functools import cached_property, partial, update_wrapper, wraps
 from typing import Any
 
 import numpy as np
@@ -28,21 +27,11 @@ from .conventions import adapt, called, loss, numpy_pair
 from .frameworks import NUMPY, array, torch_library
 from .guesses import meant
 from .held import arrays, is_float, is_tensor
+from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
 from .pairs import Pair
-from .source import framework, signature, syntax, unwrapped
-from .unwritten import COST
+from .source import code_of, framework, signature, unwrapped
 
 _LARGE = 2_000_000  # numbers that an object may hold
-_TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
-# What makes a layer whole takes a shape alone, and has no name of what reaches for a file.
-_BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
-_SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
-_LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
-_NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
-# What a backward pass and the forward pass that belongs to it have in their names.
-_NAMES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
-_NAMES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
-_DERIVATIVE = "(?:derivative|derivate|derivs?|der|gradient|grad|prime|dash|dx|d)"
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     """
     functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
     written = value.__code__.co_filename == space["__file__"]
-    forward = _forward_of(name, functions) if written else None
+    forward = forward_of(name, functions) if written else None
     flag = _flag(value) if written and not forward else None
     if forward or flag:
         ahead, back = functions[forward or name], value
@@ -146,22 +135,9 @@ def _torch_of(space: dict[str, Any], function: Any) -> Any:
     return framework("torch") if "torch" in homes.values() and not plain else None
 
 
-def _forward_of(name: str, functions: dict[str, Any]) -> str | None:
-    """The forward pass that a function's name says that it is the backward pass of."""
-    for back, fore in _NAMES.items():
-        if back in name:
-            wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
-            known = [n for n in functions if wanted == n or wanted.startswith(f"{n}_")] or [*({bare} & {*functions})]
-            known = [n for n in known if n != name]
-            return max(known, key=len) if known else None
-    lowered = {n.lower(): n for n in functions}
-    ends = re.fullmatch(rf"(\w+?)_?{_DERIVATIVE}|{_DERIVATIVE}_?(?:of_)?(\w+)", name.lower())
-    return next((lowered[bare] for bare in (ends.groups() if ends else ()) if bare in lowered), None)
-
-
 def _flag(function: Any) -> str | None:
     """The parameter by which a function is asked for its derivative, `deriv=False`."""
-    flags = [n for n, p in signature(function).items() if p.default is False and re.fullmatch(_DERIVATIVE, n.lower())]
+    flags = [n for n, p in signature(function).items() if p.default is False and n.lower() in SLOPES]
     return flags[0] if flags else None
 
 
@@ -194,10 +170,10 @@ def backward(dy: Any, cache: Any) -> Any:
 
 def _is_loss(name: str, returned: list[str]) -> bool:
     """Whether a function may return a loss and its gradient."""
-    if len(returned) == 1 or _NO_LOSS.search(name):
+    if len(returned) == 1 or NO_LOSS.search(name):
         return False
     said = {bool(re.fullmatch(COST, word)) for word in returned[:2]} == {True, False}
-    return bool(_LOSS.search(name) or (said and _SLOPE.fullmatch(returned[-1])))
+    return bool(LOSS.search(name) or (said and SLOPE.fullmatch(returned[-1])))
 
 
 # Objects
@@ -222,11 +198,22 @@ class Maker:
         """The class's forward pass."""
         return getattr(self.what, self.fore)
 
+    @cached_property
+    def taken(self) -> tuple[int, int]:
+        """How many values the forward pass must be handed, and how many it takes."""
+        most = [p for p in signature(self.forward).values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return len(parameters(self.forward)) - 1, len(most) - 1
+
+    @cached_property
+    def builds(self) -> list[str]:
+        """The methods that may make an object whole."""
+        methods = inspect.getmembers(self.what, inspect.isfunction)
+        return [n for n, method in methods if BUILDS.fullmatch(f"{n}({', '.join(parameters(method)[1:])})")]
+
     def parted(self, values: Sequence[Any]) -> int:
         """How many of the values the object is made of: a file may give those too that have a default."""
-        most = len([p for p in signature(self.forward).values() if p.kind is p.POSITIONAL_OR_KEYWORD]) - 1
-        few = len(values) <= len(self.needed) + most
-        return len(self.needed) if few else len(values) - len(parameters(self.forward)) + 1
+        least, most = self.taken
+        return len(self.needed) if len(values) <= len(self.needed) + most else len(values) - least
 
     def __call__(self, values: Sequence[Any]) -> Any:
         """An object, whole, with training switched on."""
@@ -239,7 +226,7 @@ class Maker:
             else:
                 owner = self.what(**dict(zip(self.needed, values, strict=False)), **self.fixed)
         with suppress(TypeError):
-            for switch in [n for n, value in vars(owner).items() if value is False and re.fullmatch(_TRAINING, n)]:
+            for switch in [n for n, value in vars(owner).items() if value is False and re.fullmatch(TRAINING, n)]:
                 setattr(owner, switch, True)
         if (size := sum([int(np.prod(np.shape(value))) for value in arrays(owner).values()])) > _LARGE:
             name = self.what.__name__
@@ -249,9 +236,9 @@ class Maker:
     def _built(self, owner: Any, values: Sequence[Any]) -> Any:
         """An object that `build(input_shape)`, or another such method, makes whole, where forward fails without it."""
         shape: tuple[int, ...] = np.shape(values[0]) if values else ()
-        methods = [method for _, method in inspect.getmembers(owner, inspect.ismethod) if shape]
-        builds = [m.__name__ for m in methods if _BUILDS.fullmatch(f"{m.__name__}({', '.join(parameters(m))})")]
-        for name, size in [("", shape), *itertools.product(builds, (shape, shape[1:], *shape[-1:]))] if builds else ():
+        if not shape or not self.builds:
+            return owner
+        for name, size in [("", shape), *itertools.product(self.builds, (shape, shape[1:], *shape[-1:]))]:
             with suppress(Exception):
                 made = copy.deepcopy(owner)
                 if name:
@@ -299,25 +286,16 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
     return Maker(what, torch, needed, fixed), {name: kinds[name] for name in needed if name in kinds}
 
 
-_SHAPED = r"zeros|ones|empty|randn?|random|random_sample|standard_normal|eye|identity|range|arange|full|normal|uniform"
+# What is in the brackets of calls that take a shape, and in the inner ones of those that take one beside numbers.
+_SHAPE = r"\b(?:zeros|ones|empty|randn?|random|random_sample|standard_normal|eye|identity|range|arange|size=)"
+_SHAPED = re.compile(_SHAPE + r"\(((?:[^()]|\([^()]*\))*)\)|\b(?:full|normal|uniform)\([^()]*(\([^()]*\))")
 
 
 def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
-    used, kept = set[str](), dict[str, str]()
-    for base in [base for base in what.__mro__ if base.__module__ == what.__module__]:
-        for node in ast.walk(syntax(base)):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-                kept |= {t.attr: node.value.id for t in node.targets if isinstance(t, ast.Attribute)}
-            called = node.func if isinstance(node, ast.Call) else None
-            name = getattr(called, "attr", getattr(called, "id", ""))
-            if isinstance(node, ast.Call) and re.fullmatch(_SHAPED, name):
-                shapes = [*node.args[: 1 if name == "full" else 9], *[k.value for k in node.keywords]]
-                if name in ("normal", "uniform"):  # of which the others are numbers
-                    shapes = [*[a for a in shapes if isinstance(a, ast.Tuple)], *node.args[2:]]
-                parts = [part for shape in shapes for part in ast.walk(shape)]
-                used |= {getattr(part, "attr", getattr(part, "id", "")) for part in parts}
-    return used | {kept[name] for name in used if name in kept}
+    text = "\n".join([code_of(base, 0) for base in what.__mro__ if base.__module__ == what.__module__])
+    used = {word for shapes in _SHAPED.findall(text) for shape in shapes for word in re.findall(r"\w+", shape)}
+    return used | {value for name, value in re.findall(r"self\.(\w+) *= *(\w+)", text) if name in used}
 
 
 def _is_size(name: str) -> bool:

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from .returned import plain
+from .names import BIAS, SHIFT, plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
-LIKELY = 500  # of which so many are the likeliest alone: others are easily taken for what they aren't
-# Kinds that belong together: of features first, of two and of four gates in one matrix, and of these over time.
-FAMILIES = ("DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F")
-TABLED, PATTERNS = 100, 250  # choices before lengths are read from messages; which of them that is begun with
-TAKEN = [10.0**6]  # how far forward gets, in lines, with what it takes
 SMALL = 5000  # numbers of an array whose lengths are read from messages
+# Kinds that belong together: features first, two and four gates in one matrix, and these over time; images.
+FAMILIES = (
+    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F",
+    "BIJD PPDM 111M", "DIJ MDPP"
+)  # fmt: skip
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
 # kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; options are a dict of what
 # forward asks for in vain. Several kinds of a row marked ~ may fit: labels and predictions.
-TABLE = r"""
+TABLE = rf"""
 =3 =4 ND BTD : k
 BTD ND : seq(uence)?s?|(hidden)?states
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
@@ -57,9 +57,9 @@ DM DF MD DT : w(x|i|ax)\w?
 MM MF MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
 DM MD D +D MDPP VM MN PPDM DN D1 BDM : w\d?|weights?|kernels?|filters?|theta|table
-M D F M1 1M D1 111M + T : b\d?|b[a-z]{1,2}|bias(es)?
+M D F M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
-D 1D11 1D D1 M N1 : beta|shift|offset
+D 1D11 1D D1 M N1 : {SHIFT}
 NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
 ~int:NM onehot:ND columns:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
   +ND onehot:DN DN bits:1N :
@@ -176,65 +176,54 @@ def likeliest(listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
                 heapq.heappush(waiting, (total + 1, (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])))
 
 
-class Choices:
-    """Choices of a kind for each parameter: the likeliest first; where these are in vain, by what is said of them.
+def by_turns(*sources: Iterator[Any]) -> Iterator[Any]:
+    """What these give, one of each in turn, while there is any."""
+    waiting = deque(sources)
+    while waiting:
+        source = waiting.popleft()
+        for item in itertools.islice(source, 1):
+            yield item
+            waiting.append(source)
 
-    Then every axis has a length of its own, and "size 5 is different from 3" says which two should be the same. At
-    last, those next to what got forward furthest take turns with the likeliest.
+
+class Choices:
+    """Choices of a kind for each parameter, in chains: each follows from what was said of the one before.
+
+    Chains begin by turns with the likeliest, with kinds that belong together, and with arrays in which every axis has a
+    length of its own: of these, "size 5 is different from 3" says which two should be the same.
     """
 
     def __init__(self, kinds: list[list[str]]) -> None:
-        self._kinds, self._tried, self._refused = kinds, set[tuple[str, ...]](), 0
-        self._next, self._near, self._furthest = deque[tuple[str, ...]](), list[tuple[str, ...]](), list[float]()
+        self._kinds, self._next = kinds, list[tuple[str, ...]]()
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        likely = likeliest(self._kinds)
-        families = [
-            likeliest([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
-            for family in FAMILIES
-        ]
-        while len(self._tried) < TRIALS:
-            turn, chosen = len(self._tried), tuple[str, ...]()
-            if self._next:
-                chosen = self._next.popleft()
-            elif self._furthest < TAKEN and self._near and turn > LIKELY and turn % 2:
-                chosen = self._near.pop()
-            elif self._furthest < TAKEN and turn % 4 == 2:
-                chosen = next(families[turn // 4 % len(families)], ())
-            chosen = chosen or next(likely, ()) or (self._near.pop() if self._near else ())
-            if not chosen:
+        likely, apart = likeliest(self._kinds), map(spread, likeliest(self._kinds))
+        together = by_turns(
+            *[
+                likeliest([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
+                for family in FAMILIES
+            ]
+        )
+        tried = set[tuple[str, ...]]()
+        for first in by_turns(likely, likely, together, apart):
+            self._next = [first]
+            while self._next:
+                chosen = self._next.pop()
+                if chosen not in tried:
+                    tried.add(chosen)
+                    yield chosen
+            if len(tried) > TRIALS:
                 return
-            if chosen not in self._tried:
-                self._tried.add(chosen)
-                yield chosen
-
-    @property
-    def reads(self) -> bool:
-        """Whether lengths are read from messages by now."""
-        return self._refused >= TABLED
 
     def refused(self, chosen: Sequence[str], message: str, shapes: Sequence[Sequence[int] | None] = ()) -> bool:
         """Whether a choice follows from what was said of one: a message, or shapes that gradients have."""
-        self._refused += 1
         closer = tuple(itertools.starmap(_shaped, itertools.zip_longest(chosen, shapes)))
         closer = agreed(chosen, message) if closer == chosen else closer
-        if self._refused == TABLED:
-            self._next.extend(dict.fromkeys(map(spread, itertools.islice(likeliest(self._kinds), PATTERNS))))
-        elif closer != chosen and all(
-            math.prod(map(int, re.findall(r"\d+", kind))) <= SMALL for kind in closer if "(" in kind
-        ):
-            self._next.appendleft(closer)
-        return closer != chosen
-
-    def ended(self, chosen: tuple[str, ...], depth: list[float]) -> None:
-        """How far forward got with a choice: if further than ever, those with one other kind are next, then two."""
-        if depth <= self._furthest:
-            return
-        ones = [(rank, {i: kind}) for i, kinds in enumerate(self._kinds) for rank, kind in enumerate(kinds)]
-        twos = [(a + b, {**one, **two}) for (a, one), (b, two) in itertools.combinations(ones, 2) if {*one} != {*two}]
-        nearest = [*sorted(ones, key=lambda other: other[0]), *sorted(twos, key=lambda other: other[0])[: TRIALS // 2]]
-        other: Any = lambda changed: tuple([changed.get(i, kind) for i, kind in enumerate(chosen)])
-        self._furthest, self._near = depth, [other(changed) for _, changed in nearest[::-1]]
+        lengths = [map(int, re.findall(r"\d+", kind)) for kind in closer if "(" in kind]
+        if closer == tuple(chosen) or any(math.prod(axes) > SMALL for axes in lengths):
+            return False
+        self._next.append(closer)
+        return True
 
 
 def spread(chosen: Sequence[str]) -> tuple[str, ...]:
@@ -262,11 +251,15 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     The smaller one is kept, but one that can be split into four, and one that no axis has, as a sum or a quarter.
     """
     shapes = re.findall(r"->\(([^)]*)\)", message) or re.findall(r"\((\d[\d, ]*)\)", message)
-    said = re.findall(r"(?:size|from|!=|aligned:|tensor [ab]|\dx(?=\d+ and)|(?<=\d) and) ?\(?(\d+)", message)
+    said: list[Any] = re.findall(r"(?:size|from|!=|aligned:|tensor [ab]|\dx(?=\d+ and)|(?<=\d) and) ?\(?(\d+)", message)
     if "broadcast" in message and len(shapes) > 1:
         ends = itertools.zip_longest(*[reversed(re.findall(r"\w+", shape)) for shape in shapes])
         said = next((axis for end in ends if len(axis := sorted({*end} - {"1", "newaxis", None})) > 1), [])
     lengths = {length for kind in chosen if "(" in kind for length in re.findall(r"\d+", kind)}
+    if reshaped := re.search(r"array of size (\d+) into shape \(([\d, ]+)\)", message):
+        size, wanted = int(reshaped[1]), math.prod(map(int, re.findall(r"\d+", reshaped[2])))
+        pairs = itertools.permutations(sorted(lengths), 2)
+        said = next(([a, b] for a, b in pairs if a != b and int(a) * wanted == int(b) * size), [])
     ranked = sorted(said[:2], key=lambda length: (length in lengths, int(length) % 4 > 0, int(length)))
     if len(ranked) < 2 or ranked[1] not in lengths:
         return tuple(chosen)

@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 
 from ...engine import Tensor
-from .returned import derivative_of, plain
+from .names import GRADIENT_PLACES, PLACES, derivative_of, plain
 
 Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to what it holds
 CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
-# Words on the way to a parameter or to a gradient that say no more than that.
-_PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
-_GRADIENT_PLACES = set(
-    "grads gradients grad gradient dparams diff g deriv derivs derivatives derivative gradval dvalue grad_value".split()
-)
 
 
 def is_float(value: Any) -> bool:
@@ -105,7 +100,7 @@ def put(root: Any, path: Path, new: Any) -> None:
 def label(path: Path) -> str:
     """What to call the array at a place: the name its author gave it."""
     keys = [word for key in path for word in (key if isinstance(key, tuple) else (key,))]
-    words = [key for key in keys if key not in _PLACES]
+    words = [key for key in keys if key not in PLACES]
     words = words if any(isinstance(word, str) for word in words) else list(path)
     return "".join([f"[{w}]" if isinstance(w, int) else f".{w}" for w in words]).removeprefix(".")
 
@@ -115,9 +110,9 @@ def kinship(parameter: Path, slot: Path) -> float:
     same = parameter[:-1] == slot[:-1]
     if same and isinstance(slot[-1], int) and isinstance(parameter[-1], int) and len(slot) > 2:
         return 2.5 if slot[-1] == parameter[-1] + 1 else 0.0  # (W, dW)
-    ours = [plain(str(key)) for key in parameter if key not in _PLACES]
-    theirs = [plain(str(key)) for key in slot if key not in _PLACES | _GRADIENT_PLACES]
-    marked = any(key in _GRADIENT_PLACES for key in slot)
+    ours = [plain(str(key)) for key in parameter if key not in PLACES]
+    theirs = [plain(str(key)) for key in slot if key not in PLACES | GRADIENT_PLACES]
+    marked = any(key in GRADIENT_PLACES for key in slot)
     if not ours or not theirs:
         return 3.0 if same and marked and not theirs else 0.0  # weight.value, weight.grad
     if marked and ours == theirs:
@@ -132,7 +127,7 @@ def kinship(parameter: Path, slot: Path) -> float:
 
 def looks_like_a_gradient(slot: Path) -> bool:
     """Whether a place's name says that a gradient is there."""
-    return any(key in _GRADIENT_PLACES for key in slot) or len(derivative_of(str(slot[-1]))) > 1
+    return any(key in GRADIENT_PLACES for key in slot) or len(derivative_of(str(slot[-1]))) > 1
 
 
 def groups(held: dict[Path, Any]) -> list[tuple[Any, list[Path]]]:

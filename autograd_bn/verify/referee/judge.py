@@ -16,11 +16,11 @@ from .frameworks import seeded
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
 from .meant import convention, cut_by_a_guard, without_guards
 from .mistakes import Mistake, alone, close
+from .names import canonical
 from .outside import as_it_was
 from .pairs import Pair
 from .paths import Paths, main_paths, telling
 from .repair import search
-from .returned import canonical
 from .run import Run
 from .source import NoSearch
 from .trace import effort

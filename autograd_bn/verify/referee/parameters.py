@@ -14,11 +14,11 @@ from ..gradcheck import Unjudgeable
 from .calls import Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
+from .names import RATES, is_constant
 from .pairs import explains, slope, stirred
-from .returned import Returned, is_constant
+from .returned import Returned
 from .source import signature
 
-RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
 Slots = dict[str, list[Path]]
 
 

@@ -12,7 +12,7 @@ from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .inputs import Inputs
 from .mistakes import MISSING, PATHS, Mistake, Others, close, lengths, missing, number
-from .returned import canonical
+from .names import canonical
 from .run import TOLERANCE, Run
 from .trace import Trace
 from .verdict import Finding

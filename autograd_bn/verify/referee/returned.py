@@ -1,6 +1,5 @@
 """What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,38 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...engine.node import Array
+from .names import derivative_of, is_constant, plain
 from .verdict import Finding
 
-ROLES = {
-    "xhat": "xhat xnorm xnormalized xnormalised xn normed normalized normalised hatx xnormal normx",
-    "mean": "mean mu samplemean batchmean mub avg average m",
-    "var": "var variance sigma2 sigmasq sigmasquared samplevar batchvar vari v sigsq",
-    "std": "std sqrtvar sigma sd stddev samplestd",
-    "invstd": "ivar inv invvar invstd rstd istd inversestd invsqrtvar stdinv",
-}
 _ONE_EACH = "Return one gradient an input, in forward's order."
-
-
-def plain(name: str) -> str:
-    """A name without underscores and capitals."""
-    return name.lower().replace("_", "")
-
-
-def canonical(name: str) -> str | None:
-    """The textbook's name for what somebody called `name`."""
-    return next((role for role, names in ROLES.items() if plain(name) in names.split()), None)
-
-
-_BEFORE = "dlossd dcostd dld dcd djd ded gradients gradient grads grad nabla delta partial dloss dl dj d g".split()
-_AFTER = ("gradients", "gradient", "grads", "grad", "delta", "diff")
-
-
-def derivative_of(key: str) -> list[str]:
-    """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
-    short = plain(key)
-    names = [short.removeprefix(word) for word in _BEFORE if short.startswith(word)]
-    names += [short.removesuffix(word) for word in _AFTER if short.endswith(word)]
-    return [name for name in [*names, short] if name]
 
 
 class Gradients(NamedTuple):
@@ -179,17 +150,3 @@ class Returned:
         else:
             what = f"{label} is a {type(value).__name__}, expected an array of floats."
             self.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
-
-
-_CONSTANT = re.compile(
-    r"y|t|(one_?hot_?)?(y|labels?|targets?|true|truth|gt|desired|expected|mask)s?(_?(true|real|batch|one_?hot|onehot|oh))?"
-    r"|ground_?truth|actuals?|observed|gold|reference|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
-)
-
-
-def is_constant(name: str, value: Any) -> bool:
-    """Whether backward may leave an input out: by its name, or as labels and masks are numbers of 0 and 1 or of ±1."""
-    if _CONSTANT.fullmatch(name.lower()):
-        return True
-    kinds = set(np.unique(value).tolist()) if np.size(value) else set()
-    return len(kinds) == 2 and (kinds == {0.0, 1.0} or kinds == {-1.0, 1.0})

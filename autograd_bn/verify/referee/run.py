@@ -12,8 +12,9 @@ import numpy as np
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .inputs import Inputs
+from .names import canonical, derivative_of, is_constant, plain
 from .pairs import Pair
-from .returned import Returned, canonical, derivative_of, is_constant, plain
+from .returned import Returned
 from .source import signature
 from .trace import Arrays, NoDerivative, Trace, held, local_values, reported
 from .truth import Forward

@@ -16,6 +16,7 @@ from ...engine.node import Array, Node, recording, topological_order
 from .source import unwrapped
 
 Arrays = dict[str, Array]
+NUMBERS = 50_000  # of an array that cost as much to go through as a call of a small pair
 STANDARD = os.path.dirname(os.__file__)
 
 
@@ -134,11 +135,13 @@ def _watching(watch: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def work() -> Iterator[list[float]]:
-    """What the calls made inside cost, in calls of a small pair, whatever the machine is at."""
+    """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more."""
     done = [0.0]
 
-    def watch(frame: Any, event: str, _: Any) -> None:
-        done[0] += 5e-4 * (event in ("call", "c_call") and _counts(frame))
+    def watch(frame: Any, event: str, function: Any) -> None:
+        if event in ("call", "c_call") and _counts(frame):
+            owner = getattr(function, "__self__", None)  # a copy is one call of an array's own
+            done[0] += 5e-4 + (owner.size / NUMBERS if isinstance(owner, np.ndarray) else 0.0)
 
     with _watching(watch):
         yield done

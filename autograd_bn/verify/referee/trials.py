@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,24 +13,30 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .entries import Entry
-from .guesses import TAKEN, Choices, drawn, meant, shown, spread
+from .guesses import Choices, drawn, meant, shown
 from .held import arrays, is_array
 from .load import said
+from .names import BIAS, SHIFT, plain
 from .pairs import NoPair, Pair, agreement
 from .trace import work
-from .unwritten import is_todo, written
+from .unwritten import noted, written
 
-ABSENT = 20  # guesses one after the other that end at what isn't there, after which no more are tried
-_ABSENT = "NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
-_ACCEPTED, _FITTING = 60, 6  # how many inputs are tried on the pair, and where shapes fit
-_WORK = 1_500  # calls of a small pair that looking for inputs takes
-_BIAS = re.compile(r"b\d?|b_?[a-z]{1,2}|bias(es)?\w*|beta|shift|offset", re.IGNORECASE)
+ABSENT = 20  # guesses that got furthest and ended at what isn't there, after which no more are tried
+_NONE = r"(Type|Attribute)Error: .*NoneType"
+_ABSENT = rf"{_NONE}|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
+_TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
+_ACCEPTED, _FITTING = 60, 12  # how many inputs are tried on the pair, and where shapes fit
+_DECLINED = 3  # and where it can't be judged
+_WORK = 600  # calls of a small pair that looking for inputs takes
 _KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
 
 class Fit(NamedTuple):
-    """Inputs that forward takes, and the pair on them; `firm` is whether these are given, or said by their names."""
+    """Inputs that forward takes, and the pair on them.
+
+    `firm` is whether these are given, or said by their names; `tabled`, whether no lengths were read from messages.
+    """
 
     inputs: tuple[Any, ...]
     pair: Pair
@@ -38,6 +44,32 @@ class Fit(NamedTuple):
     firm: bool = True
     guessed: bool = False
     note: str = ""
+    tabled: bool = True
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter, or what one that is a dict holds under a key; the kinds that it may be of, the likeliest first."""
+
+    name: str
+    key: str
+    kinds: list[str]
+
+    @property
+    def called(self) -> str:
+        """The name that says what it is."""
+        return self.key or self.name
+
+    def says(self, kind: str) -> bool:
+        """Whether its name says that it is of a kind: lengths that were read from messages may be others."""
+        likely = kind == self.kinds[0] or (kind in self.kinds and kind[0] != "=")
+        return kind == "known" or (likely and not meant(self.called)[1])
+
+    def keeps(self, kind: str) -> bool:
+        """Whether a kind with which shapes fit stays: but of labels, and of what has no telling name."""
+        array = kind[0] == "=" and any(other[0] != "=" for other in self.kinds)  # as p, a rate or a probability
+        column = kind in ("D", "N")  # a vector that may be one
+        return kind in self.kinds and not (array or column or meant(self.called)[1])
 
 
 @dataclass
@@ -50,67 +82,43 @@ class Search:
     accepted: int = 0
     fitting: int = 0
     spent: float = 0.0
-    failed: list[tuple[list[float], str]] = field(default_factory=list)  # how far forward got, and why not further
+    failed: list[tuple[list[int], str]] = field(default_factory=list)  # how far forward got, and why not further
     keys: list[tuple[str, str]] = field(default_factory=list)  # what dicts must hold
-    settled: dict[int, str] = field(default_factory=dict)
-    slots: list[tuple[str, str]] = field(default_factory=list)
-    kinds: list[list[str]] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
+    declined: int = 0  # how often nobody could judge what forward takes
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
-        """A kind for each slot: a parameter, or what one that is a dict holds under a key; while there is work left."""
-        lengths, self.settled = _lengths(self.entry), {}
-        self.slots = [*[(name, "") for name in self.entry.parameters], *self.keys]
-        known = [name in self.known and not key for name, key in self.slots]
-        names = [key or name for name, key in self.slots]
-        kinds = [["known"] if k else _kinds(self.entry, n, lengths) for n, k in zip(names, known, strict=True)]
-        single = [bool(key) and listed[0][0] == "=" for listed, (_, key) in zip(kinds, self.slots, strict=True)]
-        self.kinds = [listed[:1] if one else listed for listed, one in zip(kinds, single, strict=True)]
-        self.choices = Choices(self.kinds)
+        """A kind for each slot, while there is work left."""
+        held, names = _lengths(self.entry), self.entry.parameters
+        kinds = {name: ["known"] if name in self.known else _kinds(self.entry, name, held) for name in names}
+        self.slots = [Slot(name, "", listed) for name, listed in kinds.items()]
+        for name, key in self.keys:
+            listed = _kinds(self.entry, key, held)
+            self.slots.append(Slot(name, key, listed[:1] if listed[0][0] == "=" else listed))
+        self.settled, self.choices = {}, Choices([slot.kinds for slot in self.slots])
         for chosen in self.choices:
             if self.spent > _WORK:
                 return
-            biases = [name for name in self.numbers(chosen) if _BIAS.fullmatch(name)]
+            biases = [name for name in self.numbers(chosen) if re.fullmatch(rf"{BIAS}|{SHIFT}", plain(name))]
             if not biases and all(chosen[i] == kind for i, kind in self.settled.items()):
                 yield chosen
 
     def numbers(self, chosen: tuple[str, ...]) -> list[str]:
         """What is a number here, and as an array had a number for its gradient."""
-        return [
-            n
-            for (name, key), kind in zip(self.slots, chosen, strict=True)
-            if kind == "+" and (n := key or name) in self.summed
-        ]
+        called = [slot.called for slot, kind in zip(self.slots, chosen, strict=True) if kind == "+"]
+        return [name for name in called if name in self.summed]
 
     def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
         """Values of these kinds."""
         rng, values = np.random.default_rng(1), dict[str, Any]()
-        for (name, key), kind in zip(self.slots, chosen, strict=True):
-            if key:
-                values[name][key] = drawn(kind, rng)
-            else:
-                values[name] = self.known[name] if kind == "known" else drawn(kind, rng)
+        for slot, kind in zip(self.slots, chosen, strict=True):
+            holder = values[slot.name] if slot.key else values
+            holder[slot.called] = self.known[slot.name] if kind == "known" else drawn(kind, rng)
         return values
-
-    def settle(self, chosen: tuple[str, ...]) -> None:
-        """Where shapes fit, kinds stay but for labels, and for what has no telling name."""
-        self.settled = {}
-        for i, (kind, listed, (name, key)) in enumerate(zip(chosen, self.kinds, self.slots, strict=True)):
-            array = kind[0] == "=" and any(other[0] != "=" for other in listed)  # as p, a rate or a probability
-            column = kind in ("D", "N")  # a vector that may be one
-            read = kind not in listed  # lengths of which others may do
-            if not (array or column or read or meant(key or name)[1]):
-                self.settled[i] = kind
-
-    def firm(self, chosen: tuple[str, ...]) -> bool:
-        """Whether the names say that each is of its kind: lengths that were read from messages may be others."""
-        return all(
-            "known" in likely
-            or (kind in likely and not meant(key or name)[1] and (kind == likely[0] or kind[0] != "="))
-            for (name, key), kind, likely in zip(self.slots, chosen, self.kinds, strict=True)
-        )
 
     def fit(self) -> Fit:
         """The best fit; anew where a dict is found to lack a key."""
@@ -133,6 +141,10 @@ class Search:
         right = self.best is not None and self.best.score == (True, 1)
         return right or self.accepted >= _ACCEPTED or self.fitting >= _FITTING
 
+    def tabled(self, chosen: tuple[str, ...]) -> bool:
+        """Whether each is of a kind that its name says, and not of lengths read from messages."""
+        return all(kind in slot.kinds for slot, kind in zip(self.slots, chosen, strict=True))
+
     def attempt(self, chosen: tuple[str, ...]) -> None:
         """Try a guess; what an author has yet to write, and what can't be judged at all, is raised."""
         values = self.inputs(chosen)
@@ -142,38 +154,39 @@ class Search:
                 axes = np.ndim(finite(self.entry.probe(inputs)))
                 taken = True
                 self.keep(chosen, inputs, self.entry.adapted(copy.deepcopy(inputs)), axes)
-            except (NotImplementedError, Unjudgeable, NoPair) as error:
-                if not taken or (self.best is None and not self.choices.refused(spread(chosen), str(error))):
-                    raise
             except Exception as error:
-                if is_todo(error):
-                    raise NotImplementedError(str(error) or f"it raises {type(error).__name__}") from None
-                self.fail(chosen, error, values, taken)
+                why, follows = noted(error), self.choices.refused(chosen, str(error))
+                declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
+                self.declined += declined and not follows
+                if declined and self.tabled(chosen) and (not taken or (not self.best and self.declined >= _DECLINED)):
+                    raise why from None
+                if not declined:
+                    self.fail(error, values, taken)
         self.spent += done[0] + self.entry.cost
 
     def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair, axes: int) -> None:
         """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
         (fits, share), message, shapes = rated(pair)
-        right = fits and share == 1
-        self.choices.ended(chosen, [*TAKEN, fits, share])
-        tabled = all(kind in listed for kind, listed in zip(chosen, self.kinds, strict=True))
-        self.accepted, self.fitting = self.accepted + tabled, self.fitting + (fits and tabled)
+        right, tabled = fits and share == 1, self.tabled(chosen)
+        if tabled:
+            self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
-        if self.choices.reads or not self.fitting:
-            self.choices.refused(chosen, message, [shapes.get(key or name) for name, key in self.slots])
+        self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         if fits and not self.settled:
-            self.settle(chosen)
-        if self.best is None or (fits, share) > self.best.score:
+            kinds = enumerate(zip(self.slots, chosen, strict=True))
+            self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
+        if self.best is None or (fits, share, tabled) > (*self.best.score, self.best.tabled):
             note, numbers = "", self.numbers(chosen)
             if right and self.wrong_for_vectors:
                 note = "For vectors, as of shape (4,), which forward takes, it is wrong."
             elif right and numbers:
                 note = f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
-            self.best = Fit(inputs, pair, (fits, share), self.firm(chosen), True, note)
+            firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
+            self.best = Fit(inputs, pair, (fits, share), firm, True, note, tabled)
         self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
 
-    def fail(self, chosen: tuple[str, ...], error: Exception, values: dict[str, Any], taken: bool) -> None:
+    def fail(self, error: Exception, values: dict[str, Any], taken: bool) -> None:
         """Learn from an exception: a key that a dict lacks, or how far forward got."""
         dicts = [name for name, value in values.items() if isinstance(value, dict)][:1]
         key = error.args[0] if isinstance(error, KeyError) and error.args else None
@@ -182,13 +195,10 @@ class Search:
             if key not in values[dicts[0]] and len(held) < _KEYS:
                 self.keys.append((dicts[0], key))
                 return
-        depth = TAKEN if taken else [float(line) for _, line in _steps(error)]
+        depth = _TAKEN if taken else [line for _, line in _steps(error)]
         self.failed.append((depth, f"{said(error)}{line_of(error)}"))
-        self.choices.ended(chosen, depth)
-        if self.choices.reads or not self.fitting:
-            self.choices.refused(chosen, str(error))
-        lost = [reason for _, reason in self.failed[-ABSENT:] if re.match(_ABSENT, reason)]
-        if len(lost) == ABSENT and self.best is None:
+        lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
+        if lost and self.best is None and self.failed.count(self.failed[-1]) == ABSENT:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
 
 
@@ -234,7 +244,7 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
     return (any(value is not None for value in told.values()) and not shapes, share), "", shapes
 
 
-def _kinds(entry: Entry, name: str, lengths: list[int]) -> list[str]:
+def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     """What a parameter may be, by its name and by what stands beside it."""
     if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
@@ -286,23 +296,23 @@ def line_of(error: BaseException) -> str:
     return f" ({'' if last == first else f'{Path(last).name}, '}line {line})"
 
 
-def _no_inputs(entry: Entry, failed: list[tuple[list[float], str]]) -> str:
+def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    if not failed:
+    if not entry.parameters:
         return f"{call} takes no inputs by position"
     lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
-    why = max(lost or failed, key=lambda reason: reason[0])[1]
-    if lost:
-        return f"{call} needs what isn't there: {why}"
-    if all("NoneType" in reason for _, reason in failed):
+    why = max(failed, key=lambda reason: reason[0])[1]
+    if re.match(_NONE, why):
         return f"{call} reads what is None until something else sets it: {why}"
+    if lost:
+        return f"{call} needs what isn't there: {max(lost)[1]}"
     set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
     if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
         return f"{call} reads self.{set_elsewhere[2]}, which is set elsewhere: {why}"
     if re.match(r"AttributeError: '(int|str|tuple|list|Lengths|numpy.ndarray)' object has no attribute '\w+'", why):
         return f"{call} takes objects, as layers: define {inputs_name(entry)} in the file, a tuple of them ({why})"
-    first = {name: _kinds(entry, name, [])[0] for name in entry.parameters}
+    first = {name: _kinds(entry, name)[0] for name in entry.parameters}
     line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
         f"no inputs are known for {call}, the best of {len(failed)} guesses ended with {why}; "

@@ -1,0 +1,127 @@
+"""What names mean: every word by which the referee takes something for what it is, in one table.
+
+Names are compared without underscores and capitals, see `plain`, but where a pattern is of methods and functions.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+# The two passes, as methods of a class; for those of functions, a pair of words that stand in the place of each other.
+FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
+fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
+loss compute_loss""".split()
+BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
+bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
+rueckwaerts indietro""".split()
+PASSES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
+PASSES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
+# A derivative in its own right: `tanh_prime`, `dtanh`, a method `derivative`, a flag `deriv=False`.
+DERIVATIVE = "gradients gradient grad derivative derivate derivs deriv der prime dash".split()
+SLOPES = (*DERIVATIVE, "dx", "d")
+METHODS = [(f, b) for b in BACKWARD for f in FORWARD]
+METHODS += [
+    (f, b)
+    for b in (*DERIVATIVE, "compute_derivative", "compute_gradient")
+    for f in ("compute", "__call__", "function", "loss", "compute_loss")
+]
+
+# A function that returns a loss and its gradients, or none; and what these two are called.
+LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
+NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
+COST = re.compile(r"\w*(loss|cost|nll)|J|cost_?\w*")
+SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
+# What has no gradient: labels, masks, running statistics.
+_CONSTANT = re.compile(
+    r"y|t|(one_?hot_?)?(y|labels?|targets?|true|truth|gt|desired|expected|mask)s?(_?(true|real|train|batch|one_?hot|oh))?"
+    r"|ground_?truth|actuals?|observed|gold|reference|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
+)
+# What makes an object whole takes a shape alone, and has no name of what reaches for a file.
+BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
+
+# What the passes take and return.
+CONTEXTS = ("ctx", "context")
+CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
+OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
+BIAS = r"b\d?|b[a-z]{1,2}|bias(es)?\w*"
+SHIFT = "beta|shift|offset"
+WEIGHTS = rf"{BIAS}|{SHIFT}|gamma|w|weights?"
+RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
+TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
+KEEPING = rf"{TRAINING}|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
+DY = re.compile(r"d(?!ata|elta|esired|im|ict|ist|loss$).*|g|.*grad.*|upstream.*|.*diff")  # for dy and nothing else
+CHOOSES = r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)"
+
+# Words on the way to a parameter or to a gradient that say no more than that.
+PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
+GRADIENT_PLACES = set(
+    "grads gradients grad gradient dparams diff g deriv derivs derivatives derivative gradval dvalue grad_value".split()
+)
+# What a gradient has around the name of what it is the gradient of.
+_BEFORE = "dlossd dcostd dld dcd djd ded gradients gradient grads grad nabla delta partial dloss dl dj d g".split()
+_AFTER = ("gradients", "gradient", "grads", "grad", "delta", "diff")
+# The textbook's names, and what else they are called.
+ROLES = {
+    "xhat": "xhat xnorm xnormalized xnormalised xn normed normalized normalised hatx xnormal normx",
+    "mean": "mean mu samplemean batchmean mub avg average m",
+    "var": "var variance sigma2 sigmasq sigmasquared samplevar batchvar vari v sigsq",
+    "std": "std sqrtvar sigma sd stddev samplestd",
+    "invstd": "ivar inv invvar invstd rstd istd inversestd invsqrtvar stdinv",
+}
+
+
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.lower().replace("_", "")
+
+
+def canonical(name: str) -> str | None:
+    """The textbook's name for what somebody called `name`."""
+    return next((role for role, names in ROLES.items() if plain(name) in names.split()), None)
+
+
+def derivative_of(key: str) -> list[str]:
+    """What `key` may be the gradient of: `dx`, `grad_x`, `x_grad`, `dL_dx` of x; `x` itself comes last."""
+    short = plain(key)
+    names = [short.removeprefix(word) for word in _BEFORE if short.startswith(word)]
+    names += [short.removesuffix(word) for word in _AFTER if short.endswith(word)]
+    return [name for name in [*names, short] if name]
+
+
+def roots(name: str) -> list[str]:
+    """What a function may be the derivative of by its own name, in small letters: `tanh` for `dtanh`."""
+    words = f"(?:{'|'.join(SLOPES)})"
+    ends = re.fullmatch(rf"(\w+?)_?{words}|{words}_?(?:of_)?(\w+)", name.lower())
+    return [bare for bare in (ends.groups() if ends else ()) if bare]
+
+
+def is_slope(back: str, fore: str) -> bool:
+    """Whether a function's name says that it is the derivative of another, or of what it stands beside in a class."""
+    return back.removeprefix("compute_") in DERIVATIVE or fore.lower() in roots(back)
+
+
+def forward_of(name: str, functions: Iterable[str]) -> str | None:
+    """The forward pass, of some functions, that a function's name says that it is the backward pass of."""
+    others = [other for other in functions if other != name]
+    for back, fore in PASSES.items():
+        if back in name:
+            wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
+            known = [other for other in others if wanted == other or wanted.startswith(f"{other}_")]
+            return max(known or [other for other in others if other == bare], key=len, default=None)
+    lowered = {other.lower(): other for other in functions}
+    return next((lowered[bare] for bare in roots(name) if bare in lowered), None)
+
+
+def is_label(name: str) -> bool:
+    """Whether a name says that something has no gradient: labels, masks, running statistics."""
+    return bool(_CONSTANT.fullmatch(name.lower()))
+
+
+def is_constant(name: str, value: Any) -> bool:
+    """Whether backward may leave an input out: by its name, or as labels and masks are numbers of 0 and 1 or of ±1."""
+    if is_label(name):
+        return True
+    kinds = set(np.unique(value).tolist()) if np.size(value) else set()
+    return len(kinds) == 2 and (kinds == {0.0, 1.0} or kinds == {-1.0, 1.0})
