@@ -1,4 +1,4 @@
-"""How an author's code is called, a convention a row: what is taken for a pair, and what backward is called with."""
+"""How an author's code is called: what is taken for a pair, and what fills the parameters of its backward pass."""
 
 import copy
 import inspect

@@ -1,5 +1,6 @@
 """What there is to judge in a file, how an object of a class is made, and how each becomes a pair."""
 
+import ast
 import copy
 import inspect
 import itertools
@@ -29,7 +30,7 @@ from .guesses import meant
 from .held import arrays, is_float, is_tensor
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
 from .pairs import Pair
-from .source import code_of, framework, signature, unwrapped
+from .source import code_of, framework, signature, syntax, unwrapped
 
 _LARGE = 2_000_000  # numbers that an object may hold
 
