@@ -122,10 +122,10 @@ def test_table_json_and_plot_tell_the_same(capsys):
 
 @pytest.mark.parametrize("kind", [[], ["--conv"]], ids=["sigmoid", "conv"])
 def test_png_and_too_few_steps_for_a_curve(kind, capsys):
-    assert main(["train", *kind, "--steps", "9", "-o", "plot.png"]) == 0
-    assert "--steps is 9, so there will be no plot" in capsys.readouterr().err
+    assert main(["train", *kind, "--steps", "19", "-o", "plot.png"]) == 0
+    assert "--steps is 19, so there will be no plot" in capsys.readouterr().err
     assert not os.path.exists("plot.png")
-    assert main(["train", *kind, "--steps", "10", "-o", "plot.png"]) == 0
+    assert main(["train", *kind, "--steps", "20", "-o", "plot.png"]) == 0
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 

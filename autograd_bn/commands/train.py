@@ -166,11 +166,11 @@ def run(args: argparse.Namespace) -> int:
     drawn = find_spec("matplotlib") is not None
     if first and not drawn:
         complain('matplotlib is not installed, so there will be no plot: pip install "autograd_bn[plot]"')
-    elif first and settings["steps"] < EVERY:
+    elif first and settings["steps"] < 2 * EVERY:
         complain(
             f"--steps is {settings['steps']}, so there will be no plot: the nets are looked at every {EVERY} steps"
         )
-    drawn = drawn and settings["steps"] >= EVERY
+    drawn = drawn and settings["steps"] >= 2 * EVERY  # two points make a line
     with progress(settings["steps"], "", done, quiet=args.json or not first) as show:
         stopped, asked = _train(runs, learn, test if first else None, settings, done, show)
     if not first:
