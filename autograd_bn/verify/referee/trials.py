@@ -27,7 +27,7 @@ _ABSENT = rf"{_NONE}|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*
 _TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
 _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where shapes fit
 _DECLINED = 3  # and where it can't be judged
-_WORK = 1_000  # calls of a small pair that looking for inputs takes
+_WORK = 1_500  # calls of a small pair that looking for inputs takes
 _KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
