@@ -71,6 +71,11 @@ class Halved:
     assert "which forward takes, it is wrong" in entry.reason
 
 
+def test_no_guess_gets_the_axes_of_a_gradient_that_was_broadcast(tmp_path):
+    text = STYLES["inputs_by_the_name_of_forward"].partition("ln_forward_inputs")[0]
+    assert judged(written(tmp_path, text))["ln_backward"].verdict == "wrong"
+
+
 def test_no_input_that_is_guessed_is_empty(tmp_path):
     cell = STYLES["names_that_are_made_and_read"].replace(":-g.shape[1]]", ":99]").replace("-g.shape[1]:]", "99:]")
     assert judged(written(tmp_path, cell))["Cell.backward"].verdict != "right"

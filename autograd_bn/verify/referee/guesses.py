@@ -240,7 +240,9 @@ def spread(chosen: Sequence[str]) -> tuple[str, ...]:
 
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
-    if shape is None or 0 in shape or kind[0] in "=k":
+    letters = kind.rpartition(":")[2].lstrip("+")
+    axes = letters.count(",") + 1 if letters.startswith("(") else len(letters)
+    if shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(axes, 2):  # so many axes are broadcast
         return kind
     return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
 

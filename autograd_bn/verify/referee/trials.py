@@ -26,7 +26,6 @@ _NONE = r"(Type|Attribute)Error: .*NoneType"
 _ABSENT = rf"{_NONE}|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
 _TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
 _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where shapes fit
-_DECLINED = 3  # and where it can't be judged
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
 _KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
@@ -88,7 +87,6 @@ class Search:
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
-    declined: int = 0  # how often nobody could judge what forward takes
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
@@ -157,8 +155,7 @@ class Search:
             except Exception as error:
                 why, follows = noted(error), self.choices.refused(chosen, str(error))
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
-                self.declined += declined and not follows
-                if declined and self.tabled(chosen) and (not taken or (not self.best and self.declined >= _DECLINED)):
+                if declined and self.tabled(chosen) and (not taken or not (self.best or follows)):
                     raise why from None
                 if not declined:
                     self.fail(error, values, taken)
@@ -209,7 +206,8 @@ def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
 
 def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
     """The inputs that the file gives."""
-    inputs = space.get(inputs_name(entry), space.get("inputs"))
+    names = (inputs_name(entry), f"{entry.forward}_inputs", "inputs")
+    inputs = next((space[name] for name in names if name in space), None)
     inputs = inputs() if callable(inputs) else inputs
     if inputs is None:
         return None
