@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -135,16 +136,24 @@ def _watching(watch: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def work() -> Iterator[list[float]]:
-    """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more."""
-    done = [0.0]
+    """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more.
+
+    Nothing is collected inside, as what that calls is of the process and not of the pair.
+    """
+    done, collects = [0.0], gc.isenabled()
+    gc.disable()
 
     def watch(frame: Any, event: str, function: Any) -> None:
         if event in ("call", "c_call") and _counts(frame):
             owner = getattr(function, "__self__", None)  # a copy is one call of an array's own
             done[0] += 5e-4 + (owner.size / NUMBERS if isinstance(owner, np.ndarray) else 0.0)
 
-    with _watching(watch):
-        yield done
+    try:
+        with _watching(watch):
+            yield done
+    finally:
+        if collects:
+            gc.enable()
 
 
 def effort(function: Callable[[], Any]) -> float:

@@ -87,6 +87,7 @@ class Search:
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
+    declined: Exception | None = None  # why nobody can judge what forward takes
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
@@ -129,6 +130,8 @@ class Search:
                     return self.best
                 if len(self.keys) != known:
                     break
+        if self.best is None and self.declined and not self.failed:
+            raise self.declined
         if self.best is None:
             raise ValueError(_no_inputs(self.entry, self.failed))
         return self.best
@@ -157,7 +160,9 @@ class Search:
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
                 if declined and self.tabled(chosen) and (not taken or not (self.best or follows)):
                     raise why from None
-                if not declined:
+                if declined:
+                    self.declined = why
+                else:
                     self.fail(error, values, taken)
         self.spent += done[0] + self.entry.cost
 
