@@ -1,13 +1,14 @@
 """The referee's truth: each input confirmed by itself, kinks told from optima, and nothing that hides at one length."""
 
 import contextlib
+import sys
 import traceback
 
 import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.verify.referee.conventions import loss
+from autograd_bn.verify.referee.conventions import adapt, loss
 from autograd_bn.verify.referee.trace import effort
 
 rng = np.random.default_rng(0)
@@ -366,6 +367,21 @@ def test_a_large_forward_pass_has_fewer_runs_whatever_the_machine_is_at(monkeypa
         notes.append([note for note in verdict.notes if "fewer inputs were tried" in note])
     assert not notes[0]
     assert notes[1]
+
+
+def test_what_is_imported_is_no_effort_of_the_author(monkeypatch):
+    for i in range(20_000):
+        monkeypatch.setitem(sys.modules, f"imported{i}", sys)
+    pair = adapt(_Doubled(), (np.ones((2, 3)),))
+    assert effort(lambda: pair.forward(*pair.inputs)) == 1
+
+
+class _Doubled:
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, dy):
+        return 2 * dy
 
 
 def test_zeros_are_right_where_the_output_does_not_depend_on_an_input():

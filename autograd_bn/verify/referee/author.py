@@ -34,8 +34,9 @@ class Author:
 
     def copied(self) -> Any:
         """A copy of the owner, with the modules in it as they are."""
+        modules = [*sys.modules.values()]
         try:
-            return copy.deepcopy(self.owner, {id(module): module for module in [*sys.modules.values()]})
+            return copy.deepcopy(self.owner, dict(zip(map(id, modules), modules, strict=True)))  # no work that counts
         except Exception as error:
             kind = type(self.owner).__name__
             raise Unjudgeable(f"an object of {kind} can't be copied ({error}), and is not run as it is") from None
