@@ -40,7 +40,7 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
     returns a loss and its gradient is written whole. For functions of which forward keeps too little, a forward pass
     is written too. `Unwritable` says why there is none.
     """
-    if pair.calls is None or pair.calls.library.truth is not None:
+    if pair.calls is None or pair.calls.backend.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
     author, made, refused = pair.calls.author, list[Derivation](), list[Unwritable]()
     for form in dict.fromkeys((folded, True)):  # folded less has to be kept
@@ -241,7 +241,7 @@ def _as_named(pair: Pair) -> Pair:
     named = [len(derivative_of(name)) > 1 for name in takes]
     fits: Any = lambda plan: sum(a == (place[0] == "dy") for a, place in zip(named, plan.arguments, strict=False))
     plan = max(plans(calls.author, calls.names, seen), key=fits)
-    return with_parameters(Calls(calls.author, calls.inputs, calls.library, calls.names, plan)).pair()
+    return with_parameters(Calls(calls.author, calls.inputs, calls.backend, calls.names, plan)).pair()
 
 
 def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:

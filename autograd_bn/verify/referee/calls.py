@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .author import Author, parameters, returned_names
-from .frameworks import NUMPY, Library, array, library_of, lowered, seeded
+from .frameworks import NUMPY, Backend, array, backend_of, lowered, seeded
 from .held import Path, arrays, get, groups, inner, is_array, is_tensor, looks_like_a_gradient, put, vector
 from .pairs import Pair, globals_read
 from .returned import Gradients
@@ -53,7 +53,7 @@ class Calls:
 
     author: Author
     inputs: tuple[Any, ...]
-    library: Library
+    backend: Backend
     names: list[str]
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     slots: dict[str, list[Path]] = field(default_factory=dict)
@@ -67,10 +67,10 @@ class Calls:
     @classmethod
     def of(cls, author: Author, inputs: Sequence[Any]) -> Calls:
         """Calls with these inputs, of which there is no plan yet."""
-        library, names = library_of(inputs), parameters(author.forward, len(inputs), skip=int(author.leads))
-        if library is not NUMPY and author.owner is not None:
+        backend, names = backend_of(inputs), parameters(author.forward, len(inputs), skip=int(author.leads))
+        if backend is not NUMPY and author.owner is not None:
             author = replace(author, owner=_doubled(author.copied()))
-        return cls(author, tuple(map(array, inputs)), library, names)
+        return cls(author, tuple(map(array, inputs)), backend, names)
 
     @cached_property
     def returns(self) -> list[str]:
@@ -95,7 +95,7 @@ class Calls:
             seen = self.passed(values)
             outputs = self.outputs(seen)
             kept = _Kept(seen, outputs, partial(self._watched, seen))
-            return self.library.lower(self.library.join(outputs)), kept
+            return self.backend.lower(self.backend.join(outputs)), kept
 
         def call(function: Callable[..., Any], dy: Any, kept: Any) -> Gradients:
             return self.pulled(function, dy, *kept.reveal())
@@ -107,7 +107,7 @@ class Calls:
             [*self.all],
             self.author.backward,
             call,
-            self.library.truth and self.library.truth(self),
+            self.backend.truth and self.backend.truth(self),
             self.plan.unit,
             (*self.notes, *notes),
             (*self.unseen, *globals_read(self.author.forward)),
@@ -118,7 +118,7 @@ class Calls:
 
     def passed(self, values: Sequence[Any]) -> Seen:
         """What there is after a forward pass at these values, which it may overwrite."""
-        count, lift = len(self.names), self.library.lift
+        count, lift = len(self.names), self.backend.lift
         inputs = dict(zip(self.names, map(lift, values[:count]), strict=True))
         seen: Seen = {"object": self.author.copied(), "input": inputs}
         seen["start"] = dict(zip(self.slots, values[count:], strict=True))
@@ -127,7 +127,7 @@ class Calls:
                 put(seen, path, lift(value))
             seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
         seen["before"] = {} if self.plan.outputs else arrays({"object": seen["object"]})
-        with seeded(self.author.forward), self.library.precise():
+        with seeded(self.author.forward), self.backend.precise():
             result = self.author.forward(*self._lead(seen), *seen["input"].values())
         parts = list(result) if isinstance(result, tuple | list) else [result]
         # Arrays of the author's own class are kept, since backward may hold them by weak references alone.
@@ -168,12 +168,12 @@ class Calls:
         """What a backward pass returns and leaves behind."""
         self._anew(seen)
         dy = np.asarray(dy) if isinstance(outputs[0], np.ndarray) else dy  # some take no other numbers
-        parts = list(map(self.library.lift, _parted(dy, outputs)))
+        parts = list(map(self.backend.lift, _parted(dy, outputs)))
         wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
         there = seen | {"dy": wrapped, "rate": 1.0, "node": _node(seen)}
         if self.plan.hung:
             setattr(outputs[0], self.plan.hung, parts[0])
-        with self.library.precise():
+        with self.backend.precise():
             back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
         if np.ndim(self.inputs[0]):
             back = vector(back)
@@ -192,7 +192,7 @@ class Calls:
             held = get(seen, place)
             if self.updates(name):
                 for path in self.slots[name]:
-                    put(seen, path, self.library.lift(copy.copy(seen["start"][name])))
+                    put(seen, path, self.backend.lift(copy.copy(seen["start"][name])))
             elif isinstance(held, np.ndarray):
                 held[...] = 0
             elif isinstance(held, list):

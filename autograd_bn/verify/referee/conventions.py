@@ -24,7 +24,7 @@ from .author import (
     takes_a_context,
 )
 from .calls import Calls, Plan, Seen
-from .frameworks import array, jax_function, library_of, lowered, seeded, torch_function
+from .frameworks import array, backend_of, jax_function, lowered, seeded, torch_function
 from .held import Path, arrays, get, is_array, is_float
 from .names import CACHES, CHOOSES, OUTPUTS, RATES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
@@ -67,20 +67,20 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
 
 def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
     """`loss, dx = function(x, ...)`; several gradients are those that their names say, else of the first inputs."""
-    library, hints, names = library_of(inputs), returned_names(function), parameters(function, len(inputs))
+    backend, hints, names = backend_of(inputs), returned_names(function), parameters(function, len(inputs))
 
     def results(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
         """The loss and its gradients, which some return first."""
         copies = [v if isinstance(v, Tensor) else copy.deepcopy(v) for v in values]  # of a tensor it would be recorded
-        with seeded(function), library.precise():
-            back = run(*map(library.lift, copies))
+        with seeded(function), backend.precise():
+            back = run(*map(backend.lift, copies))
         if not isinstance(back, tuple | list) or len(back) < 2 or isinstance(back[0], str):
             raise NoPair
         place = int(len(back) == 2 and not _is_number(back[0]))
         first, *rest = reversed(back) if place else back
         if not _is_number(first):
             raise NoPair
-        return [library.lower(first), rest[0] if len(rest) == 1 else rest, place]
+        return [backend.lower(first), rest[0] if len(rest) == 1 else rest, place]
 
     inputs = tuple(map(array, inputs))
     _, rest, place = results(function, inputs)

@@ -25,7 +25,7 @@ from .author import (
     takes_a_context,
 )
 from .conventions import adapt, called, loss, numpy_pair
-from .frameworks import NUMPY, array, torch_library
+from .frameworks import NUMPY, array, torch_backend
 from .guesses import meant
 from .held import arrays, is_float, is_tensor
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
@@ -218,10 +218,10 @@ class Maker:
 
     def __call__(self, values: Sequence[Any]) -> Any:
         """An object, whole, with training switched on."""
-        count, library = self.parted(values), torch_library(self.torch) if self.torch else NUMPY
+        count, backend = self.parted(values), torch_backend(self.torch) if self.torch else NUMPY
         np.random.seed(0)  # noqa: NPY002
-        values = [library.lift(array(v)) if is_tensor(v) else array(v) if is_float(v) else v for v in values]
-        with library.precise():
+        values = [backend.lift(array(v)) if is_tensor(v) else array(v) if is_float(v) else v for v in values]
+        with backend.precise():
             if count > len(self.needed):
                 owner = self.what(*values[:count], **self.fixed)
             else:
@@ -319,10 +319,10 @@ def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable
         plain, copies = copy.deepcopy(list(values)), copy.deepcopy(list(values))
         if torch is None:
             return call(plain)
-        library = torch_library(torch)
-        with library.precise():
+        backend = torch_backend(torch)
+        with backend.precise():
             try:
-                return call([*copies[:made], *map(library.lift, copies[made:])])
+                return call([*copies[:made], *map(backend.lift, copies[made:])])
             except Exception as error:
                 with suppress(Exception):
                     return call(plain)

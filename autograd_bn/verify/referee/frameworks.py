@@ -22,7 +22,7 @@ from .source import framework, signature, unwrapped
 SEED = 1481
 
 
-class Library(NamedTuple):
+class Backend(NamedTuple):
     """What an author computes with: arrays into it and out of it, outputs laid end to end, and its own derivative."""
 
     lift: Callable[[Any], Any]
@@ -40,7 +40,7 @@ def _itself(value: Any) -> Any:
     return value
 
 
-NUMPY = Library(_itself, _itself, _joined, nullcontext)
+NUMPY = Backend(_itself, _itself, _joined, nullcontext)
 
 
 def array(value: Any) -> Any:
@@ -63,10 +63,10 @@ def lowered(value: Any) -> Any:
     return array(value)
 
 
-def library_of(inputs: Sequence[Any]) -> Library:
+def backend_of(inputs: Sequence[Any]) -> Backend:
     """What computes with these inputs: PyTorch where there is an array of its among them."""
     torch = framework("torch")
-    return torch_library(torch) if torch is not None and any(map(torch.is_tensor, inputs)) else NUMPY
+    return torch_backend(torch) if torch is not None and any(map(torch.is_tensor, inputs)) else NUMPY
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def doubles(torch: Any) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def torch_library(torch: Any) -> Library:
+def torch_backend(torch: Any) -> Backend:
     """Plain functions and objects on PyTorch's arrays, with its autodiff through forward as the truth."""
 
     def lift(value: Any) -> Any:
@@ -102,7 +102,7 @@ def torch_library(torch: Any) -> Library:
 
         return derive
 
-    return Library(lift, array, join, partial(doubles, torch), truth)
+    return Backend(lift, array, join, partial(doubles, torch), truth)
 
 
 def _leaves(torch: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def seeded(function: Any) -> Iterator[None]:
 def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     """A `torch.autograd.Function`, with `ctx` in `forward` or with `setup_context`."""
     run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
-    library, names = torch_library(torch), parameters(target.forward, len(inputs), skip=0 if apart else 1)
+    backend, names = torch_backend(torch), parameters(target.forward, len(inputs), skip=0 if apart else 1)
     listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
     defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     defaults = defaults[: max(len(returned_names(target.backward)) - len(inputs), 0)]  # those it returns something for
@@ -179,7 +179,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         leaves = _leaves(torch, dict(zip(names, values, strict=True)))
         outputs = [*applied(leaves).values()]
         saved = list(map(array, outputs[0].grad_fn.saved_tensors))  # for the eye on overwritten arrays
-        y = library.join(outputs)
+        y = backend.join(outputs)
         return array(y), (lambda: (leaves, y), saved)
 
     def call(function: Callable[..., Any], dy: Any, cache: Any) -> Gradients:
@@ -196,7 +196,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         with doubles(torch), seeded(target), torch.enable_grad():
             outputs = target.forward(*[context][apart:], *leaves.values(), *defaults)
         listed = outputs if isinstance(outputs, tuple) else (outputs,)
-        return _all_pulled(torch, library.join([listed[place] for place in places]), leaves, dy)
+        return _all_pulled(torch, backend.join([listed[place] for place in places]), leaves, dy)
 
     if defaults:  # backward may return None for what its callers leave out
         try:
