@@ -34,8 +34,10 @@ class Author:
 
     def copied(self) -> Any:
         """A copy of the owner, with the modules in it as they are."""
-        modules = [*sys.modules.values()]
         try:
+            with suppress(TypeError):
+                return copy.deepcopy(self.owner)
+            modules = [*sys.modules.values()]  # of which it holds one
             return copy.deepcopy(self.owner, dict(zip(map(id, modules), modules, strict=True)))  # no work that counts
         except Exception as error:
             kind = type(self.owner).__name__
