@@ -71,6 +71,36 @@ class Halved:
     assert "which forward takes, it is wrong" in entry.reason
 
 
+@pytest.mark.parametrize(
+    ("default", "place"),
+    [
+        ('flag="plain"', 'if self.flag == "log":'),
+        ("flag=0", "if self.flag:"),
+        ("flag=0", "for _ in range(self.flag):"),
+        ("flag=0", "with_ = self.flag and"),
+    ],
+)
+@pytest.mark.parametrize("made", [True, False], ids=["in the constructor", "in forward"])
+def test_no_other_default_runs_what_could_do_more_than_compute(default, place, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = f"        {place} open('touched', 'w').close()\n"
+    text = f"""
+import numpy as np
+class Scale:
+    def __init__(self, gain=2.5, {default}):
+        self.flag, self.gain = flag, gain
+{line if made else ""}
+    def forward(self, x):
+        self.x = x
+{"" if made else line}
+        return self.gain * x + len(str(self.flag))
+    def backward(self, dy):
+        return self.gain * dy
+"""
+    assert judged(written(tmp_path, text))["Scale.backward"].verdict == "right"
+    assert not (tmp_path / "touched").exists()
+
+
 def test_no_guess_gets_the_axes_of_a_gradient_that_was_broadcast(tmp_path):
     text = STYLES["inputs_by_the_name_of_forward"].partition("ln_forward_inputs")[0]
     assert judged(written(tmp_path, text))["ln_backward"].verdict == "wrong"

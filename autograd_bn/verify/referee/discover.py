@@ -17,12 +17,13 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .earned import unearned
 from .entries import Entry, entries
-from .guesses import UNKNOWN, meant
-from .held import is_array, is_float
+from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
 from .pairs import NoPair, Pair, share
-from .source import code_of, signature, unwrapped
+from .pure import Allowed
+from .source import NoSearch, code_of, signature, unwrapped
+from .trace import instructions
 from .trials import Fit, finite, given, guessed, inputs_name, line_of, rating
 from .verdict import Verdict
 
@@ -83,9 +84,6 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
 def _reported(entry: Entry, fit: Fit, check: Check, space: dict[str, Any]) -> tuple[Verdict, list[str]]:
     """The report of a pair, of where its code takes another way if that is wrong; and what is said beside it."""
     report = check(fit.pair)
-    vectors = _as_vectors(entry, fit) if fit.guessed and report.status == "wrong" else None
-    if vectors is not None:
-        fit, report = vectors, check(vectors.pair)
     reasons = [fit.note] if fit.note else []
     if report.unwritten:
         raise NotImplementedError(report.unwritten)
@@ -224,32 +222,33 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
         words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", text)
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, copy.deepcopy(inputs), strict=False)]
-            with suppress(Exception), _defaults(entry.code, name, word):
-                yield Variant(f'with {name}="{word}"', entry.adapted([*there, *inputs[len(there) :]]), "")
+            with suppress(Exception), _otherwise(entry, inputs, name, word, [*there, *inputs[len(there) :]]) as pair:
+                yield Variant(f'with {name}="{word}"', pair, "")
 
 
 def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     """A default of 0 or 1 as another number, where that is seen in the output: it hides factors, terms and strides."""
     numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1)}
     numbers = {n: v for n, v in numbers.items() if type(v) in (int, float) and not _NO_FACTOR.fullmatch(n)}
+    before = list[Array]()
     for name, number in [*numbers.items()][:4]:
         other = number + 1 if isinstance(number, int) else number + 0.7
         with suppress(Exception):
-            before = [_computed(entry, inputs, factor)[1] for factor in (1, 10)]  # what is cut off shows at large ones
-            with _defaults(entry.code, name, other):
-                after = [_computed(entry, inputs, factor)[1] for factor in (1, 10)]
+            if not before:  # what is cut off shows at large ones
+                before = _outputs(entry.adapted(copy.deepcopy(inputs)), 1, 10)
+            with _otherwise(entry, inputs, name, other, inputs) as pair:
+                after = _outputs(pair, 1, 10)
                 if not all(a.shape == b.shape and np.allclose(a, b) for a, b in zip(before, after, strict=True)):
-                    yield Variant(f"with {name}={other}", entry.adapted(copy.deepcopy(inputs)), "")
+                    yield Variant(f"with {name}={other}", pair, "")
 
 
 _NO_FACTOR = re.compile(r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode)")
 
 
-def _computed(entry: Entry, inputs: Sequence[Any], factor: float = 1.0) -> tuple[Pair, Array]:
-    """The pair at these inputs, and what its forward pass returns at so many times its floats."""
-    pair = entry.adapted(copy.deepcopy(inputs))
-    values = [factor * value if is_float(value) else copy.deepcopy(value) for value in pair.inputs]
-    return pair, np.asarray(pair.forward(*values)[0])
+def _outputs(pair: Pair, *factors: float) -> list[Array]:
+    """What the forward pass returns at so many times its floats."""
+    there = [[k * v if is_float(v) else copy.deepcopy(v) for v in pair.inputs] for k in factors]
+    return [np.asarray(pair.forward(*values)[0]) for values in there]
 
 
 def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
@@ -264,9 +263,35 @@ def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varian
         else:
             continue
         with suppress(Exception):
-            pair, y = _computed(entry, [other if j == i else value for j, value in enumerate(inputs)])
-            if np.allclose(y, _computed(entry, inputs)[1]):
+            pair = entry.adapted([other if j == i else value for j, value in enumerate(copy.deepcopy(inputs))])
+            if np.allclose(_outputs(pair, 1), _outputs(entry.adapted(copy.deepcopy(inputs)), 1)):
                 yield Variant(where, pair, "")
+
+
+@contextmanager
+def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there: Sequence[Any]) -> Iterator[Pair]:
+    """The pair at other inputs, with another default; `NoSearch` where that could do more than compute.
+
+    What no default takes may be anything, as `if save:`. So both passes must be arithmetic on arrays through and
+    through, and a constructor, which may draw random numbers, must run no instruction that it doesn't run as it stands.
+    """
+    make: Any = entry.maker or list
+    steps = instructions(partial(make, copy.deepcopy(inputs)))
+    pair, taken = entry.adapted(copy.deepcopy(inputs)), list[Any]()
+
+    def stop(*arguments: Any) -> None:
+        taken.extend(arguments)
+        raise NoSearch
+
+    y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+    with suppress(NoSearch):
+        pair.call(stop, np.ones(np.shape(y)), kept)
+    owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
+    Allowed(unwrapped(pair.forward), [*owner, *taken, *pair.inputs])
+    Allowed(unwrapped(pair.source), taken)
+    with _defaults(entry.code, name, other):
+        instructions(partial(make, copy.deepcopy(there)), steps)
+        yield entry.adapted(copy.deepcopy(there))
 
 
 @contextmanager
@@ -313,17 +338,6 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
             if _rated(entry, one) == (True, 1) and np.any(first != second):  # else it is normalised to nothing
                 return f"For one example, as of shape {np.shape(one[batches[0]])}, it is right."
     return ""
-
-
-def _as_vectors(entry: Entry, fit: Fit) -> Fit | None:
-    """A number for each example, where a name doesn't say what it is and the gradients of such vectors are right."""
-    unknown = any(meant(name)[0] == UNKNOWN.split() for name in entry.parameters[entry.made :])
-    columns = {i: value[:, 0] for i, value in enumerate(fit.inputs) if unknown and is_array(value) and value.ndim == 2}
-    with suppress(Exception):
-        inputs = _with(fit, columns)
-        if columns and _rated(entry, inputs) == (True, 1):
-            return fit._replace(inputs=tuple(inputs), pair=entry.adapted(copy.deepcopy(inputs)))
-    return None
 
 
 def _with(fit: Fit, others: dict[int, Any]) -> list[Any]:

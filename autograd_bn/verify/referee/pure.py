@@ -48,15 +48,15 @@ trace transpose trapezoid tri tril tril_indices triu triu_indices true_divide tr
 unsqueeze var vdot vmap vsplit vstack where zeros zeros_like""".split()
 )
 _METHODS = frozenset(
-    """abs accumulate add add_ all any append argmax argmin argsort astype at bmm bool byte chunk clamp clamp_
-clip clone conj contiguous copy cos count cpu cumprod cumsum detach diagonal dim div div_ divide dot double endswith eq
-exp expand expand_as expm1 extend fill fill_ flatten flip float floor format gather ge get gt half index index_add
+    """abs accumulate add add_ all any append argmax argmin argsort astype at bmm bool byte chunk clamp clamp_ clip
+clone conj contiguous copy cos count cpu cumprod cumsum detach diagonal dim div div_ divide dot double endswith eq exp
+expand expand_as expm1 extend fill fill_ flatten flip float floor format gather ge get gt half index index_add
 index_add_ index_select insert int item items keys le log log1p log_softmax long lower lt masked_fill masked_fill_
 masked_select matmul max maximum mean min minimum mm mul mul_ multiply mv ne neg neg_ new_full new_ones new_zeros
 nonzero norm numel numpy outer permute pop pow prod ptp put ravel reciprocal reduce reduceat relu repeat reshape reverse
-round rsqrt scatter scatter_ scatter_add scatter_add_ searchsorted set setdefault sigmoid sign sin size softmax sort
-split sqrt square squeeze startswith std sub sub_ sum swapaxes t take tan tanh to tolist topk trace transpose tril triu
-type type_as unbind unfold unsqueeze update upper values var view view_as where zero_""".split()
+round rsqrt save_for_backward scatter scatter_ scatter_add scatter_add_ searchsorted set setdefault sigmoid sign sin
+size softmax sort split sqrt square squeeze startswith std sub sub_ sum swapaxes t take tan tanh to tolist topk trace
+transpose tril triu type type_as unbind unfold unsqueeze update upper values var view view_as where zero_""".split()
 )
 _READ = frozenset(
     """T mT H shape size ndim dtype real imag flat itemsize nbytes device data grad eps tiny is_cuda requires_grad

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +13,12 @@ import numpy as np
 from ...engine import Tensor, as_tensor
 from ...engine.backward import pull
 from ...engine.node import Array, Node, recording, topological_order
-from .source import unwrapped
+from .source import NoSearch, unwrapped
 
 Arrays = dict[str, Array]
 NUMBERS = 50_000  # of an array that cost as much to go through as a call of a small pair
 STANDARD = os.path.dirname(os.__file__)
+OWN = os.path.dirname(__file__)
 
 
 class NoDerivative(Exception):
@@ -136,24 +136,38 @@ def _watching(watch: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def work() -> Iterator[list[float]]:
-    """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more.
-
-    Nothing is collected inside, as what that calls is of the process and not of the pair.
-    """
-    done, collects = [0.0], gc.isenabled()
-    gc.disable()
+    """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more."""
+    done = [0.0]
 
     def watch(frame: Any, event: str, function: Any) -> None:
         if event in ("call", "c_call") and _counts(frame):
             owner = getattr(function, "__self__", None)  # a copy is one call of an array's own
             done[0] += 5e-4 + (owner.size / NUMBERS if isinstance(owner, np.ndarray) else 0.0)
 
+    with _watching(watch):
+        yield done
+
+
+def instructions(function: Callable[[], Any], known: Container[Any] | None = None) -> set[Any]:
+    """What a call runs of code that isn't the standard library's; `NoSearch` before it runs what is not `known`."""
+    ran, before = set[Any](), sys.gettrace()
+
+    def watch(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename.startswith((STANDARD, OWN)):
+            return None
+        frame.f_trace_opcodes, step = True, (frame.f_code, frame.f_lasti)
+        if event == "opcode":
+            if known is not None and step not in known:
+                raise NoSearch(f"line {frame.f_lineno} is not run otherwise")
+            ran.add(step)
+        return watch
+
+    sys.settrace(watch)
     try:
-        with _watching(watch):
-            yield done
+        function()
     finally:
-        if collects:
-            gc.enable()
+        sys.settrace(before)
+    return ran
 
 
 def effort(function: Callable[[], Any]) -> float:
