@@ -625,3 +625,18 @@ def test_inputs_that_no_forward_pass_takes_are_an_error(tmp_path, capsys, given,
     file.write_text("def sq_forward(x):\n    return x * x, x\ndef sq_backward(dy, x):\n    return 2 * x * dy\n")
     assert main([command, str(file), "--inputs", given]) == 2
     assert "--inputs" in capsys.readouterr().err
+
+
+def test_what_a_right_pair_was_not_judged_for_is_said_among_others_and_to_machines(check):
+    """A loss that doesn't read dy is right for dy = 1 alone."""
+    text = RIGHT + (
+        "\n\nclass Loss:\n    def forward(self, x, t):\n        self.d = x - t\n        return (self.d ** 2).mean()\n\n"
+        "    def backward(self, dout=1):\n        return 2 * self.d / self.d.size\n"
+    )
+    note = "backward doesn't read dy, which is taken to be 1"
+    assert f"Loss.backward: RIGHT: the gradient is right. {note}" in check(text)[1]
+    (loss,) = [
+        row for row in map(json.loads, check(text, "--json")[1].splitlines()) if row["backward"] == "Loss.backward"
+    ]
+    assert loss["verdict"] == "right"
+    assert loss["diagnosis"].startswith(note)

@@ -111,7 +111,7 @@ def _text(entry: Judged, several: bool, json: bool) -> str:
         return entry.json()
     text = str(entry)
     if several and entry.verdict == "right" and entry.report is not None:
-        rest = [*entry.report.warnings, *[f"Not judged: {what}." for what in entry.report.unseen], entry.reason]
+        rest = [*entry.report.remarks, entry.reason]
         text = " ".join([text.splitlines()[0], *rest]).rstrip()
     return f"{entry.backward}: {text}\n" if several else text
 

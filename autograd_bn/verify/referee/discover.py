@@ -46,10 +46,7 @@ class Judged:
 
     def json(self) -> str:
         """One line for machines."""
-        said: list[str] = []
-        if self.report is not None:
-            said = [*map(str, self.report.diagnosis), *self.report.warnings]
-            said += [f"Not judged: {what}." for what in self.report.unseen]
+        said = [] if self.report is None else [*map(str, self.report.diagnosis), *self.report.remarks]
         repairs = () if self.report is None else self.report.repair
         edits = [{name: getattr(r, name) for name in ("file", "line", "old", "new")} for r in repairs]
         fields = {"forward": self.forward, "backward": self.backward, "verdict": self.verdict}

@@ -18,6 +18,7 @@ from .held import arrays, is_array
 from .load import said
 from .names import BIAS, SHIFT, plain
 from .pairs import NoPair, Pair, agreement
+from .source import code_of
 from .trace import work
 from .unwritten import noted, written
 
@@ -168,6 +169,9 @@ class Search:
 
     def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair, axes: int) -> None:
         """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
+        for name, value in zip(pair.names, pair.inputs, strict=True):
+            if np.ndim(value) < 2 and _transposed(name, pair):
+                raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
         right, tabled = fits and share == 1, self.tabled(chosen)
         if tabled:
@@ -202,6 +206,13 @@ class Search:
         lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
         if lost and self.best is None and self.failed.count(self.failed[-1]) == ABSENT:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
+
+
+def _transposed(name: str, pair: Pair) -> bool:
+    """Whether backward transposes what forward is handed under a name: it is meant to be a matrix then."""
+    kept = re.findall(rf"\bself\.(\w+) *= *{name} *$", code_of(pair.forward), re.MULTILINE)
+    called = "|".join([re.escape(name.rpartition(".")[2]), *kept])
+    return bool(re.search(rf"\b({called})[\"'\])]*\.T\b|transpose\((self\.)?({called})\)", code_of(pair.source)))
 
 
 def guessed(entry: Entry, known: dict[str, Any]) -> Fit:

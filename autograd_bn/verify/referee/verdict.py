@@ -124,6 +124,11 @@ class Verdict:
         return next((row.name for row in self.rows if row.what == "intermediate" and not row.ok), None)
 
     @property
+    def remarks(self) -> list[str]:
+        """What a reader should know beside the findings."""
+        return [*self.warnings, *self.notes, *[f"Not judged: {what}." for what in self.unseen]]
+
+    @property
     def backward(self) -> Callable[..., Any] | None:
         """The author's backward pass."""
         return self.pair.source if self.pair else None
@@ -195,8 +200,7 @@ class Verdict:
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
-        said = (*self.warnings, *self.notes, *[f"Not judged: {what}" for what in self.unseen])
-        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in said)
+        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.remarks)
         head = f"<p><b>{escape(self._headline())}</b></p>"
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
 
