@@ -24,7 +24,7 @@ HELP = """judge hand-written forward and backward passes, and say where the mist
 FILE.py, or a notebook, is run. Judged is what it defines of: NumPy pairs such as NAME_forward(x, ...) -> y, cache with
 NAME_backward(dy, cache) -> dx, ...; losses NAME_loss(x, y) -> loss, dx; layer classes with forward and backward, whose
 parameters' gradients are looked for on the object; torch.autograd.Function classes; jax.custom_vjp functions. Where a
-dict has a "mode" both train and test are judged.
+dict has a "mode" both train and test are judged. Passes may write no file and start no program, or they are declined.
 Inputs are found by the parameters' names and by trying; a file can give its own: NAME_inputs (or inputs), a tuple of
 what forward takes or a function that returns one; or --inputs 'x=(6,4) y=onehot(6,3) k=2'.
 Exit status 0 where what could be judged is right, 1 where something is wrong, 2 where nothing could be judged.

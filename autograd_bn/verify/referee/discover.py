@@ -17,6 +17,7 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .earned import unearned
 from .entries import Entry, entries
+from .harmless import Refused
 from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
@@ -75,6 +76,8 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
         last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
         known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
         reason = (" ".join(str(error).split()) if known_kind else said(error) + line_of(error)) or said(error)
+        if isinstance(error, Refused):
+            reason += f"{line_of(error)}: give inputs with which it doesn't by --inputs or {inputs_name(entry)}"
         return made("" if entry.base else "unjudged", reason)
 
 
@@ -183,7 +186,11 @@ def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     for value in there:
         if isinstance(value, dict):
             value["mode"] = "test"
-    y, cache = _parts(entry.probe(there))
+    try:
+        y, cache = _parts(entry.probe(there))
+    except Refused as error:
+        yield Variant(f"In test mode it is not judged: {error}.")
+        return
     if y is None:
         yield Variant("In test mode forward returns no output, so its gradient is not judged.")
     elif cache is None or (isinstance(cache, dict | tuple | list) and not cache):

@@ -12,7 +12,6 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .conventions import adapt, numpy_pair
 from .explain import Case, explained
-from .frameworks import seeded
 from .inputs import Inputs, checked, lengthened, moved, named_lengths
 from .meant import convention, cut_by_a_guard, without_guards
 from .mistakes import Mistake, alone, close
@@ -70,9 +69,9 @@ def check_backward(
 
     A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
 
-    Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't
-    be judged; whatever is wrong with `backward`, an exception too, is in the verdict. A stub, which raises
-    `NotImplementedError` or returns None or nothing but zeros, has the status "unwritten".
+    Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't be judged,
+    and for passes that would write a file or start a program; whatever else is wrong with `backward`, an exception too,
+    is in the verdict. A stub, which raises `NotImplementedError` or returns None or zeros, has the status "unwritten".
 
     >>> import autograd_bn as ag
     >>> import numpy as np
@@ -90,7 +89,7 @@ def check_backward(
     if not isinstance(taken, tuple | list):
         raise TypeError(f"inputs is a {type(taken).__name__}, expected a tuple of what forward takes: (x, ...)")
     author = [forward] if inputs is None else [forward, backward]
-    with as_it_was(*author), seeded(forward), np.errstate(all="ignore"):
+    with as_it_was(*author):
         try:
             pair = adapt(forward, taken) if inputs is None else numpy_pair(forward, backward, taken)
             written(pair)

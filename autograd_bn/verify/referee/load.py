@@ -18,6 +18,8 @@ from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
+from .harmless import harmless
+
 SECONDS = 30  # of processor time for running the file; a pair has twice as many
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 
@@ -208,7 +210,9 @@ def loaded(path: Path) -> Iterator[Loaded]:
         for folder in folders[::-1]:
             name = f"{name}.{re.sub(r'[^0-9A-Za-z_]', '_', folder.name)}" if name else "checked"
             sys.modules[name] = Package(name, folder)
-        yield _run(path, f"{name}.{path.stem}")
+        file = _run(path, f"{name}.{path.stem}")
+        with harmless():
+            yield file
     finally:
         sys.path[:], sys.dont_write_bytecode, modules, sys.argv, sys.stdin, environment = before
         for door, opened in doors.items():

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .frameworks import seeded
+from .harmless import harmless
 from .pure import Kept
 from .source import framework
 
@@ -98,9 +100,10 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @contextmanager
 def as_it_was(*targets: Any) -> Iterator[None]:
-    """Put back afterwards what functions, classes and objects of an author's may have changed beside arguments."""
+    """Put back afterwards what functions, classes and objects of an author's changed beside arguments; no files."""
     outside = Outside(targets)
     try:
-        yield
+        with harmless(), seeded(targets[0]), np.errstate(all="ignore"):
+            yield
     finally:
         outside.restore()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
+from .harmless import Refused
 from .inputs import Inputs
 from .names import canonical, derivative_of, is_constant, plain
 from .pairs import Pair
@@ -89,6 +90,8 @@ class Run:
         try:
             passed = passed or self.passed()
             returned = copy.deepcopy(self.pair.call(backward, handed, passed.cache))
+        except Refused:
+            raise
         except Exception as error:
             out.failure = f"backward raised {reported(error, backward)}"
             return out

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...engine.node import Array
 from ..table import PRE, html_table, text_table
+from .source import unwrapped
 
 if TYPE_CHECKING:
     from ..derivation import Derivation
@@ -137,11 +138,13 @@ class Verdict:
     def solution(self) -> Derivation | None:
         """What would be right in the place of the author's backward pass; None where that can't be written."""
         from ..derivation import solution
+        from .outside import as_it_was
 
         if self.status != "wrong" or self.pair is None:
             return None
         try:
-            return solution(self.pair)
+            with as_it_was(unwrapped(self.pair.forward), self.pair.source):
+                return solution(self.pair)
         except Exception:  # the author's own, or why none can be written
             return None
 
