@@ -92,6 +92,7 @@ def returned_names(function: Any) -> list[str]:
     returns = sorted(returns, key=lambda node: node.lineno)
     values = [node.value for node in returns if node.value is not None]
     items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
+    items = [*items[0].elts, *items[1:]] if items and isinstance(items[0], ast.Tuple) else items
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
     ]

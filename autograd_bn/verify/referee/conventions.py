@@ -228,11 +228,13 @@ def _filled(
     if variadic and not count:
         return [(dys, True)]
     filled = [(dys[:count], True)] if count < 2 and not (first and several) else []  # backward(), backward(dy)
+    if 1 < count == len(outputs) == gradients:  # backward(da, db)
+        filled.append((dys, False))
     if several and 0 < count <= len(outputs) and not (count == gradients == 1):
         ahead, sure = dys[: count - 1], first or count == len(outputs)  # backward(dy, cache), backward(cache, dy)
         filled += [([cache, *ahead] if first else [*ahead, cache], sure) for cache in caches]
-    if 1 < count == len(outputs) and not first and gradients in (1, count):  # a gradient of each, or more of forward's
-        filled.append((dys if gradients == count else [dys[0], *outputs[1:]], False))
+    if 1 < count == len(outputs) and not first and gradients == 1:  # a gradient, and more of forward's
+        filled.append(([dys[0], *outputs[1:]], False))
     if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y)
         values: list[Path] = [("input", name) for name in names]
         values.insert(0 if plain(free[1]) in OUTPUTS else len(values), outputs[0])

@@ -37,8 +37,9 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
     known = {length for row in rows if row.ok for length in shapes[row.name[1:]]}  # another may be the code's own
     misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
-    if (level and not others and wrong <= {*guessed}) or (kinds == {"shape"} and not level and wrong <= misfits):
-        return f"only the shape is another than that of the guessed input: {found[0]}"
+    shaped = kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
+    if (level and not others and wrong <= {*guessed}) or shaped:
+        return f"only the shape is another than that of the guessed input, it seems: {found[0]}"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     said = " ".join([*report.warnings, *report.notes])

@@ -96,7 +96,9 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
         for name, value in inputs.items():
             if is_float(value) and longer[name] is not value:
                 along = _weights(value)
-                if along is not None:
+                if along is not None and np.isin(value, (0, 1)).all():  # one-hot
+                    longer[name] = np.where(np.cumsum(longer[name], axis=along) > 1, 0, longer[name])
+                elif along is not None:
                     longer[name] = longer[name] / longer[name].sum(axis=along, keepdims=True)
                 elif np.any(value != np.round(value)):
                     longer[name] = moved(longer[name], rng)

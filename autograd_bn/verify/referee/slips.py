@@ -230,7 +230,7 @@ class Slips:
         names = self._names(node)
         numpy = self.known.get("np", self.source.function.__globals__.get("np")) is np
         for cost, form, kind, places in _VALUES:
-            flat = "swapaxes" in form and np.ndim(self._value(node)) < 3
+            flat = "swapaxes" in form and getattr(self._value(node), "ndim", 0) < 3
             if where & set(places) and (numpy or "np." not in form) and not flat:
                 for rank, name in enumerate(names if "{1}" in form else [""]):
                     more = rank / 50 - 0.7 * (name in self.unread) - 0.3 * ("h" in where) if name else 0.0

@@ -262,6 +262,10 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     """What a parameter may be, by its name and by what stands beside it."""
     if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
+    beside = {*map(plain, entry.parameters)}
+    alike = {"q", "k"} <= beside or ({"a", "b"} <= beside and not any(n.startswith("w") for n in beside))
+    if alike and plain(name) in ("q", "k", "b"):  # of attention, or two of a kind
+        name = "x"
     if name in entry.kinds:
         return entry.kinds[name]
     listed, _ = meant(name)
