@@ -133,8 +133,9 @@ class Calls:
         # Arrays of the author's own class are kept, since backward may hold them by weak references alone.
         seen["own"] = [part for part in parts if inner(part) is not part]
         result = [*map(inner, parts)] if seen["own"] else vector(result)
-        if isinstance(result, tuple) and isinstance(result[0], tuple) and all(hasattr(y, "shape") for y in result[0]):
-            result = (*result[0], *result[1:])  # `return (h, c), cache`
+        if isinstance(result, tuple) and result and isinstance(result[0], tuple):
+            spread = (*result[0], *result[1:])  # `return (h, c), cache`
+            result = spread if len(returned_names(self.author.forward)) == len(spread) else result
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
         return seen
 

@@ -83,7 +83,8 @@ def _same(run: Run, a: Array, b: Array) -> bool:
 
 def _straight_through(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     first, head = run.y.ravel()[: gradient.size], run.dy.ravel()[: gradient.size]
-    if gradient.size < run.y.size and len(np.unique(first)) <= 3 and np.array_equal(gradient.ravel(), head):
+    flat = len(np.unique(first)) <= min(3, gradient.size // 2)
+    if gradient.size < run.y.size and flat and np.array_equal(gradient.ravel(), head):
         return "the straight-through estimator: forward's first output is flat, and backward that of the identity"
     flat = not np.any(np.abs(run.truth[name]) > 1e-9) and float(np.std(run.y)) > 0
     if not flat or gradient.shape != run.dy.shape:
@@ -110,7 +111,10 @@ def _mean_over_examples(run: Run, name: str, gradient: Array, off: list[str], te
     counts = [
         m
         for m in np.shape(x)
-        if m > 1 and gradient.shape == run.truth[name].shape and _same(run, gradient * m, run.truth[name])
+        if m > 1
+        and (m in run.y.shape or run.y.size == 1)
+        and gradient.shape == run.truth[name].shape
+        and _same(run, gradient * m, run.truth[name])
     ]
     others = [n for n in run.author.gradients if n != next(iter(run.inputs))]
     each = run.y.shape == np.shape(x)[:1] and bool(np.all(run.dy == 1))  # a loss for each example
@@ -150,7 +154,7 @@ def _clipped(run: Run, name: str, gradient: Array, off: list[str], text: str) ->
 
 def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     value = run.inputs[name]
-    if gradient.shape != run.truth[name].shape or not re.search(r"reg|decay|lamb|l[12]", text):
+    if value.size < 3 or gradient.shape != run.truth[name].shape or not re.search(r"reg|decay|lamb|l[12]", text):
         return None
     terms, rest = np.stack([value.ravel(), np.sign(value).ravel()], axis=1), gradient - run.truth[name]
     rates = np.linalg.lstsq(terms, rest.ravel(), rcond=None)[0]
