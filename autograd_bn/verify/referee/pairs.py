@@ -46,10 +46,14 @@ class NoPair(Exception):
     """A function isn't what its name seemed to say."""
 
 
+class Unseen(ValueError):
+    """Nothing shows at some inputs, whatever stands in the backward pass."""
+
+
 def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     """For each gradient, whether it agrees with a difference along one step; its shape where that is another.
 
-    None where it is that of integers, which nobody can tell. None agrees where all are 0, as those of a hinge that is
+    None where it is that of integers, which nobody can tell. `Unseen` where all are 0, as those of a hinge that is
     never reached.
     """
     rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
@@ -60,20 +64,24 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
     out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
     agree: dict[str, bool | tuple[int, ...] | None] = dict.fromkeys(out.labels)
-    seen = any(map(np.any, out.gradients.values()))
+    if out.gradients and not any(map(np.any, out.gradients.values())):
+        raise Unseen("every gradient is 0")
     for name, gradient in out.gradients.items():
         agree[name] = gradient.shape
         if gradient.shape == inputs[name].shape:
             step = np.asarray(rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0))
-            agree[name] = seen and explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
+            agree[name] = explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
     missing = [f for finding in out.findings for f in finding.gradients]
     return agree | dict.fromkeys(missing, False) | dict.fromkeys(out.numbers, ())
 
 
 def share(pair: Pair) -> float:
     """Which share of a pair's gradients agrees with differences."""
-    with np.errstate(all="ignore"):
-        told = agreement(pair)
+    try:
+        with np.errstate(all="ignore"):
+            told = agreement(pair)
+    except Unseen:
+        return 0.0
     return sum(value is True for value in told.values()) / max(len(told), 1)
 
 

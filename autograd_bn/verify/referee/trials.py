@@ -88,6 +88,7 @@ class Search:
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
+    wrong_at: tuple[int, ...] = ()  # where the first array has no axis of length 1
     declined: Exception | None = None  # why nobody can judge what forward takes
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
@@ -174,6 +175,9 @@ class Search:
                 raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
         right, tabled = fits and share == 1, self.tabled(chosen)
+        first = next((value.shape for value in inputs if isinstance(value, np.ndarray)), ())
+        if tabled and not right and len(first) > 1 and 1 not in first:
+            self.wrong_at = self.wrong_at or first
         if tabled:
             self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
         if axes > 1 and share >= 0.5:
@@ -188,6 +192,8 @@ class Search:
                 note = "For vectors, as of shape (4,), which forward takes, it is wrong."
             elif right and numbers:
                 note = f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
+            elif right and 1 in first and self.wrong_at:
+                note = f"At inputs of shape {self.wrong_at}, which forward takes, it is wrong."
             firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
             self.best = Fit(inputs, pair, (fits, share), firm, True, note, tabled)
         self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
