@@ -292,12 +292,20 @@ def one_hot(z, labels):
     return -(y * z).sum(axis=1)
 
 
+def smoothed(z, labels):
+    N, C = z.shape
+    y = np.full((N, C), 0.1 / C)
+    y[np.arange(N), labels] += 0.9
+    return -(y * z).sum(axis=1)
+
+
 @pytest.mark.parametrize(
     ("function", "inputs", "line"),
     [
         (recurrent, arrays((2, 3, 4), (2, 5), (4, 5), (5, 5)), "h[:, 2] = prev\n"),
         (shifted, arrays((4, 3)), "out[1:] = s[:-1]\n"),
         (one_hot, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), "y[np.arange(N), labels] = 1\n"),
+        (smoothed, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), "y = np.full(z.shape, 0.1 / C)\n"),
     ],
 )
 def test_arrays_that_are_filled_are_filled_in_the_text(function, inputs, line):
@@ -668,6 +676,59 @@ def detached(x):
 def test_what_can_not_be_written_is_declined(function, inputs, error, words):
     with pytest.raises(error, match=words):
         ag.write_backward(function, inputs)
+
+
+def test_options_that_forward_asked_for_in_vain_are_refused_later():
+    def dropped(x, mask, options):
+        options["passes"] = options.get("passes", 0) + 1
+        return x * mask / options["p"] if "p" in options else 2 * x * mask
+
+    (x,) = arrays((4, 3))
+    made = ag.write_backward(dropped, [x, x > 0, {"mode": "train"}])
+    assert made.forward(x, x > 0, {"mode": "train", "passes": 3, "name": "a"})[0].shape == x.shape
+    with pytest.raises(ValueError, match=r"written for options\['mode'\] == 'train' and no 'p' in options"):
+        made.forward(x, x > 0, {"mode": "train", "p": 0.1})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.where(x > 0, x, 0.01 * x),
+        lambda x: np.where(x < 0, 2 * np.exp(x), 5 * x),
+        lambda x: np.where(x >= 0, x, np.exp(x) - 1),
+        lambda x: np.where(x == 0, 1, x) ** 2,
+        lambda x: x * (x > 0) + 3 * x * (x <= 0),
+    ],
+)
+def test_what_an_author_says_of_a_tie_holds_there(function):
+    made = ag.write_backward(function, arrays((4, 3)))
+    assert_right(made, function, [np.array([[0.0, 1.0, -1.0], [0.0, 0.0, 2.0]])])
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "line"),
+    [
+        (lambda x, w: (x @ w) ** 2, arrays((4, 3), (3,)), "dw = x.T @ "),
+        (lambda x, w: (x @ w) ** 2, arrays((4, 3), (3,)), "[:, None] * w\n"),
+        (lambda x, q: x - (q @ x) * q, arrays((4,), (4,)), "dx = dy - q * total\n"),
+        (lambda x: x * np.roll(x, 2, axis=0), arrays((5, 3)), " + np.roll("),
+        (lambda x, i: x[:, i], (*arrays((4, 3)), np.array([0, 2, 2])), "np.add.at(dx, np.s_[:, i], dy)\n"),
+        (lambda x: np.log(np.exp(x).sum(axis=1, keepdims=True))[:, 0], arrays((4, 3)), "dy[:, None] / "),
+        (lambda x: 1.0507009873554805 * x, arrays((4, 3)), "1.0507009873554805 * dy"),
+        (lambda x: x + np.log(2 * np.pi), arrays((4, 3)), "x + np.log(2 * np.pi)"),
+        (lambda x, y: (x - y) ** 2, arrays((4, 3), (4, 3)), "def backward(dout, cache):"),
+        (gelu, arrays((4, 3)), "0.5 * np.sqrt(2 / np.pi) * (g + 0.134145 * g * x**2) + 0.5 * dy * pre\n"),
+        (lambda x: np.diag(x).mean(), arrays((4, 4)), "min(len(x), x.shape[1])"),
+    ],
+)
+def test_it_is_written_as_by_hand(function, inputs, line):
+    made = ag.write_backward(function, inputs)
+    assert line in made.source, made.source
+    assert_right(made, function, inputs)
 
 
 def test_what_is_declined_by_name_and_form():

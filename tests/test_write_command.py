@@ -192,6 +192,77 @@ class Scale:
     def backward(dy, cache):
         return dy, dy
 
+class Leaky:
+    def forward(self, x):
+        self.out = np.where(x >= 0, x, 0.1 * x)
+        return self.out
+    def backward(self, dy):
+        pass
+
+class Entropy:
+    def forward(self, logits, labels):
+        self.labels = labels
+        self.p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return -np.log(self.p[np.arange(len(labels)), labels]).mean()
+    def backward(self):
+        pass
+
+class Kept:
+    def __init__(self):
+        self.params, self.grads = {"W": np.random.randn(4, 3)}, {}
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["W"]
+    def backward(self, dy):
+        pass
+
+class Listed(Kept):
+    def __init__(self):
+        self.params, self.grads = [np.random.randn(4, 3)], [np.zeros((4, 3))]
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0]
+
+class Weighted:
+    def __init__(self):
+        self.weight, self.weight_grad = np.random.randn(4, 3), None
+    def forward(self, x):
+        self.x = x
+        return x @ self.weight
+    def backward(self, dy):
+        pass
+
+class Box:
+    def __init__(self, data):
+        self.data, self.grad = data, None
+
+class Boxed:
+    def __init__(self):
+        self.W = Box(np.random.randn(4, 3))
+    def forward(self, x):
+        self.x = x
+        return x @ self.W.data
+    def backward(self, dy):
+        pass
+
+class Nowhere:
+    def __init__(self):
+        self.weights = [np.random.randn(4, 3), np.random.randn(3, 2)]
+    def forward(self, x):
+        self.x = x
+        self.h = np.tanh(x @ self.weights[0])
+        return self.h @ self.weights[1]
+    def backward(self, dy):
+        pass
+
+def margin_loss(x, y):
+    N = len(x)
+    margins = np.maximum(0, x - x[np.arange(N), y][:, None] + 1)
+    margins[np.arange(N), y] = 0
+    loss = margins.sum() / N
+    dx = None
+    return loss, dx
+
 def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
@@ -291,6 +362,30 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
     _, space = written("CrossEntropy.backward")
     y_true = np.eye(4)[[0, 3, 1, 1, 2]]
     assert ag.check_backward(space["CrossEntropy"](), [*arrays((5, 4)), y_true]).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("Leaky.backward", "part = self.x >= 0\n"),  # self.out > 0 is another at 0
+        ("Entropy.backward", "/ len(self.labels)\n"),
+        ("Kept.backward", 'self.grads["W"] = self.x.T @ dy\n        return dy @ self.params["W"].T\n'),
+        ("Listed.backward", "self.grads[0] = self.x.T @ dy\n        return dy @ self.params[0].T\n"),
+        ("Weighted.backward", "self.weight_grad = self.x.T @ dy\n"),
+        ("Boxed.backward", "self.W.grad = self.x.T @ dy\n"),
+        ("margin_loss", "d = np.full(x.shape, 1 / N)\n"),
+    ],
+)
+def test_it_is_written_where_and_as_its_author_would(written, name, line):
+    text, _ = written(name)
+    assert line in text, text
+
+
+def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys):
+    path = tmp_path / "styles.py"
+    path.write_text(STYLES)
+    assert main(["write", str(path), "Nowhere.backward"]) == 2
+    assert "nothing says where the gradient of weights[0] goes" in capsys.readouterr().err
 
 
 def test_a_gradient_for_1_has_no_1_in_it(written):

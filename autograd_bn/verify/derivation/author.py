@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, update_wrapper, wraps
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,12 +25,14 @@ from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Returned
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
-from .expressions import Expression
+from .expressions import FLIPPED, Expression
 from .lengths import recordings
 from .module import Derivation, executed, refuse_wrong, written
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
+
+GRADIENTS = ("grad", "grads", "gradients")
 
 
 def solution(pair: Pair, folded: bool = False) -> Derivation:
@@ -73,11 +75,11 @@ class _Author:
     """How an author's passes are called, what of it can be another, and where gradients go."""
 
     def __init__(self, pair: Pair) -> None:
-        back = _returned(pair)
-        pair = pair if back is not None else _as_named(pair)
-        calls: Any = pair.calls
-        self.author, self.pair = calls.author, pair
-        self.whole, self.unit = self.author.forward is self.author.backward, calls.plan.unit
+        back, calls = _returned(pair), cast(Calls, pair.calls)
+        self.author, self.whole = calls.author, calls.author.forward is calls.author.backward
+        self.pair = pair = pair if back is not None or self.whole else _as_named(pair)
+        calls = cast(Calls, pair.calls)
+        self.unit = calls.plan.unit
         named = zip(pair.names, pair.inputs, strict=True)
         self.inputs = {n: np.array(v, float) if is_float(v) else v for n, v in named}
         taken = signature(self.author.backward)
@@ -155,15 +157,29 @@ class _Author:
         elif back is not None and any(value is not None for value in listed):
             pairs = zip(Returned().wanted(listed, self.inputs, dict.fromkeys(names, 1), back), listed, strict=False)
             self.returned = [name if name in names and value is not None else "" for name, value in pairs]
-        elif not calls.places:
+        elif back is None or not calls.places:
             free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]
             self.returned = said if any(said) else free
-            self.kept = {name: (*paths[0][:-1], f"d{paths[0][-1]}") for name, paths in calls.slots.items()}
+            self.kept = {name: self._beside(paths[0]) for name, paths in calls.slots.items()} | self.kept
         hints = calls.returns[self.whole :]
         hints = hints if len(hints) == len(self.returned) else []
         self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
         result = self.passed(self.author.forward, copy.deepcopy([*self.inputs.values()]), {})[-1]["result"]
         self.nested = len(result) == 2 and isinstance(result[1], tuple | list | dict)
+
+    def _beside(self, path: Path) -> Path:
+        """Where a gradient goes of which nobody says where: W_grad or grads["W"] where there is such a place, or dW."""
+        calls = cast(Calls, self.pair.calls)
+        holders = [get({"object": self.author.owner}, path[:n]) for n in (-1, -2)]
+        inner, outer = [holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}) for holder in holders]
+        alone = sum(place[:-1] == path[:-1] for places in calls.slots.values() for place in places) == 1
+        own = [key for key in inner if plain(str(path[-1])) in derivative_of(str(key))[:-1]]
+        if own := own or [key for key in inner if alone and key in GRADIENTS]:
+            return *path[:-1], own[0]
+        words = [key for key in outer if key in GRADIENTS and len(path) > 2]
+        if not words and isinstance(holders[0], list):
+            raise Unwritable(f"nothing says where the gradient of {label(path[1:])} goes: make a list of gradients")
+        return (*path[:-2], words[0], path[-1]) if words else (*path[:-1], f"d{path[-1]}")
 
     @property
     def home(self) -> str:
@@ -228,7 +244,7 @@ def _returned(pair: Pair) -> Gradients | None:
         y, kept = pair.forward(*copy.deepcopy(pair.inputs))
         back = pair.call(pair.source, np.ones(np.shape(y)), kept)
         listed = back.back if isinstance(back.back, tuple | list) else [back.back]
-        if any(value is not None for value in [*listed, *back.left.values()]):
+        if any(value is not None for value in listed) or any(map(np.any, back.left.values())):
             return back
     return None
 
@@ -287,7 +303,7 @@ class _Answer(Writer):
         kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
         if kept & {*map(id, runs[0].bases)}:
             raise Unwritable("forward sets elements of a view of what it keeps")
-        super().__init__(runs, "dy", None if made.whole else kept)
+        super().__init__(runs, "", None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
@@ -317,7 +333,7 @@ class _Answer(Writer):
                 if len({len(each) for each in some if isinstance(each, tuple | list)}) > 1:
                     continue
                 items = self.opens.get(text) or [self._called(list(items)) for items in zip(*some, strict=True)]
-                if all(items) and len({*items}) == len(items) == len(value) > 1:
+                if all(map(str.isidentifier, items)) and len({*items}) == len(items) == len(value) > 1:
                     own |= {f"{text}[{i}]": item for i, item in enumerate(items)}
                     self.opened[text] = items
             else:
@@ -380,11 +396,11 @@ class _Answer(Writer):
 
     def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
         """What is to be read beside what forward keeps: masks, by what it keeps, then what it has to keep."""
-        made, behind = self.author, below(ends, {**self.read, **seeds})
-        if any(e.op == "input" for e in behind):
-            for e in [e for e in behind if e.values[0].dtype == bool and not e.uniform]:  # relu(x) > 0 where x > 0
-                texts = [text for known, text in self.read.items() if _is_positive(known, e)]
-                self.read |= {e: f"{texts[0]} > 0"} if texts else {}
+        made = self.author
+        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED and not e.uniform]:
+            texts = [text for known, text in self.read.items() if _is_positive(known, e)]
+            if texts and any(part not in self.read and part.op != "number" for part in e.parts):
+                self.read[e] = f"{texts[0]} > 0"  # relu(x) > 0 where x > 0, but not where x >= 0
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:
             if not made.lead or e.args[0] not in made.calls.names:
                 raise Unkept(f"backward reads {e.args[0]}, which forward keeps nowhere")

@@ -15,8 +15,8 @@ from .tracing import Call, Recording, Unwritable, mapped
 PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 UFUNCS = {name for name, function in vars(np).items() if isinstance(function, np.ufunc)}
 ELEMENTWISE = UFUNCS - {"matmul", "vecdot", "matvec", "vecmat"} | {"sigmoid", "relu", "where"}
-LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem".split())
-EXACT = frozenset("max min reshape broadcast_to transpose getitem".split())  # which round nothing
+LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem roll".split())
+EXACT = frozenset("max min reshape broadcast_to transpose getitem roll".split())  # which round nothing
 BENT = frozenset("maximum minimum abs absolute sign relu".split())
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
@@ -130,7 +130,9 @@ class Expressions:
         if same is not None:
             return same
         if alike and made.op in LINEAR:
-            made.op, made.args, made.params = "reshape", (alike[-1],), {}
+            same = alike[-1]
+            same = same.args[0] if same.op == "reshape" and same not in self.fixed else same
+            made.op, made.args, made.params = "reshape", (same,), {}
         if made.op == "divide" and not made.moving:
             self.quotients[made.args] = made
         self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
@@ -186,7 +188,7 @@ class Expressions:
             return self._scaled(number, self.make(op, args, params, _computed("divide", values, number.values)))
         if op in REDUCTIONS and "keepdims" in params:
             rest = {name: value for name, value in params.items() if name != "keepdims"}
-            shorter = tuple([np.squeeze(v, _axes(params)) for v in values])
+            shorter = tuple([np.squeeze(v, axes_of(params)) for v in values])
             return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
         e = Expression(op, args, params, values)
         e.moving = e.moving or moving
@@ -225,7 +227,9 @@ class Expressions:
 
     def bare(self, e: Any) -> Any:
         """An expression before it was spread along leading axes."""
-        while (inner := self._inside(e)) and inner.op != "number" and all(map(_leads, inner.shapes, e.shapes)):
+        while (inner := self._inside(e)) and all(map(_leads, inner.shapes, e.shapes)):
+            if inner.op == "number" and e.op not in ("reshape", "broadcast_to"):
+                break
             e = inner
         return e
 
@@ -270,6 +274,10 @@ class Expressions:
             add = partial(self.do, "add")
             return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in terms.items()])
         (p, x), (q, y) = self._split(a), self._split(b)
+        if p and q and not {a, b} & self.fixed and all(len(f"{n.values[0]:.12g}") > 12 for n in (p, q)):
+            ratio = float(f"{q.values[0] / p.values[0]:.12g}")
+            if len(str(ratio)) < 9:  # what both are multiplied by stands once
+                return self._scaled(p, self.do("add", x, self.do("multiply", ratio, y)))
         if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
             over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
             return self.do("divide", self.do("add", *over), x.args[1])
@@ -324,11 +332,17 @@ class Expressions:
     # Sums and shapes
 
     def _sum(self, e: Expression, a: Any) -> Any:
-        """A sum of products: what is the same along the axes that are summed stands outside."""
+        """A sum of sums as one; of products, what is the same along the axes that are summed stands outside."""
+        inner = a.args[0] if a.op == "reshape" and a not in self.fixed else a
+        if inner.op == "sum" and a.moving and np.ndim(a.values[0]) == np.ndim(inner.args[0].values[0]) and e.params:
+            both = {*np.atleast_1d(axes_of(e.params)), *np.atleast_1d(axes_of(inner.params))}
+            axis = tuple([self.of(*[int(i)] * len(e.values)) for i in sorted(both)])
+            shorter = tuple([np.sum(v, tuple(map(int, both))) for v in inner.args[0].values])
+            return self.make("reshape", (self.make("sum", inner.args, {"axis": axis}, shorter),), {}, e.values)
         if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
             return None
         ndim = len(a.shapes[0])
-        axes = tuple(np.atleast_1d(_axes(e.params)) if e.params else range(ndim))
+        axes = tuple(np.atleast_1d(axes_of(e.params)) if e.params else range(ndim))
         x, y = a.args if a.op == "divide" else a.args[::-1]
         lengths = [np.take((1,) * (ndim - len(shape)) + shape, axes) for shape in y.shapes]
         if x.shapes != a.shapes or not all(np.all(own == 1) for own in lengths):
@@ -347,7 +361,13 @@ class Expressions:
         return self.make("reshape", (inner,), {}, e.values)
 
     def _reshape(self, e: Expression, a: Any) -> Any:
-        return self.make("reshape", a.args, {}, e.values) if a.op == "reshape" and a not in self.fixed else None
+        if a in self.fixed or a.op not in ("reshape", "multiply") or any(map(_is_number, a.args)):
+            return None
+        if a.op == "reshape":
+            return self.make("reshape", a.args, {}, e.values)
+        inner = [x.args[0] if x.op == "reshape" else x for x in a.args]  # of what has axes of length 1 besides
+        flat = e.moving and a.lengths == e.lengths and {np.ndim(x.values[0]) for x in (e, *inner)} <= {0, 1}
+        return self.do("multiply", *inner) if flat else None
 
     def _transpose(self, e: Expression, a: Any) -> Any:
         """(a.T @ b).T as b.T @ a."""
@@ -364,10 +384,38 @@ class Expressions:
         index = e.params.get("index")
         if isinstance(index, Expression) and index.args[:1] and getattr(index.args[0], "op", "") == "places":
             return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
+        if a.op == "array" and self._inside(a):  # of one number
+            return self.of(*e.values)
         if a.op != "put":
             return None
         picked = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
         return self.make("getitem", a.args[:1], e.params, picked) if all(map(_agree, picked, e.values)) else None
+
+    def _scatter(self, e: Expression, a: Any) -> Any:
+        """Elements that fill an array in their order, and those that were rolled, rolled back."""
+        index: Any = e.params.get("index")
+        items = index if isinstance(index, tuple) else (index,)
+        if all(_is_number(i) or i is None or (isinstance(i, slice) and i.step is None) for i in items):
+            same = all(np.size(v) == np.size(w) for v, w in zip(a.values, e.values, strict=True))
+            return self.make("reshape", (a,), {}, e.values) if same else None
+        if getattr(index, "op", "") == "roll" and index.args[0].op == "places" and _is_number(index.args[1]):
+            rolled = tuple([np.reshape(v, shape) for v, shape in zip(e.values, index.shapes, strict=True)])
+            made = self.make("roll", (a, self.do("negative", index.args[1])), index.params, rolled)
+            return self.make("reshape", (made,), {}, e.values)
+        return None
+
+    def _matmul(self, e: Expression, a: Any, b: Any) -> Any:
+        """A product with a row or a column, without axes of length 1."""
+        if not e.moving or min(np.ndim(a.values[0]), np.ndim(b.values[0])) < 2:
+            return None
+        if all(shape[-1] == 1 for shape in a.shapes):
+            return self.do("multiply", a, b)
+        vectors = [(x, self._inside(x)) for x in (a, b)]
+        inner = [v if v and np.ndim(v.values[0]) == 1 else x for x, v in vectors]
+        if len(a.shapes[0]) > 2 or len(b.shapes[0]) > 2 or inner == [a, b]:
+            return None
+        made = self.make("matmul", tuple(inner), {}, _computed("matmul", *[x.values for x in inner]))
+        return self.make("reshape", (made,), {}, e.values)
 
     # Masks
 
@@ -375,7 +423,9 @@ class Expressions:
         if all(part.op == "zero" or _is(part, 0) for part in (a, b)):
             return self._zero(e.values)
         spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
-        rule = b.moving or all(map(_agree, [2 * v for v in a.values], b.values))  # and no case of the author's
+        if mask in self.read:  # a case of the author's, who says what holds at a tie
+            return None
+        rule = b.moving or all(map(_agree, [2 * v for v in a.values], b.values))
         if _is_tie(mask) and rule and all(map(_agree, spread, e.values)):
             return self.make("broadcast_to", (b,), {}, e.values)
         if _is(a, 0) and (b.moving or self.late) and mask.op in FLIPPED:
@@ -430,7 +480,7 @@ def plain_index(index: Any, k: int) -> Any:
     return mapped(index, plain)
 
 
-def _axes(params: dict[str, Any]) -> Any:
+def axes_of(params: dict[str, Any]) -> Any:
     """The axes of a reduction as NumPy takes them."""
     axis = params.get("axis")
     return tuple([int(n.values[0]) for n in axis]) if isinstance(axis, tuple) else axis and int(axis.values[0])

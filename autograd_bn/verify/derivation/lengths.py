@@ -130,10 +130,13 @@ class _Lengths:
         left = [(name, axis) for name, value in run.inputs.items() for axis in range(np.ndim(value))]
         left += [(name, 0) for name, value in run.inputs.items() if type(value) is int and value > 1]
         known = {n for value in run.inputs.values() for n in np.shape(value)}
-        for joint in (False, True):  # those that grow with no other length, then the rest
+        every = [*left]
+        for joint in (False, True):  # those that grow with no other length, then the rest, labels with any
             stuck, places = list[Place](), [*left]
             while left:
-                for growth in itertools.islice(_growths(left[0], places if joint else left, run.inputs, joint), 400):
+                labels = getattr(run.inputs[left[0][0]], "dtype", np.dtype(float)).kind == "i"
+                others = (every if labels else places) if joint else left
+                for growth in itertools.islice(_growths(left[0], others, run.inputs, joint), 400):
                     try:
                         made, factor = self._longer(run, growth, known)
                     except Exception:  # whatever the author's code raises

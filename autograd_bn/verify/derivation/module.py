@@ -9,7 +9,6 @@ import linecache
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce, wraps
@@ -31,7 +30,7 @@ from .expressions import Expression
 from .lengths import recordings
 from .text import WIDTH, Function, called, cheap, names_in, wrapped
 from .tracing import Recording, Unwritable
-from .writer import Writer, below
+from .writer import Writer, below, used_again
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +124,7 @@ def written(
     inputs: Sequence[Any],
     names: Sequence[str] | None = None,
     form: str = "steps",
-    titles: tuple[str, str, str] = ("forward", "backward", "dy"),
+    titles: tuple[str, str, str] = ("forward", "backward", ""),
 ) -> Derivation:
     """`write_backward`; `titles` are the names of both functions and of the gradient that is handed in."""
     if not callable(f):
@@ -232,11 +231,11 @@ class _Module(Writer):
 
     def _ahead(self, crossing: Sequence[Expression]) -> Function:
         """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""
-        uses = Counter(part for e in self.forward for part in e.parts)
+        again = used_again(self.forward, {*self.named, *crossing})
         out = self.function(self.inputs)
         out.reserved = {*self.named.values(), *self.seeds.values()}
         for e in sorted(self.forward, key=attrgetter("serial")):
-            kept = e in self.named or e in crossing or (uses[e] > 1 and not cheap(e))
+            kept = e in self.named or e in crossing or e in again
             if e not in out.names and kept and e.op not in ("number", "array"):
                 own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
                 out.line(e, self.named.get(e) or out.fresh(own))

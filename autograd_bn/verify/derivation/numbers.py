@@ -27,8 +27,9 @@ class Numbers:
         self.named, known = named, [(text, tuple(map(float, values))) for text, values in lengths]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
-        both = itertools.combinations(self.known + less, 2)
-        self.products = less + [(f"{s} * {t}", _each(mul, v, w)) for (s, v), (t, w) in both]
+        self.products = [*less]
+        for (s, v), (t, w) in itertools.combinations(self.known + less, 2):
+            self.products += [(f"{s} * {t}", _each(mul, v, w)), (f"min({s}, {t})", _each(min, v, w))]  # of a diagonal
 
     def text(self, values: Sequence[Any]) -> str:
         """A number as code: by the lengths that it follows, or its inverse, or the square of one of these."""
@@ -114,14 +115,15 @@ def joined(over: str, under: str) -> str:
 
 def bracketed(text: str) -> str:
     """What something is divided by."""
-    return f"({text})" if " " in text and text[0] != "(" and not text.startswith("np.") else text
+    return f"({text})" if " " in text and not text.startswith(("(", "np.", "min(")) else text
 
 
 def constant(value: float, divided: bool = False) -> tuple[str, str]:
     """A constant above and below the stroke: 0.5, but 1 and 2 where something was `divided` by 2, and 1 and 3."""
     if not math.isfinite(value):
         return repr(value).replace("inf", "np.inf").replace("nan", "np.nan"), ""
-    value = float(f"{value:.15g}")  # 3 * 0.3 is 0.9 to a reader
+    near = float(f"{value:.15g}")
+    value = near if len(repr(near)) < len(repr(value)) - 3 else value  # 3 * 0.3 is 0.9 to a reader
     if value and value != 1 and (divided or len(_short(value)) > 6):
         ratio = Fraction(value).limit_denominator(1000)
         for top, bottom in ((1, float(f"{1 / value:.15g}")), (ratio.numerator, ratio.denominator)):
@@ -135,7 +137,9 @@ def constant(value: float, divided: bool = False) -> tuple[str, str]:
 
 
 # Numbers that no fraction is, and that authors write so.
-ROOTS = {"np.sqrt(2 / np.pi)": math.sqrt(2 / math.pi), "np.pi": math.pi, "np.sqrt(2)": math.sqrt(2)}
+_TWICE = {"2 / np.pi": 2 / math.pi, "2 * np.pi": 2 * math.pi, "2": 2.0}
+ROOTS = {f"np.sqrt({text})": math.sqrt(n) for text, n in _TWICE.items()} | {"np.pi": math.pi}
+ROOTS |= {f"np.log({text})": math.log(n) for text, n in _TWICE.items()}
 
 
 def _short(value: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .expressions import REDUCTIONS, Expression, is_negative, plain_index
+from .expressions import REDUCTIONS, Expression, axes_of, is_negative, plain_index
 from .numbers import Numbers, constant
 from .tracing import Unwritable
 
@@ -201,8 +201,10 @@ class Function:
     def _reshape(self, e: Expression) -> str:
         (a,), shape = e.args, e.shapes[0]
         if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
-            if a.op in REDUCTIONS and a not in self.names and np.ndim(a.args[0].values[0]) == len(shape):
-                return self._reduction(a, keepdims=True)
+            if a.op in REDUCTIONS and a not in self.names:
+                whole = np.empty(a.args[0].shapes[0], bool)
+                if whole.any(axis=axes_of(a.params), keepdims=True).shape == shape:
+                    return self._reduction(a, keepdims=True)
             places, own = list[str](), [*a.shapes[0], None]
             for n in shape:
                 places.append(":" if own[0] == n else "None")
@@ -212,7 +214,9 @@ class Function:
         return f"{self.text(a, ATOM)}.reshape({self.shape(e.shapes, True)})"
 
     def _broadcast_to(self, e: Expression) -> str:
-        return f"np.broadcast_to({self.text(e.args[0])}, {self.shape(e.shapes)})"
+        name = "full" if e.args[0].op == "number" else "broadcast_to"
+        texts = [self.text(e.args[0]), self.shape(e.shapes)]
+        return f"np.{name}({', '.join(texts[::-1] if name == 'full' else texts)})"
 
     def _zero(self, e: Expression) -> str:
         return f"np.zeros({self.extent(e.shapes)})" if e.shapes[0] else "0.0"
@@ -400,7 +404,9 @@ class Function:
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
         elif np.broadcast_shapes(*[t.shapes[0] for t in terms]) != e.shapes[0]:
             start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
-        elif len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}):
+        elif (
+            len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}) and start[:7] != "np.full"
+        ):
             start += ".copy()"
         self.lines.append(f"{name} = {start}")
         taken = [np.zeros(shape, bool) | bool(terms) for shape in e.shapes]
@@ -415,7 +421,8 @@ class Function:
             if step.op == "put" or not (several or again):
                 self.lines.append(f"{name}[{index}] = {text}")
             elif several:
-                place = f"({index})" if isinstance(step.params.get("index"), tuple) else index
+                joint = isinstance(step.params.get("index"), tuple) and ", " in index
+                place = f"np.s_[{index}]" if ":" in index else f"({index})" if joint else index
                 self.lines.append(f"np.add.at({name}, {place}, {text})")
             else:
                 self.lines.append(f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}")
@@ -459,7 +466,8 @@ def called(e: Expression) -> str:
     """A name for what nobody named, by its meaning."""
     if e.op == "add" and not e.moving and any(map(is_negative, e.args)):
         return "diff"
-    return "g" if e.moving and e.op not in ("sum", "mean") else CALLED.get(e.op, "part")
+    op = e.args[0].op if e.op == "reshape" else e.op
+    return "g" if e.moving and op not in ("sum", "mean") else CALLED.get(op, "part")
 
 
 def _placed(step: Expression, k: int = 0) -> Any:

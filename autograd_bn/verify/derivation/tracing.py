@@ -6,6 +6,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -108,6 +109,20 @@ for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean 
     setattr(Traced, _name, _method(_name))
 
 
+class Options(dict[str, Any]):
+    """A dict that knows what forward asked it for in vain."""
+
+    missed = frozenset[str]()
+
+    def __contains__(self, key: Any) -> bool:
+        self.missed |= {key} - self.keys()
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The item, else the default."""
+        return super().get(key, default) if key in self else default
+
+
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
     """The values as an array that knows its source."""
     value = np.asarray(value)
@@ -150,17 +165,11 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
 
 
 class _Fillable:
-    """NumPy, whose arrays of zeros are tensors, so that their elements can be set, and to which tensors are arrays."""
+    """NumPy, whose arrays of one number are tensors, so that elements can be set, and to which tensors are arrays."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def zeros(self, *args: Any, **kwargs: Any) -> Any:
-        made = np.zeros(*args, **kwargs)
-        return as_tensor(made) if made.dtype.kind == "f" else made
-
-    def zeros_like(self, array: Any, **kwargs: Any) -> Any:
-        return self.zeros(np.shape(array), **{"dtype": np.asarray(array).dtype, **kwargs})
+        made = getattr(np, name.replace("empty", "zeros"))
+        return partial(_filled, made) if name.partition("_")[0] in ("zeros", "full", "empty") else made
 
     def asarray(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return value if isinstance(value, Tensor) else np.asarray(value, *args, **kwargs)
@@ -168,7 +177,10 @@ class _Fillable:
     def array(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return value + 0 if isinstance(value, Tensor) else np.array(value, *args, **kwargs)
 
-    empty, empty_like = zeros, zeros_like
+
+def _filled(make: Callable[..., Any], like: Any, *args: Any, **kwargs: Any) -> Any:
+    made = make(np.empty(like.shape, like.dtype) if isinstance(like, Tensor) else like, *args, **kwargs)
+    return as_tensor(made) if made.dtype.kind == "f" else made
 
 
 def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,7 +243,9 @@ class Recording:
             self.upstream = [as_tensor(np.asarray(dy)) for dy in drawn]
             self._differentiate(folded)
         ends = [t.node for t in (*self.outputs, *self.leaves.values())] + [g.node for _, g in self.visits]
-        self.values = Values(topological_order(ends))
+        self.nodes = topological_order(ends)
+        read = [array.source for array in self.log if isinstance(array.source, Node)]  # by masks alone
+        self.values = Values(topological_order([*ends, *read]))
 
     def _assigned(self, t: Tensor, index: Any, value: Any) -> Tensor:
         node = t.node
@@ -254,6 +268,7 @@ class Recording:
     def _given(self, name: str, value: Any) -> Any:
         if is_float(value):
             return as_tensor(value, requires_grad=True, name=name)
+        value = Options(value) if type(value) is dict else value
         return traced(value, Call("input", (name,), {}, value), self.log) if isinstance(value, np.ndarray) else value
 
     def _differentiate(self, folded: bool) -> None:
@@ -312,4 +327,4 @@ class Recording:
     @property
     def signature(self) -> list[Any]:
         """What two recordings of one course share."""
-        return [(node.op, len(node.args)) for node in self.values.nodes]
+        return [(node.op, len(node.args)) for node in self.nodes]

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
-from .expressions import Expression, Expressions
+from .expressions import REDUCTIONS, Expression, Expressions
 from .numbers import Numbers, length_of
 from .text import Function, called, cheap, wrapped
-from .tracing import Recording, Unkept, Unwritable
+from .tracing import Options, Recording, Unkept, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
 _serial = attrgetter("serial")
@@ -62,7 +62,8 @@ class Writer:
                 raise Unwritable(f"the gradient of {name} is 0 where an axis has length 1, and there alone perhaps")
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
-        upstream = next(name for name in (upstream, "dout", "upstream") if name not in first.args)
+        free = [n for n in ("dy", "dout", "upstream") if n not in first.args and n[1:] not in first.gradients]
+        upstream = upstream if upstream not in ("", *first.args) else free[0]
         self.seeds = dict(zip(seeds, [upstream] if len(self.ys) == 1 else several, strict=True))
 
     def _meant(self) -> Names:
@@ -84,12 +85,12 @@ class Writer:
         `known` are the names of values, `gradients` those of the gradients that are asked for.
         """
         behind = [e for e in below([*gradients, *ys], out.names) if e.op != "number"]
-        alone, uses = Counter(n for n, _ in self.shares), Counter(part for e in behind for part in e.parts)
+        alone = Counter(n for n, _ in self.shares)
         values = {g: n for n, g in self.shares[::-1] if n in known and g.op not in SPREAD and alone[n] == 1}
+        several = used_again(behind, {*values, *gradients, *ys})
         for e in sorted(behind, key=_serial):
-            several = uses[e] > 2 if e.op == "reshape" else uses[e] > 1 and not cheap(e)
             own = e in self.named and not e.moving  # the author's, computed anew
-            if e in out.names or not (e in values or e in gradients or e in ys or several or own):
+            if e in out.names or not (e in values or e in gradients or e in ys or e in several or own):
                 continue
             value = values.get(e)
             name = gradients.get(e) or self.meant.get(e) or called(e)
@@ -128,16 +129,19 @@ class Writer:
         words = list[str]()
         for name, value in {**first.inputs, **first.options}.items():
             facts = _settled(name, value, others[name])
+            if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
+                facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - given.keys())}
             text = spelled(name) if facts else ""
             words += [
                 f"# where {what.format(name)} is {v!r}" for what, v in facts.items() if not text and type(v) is str
             ]
-            if not text and any(type(v) is bool or (type(v) is not str and np.min(v) < 2) for v in facts.values()):
+            own = {what: v for what, v in facts.items() if " in " not in what}
+            if not text and any(type(v) is bool or (type(v) is not str and np.min(v) < 2) for v in own.values()):
                 raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
             for what, v in facts.items() if text else ():
                 what = what.format(text)
                 tests.append(f"{what} != {v!r}" if type(v) is not bool else f"not {what}" if v else what)
-                said.append(f"{what} == {v!r}")
+                said.append(f"{what} == {v!r}" if " in " not in what else f"no {what}")
         if not tests:
             return words
         why = "written for " + " and ".join(said).replace('"', "'")
@@ -156,6 +160,18 @@ def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
         kind = type(value).__name__
         raise Unwritable(f"{name} is a {kind}, of which no check can be written: pass its arrays as inputs")
     return {"{}": value} if value == other else {}
+
+
+def used_again(listed: Iterable[Expression], lines: Container[Expression]) -> set[Expression]:
+    """Those of these expressions that are written more than once, and worth a line; `lines` have one."""
+    ordered = sorted(listed, key=_serial, reverse=True)
+    uses, readers = Counter[Expression](), Counter(part for e in ordered for part in e.parts)
+    sums = {e for e in ordered if e.op == "reshape" and e.args[0].op in REDUCTIONS and readers[e.args[0]] == 1}
+    in_place = {e for e in ordered if cheap(e)} - sums  # those keep their axes
+    for e in ordered:
+        for part in e.parts:  # as often as what stands in place is written
+            uses[part] += uses[e] if e in in_place and e not in lines else 1
+    return {e for e in ordered if uses[e] > 1 + (e in in_place) and (e not in in_place or e.op == "reshape")}
 
 
 def below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
