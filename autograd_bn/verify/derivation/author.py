@@ -18,7 +18,7 @@ from ...engine import Tensor
 from ...engine.node import Node
 from ..referee.calls import Calls
 from ..referee.conventions import called, loss, plans
-from ..referee.held import CLOSED, Path, arrays, get, is_float, label, put
+from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
 from ..referee.judge import check_backward
 from ..referee.names import derivative_of, is_constant, plain
 from ..referee.pairs import Pair
@@ -31,8 +31,6 @@ from .module import Derivation, executed, refuse_wrong, written
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Call, Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
-
-GRADIENTS = ("grad", "grads", "gradients")
 
 
 def solution(pair: Pair, folded: bool = False) -> Derivation:
@@ -168,18 +166,16 @@ class _Author:
         self.nested = len(result) == 2 and isinstance(result[1], tuple | list | dict)
 
     def _beside(self, path: Path) -> Path:
-        """Where a gradient goes of which nobody says where: W_grad or grads["W"] where there is such a place, or dW."""
-        calls = cast(Calls, self.pair.calls)
-        holders = [get({"object": self.author.owner}, path[:n]) for n in (-1, -2)]
-        inner, outer = [holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}) for holder in holders]
-        alone = sum(place[:-1] == path[:-1] for places in calls.slots.values() for place in places) == 1
-        own = [key for key in inner if plain(str(path[-1])) in derivative_of(str(key))[:-1]]
-        if own := own or [key for key in inner if alone and key in GRADIENTS]:
-            return *path[:-1], own[0]
-        words = [key for key in outer if key in GRADIENTS and len(path) > 2]
-        if not words and isinstance(holders[0], list):
+        """Where a gradient goes of which nobody says where: to a place that is named so, as grads["W"], else dW."""
+        slots, owner = list[Path](), {"object": self.author.owner}
+        for way in (path[:-1], path[:-2]):
+            holder = get(owner, way)
+            items = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+            slots += [(*way, key, path[-1]) if isinstance(v, dict | list) else (*way, key) for key, v in items.items()]
+        rated = best([path], slots)
+        if not rated[0][0] > 1 and isinstance(get(owner, path[:-1]), list):
             raise Unwritable(f"nothing says where the gradient of {label(path[1:])} goes: make a list of gradients")
-        return (*path[:-2], words[0], path[-1]) if words else (*path[:-1], f"d{path[-1]}")
+        return rated[0][1] if rated[0][0] > 1 else (*path[:-1], f"d{path[-1]}")
 
     @property
     def home(self) -> str:
