@@ -360,6 +360,13 @@ def patches(x, w):
     return cols @ w
 
 
+def grouped(x, gamma, G):
+    N, C, H, W = x.shape
+    flat = x.reshape(N * G, -1).T
+    xhat = (flat - flat.mean(axis=0)) / np.sqrt(flat.var(axis=0) + 1e-5)
+    return gamma * xhat.T.reshape(N, C, H, W)
+
+
 def contrastive(a, b, same):
     d = np.sqrt(((a - b) ** 2).sum(axis=1))
     return (same * d**2 + (1 - same) * np.maximum(1 - d, 0) ** 2).mean()
@@ -421,6 +428,7 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (focal, (*arrays((6,)), np.arange(6) % 2), (*arrays((4,)), np.arange(4) % 3)),  # gamma - 1 is 6 / len(z)
         (mean_embedding, (*arrays((7, 3)), np.eye(2, dtype=int)), (*arrays((5, 2)), np.eye(2, 4, dtype=int))),
         (patches, arrays((2, 4, 5), (4,)), arrays((3, 7, 6), (4,))),  # H - 1 is N + 1
+        (grouped, (*arrays((2, 4, 3, 5), (1, 4, 1, 1)), 2), (*arrays((3, 6, 2, 4), (1, 6, 1, 1)), 2)),
         (contrastive, (*FAR, np.arange(4) % 2), (FAR[0], 0.9 * FAR[0], np.arange(4) % 2)),
         (squeezed, arrays((4, 3)), arrays((2, 5))),
         (rectified, arrays((4, 3)), arrays((2, 5))),

@@ -295,12 +295,15 @@ class Function:
                 return f"{name}.shape"
         texts = []
         for lengths in zip(*shapes, strict=True):
-            try:
-                text = self.numbers.text(lengths)
-            except Unwritable:
-                text = "-1"
-            texts.append("-1" if spelled and ("size" in text or " * " in text) and "-1" not in texts else text)
+            texts.append("-1")
+            with contextlib.suppress(Unwritable):
+                texts[-1] = self.numbers.text(lengths)
+        products = [i for i, text in enumerate(texts) if "size" in text or " * " in text]
+        if spelled and products and "-1" not in texts:
+            texts[products[0]] = "-1"
         if texts.count("-1") > 1 or (not spelled and "-1" in texts):
+            if name := next((name for e, name in self.names.items() if e.shapes == shapes), ""):
+                return f"{name}.shape"
             raise Unwritable(f"the shape {shapes[0]} follows from no lengths of the inputs")
         return ", ".join(texts) if spelled else f"({', '.join(texts)}{',' * (len(texts) == 1)})"
 
