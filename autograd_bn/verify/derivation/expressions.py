@@ -21,6 +21,7 @@ BENT = frozenset("maximum minimum abs absolute sign relu".split())
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
 FLIPPED = {"less": "greater", "greater": "less"}
+LAYERS = 8  # of spreading, one in the other
 MOST = 600  # expressions, above which nobody reads the text
 
 
@@ -205,7 +206,9 @@ class Expressions:
         turned = list(args)
         for i, arg in enumerate(turned):
             inner = arg
-            while inner := self._inside(inner):
+            for _ in range(LAYERS):
+                if not (inner := self._inside(inner)):
+                    break
                 operands = [*turned[:i], inner, *turned[i + 1 :]]
                 if all(_spreads(inner.values[k], arg.values[k], operands, k, shape) for k, shape in enumerate(shapes)):
                     turned[i] = inner
