@@ -95,13 +95,23 @@ def _straight_through(run: Run, name: str, gradient: Array, off: list[str], text
     return "a surrogate gradient: forward is a step, and backward that of something smoother" if whole else None
 
 
+def _back_to_a_bound(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    free = run.truth[name] != 0
+    if gradient.shape == run.dy.shape == free.shape and np.array_equal(run.truth[name], np.where(free, run.dy, 0)):
+        passed = [np.where(free | (sign * run.dy > 0), run.dy, 0) for sign in (1, -1)]
+        if any(np.array_equal(gradient, some) for some in passed):
+            return "dy also passes where forward cuts off, if that leads back: a bound that can be left again"
+    return None
+
+
 def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     same = run.y.shape == run.inputs[name].shape and close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
     factor = float(np.sum(gradient * run.dy) / np.sum(run.dy**2)) if same else 0.0
     if not same or not factor or not close(gradient, factor * run.dy):
         return None
     if factor > 0:  # a constant of the layer's own is there on purpose
-        own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text)
+        given = [value for value in run.inputs.values() if isinstance(value, int | float)]
+        own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text) or np.any(np.isclose(factor, given))
         return f"forward is the identity, and backward scales the gradient, by {factor:.6g}" if own else None
     return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {factor:.6g}"
 
@@ -166,5 +176,5 @@ def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> s
 
 Row = Callable[[Run, str, Array, list[str], str], str | None]
 ROWS: tuple[Row, ...] = (
-    _straight_through, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay
+    _straight_through, _back_to_a_bound, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay
 )  # fmt: skip
