@@ -29,6 +29,7 @@ DEEDS = {
     "log": "subprocess.run(['touch', 'made'])",
     "device": "socket.create_connection(('127.0.0.1', 9))",
     "options": "if options.get('dump', True): np.savetxt('made', x)",
+    "worker": "futures.ThreadPoolExecutor(1).submit(open, 'made', 'w').result()",
     "dump": "os.close(os.open('made', os.O_CREAT | os.O_RDWR))",
 }
 
@@ -37,6 +38,7 @@ def file_of(deed, name, made):
     """A layer that does it in its constructor, or in forward."""
     first, second = (f"        {deed if here else 'pass'}\n" for here in (made, not made))
     return f"""import os, shutil, socket, subprocess
+from concurrent import futures
 import numpy as np
 class Scale:
     def __init__(self, {"x, " + name if made else "gain=2.5"}):

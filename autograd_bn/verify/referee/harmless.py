@@ -18,6 +18,7 @@ _BEYOND = re.compile(
 )
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _UNHEARD = (("torch.serialization", "_open_zipfile_writer"), ("cv2", "imwrite"))  # C++ opens the file, without an event
+ALL = 0  # no thread's number
 _threads = set[int]()
 
 
@@ -28,7 +29,7 @@ class Refused(Unjudgeable, OSError):
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     """Refuse what reaches out, but what imports and compilers keep for themselves."""
     writes = event == "open" and (arguments[2] or 0) & _WRITES
-    if threading.get_ident() in _threads and (writes or _BEYOND.match(event)):
+    if _threads & {ALL, threading.get_ident()} and (writes or _BEYOND.match(event)):
         said = [os.fspath(value) for value in arguments if isinstance(value, str | bytes | os.PathLike)]
         if not any("__pycache__" in str(value) or value == os.devnull for value in said):
             call = f"{event}({repr(said[0])[:60] if said else ''})"
@@ -52,10 +53,10 @@ def _heard(opener: Any) -> Any:
 
 
 @contextmanager
-def harmless() -> Iterator[None]:
-    """Let nothing on this thread write or delete a file, start a program or call another machine: `Refused`."""
-    thread = threading.get_ident()
-    if thread in _threads:
+def harmless(thread: int | None = None) -> Iterator[None]:
+    """Let nothing on this thread, or all, write or delete a file, start a program or call a machine: `Refused`."""
+    thread = threading.get_ident() if thread is None else thread
+    if _threads & {ALL, thread}:
         yield
         return
     _listening()
