@@ -4,8 +4,8 @@ Files: `names` says what names mean. `load` runs a file, `entries` finds its pai
 be, `trials` tries them, and `discover` judges each. Pairs: `author` reads what was written, `conventions` how it is
 called, `calls` calls it, `parameters` finds what it reads and leaves on objects, `frameworks` have their own. Runs:
 `held`, `outside` and `pure` keep the user's things safe, `inputs` chooses what with, `returned` matches gradients,
-`truth` knows them. Verdicts: `judge` asks `explain`, `paths`, `mistakes` (factors of a term) and `meant`, `repair`
-tries the edits of `slips`.
+`truth` knows them, `sampling` makes them. Verdicts: `judge` asks `explain`, `paths`, `mistakes` (factors of a term) and
+`meant`, `repair` tries the edits of `slips`.
 """
 
 from .judge import check_backward as check_backward

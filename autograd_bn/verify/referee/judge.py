@@ -1,36 +1,32 @@
 """The referee: is a hand-written backward pass right, and if not, where is the mistake?"""
 
 import contextlib
-import copy
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .conventions import adapt, numpy_pair
-from .explain import Case, explained
-from .inputs import Inputs, checked, lengthened, moved, named_lengths
-from .meant import convention, cut_by_a_guard, without_guards
+from .explain import Case, Explained, explained
+from .inputs import checked
+from .meant import convention, without_guards
 from .mistakes import Mistake, alone, close
 from .names import canonical
 from .outside import as_it_was
-from .pairs import Pair
-from .paths import Paths, main_paths, telling
 from .repair import search
 from .run import Run
+from .sampling import Sample, sampled
 from .source import NoSearch
-from .trace import effort
 from .truth import known_to
 from .unwritten import written
 from .verdict import Finding, Repair, Row, Verdict, row
 
-CALLS = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
-ENTRIES = 50_000  # of inputs that take as long as a small forward pass
 _COPY = "Work on a copy: a = a * b, not a *= b."
-_CUTTING = {"clip", "maximum", "minimum", "where"}
 
 
 def check_backward(
@@ -95,267 +91,137 @@ def check_backward(
             written(pair)
         except NotImplementedError as todo:
             return Verdict(False, (), (), (), unwritten=str(todo) or "it raises NotImplementedError")
-        return Referee(pair, checked(pair.inputs, pair.names, names), seed, strict).verdict()
+        return judge(sampled(pair, checked(pair.inputs, pair.names, names), seed), strict)
 
 
-class Referee:
-    """One check: the runs that it makes of a pair, and what it makes of them."""
-
-    def __init__(self, pair: Pair, inputs: Inputs, seed: int, strict: bool) -> None:
-        self.pair, self.inputs, self.unit, self.why, self.strict = pair, inputs, pair.unit, "", strict
-        self.rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-        self.effort = 1.0  # what a forward pass costs
-        self.findings: list[Finding] = []
-        self.notes = [*pair.notes]
-        self.warnings: list[str] = []
-        self.coefficients: dict[str, dict[str, float]] = {}
-        self.paths: Paths | None = None
-        self.runs: list[Run] = []
-        self.raised = ""  # at inputs of other lengths
-
-    @property
-    def first(self) -> Run:
-        """The run at the caller's inputs."""
-        return self.runs[0]
-
-    # Runs
-
-    def _run(self) -> None:
-        """Run the pair at the caller's inputs and elsewhere; by differences everywhere, once one run needs them."""
-        with contextlib.suppress(Exception):  # for the first run to report
-            self.effort = effort(lambda: self.pair.forward(*copy.deepcopy(self.inputs).values()))
-        self.effort = max(self.effort, sum([np.size(value) for value in self.inputs.values()]) / ENTRIES)
-        self.runs = [self._at(self.inputs)]
-        # Off the caller's inputs too, where no gradient is 0 by zeros in them.
-        deaf = not self.unit and _ignores_dy(self.first)
-        if deaf and _ignores_dy(self._tried(self._moved([*self.first.truth])) or self.first):
-            self._without_dy()
-            self.runs = [self._at(self.inputs)]
-        if self.first.author.failure is None:
-            self._run_elsewhere()
-        why = next((run.why_differences for run in self.runs if run.why_differences), "")
-        if why and not self.first.why_differences:
-            self.why, self.runs = why, []
-            self.runs = [self._at(self.inputs)]
-            self._run_elsewhere()
-        self.first.call_twice()
-
-    def _without_dy(self) -> None:
-        self.unit = True
-        if self.first.y.size == 1:
-            self.notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
-        else:
-            labels = tuple([f"d{name}" for name in self.first.truth])
-            what = "backward ignores dy: it returns the same for every gradient that it is handed."
-            repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
-            self.findings.append(Finding("ignores dy", labels, what, repair))
-
-    def _run_elsewhere(self) -> None:
-        """Run the pair at inputs that the caller didn't give, where it takes them: the last tells most."""
-        judged = [*self.first.author.gradients]
-        near = self._another(self._moved(judged))
-        for names in [judged, *([name] for name in judged if len(judged) > 1)]:
-            if self._another(self._moved(names, turned=True)):
-                break
-        self._run_far(judged)
-        self._run_longer()
-        self.paths = main_paths(near or self.first)
-        if self.paths is not None and not self._another(telling(self.paths, self.rng)) and near:
-            self.runs.sort(key=lambda run: run is near)
-
-    def _run_far(self, judged: Sequence[str]) -> None:
-        """Much larger and smaller inputs, where forward may cut off either, if its derivative is known there."""
-        operations = {node.own_op for node in self.first.trace.order} if self.first.trace else _CUTTING | {"log"}
-        if self.first.why_differences or not operations & _CUTTING:
-            return
-        # What lies between 0 and 1, and has a logarithm, are probabilities, which are cut off as a guard alone.
-        names = [n for n in judged if "log" not in operations or np.any((self.inputs[n] <= 0) | (self.inputs[n] >= 1))]
-        for factor in (10.0, 100.0, 0.1) if names else ():
-            run = self._another(self._moved(names, factor=factor))
-            if run is not None and not self._known(run, judged):
-                self.runs.remove(run)
-
-    def _known(self, run: Run, judged: Sequence[str]) -> bool:
-        """Whether the truth is as well known there as elsewhere, the output not flat, and the gradients finite."""
-        if run.y.size > 1 and not np.ptp(run.y):
-            return False
-        for name in judged:
-            largest, noise = np.max(np.abs(run.truth[name]), initial=0), run.noise[name]
-            known = np.max(noise, where=np.isfinite(noise), initial=0) <= 1e-9 * largest
-            if not known or not np.isfinite(run.author.gradients.get(name, np.nan)).all():
-                return False
-        return True
-
-    def _run_longer(self) -> None:
-        """Axes of other lengths. A forward pass that reads a part of longer arrays takes them, and is no witness."""
-        runs = 0
-        for inputs in lengthened(self.pair, self.inputs, self.rng):
-            run = self._another(inputs, failed=True) if runs < 3 else None
-            if run is None:
-                continue
-            runs += 1
-            back = run.author
-            others = {n: g.shape for n, g in back.gradients.items() if g.shape != run.truth[n].shape}
-            if back.failure is not None or others:
-                self._failed_at(run, others)
-                self.runs.remove(run)
-
-    def _failed_at(self, run: Run, others: dict[str, tuple[int, ...]]) -> None:
-        """What it says that backward fails at inputs of other lengths, which forward takes and reads as a whole."""
-        name = next(n for n, v in run.inputs.items() if np.shape(v) != np.shape(self.inputs[n]))
-        judged = [run.truth[n] for n in self.first.author.gradients]
-        axes = [(g, i) for g in judged for i in range(g.ndim)]
-        whole = all(np.any(g, axis=tuple([j for j in range(g.ndim) if j != i])).all() for g, i in axes)
-        why = run.author.failure or " and ".join([f"d{n} has shape {shape}" for n, shape in others.items()])
-        what = f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}."
-        own = named_lengths(self.pair, self.inputs) & {k for v in self.inputs.values() for k in np.shape(v)}
-        exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
-        if whole and own and not exchanged:
-            self.notes.append(what)
-        elif whole:
-            self.raised = what
-
-    def _moved(self, names: Sequence[str], turned: bool = False, factor: float = 1.0) -> Inputs:
-        return self.inputs | {n: factor * moved(self.inputs[n], self.rng, turned=turned) for n in names}
-
-    def _at(self, inputs: Inputs) -> Run:
-        return Run.of(self.pair, inputs, self.rng, self.unit, self.why)
-
-    def _another(self, inputs: Inputs, failed: bool = False) -> Run | None:
-        """A run on other inputs, kept where the pair takes them, or forward does if backward has `failed`."""
-        run = self._tried(inputs, failed)
-        self.runs += [run] if run else []
-        return run
-
-    def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
-        """A run on inputs that the pair may not take; by differences it takes many calls."""
-        calls = sum([run.calls for run in self.runs])
-        if calls * self.effort > CALLS:
-            self.notes.append(f"It took {calls:,} runs of forward: fewer inputs were tried.")
-            return None
-        try:
-            run = self._at(inputs)
-        except Unjudgeable:
-            return None
-        return run if (failed or run.author.failure is None) and not cut_by_a_guard(run, self.inputs) else None
-
-    # The verdict
-
-    def verdict(self) -> Verdict:
-        """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
-        self._run()
-        run, back = self.first, self.first.author
-        if back.failure is not None:
-            rows = [self._unreturned(name, "not computed") for name in run.truth]
-            self.findings.append(Finding("raised", (), f"{back.failure}.", ""))
-            return self._made(rows, self._repairs([*run.truth]))
-        self.warnings = [f"{what}. {_COPY}" for what in back.faults]
-        self.findings += back.findings
-        self.notes += back.notes
-        rows, wrong = [], []
-        for name in run.truth:
-            if name in back.gradients:
-                rows.append(self._judged(name))
-                wrong += [] if rows[-1].ok else [name]
-            elif any(f"d{name}" in finding.gradients for finding in self.findings):
-                rows.append(self._unreturned(name, "missing"))
-        meant = convention(self.runs, wrong, self.pair.source) if wrong and not self.findings else ""
-        if meant:
-            self.findings = [Finding("convention", tuple([f"d{name}" for name in wrong]), meant, "")]
-            return self._made(rows, [], meant)
-        repairs = self._repairs(wrong) if wrong or back.faults else []
-        showing = [run for run in self.runs if not any(run.right(name) for name in wrong)] or self.runs[:1]
-        if wrong:
-            case = Case.of(showing, wrong, repairs, self.paths is not None, self.unit)
-            explanation = explained(case)
-            self.findings += explanation.findings
-            self.coefficients = {**explanation.coefficients}
-        elif self.raised:
-            repair = "Two lengths that are alike in the inputs given stand for each other."
-            self.findings.append(Finding("raised", (), self.raised, repair))
-        if run.why_differences:
-            why = run.why_differences
-            known = f"{known_to(self.pair):.0e}".replace("e-0", "e-")
-            self.notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
-        return self._made(rows + self._steps(showing[0], bool(wrong)), repairs)
-
-    def _steps(self, run: Run, wrong: bool) -> list[Row]:
-        """The intermediates; one that is wrong by itself is a finding."""
-        steps = [step for step in run.steps(self.pair.source) if wrong or step.name in self.first.author.others]
-        for step in [step for step in steps if not step.ok and not wrong][:1]:
-            unknown = Mistake("unexplained", "is wrong", "Check its formula")
-            self.findings.append((alone(self.first, step.returned, step.truth) or unknown).of([step.name]))
-        named = {canonical(step.name.removeprefix("d")) for step in steps if step.ok}
-        if self.paths is not None and {"mean", "var"} <= {*self.paths.shares} and "mean" in named:
-            self.notes.append(
-                "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
-                "No input can show it: with or without it the gradient is right."
-            )
-        return steps
-
-    def _made(self, rows: list[Row], repairs: list[Repair], convention: str = "") -> Verdict:
-        if not rows and not self.findings:
-            raise Unjudgeable("backward returned no gradient of an array that forward reads")
-        findings, notes = tuple(dict.fromkeys(self.findings)), tuple(dict.fromkeys(self.notes))
-        right = all(row.ok for row in rows if row.what == "gradient")
-        judged = self.pair.forward, self.inputs, self.first.dy
-        seen = tuple(self.warnings), (*self.pair.unseen, *self.first.author.unseen), convention
-        ok = right and not findings and not (self.strict and self.warnings)
-        return Verdict(ok, tuple(rows), findings, notes, tuple(repairs), self.coefficients, *judged, *seen, self.pair)
-
-    def _judged(self, name: str) -> Row:
-        """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
-        judged = [run for run in self.runs if name in run.author.gradients]
-        bad = [run for run in judged if not run.right(name)]
-        if bad and all(close(run.author.gradients[name], without_guards(run).get(name, np.nan)) for run in bad):
-            bad = []
-            self.notes.append(f"d{name} is right without the small number that forward adds inside of its logarithm.")
-        run = (bad or judged)[0]
-        gradient, truth, note = run.author.gradients[name], run.truth[name], ""
-        if gradient.shape != truth.shape:
-            note = f"shape {gradient.shape} for {name} of shape {truth.shape}"
-        elif not np.isfinite(gradient).all():
-            note = "not finite"
-        elif bad and run is not self.first:
-            note = "shows at other inputs than those given"
-        elif bad and run.vanishing(name):
-            note = "should be 0"
-        undecided = np.isinf(self.first.noise[name])
-        if np.any(undecided):
-            some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])
-            count = np.count_nonzero(undecided)
-            self.notes.append(
-                f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
-                "where forward has a kink."
-            )
-        least = 1e-12 * run.vanishing(name)
-        judged_at = np.isfinite(run.noise[name])
-        return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)
-
-    def _unreturned(self, name: str, note: str) -> Row:
-        truth = self.first.truth[name]
-        return Row(f"d{name}", "gradient", truth.shape, np.nan, np.nan, False, note, truth=truth)
-
-    def _repairs(self, wrong: Sequence[str]) -> list[Repair]:
-        """The edits of the author's code that make wrong gradients right."""
-        try:
-            with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-                repairs = search(self.runs[::-1], wrong, self.effort)
-        except NoSearch as why:
-            self.notes.append(f"No repair was looked for in backward: {why}.")
-            return []
-        for repair in repairs:
-            rest = [f"d{name}" for name in wrong if name not in {name for other in repairs for name in other.gradients}]
-            if rest:
-                mended = " and ".join([f"d{name}" for name in repair.gradients])
-                self.notes.append(f"The edit of line {repair.line} mends {mended} only, and not {', '.join(rest)}.")
-        return repairs
+def judge(sample: Sample, strict: bool) -> Verdict:
+    """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
+    pair, first, back = sample.pair, sample.first, sample.first.author
+    warned = () if back.failure is not None else tuple([f"{what}. {_COPY}" for what in back.faults])
+    base = Verdict(False, (), (), (), warnings=warned, unseen=(*pair.unseen, *back.unseen), pair=pair)
+    made = partial(_made, replace(base, forward=pair.forward, inputs=sample.inputs, dy=first.dy), strict)
+    notes = [*pair.notes, *sample.notes]
+    findings = _without_dy(sample, notes)
+    if back.failure is not None:
+        rows = [_unreturned(first, name, "not computed") for name in first.truth]
+        findings.append(Finding("raised", (), f"{back.failure}.", ""))
+        return made(rows, findings, notes, repair=_repairs(sample, [*first.truth], notes))
+    findings, notes = [*findings, *back.findings], [*notes, *back.notes]
+    missing = {label for finding in findings for label in finding.gradients}
+    judged = {name: _judged(sample, name, notes) for name in first.truth if name in back.gradients}
+    rows = [judged.get(n) or _unreturned(first, n, "missing") for n in first.truth if n in judged or f"d{n}" in missing]
+    wrong = [name for name, row in judged.items() if not row.ok]
+    meant = convention(sample.runs, wrong, pair.source) if wrong and not findings else ""
+    if meant:
+        meant_so = Finding("convention", tuple([f"d{name}" for name in wrong]), meant, "")
+        return made(rows, [meant_so], notes, convention=meant)
+    repairs = _repairs(sample, wrong, notes) if wrong or back.faults else ()
+    showing = [run for run in sample.runs if not any(run.right(name) for name in wrong)] or sample.runs[:1]
+    explanation = Explained()
+    if wrong:
+        explanation = explained(Case.of(showing, wrong, repairs, sample.paths is not None, sample.unit))
+        findings += explanation.findings
+    elif sample.failures:
+        repair = "Two lengths that are alike in the inputs given stand for each other."
+        findings.append(Finding("raised", (), sample.failures[-1], repair))
+    if why := first.why_differences:
+        known = f"{known_to(pair):.0e}".replace("e-0", "e-")
+        notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
+    steps = [step for step in showing[0].steps(pair.source) if wrong or step.name in back.others]
+    findings += [] if wrong else _wrong_steps(first, steps)
+    notes += _hidden_terms(sample, steps)
+    return made([*rows, *steps], findings, notes, repair=repairs, coefficients={**explanation.coefficients})
 
 
-def _ignores_dy(run: Run) -> bool:
-    """Whether backward returns the same whatever the gradient is that it is handed."""
-    if run.author.failure is not None or not any(np.any(g) for g in run.truth.values()):
-        return False
-    other = run.back(run.pair.source, -2)
-    before, after = ([g.tobytes() for g in [*b.gradients.values(), *b.others.values()]] for b in (run.author, other))
-    return bool(before) and before == after
+def _made(
+    base: Verdict, strict: bool, rows: list[Row], findings: list[Finding], notes: list[str], **more: Any
+) -> Verdict:
+    """A verdict with what was found, each thing once."""
+    if not rows and not findings:
+        raise Unjudgeable("backward returned no gradient of an array that forward reads")
+    ok = all(row.ok for row in rows if row.what == "gradient") and not findings and not (strict and base.warnings)
+    once, said = tuple(dict.fromkeys(findings)), tuple(dict.fromkeys(notes))
+    return replace(base, ok=ok, rows=tuple(rows), diagnosis=once, notes=said, **more)
+
+
+def _without_dy(sample: Sample, notes: list[str]) -> list[Finding]:
+    """What it says that backward doesn't read dy though it takes it: a note of a loss, else a finding."""
+    if sample.unit == sample.pair.unit:
+        return []
+    if sample.first.y.size == 1:
+        notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
+        return []
+    labels = tuple([f"d{name}" for name in sample.first.truth])
+    what = "backward ignores dy: it returns the same for every gradient that it is handed."
+    repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
+    return [Finding("ignores dy", labels, what, repair)]
+
+
+def _wrong_steps(run: Run, steps: Sequence[Row]) -> list[Finding]:
+    """The first intermediate that is wrong by itself."""
+    unknown = Mistake("unexplained", "is wrong", "Check its formula")
+    wrong = [step for step in steps if not step.ok][:1]
+    return [(alone(run, step.returned, step.truth) or unknown).of([step.name]) for step in wrong]
+
+
+def _hidden_terms(sample: Sample, steps: Sequence[Row]) -> list[str]:
+    """What no input can show."""
+    named = {canonical(step.name.removeprefix("d")) for step in steps if step.ok}
+    if sample.paths is None or not {"mean", "var"} <= {*sample.paths.shares} or "mean" not in named:
+        return []
+    return [
+        "In the gradient of the mean, the term through the variance is a multiple of sum(x - mean) = 0. "
+        "No input can show it: with or without it the gradient is right."
+    ]
+
+
+def _judged(sample: Sample, name: str, notes: list[str]) -> Row:
+    """The row of one gradient: the first run in which it is wrong, else the run on the caller's inputs."""
+    first = sample.first
+    judged = [run for run in sample.runs if name in run.author.gradients]
+    bad = [run for run in judged if not run.right(name)]
+    if bad and all(close(run.author.gradients[name], without_guards(run).get(name, np.nan)) for run in bad):
+        bad = []
+        notes.append(f"d{name} is right without the small number that forward adds inside of its logarithm.")
+    run = (bad or judged)[0]
+    gradient, truth, note = run.author.gradients[name], run.truth[name], ""
+    if gradient.shape != truth.shape:
+        note = f"shape {gradient.shape} for {name} of shape {truth.shape}"
+    elif not np.isfinite(gradient).all():
+        note = "not finite"
+    elif bad and run is not first:
+        note = "shows at other inputs than those given"
+    elif bad and run.vanishing(name):
+        note = "should be 0"
+    undecided = np.isinf(first.noise[name])
+    if np.any(undecided):
+        some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])
+        count = np.count_nonzero(undecided)
+        notes.append(
+            f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
+            "where forward has a kink."
+        )
+    least = 1e-12 * run.vanishing(name)
+    judged_at = np.isfinite(run.noise[name])
+    return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)
+
+
+def _unreturned(run: Run, name: str, note: str) -> Row:
+    truth = run.truth[name]
+    return Row(f"d{name}", "gradient", truth.shape, np.nan, np.nan, False, note, truth=truth)
+
+
+def _repairs(sample: Sample, wrong: Sequence[str], notes: list[str]) -> tuple[Repair, ...]:
+    """The edits of the author's code that make wrong gradients right."""
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            repairs = search(sample.runs[::-1], wrong, sample.effort)
+    except NoSearch as why:
+        notes.append(f"No repair was looked for in backward: {why}.")
+        return ()
+    mended = {name for repair in repairs for name in repair.gradients}
+    rest = [f"d{name}" for name in wrong if name not in mended]
+    for repair in repairs if rest else ():
+        some = " and ".join([f"d{name}" for name in repair.gradients])
+        notes.append(f"The edit of line {repair.line} mends {some} only, and not {', '.join(rest)}.")
+    return tuple(repairs)
