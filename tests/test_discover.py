@@ -288,6 +288,19 @@ def test_the_function_judges_a_function_that_returns_a_loss_and_its_gradient():
         ag.check_backward(lambda x: (x, x), (x,))
 
 
+def test_a_slip_in_a_method_that_returns_a_loss_is_named(tmp_path):
+    text = "import numpy as np\nclass Ridge:\n    def __init__(self):\n        self.W = np.full((3, 2), 0.5)\n"
+    text += "    def loss(self, X, y=None, reg=0.0):\n        r = X @ self.W - y\n"
+    text += "        grads = {'W': 2 * X.T @ r + reg * self.W}\n"
+    text += "        return np.sum(r**2) + reg * np.sum(self.W**2), grads\n"
+    found = judged(written(tmp_path, text))["Ridge.loss"]
+    assert found.verdict == "wrong"
+    assert [repair.line for repair in found.report.repair] == [7]
+    assert (
+        judged(written(tmp_path, text.replace("reg * self.W}", "2 * reg * self.W}")))["Ridge.loss"].verdict == "right"
+    )
+
+
 def test_a_class_with_a_loss_that_has_no_weights_yet_is_told(tmp_path):
     text = "class Model:\n    def __init__(self):\n        self.W = None\n    def loss(self, X, y):\n"
     text += "        scores = X @ self.W\n        loss, dW = scores.sum(), X.T @ scores\n        return loss, dW\n"

@@ -220,7 +220,7 @@ class _Author:
         if self.whole:
             result = new(*seen["input"].values(), **run.options)
             outputs = [result[self.calls.plan.outputs[0][1]]]
-            back = self.pair.call(lambda *_: result, 1.0, [*seen["input"].values()])
+            back = self.calls.pulled(lambda *_: result, 1.0, seen, outputs)
         else:
             dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
             back = replace(self.calls, places=self.kept).pulled(new, dy, seen, outputs)

@@ -13,7 +13,6 @@ from functools import wraps
 from typing import Any
 
 from ..gradcheck import Unjudgeable
-from .held import label
 from .names import CONTEXTS, KEEPING, METHODS, WEIGHTS, is_label, plain
 from .source import signature, syntax, unwrapped
 
@@ -31,6 +30,11 @@ class Author:
     backward: Callable[..., Any]
     owner: Any = None
     leads: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether one function returns a loss and its gradients: the two passes are one."""
+        return self.forward is self.backward
 
     def copied(self) -> Any:
         """A copy of the owner, with the modules in it as they are."""
@@ -77,9 +81,13 @@ def context_of(forward: Any) -> Any:
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
     """The names of a function's first parameters, or of those that a caller must give."""
     listed = [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if count is None:  # a bias is there, too, where it may be left out
+    if count is None:  # a bias is there, too, where it may be left out, and so are the labels of `loss(X, y=None)`
+        loss = getattr(function, "__name__", "") == "loss"
         needed = [
-            p.default is p.empty or (p.default is None and bool(re.fullmatch(WEIGHTS, plain(p.name)))) for p in listed
+            p.default is p.empty
+            or (p.default is None and bool(re.fullmatch(WEIGHTS, plain(p.name))))
+            or (loss and (is_label(p.name) or p.name == "reg"))
+            for p in listed
         ]
         return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
     names = [p.name for p in listed[skip : skip + count]]
@@ -99,9 +107,11 @@ def returned_names(function: Any) -> list[str]:
 
 
 def methods_of(what: type) -> tuple[str, str] | None:
-    """What a class calls its two passes."""
+    """What a class calls its two passes, which are one where it has none but a `loss` that returns two values."""
     own = {name for base in what.__mro__ for name in vars(base)}
-    return next((pair for pair in METHODS if own >= {*pair} and all(callable(getattr(what, n)) for n in pair)), None)
+    pairs = [pair for pair in METHODS if own >= {*pair} and all(callable(getattr(what, n)) for n in pair)]
+    loss = [("loss", "loss")] if "loss" in own and len(returned_names(what.loss)) == 2 else []  # type: ignore[attr-defined]
+    return next(iter(pairs or loss), None)
 
 
 def author_of(target: Any) -> Author:
@@ -119,6 +129,8 @@ def author_of(target: Any) -> Author:
         return Author(forward, backward)
     if isinstance(target, type):
         raise TypeError(f"target is the class {target.__name__}, expected an object of it: {target.__name__}(...)")
+    if passes[0] == passes[1]:
+        return Author(backward, backward, target, leads=True)
     return Author(_switched(forward), backward, target, leads=True)
 
 
@@ -154,26 +166,3 @@ def _switched(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(*values, **{name: True for name in off if name not in filled})
 
     return call
-
-
-def returns_a_loss(what: type) -> bool:
-    """Whether a class has no passes but a method `loss` that returns two values."""
-    return methods_of(what) is None and len(returned_names(getattr(what, "loss", None))) == 2
-
-
-def loss_class(what: Any) -> type:
-    """A class whose `loss(X, y)` returns the loss and its gradients as one with a forward and a backward pass."""
-    taken, hint = [*signature(what.loss).values()], returned_names(what.loss)[1]
-
-    def forward(self: Any, *values: Any) -> Any:
-        return what.loss(self, *values)
-
-    def backward(self: Any, dy: Any, cache: Any) -> Any:
-        back = cache if isinstance(cache, dict) else {hint: cache}
-        return {label(name if isinstance(name, tuple) else (name,)): dy * value for name, value in back.items()}
-
-    wanted = [p for p in taken if p.default is p.empty or is_label(p.name) or p.name == "reg"]
-    forward.__signature__ = inspect.Signature([p.replace(default=p.empty) for p in wanted])  # type: ignore[attr-defined]
-    # By these its source is found, by the second from Python 3.13 on.
-    place = {key: vars(what)[key] for key in ("__module__", "__firstlineno__") if key in vars(what)}
-    return type(what.__name__, (what,), {"forward": forward, "backward": backward, **place})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ...engine import Tensor
 from .author import Author, parameters, returned_names
 from .frameworks import NUMPY, Backend, array, backend_of, lowered, seeded
-from .held import Path, arrays, get, groups, inner, is_array, is_tensor, looks_like_a_gradient, put, vector
+from .held import Path, arrays, get, groups, inner, is_array, is_tensor, label, looks_like_a_gradient, put, vector
 from .pairs import Pair, globals_read
 from .returned import Gradients
 
@@ -28,6 +30,7 @@ class Plan:
     arguments: tuple[Path, ...]
     sure: bool = True  # whether it follows from the counts and names of arguments and results
     hung: str = ""  # the attribute of the output in which backward looks for dy, as `self.out.g`
+    judged: tuple[str, ...] | None = None  # the inputs of which gradients are returned beside a loss
 
     @property
     def unit(self) -> bool:
@@ -100,7 +103,8 @@ class Calls:
         def call(function: Callable[..., Any], dy: Any, kept: Any) -> Gradients:
             return self.pulled(function, dy, *kept.reveal())
 
-        notes = ("backward takes no dy: it is judged as the gradient for dy = 1.",) if self.plan.unit else ()
+        unit = self.plan.unit and not self.author.whole
+        notes = ("backward takes no dy: it is judged as the gradient for dy = 1.",) if unit else ()
         return Pair(
             forward,
             (*self.inputs, *self.values),
@@ -108,7 +112,7 @@ class Calls:
             self.author.backward,
             call,
             self.backend.truth and self.backend.truth(self),
-            self.plan.unit,
+            unit,
             (*self.notes, *notes),
             (*self.unseen, *globals_read(self.author.forward)),
             self,
@@ -127,8 +131,8 @@ class Calls:
                 put(seen, path, lift(value))
             seen["start"][name] = copy.copy(value)  # backward may update the parameter in place
         seen["before"] = {} if self.plan.outputs else arrays({"object": seen["object"]})
-        with seeded(self.author.forward), self.backend.precise():
-            result = self.author.forward(*self._lead(seen), *seen["input"].values())
+        with seeded(self.author.forward):
+            result = self._run(self.author.forward, seen, [*seen["input"].values()])
         parts = list(result) if isinstance(result, tuple | list) else [result]
         # Arrays of the author's own class are kept, since backward may hold them by weak references alone.
         seen["own"] = [part for part in parts if inner(part) is not part]
@@ -151,8 +155,13 @@ class Calls:
         outputs = self.outputs(self.passed(copy.deepcopy([*values])))
         return np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
 
-    def _lead(self, seen: Seen) -> tuple[Any, ...]:
-        return (seen["object"],) if self.author.leads else ()
+    def _run(self, function: Callable[..., Any], seen: Seen, arguments: Sequence[Any]) -> Any:
+        """What one of the passes returns; where they are one, the second call takes what the first did."""
+        if self.author.whole:
+            moves: Any = lambda v: isinstance(v, Tensor) or (is_tensor(v) and v.requires_grad)
+            arguments = [v if moves(v) else copy.deepcopy(v) for v in arguments]
+        with self.backend.precise():
+            return function(*([seen["object"]] if self.author.leads else []), *arguments)
 
     def _watched(self, seen: Seen) -> dict[str, Any]:
         """The arrays that backward has no business with writing into."""
@@ -176,18 +185,33 @@ class Calls:
         there = seen | {"dy": wrapped, "rate": 1.0, "node": _node(seen)}
         if self.plan.hung:
             setattr(outputs[0], self.plan.hung, parts[0])
-        with self.backend.precise():
-            back = function(*self._lead(seen), *[get(there, place) for place in self.plan.arguments])
-        if np.ndim(self.inputs[0]):
+        with seeded(function) if self.author.whole else nullcontext():
+            back = self._run(function, seen, [get(there, place) for place in self.plan.arguments])
+        if self.author.whole:
+            back = self._scaled(back, dy)
+        elif np.ndim(self.inputs[0]):
             back = vector(back)
         shape = np.shape([*seen["input"].values(), 0][0])
-        if self.plan.unit and isinstance(back, int | float) and np.shape(outputs[0]) == shape:
+        if self.plan.unit and not self.author.whole and isinstance(back, int | float) and np.shape(outputs[0]) == shape:
             back = np.full(shape, float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
             np.copyto(dy, array(parts[0]))  # where a framework's copy was overwritten
         left = {name: self._left(name, place, seen) for name, place in self.places.items()}
         names = [name for name in self.names if name not in self.constants]
-        return Gradients(lowered(back), left, tuple(self.returns), tuple(names))
+        names = names if self.plan.judged is None else [*self.plan.judged]
+        return Gradients(lowered(back), left, () if self.author.whole else tuple(self.returns), tuple(names))
+
+    def _scaled(self, results: Any, dy: Any) -> Any:
+        """The gradients that stand beside a loss, times dy; those of an object's own by what they are called."""
+        place = self.plan.outputs[0][1]
+        rest = [lowered(part) for i, part in enumerate(results) if i != place]
+        back: Any = rest[0] if len(rest) == 1 else rest
+        if self.author.leads and not isinstance(back, dict):
+            back = {self.returns[1 - place]: back}
+        if isinstance(back, dict):
+            return {label(key if isinstance(key, tuple) else (key,)): dy * value for key, value in back.items()}
+        listed = back if isinstance(back, tuple | list) else (back,)
+        return tuple([None if value is None else dy * value for value in listed])
 
     def _anew(self, seen: Seen) -> None:
         """Have gradients start from 0, since some layers add to them, and parameters from where they were."""

@@ -6,30 +6,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import numpy as np
 
-from ...engine import Tensor
 from ..gradcheck import Unjudgeable
 from .author import (
     Author,
     author_of,
     context_of,
-    loss_class,
-    parameters,
     returned_names,
-    returns_a_loss,
     takes_a_context,
 )
 from .calls import Calls, Plan, Seen
-from .frameworks import array, backend_of, jax_function, lowered, seeded, torch_function
+from .frameworks import jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
 from .names import CACHES, CHOOSES, OUTPUTS, RATES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
 from .parameters import with_parameters
-from .returned import Gradients
 from .source import code_of, framework, signature
 
 
@@ -45,9 +39,6 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
     if inspect.isfunction(target) and len(returned_names(target)) != 1:
         with suppress(NoPair):
             return loss(target, inputs)
-    if returns_a_loss(type(target)):
-        target = copy.copy(target)
-        target.__class__ = loss_class(type(target))
     return called(author_of(target), inputs)
 
 
@@ -66,55 +57,8 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
 
 
 def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
-    """`loss, dx = function(x, ...)`; several gradients are those that their names say, else of the first inputs."""
-    backend, hints, names = backend_of(inputs), returned_names(function), parameters(function, len(inputs))
-
-    def results(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
-        """The loss and its gradients, which some return first."""
-        copies = [v if isinstance(v, Tensor) else copy.deepcopy(v) for v in values]  # of a tensor it would be recorded
-        with seeded(function), backend.precise():
-            back = run(*map(backend.lift, copies))
-        if not isinstance(back, tuple | list) or len(back) < 2 or isinstance(back[0], str):
-            raise NoPair
-        place = int(len(back) == 2 and not _is_number(back[0]))
-        first, *rest = reversed(back) if place else back
-        if not _is_number(first):
-            raise NoPair
-        return [backend.lower(first), rest[0] if len(rest) == 1 else rest, place]
-
-    inputs = tuple(map(array, inputs))
-    _, rest, place = results(function, inputs)
-    known = {plain(name): name for name in names}
-    hints = [*map(str, rest)] if isinstance(rest, dict) else hints[1:]
-    said = [next((known[n] for n in derivative_of(hint) if n in known), "") for hint in hints]
-    count = len(rest) if isinstance(rest, tuple | list) else 1
-    judged = said if len(said) == count and all(said) else names[:count]
-    judged = list(filter(None, said)) if isinstance(rest, dict) else judged
-
-    @wraps(function)
-    def forward(*values: Any) -> Any:
-        return results(function, values)[0], values
-
-    def call(edited: Callable[..., Any], dy: Any, values: Any) -> Gradients:
-        back = lowered(results(edited, values)[1])
-        if isinstance(back, dict):
-            scaled: Any = {name: dy * value for name, value in back.items()}
-        else:
-            listed = back if isinstance(back, tuple | list) else (back,)
-            scaled = tuple([None if d is None else dy * d for d in listed])
-        return Gradients(scaled, {}, (), tuple(judged))
-
-    floats = [
-        n for n, v in zip(names, inputs, strict=True) if is_float(v) and n not in judged and not is_constant(n, v)
-    ]
-    unseen = tuple([f"{name}, of which no gradient is returned" for name in floats])
-    plan = Plan((("result", place),), tuple([("input", name) for name in names]))
-    calls = replace(Calls.of(Author(function, function), inputs), plan=plan)
-    return Pair(forward, inputs, names, function, call, unseen=unseen, calls=calls)
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, dict) and not np.shape(value)
+    """`loss, dx = function(x, ...)`; `NoPair` where it returns something else."""
+    return called(Author(function, function), inputs)
 
 
 # What backward is called with
@@ -122,6 +66,9 @@ def _is_number(value: Any) -> bool:
 
 def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     """The ways in which a backward pass may be meant to be called, the likeliest first."""
+    if author.whole:
+        yield _beside_the_loss(author, names, seen)
+        return
     wanted, variadic = _wanted(author, names)
     outputs, named = _results(author, seen)
     hung = re.search(r"self\.(out\w*|y|result)\.(g|grad)\b(?!\w* *=[^=])", code_of(author.backward, 0))
@@ -142,6 +89,27 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
             if loss and plan.unit:  # `p, loss = forward(x, t)`
                 yield replace(plan, outputs=(loss,))
             yield plan
+
+
+def _beside_the_loss(author: Author, names: list[str], seen: Seen) -> Plan:
+    """Which result is the loss, and of which inputs the others are the gradients: as they are named, else the first."""
+    parts = seen["result"]
+    place = int(len(parts) == 2 and not _is_number(parts[0]))
+    if len(parts) < 2 or isinstance(parts[0], str) or not _is_number(parts[place]):
+        raise NoPair
+    plan = Plan((("result", place),), tuple([("input", name) for name in names]))
+    if author.leads:  # an object's own are told by their names
+        return plan
+    back, known = parts[1 - place] if len(parts) == 2 else parts[1:], {plain(name): name for name in names}
+    hints = [*map(str, back)] if isinstance(back, dict) else returned_names(author.forward)[1:]
+    said = [next((known[n] for n in derivative_of(hint) if n in known), "") for hint in hints]
+    count = len(back) if isinstance(back, tuple | list) else 1
+    judged = said if len(said) == count and all(said) else names[:count]
+    return replace(plan, judged=tuple(filter(None, said if isinstance(back, dict) else judged)))
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, dict) and not np.shape(value)
 
 
 def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
@@ -272,10 +240,18 @@ def called(author: Author, inputs: Sequence[Any]) -> Pair:
         if score == 1:
             break
     _refuse(best, rated if doubtful else None, raised)
-    read = {*best.plan.outputs, *best.plan.arguments}  # the last result may be a cache
+    return replace(best, unseen=(*best.unseen, *_unseen(best, seen))).pair()
+
+
+def _unseen(calls: Calls, seen: Seen) -> list[str]:
+    """The outputs and inputs of which nothing is judged."""
+    if calls.author.whole:
+        judged = calls.names if calls.plan.judged is None else calls.plan.judged
+        inputs = [(n, v) for n, v in zip(calls.names, calls.inputs, strict=True) if is_float(v) and n not in judged]
+        return [f"{n}, of which no gradient is returned" for n, v in inputs if not is_constant(n, v)]
+    read = {*calls.plan.outputs, *calls.plan.arguments}  # the last result may be a cache
     left = [i for i, part in enumerate(seen["result"][:-1]) if is_array(part) and ("result", i) not in read]
-    unseen = [f"output {i} of forward, for which backward takes no gradient" for i in left]
-    return replace(best, unseen=(*best.unseen, *unseen)).pair()
+    return [f"output {i} of forward, for which backward takes no gradient" for i in left]
 
 
 def _refuse(calls: Calls, rated: float | None, raised: str) -> None:

@@ -17,11 +17,9 @@ from ..gradcheck import Unjudgeable
 from .author import (
     author_of,
     is_static,
-    loss_class,
     methods_of,
     parameters,
     returned_names,
-    returns_a_loss,
     takes_a_context,
 )
 from .conventions import adapt, called, loss, numpy_pair
@@ -101,7 +99,7 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
 
 def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     """A Function of PyTorch's, a class whose passes stand by themselves, or one of which an object is made first."""
-    passes = methods_of(what) or (("loss", "loss") if returns_a_loss(what) else None)
+    passes = methods_of(what)
     if passes is None:
         return
     names, forward, torch = (f"{name}.{passes[0]}", f"{name}.{passes[1]}"), getattr(what, passes[0]), framework("torch")
@@ -116,10 +114,9 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         adapted = lambda values: called(author_of(what), values)
         yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe), code=(forward,))
     else:
-        base = bool(what.__subclasses__())  # before `loss_class` makes one
-        maker, kinds = _maker(loss_class(what) if passes[0] == passes[1] else what, _torch_of(space, forward))
+        maker, kinds = _maker(what, _torch_of(space, forward))
         pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
-        base, taken = base and not maker.fixed, parameters(maker.forward)[1:]
+        base, taken = bool(what.__subclasses__()) and not maker.fixed, parameters(maker.forward)[1:]
         asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
         kinds = {asked[name]: kind for name, kind in kinds.items()}
         code = tuple(_constructors(what))

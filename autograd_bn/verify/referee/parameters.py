@@ -195,7 +195,7 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
                 "which backward moves by no multiple of a gradient" if moved else "of which backward leaves no gradient"
             )
             calls = replace(calls, unseen=(*calls.unseen, f"{name}, {why}"))
-    return _without_labels(calls, run, floats) if run.y.size == 1 else calls
+    return _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
 
 
 def _rated(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) -> list[tuple[float, Path]]:
