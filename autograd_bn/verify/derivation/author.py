@@ -17,7 +17,7 @@ import numpy as np
 from ...engine import Tensor
 from ...engine.node import Node
 from ..referee.calls import Calls
-from ..referee.conventions import called, loss, plans
+from ..referee.conventions import called, plans
 from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
 from ..referee.judge import check_backward
 from ..referee.names import derivative_of, is_constant, plain
@@ -193,8 +193,7 @@ class _Author:
         for run in runs:
             if run.finite:
                 self._compare(new, run)
-        author = replace(self.author, forward=self._keeping(), backward=new)
-        pair = loss(new, inputs) if self.whole else called(author, inputs)
+        pair = called(replace(self.author, forward=new if self.whole else self._keeping(), backward=new), inputs)
         refuse_wrong(check_backward(pair, pair.inputs))
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
         backward = lambda dy, cache: tuple(_gradients(pair.call(new, dy, cache), inputs_of).values())
@@ -218,7 +217,8 @@ class _Author:
             if path not in self.calls.slots.get(name, ()) and isinstance(get(seen, path), np.ndarray):
                 put(seen, path, np.zeros(run.leaves[name].shape))
         if self.whole:
-            result = new(*seen["input"].values(), **run.options)
+            lead = [seen["object"]] if self.lead else []
+            result = new(*lead, *seen["input"].values(), **run.options)
             outputs = [result[self.calls.plan.outputs[0][1]]]
             back = self.calls.pulled(lambda *_: result, 1.0, seen, outputs)
         else:

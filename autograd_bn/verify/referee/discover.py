@@ -25,7 +25,7 @@ from .pairs import NoPair, Pair, share
 from .pure import Allowed
 from .source import NoSearch, code_of, signature, unwrapped
 from .trace import instructions
-from .trials import Fit, finite, given, guessed, inputs_name, line_of, rating
+from .trials import Fit, finite, given, guessed, inputs_name, line_of, rated
 from .verdict import Verdict
 
 Check = Callable[[Pair], Verdict]
@@ -350,7 +350,7 @@ def _with(fit: Fit, others: dict[int, Any]) -> list[Any]:
 
 def _rated(entry: Entry, inputs: list[Any]) -> tuple[bool, float]:
     finite(entry.probe(inputs))
-    return rating(entry.adapted(copy.deepcopy(inputs)))
+    return rated(entry.adapted(copy.deepcopy(inputs)))[0]
 
 
 def _output(result: Any) -> Any:

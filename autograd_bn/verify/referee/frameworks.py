@@ -36,11 +36,7 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
 
 
-def _itself(value: Any) -> Any:
-    return value
-
-
-NUMPY = Backend(_itself, _itself, _joined, nullcontext)
+NUMPY = Backend(lambda value: value, lambda value: value, _joined, nullcontext)
 
 
 def array(value: Any) -> Any:

@@ -174,7 +174,7 @@ def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> s
     return f"weight decay is added, {listed([f'{part}the weights' for part in said])}"
 
 
-Row = Callable[[Run, str, Array, list[str], str], str | None]
-ROWS: tuple[Row, ...] = (
+Convention = Callable[[Run, str, Array, list[str], str], str | None]
+ROWS: tuple[Convention, ...] = (
     _straight_through, _back_to_a_bound, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay
 )  # fmt: skip

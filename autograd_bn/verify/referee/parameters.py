@@ -28,7 +28,7 @@ def with_parameters(calls: Calls) -> Calls:
     held = {name: array(copy.deepcopy(get(_root(calls), paths[0]))) for name, paths in slots.items()}
     numbers = [name for name, value in held.items() if isinstance(value, float)]
     calls = replace(calls, slots=slots, values=tuple(map(np.asarray, held.values())))
-    calls = _with_gradients(_moved(calls), numbers)
+    calls = _with_gradients(_off_zero_and_one(calls), numbers)
     kept = [name for name in slots if name not in numbers or name in calls.places]  # others are an eps, a rate
     values = dict(zip(slots, calls.values, strict=True))
     return replace(calls, slots={n: slots[n] for n in kept}, values=tuple([values[n] for n in kept]))
@@ -112,7 +112,7 @@ def _sums(calls: Calls, places: Sequence[Path]) -> bool:
     return any(not np.array_equal(get(again, place), get(before, place)) for place in places)
 
 
-def _moved(calls: Calls) -> Calls:
+def _off_zero_and_one(calls: Calls) -> Calls:
     """Move parameters that are 0 or 1 throughout, as a gain and a bias at the start: they would hide mistakes."""
     rng, values = np.random.default_rng(5), list(calls.values)
     for i, value in enumerate(values):
@@ -175,7 +175,7 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
     except Exception as error:  # for the verdict to report
         unseen = [f"{name}, since backward raised {type(error).__name__}" for name in calls.slots]
         return replace(calls, unseen=(*calls.unseen, *unseen))
-    rated = {name: _rated(calls, run, name, numbers) for name in floats if name not in run.returned}
+    rated = {name: _likely_places(calls, run, name, numbers) for name in floats if name not in run.returned}
     # Those whose names say it come first: what they take is nobody else's.
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         left = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
@@ -198,7 +198,7 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
     return _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
 
 
-def _rated(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) -> list[tuple[float, Path]]:
+def _likely_places(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) -> list[tuple[float, Path]]:
     """The places where the gradient of an array may be: those that say it by their names, and new ones of its shape."""
     slots = {path for paths in calls.slots.values() for path in paths}
     first = next(n for n, value in calls.all.items() if is_float(value))

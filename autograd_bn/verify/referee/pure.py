@@ -78,7 +78,7 @@ _HARMLESS = frozenset(
 )
 
 
-def plain(value: Any) -> bool:
+def inert(value: Any) -> bool:
     """Whether a value is a number, an array in memory, a string, or a container, which do nothing of their own."""
     torch, jax = framework("torch"), framework("jax")
     if isinstance(value, np.ndarray):
@@ -107,7 +107,7 @@ def exchangeable(value: Any) -> bool:
     if type(value) is int:
         return abs(value) < 1e6  # a length: no array gets large by an edit
     array = hasattr(value, "dtype") and hasattr(value, "ndim")
-    return plain(value) and (array or value is None or isinstance(value, float | complex | slice))
+    return inert(value) and (array or value is None or isinstance(value, float | complex | slice))
 
 
 def _simple(value: Any) -> bool:
@@ -287,7 +287,7 @@ class Allowed:
             _refuse(source, node)
         if not safe and not self._function(value, (source, at)):
             self.roots.append(value)
-            if not (plain(value) or _simple(value)):
+            if not (inert(value) or _simple(value)):
                 _refuse(source, at)
 
     def _function(self, value: Any, told: tuple[Source, Any] | None) -> bool:
@@ -306,7 +306,7 @@ class Allowed:
         there = {"__call__", *_METHODS, *_READ, *self.stored}
         for value in [*reached([*self.taken, *self.roots], {*self.mentioned})]:
             if not _simple(value):
-                if not (plain(value) or self._function(value, None)):
+                if not (inert(value) or self._function(value, None)):
                     raise NoSearch(
                         f"it can reach a {type(value).__name__}, which may do more than arithmetic on arrays"
                     )

@@ -17,7 +17,7 @@ from .names import canonical, derivative_of, is_constant, plain
 from .pairs import Pair
 from .returned import Returned
 from .source import signature
-from .trace import Arrays, NoDerivative, Trace, held, local_values, reported
+from .trace import Arrays, NoDerivative, Trace, local_values, named_in, reported
 from .truth import Forward
 from .verdict import Row, row
 
@@ -38,7 +38,7 @@ class Run:
     """A pair at some inputs: its output y, a random dy (1 if `unit`), the true gradients, and what came back.
 
     `noise` is how far rounding may carry an entry of a right gradient; it is infinite where forward has a kink. `trace`
-    is None where forward can't be recorded; where `why_differences` says why, the truth is by differences. `calls` is
+    is None where forward can't be recorded; where `why_differences` says why, the truth is by differences. `passes` is
     how often forward ran for it.
     """
 
@@ -50,7 +50,7 @@ class Run:
     noise: Arrays
     trace: Trace | None
     why_differences: str
-    calls: int
+    passes: int
     author: Returned
 
     @classmethod
@@ -70,7 +70,7 @@ class Run:
         except NoDerivative as reason:
             why = str(reason)
             truth, noise = forward.by_differences(inputs, dy)
-        run = cls(pair, inputs, y, dy, truth, noise, trace, why, forward.calls, Returned())
+        run = cls(pair, inputs, y, dy, truth, noise, trace, why, forward.passes, Returned())
         run.author = run.back(pair.source)
         return run
 
@@ -80,7 +80,7 @@ class Run:
         _, cache = self.pair.forward(*handed.values())
         judged = [name for name in self.truth if not is_constant(name, self.inputs[name])]
         written = [name for name in judged if handed[name].tobytes() != self.inputs[name].tobytes()]
-        bits = [(array, array.tobytes()) for _, array in held(cache)]
+        bits = [(array, array.tobytes()) for _, array in named_in(cache)]
         return Passed(cache, [f"forward overwrites its input {name} in place" for name in written], bits)
 
     def back(self, backward: Callable[..., Any], factor: float = 1.0, passed: Passed | None = None) -> Returned:

@@ -18,7 +18,7 @@ from .paths import Paths, main_paths, telling
 from .run import Run
 from .trace import effort
 
-CALLS = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
+PASSES = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
 ENTRIES = 50_000  # of inputs that take as long as a small forward pass
 _CUTTING = {"clip", "maximum", "minimum", "where"}
 
@@ -84,7 +84,7 @@ class Sample:
         names = [n for n in judged if "log" not in operations or np.any((self.inputs[n] <= 0) | (self.inputs[n] >= 1))]
         for factor in (10.0, 100.0, 0.1) if names else ():
             run = self._tried(self._moved(names, factor=factor))
-            if run is not None and _known(run, judged):
+            if run is not None and _well_known(run, judged):
                 self.runs.append(run)
 
     def _run_longer(self) -> None:
@@ -124,10 +124,10 @@ class Sample:
         return run
 
     def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
-        """A run on inputs, where the pair takes them, or forward if backward has `failed`, and calls are left."""
-        calls = sum([run.calls for run in self.runs])
-        if calls * self.effort > CALLS:
-            self.notes.append(f"It took {calls:,} runs of forward: fewer inputs were tried.")
+        """A run on inputs, where the pair takes them, or forward if backward has `failed`, and passes are left."""
+        passes = sum([run.passes for run in self.runs])
+        if passes * self.effort > PASSES:
+            self.notes.append(f"It took {passes:,} runs of forward: fewer inputs were tried.")
             return None
         try:
             run = self._at(inputs)
@@ -167,7 +167,7 @@ def _ignores_dy(run: Run) -> bool:
     return bool(before) and before == after
 
 
-def _known(run: Run, judged: Sequence[str]) -> bool:
+def _well_known(run: Run, judged: Sequence[str]) -> bool:
     """Whether the truth is as well known in a run as elsewhere, the output not flat, and the gradients finite."""
     if run.y.size > 1 and not np.ptp(run.y):
         return False

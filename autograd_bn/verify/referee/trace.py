@@ -48,7 +48,7 @@ class Trace:
             raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NoDerivative("forward gives another result on tensors than on arrays")
-        kept = [(name, t) for name, t in held(cache) if name and name not in ("object", "input", "result", "start")]
+        kept = [(name, t) for name, t in named_in(cache) if name and name not in ("object", "input", "result", "start")]
         named = {name: t for name, t in [*seen.items(), *kept] if isinstance(t, Tensor)}
         return cls(recorded, leaves, named)
 
@@ -193,7 +193,7 @@ def _counts(frame: Any) -> bool:
     return file.endswith("copy.py") or not file.startswith(STANDARD)
 
 
-def held(cache: Any) -> Iterator[tuple[str, Any]]:
+def named_in(cache: Any) -> Iterator[tuple[str, Any]]:
     """Every array and tensor in a cache, with the name it has there."""
     todo, seen = [("", cache)], set()
     while todo:

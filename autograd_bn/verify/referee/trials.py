@@ -243,13 +243,11 @@ def inputs_name(entry: Entry) -> str:
     return re.sub(r"([._]?forward.*|_(fw|fwd|fprop)|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
-def rating(pair: Pair) -> tuple[bool, float]:
-    """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences."""
-    return rated(pair)[0]
-
-
 def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...]]]:
-    """A pair's rating, with the message of what backward raised, or the shapes of gradients that have others."""
+    """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences.
+
+    With the message of what backward raised, or the shapes of gradients that have others.
+    """
     written(pair)
     try:
         with np.errstate(all="ignore"):

@@ -23,15 +23,15 @@ def known_to(pair: Pair) -> float:
 
 
 class Forward:
-    """A pair's forward pass as a function of named inputs, on copies of them; `calls` counts how often it ran."""
+    """A pair's forward pass as a function of named inputs, on copies of them; `passes` counts how often it ran."""
 
     def __init__(self, pair: Pair, inputs: Inputs) -> None:
-        self.pair, self.calls = pair, 0
+        self.pair, self.passes = pair, 0
         self.floats = [name for name, value in inputs.items() if is_float(value)]
 
     def output(self, inputs: Inputs) -> Array:
         """The output as floats; `Unjudgeable` where there is none."""
-        self.calls += 1
+        self.passes += 1
         try:
             y = np.asarray(self.pair.forward(*copy.deepcopy(inputs).values())[0])
         except Unjudgeable:
@@ -49,7 +49,7 @@ class Forward:
         """The derivative by automatic differentiation; `NoDerivative` says why there is none."""
         truth = self.pair.truth
         if truth is None:
-            self.calls += 1
+            self.passes += 1
             return Trace.of(self.pair.forward, copy.deepcopy(inputs), self.floats, self.output(inputs))
 
         def framework(dy: Array) -> Arrays:
