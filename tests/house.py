@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_392,
     "distributed": 270,
     "batch_norm": 2_664,
-    "verify": 10_953,
+    "verify": 10_948,
     "drawing": 2_465,
     "nn": 1_326,
     "commands": 1_163,

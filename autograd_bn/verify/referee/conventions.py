@@ -3,7 +3,7 @@
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
-from .author import (
-    Author,
-    author_of,
-    context_of,
-    returned_names,
-    takes_a_context,
-)
+from .author import Author, author_of, context_of, returned_names, takes_a_context
 from .calls import Calls, Plan, Seen
 from .frameworks import jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
@@ -38,7 +32,7 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
         return jax_function(jax, target, inputs)
     if inspect.isfunction(target) and len(returned_names(target)) != 1:
         with suppress(NoPair):
-            return loss(target, inputs)
+            return called(Author(target, target), inputs)
     return called(author_of(target), inputs)
 
 
@@ -54,11 +48,6 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
     elif takes_a_context(forward) and len(signature(forward)) == len(inputs) + 1:
         owner, leads = context_of(forward), True
     return called(Author(forward, backward, owner, leads), inputs)
-
-
-def loss(function: Callable[..., Any], inputs: Sequence[Any]) -> Pair:
-    """`loss, dx = function(x, ...)`; `NoPair` where it returns something else."""
-    return called(Author(function, function), inputs)
 
 
 # What backward is called with

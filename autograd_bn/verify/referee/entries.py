@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
-from .author import (
-    author_of,
-    is_static,
-    methods_of,
-    parameters,
-    returned_names,
-    takes_a_context,
-)
-from .conventions import adapt, called, loss, numpy_pair
+from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
+from .conventions import adapt, called, numpy_pair
 from .frameworks import NUMPY, array, torch_backend
 from .guesses import meant
 from .held import arrays, is_float, is_tensor
@@ -94,7 +87,8 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
         yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(_spread(value)))
     elif _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
-        yield Entry(name, name, parameters(value), on(partial(loss, value)), on(_spread(value)), code=(value,))
+        pair = on(partial(called, Author(value, value)))
+        yield Entry(name, name, parameters(value), pair, on(_spread(value)), code=(value,))
 
 
 def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
