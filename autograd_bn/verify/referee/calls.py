@@ -137,7 +137,7 @@ class Calls:
         # Arrays of the author's own class are kept, since backward may hold them by weak references alone.
         seen["own"] = [part for part in parts if inner(part) is not part]
         result = [*map(inner, parts)] if seen["own"] else vector(result)
-        if isinstance(result, tuple) and result and isinstance(result[0], tuple):
+        if isinstance(result, tuple) and result and isinstance(result[0], tuple) and not self.author.whole:
             spread = (*result[0], *result[1:])  # `return (h, c), cache`
             result = spread if len(returned_names(self.author.forward)) == len(spread) else result
         seen["result"] = list(result) if isinstance(result, tuple | list) else [result]
