@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.batch_norm import arithmetic, kernels
-from autograd_bn.batch_norm.kernels import blocks, numpy, threads, thresholds, whole
+from autograd_bn.batch_norm.kernels import layout, numpy, threads, thresholds
 
 EPS = 1e-5
 DTYPES = ["float32", "float64"]
@@ -285,9 +285,7 @@ def lower(monkeypatch, **limits):
     """Other thresholds for one test."""
     for name, limit in limits.items():
         monkeypatch.setattr(thresholds, name, limit)
-    blocks._layout.cache_clear()
-    arithmetic._layout_at_once.cache_clear()
-    whole.plan_for.cache_clear()
+    layout._layout.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -298,8 +296,8 @@ def layouts_of_moved_thresholds_are_forgotten(monkeypatch):
 
 
 def cut(monkeypatch):
-    """Cut arrays of a few hundred elements into many blocks, and share them among threads."""
-    lower(monkeypatch, DIRECT_NUMPY=0, DIRECT_NUMBA=0, BLOCK=256, SHARED_NUMPY=0, SHARED_NUMBA=0)
+    """Cut arrays of a few hundred elements into many tiles, and share them among threads."""
+    lower(monkeypatch, DIRECT=0, TILE=256, TILE_NUMBA=256, LINE=32, FOLDED=0, SHARED_NUMPY=0, SHARED_NUMBA=0)
 
 
 @pytest.fixture(params=["small", "cut", "large"])
@@ -334,12 +332,11 @@ def test_extended_arithmetic_agrees_with_exact_arithmetic(name, dtype):
 def test_sizes_meant_for_several_threads_are_shared_by_them(n, backend, monkeypatch):
     shared = []
 
-    def share(work, items, parallel):
-        shared.append(parallel and len(items))
-        threads.share(work, items, parallel)
+    def share(work, items):
+        shared.append(len(items))
+        threads.share(work, items)
 
-    for module in kernel_modules():
-        monkeypatch.setattr(module, "share", share)
+    monkeypatch.setattr(arithmetic, "share", share)
     computed(*case("mean 0", "float32", n))
     assert len(shared) >= 4
     assert min(shared) >= 3
@@ -556,15 +553,16 @@ def in_memory(draw, a):
 
 
 LOWERED = {
-    "DIRECT_NUMPY": (0, 30),
-    "DIRECT_NUMBA": (0, 30),
+    "DIRECT": (0, 30),
     "COMPILED": (0, 30),
-    "BLOCK": (1, 4, 16, 64),
+    "TILE": (1, 4, 16, 64),
+    "TILE_NUMBA": (1, 4, 16, 64),
     "LINE": (8, 32),
     "FOLDED": (0, 30),
+    "MOST_ROWS": (2, 64),
     "FEWEST_LINES": (2, 8),
-    "FEWEST_ROWS": (2, 64),
     "SHORTEST_RUN": (1, 4, 32),
+    "RUN": (1, 4, 32),
     "SHARED_NUMPY": (0, 30),
     "SHARED_NUMBA": (0, 30),
 }
@@ -583,7 +581,6 @@ def test_any_shape_axes_memory_and_dtype_on_both_sides_of_every_threshold(data):
     names = ["numpy", "numba", None] if find_spec("numba") else ["numpy"]
     with pytest.MonkeyPatch.context() as patch:
         limits = {name: data.draw(st.sampled_from(limits), name) for name, limits in LOWERED.items()}
-        limits["SHORTEST_RUN"] = min(limits["SHORTEST_RUN"], limits["BLOCK"])
         lower(patch, **limits)
         try:
             ag.set_backend(data.draw(st.sampled_from(names)))

@@ -19,6 +19,10 @@ def nothing_held():
     memory._rooms.clear()
 
 
+def empty_like(array):
+    return memory.empty(array.shape, array.dtype)
+
+
 def address(array):
     return array.__array_interface__["data"][0]
 
@@ -28,12 +32,12 @@ def rooms():
 
 
 def test_memory_of_a_dropped_array_is_used_again():
-    first = memory.empty_like(LARGE)
+    first = empty_like(LARGE)
     where = address(first)
-    other = memory.empty_like(LARGE)
+    other = empty_like(LARGE)
     assert address(other) != where
     del first
-    again = memory.empty_like(LARGE)
+    again = empty_like(LARGE)
     assert address(again) == where
     assert again.flags.writeable
     assert (again.shape, again.dtype) == (LARGE.shape, LARGE.dtype)
@@ -52,37 +56,37 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_a_view_keeps_its_memory(view):
-    first = memory.empty_like(LARGE)
+    first = empty_like(LARGE)
     where, held = address(first), view(first)
     del first
-    assert address(memory.empty_like(LARGE)) != where
+    assert address(empty_like(LARGE)) != where
     del held
-    assert where in [address(a) for a in (memory.empty_like(LARGE), memory.empty_like(LARGE))]
+    assert where in [address(a) for a in (empty_like(LARGE), empty_like(LARGE))]
 
 
 def test_another_dtype_of_the_same_size_may_have_it():
-    first = memory.empty_like(LARGE)
+    first = empty_like(LARGE)
     where = address(first)
     del first
-    other = memory.empty_like(LARGE, np.int32)
+    other = memory.empty(LARGE.shape, np.dtype(np.int32))
     assert (address(other), other.dtype) == (where, np.int32)
 
 
 def test_memory_of_another_size_waits_for_its_own():
-    first, other = memory.empty_like(LARGE), memory.empty_like(LARGE[:256])
+    first, other = empty_like(LARGE), empty_like(LARGE[:256])
     where = address(first)
     del first, other
-    held = [memory.empty_like(LARGE[:128]), memory.empty_like(LARGE)]
+    held = [empty_like(LARGE[:128]), empty_like(LARGE)]
     assert address(held[1]) == where
     assert rooms() == 3
 
 
 def test_no_more_is_held_than_is_said(monkeypatch):
     monkeypatch.setattr(thresholds, "HELD", 4 * LARGE.nbytes)
-    arrays = [memory.empty_like(LARGE) for _ in range(8)]
+    arrays = [empty_like(LARGE) for _ in range(8)]
     last = [address(array) for array in arrays[4:]]
     del arrays
-    again = [memory.empty_like(LARGE) for _ in range(4)]
+    again = [empty_like(LARGE) for _ in range(4)]
     assert sorted(map(address, again)) == sorted(last)
     assert rooms() == 4
 
@@ -90,19 +94,17 @@ def test_no_more_is_held_than_is_said(monkeypatch):
 def test_rooms_of_unlike_sizes_are_bounded_by_their_number(monkeypatch):
     monkeypatch.setattr(thresholds, "ROOMS", 5)
     for length in range(256, 300):
-        memory.empty_like(LARGE[:length])
+        empty_like(LARGE[:length])
     assert rooms() == len(memory._rooms) == 5  # and no size is remembered that has no room
     assert min(memory._rooms) == LARGE[:295].nbytes
 
 
-ODD = [np.zeros(10), LARGE[:, ::2], LARGE.T, np.broadcast_to(np.float32(0), (9999, 9999)), LARGE.astype(object)]
+ODD = [np.zeros(10), np.broadcast_to(np.float32(0), (9999, 9999)), LARGE.astype(object)]
 
 
-@pytest.mark.parametrize("like", ODD, ids=["small", "strided", "turned", "huge", "objects"])
-def test_small_odd_and_huge_arrays_are_left_to_numpy(like):
-    made = memory.empty_like(like)
-    assert made.base is None
-    assert made.strides == np.empty_like(like).strides
+@pytest.mark.parametrize("like", ODD, ids=["small", "huge", "objects"])
+def test_small_and_huge_arrays_and_objects_are_left_to_numpy(like):
+    assert empty_like(like).base is None
 
 
 def test_threads_never_share_memory(monkeypatch):
@@ -111,7 +113,7 @@ def test_threads_never_share_memory(monkeypatch):
 
     def work(number):
         for i in range(300):
-            array = memory.empty_like(LARGE[: 256 + i % 2])
+            array = empty_like(LARGE[: 256 + i % 2])
             array[::64] = number
             wrong.extend(array[::64][array[::64] != number])
             del array

@@ -1,21 +1,24 @@
-"""The arithmetic of the fused node on plain arrays, in four steps between which a collective can stand.
+"""The arithmetic of the fused node on plain arrays, in steps between which a collective can stand.
 
-Statistics and parameters have the shape of `x` with 1s for `axes`. Small arrays and exact rationals are computed as a
-whole, others block by block by the kernels of a backend, or all steps at once in one compiled call. NumPy's warnings
-are the caller's to silence: an infinity here can be the right answer.
+Statistics and parameters are vectors with a number for each feature. A `Pass` sums, and then computes, tile by tile
+with the kernels of a backend; arrays of the usual kind take all steps at once in one compiled call each way. NumPy's
+warnings are the caller's to silence: an infinity here can be the right answer.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, compiled, numba_wanted, thresholds, whole
-from .kernels.blocks import Layout, layout_of, line, walk
-from .kernels.memory import empty_like
-from .kernels.whole import SPARE, Mean, wide
+from .kernels import choose, compiled, compiled_layout, thresholds
+from .kernels.layout import Layout, wide
+from .kernels.threads import share
+
+# How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
+SPARE = 2.0**12
 
 
 @lru_cache
@@ -35,25 +38,87 @@ def of_result(x: Array, gamma: Any, beta: Any) -> Array:
     return native(x if len(dtypes) == 1 else x.astype(np.result_type(*dtypes), copy=False))
 
 
-def at_whole(x: Array) -> bool:
-    """Whether `x` is computed as a whole."""
-    most = thresholds.DIRECT_NUMBA if numba_wanted(x.size) else thresholds.DIRECT_NUMPY
-    return x.size <= most or x.dtype == object
+class Pass:
+    """One way over an array, and a gradient if there is one: sums, and then a function of each element.
+
+    Of a small array x - centre stays from one to the other, and `g` in a wide dtype.
+    """
+
+    def __init__(self, x: Array, axes: tuple[int, ...], g: Any = None) -> None:
+        self.kernels, self.layout = choose(x, axes, g)
+        self.source, self.wide, view = x, wide(x.dtype), self.layout.view
+        self.x, self.g = view(x), None if g is None else view(g)
+        self.held: Any = None
+
+    def sums(self, centre: Any) -> tuple[Array, Array]:
+        """The sums for each feature of t = x - centre and of t * t, or those of g and g * t; a centre of None is 0."""
+        layout, kernels, x, g = self.layout, self.kernels, self.x, self.g
+        lanes = None if centre is None else layout.lay(centre)
+        if layout.small:
+            new = layout.empty
+            self.held = self.held or (new(self.wide), g if g is None or g.dtype == self.wide else new(self.wide))
+        found = self._each(lambda tile: kernels.sums(layout, tile, x, g, lanes, self.held))
+        all_lanes = len(found[0][0]) == layout.lanes if found else False
+        total, weighted = found[0] if all_lanes else np.zeros((2, layout.lanes), self.wide)
+        for tile, (some, products) in [*zip(layout.tiles, found, strict=True)][all_lanes:]:
+            total[tile.lanes] += some
+            weighted[tile.lanes] += products
+        return layout.gather(total), layout.gather(weighted)
+
+    def affine(self, *vectors: Any, dtype: Any = None) -> Array:
+        """(x - mean) * slope + constant + g * direct, where `vectors` are these four; or the first three, without g.
+
+        The mean may be None, for 0. After `sums` it is the centre.
+        """
+        layout, kernels, x, g = self.layout, self.kernels, self.x, self.g
+        lanes, dtype = (
+            [None if vector is None else layout.lay(vector) for vector in vectors],
+            dtype or self.source.dtype,
+        )
+        if self.held:
+            x, g = self.held
+        mine = self.held is not None, g is not self.g
+        y = x if mine[0] and dtype == self.wide else layout.empty(dtype)
+        self._each(lambda tile: kernels.affine(tile, x, g, y, lanes, mine))
+        return layout.array(y)
+
+    def _each(self, do: Callable[[Any], Any]) -> list[Any]:
+        """What is done to each tile, by several threads if there is much to do."""
+        tiles = self.layout.tiles
+        if self.layout.size <= self.layout.shared:
+            return [do(tile) for tile in tiles]
+        results: list[Any] = [None] * len(tiles)
+
+        def work(i: int) -> None:
+            results[i] = do(tiles[i])
+
+        share(work, range(len(tiles)))
+        return results
+
+    def origin(self) -> Array:
+        """The mean of a few numbers of each feature: exactly their value where they are equal."""
+        some = self.layout.some(self.x).astype(self.wide, copy=False)
+        if not len(some):
+            return np.zeros(self.layout.features, self.wide)
+        return np.asarray(some[0] + np.add.reduce(some - some[0], axis=0) / len(some))
 
 
-def statistics(x: Array, axes: tuple[int, ...]) -> tuple[Mean, Array, Any]:
-    """The mean over `axes` and the sum of squares about it, in a wide dtype; and `x - mean.high` if it was made."""
-    if at_whole(x):
-        return whole.statistics(x, axes)
-    layout, (view,) = walk(axes, x)
-    centres, distances, squares = sums = np.empty((3, len(layout.counts), layout.features), wide(x.dtype))
-    choose(layout, view).statistics(layout, view, sums)
-    np.maximum(squares, 0, out=squares)
-    distance, square = merge(layout.counts, (centres - centres[0]) + distances, squares)
-    mean = Mean.at(centres[0], distance)
-    if x.dtype != centres.dtype and (mean.high**2 * layout.count <= SPARE * square).all():
-        return Mean(None, layout.unflat(mean.high)), layout.unflat(square), None
-    return Mean(layout.unflat(mean.high), layout.unflat(mean.low)), layout.unflat(square), None
+def statistics(x: Pass, centre: Any = None, again: int = 2) -> tuple[Any, Array, Array]:
+    """A centre near the mean, the mean's distance from it, and the sum of squares about the mean, of each feature.
+
+    The first centre is None, for 0, where squares have bits to spare. Where they cancel it is a nearer one, and at last
+    the mean.
+    """
+    if again == 2 and not x.layout.spare:
+        return statistics(x, x.origin(), 1)
+    distance, squares = x.sums(centre)
+    distance = distance / max(x.layout.count, 1)
+    correction = distance * distance * x.layout.count
+    squares = squares - correction
+    if again and (far := correction > (SPARE if centre is None else 1) * squares).any():
+        nearer = x.origin() if centre is None else centre + distance
+        return statistics(x, np.where(far, nearer, 0 if centre is None else centre), again - 1)
+    return centre, distance, np.maximum(squares, 0)
 
 
 def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -65,8 +130,6 @@ def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
     >>> merge(np.array([[2], [1]]), np.array([[1.0], [4.0]]), np.array([[2.0], [0.0]]))
     (array([2.]), array([8.]))
     """
-    if len(means) == 1:
-        return means[0], squares[0]
     distances = means - means[0]
     shift = np.add.reduce(counts * distances, axis=0) / np.add.reduce(counts, axis=0)
     distances -= shift
@@ -79,119 +142,28 @@ def reciprocal_deviation(var: Array, eps: Any) -> Array:
     return np.asarray(1 / root)
 
 
-def normalise(
-    x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, gamma: Any, beta: Any, centred: Any = None
-) -> Array:
-    """(x - mean) * scale * gamma + beta; `gamma` and `beta` may be None. It may overwrite `centred`, x - mean.high."""
-    scale = scale if gamma is None else scale * gamma
-    shift = -mean.low * scale if beta is None else beta - mean.low * scale
-    return _affine(x, axes, [mean.high, scale, shift], centred)
+def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> Any:
+    """The whole forward pass in one compiled call: y, and rows of what is kept, the layout and x as a line.
 
-
-def _affine(
-    x: Array, axes: tuple[int, ...], vectors: list[Any], centred: Any = None, g: Any = None, mine: bool = False
-) -> Array:
-    """As `whole.affine`, in the dtype of `x`."""
-    if at_whole(x):
-        t = whole.affine(x, axes, vectors, centred, g, mine)
-        return t if t.dtype == x.dtype else whole.cast(t, x.dtype)
-    y = empty_like(x)
-    layout, views = walk(axes, *[array for array in (x, y, g) if array is not None])
-    choose(layout, *views).affine(layout, views, [layout.flat(vector, vectors[1].dtype) for vector in vectors])
-    return y
-
-
-class Read(NamedTuple):
-    """What `backward_sums` made of its input and gradient, and `input_gradient` may write over."""
-
-    centred: Any  # x - mean.high, or None
-    g: Array
-    mine: bool = False  # whether g is new, in a wide dtype
-
-
-def backward_sums(g: Array, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array) -> tuple[Array, Array, Read]:
-    """The sums over `axes` of `g` and of `g` times the normalised input: the gradients of beta and gamma."""
-    if at_whole(x):
-        total, weighted, centred, h = whole.backward_sums(g, x, axes, mean.high)
-        read = Read(centred, h, h is not g)
-    else:
-        read = Read(None, g)
-        layout, (source, gradient) = walk(axes, x, g)
-        sums = np.empty((2, len(layout.counts), layout.features), wide(x.dtype))
-        choose(layout, source, gradient).backward_sums(
-            layout, gradient, source, layout.flat(mean.high, sums.dtype), sums
-        )
-        total, weighted = (layout.unflat(np.add.reduce(parts, axis=0)) for parts in sums)
-    return total, (weighted - mean.low * total) * scale, read
-
-
-def input_gradient(
-    read: Read, x: Array, axes: tuple[int, ...], mean: Mean, scale: Array, factor: Array, averages: Any
-) -> Array:
-    """factor * (g - average - normalised input * weighted average); None for the average of a cut path.
-
-    `factor` is gamma * scale.
+    None where there is no such call for these arrays.
     """
-    average, weighted = averages
-    constant = np.zeros_like(factor) if average is None else -factor * average
-    if weighted is None:
-        return _affine(read.g, axes, [None, factor, constant])
-    slope = -factor * scale * weighted
-    vectors = [mean.high, slope, constant - mean.low * slope, factor]
-    return _affine(x, axes, vectors, read.centred, read.g, mine=read.mine)
-
-
-class AtOnce(NamedTuple):
-    """What `forward_at_once` keeps: the mean's two parts, the variance, the scale and gamma, a column a feature.
-
-    And what it read, as `backward_at_once` will.
-    """
-
-    rows: Array
-    layout: Layout
-    x: Array
-
-    def parts(self) -> tuple[Mean, Array, Array, int]:
-        """The mean, the variance and the scale in the shape of statistics, and the count."""
-        high, low, var, scale = self.layout.unflat(self.rows[:4])
-        return Mean(high, low), var, scale, self.layout.count
-
-    def values(self) -> tuple[Array, Array, int]:
-        """The mean, the variance and the count."""
-        return self.rows[0] + self.rows[1], self.rows[2], self.layout.count
-
-
-@lru_cache(512)
-def _layout_at_once(axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Any:
-    """The layout of an array that one compiled call each way computes; None where the steps are better."""
-    if dtype.char not in "fd" or not dtype.isnative:
+    layout = compiled_layout(x, axes)
+    if layout is None or layout.size > thresholds.SHARED_NUMBA:
         return None
-    like_x = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
-    layout = layout_of(axes, like_x)
-    contiguous = layout.view(like_x).flags.c_contiguous and not layout.turned
-    return layout if contiguous and layout.size <= thresholds.SHARED_NUMBA else None
-
-
-def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> tuple[Array, AtOnce] | None:
-    """The whole forward pass in one compiled call, or None where there is none for these arrays."""
-    if not numba_wanted(x.size):
+    if not (gamma is None or gamma.dtype == x.dtype) or not (beta is None or beta.dtype == x.dtype):
         return None
-    layout = _layout_at_once(axes, x.shape, x.strides, x.dtype)
-    if layout is None or not (gamma is None or gamma.dtype == x.dtype) or not (beta is None or beta.dtype == x.dtype):
-        return None
-    y, source, rows = empty_like(x), layout.line(x), np.empty((5, layout.features))
-    gamma = np.ones(layout.features, x.dtype) if gamma is None else line(np.ascontiguousarray(gamma))
-    beta = np.zeros(layout.features, x.dtype) if beta is None else line(np.ascontiguousarray(beta))
-    fits = compiled().forward(*layout.walk, source, layout.line(y), gamma, beta, rows, eps)
-    return (y, AtOnce(rows, layout, source)) if fits else None
+    kernels, y, rows = compiled(), layout.empty(x.dtype), np.empty((5, layout.features))
+    gamma = np.ones(layout.features, x.dtype) if gamma is None else kernels.line(np.ascontiguousarray(gamma))
+    beta = np.zeros(layout.features, x.dtype) if beta is None else kernels.line(np.ascontiguousarray(beta))
+    x = kernels.line(layout.view(x))
+    fits = kernels.forward(layout.runs or None, layout.place, x, y.reshape(-1), gamma, beta, rows, eps)
+    return (layout.array(y), rows, layout, x) if fits else None
 
 
-def backward_at_once(g: Array, kept: AtOnce, x: Array, through: tuple[bool, bool]) -> tuple[Array, Array, Array] | None:
+def backward_at_once(g: Array, rows: Array, read: tuple[Layout, Array], through: tuple[bool, bool]) -> Any:
     """After `forward_at_once` the gradients of x, gamma and beta; None where a product left a double's range."""
-    rows, layout, source = kept
-    dx, sums = empty_like(x), np.empty((2, layout.features), x.dtype)
-    if g.dtype is not x.dtype or g.strides != x.strides:
-        g, gradient = np.empty_like(x), g
-        g[...] = gradient
-    fits = compiled().backward(*layout.walk, layout.line(g), source, layout.line(dx), rows, through, sums)
-    return (dx, sums[1], sums[0]) if fits else None
+    layout, x = read
+    dx, sums, kernels = layout.empty(x.dtype), np.empty((2, layout.features), x.dtype), compiled()
+    g = kernels.line(np.ascontiguousarray(layout.view(g), x.dtype))
+    fits = kernels.backward(layout.runs or None, layout.place, g, x, dx.reshape(-1), rows, through, sums)
+    return (layout.array(dx), sums[1], sums[0]) if fits else None

@@ -14,9 +14,9 @@ from ..engine.node import Array, Node
 from ..engine.primitive import primitive, registry
 from ..engine.tensor import values_of
 from . import arithmetic
-from .arithmetic import AtOnce, native
+from .arithmetic import Pass, backward_at_once, forward_at_once, native
 from .kernels import LARGEST
-from .kernels.whole import Mean, kept_shape, wide
+from .kernels.layout import kept_shape, wide
 from .norm import Norm, checked, operands
 
 # Brings numbers back whose squares leave a double's range: batch norm doesn't depend on the unit of x.
@@ -65,26 +65,30 @@ def _centred(x: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
 # --- Fused -------------------------------------------------------------------------------------------------
 
 
-class Statistics(NamedTuple):
-    """What the fused node keeps for its backward pass: its statistics, those of `x * unit` where there is a unit."""
+class Kept(NamedTuple):
+    """What the fused node keeps for its backward pass, a number a feature: of `x * unit` where there is a unit.
 
-    mean: Mean
-    var: Array
-    scale: Array  # 1 / sqrt(var + eps)
+    The rows are a centre near the mean, or None for 0; the mean's distance from it; the variance; the scale, which is
+    1 / sqrt(var + eps); and gamma after one compiled call, whose layout and x are kept, too.
+    """
+
+    rows: Any
     n: int
     unit: Any = None
+    at_once: Any = None
 
     def values(self) -> tuple[Array, Array, int]:
         """The mean, the variance and the count."""
-        mean, var, unit = self.mean.value(), self.var, self.unit
+        centre, distance, var, _ = self.rows[:4]
+        mean, unit = distance if centre is None else centre + distance, self.unit
         return (mean, var, self.n) if unit is None else (mean / unit, var / unit / unit, self.n)
 
-    def in_deviations(self) -> Statistics:
+    def in_deviations(self) -> Kept:
         """The same in a unit near the deviation, in which products with large gradients stay in a double's range."""
-        exponent = np.where(np.isfinite(self.scale) & (self.scale > 0), np.frexp(self.scale)[1], 0)
+        centre, distance, var, scale = self.rows[:4]
+        exponent = np.where(np.isfinite(scale) & (scale > 0), np.frexp(scale)[1], 0)
         unit = np.ldexp(1.0, exponent)
-        mean = Mean(self.mean.high * unit, self.mean.low * unit)
-        return Statistics(mean, self.var * unit * unit, self.scale / unit, self.n, unit)
+        return Kept((centre * unit, distance * unit, var * unit * unit, scale / unit), self.n, unit)
 
 
 def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: Norm) -> tuple[Any, ...]:
@@ -96,73 +100,78 @@ def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: N
 
     Ioffe and Szegedy (2015), section 3, with their intermediate gradients substituted. What the node kept is
     a constant, so it serves a pass on plain arrays only: on tensors the statistics are recorded anew as functions
-    of `x`, which makes every further derivative right. It is computed in `arithmetic.input_gradient`, in one call in
-    `kernels.numba.backward`, and on tensors in `_on_tensors`.
+    of `x`, which makes every further derivative right. It is computed in `_on_arrays`, in one call
+    in `kernels.numba.backward`, and on tensors in `_on_tensors`.
     """
     if isinstance(g, Tensor):
         return _on_tensors(g, wanted, x, gamma, beta, norm)
-    if type(kept) is AtOnce:
-        if wanted[0] and (done := arithmetic.backward_at_once(g, kept, x, norm.through)):
-            return _shaped(*done, wanted, gamma, beta)
-        kept = Statistics(*kept.parts())
+    if kept.at_once and wanted[0] and (done := backward_at_once(g, kept.rows, kept.at_once, norm.through)):
+        return _shaped(done, wanted, gamma, beta)
     return _on_arrays(g, wanted, x, gamma, beta, kept, norm)
 
 
 @primitive(_rule, joint=True)
 def _batch_norm(x: Any, gamma: Any, beta: Any, /, norm: Norm) -> Any:
-    if norm.usual and (done := arithmetic.forward_at_once(x, norm.axes, gamma, beta, norm.eps)):
-        return done
-    x, gamma, beta = arithmetic.of_result(x, gamma, beta), norm.lay(gamma, x.shape), norm.lay(beta, x.shape)
+    if norm.usual and (done := forward_at_once(x, norm.axes, gamma, beta, norm.eps)):
+        y, rows, layout, source = done
+        return y, Kept(rows, layout.count, None, (layout, source))
+    x = arithmetic.of_result(x, gamma, beta)
     with np.errstate(all="ignore"):
-        kept, centred = _statistics(x, norm)
-        x = x if kept.unit is None else x * kept.unit
-        return arithmetic.normalise(x, norm.axes, kept.mean, kept.scale, gamma, beta, centred), kept
+        read, kept = _statistics(x, norm)
+        centre, distance, _, scale = kept.rows
+        slope = scale if gamma is None else scale * gamma.reshape(-1)
+        constant = -distance * slope
+        return read.affine(centre, slope, constant if beta is None else beta.reshape(-1) + constant), kept
 
 
 FUSED = registry["batch_norm"]
 
 
-def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Statistics, Any]:
-    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range.
+def _in_unit(x: Array, unit: Any, norm: Norm) -> Any:
+    return x * unit.reshape(kept_shape(x.shape, norm.axes, keepdims=True))
 
-    And what `arithmetic.statistics` centred.
-    """
-    eps, centred = norm.eps, None
+
+def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Pass, Kept]:
+    """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range."""
+    read = Pass(x if unit is None else _in_unit(x, unit, norm), norm.axes)
+    eps = norm.eps.reshape(-1) if isinstance(norm.eps, np.ndarray) else norm.eps
     if norm.mean is not None:
-        centre, spread = Mean(norm.mean, np.zeros_like(norm.mean)), norm.var
-        n = arithmetic.per_feature(x.shape, norm.axes)
+        centre, var, n = norm.mean.reshape(-1), norm.var.reshape(-1), read.layout.count
+        if unit is not None:
+            centre, var = centre * unit, var * unit * unit
+        distance = np.zeros_like(centre)
     else:
-        centre, squares, n, centred = norm.over.statistics(x if unit is None else x * unit)
-        spread = squares / max(n, 1)
-    if unit is None and x.dtype.char == "d" and not (spread < LARGEST).all():
-        return _statistics(x, norm, np.where(spread < LARGEST, 1, UNIT))
-    if unit is not None:
-        eps = eps * unit * unit
-        if norm.mean is not None:
-            centre, spread = Mean(norm.mean * unit, centre.low), spread * unit * unit
-    return Statistics(centre, spread, arithmetic.reciprocal_deviation(spread, eps), n, unit), centred
+        centre, distance, squares, n = norm.over.statistics(read)
+        var = squares / max(n, 1)
+    if unit is None and x.dtype.char == "d" and not (var < LARGEST).all():
+        return _statistics(x, norm, np.where(var < LARGEST, 1, UNIT))
+    scale = arithmetic.reciprocal_deviation(var, eps if unit is None else eps * unit * unit)
+    return read, Kept((centre, distance, var, scale), n, unit)
 
 
-def _on_arrays(
-    g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Statistics, norm: Norm
-) -> tuple[Any, Any, Any]:
+def _on_arrays(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Kept, norm: Norm) -> tuple[Any, Any, Any]:
     """The rule on plain arrays, with what the node kept."""
-    centre, _, scale, n, unit = kept
+    (centre, distance, _, scale), n, unit = kept.rows[:4], kept.n, kept.unit
     with np.errstate(all="ignore"):
-        g, x = native(g), native(x) if unit is None else native(x) * unit
-        total, weighted, made = arithmetic.backward_sums(g, x, norm.axes, centre, scale)
+        x = native(x) if unit is None else _in_unit(native(x), unit, norm)
+        read = Pass(x, norm.axes, native(g))
+        total, weighted = read.sums(centre)
+        weighted = (weighted - distance * total) * scale
         if unit is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
             return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), norm)
         dx, dgamma, dbeta = None, weighted, total
         if wanted[0]:
             if any(norm.through):
                 total, weighted = norm.over.sums(total, weighted)
-            through_mean, through_var = norm.through
-            averages = total / max(n, 1) if through_mean else None, weighted / max(n, 1) if through_var else None
-            factor = scale if gamma is None else scale * norm.lay(gamma, x.shape)
-            dx = arithmetic.input_gradient(made, x, norm.axes, centre, scale, factor, averages)
-            dx = dx if unit is None else dx * unit
-    return _shaped(dx, dgamma, dbeta, wanted, gamma, beta)
+            direct = scale if gamma is None else scale * gamma.reshape(-1)
+            constant = -direct * (total / max(n, 1)) if norm.through[0] else np.zeros_like(direct)
+            if norm.through[1]:
+                slope = -direct * scale * (weighted / max(n, 1))
+                dx = read.affine(centre, slope, constant - distance * slope, direct)
+            else:
+                dx = Pass(native(g), norm.axes).affine(None, direct, constant, dtype=x.dtype)
+            dx = dx if unit is None else _in_unit(dx, unit, norm)
+    return _shaped((dx, dgamma, dbeta), wanted, gamma, beta)
 
 
 def _on_tensors(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any]:
@@ -179,11 +188,12 @@ def _on_tensors(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, norm: Norm) 
         dx = g - total / max(n, 1) if norm.through[0] else g
         dx = dx - normal * (weighted / max(n, 1)) if norm.through[1] else dx
         dx = dx * (scale if gamma is None else scale * norm.lay(gamma, x.shape))
-    return _shaped(dx, dgamma, dbeta, wanted, gamma, beta)
+    return _shaped((dx, dgamma, dbeta), wanted, gamma, beta)
 
 
-def _shaped(dx: Any, dgamma: Any, dbeta: Any, wanted: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
+def _shaped(gradients: tuple[Any, Any, Any], wanted: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
     """The gradients that are wanted, in their operands' shapes."""
+    dx, dgamma, dbeta = gradients
     dgamma = dgamma.reshape(gamma.shape) if wanted[1] else None
     return dx, dgamma, dbeta.reshape(beta.shape) if wanted[2] else None
 

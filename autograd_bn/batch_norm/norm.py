@@ -16,7 +16,7 @@ from ..engine.node import Array
 from ..engine.tensor import array_of, values_of
 from . import ranks
 from .arithmetic import per_feature
-from .kernels.whole import kept_shape, wide
+from .kernels.layout import kept_shape, wide
 
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
 

@@ -11,8 +11,7 @@ from ..distributed.collectives import allreduce, exchange
 from ..engine import Tensor
 from ..engine.node import Array
 from ..engine.operations import count
-from . import arithmetic
-from .kernels.whole import Mean
+from .arithmetic import Pass, merge, per_feature, statistics
 
 
 class Process:
@@ -23,12 +22,11 @@ class Process:
 
     def averaging(self, x: Any) -> tuple[int, Callable[..., Any]]:
         """How many values have one mean, and the recorded `mean` over them."""
-        return arithmetic.per_feature(x.shape, self.axes), ag.mean
+        return per_feature(x.shape, self.axes), ag.mean
 
-    def statistics(self, x: Array) -> tuple[Mean, Array, int, Any]:
-        """Mean, sum of squares about it, and count; and `x - mean.high` if it was made."""
-        mean, squares, centred = arithmetic.statistics(x, self.axes)
-        return mean, squares, arithmetic.per_feature(x.shape, self.axes), centred
+    def statistics(self, x: Pass) -> tuple[Array, Array, Array, int]:
+        """A centre near the mean, the mean's distance from it, the sum of squares about the mean, and the count."""
+        return *statistics(x), x.layout.count
 
     def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
         """The sums over all rows, of those over this process's."""
@@ -62,16 +60,19 @@ class Ranks:
 
         return n, mean
 
-    def statistics(self, x: Array) -> tuple[Mean, Array, int, Any]:
-        """Mean, sum of squares about it, and count of every rank's values: one exchange, merged in rank order."""
-        (high, low), own, _ = arithmetic.statistics(x, self.axes)
-        mine = np.stack((low if high is None else high, low * (high is not None), own))
-        parts = exchange(self.comm, _Call("fused", x, self), (count(x.shape, self.axes), mine))
-        counts = np.array([n for n, _ in parts if n] or [1])
-        highs, lows, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
+    def statistics(self, x: Pass) -> tuple[Array, Array, Array, int]:
+        """The same of every rank's values: one exchange, merged in rank order."""
+        count = x.layout.count
+        centre, distance, squares = statistics(x)
+        mine = np.stack((distance * 0 if centre is None else centre, distance, squares))
+        parts = exchange(self.comm, _Call("fused", x.source, self), (count, mine))
         n = _at_least_two(sum(n for n, _ in parts))
-        distance, square = arithmetic.merge(counts.reshape(-1, *[1] * x.ndim), (highs - highs[0]) + lows, squares)
-        return Mean.at(highs[0], distance), square, n, None
+        counts = np.array([n for n, _ in parts if n] or [1])
+        centres, distances, squares = np.stack([values for n, values in parts if n] or [parts[0][1]], axis=1)
+        distance, square = merge(counts[:, None], (centres - centres[0]) + distances, squares)
+        centre = centres[0] + distance
+        x.held = None  # which is about this rank's own centre
+        return centre, (centres[0] - centre) + distance, square, n
 
     def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
         """The sums over the rows of all ranks, in one exchange."""

@@ -12,7 +12,7 @@ import numpy as np
 from ...engine.graph import compute
 from ...engine.node import Array, Node
 from ...engine.operations import broadcasts, reduced_axes
-from ..kernels.whole import kept_shape
+from ..kernels.layout import kept_shape
 
 if TYPE_CHECKING:
     from .recognise import Recogniser

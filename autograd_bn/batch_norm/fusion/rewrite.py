@@ -12,7 +12,7 @@ from ...engine.graph import Graph, Values
 from ...engine.node import Node, recording, topological_order
 from ...engine.operations import broadcast_to
 from ..definition import batch_norm, body
-from ..kernels.whole import kept_shape
+from ..kernels.layout import kept_shape
 from .recognise import Match, Miss, Recogniser, label, roles
 
 

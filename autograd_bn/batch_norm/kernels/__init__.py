@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...engine.node import Array
 from . import numpy, thresholds
-from .blocks import Layout
+from .layout import Layout, layout_of
 
 # Variances from which on squares and products come near the end of a double's range.
 LARGEST = 1e280
@@ -48,13 +48,20 @@ def describe_backend() -> str:
     return "the numpy kernels (numba is not installed)"
 
 
-def choose(layout: Layout, *views: Array) -> Any:
-    """The module with the kernels for arrays of this layout: by shape, dtype, memory and what is installed alone."""
-    if not numba_wanted(layout.size) or {view.dtype.char for view in views} not in ({"f"}, {"d"}):
-        return numpy
-    if not all(view.flags.c_contiguous for view in views):
-        return numpy
-    return compiled()
+def choose(x: Array, axes: tuple[int, ...], g: Any = None) -> tuple[Any, Layout]:
+    """The module with the kernels for these arrays, by shape, dtype, memory and what is installed alone; the layout."""
+    layout = compiled_layout(x, axes)
+    if layout is None or not (g is None or (g.dtype == x.dtype and layout.view(g).flags.c_contiguous)):
+        return numpy, layout_of(axes, x, thresholds.LINE)
+    return compiled(), layout
+
+
+def compiled_layout(x: Array, axes: tuple[int, ...]) -> Layout | None:
+    """The layout of an array that numba's kernels are to compute; None if NumPy's are."""
+    if not (x.dtype.char in "fd" and x.dtype.isnative and numba_wanted(x.size)):
+        return None
+    layout = layout_of(axes, x, 1)
+    return layout if layout.contiguous else None
 
 
 @cache

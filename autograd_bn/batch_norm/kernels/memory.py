@@ -1,5 +1,6 @@
 """Memory of large results, used again: pages that are new to the process cost more than the arithmetic."""
 
+import math
 import sys
 from typing import Any
 
@@ -13,14 +14,11 @@ from . import thresholds
 _rooms: dict[int, list[Array]] = {}
 
 
-def empty_like(x: Array, dtype: Any = None) -> Array:
-    """As `numpy.empty_like`, but a large array in C order may get the memory of one that nobody holds any more."""
-    dtype = x.dtype if dtype is None else np.dtype(dtype)
-    if not x.flags.c_contiguous:
-        return np.empty_like(x, dtype)
-    size = x.size * dtype.itemsize
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """As `numpy.empty`, but a large array may get the memory of one that nobody holds any more."""
+    size = math.prod(shape) * dtype.itemsize
     if not thresholds.SMALLEST_ROOM <= size <= thresholds.LARGEST_ROOM or dtype.hasobject:
-        return np.empty(x.shape, dtype)
+        return np.empty(shape, dtype)
     rooms = _rooms.setdefault(size, [])
     for _ in range(len(rooms)):
         try:
@@ -28,14 +26,14 @@ def empty_like(x: Array, dtype: Any = None) -> Array:
         except IndexError:
             break
         if sys.getrefcount(mine[0]) == 2:  # this list, and who counts
-            array = np.ndarray(x.shape, dtype, mine[0])
+            array = np.ndarray(shape, dtype, mine[0])
             rooms += mine
             return array
         rooms[:0] = mine
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64  # at a line of the cache
     room = np.frombuffer(memory.data[start : start + size], np.uint8)
-    array = np.ndarray(x.shape, dtype, room)
+    array = np.ndarray(shape, dtype, room)
     rooms.append(room)
     _forget()
     return array

@@ -1,15 +1,14 @@
 """The kernels in numba, in double precision registers. Imported when first needed.
 
-The three steps work on a table of blocks, which threads can share; `forward` and `backward` are all steps in one call,
-on the array as one block. Most sums may be reordered, so that they vectorise; numbers that are not finite stay what
-they are. A first call should not take long, so that nothing is compiled which is not called: `runs`, whether lines are
-those of `inner`, is True or None, and `g` may be None, each with code of its own. What functions share is inlined into
-them, which compiles it once; but what must not be reordered is a function of its own.
+`sums` and `affine` compute one tile, which threads can share; `forward` and `backward` are all steps in one call. Most
+sums may be reordered, so that they vectorise; numbers that are not finite stay what they are. A first call should not
+take long, so that nothing is compiled which is not called: `runs`, whether rows are summed along, is True or None, and
+`g` may be None, each with code of its own. What functions share is inlined into them, which compiles it once; but what
+must not be reordered is a function of its own.
 """
 
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from numba import njit
 from numba.core import event
 
 from ...engine.node import Array
-from . import LARGEST, thresholds
-from .blocks import Layout, line
-from .threads import share
+from . import LARGEST
+from .layout import Layout, Tile
 
 # How many rows are summed at a time, for fewer stores; and how many, before their sums are added to the others.
 ABREAST = 4
@@ -68,48 +66,59 @@ class _Patience(event.Listener):
 event.register("numba:compile", _Patience())  # type: ignore[no-untyped-call]
 
 
-def run(layout: Layout, kernel: Callable[..., None], *args: Any) -> None:
-    """Call a kernel on the table's blocks: one at a time by several threads, or all at once."""
-    table, parallel = layout.table, layout.size >= thresholds.SHARED_NUMBA
-    taken = 1 if parallel else len(table)
-
-    def work(first: int) -> None:
-        kernel(table[first : first + taken], layout.long or None, *args)
-
-    share(work, range(0, len(table), taken), parallel)
+def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, _: Any) -> Array:
+    """As `numpy.sums`."""
+    place = _place(tile, x)
+    lanes = np.empty((2, place[1] if layout.runs else place[2]))
+    means = np.zeros(lanes.shape[1]) if centre is None else centre.reshape(-1)[tile.lanes].astype(float, copy=False)
+    _sums(layout.runs or None, place, None if g is None else line(g), line(x), means, lanes)
+    return lanes
 
 
-def statistics(layout: Layout, x: Array, sums: Array) -> None:
-    """As `numpy.statistics`."""
-    run(layout, _statistics, line(x), sums)
-
-
-def backward_sums(layout: Layout, g: Array, x: Array, means: Any, sums: Array) -> None:
-    """As `numpy.backward_sums`."""
-    means = np.zeros(layout.features) if means is None else means.astype(float, copy=False)
-    run(layout, _backward_sums, line(g), line(x), means, sums)
-
-
-def affine(layout: Layout, views: list[Array], vectors: list[Any]) -> None:
+def affine(tile: Tile, x: Array, g: Any, y: Array, lanes: list[Any], _: Any) -> None:
     """As `numpy.affine`."""
-    x, y, *rest = [line(view) for view in views]
-    zeros = np.zeros(layout.features)  # given statistics of float32 are not wide yet
-    rows = np.stack([zeros if vector is None else vector for vector in vectors], dtype=float)
-    run(layout, _affine, rest[0] if rest else None, x, y, rows)
+    lanes = [np.zeros_like(lanes[1]) if lane is None else lane for lane in lanes]
+    rows = np.stack([lane.reshape(-1)[tile.lanes] for lane in lanes], dtype=float)  # given ones may be of float32
+    runs = lanes[0].ndim > 1 or None
+    _affine(runs, _place(tile, x), None if g is None else line(g), line(x), line(y), rows)
+
+
+def line(array: Array) -> Array:
+    """A contiguous array as one line of numbers, of the one type that kernels are compiled for."""
+    flat = array.reshape(-1)
+    return flat if flat.flags.writeable else np.asarray(_Unlocked(flat))
+
+
+class _Unlocked:
+    """Read-only memory in the guise of any other: numba would compile its kernels anew for it, which only read it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        data = (array.__array_interface__["data"][0], False)
+        self.__array_interface__ = {**array.__array_interface__, "data": data}
+
+
+def _place(tile: Tile, x: Array) -> tuple[int, int, int, int]:
+    """Where a tile starts in the matrix as one line, its rows and columns, and how far it is from row to row."""
+    (rows, columns), width = tile[:2], x.shape[1]
+    return rows.start * width + columns.start, rows.stop - rows.start, columns.stop - columns.start, width
 
 
 @_exact
-def _centre(x, start, step, stride, rows, centres):  # type: ignore[no-untyped-def]
+def _centre(runs, shape, x, centres):  # type: ignore[no-untyped-def]
     """The first number of a feature, plus the mean distance of 16 from it, if there are as many: exact where they are
-    equal. Features are `step` apart, their numbers `stride`.
+    equal.
     """
+    rows, width, _, inner = shape
+    step, stride, n = (inner, width, rows) if runs is None else (width, 1, width)
+    n = 16 if n >= 16 else 1
     centres[:] = 0
-    for row in range(1, 16 if rows >= 16 else 1):
+    for i in range(1, n):
         for f in range(len(centres)):
-            at = np.uint64(start + f * step)
-            centres[f] += x[at + np.uint64(row * stride)] - np.float64(x[at])
+            at = np.uint64(f * step)
+            centres[f] += x[at + np.uint64(i * stride)] - np.float64(x[at])
     for f in range(len(centres)):
-        centres[f] = x[start + f * step] + centres[f] / 16
+        centres[f] = x[f * step] + centres[f] / n
 
 
 @_exact
@@ -126,12 +135,34 @@ def _add(sums, lows, terms):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _spread(vector, inner):  # type: ignore[no-untyped-def]
-    """A number for each feature, or for each of its inner elements."""
-    lanes = np.empty(len(vector) * inner)
-    for i in range(len(lanes)):
-        lanes[i] = vector[i // inner]
-    return lanes
+def _lay(vectors, inner, lanes):  # type: ignore[no-untyped-def]
+    """Numbers of each feature in its lanes, of which `inner` lie side by side; for rows of them."""
+    features = vectors.shape[1]
+    for k in range(len(vectors)):
+        for first in range(0, lanes.shape[1], features * inner):
+            for f in range(features):
+                for i in range(inner):
+                    lanes[k, first + f * inner + i] = vectors[k, f]
+
+
+@_exact
+def _gather(lanes, inner, sums):  # type: ignore[no-untyped-def]
+    """The sums for each feature of what is in its lanes, as `_add` adds."""
+    features = sums.shape[1]
+    for k in range(len(lanes)):
+        for f in range(features):
+            if features == lanes.shape[1]:
+                sums[k, f] = lanes[k, f]
+                continue
+            total = low = 0.0
+            for first in range(f * inner, lanes.shape[1], features * inner):
+                for i in range(first, first + inner):
+                    term = lanes[k, i]
+                    new = total + term
+                    change = new - total
+                    low += (total - (new - change)) + (term - change)
+                    total = new
+            sums[k, f] = total + low
 
 
 # The sums of g and of g * (x - mean), with x - mean itself where g is None. Indices without a sign spare numba the
@@ -147,9 +178,9 @@ def _terms(g, x, i, m):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _sums_of_lines(place, g, x, mean, total, weighted):  # type: ignore[no-untyped-def]
-    start, rows, features, inner, stride = place[0], place[1], place[2], place[3], place[4]
-    width, step, m = np.uint64(features * inner), np.uint64(stride), (mean if inner == 1 else _spread(mean, inner))
+def _sums_of_lines(place, g, x, m, totals):  # type: ignore[no-untyped-def]
+    start, rows, columns, stride = place
+    width, step = np.uint64(columns), np.uint64(stride)
     both, sums, lows = np.empty(2 * width), np.zeros(2 * width), np.zeros(2 * width)
     most = CHUNK if x.itemsize == 4 else CHUNK // 4  # float32 has bits to spare in double
     for chunk in range(0, rows, most):
@@ -173,72 +204,36 @@ def _sums_of_lines(place, g, x, mean, total, weighted):  # type: ignore[no-untyp
                 both[j] += sa
                 both[width + j] += wa
         _add(sums, lows, both)
-    for f in range(features):
-        s = w = 0.0
-        for j in range(f * inner, f * inner + inner):
-            s += sums[j] + lows[j]
-            w += sums[width + np.uint64(j)] + lows[width + np.uint64(j)]
-        total[f], weighted[f] = s, w
+    for j in range(width):
+        totals[0, j], totals[1, j] = sums[j] + lows[j], sums[width + j] + lows[width + j]
 
 
 @_inlined
-def _sums_of_runs(place, g, x, mean, total, weighted):  # type: ignore[no-untyped-def]
-    start, rows, features, inner, stride, step = place[0], place[1], place[2], place[3], place[4], place[5]
+def _sums_of_runs(place, g, x, mean, totals):  # type: ignore[no-untyped-def]
+    start, rows, columns, stride = place
     sums, lows, both = np.zeros(2), np.zeros(2), np.empty(2)
-    for f in range(features):
-        m = mean[f]
+    for row in range(rows):
+        m = mean[row]
         sums[:] = 0
         lows[:] = 0
-        for row in range(rows):
-            for first in range(0, inner, RUN):
-                s = w = 0.0
-                a = np.uint64(start + row * stride + f * step + first)
-                for i in range(np.uint64(min(RUN, inner - first))):
-                    d, t = _terms(g, x, a + i, m)
-                    s += d
-                    w += t
-                both[0], both[1] = s, w
-                _add(sums, lows, both)
-        total[f], weighted[f] = sums[0] + lows[0], sums[1] + lows[1]
+        for first in range(0, columns, RUN):
+            s = w = 0.0
+            a = np.uint64(start + row * stride + first)
+            for i in range(np.uint64(min(RUN, columns - first))):
+                d, t = _terms(g, x, a + i, m)
+                s += d
+                w += t
+            both[0], both[1] = s, w
+            _add(sums, lows, both)
+        totals[0, row], totals[1, row] = sums[0] + lows[0], sums[1] + lows[1]
 
 
 @_compiled
-def _statistics(table, runs, x, sums):  # type: ignore[no-untyped-def]
-    for place in table:
-        start, rows, features, inner, stride, step, first, part = place
-        n, last = rows * inner, first + features
-        centre, distance, square = sums[0, part, first:last], sums[1, part, first:last], sums[2, part, first:last]
-        if runs is None:
-            _centre(x, start, inner, stride, rows, centre)
-        else:
-            _centre(x, start, step, 1, inner, centre)
-        passes = 2
-        while passes:  # no range(2), which LLVM would unroll, and compile all of it twice
-            if runs is None:
-                _sums_of_lines(place, None, x, centre, distance, square)
-            else:
-                _sums_of_runs(place, None, x, centre, distance, square)
-            far = False
-            for f in range(features):
-                distance[f] /= n
-                correction = n * distance[f] * distance[f]
-                far = far or correction + correction > square[f]
-                square[f] -= correction
-            passes = passes - 1 if far else 0
-            if passes:  # squares that cancel are summed again, about the mean
-                for f in range(features):
-                    centre[f] += distance[f]
-
-
-@_compiled
-def _backward_sums(table, runs, g, x, means, sums):  # type: ignore[no-untyped-def]
-    for place in table:
-        first, last, part = place[6], place[6] + place[2], place[7]
-        mean, total, weighted = means[first:last], sums[0, part, first:last], sums[1, part, first:last]
-        if runs is None:
-            _sums_of_lines(place, g, x, mean, total, weighted)
-        else:
-            _sums_of_runs(place, g, x, mean, total, weighted)
+def _sums(runs, place, g, x, mean, totals):  # type: ignore[no-untyped-def]
+    if runs is None:
+        _sums_of_lines(place, g, x, mean, totals)
+    else:
+        _sums_of_runs(place, g, x, mean, totals)
 
 
 @_inlined
@@ -248,68 +243,81 @@ def _value(g, d, x, i, m, k, c):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _affine(table, runs, g, x, y, vectors):  # type: ignore[no-untyped-def]
-    """y = (x - vectors[0]) * vectors[1] + vectors[2] + g * vectors[3]."""
-    for start, rows, features, inner, stride, step, first, _ in table:
-        last = first + features
-        ms, ks, cs, ds = vectors[0, first:last], vectors[1, first:last], vectors[2, first:last], vectors[-1, first:last]
+def _affine(runs, place, g, x, y, lanes):  # type: ignore[no-untyped-def]
+    """y = (x - lanes[0]) * lanes[1] + lanes[2] + g * lanes[3]."""
+    start, rows, columns, stride = place
+    ms, ks, cs, ds = lanes[0], lanes[1], lanes[2], lanes[-1]
+    for row in range(rows):
+        a = np.uint64(start + row * stride)
         if runs is None:
-            if inner > 1:
-                ms, ks, cs, ds = _spread(ms, inner), _spread(ks, inner), _spread(cs, inner), _spread(ds, inner)
-            for row in range(rows):
-                a = np.uint64(start + row * stride)
-                for j in range(np.uint64(features * inner)):
-                    y[a + j] = _value(g, ds[j], x, a + j, ms[j], ks[j], cs[j])
+            for j in range(np.uint64(columns)):
+                y[a + j] = _value(g, ds[j], x, a + j, ms[j], ks[j], cs[j])
         else:
-            for row in range(rows):
-                for f in range(features):
-                    a = np.uint64(start + row * stride + f * step)
-                    m, k, c, d = ms[f], ks[f], cs[f], ds[f]
-                    for j in range(np.uint64(inner)):
-                        y[a + j] = _value(g, d, x, a + j, m, k, c)
+            m, k, c, d = ms[row], ks[row], cs[row], ds[row]
+            for j in range(np.uint64(columns)):
+                y[a + j] = _value(g, d, x, a + j, m, k, c)
 
 
 @_exact
-def forward(table, runs, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyped-def]
-    """All steps of the forward pass. The rows of `kept` get the mean's two parts, the variance, the scale and gamma.
+def forward(runs, shape, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyped-def]
+    """All steps of the forward pass: `kept` gets rows of centres, distances, variances, scales and gamma.
+
+    `shape` has the rows and columns of the matrix, how many lanes there are, and how many of a feature side by side.
     False, and no result, where a variance is not below `LARGEST`.
     """
-    features = kept.shape[1]
-    n, sums, vectors = len(x) // features, np.empty((3, 1, features)), np.empty((3, features))
-    _statistics(table, runs, x, sums)
+    rows, width, count, inner = shape
+    features, place = kept.shape[1], (0, rows, width, width)
+    n, vectors, lanes, sums = len(x) // features, np.empty((3, features)), np.empty((3, count)), np.empty((2, features))
+    _centre(runs, shape, x, kept[0])
+    passes = 2
+    while passes:  # no range(2), which LLVM would unroll, and compile all of it twice
+        _lay(kept[:1], inner, lanes[2:])
+        _sums(runs, place, None, x, lanes[2], lanes)
+        _gather(lanes[:2], inner, sums)
+        far = False
+        for f in range(features):
+            kept[1, f] = sums[0, f] / n
+            correction = n * kept[1, f] * kept[1, f]
+            far = far or correction > sums[1, f] - correction
+            kept[2, f] = max((sums[1, f] - correction) / n, 0.0)
+        passes = passes - 1 if far else 0
+        if passes:  # squares that cancel are summed again, about the mean
+            for f in range(features):
+                kept[0, f] += kept[1, f]
     fits = True
     for f in range(features):
-        centre, distance = sums[0, 0, f], sums[1, 0, f]
-        high = centre + distance
-        low = (centre - high) + distance
-        var = max(sums[2, 0, f] / n, 0.0)
-        scale = 1 / np.sqrt(var + eps)
-        kept[0, f], kept[1, f], kept[2, f], kept[3, f], kept[4, f] = high, low, var, scale, gamma[f]
-        vectors[0, f], vectors[1, f] = high, scale * kept[4, f]
-        vectors[2, f] = beta[f] - low * vectors[1, f]
-        fits = fits and var < LARGEST
+        scale = 1 / np.sqrt(kept[2, f] + eps)
+        kept[3, f], kept[4, f] = scale, gamma[f]
+        vectors[0, f], vectors[1, f] = kept[0, f], scale * kept[4, f]
+        vectors[2, f] = beta[f] - kept[1, f] * vectors[1, f]
+        fits = fits and kept[2, f] < LARGEST
     if fits:
-        _affine(table, runs, None, x, y, vectors)
+        _lay(vectors, inner, lanes)
+        _affine(runs, place, None, x, y, lanes)
     return fits
 
 
 @_exact
-def backward(table, runs, g, x, dx, kept, through, parameters):  # type: ignore[no-untyped-def]
+def backward(runs, shape, g, x, dx, kept, through, parameters):  # type: ignore[no-untyped-def]
     """All steps of the backward pass; the rows of `parameters` get the gradients of beta and gamma. False where a
     product of float64 left the range.
     """
-    features = kept.shape[1]
-    n, sums, vectors = len(x) // features, np.empty((2, 1, features)), np.empty((4, features))
-    _backward_sums(table, runs, g, x, kept[0], sums)
+    rows, width, count, inner = shape
+    features, place = kept.shape[1], (0, rows, width, width)
+    n, vectors, lanes, sums = len(x) // features, np.empty((4, features)), np.empty((4, count)), np.empty((2, features))
+    _lay(kept[:1], inner, lanes[2:])
+    _sums(runs, place, g, x, lanes[2], lanes)
+    _gather(lanes[:2], inner, sums)
     fits = True
     for f in range(features):
-        low, scale, total = kept[1, f], kept[3, f], sums[0, 0, f]
-        weighted = (sums[1, 0, f] - low * total) * scale
+        distance, scale, total = kept[1, f], kept[3, f], sums[0, f]
+        weighted = (sums[1, f] - distance * total) * scale
         parameters[0, f], parameters[1, f] = total, weighted
         direct = scale * kept[4, f]
         slope = -direct * scale * (weighted * (through[1] / n))
         vectors[0, f], vectors[1, f], vectors[3, f] = kept[0, f], slope, direct
-        vectors[2, f] = -direct * (total * (through[0] / n)) - low * slope
+        vectors[2, f] = -direct * (total * (through[0] / n)) - distance * slope
         fits = fits and np.isfinite(weighted)
-    _affine(table, runs, g, x, dx, vectors)
+    _lay(vectors, inner, lanes)
+    _affine(runs, place, g, x, dx, lanes)
     return fits

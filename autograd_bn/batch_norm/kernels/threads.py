@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -38,18 +40,15 @@ def num_threads() -> int:
     return _number or (_checked(number, _VARIABLE) if number else _processors())
 
 
-def share(work: Callable[[Item], Any], items: Iterable[Item], parallel: bool) -> None:
-    """Call `work` on every item, by several threads if `parallel`; the first error is raised when all have ended."""
-    number = num_threads() if parallel else 1  # once: another thread may set it meanwhile
-    if number == 1:
-        for item in items:
-            work(item)
-        return
+def share(work: Callable[[Item], Any], items: Iterable[Item]) -> None:
+    """Call `work` on every item, by several threads; the first error is raised when all have ended."""
+    number = num_threads()  # once: another thread may set it meanwhile
     remaining = iter(list(items))  # one iterator for all threads: whoever is free takes the next item
 
     def consume() -> None:
-        for item in remaining:
-            work(item)
+        with np.errstate(all="ignore"):  # of each thread its own
+            for item in remaining:
+                work(item)
 
     others = [_pool(number - 1).submit(consume) for _ in range(number - 1)]
     try:

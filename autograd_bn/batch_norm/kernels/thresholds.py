@@ -3,19 +3,20 @@
 Counted in elements, rows or bytes. Results may differ by their last bits on the two sides of those above the memory's.
 """
 
-# Up to so many elements an array is computed as a whole, with NumPy's kernels and with numba's: quicker than in blocks.
-DIRECT_NUMPY, DIRECT_NUMBA = 1 << 17, 1 << 14
+# Up to so many elements NumPy's kernels keep what they make of an array, instead of making it again.
+DIRECT = 1 << 17
 # From so many on a compiled call is quicker than NumPy's.
 COMPILED = 1 << 12
-# Of a block: fewer stay in a nearer cache, but each block costs dozens of calls, between which threads wait for each
-# other. Short rows are folded side by side into lines, because NumPy's inner loops are slow on less, as long as there
-# are enough lines to share what the folding costs.
-BLOCK = 1 << 17
+# Of a tile: fewer stay in a nearer cache, but each tile costs a dozen calls. Short rows are folded side by side into
+# lines, because NumPy's inner loops are slow on less than its buffer's 2^13, if there are enough lines to share what
+# the folding costs, and of small arrays only where too many rows would be added one by one.
+TILE, TILE_NUMBA = 1 << 17, 1 << 19
 LINE = 1 << 13
-FOLDED = 1 << 15  # elements up to which it costs more
+FOLDED, MOST_ROWS = 1 << 15, 1 << 9
 FEWEST_LINES = 8
-FEWEST_ROWS = 64
-SHORTEST_RUN = 32  # at most BLOCK: only a long run is cut
+SHORTEST_RUN = 32
+# Elements of a run that are added in one go.
+RUN = 1 << 14
 # From so many on several threads pay, or one compiled call does no longer.
 SHARED_NUMPY, SHARED_NUMBA = 1 << 18, 1 << 20
 # In bytes: memory of less stays with the allocator, of more goes back to the system at once.
