@@ -577,3 +577,51 @@ def norm_backward(dout, cache):
     assert "# where bn_param['mode'] is 'train'\n" in text
     assert "dx = gamma / std * (dout - dbeta / N - dgamma / N * xhat)\n" in text.replace("len(dout)", "N")
     assert "def norm_forward" not in text
+
+
+FLAT = """
+import numpy as np
+
+def affine_forward(x, w, b):
+    return x.reshape(x.shape[0], -1).dot(w) + b, (x, w, b)
+
+def affine_backward(dout, cache):
+    pass
+
+class Affine:
+    def __init__(self, W, b):
+        self.W, self.b = W, b
+        self.dW = self.db = None
+    def forward(self, x):
+        self.x_shape = x.shape
+        self.x = x.reshape(len(x), -1)
+        return np.dot(self.x, self.W) + self.b
+    def backward(self, dout):
+        pass
+
+class Flatten:
+    def forward(self, x):
+        self.shape = x.shape
+        return x.reshape(x.shape[0], -1)
+    def backward(self, dout):
+        pass
+"""
+
+
+def test_what_makes_rows_of_images_is_written_for_images(tmp_path, capsys):
+    """At rows, which forward takes as well, the gradient would have the shape of rows."""
+    file = tmp_path / "flat.py"
+    file.write_text(FLAT)
+    assert main(["write", str(file)]) == 0
+    text = capsys.readouterr().out
+    space = {}
+    exec(FLAT + text, space)
+    assert "return dout.reshape(self.shape)" in text
+    assert "return dx.reshape(self.x_shape)" in text
+    x, w, b, dy = arrays((5, 2, 3, 4), (24, 6), (6,), (5, 6))
+    for flat in (x, x.reshape(5, 24)):
+        rows = flat.reshape(5, 24)
+        dx, dw, db = space["affine_backward"](dy, space["affine_forward"](flat, w, b)[1])
+        np.testing.assert_allclose(dx, (dy @ w.T).reshape(flat.shape), rtol=1e-12)
+        np.testing.assert_allclose(dw, rows.T @ dy, rtol=1e-12)
+        np.testing.assert_allclose(db, dy.sum(axis=0), rtol=1e-12)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -13,6 +14,7 @@ import numpy as np
 from ..drawing.run_graphviz import write
 from ..engine import Tensor, as_tensor, grad
 from ..verify.derivation import solution
+from ..verify.referee.discover import on_more_axes
 from ..verify.referee.entries import Entry, entries
 from ..verify.referee.guesses import parsed_inputs
 from ..verify.referee.held import is_float
@@ -87,10 +89,14 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
     """The backward pass of one entry, in its author's names."""
     known = {name: value for name, value in known.items() if name in entry.parameters}
     try:
-        pair = (given(entry, space) or guessed(entry, known)).pair
+        fit = given(entry, space) or guessed(entry, known)
+        inputs, pair = fit.inputs, fit.pair
     except NotImplementedError:  # it says nothing about the inputs, and the true one all
         true = replace(entry, adapted=lambda values: _true_pair(entry.adapted(values)))
-        pair = entry.adapted(guessed(true, known).inputs)
+        inputs = guessed(true, known).inputs
+        pair = entry.adapted(copy.deepcopy(inputs))
+    if images := on_more_axes(entry, inputs):
+        pair = entry.adapted(images)
     return solution(pair, form == "folded").source.removeprefix(HEAD)
 
 

@@ -304,6 +304,7 @@ class _Answer(Writer):
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
         self.opens = dict(_opened(made.author.backward))
+        self.tuples: dict[tuple[Any, ...], str] = {}  # what is kept of shapes, one a recording, as code
         self.bare = False  # whether no length is written as a number
         if made.whole:
             self.constants |= runs[0].options
@@ -326,8 +327,11 @@ class _Answer(Writer):
             if isinstance(value, Tensor | np.ndarray):
                 self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
             elif isinstance(value, tuple | list):
-                if len({len(each) for each in some if isinstance(each, tuple | list)}) > 1:
+                listed = [tuple(each) for each in some if isinstance(each, tuple | list)]
+                if len({*map(len, listed)}) > 1:
                     continue
+                if all(type(n) is int for each in listed for n in each):
+                    self.tuples[tuple(listed)] = text
                 items = self.opens.get(text) or [self._called(list(items)) for items in zip(*some, strict=True)]
                 if all(map(str.isidentifier, items)) and len({*items}) == len(items) == len(value) > 1:
                     own |= {f"{text}[{i}]": item for i, item in enumerate(items)}
@@ -362,6 +366,7 @@ class _Answer(Writer):
         ys = self.ys if made.whole else ()
         self._find_the_rest([*ys, *self.gradients.values()], seeds)
         out = self.function({**seeds, **self.read, **seeds})
+        out.tuples = self.tuples
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
         called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
         self.back(out, self._names(), called, ys)

@@ -79,6 +79,7 @@ class Function:
     def __init__(self, names: Mapping[Expression, str], numbers: dict[str, Any], from_end: bool) -> None:
         self.names, self.from_end = dict(names), from_end
         self.arrays = {name: e for e, name in names.items()}
+        self.tuples: dict[Any, str] = {}  # what is kept of shapes
         self.numbers = Numbers(numbers, names, from_end)
         self.lines, self.reserved, self.width = list[str](), set[str](), WIDTH
         self.above: dict[str, str] = {}  # the functions that are called, and their source
@@ -293,6 +294,8 @@ class Function:
         for name, e in self.arrays.items():
             if e.shapes == shapes and len(shapes[0]) > 1:
                 return f"{name}.shape"
+        if name := self.tuples.get(shapes, ""):
+            return name
         texts = []
         for lengths in zip(*shapes, strict=True):
             texts.append("-1")

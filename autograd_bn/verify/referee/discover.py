@@ -163,16 +163,24 @@ def _variants(entry: Entry, inputs: tuple[Any, ...]) -> Generator[Variant, None,
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     """`affine` on images, of which forward makes rows."""
+    if folded := on_more_axes(entry, inputs):
+        there = zip(entry.parameters, folded, inputs, strict=True)
+        name, shape = next((name, value.shape) for name, value, rows in there if np.ndim(value) != np.ndim(rows))
+        yield Variant(f"for {name} of shape {shape}", entry.adapted(folded))
+
+
+def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
+    """Inputs with a matrix in each row of the first array, where forward makes rows of these; else nothing."""
     first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), None)
     if first is None or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
-        return
+        return []
     rows, columns = inputs[first].shape
-    folded = list(copy.deepcopy(inputs))
-    folded[first] = folded[first].reshape(rows, 1, 2, columns // 2)
+    folded = copy.deepcopy([*inputs])
+    folded[first] = folded[first].reshape(rows, 2, columns // 2)
     with suppress(Exception):
         a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (inputs, folded))
-        if a.shape == b.shape and np.allclose(a, b):
-            yield Variant(f"for {entry.parameters[first]} of shape {folded[first].shape}", entry.adapted(folded))
+        return folded if a.shape == b.shape and np.allclose(a, b) else []
+    return []
 
 
 def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
