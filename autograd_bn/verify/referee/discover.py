@@ -239,8 +239,8 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
 
 
 def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
-    """A default of 0 or 1 as another number, where that is seen in the output: it hides factors, terms and strides."""
-    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1)}
+    """A default of 0, 1 or 2 as another, where that is seen in the output: it hides factors, terms, powers, strides."""
+    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1, 2)}
     numbers = {n: v for n, v in numbers.items() if type(v) in (int, float) and not _NO_FACTOR.fullmatch(n)}
     before = list[Array]()
     for name, number in [*numbers.items()][:4]:
