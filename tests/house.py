@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_392,
     "distributed": 270,
     "batch_norm": 2_409,
-    "verify": 10_964,
+    "verify": 10_977,
     "drawing": 2_465,
     "nn": 1_326,
     "commands": 1_169,

@@ -30,22 +30,25 @@ class Explained(NamedTuple):
 class Case:
     """A pair whose gradients `wrong` are wrong in every one of the `runs`, of which the last tells most.
 
-    What is said is with the figures of the first, the caller's own. `repairs` are the edits that mend them, and `unit`
-    is whether backward reads no dy.
+    What is said is with the figures of the first, the caller's own. `repairs` are the edits that mend them,
+    `normalises` whether forward takes statistics, and `unit` whether backward reads no dy.
     """
 
     runs: Sequence[Run]
     wrong: Sequence[str]
     repairs: Sequence[Repair]
+    normalises: bool
     unit: bool
     shapes: dict[str, Finding] = field(default_factory=dict)
     gradients: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
     told: dict[str, Array] = field(default_factory=dict)  # in the last
 
     @classmethod
-    def of(cls, runs: Sequence[Run], wrong: Sequence[str], repairs: Sequence[Repair], unit: bool) -> Case:
+    def of(
+        cls, runs: Sequence[Run], wrong: Sequence[str], repairs: Sequence[Repair], normalises: bool, unit: bool
+    ) -> Case:
         """The case with every gradient brought into its shape, where it can be."""
-        case = cls(runs, wrong, repairs, unit)
+        case = cls(runs, wrong, repairs, normalises, unit)
         for run, where in ((runs[0], case.gradients), (runs[-1], case.told)):
             for name in wrong:
                 finding, array = _shaped(run, name, wrong)
@@ -107,11 +110,15 @@ def linearity(case: Case, left: frozenset[str]) -> Explained:
 
 
 def paths(case: Case, left: frozenset[str]) -> Explained:
-    """Gradients that carry a path of a normalisation too often, too seldom or otherwise."""
+    """Gradients that carry a path of a normalisation too often, too seldom or otherwise, or one edge of the graph."""
     last = case.runs[-1]
     told = {n: g for n, g in case.told.items() if n in left and not close(g, last.truth[n], 5e-7)}
     repaired = {name for repair in case.repairs for name in repair.gradients}
     findings, carried = along_paths(last, told, repaired, case.longer(last))
+    if case.normalises and 1 < len(left) > len(carried):
+        joint = _one_path(case.run, {name: case.gradients[name] for name in case.wrong if name in left})
+        if joint is not None:
+            return Explained([joint], left, carried)
     return Explained(findings, frozenset(label[1:] for label in carried), carried)
 
 

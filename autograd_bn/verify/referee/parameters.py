@@ -97,6 +97,12 @@ def _warmed(calls: Calls, cold: Slots) -> tuple[Calls, Slots]:
     made = set(read) - set(cold)
     if not made or _sums(warm, [read[name][0] for name in made]):
         return calls, cold
+    # Inputs that the first pass has kept in lists would stay there, and so they are taken out, but for parameters.
+    one, parts = {"object": first["object"]}, {path for paths in read.values() for path in paths}
+    for path in [path for path in arrays(one) if path not in parts and not looks_like_a_gradient(path)]:
+        held, before = get(one, path[:-1]), get({"object": calls.author.owner}, path[:-1])
+        if isinstance(held, list):
+            del held[len(before) if isinstance(before, list) else 0 :]
     return warm, read
 
 
