@@ -71,10 +71,8 @@ class Pass:
         The mean may be None, for 0. After `sums` it is the centre.
         """
         layout, kernels, x, g = self.layout, self.kernels, self.x, self.g
-        lanes, dtype = (
-            [None if vector is None else layout.lay(vector) for vector in vectors],
-            dtype or self.source.dtype,
-        )
+        lanes = [None if vector is None else layout.lay(vector) for vector in vectors]
+        dtype = dtype or self.source.dtype
         if self.held:
             x, g = self.held
         mine = self.held is not None, g is not self.g

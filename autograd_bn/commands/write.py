@@ -89,14 +89,11 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
     """The backward pass of one entry, in its author's names."""
     known = {name: value for name, value in known.items() if name in entry.parameters}
     try:
-        fit = given(entry, space) or guessed(entry, known)
-        inputs, pair = fit.inputs, fit.pair
+        inputs = (given(entry, space) or guessed(entry, known)).inputs
     except NotImplementedError:  # it says nothing about the inputs, and the true one all
         true = replace(entry, adapted=lambda values: _true_pair(entry.adapted(values)))
         inputs = guessed(true, known).inputs
-        pair = entry.adapted(copy.deepcopy(inputs))
-    if images := on_more_axes(entry, inputs):
-        pair = entry.adapted(images)
+    pair = entry.adapted(on_more_axes(entry, inputs) or copy.deepcopy([*inputs]))
     return solution(pair, form == "folded").source.removeprefix(HEAD)
 
 

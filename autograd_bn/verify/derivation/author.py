@@ -74,7 +74,7 @@ class _Author:
 
     def __init__(self, pair: Pair) -> None:
         back, calls = _returned(pair), cast(Calls, pair.calls)
-        self.author, self.whole = calls.author, calls.author.forward is calls.author.backward
+        self.author, self.whole = calls.author, calls.author.whole
         self.pair = pair = pair if back is not None or self.whole else _as_named(pair)
         calls = cast(Calls, pair.calls)
         self.unit = calls.plan.unit

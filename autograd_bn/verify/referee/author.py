@@ -109,9 +109,10 @@ def returned_names(function: Any) -> list[str]:
 def methods_of(what: type) -> tuple[str, str] | None:
     """What a class calls its two passes, which are one where it has none but a `loss` that returns two values."""
     own = {name for base in what.__mro__ for name in vars(base)}
-    pairs = [pair for pair in METHODS if own >= {*pair} and all(callable(getattr(what, n)) for n in pair)]
-    loss = [("loss", "loss")] if "loss" in own and len(returned_names(what.loss)) == 2 else []  # type: ignore[attr-defined]
-    return next(iter(pairs or loss), None)
+    for pair in METHODS:
+        if own >= {*pair} and all(callable(getattr(what, name)) for name in pair):
+            return pair
+    return ("loss", "loss") if len(returned_names(getattr(what, "loss", None))) == 2 else None
 
 
 def author_of(target: Any) -> Author:

@@ -135,6 +135,16 @@ def _watching(watch: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
+def _tracing(watch: Callable[..., Any]) -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
 def work() -> Iterator[list[float]]:
     """What the calls made inside cost, in calls of a small pair, whatever the machine is at: long arrays cost more."""
     done = [0.0]
@@ -150,7 +160,7 @@ def work() -> Iterator[list[float]]:
 
 def instructions(function: Callable[[], Any], known: Container[Any] | None = None) -> set[Any]:
     """What a call runs of code that isn't the standard library's; `NoSearch` before it runs what is not `known`."""
-    ran, before = set[Any](), sys.gettrace()
+    ran = set[Any]()
 
     def watch(frame: Any, event: str, _: Any) -> Any:
         if frame.f_code.co_filename.startswith((STANDARD, OWN)):
@@ -162,28 +172,21 @@ def instructions(function: Callable[[], Any], known: Container[Any] | None = Non
             ran.add(step)
         return watch
 
-    sys.settrace(watch)
-    try:
+    with _tracing(watch):
         function()
-    finally:
-        sys.settrace(before)
     return ran
 
 
 def effort(function: Callable[[], Any]) -> float:
     """What a call costs, in calls of a small pair: by the calls that it makes and the lines of Python that it runs."""
-    lines, before = [0], sys.gettrace()
+    lines = [0]
 
     def watch(frame: Any, event: str, _: Any) -> Any:
         lines[0] += event == "line"
         return watch if _counts(frame) else None
 
-    sys.settrace(watch)
-    try:
-        with work() as done:
-            function()
-    finally:
-        sys.settrace(before)
+    with _tracing(watch), work() as done:
+        function()
     return max(1.0, lines[0] / 2_000, done[0])
 
 

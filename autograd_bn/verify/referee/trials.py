@@ -90,6 +90,7 @@ class Search:
     wrong_for_vectors: bool = False
     wrong_at: tuple[int, ...] = ()  # where the first array has no axis of length 1
     declined: Exception | None = None  # why nobody can judge what forward takes
+    transposed: dict[str, bool] = field(default_factory=dict)  # whether backward transposes an array
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
@@ -171,7 +172,9 @@ class Search:
     def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair, axes: int) -> None:
         """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
         for name, value in zip(pair.names, pair.inputs, strict=True):
-            if np.ndim(value) < 2 and _transposed(name, pair):
+            if np.ndim(value) < 2 and name not in self.transposed:  # which is the same for every guess
+                self.transposed[name] = _transposed(name, pair)
+            if np.ndim(value) < 2 and self.transposed[name]:
                 raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
         right, tabled = fits and share == 1, self.tabled(chosen)
