@@ -15,6 +15,7 @@ from .run import Run
 from .source import GUARD, code_of, unwrapped
 
 _COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
+_INFINITE = 1e4  # masks fill with -1e4 where half precision has to hold it, else with -1e9 and the like
 
 
 def without_guards(run: Run) -> dict[str, Array]:
@@ -34,6 +35,8 @@ def without_guards(run: Run) -> dict[str, Array]:
 def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
     """Whether a guard cuts off what the run is at, as `clip(p, 1e-7, 1 - 1e-7)` does: gradients are meant without it.
 
+    So does a number that stands for infinity, `where(mask, scores, -1e9)`, where scores are as large.
+
     Where forward isn't recorded, but has such a guard in its text: whether the run left what lay between 0 and 1.
     """
     if run.trace is None:
@@ -46,6 +49,10 @@ def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
         bound = _constant(node) if node.own_op in ("maximum", "minimum") else 0.0
         off = 1 - bound if node.own_op == "minimum" else bound
         if 0 < off <= GUARD and np.any(values[node] != values[node.inputs[0]]):
+            return True
+        fills = [a for a in node.args if not isinstance(a, Node)] if node.own_op in ("where", "add") else []
+        infinite = max([np.max(np.abs(a * 1.0), initial=0) for a in fills], default=0)
+        if _INFINITE <= infinite < 100 * np.max(np.abs(values[node.inputs[0]]), initial=0):
             return True
     return False
 
