@@ -65,7 +65,9 @@ def _beside_forward(pair: Pair, folded: bool) -> Derivation:
     free = [p for name, p in signature(own).items() if name not in made.inputs]
     options = {p.name: p.default for p in free if type(p.default) is float}
     with np.errstate(all="ignore"):
-        runs = recordings(own, partial(Recording, forward, made.wanted, folded, unit=made.unit), made.inputs, options)
+        runs = recordings(
+            own, partial(Recording, forward, made.wanted, folded, unit=made.calls.plan.unit), made.inputs, options
+        )
         return made.judged(_Answer(runs, made).source(), runs)
 
 
@@ -77,7 +79,6 @@ class _Author:
         self.author, self.whole = calls.author, calls.author.whole
         self.pair = pair = pair if back is not None or self.whole else _as_named(pair)
         calls = cast(Calls, pair.calls)
-        self.unit = calls.plan.unit
         named = zip(pair.names, pair.inputs, strict=True)
         self.inputs = {n: np.array(v, float) if is_float(v) else v for n, v in named}
         taken = signature(self.author.backward)
@@ -256,13 +257,6 @@ def _as_named(pair: Pair) -> Pair:
     return with_parameters(Calls(calls.author, calls.inputs, calls.backend, calls.names, plan)).pair()
 
 
-def _opened(function: Any) -> Iterator[tuple[str, list[str]]]:
-    """What an author calls the parts of what he takes apart, as `x, w = cache`."""
-    for node in ast.walk(syntax(function)):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.List):
-            yield ast.unparse(node.value), [getattr(part, "id", "") for part in node.targets[0].elts]
-
-
 def _word(name: str) -> str:
     """What stands in a place, as a name: W for layers[0].W."""
     *_, last = words = re.findall(r"\w+", name)
@@ -285,12 +279,6 @@ def _reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]
             yield from _reached(item, f"{text}.{name}", depth - 1) if depth else ()
 
 
-def _is_positive(known: Expression, mask: Expression) -> bool:
-    """Whether a mask says where some value is positive."""
-    floats = known.values[0].dtype.kind == "f"
-    return floats and all(np.array_equal(v > 0, w) for v, w in zip(known.values, mask.values, strict=True))
-
-
 class _Answer(Writer):
     """What recordings of an author's forward pass have in common, as a backward pass of his."""
 
@@ -303,7 +291,9 @@ class _Answer(Writer):
         self.read: dict[Expression, str] = {}  # what backward may read, as code
         self.constants: dict[str, Any] = {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
-        self.opens = dict(_opened(made.author.backward))
+        assigned: Any = [n for n in ast.walk(syntax(made.author.backward)) if isinstance(n, ast.Assign)]
+        tuples = [(n.value, n.targets[0].elts) for n in assigned if isinstance(n.targets[0], ast.Tuple | ast.List)]
+        self.opens = {ast.unparse(value): [getattr(part, "id", "") for part in parts] for value, parts in tuples}
         self.tuples: dict[tuple[Any, ...], str] = {}  # what is kept of shapes, one a recording, as code
         self.bare = False  # whether no length is written as a number
         if made.whole:
@@ -399,7 +389,12 @@ class _Answer(Writer):
         """What is to be read beside what forward keeps: masks, by what it keeps, then what it has to keep."""
         made = self.author
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED and not e.uniform]:
-            texts = [text for known, text in self.read.items() if _is_positive(known, e)]
+            floats = [(text, known.values) for known, text in self.read.items() if known.values[0].dtype.kind == "f"]
+            texts = [
+                text
+                for text, own in floats
+                if all(np.array_equal(v > 0, w) for v, w in zip(own, e.values, strict=True))
+            ]
             if texts and any(part not in self.read and part.op != "number" for part in e.parts):
                 self.read[e] = f"{texts[0]} > 0"  # relu(x) > 0 where x > 0, but not where x >= 0
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:

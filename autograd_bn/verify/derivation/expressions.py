@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -125,11 +125,16 @@ class Expressions:
         """An expression, or the one that is known for its values; they may differ by axes of length 1."""
         if made.op == "number":
             return self.numbers.setdefault(tuple([(v.dtype.kind, v.item()) for v in made.values]), made)
-        alike = self._alike(made)
+        op, known = made.op, self.listed.get(made.lengths, []) if made.op not in ("upstream", "input", "zero") else []
+        if op in BENT or made.uniform:
+            known = [e for e in known if e.op == op and e.parts == made.parts]
+        # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
+        agree = {e: np.array_equal if op in EXACT and e.op not in EXACT else _agree for e in known}
+        alike = [e for e in known if all(map(agree[e], map(np.ravel, e.values), map(np.ravel, made.values)))]
         same = next((known for known in alike if known.shapes == made.shapes), None)
         if same is not None:
             return same
-        if alike and made.op in LINEAR:
+        if alike and op in LINEAR:
             same = alike[-1]
             same = same.args[0] if same.op == "reshape" and same not in self.fixed else same
             made.op, made.args, made.params = "reshape", (same,), {}
@@ -143,25 +148,23 @@ class Expressions:
             raise Unwritable(f"what is written would have more than {MOST} operations, which nobody reads")
         return made
 
-    def _alike(self, made: Expression) -> list[Expression]:
-        """The expressions that have the same values, whatever inputs they are made of."""
-        op, strict = made.op, made.op in BENT or made.uniform
-        known = [] if op in ("upstream", "input", "zero") else self.listed.get(made.lengths, [])
-        # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
-        agree = {e: np.array_equal if op in EXACT and e.op not in EXACT else _agree for e in known}
-        known = [e for e in known if not strict or (e.op == op and e.parts == made.parts)]
-        return [e for e in known if all(map(agree[e], map(np.ravel, e.values), map(np.ravel, made.values)))]
-
-    def do(self, op: str, *args: Any) -> Any:
-        """An elementwise operation on expressions and plain numbers."""
+    def do(self, op: str, *args: Any, **params: Any) -> Any:
+        """A function of NumPy's on expressions and plain numbers."""
         args = tuple([e if isinstance(e, Expression) else self.of(*[e] * len(self.recordings)) for e in args])
-        return self.make(op, args, {}, _computed(op, *[e.values for e in args]))
+        run: Any = lambda k: getattr(np, op)(*[e.values[k] for e in args], **plain(params, k))
+        return self.make(op, args, params, tuple(map(run, range(len(self.recordings)))))
+
+    def axes(self, axes: Iterable[Any]) -> tuple[Any, ...]:
+        """Axes as a parameter."""
+        return tuple([self.of(*[int(i)] * len(self.recordings)) for i in sorted(axes)])
 
     def make(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         """The simplest expression for an operation that gave these values."""
         moving = self.late or any(isinstance(e, Expression) and e.moving for e in args)
         if op in CANCELLING and moving:
-            left = list(map(_remainder, values, *[e.values for e in args]))
+            size: Any = lambda array: float(np.max(np.abs(array), initial=0))
+            before = [max(map(size, own)) for own in zip(*[e.values for e in args], strict=True)]
+            left = [size(v) / most if most else np.inf for v, most in zip(values, before, strict=True)]
             if np.median(left) <= 1e-13 and max(left) <= 1e-3:  # where much cancels before, more is left
                 return self._zero(values)
         if op in ELEMENTWISE:
@@ -172,7 +175,7 @@ class Expressions:
                 same = made.values[0].size == values[0].size
                 return self.make("reshape" if same else "broadcast_to", (made,), {}, values)
             if op != "where" and all(map(_is_number, args)):
-                return self.of(*_computed(op, *[e.values for e in args]))
+                return self.of(*map(getattr(np, op), *[e.values for e in args]))
         if op in ("put", "scatter", "broadcast_to"):
             args = (*args[:-1], self.bare(args[-1]))
         if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
@@ -185,10 +188,10 @@ class Expressions:
         if number and op != "divide" and (op in ("reshape", "transpose") or max(number.values) < 0):
             number = number if op in ("reshape", "transpose") else self.of(*[-1] * len(values))
             args = self.do("divide", args[0], number), *args[1:]
-            return self._scaled(number, self.make(op, args, params, _computed("divide", values, number.values)))
+            return self._scaled(number, self.make(op, args, params, tuple(map(np.divide, values, number.values))))
         if op in REDUCTIONS and "keepdims" in params:
             rest = {name: value for name, value in params.items() if name != "keepdims"}
-            shorter = tuple([np.squeeze(v, axes_of(params)) for v in values])
+            shorter = tuple([np.squeeze(v, plain(params.get("axis"))) for v in values])
             return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
         e = Expression(op, args, params, values)
         e.moving = e.moving or moving
@@ -250,29 +253,27 @@ class Expressions:
             number, rest = own, self._scaled(number, rest)
         elif own:
             number = self.do("multiply", number, own)
-        values = _computed("multiply", number.values, rest.values)
+        values = tuple(map(np.multiply, number.values, rest.values))
         if _is(number, 0) or _is(number, 1):
             return rest if _is(number, 1) else self._zero(values)
         made = Expression("multiply", (number, rest), {}, values)
         made.moving = made.moving or self.late
         return self._listed(made)
 
-    def _negative(self, e: Expression, a: Any) -> Any:
-        return self._scaled(self.of(*[-1] * len(e.values)), a)
-
-    def _subtract(self, e: Expression, a: Any, b: Any) -> Any:
-        return self.do("add", a, self.do("negative", b)) if b.values[0].dtype.kind in "fi" else None
+    _negative: Any = lambda self, e, a: self._scaled(self.of(*[-1] * len(e.values)), a)
+    _subtract: Any = lambda self, e, a, b: self.do("add", a, self.do("multiply", -1, b))
+    _rsqrt: Any = lambda self, e, a: self.do("divide", 1, self.do("sqrt", a))
 
     def _add(self, e: Expression, a: Any, b: Any) -> Any:
         zeros = [(x.op == "zero" or _is(x, 0)) and y.shapes == e.shapes for x, y in ((a, b), (b, a))]
         if any(zeros) or not e.moving:
             return b if zeros[0] else a if zeros[1] else None
-        terms = dict[Expression, list[Any]]()
-        for number, rest in map(self._split, (*self._terms(a), *self._terms(b))):
-            terms.setdefault(rest, []).append(number or self.of(*[1] * len(e.values)))
-        if any(len(numbers) > 1 for numbers in terms.values()):  # 4 * g + g is 5 * g
+        like = dict[Expression, list[Any]]()
+        for number, rest in map(self._split, terms(e, lambda t: t in self.fixed or not t.moving)):
+            like.setdefault(rest, []).append(number or self.of(*[1] * len(e.values)))
+        if any(len(numbers) > 1 for numbers in like.values()):  # 4 * g + g is 5 * g
             add = partial(self.do, "add")
-            return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in terms.items()])
+            return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in like.items()])
         (p, x), (q, y) = self._split(a), self._split(b)
         if p and q and not {a, b} & self.fixed and all(len(f"{n.values[0]:.12g}") > 12 for n in (p, q)):
             ratio = float(f"{q.values[0] / p.values[0]:.12g}")
@@ -282,12 +283,6 @@ class Expressions:
             over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
             return self.do("divide", self.do("add", *over), x.args[1])
         return None
-
-    def _terms(self, e: Any) -> list[Any]:
-        """What is added."""
-        if e.op != "add" or e in self.fixed or not e.moving:
-            return [e]
-        return [*self._terms(e.args[0]), *self._terms(e.args[1])]
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
         if _is_number(a) or _is_number(b):
@@ -299,9 +294,8 @@ class Expressions:
             return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
         for x, y in ((a, b), (b, a)):
             if x.op == "divide" and x.moving and x not in self.fixed and (y, x.args[1]) in self.quotients:
-                return self.do(
-                    "multiply", x.args[0], self.quotients[y, x.args[1]]
-                )  # g / total * e, where p is e / total
+                # g / total * e, where p is e / total
+                return self.do("multiply", x.args[0], self.quotients[y, x.args[1]])
             known = y in self.fixed or (x.moving and y in self.read)
             if y.op == "divide" and _is(y.args[0], 1) and not known:
                 return self.do("divide", x, y.args[1])
@@ -326,45 +320,37 @@ class Expressions:
         inverse = a.op == "divide" and _is(a.args[0], 1) and a not in self.fixed
         return self.do("divide", 1, self.do("power", a.args[1], b)) if inverse else None
 
-    def _rsqrt(self, e: Expression, a: Any) -> Any:
-        return self.do("divide", 1, self.do("sqrt", a))
-
     # Sums and shapes
 
     def _sum(self, e: Expression, a: Any) -> Any:
         """A sum of sums as one; of products, what is the same along the axes that are summed stands outside."""
         inner = a.args[0] if a.op == "reshape" and a not in self.fixed else a
         if inner.op == "sum" and a.moving and np.ndim(a.values[0]) == np.ndim(inner.args[0].values[0]) and e.params:
-            both = {*np.atleast_1d(axes_of(e.params)), *np.atleast_1d(axes_of(inner.params))}
-            axis = tuple([self.of(*[int(i)] * len(e.values)) for i in sorted(both)])
-            shorter = tuple([np.sum(v, tuple(map(int, both))) for v in inner.args[0].values])
-            return self.make("reshape", (self.make("sum", inner.args, {"axis": axis}, shorter),), {}, e.values)
+            both = {*np.atleast_1d(plain(e.params.get("axis"))), *np.atleast_1d(plain(inner.params.get("axis")))}
+            return self._laid(self.do("sum", *inner.args, axis=self.axes(both)), e)
         if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
             return None
         ndim = len(a.shapes[0])
-        axes = tuple(np.atleast_1d(axes_of(e.params)) if e.params else range(ndim))
+        axes = tuple(np.atleast_1d(plain(e.params.get("axis"))) if e.params else range(ndim))
         x, y = a.args if a.op == "divide" else a.args[::-1]
         lengths = [np.take((1,) * (ndim - len(shape)) + shape, axes) for shape in y.shapes]
         if x.shapes != a.shapes or not all(np.all(own == 1) for own in lengths):
             return None
-        sums = tuple([np.sum(v, axes, keepdims=True) for v in x.values])
-        total = self.do(a.op, self.make("sum", (x,), e.params | {"keepdims": True}, sums), y)
-        return self.make("reshape", (total,), {}, e.values)
+        return self._laid(self.do(a.op, self.do("sum", x, **{**e.params, "keepdims": True}), y), e)
 
     def _sum_to(self, e: Expression, a: Any) -> Any:
         to, shape = e.shapes[0], a.shapes[0]
         lead = len(shape) - len(to)
         summed = [i for i, n in enumerate(shape) if i < lead or n != to[i - lead]]
-        shorter = tuple([np.sum(v, tuple(summed)) for v in a.values])
-        axis = tuple([self.of(*[i] * len(e.values)) for i in summed])
-        inner = self.make("sum", (a,), {"axis": axis} if shorter[0].ndim else {}, shorter)
-        return self.make("reshape", (inner,), {}, e.values)
+        return self._laid(self.do("sum", a, **({"axis": self.axes(summed)} if len(summed) < len(shape) else {})), e)
+
+    _laid: Any = lambda self, a, e: self.make("reshape", (a,), {}, e.values)
 
     def _reshape(self, e: Expression, a: Any) -> Any:
         if a in self.fixed or a.op not in ("reshape", "multiply") or any(map(_is_number, a.args)):
             return None
         if a.op == "reshape":
-            return self.make("reshape", a.args, {}, e.values)
+            return self._laid(*a.args, e)
         inner = [x.args[0] if x.op == "reshape" else x for x in a.args]  # of what has axes of length 1 besides
         flat = e.moving and a.lengths == e.lengths and {np.ndim(x.values[0]) for x in (e, *inner)} <= {0, 1}
         return self.do("multiply", *inner) if flat else None
@@ -373,11 +359,10 @@ class Expressions:
         """(a.T @ b).T as b.T @ a."""
         if a.op != "matmul" or a in self.fixed or all(x.op != "transpose" for x in a.args) or np.ndim(a.values[0]) < 2:
             return None
-        if not all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in zip(a.values, e.values, strict=True)):
+        swapped = all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in zip(a.values, e.values, strict=True))
+        if not swapped or any(len(x.shapes[0]) != len(e.shapes[0]) for x in a.args):
             return None
-        swapped = [tuple([np.swapaxes(v, -1, -2) for v in x.values]) for x in a.args if x.values[0].ndim > 1]
-        turned = [self.make("transpose", (x,), e.params, v) for x, v in zip(a.args, swapped, strict=False)]
-        return self.make("matmul", tuple(turned[::-1]), {}, e.values) if len(turned) == 2 else None
+        return self.do("matmul", *[self.do("transpose", x, **e.params) for x in a.args[::-1]])
 
     def _getitem(self, e: Expression, a: Any) -> Any:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
@@ -388,7 +373,7 @@ class Expressions:
             return self.of(*e.values)
         if a.op != "put":
             return None
-        picked = tuple([v[plain_index(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
+        picked = tuple([v[plain(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
         return self.make("getitem", a.args[:1], e.params, picked) if all(map(_agree, picked, e.values)) else None
 
     def _scatter(self, e: Expression, a: Any) -> Any:
@@ -397,11 +382,11 @@ class Expressions:
         items = index if isinstance(index, tuple) else (index,)
         if all(_is_number(i) or i is None or (isinstance(i, slice) and i.step is None) for i in items):
             same = all(np.size(v) == np.size(w) for v, w in zip(a.values, e.values, strict=True))
-            return self.make("reshape", (a,), {}, e.values) if same else None
+            return self._laid(a, e) if same else None
         if getattr(index, "op", "") == "roll" and index.args[0].op == "places" and _is_number(index.args[1]):
             rolled = tuple([np.reshape(v, shape) for v, shape in zip(e.values, index.shapes, strict=True)])
             made = self.make("roll", (a, self.do("negative", index.args[1])), index.params, rolled)
-            return self.make("reshape", (made,), {}, e.values)
+            return self._laid(made, e)
         return None
 
     def _matmul(self, e: Expression, a: Any, b: Any) -> Any:
@@ -414,8 +399,7 @@ class Expressions:
         inner = [v if v and np.ndim(v.values[0]) == 1 else x for x, v in vectors]
         if len(a.shapes[0]) > 2 or len(b.shapes[0]) > 2 or inner == [a, b]:
             return None
-        made = self.make("matmul", tuple(inner), {}, _computed("matmul", *[x.values for x in inner]))
-        return self.make("reshape", (made,), {}, e.values)
+        return self._laid(self.do("matmul", *inner), e)
 
     # Masks
 
@@ -433,11 +417,14 @@ class Expressions:
             return turned if all(map(_agree, turned.values, e.values)) else None  # at a tie they differ
         return None
 
-    def _bitwise_or(self, e: Expression, a: Any, b: Any) -> Any:
-        return a if b.op == "not_equal" and b.args[0] is b.args[1] else None  # or not a number
+    # Or not a number; and a count, by which NumPy divides as by a float.
+    _bitwise_or: Any = lambda self, e, a, b: a if b.op == "not_equal" and b.args[0] is b.args[1] else None
+    _astype: Any = lambda self, e, a: a if a.values[0].dtype.kind in "iu" else None
 
-    def _astype(self, e: Expression, a: Any) -> Any:
-        return a if a.values[0].dtype.kind in "iu" else None  # a count, by which NumPy divides as by a float
+
+def terms(e: Any, whole: Callable[[Any], bool]) -> list[Any]:
+    """What is added, of sums that do not stand `whole`."""
+    return [e] if e.op != "add" or whole(e) else [term for arg in e.args for term in terms(arg, whole)]
 
 
 def _is_tie(mask: Expression) -> bool:
@@ -453,37 +440,16 @@ def _is(e: Any, number: float) -> bool:
     return _is_number(e) and all(v == number for v in e.values)
 
 
-def _computed(op: str, *operands: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple([getattr(np, op)(*values) for values in zip(*operands, strict=True)])
-
-
-def _remainder(*arrays: Any) -> float:
-    """What is left of terms that cancel, the first, as a share of them."""
-    left, *sizes = [float(np.max(np.abs(array), initial=0)) for array in arrays]
-    return left / max(sizes) if any(sizes) else np.inf
-
-
 def _leads(shape: tuple[int, ...], spread: tuple[int, ...]) -> bool:
     """Whether a shape was spread along leading axes only, by what broadcasting does by itself."""
     own = shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)) :]
     return own == spread[len(spread) - len(own) :]
 
 
-def plain_index(index: Any, k: int) -> Any:
-    """An index as NumPy takes it, in one of the recordings."""
-
-    def plain(item: Any) -> Any:
-        if not isinstance(item, Expression):
-            return item
-        return int(item.values[k]) if item.op == "number" else item.values[k]
-
-    return mapped(index, plain)
-
-
-def axes_of(params: dict[str, Any]) -> Any:
-    """The axes of a reduction as NumPy takes them."""
-    axis = params.get("axis")
-    return tuple([int(n.values[0]) for n in axis]) if isinstance(axis, tuple) else axis and int(axis.values[0])
+def plain(params: Any, k: int = 0) -> Any:
+    """An index, axes or other parameters as NumPy takes them, in one of the recordings."""
+    number: Any = lambda e: int(e.values[k]) if e.op == "number" else e.values[k]
+    return mapped(params, lambda e: number(e) if isinstance(e, Expression) else e)
 
 
 def _agree(a: Any, b: Any) -> bool:

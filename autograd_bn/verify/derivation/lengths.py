@@ -47,25 +47,24 @@ def recordings(
     grown, odd = lengths.grown(second), lengths.odd(at)
     for i, (name, value) in enumerate({**inputs, **options}.items()):
         if type(value) is float and name not in names:  # each times another factor, so that none follows another
-            grown = _scaled(grown, recorded, name, (i + 7) / (i + 10))
-            odd = _scaled(odd, recorded, name, (i + 11) / (i + 13))
+            grown = _tried(grown, recorded, *_scaled(grown, name, (i + 7) / (i + 10)))
+            odd = _tried(odd, recorded, *_scaled(odd, name, (i + 11) / (i + 13)))
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
-    return [first, grown, at, odd, *([run] if run and run.finite else []), *lengths.above]
+    return [first, grown, at, odd, *([run] if run is not first and run.finite else []), *lengths.above]
 
 
-def _tried(like: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording | None:
-    """A recording, unless forward refuses its inputs or takes another course."""
+def _tried(run: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
+    """A recording at other inputs; the known one where forward refuses them or takes another course."""
     with contextlib.suppress(Exception):  # whatever the author's code raises
-        run = record(inputs, options)
-        return run if run.signature == like.signature else None
-    return None
+        made = record(inputs, options)
+        return made if made.signature == run.signature else run
+    return run
 
 
-def _scaled(run: Recording, record: Callable[..., Recording], name: str, factor: float) -> Recording:
-    """A recording in which a number is another, if forward takes that in the same course."""
-    inputs, options = [{n: v * factor if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
-    return _tried(run, record, inputs, options) or run
+def _scaled(run: Recording, name: str, factor: float) -> list[Inputs]:
+    """The inputs and options of a recording, of which a number is another."""
+    return [{n: v * factor if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
 
 
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
@@ -183,7 +182,7 @@ class _Lengths:
             even = _length(run.inputs, next(iter(growth))) * factor
             for length in (even, even + 1 + even % 2):
                 with contextlib.suppress(ValueError):
-                    run = _tried(run, self.record, _resized(run.inputs, growth, length), run.options) or run
+                    run = _tried(run, self.record, _resized(run.inputs, growth, length), run.options)
         return run
 
 

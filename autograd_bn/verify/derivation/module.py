@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce, wraps
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,7 +187,7 @@ class _Module(Writer):
         # What backward reads of forward; what is cheap it makes again from what that is made of.
         kept = [e for e in self.forward if e in self.named or not cheap(e)]
         reached = {*ends, *[part for e in below(ends, kept) for part in e.parts]}
-        crossing = sorted(reached.intersection(kept), key=attrgetter("serial"))
+        crossing = [e for e in kept if e in reached]
         ahead = self._ahead(crossing)
         outputs = [ahead.text(y) for y in self.ys]
         read = {e: ahead.names[e] for e in crossing if e in ahead.names} | ahead.names
@@ -234,7 +233,7 @@ class _Module(Writer):
         again = used_again(self.forward, {*self.named, *crossing})
         out = self.function(self.inputs)
         out.reserved = {*self.named.values(), *self.seeds.values()}
-        for e in sorted(self.forward, key=attrgetter("serial")):
+        for e in self.forward:
             kept = e in self.named or e in crossing or e in again
             if e not in out.names and kept and e.op not in ("number", "array"):
                 own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
@@ -247,22 +246,17 @@ class _Module(Writer):
 
 def _holding(forward: Callable[..., Any], runs: Sequence[Recording]) -> Callable[..., Any]:
     """A forward pass that refuses inputs which broadcast otherwise than those that it was written from."""
-    inputs, alike = runs[0].inputs, dict[tuple[int, ...], list[tuple[str, int]]]()
-    for name, value in inputs.items():
-        for axis in range(np.ndim(value)):
-            alike.setdefault(tuple([run.inputs[name].shape[axis] for run in runs]), []).append((name, axis))
+    lengths = {name: [*zip(*[np.shape(run.inputs[name]) for run in runs], strict=True)] for name in runs[0].inputs}
 
     @lru_cache(maxsize=100)
-    def check(given: tuple[tuple[int, ...], ...]) -> None:
-        shapes = dict(zip(inputs, given, strict=False))
-        wrong = [name for name, shape in shapes.items() if len(shape) != np.ndim(inputs[name])]
-        for lengths, places in alike.items():
-            own = {shapes[name][axis] for name, axis in places if name in shapes and not wrong}
-            if len(own) > 1 or max(own, default=1) > max(lengths) == 1:
-                wrong = [name for name, _ in places]
-        if wrong:
-            of = " and ".join(dict.fromkeys([f"{name} has shape {shapes[name]}" for name in wrong if name in shapes]))
-            raise ValueError(f"{of}: they broadcast otherwise than the inputs that this was written from")
+    def check(shapes: tuple[tuple[int, ...], ...]) -> None:
+        given = dict(zip(lengths, shapes, strict=False))
+        axes = {pair for name, shape in given.items() for pair in zip(lengths[name], shape, strict=False)}
+        alike = len(axes) == len({known for known, _ in axes})  # what has one length in all runs has one here
+        single = all(n == 1 for known, n in axes if max(known) == 1)
+        if not alike or not single or any(len(lengths[name]) != len(shape) for name, shape in given.items()):
+            said = " and ".join([f"{name} has shape {shape}" for name, shape in given.items()])
+            raise ValueError(f"{said}: they broadcast otherwise than the inputs that this was written from")
 
     @wraps(forward)
     def held(*values: Any, **options: Any) -> Any:

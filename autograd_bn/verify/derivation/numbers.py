@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from operator import add, mod, mul, sub, truediv
 from typing import Any
@@ -29,7 +29,10 @@ class Numbers:
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
         self.products = [*less]
         for (s, v), (t, w) in itertools.combinations(self.known + less, 2):
-            self.products += [(f"{s} * {t}", _each(mul, v, w)), (f"min({s}, {t})", _each(min, v, w))]  # of a diagonal
+            self.products += [
+                (f"{s} * {t}", tuple(map(mul, v, w))),
+                (f"min({s}, {t})", tuple(map(min, v, w))),
+            ]  # of a diagonal
 
     def text(self, values: Sequence[Any]) -> str:
         """A number as code: by the lengths that it follows, or its inverse, or the square of one of these."""
@@ -39,17 +42,20 @@ class Numbers:
         if text := self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values)):
             return text
         inverse = tuple([1 / n for n in number]) if all(number) else ()
-        if inverse and (text := self._following(*_whole(inverse))) and " / " not in text:
+        if inverse and (text := self._following(inverse)) and " / " not in text:
             return joined("1", text)
         below = abs(number[0]) < 1
-        square = [n ** (-2 if below else 2) for n in number] if min(number) > 0 else []
-        if square and (text := self._following(*_whole(square))):
+        square = tuple([n ** (-2 if below else 2) for n in number]) if min(number) > 0 else ()
+        if square and (text := self._following(square)):
             return f"1 / np.sqrt({text})" if below else f"np.sqrt({text})"
         several = " and ".join([f"{n:g}" for n in sorted(set(number))][:2])
         raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
 
-    def _following(self, number: Values, whole: bool) -> str:
-        """A number by the first guess that fits, or nothing."""
+    def _following(self, number: Values, whole: bool | None = None) -> str:
+        """A number by the first guess that fits, or nothing; whether it is whole shows where nobody says."""
+        if whole is None:
+            whole = all(round(n, 9) == round(n) for n in number)
+            number = tuple(map(round, number)) if whole else number
         for form, ratios in self._guesses(number, whole):
             if max(ratios) - min(ratios) <= 1e-13 * abs(ratios[0]):
                 c, below = constant(ratios[0])
@@ -63,32 +69,21 @@ class Numbers:
         stroke = " // " if whole else " / "
         for some in (self.known, self.products):
             for text, v in some:
-                yield "{} * " + text, _each(truediv, number, v)
-                yield text + stroke + "{}", _each(truediv, v, number)
-                yield joined("{}", text), _each(mul, number, v)
+                yield "{} * " + text, tuple(map(truediv, number, v))
+                yield text + stroke + "{}", tuple(map(truediv, v, number))
+                yield joined("{}", text), tuple(map(mul, number, v))
             for text, v in some:
                 if text in self.named or (whole and some is self.known):
-                    yield text + " + {}", _each(sub, number, v)
-                    yield "{} - " + text, _each(add, number, v)
+                    yield text + " + {}", tuple(map(sub, number, v))
+                    yield "{} - " + text, tuple(map(add, number, v))
             for text, v in some if whole else ():
                 yield from _rounded(text, v, number)
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
-            if not whole and not any(_each(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):
-                yield f"{{}} / ({s} // {t})", _each(truediv, _each(mul, number, v), w)
+            if not whole and not any(map(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):
+                yield f"{{}} / ({s} // {t})", tuple(map(truediv, map(mul, number, v), w))
         for s, t, v, w in ratios:
-            yield f"{{}} * {s}{stroke}{bracketed(t)}", _each(truediv, _each(mul, number, w), v)
-
-
-def _whole(numbers: Sequence[float]) -> tuple[Values, bool]:
-    """Numbers, as whole ones where they are, and whether they are."""
-    rounded = tuple([round(n, 9) for n in numbers])
-    whole = all(n == int(n) for n in rounded)
-    return rounded if whole else tuple(numbers), whole
-
-
-def _each(operation: Callable[[float, float], float], v: Values, w: Values) -> Values:
-    return tuple(map(operation, v, w))
+            yield f"{{}} * {s}{stroke}{bracketed(t)}", tuple(map(truediv, map(mul, number, w), v))
 
 
 def _rounded(text: str, v: Values, number: Values) -> Iterator[tuple[str, Values]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .expressions import REDUCTIONS, Expression, axes_of, is_negative, plain_index
+from ..referee.source import syntax
+from .expressions import REDUCTIONS, Expression, is_negative, plain, terms
 from .numbers import Numbers, constant
 from .tracing import Unwritable
 
@@ -40,6 +41,7 @@ FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
 }
 SIGNS = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "==", "not_equal": "!="}
 FORMS |= {name: (f"{{}} {sign} {{}}", COMPARISON, (SUM, SUM)) for name, sign in SIGNS.items()}
+KINDS = {"f": "float", "i": "int", "b": "bool"}
 CHEAP = frozenset("number array reshape transpose broadcast_to negative getitem astype stop_gradient copy".split())
 # The names of values that are used more than once and that nobody named.
 CALLED = {
@@ -65,11 +67,12 @@ SHAPED: dict[str, Callable[[int, int], Any]] = {
     "np.triu(np.ones({shape}{kind}), k=1)": lambda n, m: 1 - np.tri(n, m),
     "(np.eye({lengths}) - 1 / {lengths})": lambda n, m: np.eye(n) - 1 / n if n == m else 0,  # which takes off a mean
 }
-# What a rule makes of an array that has no gradient.
-TURNED: dict[str, Callable[[Any], Any]] = {
-    "{0}.T": np.transpose,
-    "{0}.swapaxes(-1, -2)": lambda array: np.swapaxes(array, -1, -2),
-    "{0}.reshape(-1, {0}.shape[-1]).T": lambda array: array.reshape(-1, array.shape[-1]).T,
+# What a rule makes of an array that has no gradient, given the last of the lengths that it makes.
+TURNED: dict[str, Callable[[Any, int], Any]] = {
+    "({0}[..., None] == np.arange({n}))": lambda array, n: array[..., None] == np.arange(n),
+    "{0}.T": lambda array, _: array.T,
+    "{0}.swapaxes(-1, -2)": lambda array, _: np.moveaxis(array, -1, -2 % array.ndim),
+    "{0}.reshape(-1, {0}.shape[-1]).T": lambda array, _: array.reshape(-1, array.shape[-1]).T,
 }
 
 
@@ -193,18 +196,12 @@ class Function:
         """A factor that is there so many times."""
         return powered(self.text(e, ATOM), str(count)) if count > 1 else self.text(e, level)
 
-    def _square(self, e: Expression) -> tuple[str, int]:
-        return self._raised(e.args[0], 2), POWER
-
-    def _power(self, e: Expression) -> tuple[str, int]:
-        return powered(self.text(e.args[0], ATOM), self.text(e.args[1], UNARY)), POWER
-
     def _reshape(self, e: Expression) -> str:
         (a,), shape = e.args, e.shapes[0]
         if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
             if a.op in REDUCTIONS and a not in self.names:
                 whole = np.empty(a.args[0].shapes[0], bool)
-                if whole.any(axis=axes_of(a.params), keepdims=True).shape == shape:
+                if whole.any(axis=plain(a.params.get("axis")), keepdims=True).shape == shape:
                     return self._reduction(a, keepdims=True)
             places, own = list[str](), [*a.shapes[0], None]
             for n in shape:
@@ -219,9 +216,6 @@ class Function:
         texts = [self.text(e.args[0]), self.shape(e.shapes)]
         return f"np.{name}({', '.join(texts[::-1] if name == 'full' else texts)})"
 
-    def _zero(self, e: Expression) -> str:
-        return f"np.zeros({self.extent(e.shapes)})" if e.shapes[0] else "0.0"
-
     def extent(self, shapes: Any) -> str:
         return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
 
@@ -233,26 +227,17 @@ class Function:
             return f"{text}.T"
         return f"{text}.swapaxes(-1, -2)" if order == swapped else f"{text}.transpose{self.literal(axes)}"
 
-    def _getitem(self, e: Expression) -> str:
-        return f"{self.text(e.args[0], ATOM)}[{self.index(e.params.get('index'), e.args[0].shapes)}]"
-
-    def _places(self, e: Expression) -> str:
-        text = self.text(e.args[0], ATOM)
-        return f"np.arange({text}.size).reshape({text}.shape)"
-
-    def _astype(self, e: Expression) -> str:
-        kind = {"f": "float", "i": "int", "b": "bool"}[e.values[0].dtype.kind]
-        return f"{self.text(e.args[0], ATOM)}.astype({kind})"
-
-    def _concatenate(self, e: Expression) -> str:
-        axis = e.params.get("axis", e.params.get("out_axis"))
-        return f"np.{e.op}([{', '.join([self.text(arg) for arg in e.args])}], axis={self.literal(axis)})"
-
-    _stack = _concatenate
-
-    def _einsum(self, e: Expression) -> str:
-        left, right, out = e.params["terms"]
-        return f'np.einsum("{left},{right}->{out}", {self.text(e.args[0])}, {self.text(e.args[1])})'
+    operand: Any = lambda self, e: self.text(e.args[0], ATOM)
+    operands: Any = lambda self, e: ", ".join(map(self.text, e.args))
+    _square: Any = lambda self, e: (self._raised(e.args[0], 2), POWER)
+    _power: Any = lambda self, e: (powered(self.operand(e), self.text(e.args[1], UNARY)), POWER)
+    _zero: Any = lambda self, e: f"np.zeros({self.extent(e.shapes)})" if e.shapes[0] else "0.0"
+    _getitem: Any = lambda self, e: f"{self.operand(e)}[{self.index(e.params.get('index'), e.args[0].shapes)}]"
+    _places: Any = lambda self, e: f"np.arange({self.operand(e)}.size).reshape({self.operand(e)}.shape)"
+    _astype: Any = lambda self, e: f"{self.operand(e)}.astype({KINDS[e.values[0].dtype.kind]})"
+    _concatenate: Any = lambda self, e: f"np.concatenate([{self.operands(e)}], axis={self.literal(e.params['axis'])})"
+    _stack: Any = lambda self, e: f"np.stack([{self.operands(e)}], axis={self.literal(e.params['out_axis'])})"
+    _einsum: Any = lambda self, e: 'np.einsum("{},{}->{}", '.format(*e.params["terms"]) + f"{self.operands(e)})"
 
     def _pad(self, e: Expression) -> str:
         value = e.params.get("value")
@@ -317,15 +302,10 @@ class Function:
             filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
             kind = {"0": "zeros", "1": "ones"}.get(filled)
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
-        if (
-            a.ndim == 1
-            and a[0] == b[0]
-            and (len(a) != len(b) or a.dtype.kind == "i")
-            and all(np.array_equal(v, v[0] + np.arange(len(v))) for v in (a, b))
-        ):
-            start = f"{self.numbers.text((a[0], b[0]))} + " if a[0] else ""
-            made = f"{start}np.arange({self.numbers.text((len(a), len(b)))})"
-            return f"({made})" if start else made
+        counts = a.ndim == 1 and len(a) and all(np.array_equal(v, a[0] + np.arange(len(v))) for v in e.values)
+        if counts and (len(a) != len(b) or a.dtype.kind == "i"):
+            made = f"np.arange({self.extent(e.shapes)})"
+            return f"({self.numbers.text(a[:1])} + {made})" if a[0] else made
         if a.ndim == 2 and min(*a.shape, *b.shape) > 1:
             kind, square = ", dtype=bool" if a.dtype == bool else "", all(len(v) == v.shape[1] for v in e.values)
             for form, make in SHAPED.items():
@@ -333,17 +313,10 @@ class Function:
                     shape = self.shape(e.shapes)
                     lengths = self.numbers.text([len(v) for v in e.values]) if square else f"*{shape}"
                     return form.format(lengths=lengths, shape=shape, kind=kind)
-        for name, labels in self.arrays.items():
-            hits = [
-                v[..., None] == np.arange(w.shape[-1]) for v, w in zip(labels.values, e.values, strict=True) if w.ndim
-            ]
-            if labels.values[0].dtype.kind == "i" and all(map(np.array_equal, hits, e.values)):
-                return f"({name}[..., None] == np.arange({self.numbers.text([s[-1] for s in e.shapes])}))"
-        for name, known in self.arrays.items():
-            for form, turn in TURNED.items():
-                pairs = list(zip(e.values, known.values, strict=True))
-                if min(np.ndim(w) for w in known.values) > 1 and all(np.array_equal(v, turn(w)) for v, w in pairs):
-                    return form.format(name)
+        for (name, known), (form, turn) in itertools.product(self.arrays.items(), TURNED.items()):
+            pairs = zip(e.values, known.values, strict=True)
+            if known.shapes[0] and all(np.array_equal(v, turn(w, v.shape[-1])) for v, w in pairs):
+                return str(form).format(name, n=self.numbers.text([shape[-1] for shape in e.shapes]))
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
         raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")
@@ -386,36 +359,26 @@ class Function:
     def _filling(self, e: Expression) -> tuple[list[Expression], list[Expression]]:
         """The terms that an array starts from, and the operations that then set or add elements, in their order."""
         if e.op == "put":
-            terms, steps = ([], []) if e.args[0] in self.names else self._filling(e.args[0])
-            return ([e.args[0]], [e]) if not steps or steps[0].op != "put" else (terms, [*steps, e])
-        terms = list(self._terms(e))
-        places = [term for term in terms if term.op == "scatter" and term not in self.names]
-        return [term for term in terms if term not in places], sorted(
-            places, key=lambda step: int(np.argmax(_placed(step) > 0))
-        )
-
-    def _terms(self, e: Expression) -> Iterator[Expression]:
-        if e.op == "add" and e not in self.names:
-            for arg in e.args:
-                yield from self._terms(arg)
-        else:
-            yield e
+            start, steps = ([], []) if e.args[0] in self.names else self._filling(e.args[0])
+            return ([e.args[0]], [e]) if not steps or steps[0].op != "put" else (start, [*steps, e])
+        added = terms(e, self.names.__contains__)
+        places = [term for term in added if term.op == "scatter" and term not in self.names]
+        first: Any = lambda step: np.argmax(_placed(step) > 0)
+        return [term for term in added if term not in places], sorted(places, key=first)
 
     def _filled(self, e: Expression, name: str) -> None:
         """The lines of an array that has elements set, or that is a sum of arrays which are 0 but at an index."""
-        terms, steps = self._filling(e)
-        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in terms]), self.width - len(name) - 7)
-        if not terms:
+        added, steps = self._filling(e)
+        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in added]), self.width - len(name) - 7)
+        if not added:
             floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
-        elif np.broadcast_shapes(*[t.shapes[0] for t in terms]) != e.shapes[0]:
+        elif np.broadcast_shapes(*[t.shapes[0] for t in added]) != e.shapes[0]:
             start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
-        elif (
-            len(terms) == 1 and (terms[0] in self.names or terms[0].op in CHEAP - {"array"}) and start[:7] != "np.full"
-        ):
+        elif start.isidentifier() or (len(added) == 1 and added[0].op in CHEAP - {"array"} and start[:7] != "np.full"):
             start += ".copy()"
         self.lines.append(f"{name} = {start}")
-        taken = [np.zeros(shape, bool) | bool(terms) for shape in e.shapes]
+        taken = [np.zeros(shape, bool) | bool(added) for shape in e.shapes]
         for step in steps:
             index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
             spare = 9 if step.op == "put" else 18
@@ -479,19 +442,17 @@ def called(e: Expression) -> str:
 def _placed(step: Expression, k: int = 0) -> Any:
     """How often an index names each element of an array in which elements are set or added, in one recording."""
     counts = np.zeros(step.shapes[k], int)
-    np.add.at(counts, plain_index(step.params.get("index"), k), 1)
+    np.add.at(counts, plain(step.params.get("index"), k), 1)
     return counts
 
 
 def sources(function: Any) -> dict[str, str]:
     """The source of a function of arrays, after that of the functions that it calls."""
     name, others, renamed = function.__name__.strip("_"), dict[str, str](), dict[str, str]()
-    definition: Any = None
-    with contextlib.suppress(OSError, TypeError, SyntaxError):
-        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-        reads = inspect.getclosurevars(function)
+    definition: Any = next(iter(syntax(function).body), None)
     if not isinstance(definition, ast.FunctionDef):
         raise Unwritable(f"{name} has no source to write above")
+    reads = inspect.getclosurevars(function)
     for key, value in {**reads.globals, **reads.nonlocals}.items():
         inner = inspect.unwrap(value) if callable(value) else value
         if inspect.isfunction(inner) and inner is not function:

@@ -261,9 +261,8 @@ class Recording:
                 raise Unwritable("forward sets elements of a view of what it reads elsewhere")
 
     def _watched(self, t: Tensor, places: Any = None) -> Traced:
-        if places is not None:
-            return traced(places, Call("places", (t,), {}, places), self.log)
-        return traced(t.data, t.node, self.log)
+        source = t.node if places is None else Call("places", (t,), {}, places)
+        return traced(t.data if places is None else places, source, self.log)
 
     def _given(self, name: str, value: Any) -> Any:
         if is_float(value):
@@ -304,15 +303,11 @@ class Recording:
                     return known.source
         return value
 
-    @property
-    def true(self) -> dict[str, Array]:
-        """The gradients of the wanted inputs, also those of which nothing depends."""
-        arrays = {name: g.data for name, g in self.gradients.items()}
-        return {name: arrays.get(name, np.zeros(leaf.shape)) for name, leaf in self.leaves.items()}
-
     def hold(self, outputs: Sequence[Any], gradients: Mapping[str, Any], tolerance: float = 1e-9) -> None:
         """Refuse what was written where its outputs and gradients are not the recorded ones."""
-        held: list[Any] = [(f"d{name}", gradients.get(name), true) for name, true in self.true.items()]
+        true = {name: g.data for name, g in self.gradients.items()}
+        zeros = {name: np.zeros(leaf.shape) for name, leaf in self.leaves.items()}  # on which nothing depends
+        held: list[Any] = [(f"d{name}", gradients.get(name), value) for name, value in (zeros | true).items()]
         held += [("the output", y, t.data) for y, t in zip(outputs, self.outputs, strict=True)]
         for what, value, true in held:
             near = np.max(np.abs(true), initial=1e-3) * tolerance

@@ -16,7 +16,6 @@ from .text import Function, called, cheap, wrapped
 from .tracing import Options, Recording, Unkept, Unwritable
 
 ROLES = {"mean": "mean", "var": "var", "1/σ": "inv_std", "centred": "diff", "x̂": "xhat"}
-_serial = attrgetter("serial")
 SPREAD = ("upstream", "broadcast_to")  # gradients without a line
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 Names = dict[Expression, str]
@@ -88,7 +87,7 @@ class Writer:
         alone = Counter(n for n, _ in self.shares)
         values = {g: n for n, g in self.shares[::-1] if n in known and g.op not in SPREAD and alone[n] == 1}
         several = used_again(behind, {*values, *gradients, *ys})
-        for e in sorted(behind, key=_serial):
+        for e in behind:
             own = e in self.named and not e.moving  # the author's, computed anew
             if e in out.names or not (e in values or e in gradients or e in ys or e in several or own):
                 continue
@@ -125,23 +124,22 @@ class Writer:
         A word that forward keeps nowhere, as the mode of its options, is said alone: in another there is no cache.
         """
         first, second = self.runs[:2]
-        others, tests, said = {**second.inputs, **second.options}, list[str](), list[str]()
-        words = list[str]()
+        others = {**second.inputs, **second.options}
+        words, tests, said = list[str](), list[str](), list[str]()
         for name, value in {**first.inputs, **first.options}.items():
             facts = _settled(name, value, others[name])
             if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
                 facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - given.keys())}
             text = spelled(name) if facts else ""
-            words += [
-                f"# where {what.format(name)} is {v!r}" for what, v in facts.items() if not text and type(v) is str
-            ]
-            own = {what: v for what, v in facts.items() if " in " not in what}
-            if not text and any(type(v) is bool or (type(v) is not str and np.min(v) < 2) for v in own.values()):
-                raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
-            for what, v in facts.items() if text else ():
-                what = what.format(text)
-                tests.append(f"{what} != {v!r}" if type(v) is not bool else f"not {what}" if v else what)
-                said.append(f"{what} == {v!r}" if " in " not in what else f"no {what}")
+            for fact, v in facts.items():
+                what, absent = fact.format(text or name), " in " in fact
+                if text:
+                    tests.append(f"{what} != {v!r}" if type(v) is not bool else f"not {what}" if v else what)
+                    said.append(f"no {what}" if absent else f"{what} == {v!r}")
+                elif type(v) is str:
+                    words.append(f"# where {what} is {v!r}")
+                elif not absent and (type(v) is bool or np.min(v) < 2):
+                    raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
         if not tests:
             return words
         why = "written for " + " and ".join(said).replace('"', "'")
@@ -163,8 +161,8 @@ def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
 
 
 def used_again(listed: Iterable[Expression], lines: Container[Expression]) -> set[Expression]:
-    """Those of these expressions that are written more than once, and worth a line; `lines` have one."""
-    ordered = sorted(listed, key=_serial, reverse=True)
+    """Those of these expressions, in their order, that are written again, and worth a line; `lines` have one."""
+    ordered = [*listed][::-1]
     uses, readers = Counter[Expression](), Counter(part for e in ordered for part in e.parts)
     sums = {e for e in ordered if e.op == "reshape" and e.args[0].op in REDUCTIONS and readers[e.args[0]] == 1}
     in_place = {e for e in ordered if cheap(e)} - sums  # those keep their axes
@@ -175,11 +173,11 @@ def used_again(listed: Iterable[Expression], lines: Container[Expression]) -> se
 
 
 def below(ends: Iterable[Expression], stop: Container[Expression] = ()) -> dict[Expression, None]:
-    """The expressions that these are computed from, and these, but for what is in `stop`."""
+    """The expressions that these are computed from, and these, in their order, but for what is in `stop`."""
     listed, stack = dict[Expression, None](), list(ends)
     while stack:
         e = stack.pop()
         if e not in listed and e not in stop:
             listed[e] = None
             stack += e.parts
-    return listed
+    return dict.fromkeys(sorted(listed, key=attrgetter("serial")))
