@@ -65,9 +65,8 @@ def _beside_forward(pair: Pair, folded: bool) -> Derivation:
     free = [p for name, p in signature(own).items() if name not in made.inputs]
     options = {p.name: p.default for p in free if type(p.default) is float}
     with np.errstate(all="ignore"):
-        runs = recordings(
-            own, partial(Recording, forward, made.wanted, folded, unit=made.calls.plan.unit), made.inputs, options
-        )
+        record = partial(Recording, forward, made.wanted, folded, made.calls.plan.unit)
+        runs = recordings(own, record, made.inputs, options)
         return made.judged(_Answer(runs, made).source(), runs)
 
 

@@ -147,7 +147,7 @@ def written(
     signature = inspect.signature(f).parameters.values()
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in operands}
     with np.errstate(all="ignore"):
-        record = partial(Recording, f, wanted, form == "folded")
+        record = partial(Recording, f, wanted, form == "folded", False)
         runs = recordings(f, record, operands, options)
         *both, upstream = titles
         source = _Module(runs, upstream).source(both)

@@ -140,9 +140,7 @@ class Function:
     def _number(self, e: Expression) -> tuple[str, int]:
         text = self.numbers.text(e.values)
         outer = re.sub(r"\(.*\)", "", text)  # outside of brackets
-        if any(sign in outer for sign in (" * ", " / ", " // ")):
-            return text, PRODUCT
-        return text, SUM if " " in outer else UNARY if text[0] == "-" else ATOM
+        return text, PRODUCT if re.search("[*/]", outer) else SUM if " " in outer else UNARY if text[0] == "-" else ATOM
 
     def _add(self, e: Expression) -> tuple[str, int]:
         left, right = self.text(e.args[0], SUM), self.text(e.args[1], SUM)
@@ -212,20 +210,19 @@ class Function:
         return f"{self.text(a, ATOM)}.reshape({self.shape(e.shapes, True)})"
 
     def _broadcast_to(self, e: Expression) -> str:
-        name = "full" if e.args[0].op == "number" else "broadcast_to"
-        texts = [self.text(e.args[0]), self.shape(e.shapes)]
-        return f"np.{name}({', '.join(texts[::-1] if name == 'full' else texts)})"
+        text, shape = self.text(e.args[0]), self.shape(e.shapes)
+        return f"np.full({shape}, {text})" if e.args[0].op == "number" else f"np.broadcast_to({text}, {shape})"
 
     def extent(self, shapes: Any) -> str:
         return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
 
     def _transpose(self, e: Expression) -> str:
         text, axes = self.text(e.args[0], ATOM), e.params.get("axes")
-        order = [int(axis.values[0]) % len(e.shapes[0]) for axis in axes] if axes else []
-        swapped = [*range(len(order))][:-2] + [*range(len(order))][-2:][::-1]
-        if not axes or (len(order) == 2 and order == swapped):
+        ndim = len(e.shapes[0])
+        swapped = not axes or [n % ndim for n in plain(axes)] == [*range(ndim - 2), ndim - 1, ndim - 2]
+        if not axes or (swapped and ndim == 2):
             return f"{text}.T"
-        return f"{text}.swapaxes(-1, -2)" if order == swapped else f"{text}.transpose{self.literal(axes)}"
+        return f"{text}.swapaxes(-1, -2)" if swapped else f"{text}.transpose{self.literal(axes)}"
 
     operand: Any = lambda self, e: self.text(e.args[0], ATOM)
     operands: Any = lambda self, e: ", ".join(map(self.text, e.args))
@@ -271,7 +268,7 @@ class Function:
             whole = item.stop is not None and [int(v) for v in item.stop.values] == lengths
             start = "" if item.start is None or not any(item.start.values) else self.text(item.start)
             stop = "" if item.stop is None or whole else self.text(item.stop)
-            texts.append(f"{start}:{stop}" + (f":{self.text(item.step)}" if item.step is not None else ""))
+            texts.append(f"{start}:{stop}" + ("" if item.step is None else f":{self.text(item.step)}"))
         return _shortened(texts)
 
     def shape(self, shapes: Any, spelled: bool = False) -> str:
@@ -343,18 +340,14 @@ class Function:
 
     def _fitted(self, spell: Callable[[], str], room: int) -> str:
         """Code that is short enough, its longest parts computed before."""
-        self.written = []
-        text = spell()
-        while len(text) > room:
-            named = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 20 and t[0] != "-"]
-            parts = [(not cheap(p), len(t), p.serial, p) for p, t in named]
-            if not parts:
-                break
-            *_, part = max(parts)
-            self.line(part, self.fresh(called(part)))
+        while True:
             self.written = []
             text = spell()
-        return text
+            parts = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 20 and t[0] != "-"]
+            if len(text) <= room or not parts:
+                return text
+            part, _ = max(parts, key=lambda each: (not cheap(each[0]), len(each[1]), each[0].serial))
+            self.line(part, self.fresh(called(part)))
 
     def _filling(self, e: Expression) -> tuple[list[Expression], list[Expression]]:
         """The terms that an array starts from, and the operations that then set or add elements, in their order."""
@@ -375,7 +368,7 @@ class Function:
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
         elif np.broadcast_shapes(*[t.shapes[0] for t in added]) != e.shapes[0]:
             start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
-        elif start.isidentifier() or (len(added) == 1 and added[0].op in CHEAP - {"array"} and start[:7] != "np.full"):
+        elif [t in self.names or t.op in CHEAP - {"array"} for t in added] == [True] and start[:7] != "np.full":
             start += ".copy()"
         self.lines.append(f"{name} = {start}")
         taken = [np.zeros(shape, bool) | bool(added) for shape in e.shapes]

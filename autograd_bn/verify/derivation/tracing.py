@@ -209,13 +209,7 @@ class Recording:
     """
 
     def __init__(
-        self,
-        forward: Callable[..., Any],
-        wanted: Sequence[str],
-        folded: bool,
-        inputs: Inputs,
-        options: Inputs,
-        unit: bool = False,
+        self, forward: Callable[..., Any], wanted: list[str], folded: bool, unit: bool, inputs: Inputs, options: Inputs
     ) -> None:
         self.unit = unit  # whether the gradient of the outputs is 1
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
@@ -237,7 +231,6 @@ class Recording:
             self.cache: Any = returned[-1] if several else None
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
                 raise Unwritable("forward leaves the tensors that it is given, so that it can't be recorded")
-            self._refuse_views()
             rng = np.random.default_rng(5)
             drawn = [np.ones(y.shape) if unit else rng.normal(size=y.shape) + 0.3 for y in self.outputs]
             self.upstream = [as_tensor(np.asarray(dy)) for dy in drawn]
@@ -252,13 +245,6 @@ class Recording:
         while node.primitive and node.primitive.view and isinstance(base := node.args[0], Node):
             self.bases[base], node = node, base
         return assigned(t, index, value)
-
-    def _refuse_views(self) -> None:
-        """Refuse to go on where forward reads an array after it set elements of a view of it, perhaps of none today."""
-        ends = [y.node for y in self.outputs]
-        for node in topological_order(ends):
-            if any(self.bases.get(part, node) is not node for part in (*node.inputs, *ends)):
-                raise Unwritable("forward sets elements of a view of what it reads elsewhere")
 
     def _watched(self, t: Tensor, places: Any = None) -> Traced:
         source = t.node if places is None else Call("places", (t,), {}, places)
@@ -275,6 +261,8 @@ class Recording:
         self.leaves = {name: value for name, value in self.args.items() if name in self.wanted}
         ends = [y.node for y in self.outputs]
         spelled = {node: copy.copy(node) for node in topological_order(ends)}
+        if any(self.bases.get(part, node) is not node for node in spelled for part in (*node.inputs, *ends)):
+            raise Unwritable("forward sets elements of a view of what it reads elsewhere")  # perhaps of none today
         fused = fuse(*self.outputs).fused if folded else ()
         if not folded:
             expand(*self.outputs)
