@@ -579,6 +579,30 @@ def norm_backward(dout, cache):
     assert "def norm_forward" not in text
 
 
+NUMBERS = """
+import numpy as np
+
+def kept_forward(x, gamma, beta, bn_param):
+    eps = bn_param.get("eps", 1e-5)
+    mean, var = x.mean(axis=0), x.var(axis=0)
+    return gamma * (x - mean) / np.sqrt(var + eps) + beta, (x, mean, var, gamma{})
+
+def kept_backward(dout, cache):
+    pass
+"""
+
+
+def test_a_number_in_a_dict_is_read_where_forward_keeps_it_and_never_taken_for_its_default(tmp_path, capsys):
+    (file := tmp_path / "course.py").write_text(NUMBERS.format(", eps"))
+    assert main(["write", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "x, mean, var, gamma, eps = cache\n" in text
+    assert "def kept_forward" not in text
+    file.write_text(NUMBERS.format(""))
+    assert main(["write", str(file)]) == 0
+    assert 'eps = bn_param.get("eps", 1e-05)\n' in capsys.readouterr().out
+
+
 FLAT = """
 import numpy as np
 

@@ -370,8 +370,9 @@ class _Answer(Writer):
             out.lines = out.lines[:-1] if out.lines and out.lines[-1].startswith("#") else out.lines
         reads = names_in([*out.lines, *results])
         lines, missing = self.lengths(
-            [n for n in self.numbers if n in reads and n not in self.constants], {**seeds, **self.read}
+            [n for n in self.numbers if n in reads and n not in self.constants], {**seeds, **self.read}, {}
         )
+        missing += [text for text in self.settings if not made.whole and text in "\n".join([*out.lines, *results])]
         if missing:
             raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
         # Where no number above 1 is written, none is a length that has to be what it was.

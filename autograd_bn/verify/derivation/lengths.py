@@ -13,7 +13,7 @@ import numpy as np
 from ..referee.held import is_float
 from ..referee.inputs import moved
 from ..referee.source import syntax, unwrapped
-from .tracing import Inputs, Recording, Unwritable
+from .tracing import Inputs, Options, Recording, Unwritable
 
 Place = tuple[str, int]  # an input and one of its axes
 FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # each taken once, so that no two lengths follow one
@@ -45,10 +45,15 @@ def recordings(
     names, limits = _branches(forward)
     lengths = _Lengths(record, limits)
     grown, odd = lengths.grown(second), lengths.odd(at)
-    for i, (name, value) in enumerate({**inputs, **options}.items()):
-        if type(value) is float and name not in names:  # each times another factor, so that none follows another
-            grown = _tried(grown, recorded, *_scaled(grown, name, (i + 7) / (i + 10)))
-            odd = _tried(odd, recorded, *_scaled(odd, name, (i + 11) / (i + 13)))
+    dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
+    numbers: list[Any] = [(name, value, None) for name, value in {**inputs, **options}.items()]
+    numbers += [(key, value, name) for name, own in dicts.items() for key, value in own.items()]
+    for i, (name, value, owner) in enumerate(numbers):
+        if (
+            type(value) is float and value and name not in names
+        ):  # each times another factor, so that none follows another
+            grown = _tried(grown, recorded, *_scaled(grown, name, value * (i + 7) / (i + 10), owner))
+            odd = _tried(odd, recorded, *_scaled(odd, name, value * (i + 11) / (i + 13), owner))
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
     return [first, grown, at, odd, *([run] if run is not first and run.finite else []), *lengths.above]
@@ -62,9 +67,12 @@ def _tried(run: Recording, record: Callable[..., Recording], inputs: Inputs, opt
     return run
 
 
-def _scaled(run: Recording, name: str, factor: float) -> list[Inputs]:
-    """The inputs and options of a recording, of which a number is another."""
-    return [{n: v * factor if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
+def _scaled(run: Recording, name: str, number: float, owner: str | None) -> tuple[Inputs, Inputs]:
+    """The inputs and options of a recording, in which a number is another, or one in a dict that is an input."""
+    if owner is not None:
+        return run.inputs | {owner: run.inputs[owner] | {name: number}}, run.options
+    inputs, options = [{n: number if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
+    return inputs, options
 
 
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
@@ -88,10 +96,12 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
 
 
 def _names(trees: Sequence[ast.AST]) -> set[str]:
-    """The names in some code, and those of attributes, but for the names of what has these."""
+    """The names and constants in some code, and those of attributes, but for the names of what has these or items."""
     nodes = [n for tree in trees for n in ast.walk(tree)]
     owners = [n.value for n in nodes if isinstance(n, ast.Attribute)]
-    return {getattr(n, "attr", getattr(n, "id", "")) for n in nodes if n not in owners} - {""}
+    owners += [n.value for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant)]
+    named = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}
+    return {getattr(n, named[type(n)]) for n in nodes if type(n) in named and n not in owners}
 
 
 def _length(inputs: Inputs, place: Place) -> int:

@@ -203,9 +203,10 @@ class _Module(Writer):
         cached = [n for n in dict.fromkeys([*taken, *ahead.names.values()]) if n in in_back and n not in seeds]
         held = {**self.seeds, **{e: n for e, n in ahead.names.items() if n in cached}}
         lengths = [n for n in self.numbers if n not in taken]
-        opened, missing = self.lengths([n for n in lengths if n in in_back], held)
+        opened, missing = self.lengths([n for n in lengths if n in in_back], held, {})
         cached += missing
-        measured, missing = self.lengths([n for n in lengths if n in in_ahead or n in missing], self.inputs)
+        wanted = [n for n in lengths if n in in_ahead or n in missing]
+        measured, missing = self.lengths(wanted, self.inputs, self.settings)
         if missing:
             raise Unwritable(f"forward reads the number {missing[0]}, which follows no length of the inputs")
         if len(cached) > 1:

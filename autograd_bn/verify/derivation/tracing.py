@@ -110,9 +110,9 @@ for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean 
 
 
 class Options(dict[str, Any]):
-    """A dict that knows what forward asked it for in vain."""
+    """A dict that knows what forward asked it for in vain, and which numbers it took instead."""
 
-    missed = frozenset[str]()
+    missed, defaults = frozenset[str](), dict[str, float]()
 
     def __contains__(self, key: Any) -> bool:
         self.missed |= {key} - self.keys()
@@ -120,7 +120,11 @@ class Options(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """The item, else the default."""
-        return super().get(key, default) if key in self else default
+        if key not in self and type(default) is float:
+            self.defaults = self.defaults | {key: default}
+        return super().get(key, default)
+
+    __deepcopy__: Any = lambda self, _: self  # of which there is one a recording
 
 
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:

@@ -43,6 +43,12 @@ class Writer:
                 self.numbers[name] = values
             elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.args):
                 self.named[e] = name
+        self.settings: dict[str, Any] = {}  # numbers in dicts, by the code that reads them
+        for name, given in first.args.items():
+            for key, default in {**given.defaults, **first.inputs[name]}.items() if isinstance(given, Options) else ():
+                text = f'{name}["{key}"]' if key in first.inputs[name] else f'{name}.get("{key}", {default!r})'
+                if type(default) is float:
+                    self.settings[text] = [run.inputs[name].get(key, default) for run in runs]
         self.meant = self._meant()
         axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
         self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
@@ -100,10 +106,11 @@ class Writer:
 
     def function(self, names: Names) -> Function:
         """A function that may read these."""
-        return Function(names, {n: values for n, values in self.numbers.items() if n != "_"}, self.from_end)
+        numbers = {n: values for n, values in self.numbers.items() if n != "_"}
+        return Function(names, numbers | self.settings, self.from_end)
 
-    def lengths(self, wanted: Sequence[str], arrays: Names) -> tuple[list[str], list[str]]:
-        """Lines that say what the author's lengths are, and those that no array has."""
+    def lengths(self, wanted: Sequence[str], arrays: Names, settings: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Lines that say what the author's lengths are, and those that no array has, and none of the `settings`."""
         called = {tuple(self.numbers[n]): n for n in (*reversed(self.numbers), *reversed(wanted))}
         axes = {array: [called.get(own, "") for own in zip(*e.shapes, strict=True)] for e, array in arrays.items()}
         lines, left = list[str](), list(wanted)
@@ -111,7 +118,7 @@ class Writer:
             if all(own) and len({*own}) == len(own) > 1 and {*own} & {*left}:
                 lines.append(f"{', '.join(own)} = {array}.shape")
                 left = [n for n in left if n not in own]
-        numbers = Numbers({}, arrays, self.from_end)
+        numbers = Numbers(settings, arrays, self.from_end)
         for n in [*left]:
             with contextlib.suppress(Unwritable):
                 lines.append(f"{n} = {numbers.text(self.numbers[n])}")
@@ -129,7 +136,8 @@ class Writer:
         for name, value in {**first.inputs, **first.options}.items():
             facts = _settled(name, value, others[name])
             if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
-                facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - given.keys())}
+                known = {*given.keys()} | given.defaults.keys() & others[name].keys()
+                facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - known)}
             text = spelled(name) if facts else ""
             for fact, v in facts.items():
                 what, absent = fact.format(text or name), " in " in fact
@@ -153,7 +161,7 @@ def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
         same = {length_of("{}", i): n for i, n in enumerate(value.shape) if n == other.shape[i] > 1}
         return {"{}.shape": value.shape} if len(same) == value.ndim > 1 else same
     if isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
-        return {f"{{}}[{key!r}]": item for key, item in value.items()}
+        return {f"{{}}[{key!r}]": item for key, item in value.items() if item == other[key]}
     if type(value) not in (int, float, bool, str):
         kind = type(value).__name__
         raise Unwritable(f"{name} is a {kind}, of which no check can be written: pass its arrays as inputs")
