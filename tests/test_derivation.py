@@ -701,15 +701,18 @@ def test_options_that_forward_asked_for_in_vain_are_refused_later():
 def test_numbers_in_a_dict_of_options_are_read_from_it():
     def leaky(x, options):
         slope = options.get("slope", 0.1)
-        return np.where(x > 0, x, slope * x) * (1 - options["rate"]) + (x if options["skip"] > 0.5 else 0)
+        options.setdefault("gain", 2.0)
+        return options["gain"] * np.where(x > 0, x, slope * x) * (1 - options["rate"]) + (
+            x if options["skip"] > 0.5 else 0
+        )
 
     (x,) = arrays((4, 3))
     made = ag.write_backward(leaky, [x, {"rate": 0.3, "skip": 0.0}])
     assert '    slope = options.get("slope", 0.1)\n' in made.source
-    for options in ({"rate": 0.3}, {"rate": 0.6, "slope": 0.2}):
+    for options in ({"rate": 0.3}, {"rate": 0.6, "slope": 0.2, "gain": 1.5}):
         y, cache = made.forward(x, options | {"skip": 0.0})
         assert np.allclose(y, leaky(x, options | {"skip": 0.0}), rtol=1e-12)
-        true = np.where(x > 0, 1, options.get("slope", 0.1)) * (1 - options["rate"])
+        true = options.get("gain", 2.0) * np.where(x > 0, 1, options.get("slope", 0.1)) * (1 - options["rate"])
         assert np.allclose(made.backward(np.ones(y.shape), cache), true, rtol=1e-12)
     with pytest.raises(ValueError, match=r"written for options\['skip'\] == 0.0"):  # by which forward branches
         made.forward(x, {"rate": 0.3, "skip": 1.0})

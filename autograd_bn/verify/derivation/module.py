@@ -84,10 +84,10 @@ def write_backward(
 
     `f` is what `check_backward` takes for forward, `y, cache = f(*inputs)`, or any function of arrays that tensors can
     go through. What its author named keeps its name, `dvar` is the gradient of `var`, lengths are written as `len(x)`,
-    equal expressions once, and the cache holds what backward reads. A tensor among the inputs that requires no gradient
-    gets none, as a net's images: None stands in its place. `names` are the inputs' names, by default those of
-    f's parameters. `form="steps"` follows the graph node by node; `form="folded"` writes the formula of three paths
-    for each batch norm, however it is spelled.
+    numbers in a dict are read from it, equal expressions stand once, and the cache holds what backward reads. A tensor
+    among the inputs that requires no gradient gets none, as a net's images: None stands in its place. `names` are the
+    inputs' names, by default those of f's parameters. `form="steps"` follows the graph node by node; `form="folded"`
+    writes the formula of three paths for each batch norm, however it is spelled.
 
     The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
     inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. Its forward
@@ -193,7 +193,9 @@ class _Module(Writer):
         read = {e: ahead.names[e] for e in crossing if e in ahead.names} | ahead.names
         back = self.function({**self.seeds, **read})
         self.back(back, read, {g: f"d{name}" for name, g in self.gradients.items()})
-        returned = [self._returned(name, back) for name in first.args]
+        zeros = {name: f"np.zeros_like({name})" for name in first.leaves}
+        own = {name: back.text(g) for name, g in self.gradients.items()}
+        returned = [own.get(name) or zeros.get(name, "None") for name in first.args]
         while returned[-1] == "None":
             returned.pop()
         in_back, in_ahead = names_in([*back.lines, *returned]), names_in([*ahead.lines, *outputs])
@@ -222,12 +224,6 @@ class _Module(Writer):
             body = "\n".join(function.lines).replace("\n", "\n    ")
             parts.append(f"{wrapped(f'def {title}(', names, '):', 4)}\n    {body}\n")
         return "import numpy as np\n\n\n" + "\n\n".join(parts)
-
-    def _returned(self, name: str, back: Function) -> str:
-        """The gradient of an argument, None for one that has none."""
-        if name in self.gradients:
-            return back.text(self.gradients[name])
-        return f"np.zeros_like({name})" if name in self.first.leaves else "None"
 
     def _ahead(self, crossing: Sequence[Expression]) -> Function:
         """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""

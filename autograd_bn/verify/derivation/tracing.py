@@ -124,6 +124,11 @@ class Options(dict[str, Any]):
             self.defaults = self.defaults | {key: default}
         return super().get(key, default)
 
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The item, which is the default where there was none."""
+        self[key] = value = self.get(key, default)
+        return value
+
     __deepcopy__: Any = lambda self, _: self  # of which there is one a recording
 
 
