@@ -162,8 +162,6 @@ class _Author:
         hints = calls.returns[self.whole :]
         hints = hints if len(hints) == len(self.returned) else []
         self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
-        result = self.passed(self.author.forward, copy.deepcopy([*self.inputs.values()]), {})[-1]["result"]
-        self.nested = len(result) == 2 and isinstance(result[1], tuple | list | dict)
 
     def _beside(self, path: Path) -> Path:
         """Where a gradient goes of which nobody says where: to a place that is named so, as grads["W"], else dW."""
@@ -382,7 +380,9 @@ class _Answer(Writer):
         if guard and max(alike.values(), default=0) > 2:
             raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
         said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
-        opened = self._openings(reads | names_in([*guard, *lines]))
+        reads |= names_in([*guard, *lines])
+        parts = {text: [item if item in reads else "_" for item in items] for text, items in self.opened.items()}
+        opened = [f"{', '.join(items)} = {text}" for text, items in parts.items() if {*items} - {"_"}]
         return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *out.lines, *results])
 
     def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
@@ -409,17 +409,6 @@ class _Answer(Writer):
         opened = {e: text for e, text in self.read.items() if text.isidentifier()}
         return {e: n for e, n in (self.meant | short | self.named | opened).items() if n.isidentifier()}
 
-    def _openings(self, reads: set[str]) -> list[str]:
-        """Lines that take apart what forward keeps, as far as it is read."""
-        lines = []
-        for text, items in self.opened.items():
-            alone = [i for i, item in enumerate(items) if item in reads]
-            if len(alone) == 1 and len(items) > 2:
-                lines.append(f"{items[alone[0]]} = {text}[{alone[0]}]")
-            elif alone:
-                lines.append(f"{', '.join([item if item in reads else '_' for item in items])} = {text}")
-        return lines
-
     def _spelled(self, name: str) -> str:
         """An input of forward as backward reads it."""
         if name in self.author.calls.slots:
@@ -433,14 +422,13 @@ class _Answer(Writer):
 
     def _results(self, out: Function) -> str:
         """The line that returns."""
-        made, zeros = self.author, "np.zeros_like({})".format
-        texts = []
+        made, texts, result = self.author, list[str](), self.first.cache["result"]
         for name in made.returned:
             g = self.gradients.get(name)
-            texts.append("None" if not name else zeros(self._spelled(name)) if g is None else out.text(g))
+            texts.append("None" if not name else out.text(g) if g else f"np.zeros_like({self._spelled(name)})")
         if made.keys:
             texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
-        elif made.whole and made.nested:
+        elif made.whole and len(result) == 2 and isinstance(result[1], tuple | list | dict):
             texts = [f"({', '.join(texts)})"]
         return wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])
 

@@ -287,8 +287,6 @@ class Expressions:
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
         if _is_number(a) or _is_number(b):
             return self._scaled(*((a, b) if _is_number(a) else (b, a)))
-        if b.moving and not a.moving and b.shapes == e.shapes:
-            return self.do("multiply", b, a)
         (p, a), (q, b) = (self._split(a), self._split(b)) if e.moving else ((None, a), (None, b))
         if p or q:
             return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
@@ -323,11 +321,7 @@ class Expressions:
     # Sums and shapes
 
     def _sum(self, e: Expression, a: Any) -> Any:
-        """A sum of sums as one; of products, what is the same along the axes that are summed stands outside."""
-        inner = a.args[0] if a.op == "reshape" and a not in self.fixed else a
-        if inner.op == "sum" and a.moving and np.ndim(a.values[0]) == np.ndim(inner.args[0].values[0]) and e.params:
-            both = {*np.atleast_1d(plain(e.params.get("axis"))), *np.atleast_1d(plain(inner.params.get("axis")))}
-            return self._laid(self.do("sum", *inner.args, axis=self.axes(both)), e)
+        """Of products, what is the same along the axes that are summed stands outside."""
         if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
             return None
         ndim = len(a.shapes[0])
