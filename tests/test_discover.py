@@ -207,8 +207,8 @@ def test_neighbours_are_found_up_to_the_projects_root(tmp_path):
     assert judged(written(inner, text))["f_backward"].verdict == "right"
 
 
-def test_what_is_imported_by_the_name_of_a_folder_above_is_found_there(tmp_path):
-    inner = tmp_path / "project" / "former" / "layers"
+def test_what_is_imported_by_the_name_of_a_folder_above_is_found_in_the_nearest(tmp_path):
+    inner = tmp_path / "former" / "project" / "former" / "layers"
     inner.mkdir(parents=True)
     (inner.parent / "former.py").write_text("raise ImportError\n", encoding="utf-8")
     (inner.parent / "helpers.py").write_text("def twice(x):\n    return 2 * x\n", encoding="utf-8")

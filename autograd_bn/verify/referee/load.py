@@ -202,9 +202,10 @@ def loaded(path: Path) -> Iterator[Loaded]:
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # to compile takes longer than all that is run
     try:
         imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
-        for folder in folders[:-1]:  # a folder without __init__.py would give way to `model/model.py`
-            if folder.name in imported and folder.name not in before[2] and not (folder / "__init__.py").exists():
-                sys.modules[folder.name] = Package(folder.name, folder)
+        nearest = {folder.name: folder for folder in folders[-2::-1]}
+        for name, folder in nearest.items():  # without __init__.py it would give way to `model/model.py`
+            if name in imported and name not in before[2] and not (folder / "__init__.py").exists():
+                sys.modules[name] = Package(name, folder)
         # A module of a package in packages, since it may import its neighbours so.
         name = ""
         for folder in folders[::-1]:
