@@ -130,6 +130,8 @@ def author_of(target: Any) -> Author:
         return Author(forward, backward)
     if isinstance(target, type):
         raise TypeError(f"target is the class {target.__name__}, expected an object of it: {target.__name__}(...)")
+    if is_static(what, passes[1]):  # which reads nothing of the object
+        return Author(_switched(forward.__get__(target)), backward)
     if passes[0] == passes[1]:
         return Author(backward, backward, target, leads=True)
     return Author(_switched(forward), backward, target, leads=True)

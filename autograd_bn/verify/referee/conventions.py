@@ -15,7 +15,7 @@ from .author import Author, author_of, context_of, returned_names, takes_a_conte
 from .calls import Calls, Plan, Seen
 from .frameworks import jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
-from .names import CACHES, CHOOSES, OUTPUTS, RATES, derivative_of, is_constant, is_label, is_slope, plain
+from .names import CACHES, CHOOSES, OUTPUTS, RATES, VALUES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
 from .parameters import with_parameters
 from .source import code_of, framework, signature
@@ -168,7 +168,9 @@ def _without_dy(
         for place in [("input", names[0]), *[path for path in held if plain(path[-1]) in OUTPUTS]]:
             yield Plan((output,), tuple([known.get(name, place) for name in wanted]), False)
     passes = [getattr(function, "__name__", "") for function in (author.backward, author.forward)]
-    slope = not author.leads and is_slope(*passes) and len(derivative_of(wanted[0] if wanted else "")) < 2
+    # A layer's `gradient(error)` takes dy.
+    slope = is_slope(*passes) and all(not author.leads or plain(name) in VALUES for name in wanted)
+    slope = slope and len(derivative_of(wanted[0] if wanted else "")) < 2
     if len(wanted) == 1 and names and (inputs or slope):  # `relu_prime(x)`, or of the output, `y * (1 - y)`
         yield Plan((output,), (known.get(wanted[0], ("input", names[0])),), True)
         yield Plan((output,), (output,), False)

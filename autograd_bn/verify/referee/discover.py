@@ -172,7 +172,8 @@ def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
 def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
     """Inputs with a matrix in each row of the first array, where forward makes rows of these; else nothing."""
     first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), None)
-    if first is None or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
+    shaped = any(isinstance(value, tuple) for value in inputs[: entry.made])  # an object made for a shape
+    if first is None or shaped or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
         return []
     rows, columns = inputs[first].shape
     folded = copy.deepcopy([*inputs])

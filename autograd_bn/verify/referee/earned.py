@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .names import CONTEXTS, DY, plain
+from .names import CONTEXTS, DY, VALUES, plain
 from .pairs import Pair
 from .source import signature
 from .verdict import Row, Verdict
@@ -67,5 +67,6 @@ def _mostly_right(row: Row) -> bool:
 def _takes_dy(pair: Pair) -> bool:
     """Whether the first of backward's arguments that is not forward's is dy by its name."""
     taken = [p.name for p in signature(pair.source).values() if p.default is p.empty]
-    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names)][:1]
+    values = VALUES if pair.unit else ()  # as `grad(x)` takes where forward takes z
+    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names, *values)][:1]
     return all(DY.fullmatch(plain(name)) for name in taken)

@@ -50,6 +50,8 @@ class Entry:
 def entries(space: dict[str, Any]) -> Iterator[Entry]:
     """Everything in a file that has a forward and a backward pass, in the file's order."""
     own = {n: v for n, v in space.items() if getattr(v, "__module__", None) == space["__name__"]}
+    first = {v: n for n, v in reversed(own.items()) if isinstance(v, type)}  # `MSE = MeanSquaredError` is no other
+    own = {n: v for n, v in own.items() if not isinstance(v, type) or first[v] == n}
     jax = framework("jax")
     rules = [value for value in own.values() if jax is not None and isinstance(value, jax.custom_vjp)]
     passes = [part for rule in rules for part in (rule.fwd, rule.bwd)]
@@ -287,6 +289,7 @@ def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
     text = "\n".join([code_of(base, 0) for base in what.__mro__ if base.__module__ == what.__module__])
     used = {word for shapes in _SHAPED.findall(text) for shape in shapes for word in re.findall(r"\w+", shape)}
+    used |= {value for name, value in re.findall(r"[(,]\s*(\w+)=(\w+)", text) if _is_size(name)}  # `FFN(hidden_dim=d)`
     return used | {value for name, value in re.findall(r"self\.(\w+) *= *(\w+)", text) if name in used}
 
 

@@ -15,23 +15,23 @@ from .names import BIAS, SHIFT, plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 SMALL = 5000  # numbers of an array whose lengths are read from messages
-# Kinds that belong together: features first, two and four gates in one matrix, and these over time; images.
+# Kinds that belong together: features first, two, four and three gates in one matrix, and these over time; images.
 FAMILIES = (
-    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F",
+    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F", "ND NM DG MG G",
     "BIJD PPDM 111M", "DIJ MDPP"
 )  # fmt: skip
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
-SIZES = dict(zip("1NDMFBTVIJKLPH", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8), strict=True))
+SIZES = dict(zip("1NDMFBTVIJKLPHG", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8, 9), strict=True))
 # A row is what a parameter may be, likeliest first, and the names, without underscores and capitals, that say so. A
 # kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; options are a dict of what
 # forward asks for in vain. Several kinds of a row marked ~ may fit: labels and predictions.
 TABLE = rf"""
 =3 =4 ND BTD : k
-BTD ND : seq(uence)?s?|(hidden)?states
+BTD ND : seq(uence)?s?|(hidden)?states|query|key
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
-=4 =3 :
+=4 =3 =8 :
     (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
-    (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(vocab|embed\w*|wordvec)?size
+    (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(\w*vocab|embed\w*|wordvec)?size
     embed\w*|features|channels|width|ndims?|dim|n|d
 =3 =4 =[3] =[3,3] ND :
     (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
@@ -45,7 +45,7 @@ options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
 ND DN MN NM BIJD BM : [ac]prev|prev[ac]
 =2 : (n|num)?heads?|heads?num|(n|num)(layers|blocks)|layersnum
 =6 : (max)?(seq)?len(gth)?|max\w*len(gth)?|blocksize|timesteps|numembeddings|context\w*
-=4 =3 : d(ff|k|v|hidden|mlp)|\w+dim|\w+channels
+=4 =3 =[4,3,5] : d(ff|k|v|hidden|mlp)|\w+dim|\w+channels
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
@@ -53,26 +53,27 @@ ND BDIJ BDKL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH 
     x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?
-DM DF MD DT : w(x|i|ax)\w?
-MM MF MT : w(h|aa|y)\w?
+DM DF DG MD DT : w(x|i|ax)\w?
+MM MF MG MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
 DM MD D +D MDPP VM MN PPDM DN D1 BDM : w\d?|weights?|kernels?|filters?|theta|table
-M D F M1 1M D1 111M + T : {BIAS}
+M D F G M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
 D 1D11 1D D1 M N1 : {SHIFT}
 NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
 ~int:NM onehot:ND columns:ND int:BM int:BTM int:NMM ND N bits:N bits:N1 bits:ND int:NB N1 sign:N sign:N1
   +ND onehot:DN DN bits:1N :
-    y|t
+    y|ts?
     labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*
 onehot:ND columns:ND onehot:DN : \w*(onehot|ohe)\w*
 bool:BT bool:ND bits:ND bits:N : \w*mask
 D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
-=[4] =4 =[4,3,5] =[2,4] : (input|normalized|in)?shape
+=[4] =4 =[4,3,5] =[2,4] =[5,4] : (input|normalized|in)?shape
 =[2,2] =[4,1] : (out(put)?|new|target)shape
 =2 =3 =[2,2] :
-    (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|(kernel|filter|pool)(size|[hw])|f|hf|wf
+    (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|(kernel|filter|pool)(size|width|height|[hw])|[hw](filter|kernel)|f|hf|wf
+=[2,2] =[3,3] : (kernel|filter|pool)shape
 =1 =0 ="same" ="valid" : pad(ding)?
 =0.001 : eps(ilon)?
 =0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout

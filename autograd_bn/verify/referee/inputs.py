@@ -107,7 +107,7 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
 
 def named_lengths(pair: Pair, inputs: Inputs) -> set[int]:
     """The lengths that a pair's code may have as numbers of its own."""
-    return _numbers(pair.forward) | _numbers(pair.source) | _whole(inputs)
+    return _numbers(pair.forward) | _numbers(pair.source) | whole(inputs)
 
 
 def _weights(value: Array) -> int | None:
@@ -126,7 +126,7 @@ def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     except (TypeError, ValueError):  # no Python function
         return set()
     owner = getattr(getattr(function, "__self__", None), "__dict__", {})
-    numbers = _whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+    numbers = whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
     for helper in (*read.globals.values(), *read.nonlocals.values()):
         own = inspect.isfunction(helper) and helper.__code__.co_filename == function.__code__.co_filename
         if own and helper not in known and len(known) < 9:
@@ -134,9 +134,10 @@ def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     return numbers
 
 
-def _whole(value: Any) -> set[int]:
+def whole(value: Any) -> set[int]:
+    """The whole numbers in a value, in what it holds and in code."""
     if isinstance(value, tuple | list | dict):
-        return set().union(*map(_whole, value.values() if isinstance(value, dict) else value))
+        return set().union(*map(whole, value.values() if isinstance(value, dict) else value))
     if inspect.iscode(value):
-        return _whole(value.co_consts)
+        return whole(value.co_consts)
     return {value} if type(value) is int else set()

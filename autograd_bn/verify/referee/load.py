@@ -233,19 +233,16 @@ def loaded(path: Path) -> Iterator[Loaded]:
 
 def _run(path: Path, name: str) -> Loaded:
     """Run the file statement by statement; after one that fails only definitions and imports are run."""
-    text, module = text_of(path), ModuleType(name)
+    notes = list[str]()
+    text, module = _parsed(text_of(path), path, notes), ModuleType(name)
     package = name.rpartition(".")[0]
     module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
     sys.modules[name] = module
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
-    file, stopped = Loaded(module.__dict__), ""
-    try:
-        statements = ast.parse(text, str(path)).body
-    except SyntaxError as error:
-        raise Unreadable(f"{path}, line {error.lineno}: SyntaxError: {error.msg}") from None
+    file, stopped = Loaded(module.__dict__, notes), ""
     absent: list[str] = []
     with contextlib.suppress(TimeUp), limited(SECONDS):
-        for statement in statements:
+        for statement in ast.parse(text, str(path)).body:
             named = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
             if stopped and not (isinstance(statement, _DEFINES) or named):
                 continue
@@ -261,6 +258,25 @@ def _run(path: Path, name: str) -> Loaded:
         needs = f" (without {', '.join(absent)})" if absent else ""
         file.notes.append(stopped + needs)
     return file
+
+
+def _parsed(text: str, path: Path, notes: list[str]) -> str:
+    """A text without the statements that are no Python; a note on the first of them."""
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"[^\s#)\]}]", line)]
+    while True:
+        try:
+            ast.parse("\n".join(lines))
+            return "\n".join(lines) + "\n"
+        except SyntaxError as error:
+            number = error.lineno or 1
+            if not notes:
+                notes.append(f"{path}, line {number}: SyntaxError: {error.msg}")
+            first = max([i for i in starts if i < number and lines[i]], default=len(lines))
+            end = min([i for i in starts if i >= number], default=len(lines))
+            if len(lines) < 2 or first == len(lines):
+                raise Unreadable(notes[0]) from None
+            lines[first:end] = [""] * (end - first)
 
 
 def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list[str]) -> None:

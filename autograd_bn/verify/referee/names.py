@@ -45,6 +45,7 @@ BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\
 CONTEXTS = ("ctx", "context")
 CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
 OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
+VALUES = ("x", "input", "inputs", *OUTPUTS)
 BIAS = r"b\d?|b[a-z]{1,2}|bias(es)?\w*"
 SHIFT = "beta|shift|offset"
 WEIGHTS = rf"{BIAS}|{SHIFT}|gamma|w|weights?"

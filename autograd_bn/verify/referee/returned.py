@@ -129,6 +129,7 @@ class Returned:
         letters = [plain(name)[0] for name in inputs]  # dW of `weight`, where nothing else begins so
         known = {letter: name for letter, name in zip(letters, inputs, strict=True) if letters.count(letter) == 1}
         known |= {plain(name): name for name in reversed(inputs)}
+        known |= _by_their_ends([n for word in returned.returns for n in derivative_of(word)[:-1]], inputs, known)
         said = [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in returned.returns]
         if len(said) == count and all(said) and len(set(said)) == count:
             self.named = True
@@ -150,3 +151,10 @@ class Returned:
         else:
             what = f"{label} is a {type(value).__name__}, expected an array of floats."
             self.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
+
+
+def _by_their_ends(words: Sequence[str], inputs: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """What words stand for that the name of one input ends with, `dLogVar` of `t_log_var`."""
+    free = [word for word in words if len(word) > 2 and word not in known]
+    ends = {word: [name for name in inputs if plain(name).endswith(word)] for word in free}
+    return {word: names[0] for word, names in ends.items() if len(names) == 1}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
-from .inputs import Inputs, lengthened, moved, named_lengths
+from .inputs import Inputs, lengthened, moved, named_lengths, whole
 from .meant import cut_by_a_guard
 from .pairs import Pair
 from .paths import Paths, main_paths, telling
@@ -107,6 +107,9 @@ class Sample:
             return
         why = run.author.failure or " and ".join([f"d{n} has shape {shape}" for n, shape in others.items()])
         own = named_lengths(self.pair, self.inputs) & {k for v in self.inputs.values() for k in np.shape(v)}
+        if self.pair.calls:  # an object is made for some lengths
+            there = zip(np.shape(self.inputs[name]), np.shape(run.inputs[name]), strict=True)
+            own |= whole(getattr(self.pair.calls.author.owner, "__dict__", {})) & {a for a, b in there if a != b}
         exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
         said = self.notes if own and not exchanged else self.failures
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")

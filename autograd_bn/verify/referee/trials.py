@@ -62,7 +62,7 @@ class Slot:
 
     def says(self, kind: str) -> bool:
         """Whether its name says that it is of a kind: lengths that were read from messages may be others."""
-        likely = kind == self.kinds[0] or (kind in self.kinds and kind[0] != "=")
+        likely = (kind == self.kinds[0] and kind[:2] != "=[") or (kind in self.kinds and kind[0] != "=")
         return kind == "known" or (likely and not meant(self.called)[1])
 
     def keeps(self, kind: str) -> bool:
@@ -157,7 +157,7 @@ class Search:
             try:
                 axes = np.ndim(finite(self.entry.probe(inputs)))
                 taken = True
-                self.keep(chosen, inputs, self.entry.adapted(copy.deepcopy(inputs)), axes)
+                self.keep(chosen, values, self.entry.adapted(copy.deepcopy(inputs)), axes)
             except Exception as error:
                 why, follows = noted(error), self.choices.refused(chosen, str(error))
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
@@ -169,7 +169,7 @@ class Search:
                     self.fail(error, values, taken)
         self.spent += done[0] + self.entry.cost
 
-    def keep(self, chosen: tuple[str, ...], inputs: tuple[Any, ...], pair: Pair, axes: int) -> None:
+    def keep(self, chosen: tuple[str, ...], values: dict[str, Any], pair: Pair, axes: int) -> None:
         """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
         for name, value in zip(pair.names, pair.inputs, strict=True):
             if np.ndim(value) < 2 and name not in self.transposed:  # which is the same for every guess
@@ -177,6 +177,9 @@ class Search:
             if np.ndim(value) < 2 and self.transposed[name]:
                 raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
+        if self.lacked(message, values):  # backward reads more of it than forward
+            return
+        inputs = tuple(values.values())
         right, tabled = fits and share == 1, self.tabled(chosen)
         first = next((value.shape for value in inputs if isinstance(value, np.ndarray)), ())
         if tabled and not right and len(first) > 1 and 1 not in first:
@@ -201,15 +204,19 @@ class Search:
             self.best = Fit(inputs, pair, (fits, share), firm, True, note, tabled)
         self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
 
+    def lacked(self, message: str, values: dict[str, Any]) -> bool:
+        """Whether a message names a key that a dict lacks, which it is to hold then."""
+        name = next((name for name, value in values.items() if isinstance(value, dict)), "")
+        key = re.fullmatch(r"KeyError: '(\w+)'", message)
+        if not key or not name or name in self.known or key[1] in values[name] or len(self.keys) >= _KEYS:
+            return False
+        self.keys.append((name, key[1]))
+        return True
+
     def fail(self, error: Exception, values: dict[str, Any], taken: bool) -> None:
         """Learn from an exception: a key that a dict lacks, or how far forward got."""
-        dicts = [name for name, value in values.items() if isinstance(value, dict)][:1]
-        key = error.args[0] if isinstance(error, KeyError) and error.args else None
-        if isinstance(key, str) and not taken and dicts and dicts[0] not in self.known:
-            held = [inside for name, inside in self.keys if name == dicts[0]]
-            if key not in values[dicts[0]] and len(held) < _KEYS:
-                self.keys.append((dicts[0], key))
-                return
+        if not taken and self.lacked(said(error), values):
+            return
         depth = _TAKEN if taken else [line for _, line in _steps(error)]
         self.failed.append((depth, f"{said(error)}{line_of(error)}"))
         lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
@@ -258,7 +265,7 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
     except (NotImplementedError, Unjudgeable):
         raise
     except Exception as error:
-        return (False, -1.0), str(error), {}
+        return (False, -1.0), said(error), {}
     shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
     right = sum([1 if value is True else -0.1 * (value is None) for value in told.values()])  # an unjudged one is worse
     share = right / max(len(told) + len(pair.unseen), 1)

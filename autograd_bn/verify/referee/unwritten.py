@@ -14,7 +14,7 @@ from .author import returned_names
 from .held import is_float
 from .names import COST, is_constant
 from .pairs import Pair, stirred
-from .source import code_of, syntax, unwrapped
+from .source import code_of, signature, syntax, unwrapped
 
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
@@ -49,6 +49,9 @@ def written(pair: Pair) -> None:
             raise todo from None
         return  # for the verdict to report
     floats = [n for n, v in zip(pair.names, pair.inputs, strict=True) if is_float(v) and not is_constant(n, v)]
+    handed, returned = {*pair.names} & {*signature(pair.source)}, returned_names(pair.source)
+    if len(returned) > 1 and {*returned} <= handed and "=" not in code_of(pair.source, 0):
+        raise NotImplementedError("backward returns what it is handed")
     listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
     left = [name for name, value in back.left.items() if value is not None]
     if isinstance(back.back, dict) or (back.back is None and left):
