@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_392,
     "distributed": 270,
     "batch_norm": 2_407,
-    "verify": 10_936,
+    "verify": 10_927,
     "drawing": 2_465,
     "nn": 1_326,
     "commands": 1_166,

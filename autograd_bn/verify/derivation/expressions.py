@@ -20,6 +20,9 @@ EXACT = frozenset("max min reshape broadcast_to transpose getitem roll".split())
 BENT = frozenset("maximum minimum abs absolute sign relu".split())
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
+# What a call may have by place, where a node of the graph has arrays alone.
+PLACED = {"getitem": "index", "astype": "dtype", "transpose": "axes", "reshape": "shape", "tile": "reps"}
+PLACED |= dict.fromkeys(REDUCTIONS - {"var"}, "axis")
 FLIPPED = {"less": "greater", "greater": "less"}
 LAYERS = 8  # of spreading, one in the other
 MOST = 600  # expressions, above which nobody reads the text
@@ -115,7 +118,8 @@ class Expressions:
         params = {k: self.of(*[source.params[k] for source in sources]) for k in a.params}
         params = {k: v for k, v in params.items() if not (v is None or v is False or (k == "ddof" and _is(v, 0)))}
         if isinstance(a, Call):
-            args, params = _as_recorded(a.op, args, params)
+            if a.op in PLACED and len(args) > 1:
+                args, params = args[:1], params | {PLACED[a.op]: args[1] if len(args) == 2 else args[1:]}
             return self.make(a.op, args, params, tuple([source.value for source in sources]))
         own = str(a.primitive.forward.__module__).startswith(PLACE) or a.own_op == "put"
         values = tuple([r.values[source] for r, source in zip(self.recordings, sources, strict=True)])
@@ -461,15 +465,6 @@ def _spreads(inner: Array, spread: Array, operands: list[Any], k: int, shape: tu
         return same and np.broadcast_shapes(*[np.shape(e.values[k]) for e in operands]) == shape
     except ValueError:
         return False
-
-
-def _as_recorded(op: str, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call as a node of the graph would have them: arrays by place, all else by name."""
-    place = {"getitem": "index", "astype": "dtype", "transpose": "axes", "reshape": "shape", "tile": "reps"}
-    place |= dict.fromkeys("sum mean max min any all argmax argmin".split(), "axis")
-    if op in place and len(args) > 1:
-        return args[:1], params | {place[op]: args[1] if len(args) == 2 else args[1:]}
-    return args, params
 
 
 def is_negative(e: Expression) -> bool:

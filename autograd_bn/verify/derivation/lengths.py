@@ -203,9 +203,7 @@ def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) 
     4 * H with H.
     """
     lengths = {place: _length(inputs, place) for place in places}
-    by_length = dict[int, list[Place]]()
-    for place, length in lengths.items():
-        by_length.setdefault(length, []).append(place)
+    by_length = {m: [place for place in lengths if lengths[place] == m] for m in lengths.values()}
     alike = by_length.pop(lengths[head])
     kinds = {name: getattr(value, "dtype", np.dtype("f")).kind for name, value in inputs.items()}
     labels = {place[0]: place for place in alike[::-1] if place[0] != head[0] and kinds[place[0]] != "f"}

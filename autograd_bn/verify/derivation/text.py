@@ -323,8 +323,7 @@ class Function:
     def fresh(self, name: str) -> str:
         """A name that nothing has yet."""
         taken = {*self.names.values(), *self.reserved, *self.numbers.named, *self.above, *keyword.kwlist, "np", "cache"}
-        numbered = (f"{name}{i}" for i in itertools.count(2))
-        return next(n for n in itertools.chain([name], numbered) if n not in taken)
+        return next(n for i in itertools.count(1) if (n := f"{name}{i if i > 1 else ''}") not in taken)
 
     def line(self, e: Expression, name: str, comment: str = "") -> None:
         """Compute an expression under a name, parts of too long a line under names of their own."""

@@ -51,7 +51,7 @@ class Traced(np.ndarray[Any, Any]):
             return NotImplemented
         kwargs.pop("out", None)
         kept = {key: value for key, value in kwargs.items() if value is not None and value is not False}
-        name = ufunc.__name__ if method == "__call__" else _REDUCTIONS.get(ufunc, f"{ufunc.__name__}.{method}")
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
         return self.recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -77,7 +77,6 @@ class Traced(np.ndarray[Any, Any]):
         return iter([self[i] for i in range(len(self))])
 
 
-_REDUCTIONS = {np.add: "sum", np.maximum: "max", np.minimum: "min", np.logical_or: "any", np.logical_and: "all"}
 PACKAGE = __name__.partition(".")[0]
 
 
