@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 import autograd_bn as ag
 from autograd_bn.batch_norm import arithmetic, kernels
-from autograd_bn.batch_norm.kernels import layout, numpy, threads, thresholds
+from autograd_bn.batch_norm.kernels import numpy, threads, thresholds
 
 EPS = 1e-5
 DTYPES = ["float32", "float64"]
@@ -285,7 +285,7 @@ def lower(monkeypatch, **limits):
     """Other thresholds for one test."""
     for name, limit in limits.items():
         monkeypatch.setattr(thresholds, name, limit)
-    layout._layout.cache_clear()
+    kernels.chosen.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -559,7 +559,7 @@ LOWERED = {
     "TILE_NUMBA": (1, 4, 16, 64),
     "LINE": (8, 32),
     "FOLDED": (0, 30),
-    "MOST_ROWS": (2, 64),
+    "PRODUCT": (1, 64, 1 << 13),
     "FEWEST_LINES": (2, 8),
     "SHORTEST_RUN": (1, 4, 32),
     "RUN": (1, 4, 32),

@@ -5,7 +5,6 @@ with the kernels of a backend; arrays of the usual kind take all steps at once i
 warnings are the caller's to silence: an infinity here can be the right answer.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from ..engine.node import Array
 from ..engine.operations import count, exact_sqrt
-from .kernels import choose, compiled, compiled_layout, thresholds
-from .kernels.layout import Layout, wide
+from .kernels import choose, compiled, numpy
+from .kernels.layout import Layout, added
 from .kernels.threads import share
 
 # How many times what is left of them squares may be that are summed about 0: float32 in double has bits to spare.
@@ -34,8 +33,10 @@ def native(x: Array) -> Array:
 
 def of_result(x: Array, gamma: Any, beta: Any) -> Array:
     """`x` in the dtype of the result: what is precise enough for float32 is not for a float64 made of it."""
-    dtypes = {p.dtype for p in (x, gamma, beta) if p is not None}
-    return native(x if len(dtypes) == 1 else x.astype(np.result_type(*dtypes), copy=False))
+    for p in (gamma, beta):
+        if p is not None and p.dtype != x.dtype:
+            x = x.astype(np.result_type(x, p), copy=False)
+    return native(x)
 
 
 class Pass:
@@ -45,24 +46,25 @@ class Pass:
     """
 
     def __init__(self, x: Array, axes: tuple[int, ...], g: Any = None) -> None:
-        self.kernels, self.layout = choose(x, axes, g)
-        self.source, self.wide, view = x, wide(x.dtype), self.layout.view
-        self.x, self.g = view(x), None if g is None else view(g)
+        self.layout = layout = choose(x, axes, g)
+        self.kernels = compiled() if layout.compiled else numpy
+        self.source, self.x, self.g = x, layout.view(x), None if g is None else layout.view(g)
         self.held: Any = None
 
     def sums(self, centre: Any) -> tuple[Array, Array]:
         """The sums for each feature of t = x - centre and of t * t, or those of g and g * t; a centre of None is 0."""
-        layout, kernels, x, g = self.layout, self.kernels, self.x, self.g
-        lanes = None if centre is None else layout.lay(centre)
-        if layout.small:
-            new = layout.empty
-            self.held = self.held or (new(self.wide), g if g is None or g.dtype == self.wide else new(self.wide))
-        found = self._each(lambda tile: kernels.sums(layout, tile, x, g, lanes, self.held))
-        all_lanes = len(found[0][0]) == layout.lanes if found else False
-        total, weighted = found[0] if all_lanes else np.zeros((2, layout.lanes), self.wide)
-        for tile, (some, products) in [*zip(layout.tiles, found, strict=True)][all_lanes:]:
-            total[tile.lanes] += some
-            weighted[tile.lanes] += products
+        layout, g, dtype = self.layout, self.g, self.layout.wide
+        (lanes,) = layout.lay((centre,))
+        if layout.small and not self.held:
+            self.held = layout.empty(dtype), g if g is None or g.dtype == dtype else layout.empty(dtype)
+        found = self._each(self.kernels.sums, self.x, g, lanes, *(self.held or (None, None)))
+        if len(found) == 1:
+            total, weighted = found[0]
+        else:
+            total, weighted = np.zeros((2, layout.lanes), dtype)
+            for tile, (some, products) in zip(layout.tiles, found, strict=True):
+                total[tile.lanes] += some
+                weighted[tile.lanes] += products
         return layout.gather(total), layout.gather(weighted)
 
     def affine(self, *vectors: Any, dtype: Any = None) -> Array:
@@ -70,39 +72,39 @@ class Pass:
 
         The mean may be None, for 0. After `sums` it is the centre.
         """
-        layout, kernels, x, g = self.layout, self.kernels, self.x, self.g
-        lanes = [None if vector is None else layout.lay(vector) for vector in vectors]
+        layout, x, g = self.layout, self.x, self.g
+        lanes = layout.lay(vectors)
         dtype = dtype or self.source.dtype
         if self.held:
             x, g = self.held
         mine = self.held is not None, g is not self.g
-        y = x if mine[0] and dtype == self.wide else layout.empty(dtype)
-        self._each(lambda tile: kernels.affine(tile, x, g, y, lanes, mine))
+        y = x if mine[0] and dtype == layout.wide else layout.empty(dtype)
+        self._each(self.kernels.affine, x, g, y, lanes, mine)
         return layout.array(y)
 
-    def _each(self, do: Callable[[Any], Any]) -> list[Any]:
-        """What is done to each tile, by several threads if there is much to do."""
-        tiles = self.layout.tiles
-        if self.layout.size <= self.layout.shared:
-            return [do(tile) for tile in tiles]
+    def _each(self, kernel: Any, *args: Any) -> list[Any]:
+        """What a kernel makes of each tile, by several threads if there is much to do."""
+        layout, tiles = self.layout, self.layout.tiles
+        if layout.size <= layout.shared:
+            return [kernel(layout, tile, *args) for tile in tiles]
         results: list[Any] = [None] * len(tiles)
 
         def work(i: int) -> None:
-            results[i] = do(tiles[i])
+            results[i] = kernel(layout, tiles[i], *args)
 
         share(work, range(len(tiles)))
         return results
 
     def origin(self) -> Array:
         """The mean of a few numbers of each feature: exactly their value where they are equal."""
-        some = self.layout.some(self.x).astype(self.wide, copy=False)
+        some = self.layout.some(self.x).astype(self.layout.wide, copy=False)
         if not len(some):
-            return np.zeros(self.layout.features, self.wide)
-        return np.asarray(some[0] + np.add.reduce(some - some[0], axis=0) / len(some))
+            return np.zeros(self.layout.features, self.layout.wide)
+        return some[0] + added(some - some[0]) / len(some)  # type: ignore[no-any-return]
 
 
 def statistics(x: Pass, centre: Any = None, again: int = 2) -> tuple[Any, Array, Array]:
-    """A centre near the mean, the mean's distance from it, and the sum of squares about the mean, of each feature.
+    """A centre near the mean, the mean's distance from it, and the variance, of each feature.
 
     The first centre is None, for 0, where squares have bits to spare. Where they cancel it is a nearer one, and at last
     the mean.
@@ -110,13 +112,13 @@ def statistics(x: Pass, centre: Any = None, again: int = 2) -> tuple[Any, Array,
     if again == 2 and not x.layout.spare:
         return statistics(x, x.origin(), 1)
     distance, squares = x.sums(centre)
-    distance = distance / max(x.layout.count, 1)
-    correction = distance * distance * x.layout.count
-    squares = squares - correction
-    if again and (far := correction > (SPARE if centre is None else 1) * squares).any():
+    distance = distance / x.layout.divisor
+    correction = distance * distance
+    var = squares / x.layout.divisor - correction
+    if again and np.count_nonzero(far := correction > (SPARE if centre is None else 1) * var):
         nearer = x.origin() if centre is None else centre + distance
         return statistics(x, np.where(far, nearer, 0 if centre is None else centre), again - 1)
-    return centre, distance, np.maximum(squares, 0)
+    return centre, distance, var if again else np.maximum(var, 0)
 
 
 def merge(counts: Array, means: Array, squares: Array) -> tuple[Array, Array]:
@@ -140,22 +142,22 @@ def reciprocal_deviation(var: Array, eps: Any) -> Array:
     return np.asarray(1 / root)
 
 
-def forward_at_once(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any, eps: float) -> Any:
-    """The whole forward pass in one compiled call: y, and rows of what is kept, the layout and x as a line.
+def forward_at_once(read: Pass, gamma: Any, beta: Any, eps: float) -> Any:
+    """The whole forward pass in one compiled call: y, and rows of what is kept, and x as a line.
 
     None where there is no such call for these arrays.
     """
-    layout = compiled_layout(x, axes)
-    if layout is None or layout.size > thresholds.SHARED_NUMBA:
+    x, layout = read.source, read.layout
+    if not layout.compiled or layout.size > layout.shared:
         return None
     if not (gamma is None or gamma.dtype == x.dtype) or not (beta is None or beta.dtype == x.dtype):
         return None
-    kernels, y, rows = compiled(), layout.empty(x.dtype), np.empty((5, layout.features))
+    kernels, y, rows = read.kernels, layout.empty(x.dtype), np.empty((5, layout.features))
     gamma = np.ones(layout.features, x.dtype) if gamma is None else kernels.line(np.ascontiguousarray(gamma))
     beta = np.zeros(layout.features, x.dtype) if beta is None else kernels.line(np.ascontiguousarray(beta))
-    x = kernels.line(layout.view(x))
+    x = kernels.line(read.x)
     fits = kernels.forward(layout.runs or None, layout.place, x, y.reshape(-1), gamma, beta, rows, eps)
-    return (layout.array(y), rows, layout, x) if fits else None
+    return (layout.array(y), rows, x) if fits else None
 
 
 def backward_at_once(g: Array, rows: Array, read: tuple[Layout, Array], through: tuple[bool, bool]) -> Any:

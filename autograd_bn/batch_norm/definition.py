@@ -112,16 +112,16 @@ def _rule(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Any, norm: N
 
 @primitive(_rule, joint=True)
 def _batch_norm(x: Any, gamma: Any, beta: Any, /, norm: Norm) -> Any:
-    if norm.usual and (done := forward_at_once(x, norm.axes, gamma, beta, norm.eps)):
-        y, rows, layout, source = done
-        return y, Kept(rows, layout.count, None, (layout, source))
-    x = arithmetic.of_result(x, gamma, beta)
+    read = Pass(arithmetic.of_result(x, gamma, beta), norm.axes)
+    if norm.usual and read.source is x and (done := forward_at_once(read, gamma, beta, norm.eps)):
+        y, rows, source = done
+        return y, Kept(rows, read.layout.count, None, (read.layout, source))
     with np.errstate(all="ignore"):
-        read, kept = _statistics(x, norm)
+        read, kept = _statistics(read, norm)
         centre, distance, _, scale = kept.rows
         slope = scale if gamma is None else scale * gamma.reshape(-1)
-        constant = -distance * slope
-        return read.affine(centre, slope, constant if beta is None else beta.reshape(-1) + constant), kept
+        constant = (0 if beta is None else beta.reshape(-1)) - distance * slope
+        return read.affine(centre, slope, constant), kept
 
 
 FUSED = registry["batch_norm"]
@@ -131,9 +131,8 @@ def _in_unit(x: Array, unit: Any, norm: Norm) -> Any:
     return x * unit.reshape(kept_shape(x.shape, norm.axes, keepdims=True))
 
 
-def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Pass, Kept]:
+def _statistics(read: Pass, norm: Norm, unit: Any = None) -> tuple[Pass, Kept]:
     """The statistics of the batch, or those that are given; of the batch in a unit where squares leave the range."""
-    read = Pass(x if unit is None else _in_unit(x, unit, norm), norm.axes)
     eps = norm.eps.reshape(-1) if isinstance(norm.eps, np.ndarray) else norm.eps
     if norm.mean is not None:
         centre, var, n = norm.mean.reshape(-1), norm.var.reshape(-1), read.layout.count
@@ -141,10 +140,10 @@ def _statistics(x: Any, norm: Norm, unit: Any = None) -> tuple[Pass, Kept]:
             centre, var = centre * unit, var * unit * unit
         distance = np.zeros_like(centre)
     else:
-        centre, distance, squares, n = norm.over.statistics(read)
-        var = squares / max(n, 1)
-    if unit is None and x.dtype.char == "d" and not (var < LARGEST).all():
-        return _statistics(x, norm, np.where(var < LARGEST, 1, UNIT))
+        centre, distance, var, n = norm.over.statistics(read)
+    if unit is None and read.source.dtype.char == "d" and np.count_nonzero(var < LARGEST) < var.size:
+        unit = np.where(var < LARGEST, 1, UNIT)
+        return _statistics(Pass(_in_unit(read.source, unit, norm), norm.axes), norm, unit)
     scale = arithmetic.reciprocal_deviation(var, eps if unit is None else eps * unit * unit)
     return read, Kept((centre, distance, var, scale), n, unit)
 
@@ -157,16 +156,16 @@ def _on_arrays(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Kept, n
         read = Pass(x, norm.axes, native(g))
         total, weighted = read.sums(centre)
         weighted = (weighted - distance * total) * scale
-        if unit is None and x.dtype.char == "d" and not np.isfinite(weighted).all():
+        if unit is None and x.dtype.char == "d" and np.count_nonzero(np.isfinite(weighted)) < weighted.size:
             return _on_arrays(g, wanted, x, gamma, beta, kept.in_deviations(), norm)
         dx, dgamma, dbeta = None, weighted, total
         if wanted[0]:
             if any(norm.through):
                 total, weighted = norm.over.sums(total, weighted)
             direct = scale if gamma is None else scale * gamma.reshape(-1)
-            constant = -direct * (total / max(n, 1)) if norm.through[0] else np.zeros_like(direct)
+            constant = direct * (total / -max(n, 1)) if norm.through[0] else np.zeros_like(direct)
             if norm.through[1]:
-                slope = -direct * scale * (weighted / max(n, 1))
+                slope = direct * scale * (weighted / -max(n, 1))
                 dx = read.affine(centre, slope, constant - distance * slope, direct)
             else:
                 dx = Pass(native(g), norm.axes).affine(None, direct, constant, dtype=x.dtype)

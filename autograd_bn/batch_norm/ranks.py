@@ -25,7 +25,7 @@ class Process:
         return per_feature(x.shape, self.axes), ag.mean
 
     def statistics(self, x: Pass) -> tuple[Array, Array, Array, int]:
-        """A centre near the mean, the mean's distance from it, the sum of squares about the mean, and the count."""
+        """A centre near the mean, the mean's distance from it, the variance, and the count."""
         return *statistics(x), x.layout.count
 
     def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
@@ -63,8 +63,8 @@ class Ranks:
     def statistics(self, x: Pass) -> tuple[Array, Array, Array, int]:
         """The same of every rank's values: one exchange, merged in rank order."""
         count = x.layout.count
-        centre, distance, squares = statistics(x)
-        mine = np.stack((distance * 0 if centre is None else centre, distance, squares))
+        centre, distance, var = statistics(x)
+        mine = np.stack((distance * 0 if centre is None else centre, distance, var * count))
         parts = exchange(self.comm, _Call("fused", x.source, self), (count, mine))
         n = _at_least_two(sum(n for n, _ in parts))
         counts = np.array([n for n, _ in parts if n] or [1])
@@ -72,7 +72,7 @@ class Ranks:
         distance, square = merge(counts[:, None], (centres - centres[0]) + distances, squares)
         centre = centres[0] + distance
         x.held = None  # which is about this rank's own centre
-        return centre, (centres[0] - centre) + distance, square, n
+        return centre, (centres[0] - centre) + distance, square / max(n, 1), n
 
     def sums(self, total: Any, weighted: Any) -> tuple[Any, Any]:
         """The sums over the rows of all ranks, in one exchange."""

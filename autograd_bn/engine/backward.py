@@ -212,20 +212,19 @@ def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) ->
 
 def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     """A rule's result as a gradient of `parent`: summed over broadcast axes, in the parent's dtype."""
-    what = f"the rule of {node.op!r} for its argument {position + 1}"
-    if part is None:
-        raise TypeError(f"{what} gave None")
-    if not isinstance(part, (np.ndarray, np.generic, Tensor)):
-        part = exact(part, what) if parent.dtype.kind == "O" else np.asarray(part)
-    if part.shape != parent.shape:
-        if not broadcasts(parent.shape, part.shape):
-            raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
-        part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
-    if part.dtype != parent.dtype:
+    if type(part) is not np.ndarray or part.shape != parent.shape or part.dtype.kind == "c":
+        what = f"the rule of {node.op!r} for its argument {position + 1}"
+        if part is None:
+            raise TypeError(f"{what} gave None")
+        if not isinstance(part, (np.ndarray, np.generic, Tensor)):
+            part = exact(part, what) if parent.dtype.kind == "O" else np.asarray(part)
+        if part.shape != parent.shape:
+            if not broadcasts(parent.shape, part.shape):
+                raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
+            part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
         if part.dtype.kind == "c":
             raise TypeError(f"{what} gave complex numbers: they have no derivative here")
-        part = part.astype(parent.dtype)
-    return part
+    return part if part.dtype == parent.dtype else part.astype(parent.dtype)
 
 
 def _seed(output: Tensor, gradient: Any, what: str) -> Any:

@@ -1,13 +1,14 @@
 """Which kernels run: NumPy's, or numba's where it is installed and the work is large enough to pay for it."""
 
+import math
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from ...engine.node import Array
-from . import numpy, thresholds
-from .layout import Layout, layout_of
+from . import thresholds
+from .layout import Layout
 
 # Variances from which on squares and products come near the end of a double's range.
 LARGEST = 1e280
@@ -48,20 +49,24 @@ def describe_backend() -> str:
     return "the numpy kernels (numba is not installed)"
 
 
-def choose(x: Array, axes: tuple[int, ...], g: Any = None) -> tuple[Any, Layout]:
-    """The module with the kernels for these arrays, by shape, dtype, memory and what is installed alone; the layout."""
-    layout = compiled_layout(x, axes)
-    if layout is None or not (g is None or (g.dtype == x.dtype and layout.view(g).flags.c_contiguous)):
-        return numpy, layout_of(axes, x, thresholds.LINE)
-    return compiled(), layout
+def choose(x: Array, axes: tuple[int, ...], g: Any = None) -> Layout:
+    """The layout of these arrays, and so whose kernels run: by shape, dtype, memory and what is installed alone."""
+    layout = chosen(axes, x.shape, x.strides, x.dtype, _backend)
+    if g is None or not layout.compiled or (g.dtype == x.dtype and layout.view(g).flags.c_contiguous):
+        return layout
+    return chosen(axes, x.shape, x.strides, x.dtype, "numpy")
 
 
-def compiled_layout(x: Array, axes: tuple[int, ...]) -> Layout | None:
-    """The layout of an array that numba's kernels are to compute; None if NumPy's are."""
-    if not (x.dtype.char in "fd" and x.dtype.isnative and numba_wanted(x.size)):
-        return None
-    layout = layout_of(axes, x, 1)
-    return layout if layout.contiguous else None
+@lru_cache(512)
+def chosen(
+    axes: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, backend: str | None
+) -> Layout:
+    """The same of what an array is known by, since all of it is worked out once."""
+    if dtype.char in "fd" and dtype.isnative and _numba_wanted(math.prod(shape), backend):
+        layout = Layout(axes, shape, strides, dtype, compiled=True)
+        if layout.contiguous:
+            return layout
+    return Layout(axes, shape, strides, dtype, compiled=False)
 
 
 @cache
@@ -76,9 +81,9 @@ def compiled() -> Any:
     return numba
 
 
-def numba_wanted(size: int) -> bool:
+def _numba_wanted(size: int, backend: str | None) -> bool:
     """Whether numba's kernels are to run on arrays of so many elements, if they can."""
-    if size == 0 or _backend == "numpy" or (_backend is None and size < thresholds.COMPILED) or not _has_numba():
+    if size == 0 or backend == "numpy" or (backend is None and size < thresholds.COMPILED) or not _has_numba():
         return False
     return compiled() is not None
 

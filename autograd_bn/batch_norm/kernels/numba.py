@@ -66,7 +66,7 @@ class _Patience(event.Listener):
 event.register("numba:compile", _Patience())  # type: ignore[no-untyped-call]
 
 
-def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, _: Any) -> Array:
+def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, *_: Any) -> Array:
     """As `numpy.sums`."""
     place = _place(tile, x)
     lanes = np.empty((2, place[1] if layout.runs else place[2]))
@@ -75,12 +75,11 @@ def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, _: Any) -> A
     return lanes
 
 
-def affine(tile: Tile, x: Array, g: Any, y: Array, lanes: list[Any], _: Any) -> None:
+def affine(layout: Layout, tile: Tile, x: Array, g: Any, y: Array, lanes: list[Any], _: Any) -> None:
     """As `numpy.affine`."""
     lanes = [np.zeros_like(lanes[1]) if lane is None else lane for lane in lanes]
     rows = np.stack([lane.reshape(-1)[tile.lanes] for lane in lanes], dtype=float)  # given ones may be of float32
-    runs = lanes[0].ndim > 1 or None
-    _affine(runs, _place(tile, x), None if g is None else line(g), line(x), line(y), rows)
+    _affine(layout.runs or None, _place(tile, x), None if g is None else line(g), line(x), line(y), rows)
 
 
 def line(array: Array) -> Array:

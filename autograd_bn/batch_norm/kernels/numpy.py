@@ -5,62 +5,60 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-from . import thresholds
-from .layout import Layout, Tile, wide
+from .layout import Layout, Tile, added
 from .memory import empty
 
 
-def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, held: Any) -> tuple[Array, Array]:
-    """In lanes, the sums of t = x - centre and of t * t, or with `g` those of g and of g * t.
+def sums(layout: Layout, tile: Tile, x: Array, g: Any, centre: Any, t: Any, d: Any) -> tuple[Array, Array]:
+    """In lanes, the sums of x - centre and of its squares, or with `g` those of g and of g * (x - centre).
 
-    The centre may be None, for 0. `held` has matrices for what is made, t and `g` in a wide dtype; or it is None.
+    The centre may be None, for 0. `t` and `d` are None or matrices for x - centre and for `g`, in a wide dtype.
     """
-    part, dtype = tile.of(x), wide(x.dtype)
-    d = t = _centred(part, centre, tile, tile.of(held[0]) if held else empty(part.shape, dtype))
-    if g is not None:
-        d = tile.of(g)
-        if d.dtype != dtype:
-            d = _cast(d, tile.of(held[1]) if held else empty(part.shape, dtype))
-    few = t.size <= thresholds.FOLDED  # of which one call more costs less than einsum's own
+    x, g, t, d = tile.of(x, g, t, d)
+    t = _made(np.subtract, x, centre if centre is None else centre[tile.lanes], t, layout.wide)
+    d = t if g is None else g if g.dtype == layout.wide else _made(None, g, None, d, layout.wide)
     if layout.runs:  # along rows that are contiguous NumPy adds in pairs
         total = np.add.reduce(np.ascontiguousarray(d), axis=1)
-        return total, np.einsum("ij,ij->i", t, d) if layout.spare and not few else np.add.reduce(t * d, axis=1)
-    return layout.added(d), layout.added(t * d) if few else np.einsum("ij,ij->j", t, d)
+        return total, np.einsum("ij,ij->i", t, d) if layout.spare else np.add.reduce(t * d, axis=1)
+    return added(d), added(t, d)
 
 
-def affine(tile: Tile, x: Array, g: Any, y: Array, lanes: list[Any], mine: Any) -> None:
+def affine(layout: Layout, tile: Tile, x: Array, g: Any, y: Array, lanes: Any, mine: Any) -> None:
     """y = (x - mean) * slope + constant + g * direct, where `lanes` have these four; or the first three, without `g`.
 
     The mean may be None, for 0. `mine` says of `x` and `g` whether they are new, in the dtype of the lanes; such an x
     is x - mean.
     """
-    mean, slope, constant, *direct = lanes
-    part, out = tile.of(x), tile.of(y)
-    t = part
+    t, g, y = tile.of(x, g, y)
+    if not tile.whole:
+        lanes = [v if v is None else v[tile.lanes] for v in lanes]
+    mean, slope, constant = lanes[:3]
     if not mine[0]:
-        t = _centred(part, mean, tile, out if y.dtype == slope.dtype else empty(out.shape, slope.dtype))
-    t *= slope[tile.lanes]
-    t += constant[tile.lanes]
+        t = _made(np.subtract, t, mean, y if y.dtype == slope.dtype else None, slope.dtype)
+    _by_lines(np.multiply, t, slope, t)
+    _by_lines(np.add, t, constant, t)
     if g is not None:
-        d = tile.of(g)
-        h = d if mine[1] else empty(t.shape, t.dtype)
-        t += np.multiply(d if d.dtype == t.dtype else _cast(d, h), direct[0][tile.lanes], out=h)
+        t += _made(np.multiply, g, lanes[3], g if mine[1] else None, slope.dtype)
     if y.dtype != t.dtype:
-        out[...] = t
+        y[...] = t
 
 
-def _centred(x: Array, centre: Any, tile: Tile, t: Array) -> Array:
-    """x - centre, written into `t`."""
-    if centre is None:
-        t[...] = x
-    elif x.dtype == t.dtype:
-        np.subtract(x, centre[tile.lanes], out=t)
-    else:  # NumPy is slow to convert and compute in one
-        t[...] = x
-        t -= centre[tile.lanes]
-    return t
+def _made(operation: Any, x: Array, lanes: Any, out: Any, dtype: np.dtype[Any]) -> Array:
+    """An operation of `x` and lanes, or `x` in another dtype where there are none, in memory that may be given."""
+    out = empty(x.shape, dtype) if out is None else out
+    if lanes is None or x.dtype != dtype:
+        out[...] = x  # NumPy is slow to convert and compute in one
+        x = out
+    return out if lanes is None else _by_lines(operation, x, lanes, out)
 
 
-def _cast(x: Array, t: Array) -> Array:
-    t[...] = x
-    return t
+def _by_lines(operation: Any, x: Array, lanes: Array, out: Array) -> Array:
+    """out = operation(x, lanes), by as many rows side by side as there are lanes for."""
+    if lanes.ndim == 2 or len(lanes) == x.shape[1]:
+        return operation(x, lanes, out)  # type: ignore[no-any-return]
+    fold = len(lanes) // x.shape[1]
+    even = len(x) - len(x) % fold
+    operation(x[:even].reshape(-1, len(lanes)), lanes, out[:even].reshape(-1, len(lanes)))
+    rest = x[even:].reshape(-1)
+    operation(rest, lanes[: rest.size], out[even:].reshape(-1))
+    return out

@@ -9,12 +9,14 @@ DIRECT = 1 << 17
 COMPILED = 1 << 12
 # Of a tile: fewer stay in a nearer cache, but each tile costs a dozen calls. Short rows are folded side by side into
 # lines, because NumPy's inner loops are slow on less than its buffer's 2^13, if there are enough lines to share what
-# the folding costs, and of small arrays only where too many rows would be added one by one.
+# the folding costs.
 TILE, TILE_NUMBA = 1 << 17, 1 << 19
 LINE = 1 << 13
-FOLDED, MOST_ROWS = 1 << 15, 1 << 9
+FOLDED = 1 << 15
 FEWEST_LINES = 8
 SHORTEST_RUN = 32
+# Up to so many elements a product with ones adds rows quicker than a sum, and by one thread of BLAS, whatever it has.
+PRODUCT = 1 << 13
 # Elements of a run that are added in one go.
 RUN = 1 << 14
 # From so many on several threads pay, or one compiled call does no longer.
