@@ -700,11 +700,9 @@ def test_options_that_forward_asked_for_in_vain_are_refused_later():
 
 def test_numbers_in_a_dict_of_options_are_read_from_it():
     def leaky(x, options):
-        slope = options.get("slope", 0.1)
+        slope, skip = options.get("slope", 0.1), options["skip"]
         options.setdefault("gain", 2.0)
-        return options["gain"] * np.where(x > 0, x, slope * x) * (1 - options["rate"]) + (
-            x if options["skip"] > 0.5 else 0
-        )
+        return options["gain"] * np.where(x > 0, x, slope * x) * (1 - options["rate"]) + (x if skip > 0.5 else 0)
 
     (x,) = arrays((4, 3))
     made = ag.write_backward(leaky, [x, {"rate": 0.3, "skip": 0.0}])

@@ -83,9 +83,11 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
     compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
     names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}
-    for node in reversed(tree):
-        if isinstance(node, ast.Assign) and names & _names(node.targets):
-            names |= _names([node.value])  # what those are computed from
+    for node in [n for n in reversed(tree) if isinstance(n, ast.Assign)]:
+        sides: Any = [getattr(side, "elts", []) for side in (node.targets[0], node.value)]  # a, b = c, d
+        each = len(node.targets) == 1 and len(sides[0]) == len(sides[1]) > 0
+        for target, value in zip(*sides, strict=True) if each else [(ast.Tuple(node.targets), node.value)]:
+            names |= _names([value]) if names & _names([target]) else set()  # what those are computed from
     function = unwrapped(function)
     space = getattr(function, "__globals__", {})
     for name in function.__code__.co_names if levels and space else ():
