@@ -96,11 +96,11 @@ class Pass:
         return results
 
     def origin(self) -> Array:
-        """The mean of a few numbers of each feature: exactly their value where they are equal."""
+        """About the mean of a few numbers of each feature."""
         some = self.layout.some(self.x).astype(self.layout.wide, copy=False)
         if not len(some):
             return np.zeros(self.layout.features, self.layout.wide)
-        return some[0] + added(some - some[0]) / len(some)  # type: ignore[no-any-return]
+        return added(some) / len(some)  # type: ignore[no-any-return]
 
 
 def statistics(x: Pass, centre: Any = None, again: int = 2) -> tuple[Any, Array, Array]:
