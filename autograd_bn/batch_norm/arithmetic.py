@@ -58,13 +58,12 @@ class Pass:
         if layout.small and not self.held:
             self.held = layout.empty(dtype), g if g is None or g.dtype == dtype else layout.empty(dtype)
         found = self._each(self.kernels.sums, self.x, g, lanes, *(self.held or (None, None)))
-        if len(found) == 1:
-            total, weighted = found[0]
-        else:
-            total, weighted = np.zeros((2, layout.lanes), dtype)
-            for tile, (some, products) in zip(layout.tiles, found, strict=True):
-                total[tile.lanes] += some
-                weighted[tile.lanes] += products
+        if len(found) == 1 and layout.bare:
+            return found[0]  # type: ignore[no-any-return]
+        total, weighted = np.zeros((2, layout.lanes), dtype)
+        for tile, (some, products) in zip(layout.tiles, found, strict=True):
+            total[tile.lanes] += some
+            weighted[tile.lanes] += products
         return layout.gather(total), layout.gather(weighted)
 
     def affine(self, *vectors: Any, dtype: Any = None) -> Array:

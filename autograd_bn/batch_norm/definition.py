@@ -120,7 +120,7 @@ def _batch_norm(x: Any, gamma: Any, beta: Any, /, norm: Norm) -> Any:
         read, kept = _statistics(read, norm)
         centre, distance, _, scale = kept.rows
         slope = scale if gamma is None else scale * gamma.reshape(-1)
-        constant = (0 if beta is None else beta.reshape(-1)) - distance * slope
+        constant = -distance * slope if beta is None else beta.reshape(-1) - distance * slope
         return read.affine(centre, slope, constant), kept
 
 
