@@ -14,6 +14,7 @@ from .mistakes import close, listed
 from .run import Run
 from .source import GUARD, code_of, unwrapped
 
+_REVERSED = re.compile(r"rev(?!iew)|advers|domain|grl|neg|flip|lam|alpha|coef|scale", re.IGNORECASE)
 _COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
 _INFINITE = 1e4  # masks fill with -1e4 where half precision has to hold it, else with -1e9 and the like
 
@@ -120,6 +121,8 @@ def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -
         given = [value for value in run.inputs.values() if isinstance(value, int | float)]
         own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text) or np.any(np.isclose(factor, given))
         return f"forward is the identity, and backward scales the gradient, by {factor:.6g}" if own else None
+    if factor == -1 and not _REVERSED.search(f"{unwrapped(run.pair.source).__qualname__} {text}"):
+        return None  # a sign, as in any other gradient
     return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {factor:.6g}"
 
 
