@@ -7,7 +7,7 @@ import numpy as np
 
 from .names import CONTEXTS, DY, VALUES, plain
 from .pairs import Pair
-from .source import signature
+from .source import code_of, signature
 from .verdict import Row, Verdict
 
 # What a misreading looks like as well as a mistake does; these come too where an argument is something else.
@@ -40,6 +40,9 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     shaped = kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
     if (level and not others and wrong <= {*guessed}) or shaped:
         return f"only the shape is another than that of the guessed input, it seems: {found[0]}"
+    parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
+    if parts and kinds <= _LAYOUT:
+        return f"{parts[0]} may be a list of arrays: {found[0]}"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     said = " ".join([*report.warnings, *report.notes])
