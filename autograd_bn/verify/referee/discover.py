@@ -21,6 +21,7 @@ from .harmless import Refused
 from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
+from .names import KEEPING, SLOPES, TRAINING
 from .pairs import NoPair, Pair, share
 from .pure import Allowed
 from .source import NoSearch, code_of, signature, unwrapped
@@ -240,12 +241,16 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
 
 
 def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
-    """A default of 0, 1 or 2 as another, where that is seen in the output: it hides factors, terms, powers, strides."""
-    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1, 2)}
-    numbers = {n: v for n, v in numbers.items() if type(v) in (int, float) and not _NO_FACTOR.fullmatch(n)}
+    """A default of 0, 1, 2 or 1/2 as another, or a flag turned, where that is seen in the output.
+
+    Such a number hides factors, terms, powers, strides, and that p and 1 - p are exchanged.
+    """
+    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1, 2, 0.5)}
+    numbers = {n: v for n, v in numbers.items() if type(v) in (bool, int, float) and not _NO_FACTOR.fullmatch(n)}
     before = list[Array]()
-    for name, number in [*numbers.items()][:4]:
-        other = number + 1 if isinstance(number, int) else number + 0.7
+    for name, number in [*numbers.items()][:5]:
+        other = number + (0.7 if isinstance(number, float) else 1)
+        other = not number if isinstance(number, bool) else 0.3 if number == 0.5 else other
         with suppress(Exception):
             if not before:  # what is cut off shows at large ones
                 before = _outputs(entry.adapted(copy.deepcopy(inputs)), 1, 10)
@@ -255,7 +260,11 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
                     yield Variant(f"with {name}={other}", pair, "")
 
 
-_NO_FACTOR = re.compile(r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode)")
+_NO_FACTOR = re.compile(
+    r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode"
+    rf"|{TRAINING}|{KEEPING}|inplace|in_place|test\w*|eval\w*|infer\w*|debug|copy|requires_grad|return_\w*|\w*plot\w*"
+    rf"|{'|'.join(SLOPES)})"
+)
 
 
 def _outputs(pair: Pair, *factors: float) -> list[Array]:

@@ -19,7 +19,7 @@ rueckwaerts indietro""".split()
 PASSES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
 PASSES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
 # A derivative in its own right: `tanh_prime`, `dtanh`, a method `derivative`, a flag `deriv=False`.
-DERIVATIVE = "gradients gradient grad derivative derivate derivs deriv der prime dash".split()
+DERIVATIVE = "gradients gradient grad derivative derivate derivs deriv der prime dash vjp pullback".split()
 SLOPES = (*DERIVATIVE, "dx", "d")
 METHODS = [(f, b) for b in BACKWARD for f in FORWARD]
 METHODS += [

@@ -14,7 +14,7 @@ from ..gradcheck import Unjudgeable
 from .calls import Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
-from .names import RATES, is_constant
+from .names import RATES, is_constant, is_label
 from .pairs import explains, slope, stirred
 from .returned import Returned
 from .source import signature
@@ -265,9 +265,10 @@ def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Call
     if len(run.returned) == 1 and kept:
         (gradient,) = run.returned.values()
         fit = [n for n in calls.names if n in floats and floats[n].shape == gradient.shape]
+        fit = [n for n in fit if not is_label(n)] or fit
         steps = {n: _step(calls, n, 11) for n in fit}
         near = [n for n in fit if explains(gradient, steps[n], _slope(calls, n, steps[n], run.dy))]
-        kept = near[:1] or kept
+        kept = near[:1] or (fit if len(fit) == 1 else kept)
     labels = [n for n in calls.names if n in floats and n not in kept]
     labels = [n for n in labels if any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
     unseen = [f"{n}, of which no gradient is returned" for n in labels if not is_constant(n, floats[n])]

@@ -16,7 +16,7 @@ from .entries import Entry
 from .guesses import Choices, drawn, meant, shown
 from .held import arrays, is_array
 from .load import said
-from .names import BIAS, SHIFT, plain
+from .names import BIAS, PLACES, SHIFT, plain
 from .pairs import NoPair, Pair, agreement
 from .source import code_of
 from .trace import work
@@ -28,6 +28,7 @@ _ABSENT = rf"{_NONE}|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*
 _TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
 _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where shapes fit
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
+_BIAS = rf"{BIAS}|{SHIFT}"
 _KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
@@ -105,7 +106,7 @@ class Search:
         for chosen in self.choices:
             if self.spent > _WORK:
                 return
-            biases = [name for name in self.numbers(chosen) if re.fullmatch(rf"{BIAS}|{SHIFT}", plain(name))]
+            biases = [name for name in self.numbers(chosen) if re.fullmatch(_BIAS, plain(name))]
             if not biases and all(chosen[i] == kind for i, kind in self.settled.items()):
                 yield chosen
 
@@ -173,7 +174,7 @@ class Search:
         """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
         for name, value in zip(pair.names, pair.inputs, strict=True):
             if np.ndim(value) < 2 and name not in self.transposed:  # which is the same for every guess
-                self.transposed[name] = _transposed(name, pair)
+                self.transposed[name] = name.rpartition(".")[2] not in PLACES and _transposed(name, pair)
             if np.ndim(value) < 2 and self.transposed[name]:
                 raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
@@ -189,6 +190,9 @@ class Search:
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
+        if right and self.along_the_batch(chosen, pair):
+            self.accepted = _ACCEPTED  # its sum is over the wrong axis, which other guesses would only hide
+            return
         if fits and not self.settled:
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
@@ -212,6 +216,14 @@ class Search:
             return False
         self.keys.append((name, key[1]))
         return True
+
+    def along_the_batch(self, chosen: tuple[str, ...], pair: Pair) -> bool:
+        """Whether a bias got lengths, from what was said of its gradient, that no weights have: those of the batch."""
+        shapes = {plain(n.rpartition(".")[2]): np.shape(v) for n, v in zip(pair.names, pair.inputs, strict=True)}
+        lengths = {k for name, shape in shapes.items() if name[0] == "w" and len(shape) > 1 for k in shape}
+        read = [plain(s.called) for s, kind in zip(self.slots, chosen, strict=True) if kind[0] == "("]
+        biases = [{*shapes.get(name, ())} for name in read if re.fullmatch(_BIAS, name)]
+        return bool(lengths) and any(not bias <= {1, *lengths} for bias in biases)
 
     def fail(self, error: Exception, values: dict[str, Any], taken: bool) -> None:
         """Learn from an exception: a key that a dict lacks, or how far forward got."""
