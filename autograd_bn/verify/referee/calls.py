@@ -207,7 +207,8 @@ class Calls:
         rest = [lowered(part) for i, part in enumerate(results) if i != place]
         back: Any = rest[0] if len(rest) == 1 else rest
         if self.author.leads and not isinstance(back, dict):
-            back = {self.returns[1 - place]: back}
+            alike = [name for name in self.slots if np.shape(self.all[name]) == np.shape(back)]
+            back = {self.returns[1 - place] or next(iter(alike), ""): back}
         if isinstance(back, dict):
             return {label(key if isinstance(key, tuple) else (key,)): dy * value for key, value in back.items()}
         listed = back if isinstance(back, tuple | list) else (back,)
