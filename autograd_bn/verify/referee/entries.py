@@ -7,8 +7,9 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, update_wrapper, wraps
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
 
     What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand.
     """
-    functions = {n: v for n, v in space.items() if inspect.isfunction(v)}
+    functions = {n: v for n, v in space.items() if inspect.isfunction(v) or inspect.ismethod(v)}
     written = value.__code__.co_filename == space["__file__"]
     forward = forward_of(name, functions) if written else None
     flag = _flag(value) if written and not forward else None
@@ -97,6 +98,7 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     """A Function of PyTorch's, a class whose passes stand by themselves, or one of which an object is made first."""
     passes = methods_of(what)
     if passes is None:
+        yield from _beside_each_other(name, what, space)
         return
     names, forward, torch = (f"{name}.{passes[0]}", f"{name}.{passes[1]}"), getattr(what, passes[0]), framework("torch")
     taken, on = parameters(forward), partial(_on, _torch_of(space, forward))
@@ -117,6 +119,17 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         kinds = {asked[name]: kind for name, kind in kinds.items()}
         code = tuple(_constructors(what))
         yield Entry(*names, [*asked.values(), *taken], pair, probe, maker, base=base, code=code, kinds=kinds)
+
+
+def _beside_each_other(name: str, what: type, space: dict[str, Any]) -> Iterator[Entry]:
+    """The methods of a class that are functions and their derivatives, `sigmoid` and `sigmoid_prime`, of no object."""
+    with suppress(TypeError):  # one without attributes: what a constructor makes, these don't read
+        blank = object.__new__(what)
+        methods = {n: getattr(blank, n) for n, v in vars(what).items() if isinstance(v, staticmethod | FunctionType)}
+        for method, value in methods.items():
+            if method.strip("_") == method and forward_of(method, methods):
+                for entry in _function(method, value, space | methods):
+                    yield replace(entry, forward=f"{name}.{entry.forward}", backward=f"{name}.{entry.backward}")
 
 
 def _torch_of(space: dict[str, Any], function: Any) -> Any:

@@ -15,9 +15,10 @@ from .names import BIAS, SHIFT, plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 SMALL = 5000  # numbers of an array whose lengths are read from messages
-# Kinds that belong together: features first, two, four and three gates in one matrix, and these over time; images.
+# Kinds that belong together: features first, vectors, two, four and three gates in one matrix, and these over time;
+# images.
 FAMILIES = (
-    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F", "ND NM DG MG G",
+    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "D N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F", "ND NM DG MG G",
     "BIJD PPDM 111M", "DIJ MDPP"
 )  # fmt: skip
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
@@ -255,6 +256,8 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     """
     if "non-broadcastable output operand with shape (1," in message:  # written for one example at a time
         return tuple([re.sub(r"^((\w+:|\+)?)N(?=[A-Z])", r"\g<1>1", kind) for kind in chosen])
+    if "Python scalar" in message:
+        return tuple(["+" if re.search(r"[A-Z)]$", kind) and ":" not in kind else kind for kind in chosen])
     shapes = re.findall(r"->\(([^)]*)\)", message) or re.findall(r"\((\d[\d, ]*)\)", message)
     said: list[Any] = re.findall(r"(?:size|from|!=|aligned:|tensor [ab]|\dx(?=\d+ and)|(?<=\d) and) ?\(?(\d+)", message)
     if "broadcast" in message and len(shapes) > 1:

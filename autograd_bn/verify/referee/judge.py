@@ -148,7 +148,7 @@ def _without_dy(sample: Sample, notes: list[str]) -> list[Finding]:
     """What it says that backward doesn't read dy though it takes it: a note of a loss, else a finding."""
     if sample.unit == sample.pair.unit:
         return []
-    if sample.first.y.size == 1:
+    if sample.first.y.size == 1 and any(np.size(value) > 1 for value in sample.inputs.values()):
         notes.append("backward doesn't read dy, which is taken to be 1: that is usual for a loss.")
         return []
     labels = tuple([f"d{name}" for name in sample.first.truth])

@@ -25,7 +25,7 @@ METHODS = [(f, b) for b in BACKWARD for f in FORWARD]
 METHODS += [
     (f, b)
     for b in (*DERIVATIVE, "compute_derivative", "compute_gradient")
-    for f in ("compute", "__call__", "function", "loss", "compute_loss")
+    for f in "compute __call__ function loss compute_loss activate activation evaluate call fn func".split()
 ]
 
 # A function that returns a loss and its gradients, or none; and what these two are called.
