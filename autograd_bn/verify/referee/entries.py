@@ -124,7 +124,7 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
 def _beside_each_other(name: str, what: type, space: dict[str, Any]) -> Iterator[Entry]:
     """The methods of a class that are functions and their derivatives, `sigmoid` and `sigmoid_prime`, of no object."""
     with suppress(TypeError):  # one without attributes: what a constructor makes, these don't read
-        blank = object.__new__(what)
+        blank: Any = object.__new__(what)
         methods = {n: getattr(blank, n) for n, v in vars(what).items() if isinstance(v, staticmethod | FunctionType)}
         for method, value in methods.items():
             if method.strip("_") == method and forward_of(method, methods):

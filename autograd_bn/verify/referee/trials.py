@@ -183,15 +183,16 @@ class Search:
         inputs = tuple(values.values())
         right, tabled = fits and share == 1, self.tabled(chosen)
         first = next((value.shape for value in inputs if isinstance(value, np.ndarray)), ())
-        if tabled and not right and len(first) > 1 and 1 not in first:
+        if (tabled or fits) and not right and len(first) > 1 and 1 not in first:
             self.wrong_at = self.wrong_at or first
         if tabled:
             self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
-        if right and self.along_the_batch(chosen, pair):
-            self.accepted = _ACCEPTED  # its sum is over the wrong axis, which other guesses would only hide
+        alone = self.wrong_for_vectors and not any(map(np.ndim, inputs))  # a number, of which each mean is the sum
+        if right and (alone or self.along_the_batch(chosen, pair)):
+            self.accepted = _ACCEPTED  # other guesses would only hide what is wrong
             return
         if fits and not self.settled:
             kinds = enumerate(zip(self.slots, chosen, strict=True))
@@ -202,7 +203,7 @@ class Search:
                 note = "For vectors, as of shape (4,), which forward takes, it is wrong."
             elif right and numbers:
                 note = f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
-            elif right and 1 in first and self.wrong_at:
+            elif right and (1 in first or len(first) < 2) and self.wrong_at:
                 note = f"At inputs of shape {self.wrong_at}, which forward takes, it is wrong."
             firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
             self.best = Fit(inputs, pair, (fits, share), firm, True, note, tabled)

@@ -106,7 +106,7 @@ class Forward:
         def moves(t: float) -> Arrays:
             near = dict(inputs)
             for n, side in sides.items():
-                near[n] = near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side
+                near[n] = np.asarray(near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side)
             try:
                 gradients = self.derivative(near)(dy)
             except (Unjudgeable, NoDerivative):
