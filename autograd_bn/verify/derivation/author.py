@@ -16,7 +16,7 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.node import Node
-from ..referee.calls import Calls
+from ..referee.calls import RATE, Calls
 from ..referee.conventions import called, plans
 from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
 from ..referee.judge import check_backward
@@ -116,7 +116,7 @@ class _Author:
         text, code = self.spelled(path), code_of(self.author.backward)
         if path in self.calls.slots.get(name, ()):  # he makes the step
             numbers = [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items() if type(v) is float]
-            numbers = [(n, 1.0) for n, place in self.arguments.items() if place == ("rate",)] + numbers
+            numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)] + numbers
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
             return f"{text} -= {rate} * {{}}"
         owner = {"object": self.author.owner}

@@ -19,6 +19,7 @@ from .held import Path, arrays, get, groups, inner, is_array, is_tensor, label, 
 from .pairs import Pair, globals_read
 from .returned import Gradients
 
+RATE = 0.5  # that backward is handed; 1 would hide that it isn't used
 Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
 
 
@@ -182,7 +183,7 @@ class Calls:
         dy = np.asarray(dy) if isinstance(outputs[0], np.ndarray) else dy  # some take no other numbers
         parts = list(map(self.backend.lift, _parted(dy, outputs)))
         wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
-        there = seen | {"dy": wrapped, "rate": 1.0, "node": _node(seen)}
+        there = seen | {"dy": wrapped, "rate": RATE, "node": _node(seen)}
         if self.plan.hung:
             setattr(outputs[0], self.plan.hung, parts[0])
         with seeded(function) if self.author.whole else nullcontext():

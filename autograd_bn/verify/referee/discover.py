@@ -309,8 +309,8 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     with suppress(NoSearch):
         pair.call(stop, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
-    Allowed(unwrapped(pair.forward), [*owner, *taken, *pair.inputs])
-    Allowed(unwrapped(pair.source), taken)
+    Allowed(unwrapped(pair.forward), [*owner, *taken, *pair.inputs], draws=True)
+    Allowed(unwrapped(pair.source), taken, draws=True)
     with _defaults(entry.code, name, other):
         instructions(partial(make, copy.deepcopy(there)), steps)
         yield entry.adapted(copy.deepcopy(there))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .calls import Calls
+from .calls import RATE, Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
 from .names import RATES, is_constant, is_label
@@ -247,7 +247,7 @@ def _only_one(calls: Calls, run: _Pass, name: str, rated: list[tuple[float, Path
 def _rate(calls: Calls, run: _Pass, name: str, place: Path) -> float | None:
     """By which rate a parameter moves that backward updates itself, if its step is a multiple of a gradient."""
     if ("rate",) in calls.plan.arguments:
-        return 1.0
+        return RATE
     rates = [v for p, v in run.held.items() if re.fullmatch(RATES, str(p[-1]))]
     rates += [p.default for n, p in signature(calls.author.backward).items() if re.fullmatch(RATES, n)]
     rates = [rate for rate in rates if isinstance(rate, float) and rate]

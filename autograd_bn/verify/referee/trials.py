@@ -89,6 +89,8 @@ class Search:
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
+    wrong_rows: bool = False
+    disagreed: bool = False  # whether backward was wrong for arrays, and didn't raise
     wrong_at: tuple[int, ...] = ()  # where the first array has no axis of length 1
     declined: Exception | None = None  # why nobody can judge what forward takes
     transposed: dict[str, bool] = field(default_factory=dict)  # whether backward transposes an array
@@ -190,10 +192,13 @@ class Search:
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
-        alone = self.wrong_for_vectors and not any(map(np.ndim, inputs))  # a number, of which each mean is the sum
+        number = all(np.size(value) < 2 for value in inputs)  # of one, or of one row, each mean is the sum
+        alone = (number and self.disagreed) or (1 in first and self.wrong_rows)
         if right and (alone or self.along_the_batch(chosen, pair)):
             self.accepted = _ACCEPTED  # other guesses would only hide what is wrong
             return
+        self.disagreed |= not right and share >= 0 and not number
+        self.wrong_rows |= tabled and fits and not right and len(first) > 1 and 1 not in first
         if fits and not self.settled:
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
