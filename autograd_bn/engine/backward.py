@@ -212,7 +212,7 @@ def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) ->
 
 def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     """A rule's result as a gradient of `parent`: summed over broadcast axes, in the parent's dtype."""
-    if type(part) is not np.ndarray or part.shape != parent.shape or part.dtype.kind == "c":
+    if type(part) is not np.ndarray or part.shape != parent.shape or part.dtype != parent.dtype:
         what = f"the rule of {node.op!r} for its argument {position + 1}"
         if part is None:
             raise TypeError(f"{what} gave None")
@@ -222,9 +222,11 @@ def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
             if not broadcasts(parent.shape, part.shape):
                 raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
             part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
-        if part.dtype.kind == "c":
-            raise TypeError(f"{what} gave complex numbers: they have no derivative here")
-    return part if part.dtype == parent.dtype else part.astype(parent.dtype)
+        if part.dtype != parent.dtype:
+            if part.dtype.kind == "c":
+                raise TypeError(f"{what} gave complex numbers: they have no derivative here")
+            part = part.astype(parent.dtype)
+    return part
 
 
 def _seed(output: Tensor, gradient: Any, what: str) -> Any:

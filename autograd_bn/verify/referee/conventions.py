@@ -15,7 +15,7 @@ from .author import Author, author_of, context_of, returned_names, takes_a_conte
 from .calls import Calls, Plan, Seen
 from .frameworks import jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
-from .names import CACHES, CHOOSES, OUTPUTS, RATES, VALUES, derivative_of, is_constant, is_label, is_slope, plain
+from .names import CACHES, CHOOSES, DY, OUTPUTS, RATES, VALUES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
 from .parameters import with_parameters
 from .source import code_of, framework, signature
@@ -163,7 +163,8 @@ def _without_dy(
 ) -> Iterator[Plan]:
     """A backward pass that takes values alone."""
     inputs = [name for name in wanted if known.get(name, ("",))[0] == "input"]
-    if len(wanted) == 2 and len(inputs) == 1 and np.ndim(seen["result"][0]) < 2:  # `backward(p, t)` of a loss
+    y, x = (np.size(values[0]) if values else 1 for values in (seen["result"], [*seen["input"].values()]))
+    if len(wanted) == 2 and len(inputs) == 1 and np.ndim(seen["result"][0]) < 2 and y < x:  # a loss's `backward(p, t)`
         held = arrays({"object": seen["object"]})
         for place in [("input", names[0]), *[path for path in held if plain(path[-1]) in OUTPUTS]]:
             yield Plan((output,), tuple([known.get(name, place) for name in wanted]), False)
@@ -189,7 +190,7 @@ def _filled(
     filled = [(dys[:count], True)] if count < 2 and not (first and several) else []  # backward(), backward(dy)
     if 1 < count == len(outputs) == gradients:  # backward(da, db)
         filled.append((dys, False))
-    if several and 0 < count <= len(outputs) and not (count == gradients == 1):
+    if several and 0 < count <= len(outputs) and not (count == 1 and (gradients or re.fullmatch(DY, plain(free[0])))):
         ahead, sure = dys[: count - 1], first or count == len(outputs)  # backward(dy, cache), backward(cache, dy)
         filled += [([cache, *ahead] if first else [*ahead, cache], sure) for cache in caches]
     if 1 < count == len(outputs) and not first and gradients == 1:  # a gradient, and more of forward's

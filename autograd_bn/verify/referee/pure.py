@@ -22,24 +22,24 @@ from .source import NoSearch, Source, framework
 
 # Modules whose functions are known by the names in `_FUNCTIONS`, and those of which nothing does more than compute.
 _MODULES = frozenset(
-    """numpy numpy.linalg numpy.fft numpy.lib.stride_tricks torch torch.nn.functional torch.linalg torch.special jax
-    jax.numpy jax.numpy.linalg jax.nn jax.lax""".split()
+    """numpy numpy.linalg numpy.fft numpy.lib.stride_tricks torch torch.nn.functional torch.linalg torch.special
+    jax jax.numpy jax.numpy.linalg jax.nn jax.lax""".split()
 )
 _WHOLE = frozenset("math cmath scipy.special jax.scipy.special".split())
 _FUNCTIONS = frozenset(
-    """abs absolute add addmm all allclose amax amin any apply_along_axis arange arccos arccosh arcsin arcsinh arctan
-arctan2 arctanh argmax argmin argsort around array array_equal array_split as_tensor asarray ascontiguousarray
+    """abs absolute add addmm all allclose amax amin any apply_along_axis arange arccos arccosh arcsin arcsinh
+arctan arctan2 arctanh argmax argmin argsort around array array_equal array_split as_tensor asarray ascontiguousarray
 atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount bmm broadcast_arrays broadcast_to c_ cat cbrt
 ceil cholesky chunk clamp clip column_stack concatenate conj conjugate conv1d conv2d conv3d conv_general_dilated
-conv_transpose1d conv_transpose2d convolve copy copysign copyto cos cosh count_nonzero cross cumprod cumsum det diag
-diag_indices diagflat diagonal diff digamma divide divmod dot dstack eigh einsum elu empty empty_like equal erf erfc
-errstate exp exp2 expand_dims expit expm1 eye fabs fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud
+conv_transpose1d conv_transpose2d convolve copy copysign copyto cos cosh count_nonzero cross cumprod cumsum
+det diag diag_indices diagflat diagonal diff digamma divide divmod dot dstack eigh einsum elu empty empty_like equal erf
+erfc errstate exp exp2 expand_dims expit expm1 eye fabs fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud
 float_power floor floor_divide fmax fmin fmod fold from_numpy full full_like gather ge gelu greater greater_equal gt
-heaviside hsplit hstack hypot identity ifft ifft2 index_select indices inner inv invert irfft is_tensor isclose isfinite
-isin isinf isnan isscalar ix_ kron le leaky_relu less less_equal lgamma linspace log log10 log1p log2 log_sigmoid
+heaviside hsplit hstack hypot identity ifft ifft2 index_select indices inner inv invert irfft isclose isfinite isin
+isinf isnan isscalar is_tensor ix_ kron le leaky_relu less less_equal lgamma linspace log log10 log1p log2 log_sigmoid
 log_softmax logaddexp logical_and logical_not logical_or logical_xor logsigmoid logspace logsumexp lt masked_fill
-masked_select matmul matrix_power max max_pool1d max_pool2d maximum mean median meshgrid min minimum mm mod moveaxis mul
-multi_dot multiply mv nan_to_num ndenumerate ndim ndindex ne neg negative newaxis no_grad nonzero norm normal normalize
+masked_select matmul matrix_power max max_pool1d max_pool2d maximum mean median meshgrid min minimum mm mod moveaxis
+mul multi_dot multiply mv nan_to_num ndenumerate ndim ndindex ne neg negative newaxis no_grad nonzero norm normalize
 not_equal one_hot ones ones_like outer pad permute pinv pow power prod ptp put put_along_axis qr r_ ravel reciprocal
 relu relu6 remainder repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted select selu shape
 sigmoid sign signbit silu sin sinc sinh size sliding_window_view slogdet softmax softplus solve sort split sqrt square

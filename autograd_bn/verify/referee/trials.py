@@ -197,6 +197,9 @@ class Search:
         if right and (alone or self.along_the_batch(chosen, pair)):
             self.accepted = _ACCEPTED  # other guesses would only hide what is wrong
             return
+        whole = [s for s, k in zip(self.slots, chosen, strict=True) if k[:3] == "int" != s.kinds[0][:3]]
+        if whole and self.best and share < self.best.score[1] and not re.search(r"\bint", code_of(pair.forward)):
+            return  # floats, which forward takes, have gradients to be judged
         self.disagreed |= not right and share >= 0 and not number
         self.wrong_rows |= tabled and fits and not right and len(first) > 1 and 1 not in first
         if fits and not self.settled:
