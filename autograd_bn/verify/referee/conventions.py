@@ -69,7 +69,8 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     if len(outputs) == 1:
         yield from _without_dy(author, names, seen, known, wanted, outputs[0])
     results = {name: place for name, place in known.items() if place[0] != "input"}
-    for told in (known, results)[: 1 + (wanted != names)]:  # what is called as an input may be something else
+    both = wanted == names and len(names) > 1  # a derivative takes what its loss takes
+    for told in (known, results)[: 2 - both]:  # what is called as an input may be something else
         free = [name for name in wanted if name not in told]
         for filled, sure in _filled(free, variadic, outputs, caches, names):
             count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
