@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_393,
     "distributed": 270,
     "batch_norm": 2_405,
-    "verify": 10_999,
+    "verify": 10_994,
     "drawing": 2_465,
     "nn": 1_326,
     "commands": 1_166,

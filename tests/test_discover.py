@@ -17,6 +17,9 @@ TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
 STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
 
 
+CUBE = "def cube_forward(x):\n    return x ** 3, x\ndef cube_backward(d, x):\n    return -3 * x ** 2 * d\n"
+
+
 def judged(path):
     """Every pair of a file, judged, by the name of its backward pass."""
     with load.loaded(path) as file:
@@ -46,6 +49,16 @@ def test_what_forward_reads_is_named_where_it_is_not_judged(tmp_path):
     assert found["lin_backward"].report.unseen == ("W, which forward reads from outside",)
     text = STYLES["lazy"].replace("self.dw =", "unused =")
     assert judged(written(tmp_path, text))["Lazy.backward"].report.unseen[0].startswith("w, of which backward leaves")
+
+
+@pytest.mark.parametrize("rest", ["", "\nprint 'done'\n"], ids=["Python", "not all of it"])
+def test_lines_are_counted_as_an_editor_counts_them(rest, tmp_path):
+    text = "import numpy as np\n\x0c\nGAP = '\u2028'\n" + CUBE + rest
+    with load.loaded(written(tmp_path, text)) as file:
+        (entry,) = entries.entries(file.space)
+        report = discover.judge(entry, file.space, {}).report
+        assert len(file.space["GAP"]) == 1
+    assert [repair.line for repair in report.repair[:1]] == [text.split("\n").index("    return -3 * x ** 2 * d") + 1]
 
 
 def test_a_gain_of_ones_is_moved_before_it_is_judged(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -69,8 +70,8 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     if len(outputs) == 1:
         yield from _without_dy(author, names, seen, known, wanted, outputs[0])
     results = {name: place for name, place in known.items() if place[0] != "input"}
-    both = wanted == names and len(names) > 1  # a derivative takes what its loss takes
-    for told in (known, results)[: 2 - both]:  # what is called as an input may be something else
+    same = wanted == names and len(names) > 1  # a derivative takes what its loss takes
+    for told in (known,) if same else (known, results):  # what is called as an input may be something else
         free = [name for name in wanted if name not in told]
         for filled, sure in _filled(free, variadic, outputs, caches, names):
             count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
@@ -164,8 +165,9 @@ def _without_dy(
 ) -> Iterator[Plan]:
     """A backward pass that takes values alone."""
     inputs = [name for name in wanted if known.get(name, ("",))[0] == "input"]
-    y, x = (np.size(values[0]) if values else 1 for values in (seen["result"], [*seen["input"].values()]))
-    if len(wanted) == 2 and len(inputs) == 1 and np.ndim(seen["result"][0]) < 2 and y < x:  # a loss's `backward(p, t)`
+    y, x = (np.shape(value) for value in (seen["result"][0], next(iter(seen["input"].values()), 0)))
+    reduced = len(y) < 2 and math.prod(y) < math.prod(x)
+    if len(wanted) == 2 and len(inputs) == 1 and reduced:  # `backward(p, t)` of a loss
         held = arrays({"object": seen["object"]})
         for place in [("input", names[0]), *[path for path in held if plain(path[-1]) in OUTPUTS]]:
             yield Plan((output,), tuple([known.get(name, place) for name in wanted]), False)

@@ -8,7 +8,7 @@ import numpy as np
 from .author import returned_names
 from .names import CONTEXTS, DY, VALUES, plain
 from .pairs import Pair
-from .source import code_of, signature, unwrapped
+from .source import code_of, signature
 from .verdict import Row, Verdict
 
 # What a misreading looks like as well as a mistake does; these come too where an argument is something else.
@@ -44,7 +44,7 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
     if parts and kinds <= _LAYOUT:
         return f"{parts[0]} may be a list of arrays: {found[0]}"
-    if kinds == {"not linear"} and len(returned_names(unwrapped(pair.forward))) > 2:
+    if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
         return f"the gradient of another output, a loss, may be taken for 1: {found[0]}"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"

@@ -73,7 +73,8 @@ D =0.5 : (running|moving|r)?(mean|mu|avg)
 =[4] =4 =[4,3,5] =[2,4] =[5,4] : (input|normalized|in)?shape
 =[2,2] =[4,1] : (out(put)?|new|target)shape
 =2 =3 =[2,2] :
-    (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|(kernel|filter|pool)(size|width|height|[hw])|[hw](filter|kernel)|f|hf|wf
+    (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|f|hf|wf
+    (kernel|filter|pool)(size|width|height|[hw])|[hw](filter|kernel)
 =[2,2] =[3,3] : (kernel|filter|pool)shape
 =1 =0 ="same" ="valid" : pad(ding)?
 =0.001 : eps(ilon)?

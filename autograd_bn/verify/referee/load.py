@@ -234,15 +234,15 @@ def loaded(path: Path) -> Iterator[Loaded]:
 def _run(path: Path, name: str) -> Loaded:
     """Run the file statement by statement; after one that fails only definitions and imports are run."""
     notes = list[str]()
-    text, module = _parsed(text_of(path), path, notes), ModuleType(name)
+    (text, statements), module = _parsed(text_of(path), path, notes), ModuleType(name)
     package = name.rpartition(".")[0]
     module.__dict__.update(__file__=str(path), __package__=package, get_ipython=lambda: _Shell(module.__dict__, path))
     sys.modules[name] = module
-    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
+    linecache.cache[str(path)] = (len(text), None, [*io.StringIO(text)], str(path))
     file, stopped = Loaded(module.__dict__, notes), ""
     absent: list[str] = []
     with contextlib.suppress(TimeUp), limited(SECONDS):
-        for statement in ast.parse(text, str(path)).body:
+        for statement in statements:
             named = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
             if stopped and not (isinstance(statement, _DEFINES) or named):
                 continue
@@ -260,14 +260,14 @@ def _run(path: Path, name: str) -> Loaded:
     return file
 
 
-def _parsed(text: str, path: Path, notes: list[str]) -> str:
-    """A text without the statements that are no Python; a note on the first of them."""
-    lines = text.splitlines()
+def _parsed(text: str, path: Path, notes: list[str]) -> tuple[str, list[ast.stmt]]:
+    """A text without the statements that are no Python, line by line as it was, and the others; a note on the first."""
+    lines = text.removesuffix("\n").split("\n")
     starts = [i for i, line in enumerate(lines) if re.match(r"[^\s#)\]}]", line)]
     while True:
         try:
-            ast.parse("\n".join(lines))
-            return "\n".join(lines) + "\n"
+            text = "\n".join(lines) + "\n"
+            return text, ast.parse(text).body
         except SyntaxError as error:
             number = error.lineno or 1
             if not notes:

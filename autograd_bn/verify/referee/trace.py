@@ -119,29 +119,20 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
         if event == "return" and frame.f_code in codes:
             codes[frame.f_code].update(frame.f_locals)
 
-    with _watching(watch):
+    with _hooked("profile", watch):
         yield seen
 
 
 @contextmanager
-def _watching(watch: Callable[..., None]) -> Iterator[None]:
-    before = sys.getprofile()
-    sys.setprofile(watch)
+def _hooked(kind: str, watch: Callable[..., Any]) -> Iterator[None]:
+    """Python calls a function at each call, `profile`, or at each line, `trace`; then what it called before."""
+    before, set_hook = getattr(sys, f"get{kind}")(), getattr(sys, f"set{kind}")
+    set_hook(watch)
     try:
         yield
     finally:
-        sys.setprofile(before if callable(before) else None)
+        set_hook(before if callable(before) else None)
         getattr(before, "enable", bool)()  # `cProfile` is no function
-
-
-@contextmanager
-def _tracing(watch: Callable[..., Any]) -> Iterator[None]:
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 @contextmanager
@@ -154,7 +145,7 @@ def work() -> Iterator[list[float]]:
             owner = getattr(function, "__self__", None)  # a copy is one call of an array's own
             done[0] += 5e-4 + (owner.size / NUMBERS if isinstance(owner, np.ndarray) else 0.0)
 
-    with _watching(watch):
+    with _hooked("profile", watch):
         yield done
 
 
@@ -172,7 +163,7 @@ def instructions(function: Callable[[], Any], known: Container[Any] | None = Non
             ran.add(step)
         return watch
 
-    with _tracing(watch):
+    with _hooked("trace", watch):
         function()
     return ran
 
@@ -185,7 +176,7 @@ def effort(function: Callable[[], Any]) -> float:
         lines[0] += event == "line"
         return watch if _counts(frame) else None
 
-    with _tracing(watch), work() as done:
+    with _hooked("trace", watch), work() as done:
         function()
     return max(1.0, lines[0] / 2_000, done[0])
 

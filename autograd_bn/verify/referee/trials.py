@@ -89,7 +89,7 @@ class Search:
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
     wrong_for_vectors: bool = False
-    wrong_rows: bool = False
+    wrong_rows: bool = False  # whether it was for several rows, by values alone
     disagreed: bool = False  # whether backward was wrong for arrays, and didn't raise
     wrong_at: tuple[int, ...] = ()  # where the first array has no axis of length 1
     declined: Exception | None = None  # why nobody can judge what forward takes
@@ -185,7 +185,8 @@ class Search:
         inputs = tuple(values.values())
         right, tabled = fits and share == 1, self.tabled(chosen)
         first = next((value.shape for value in inputs if isinstance(value, np.ndarray)), ())
-        if (tabled or fits) and not right and len(first) > 1 and 1 not in first:
+        wide = len(first) > 1 and 1 not in first
+        if (tabled or fits) and not right and wide:
             self.wrong_at = self.wrong_at or first
         if tabled:
             self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
@@ -201,7 +202,7 @@ class Search:
         if whole and self.best and share < self.best.score[1] and not re.search(r"\bint", code_of(pair.forward)):
             return  # floats, which forward takes, have gradients to be judged
         self.disagreed |= not right and share >= 0 and not number
-        self.wrong_rows |= tabled and fits and not right and len(first) > 1 and 1 not in first
+        self.wrong_rows |= tabled and fits and not right and wide
         if fits and not self.settled:
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
