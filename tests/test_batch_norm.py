@@ -370,13 +370,18 @@ def test_float16_squares_beyond_its_range_stay_finite(form):
 
 @pytest.mark.parametrize("shape", [(4, 3), (500, 10)])  # the larger in numba
 @pytest.mark.parametrize("form", FORMS)
-def test_a_wider_parameter_widens_the_result_and_no_gradient(form, shape):
-    x = ag.tensor(np.random.default_rng(0).normal(size=shape), dtype="float32", requires_grad=True)
-    for wide in ("gamma", "beta"):
-        parameter = ag.tensor(np.full(shape[1], 0.1), requires_grad=True)
-        y = ag.batch_norm(x, **{wide: parameter}, form=form)
-        dx, dwide = ag.grad(y, [x, parameter], y.data)
-        assert (y.dtype, dx.dtype, dwide.dtype) == ("float64", "float32", "float64")
+@pytest.mark.parametrize("narrow, wide", [("float32", "float64"), ("float16", "float32"), ("float16", "float64")])
+@pytest.mark.parametrize("stop", [(), ("var",)])
+def test_a_wider_parameter_widens_the_result_and_no_gradient(form, shape, narrow, wide, stop):
+    x = ag.tensor(np.random.default_rng(0).normal(size=shape), dtype=narrow, requires_grad=True)
+    for name in ("gamma", "beta"):
+        parameter = ag.tensor(np.full(shape[1], 0.1), dtype=wide, requires_grad=True)
+        for order in (1, 2):
+            y = ag.batch_norm(x, **{name: parameter}, form=form, stop=stop)
+            dx, dwide = ag.grad(y, [x, parameter], y.data, create_graph=order == 2)
+            assert (y.dtype, dx.dtype, dwide.dtype) == (wide, narrow, wide)
+    if wide == "float64":  # 0.1 as it is, which float32 has not
+        assert np.all(ag.batch_norm(x * 0, beta=parameter, form=form).data == 0.1)
 
 
 @pytest.mark.parametrize("scale", [500.0, 0.01])

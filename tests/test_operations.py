@@ -450,6 +450,18 @@ def test_rationals_flow_through_exactly(f, square):
             np.testing.assert_allclose(e.astype(float), r, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_the_slope_of_a_root_is_right_where_its_cube_leaves_the_range(unit):
+    x = ag.tensor([4.0], dtype="float32", requires_grad=True)
+    (slope,) = ag.grad(ag.rsqrt(x * unit**2) * unit, x)
+    np.testing.assert_allclose(slope, -1 / 16, rtol=1e-6)
+
+
+def test_an_index_of_a_number_that_picks_none_has_gradient_0():
+    x = ag.tensor(1.0, requires_grad=True)
+    assert ag.grad(x[np.array(False)].sum(), x)[0] == 0
+
+
 def test_an_irrational_root_says_so():
     x = ag.tensor(np.array([Fraction(4), Fraction(2)], dtype=object), requires_grad=True)
     for f in (ag.sqrt, ag.rsqrt):

@@ -1,6 +1,8 @@
 """NumPy's functions and Python's operators on tensors."""
 
+import math
 import operator
+from math import exp
 
 import numpy as np
 import pytest
@@ -73,6 +75,8 @@ NUMPY = [
     lambda x: np.linalg.matrix_power(x[:, :2], 3) + np.linalg.multi_dot([x[:, :2], x, x.T]),
     lambda x: sum(np.linalg.matrix_power(x[:, :2], n) for n in (-2, -1, 0, 1)),
     lambda x: np.full_like(x, x[0, 0]),
+    lambda x: np.linalg.norm(x, 1, axis=(1, 0)) + np.linalg.norm(x, np.inf, axis=(-1, 0)),
+    lambda x: np.vecdot(x[:, :2], x[0, :2], axis=0) + np.cross(x.T, x[1], axis=0)[0],
     lambda x: np.einsum("...i->...", x) + np.einsum(x, [0, 1], [0]) + np.einsum("ij,ij->i", x, x, optimize=True),
     lambda x: np.pad(x, 1, mode="edge") + np.pad(x, 1, mode="reflect") + np.pad(x, ((1, 1), (1, 1)), "wrap"),
     lambda x: np.clip(x, min=1.5, max=5.5) + np.sinc(x) + np.square(x, dtype=None, casting="same_kind"),
@@ -205,6 +209,16 @@ LEAVING = {
     "vectorize": lambda y: np.vectorize(lambda number: number * 2)(y),
     "polyval": lambda y: np.polyval([y[0], y[1]], 2.0),
     "objects": lambda y: np.array([y[0], y[1]], dtype=object),
+    "setitem": lambda y: operator.setitem(np.zeros(2), 0, y[0]),
+    "numbers of objects": lambda y: np.frompyfunc(lambda number: number * y[0], 1, 1)(np.ones(2)).astype(float),
+    "unique": lambda y: np.unique(y),
+    "bincount": lambda y: np.bincount([0, 1], weights=y),
+    "bincount by place": lambda y: np.bincount([0, 1], y),
+    "histogram": lambda y: np.histogram([0.0, 1.0], weights=y),
+    "heaviside": lambda y: np.heaviside([0.0, 1.0], y),
+    "a function of math": lambda y: math.sqrt(y[0]),
+    "a function of math by its name": lambda y: exp(y[0]),
+    "a sum of math's": lambda y: math.fsum(y),
 }
 
 
@@ -220,6 +234,14 @@ def test_numpy_cannot_take_what_is_computed_out_of_the_graph(call):
     with ag.no_grad():
         call(leaf * 1)
     call(leaf.detach() * 1)
+
+
+def test_what_decides_or_shows_a_number_may_have_it():
+    y = ag.tensor([2.5, 3.0], requires_grad=True) * 1
+    assert (math.floor(y[0]), math.isnan(y[0]), math.exp(float(y[0]))) == (2, False, math.exp(2.5))
+    assert np.bincount(y > 2.7).tolist() == [1, 1]
+    exp = float  # by whatever name
+    assert exp(y[0]) == 2.5
 
 
 @pytest.mark.parametrize(
@@ -473,6 +495,17 @@ def test_a_tensor_without_axes_is_no_sequence():
     assert not np.iterable(ag.tensor(1.0))
     with pytest.raises(TypeError, match="without axes"):
         iter(ag.tensor(1.0))
+
+
+def test_a_sign_is_that_of_a_determinant_too_small_for_a_number():
+    assert np.linalg.slogdet(ag.tensor(np.eye(300) * -0.01))[0] == 1
+    assert np.linalg.slogdet(ag.tensor(np.eye(301) * -0.01))[0] == -1
+
+
+def test_small_integers_do_not_wrap_in_norms_and_averages():
+    x = np.array([200, 3], np.uint8)
+    for f in (np.linalg.norm, lambda x: np.linalg.norm(x, 3), lambda x: np.average(x, weights=x)):
+        assert np.isclose(f(ag.tensor(x)), f(x))
 
 
 def test_the_slope_of_a_norm_at_zero_is_zero():

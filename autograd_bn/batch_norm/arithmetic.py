@@ -66,14 +66,14 @@ class Pass:
             weighted[tile.lanes] += products
         return layout.gather(total), layout.gather(weighted)
 
-    def affine(self, *vectors: Any, dtype: Any = None) -> Array:
+    def affine(self, *vectors: Any) -> Array:
         """(x - mean) * slope + constant + g * direct, where `vectors` are these four; or the first three, without g.
 
         The mean may be None, for 0. After `sums` it is the centre.
         """
         layout, x, g = self.layout, self.x, self.g
         lanes = layout.lay(vectors)
-        dtype = dtype or self.source.dtype
+        dtype = self.source.dtype
         if self.held:
             x, g = self.held
         mine = self.held is not None, g is not self.g

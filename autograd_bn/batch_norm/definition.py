@@ -28,7 +28,7 @@ UNIT = 2.0**-600
 
 def composed(x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
     """Batch norm as nine recorded operations; returns the mean, the variance and their count too."""
-    half = all(p is None or p.dtype == np.float16 for p in (x, gamma, beta))
+    dtype = np.result_type(*[p.dtype for p in (x, gamma, beta) if p is not None])
     x, gamma, beta = _widened(x, gamma, beta)
     centred, mean, var, n = _centred(x, norm)
     y = ag.multiply(centred, ag.rsqrt(ag.add(var, norm.eps)))
@@ -36,14 +36,14 @@ def composed(x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any, 
         y = ag.multiply(y, norm.lay(gamma, x.shape))
     if beta is not None:
         y = ag.add(y, norm.lay(beta, x.shape))
-    return y.astype(np.float16) if half else y, values_of(mean), values_of(var), n
+    return y if y.dtype == dtype else y.astype(dtype), values_of(mean), values_of(var), n
 
 
 def _widened(x: Any, *others: Any) -> list[Any]:
     """What is computed in float32 where `x` is float16: the squares of its numbers are out of its range."""
     if x.dtype != np.float16:
         return [x, *others]
-    return [None if p is None else p.astype(np.float32) for p in (x, *others)]
+    return [None if p is None else p.astype(np.result_type(p.dtype, np.float32)) for p in (x, *others)]
 
 
 def _centred(x: Any, norm: Norm) -> tuple[Any, Any, Any, int]:
@@ -168,7 +168,7 @@ def _on_arrays(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Kept, n
                 slope = direct * scale * (weighted / -max(n, 1))
                 dx = read.affine(centre, slope, constant - distance * slope, direct)
             else:
-                dx = Pass(native(g), norm.axes).affine(None, direct, constant, dtype=x.dtype)
+                dx = Pass(native(g), norm.axes).affine(None, direct, constant).astype(x.dtype, copy=False)
             dx = dx if unit is None else _in_unit(dx, unit, norm)
     return _shaped((dx, dgamma, dbeta), wanted, gamma, beta)
 

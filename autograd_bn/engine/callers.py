@@ -1,6 +1,7 @@
 """What the code that uses a tensor does with it, where only its frame can tell."""
 
 import dis
+import math
 import sys
 from functools import lru_cache
 from inspect import CO_OPTIMIZED
@@ -8,10 +9,20 @@ from types import CodeType, FrameType
 from typing import Any
 
 
-def stores_an_element(frame: FrameType) -> bool:
-    """Whether it is at `array[i] = t`, or at `array.fill(t)` or `np.fromiter(t, float)`."""
+STORING = ("__setitem__", "astype", "fill", "fromiter", "setitem")
+# What jumps only, and is asked for to decide something or to show it.
+STEPS = (math.ceil, math.floor, math.isclose, math.isfinite, math.isinf, math.isnan, math.trunc)
+
+
+def takes_unasked(frame: FrameType) -> bool:
+    """Whether what takes the number of t is `array[i] = t`, `array.fill(t)` or their like, or `math.exp(t)`."""
     steps = _steps(frame.f_code, frame.f_lasti)
-    return any(op == "STORE_SUBSCR" or name in ("fill", "fromiter") for name, op in steps)
+    if any(op == "STORE_SUBSCR" or name in STORING for name, op in steps):
+        return True
+    names = [name for name, _ in steps if isinstance(name, str)]
+    function = _named(names.pop(), frame) if names else None
+    function = getattr(function, names.pop(), None) if function is math and names else function
+    return getattr(function, "__module__", None) == "math" and function not in STEPS
 
 
 def converts_unasked(frame: FrameType, copy: Any) -> bool:
@@ -25,8 +36,12 @@ def converts_unasked(frame: FrameType, copy: Any) -> bool:
     step, *before = _steps(frame.f_code, frame.f_lasti)
     names = [name for name, _ in before if isinstance(name, str)] if "CALL" in step[1] else []
     name = names[0] if names else ""
-    name = getattr(frame.f_locals.get(name, frame.f_globals.get(name)), "__name__", name)  # of an alias
+    name = getattr(_named(name, frame), "__name__", name)  # of an alias
     return "array" not in name or (name == "array" and copy is None)
+
+
+def _named(name: str, frame: FrameType) -> Any:
+    return frame.f_locals.get(name, frame.f_globals.get(name))
 
 
 def alone(t: Any, frame: FrameType) -> int:

@@ -152,6 +152,7 @@ def average(x: Any, axis: Axis = None, weights: Any = None, keepdims: bool = Fal
     """The mean, weighed by `weights` of the shape of x, or of its one axis."""
     if weights is None:
         return ops.mean(x, axis, keepdims)
+    x = real(x if isinstance(x, Tensor) else np.asarray(x))
     if np.shape(weights) != np.shape(x):
         if not isinstance(axis, int):
             raise TypeError(f"average needs weights of x's shape {np.shape(x)}, got {np.shape(weights)}, or one axis")
@@ -426,8 +427,9 @@ def vdot(a: Any, b: Any) -> Any:
 
 
 def vecdot(a: Any, b: Any, axis: int = -1) -> Any:
-    """The sum of products over an axis."""
-    return ops.sum(a * b, axis)
+    """The sum of products over an axis of each."""
+    row, column = ops.expand_dims(moveaxis(a, axis, -1), -2), ops.expand_dims(moveaxis(b, axis, -1), -1)
+    return ops.squeeze(row @ column, (-2, -1))
 
 
 def dot(a: Any, b: Any) -> Any:
@@ -474,8 +476,8 @@ def cross(a: Any, b: Any, axis: int = -1) -> Any:
     """The cross product of vectors of three along an axis."""
     if np.shape(a)[axis] != 3 or np.shape(b)[axis] != 3:
         raise ValueError(f"cross takes vectors of three, got shapes {np.shape(a)} and {np.shape(b)} along axis {axis}")
-    (a, b), n = (moveaxis(x, axis, 0) for x in broadcast_arrays(a, b)), [1, 2, 0]
-    return moveaxis(a[n] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[n], 0, axis)
+    (a, b), n, m = (moveaxis(x, axis, -1) for x in (a, b)), [1, 2, 0], [2, 0, 1]
+    return moveaxis(a[..., n] * b[..., m] - a[..., m] * b[..., n], -1, axis)
 
 
 # --- numpy.linalg ------------------------------------------------------------------------------------------
@@ -507,7 +509,7 @@ def _det(x: Any, /) -> Any:
 
 def _slogdet(x: Any) -> tuple[Any, Any]:
     """The sign and the logarithm of the determinant."""
-    return np.sign(values_of(_det(x))), _logdet(x)
+    return np.linalg.slogdet(values_of(x))[0], _logdet(x)
 
 
 @primitive(lambda g, x: ops.reshape(g, (*np.shape(g), 1, 1)) * matrix_transpose(_inv(x)))
@@ -517,7 +519,8 @@ def _logdet(x: Any, /) -> Any:
 
 def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Any:
     """A norm: of all elements, of vectors along one axis, or of matrices over two; whose gradient at 0 is 0."""
-    axes = reduced_axes(axis, np.ndim(x))
+    x = real(x)
+    axes = reduced_axes(axis, x.ndim)
     if ord in (None, "fro") or (ord == 2 and len(axes) == 1):
         squares = ops.sum(ops.square(x), axes, keepdims)
         return ops.flat(values_of(squares) == 0, ops.sqrt, squares)
@@ -533,10 +536,10 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
             return np.linalg.norm(values_of(x), 0, axes[0], keepdims)
         empty = (values_of(x) == 0) & (0 < ord < 2)  # where the power has no slope
         total = ops.sum(ops.flat(empty, lambda size: ops.power(size, ord), size), axes, keepdims)
-        return ops.flat(values_of(total) == 0, lambda total: ops.power(total, 1 / ord), total)
+        return ops.flat((values_of(total) == 0) & (ord > 0), lambda total: ops.power(total, 1 / ord), total)
     if len(axes) == 2 and ord in (1, -1, np.inf, -np.inf):
-        summed = axes[0] if ord in (1, -1) else axes[1]
-        (other,) = [i for i in axes if i != summed]
+        rows, columns = [ops.place(i, x.ndim) for i in axis or (0, 1)]  # in the order in which they are named
+        summed, other = (rows, columns) if ord in (1, -1) else (columns, rows)
         extreme = ops.max if ord > 0 else ops.min
         result = extreme(ops.sum(size, summed, True), other, True)
         return result if keepdims else ops.squeeze(result, axes)

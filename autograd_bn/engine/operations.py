@@ -140,7 +140,7 @@ def sqrt(x: Any, /) -> Any:
     return exact_sqrt(x) if x.dtype == object else np.sqrt(real(x))
 
 
-@primitive(lambda g, out: g * (out * out * out) / -2)
+@primitive(lambda g, out: g * out * out * out / -2)
 def rsqrt(x: Any, /) -> Any:
     """1 / sqrt(x). On exact rationals it is exact, or raises `ValueError` where the root is irrational.
 
@@ -563,7 +563,7 @@ def _frozen(index: Any) -> Any:
 @primitive(lambda g, index: _getitem(g, index))
 def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     """Zeros of shape `to` with `x` added at `index`: the transpose of indexing."""
-    if any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
+    if to and any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
         lanes = np.broadcast_arrays(*np.indices(to, sparse=True))
         places = np.ravel_multi_index([lane[index] for lane in lanes], to)  # NumPy adds to a line ten times as fast
         flat = np.zeros(math.prod(to), np.float32 if x.dtype is HALF else x.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import numpy_functions, operations as ops, words
-from .tensor import plain
+from .tensor import Tensor, plain
 
 # NumPy's function -> ours of the same name. A function in neither table has no rule, and raises.
 _RECORDED: dict[Any, Callable[..., Any]] = {
@@ -35,6 +35,9 @@ _PLAIN = {
         "shares_memory iscomplexobj isrealobj result_type can_cast min_scalar_type digitize histogram bincount lexsort"
     ).split()
 }
+
+# At which place these take values that their results hold, or sums of them.
+_HELD = {np.unique: 0, np.heaviside: 1, np.bincount: 1, np.histogram: 4}
 
 # Functions whose third argument is `dtype` or `out` to NumPy.
 _BY_NAME = {np.sum, np.mean, np.var, np.std, np.max, np.amax, np.min, np.amin, np.prod, np.cumsum, np.cumprod, np.trace}
@@ -65,6 +68,9 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     if options.get("out") is not None:
         raise TypeError(f"{name} can't write a tensor into an array in place, as out= and a += t do: write a = a + t")
     if func in _PLAIN:
+        for value in (*args[_HELD.get(func, len(args)) :][:1], options.get("weights")):
+            if isinstance(value, Tensor):
+                value._check_uncut()
         return func(*map(plain, args), **{name: plain(value) for name, value in options.items()})
     if func not in _RECORDED:
         raise TypeError(

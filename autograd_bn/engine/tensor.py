@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import engine
 from . import operations as ops, words
-from .callers import alone, converts_unasked, stores_an_element
+from .callers import alone, converts_unasked, takes_unasked
 from .node import Array, Leaf, Node, mode
 
 Axis = int | Sequence[int] | None
@@ -205,16 +205,16 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __float__(self) -> float:
-        self._check_not_stored()
+        self._check_taken()
         return float(self.item())
 
     def __int__(self) -> int:
-        self._check_not_stored()
+        self._check_taken()
         return int(self.item())
 
-    def _check_not_stored(self) -> None:
-        """Raise where it is `array[i] = t` that asks for a number, as NumPy does for an element."""
-        if stores_an_element(sys._getframe(2)):
+    def _check_taken(self) -> None:
+        """Raise where it is `array[i] = t` or `math.exp(t)` that asks for a number."""
+        if takes_unasked(sys._getframe(2)):
             self._warn_of_a_cut() if isinstance(self.node, Leaf) else self._check_uncut()
 
     def __bool__(self) -> bool:
@@ -231,8 +231,9 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
     def _warn_of_a_cut(self) -> None:
         if mode.recording.get() and self.requires_grad:
             warnings.warn(
-                "NumPy made an array of a leaf that requires a gradient, and no gradient will flow through it: write "
-                "X @ t or np.dot(X, t) for X.dot(t), stack([t, t]) for [t, t], and t.data to cut on purpose",
+                "NumPy made an array, or math a number, of a leaf that requires a gradient, and no gradient will flow "
+                "through it: write X @ t or np.dot(X, t) for X.dot(t), stack([t, t]) for [t, t], np.exp(t) for "
+                "math.exp(t), and t.data to cut on purpose",
                 stacklevel=3,
             )
 
@@ -241,8 +242,9 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
         if mode.recording.get() and self.requires_grad:
             what = f"what {self.node.op!r} computed" if self.node.op else "a leaf that requires a gradient"
             raise RuntimeError(
-                f"NumPy would make an array of {what}, which cuts the graph: join tensors with stack() or "
-                "concatenate(), choose among their elements with np.where; t.data, t.detach(), float(t) cut on purpose"
+                f"NumPy would make an array, or math a number, of {what}, which cuts the graph: join tensors with "
+                "stack() or concatenate(), choose among their elements with np.where, write np.exp(t) for math.exp(t); "
+                "t.data, t.detach(), float(t) cut on purpose"
             )
 
     def __format__(self, spec: str) -> str:
