@@ -16,7 +16,7 @@ LINES = {
     "batch_norm": 2_405,
     "verify": 10_994,
     "drawing": 2_465,
-    "nn": 1_326,
+    "nn": 1_327,
     "commands": 1_166,
 }
 POSITIONAL = 8

@@ -370,7 +370,7 @@ def test_float16_squares_beyond_its_range_stay_finite(form):
 
 @pytest.mark.parametrize("shape", [(4, 3), (500, 10)])  # the larger in numba
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("narrow, wide", [("float32", "float64"), ("float16", "float32"), ("float16", "float64")])
+@pytest.mark.parametrize(("narrow", "wide"), [("float32", "float64"), ("float16", "float32"), ("float16", "float64")])
 @pytest.mark.parametrize("stop", [(), ("var",)])
 def test_a_wider_parameter_widens_the_result_and_no_gradient(form, shape, narrow, wide, stop):
     x = ag.tensor(np.random.default_rng(0).normal(size=shape), dtype=narrow, requires_grad=True)

@@ -76,6 +76,8 @@ def test_objects_are_refused_before_anything_runs(tmp_path):
     ag.save(tmp_path / "net.npz", {"x": [1.0]})
     with pytest.raises(TypeError, match=r"state\['x'\] is an array of Python objects"):
         ag.save(tmp_path / "net.npz", {"x": np.array([None])})
+    with pytest.raises(TypeError, match="MaskedArray"):  # whose mask would be lost
+        ag.save(tmp_path / "net.npz", {"x": np.ma.array([1.0, 2.0], mask=[0, 1])})
     assert ag.load(tmp_path / "net.npz")["x"] == [1.0]
 
 

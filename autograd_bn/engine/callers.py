@@ -8,7 +8,6 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import Any
 
-
 STORING = ("__setitem__", "astype", "fill", "fromiter", "setitem")
 # What jumps only, and is asked for to decide something or to show it.
 STEPS = (math.ceil, math.floor, math.isclose, math.isfinite, math.isinf, math.isnan, math.trunc)

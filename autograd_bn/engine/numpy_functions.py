@@ -538,7 +538,8 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
         total = ops.sum(ops.flat(empty, lambda size: ops.power(size, ord), size), axes, keepdims)
         return ops.flat((values_of(total) == 0) & (ord > 0), lambda total: ops.power(total, 1 / ord), total)
     if len(axes) == 2 and ord in (1, -1, np.inf, -np.inf):
-        rows, columns = [ops.place(i, x.ndim) for i in axis or (0, 1)]  # in the order in which they are named
+        named: Any = axis or (0, 1)
+        rows, columns = [ops.place(i, x.ndim) for i in named]
         summed, other = (rows, columns) if ord in (1, -1) else (columns, rows)
         extreme = ops.max if ord > 0 else ops.min
         result = extreme(ops.sum(size, summed, True), other, True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.node import Array
+from ..engine.tensor import values_of
 from ..files import path_of, whole
 
 MOST = 65535  # what an archive can count and a name can have of bytes
@@ -22,8 +23,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write named arrays (numbers, strings, tensors) to `path` as an uncompressed `.npz` file.
 
     Whatever happens on the way, `path` is one whole file, the old or the new. Before anything is written:
-    `TypeError` for arguments in the other order, names that aren't strings and arrays of Python objects, `ValueError`
-    for what `load` couldn't read: too many arrays, names with a NUL or too long.
+    `TypeError` for arguments in the other order, names that aren't strings, masked arrays and arrays of Python objects,
+    `ValueError` for what `load` couldn't read: too many arrays, names with a NUL or too long.
 
     >>> import tempfile
     >>> import autograd_bn as ag
@@ -41,7 +42,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"state has the name {name!r}, expected strings")
         try:
-            array = arrays[name] = np.asarray(value)
+            array = arrays[name] = np.asarray(values_of(value))
         except ValueError:
             raise ValueError(f"state[{name!r}] has rows of unlike lengths, expected an array") from None
         if "\0" in name or len(f"{name}.npy".encode()) > MOST:
