@@ -253,10 +253,12 @@ def test_pickled_objects_are_refused_unopened(capsys, tmp_path, suffix):
 def test_other_bad_input(capsys):
     np.save("complex.npy", np.ones((3, 2), complex))
     np.save("vector.npy", np.ones(3))
+    np.savez("text.npz", x=np.ones((3, 2)), gamma=["a", "b"])
     np.savez("two.npz", a=np.ones(2), b=np.ones(2))
     open("file", "w").close()
     assert "can't read missing.npy: no such file" in error_of(capsys, "compare", "missing.npy")
     assert "dtype complex128, expected real numbers" in error_of(capsys, "compare", "complex.npy")
+    assert "dtype <U1, expected real numbers" in error_of(capsys, "compare", "text.npz")
     assert "shape (3,), expected rows of features" in error_of(capsys, "compare", "vector.npy")
     np.save("no_rows.npy", np.ones((0, 3)))
     assert "shape (0, 3), expected rows of features" in error_of(capsys, "compare", "no_rows.npy")

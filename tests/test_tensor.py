@@ -158,7 +158,7 @@ WAYS = {
     "assign": lambda x, v: x.assign(v),
     "data": lambda x, v: setattr(x, "data", v),
     "detach": lambda x, v: x.detach().assign(v),
-    "as_tensor": lambda x, v: ag.as_tensor(x, name="again").assign(v),
+    "as_tensor": lambda x, v: ag.as_tensor(x, requires_grad=True, name="again").assign(v),
 }
 
 
@@ -196,6 +196,14 @@ def test_an_overwritten_value_is_noticed_through_every_view(overwrite, view):
     fresh = (view(x) * w).sum()
     fresh.backward()
     assert w.grad == view(x).data.sum()
+
+
+@pytest.mark.parametrize("options", [{"name": "again"}, {"dtype": "float32"}])
+def test_a_leaf_with_gradient_is_made_no_leaf_without_one(options):
+    x = ag.tensor([1.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="cuts the graph"):
+        ag.as_tensor(x, **options)
+    assert not ag.as_tensor(x.detach(), **options).requires_grad
 
 
 def test_a_copy_is_not_taken_for_a_view():

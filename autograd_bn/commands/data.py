@@ -70,8 +70,8 @@ def load_data(path: str | None, columns: str | None = None) -> Data:
         raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected one array, or one named x")
     arrays = {name: a.astype(np.float64) if a.dtype.kind in "iub" else a for name, a in arrays.items()}
     x = arrays["x" if "x" in data else data[0]]
-    if x.dtype.kind != "f":
-        raise UsageError(f"{path} holds data of dtype {x.dtype}, expected real numbers")
+    if odd := [str(a.dtype) for a in arrays.values() if a.dtype.kind != "f"]:
+        raise UsageError(f"{path} holds data of dtype {odd[0]}, expected real numbers")
     if x.ndim < 2 or not x.size:
         raise UsageError(f"{path} holds an array of shape {x.shape}, expected rows of features: two axes or more")
     rng = np.random.default_rng(0)

@@ -549,7 +549,7 @@ def as_tensor(array: Any, *, requires_grad: bool = False, dtype: Any = None, nam
     if isinstance(array, Tensor):
         if not requires_grad and dtype is None and name is None:
             return array
-        if not isinstance(array.node, Leaf):
+        if not (requires_grad and isinstance(array.node, Leaf)):
             array._check_uncut()
     return _leaf(checked(array, dtype, "array"), requires_grad, name)
 
