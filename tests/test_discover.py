@@ -132,6 +132,12 @@ def test_what_is_overwritten_is_a_warning_that_names_it(tmp_path):
         assert any("overwrites an array" in w or "something else" in w for w in found[name].report.warnings)
 
 
+def test_jax_computes_in_double_precision_without_a_rule_too(tmp_path):
+    pytest.importorskip("jax")
+    softplus = judged(written(tmp_path, STYLES["jaxes"]))["softplus_backward"]
+    assert (softplus.verdict, softplus.reason) == ("right", "")  # in single it was wrong at other lengths
+
+
 def test_a_file_that_needs_a_framework_is_judged_where_there_is_none_as_far_as_it_goes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", load.StandIn("torch"))
     text = """import numpy as np

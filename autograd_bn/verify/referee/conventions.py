@@ -198,10 +198,11 @@ def _filled(
         filled += [([cache, *ahead] if first else [*ahead, cache], sure) for cache in caches]
     if 1 < count == len(outputs) and not first and gradients == 1:  # a gradient, and more of forward's
         filled.append(([dys[0], *outputs[1:]], False))
-    if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y)
+    if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y), backward(y, dy)
         values: list[Path] = [("input", name) for name in names]
-        values.insert(0 if plain(free[1]) in OUTPUTS else len(values), outputs[0])
-        filled += [([dys[0], place], False) for place in values]
+        behind = gradients == 1 and len(derivative_of(free[1])) > 1
+        values.insert(0 if plain(free[1 - behind]) in OUTPUTS else len(values), outputs[0])
+        filled += [([place, dys[0]] if behind else [dys[0], place], False) for place in values]
     return filled
 
 

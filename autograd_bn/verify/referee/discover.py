@@ -65,7 +65,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
             fit = given(entry, space) or guessed(entry, {n: v for n, v in known.items() if n in entry.parameters})
             report, reasons = _reported(entry, fit, check, space)
             if lacking := _lacking(report, space):
-                return made("unjudged", f"backward needs {lacking}")
+                return made("unjudged", lacking)
             return made(report.status, " ".join(reasons), report)
     except NoPair:
         return made("")
@@ -131,15 +131,18 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None
 
 
 def _lacking(report: Verdict, space: dict[str, Any]) -> str:
-    """What backward imports in vain, if that is why it raised."""
-    raised = [finding.what for finding in report.diagnosis if finding.kind == "raised"]
-    named = re.search(r"NameError: name '(\w+)' is not defined|ImportError: ([\w.]+) is", raised[0] if raised else "")
+    """What backward imports in vain, or reads of an object before it is set, if that is why it raised."""
+    raised = next((finding.what for finding in report.diagnosis if finding.kind == "raised"), "")
+    text = "".join(linecache.getlines(space["__file__"]))
+    unset = re.search(r"AttributeError: '\w+' object has no attribute '(\w+)'", raised)
+    if unset and re.search(rf"\w\.{unset[1]} *=(?!=)", text):
+        return f"backward reads self.{unset[1]}, which is set elsewhere: {raised}"
+    named = re.search(r"NameError: name '(\w+)' is not defined|ImportError: ([\w.]+) is", raised)
     if not named:
         return ""
-    text = "".join(linecache.getlines(space["__file__"]))
     missing = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
     missing = missing or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
-    return f"{missing}, which isn't there" if missing else ""
+    return f"backward needs {missing}, which isn't there" if missing else ""
 
 
 # Other ways

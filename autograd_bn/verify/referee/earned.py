@@ -54,7 +54,9 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     beside = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
     if moves and not beside and not report.repair and not wrong & {*guessed}:
         return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
-    if right or named or _SLIPS.search(found[0]):
+    unset = re.search(r"AttributeError: '(\w+)' object has no attribute", found[0])  # of the author's own object
+    owner = type(pair.calls.author.owner).__name__ if pair.calls else ""
+    if right or named or _SLIPS.search(found[0]) or (unset and unset[1] == owner):
         return ""
     if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
         return ""

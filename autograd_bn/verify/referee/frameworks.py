@@ -36,7 +36,15 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate([np.reshape(part, -1) for part in parts]) if len(parts) > 1 else parts[0]
 
 
-NUMPY = Backend(lambda value: value, lambda value: value, _joined, nullcontext)
+def _jax_doubles() -> Any:
+    """Double precision for what is computed with JAX, if that is imported at all."""
+    jax = framework("jax")
+    if jax is None:
+        return nullcontext()
+    return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
+
+
+NUMPY = Backend(lambda value: value, lambda value: value, _joined, _jax_doubles)
 
 
 def array(value: Any) -> Any:
@@ -211,25 +219,24 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     apart = {*target.nondiff_argnums, *[names.index(n) for n in getattr(target, "nondiff_argnames", ()) if n in names]}
     plain = tuple([v if i in apart else array(v) for i, v in enumerate(inputs)])
     fixed = {n: v for i, (n, v) in enumerate(zip(names, plain, strict=True)) if i in apart or not hasattr(v, "dtype")}
-    doubles = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
     def arrays(values: Any) -> list[Any]:
         return [jax.numpy.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
 
-    with doubles(True):
+    with _jax_doubles():
         y, expected = target.fwd(*arrays(plain))[0], target.fun(*arrays(plain))
     if np.shape(y) != np.shape(expected) or not np.allclose(y, expected, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise ValueError(f"the first output of {target.fwd.__name__} isn't what {target.__name__} returns")
 
     @wraps(target.fwd)
     def forward(*values: Any) -> tuple[Any, Any]:
-        with doubles(True):
+        with _jax_doubles():
             y, kept = target.fwd(*arrays(values))
         return array(y), lambda: ([values[i] for i in sorted(apart)], kept)
 
     def call(function: Callable[..., Any], dy: Any, cache: Any) -> Gradients:
         constants, kept = cache()
-        with doubles(True):
+        with _jax_doubles():
             gradients = function(*constants, kept, jax.numpy.asarray(dy))
         if not isinstance(gradients, tuple | list):
             raise TypeError(f"{function.__name__} returned a {type(gradients).__name__}, expected a tuple")
@@ -237,11 +244,11 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         back = tuple([None if i in apart else array(next(returned, None)) for i in range(len(names))])
         return Gradients(back, {}, (), tuple(names))
 
-    truth = _jax_truth(jax, doubles, lambda values: target.fun(*[{**fixed, **values}[name] for name in names]))
+    truth = _jax_truth(jax, lambda values: target.fun(*[{**fixed, **values}[name] for name in names]))
     return Pair(forward, plain, names, target.bwd, call, lambda values, dy: truth(values, [*fixed], dy))
 
 
-def _jax_truth(jax: Any, doubles: Any, run: Callable[[dict[str, Any]], Any]) -> Callable[..., dict[str, Array]]:
+def _jax_truth(jax: Any, run: Callable[[dict[str, Any]], Any]) -> Callable[..., dict[str, Array]]:
     """The gradients by the inputs that are floats and not `fixed`, with the function compiled where it can be."""
 
     def pulled(floats: Any, others: Any, dy: Any) -> Any:
@@ -252,7 +259,7 @@ def _jax_truth(jax: Any, doubles: Any, run: Callable[[dict[str, Any]], Any]) -> 
     def truth(values: dict[str, Any], fixed: Sequence[str], dy: Array) -> dict[str, Array]:
         floats = {n: v for n, v in values.items() if n not in fixed and is_float(v)}
         others = {n: v for n, v in values.items() if n not in fixed and n not in floats}
-        with doubles(True):
+        with _jax_doubles():
             try:
                 gradients = compiled(floats, others, dy)
             except jax.errors.JAXTypeError:  # it branches on values

@@ -241,11 +241,15 @@ def spread(chosen: Sequence[str]) -> tuple[str, ...]:
     return tuple(longer)
 
 
+def axes_of(kind: str) -> int:
+    """How many axes a kind of array has, with that of the classes, which indices reach into."""
+    letters = kind.rpartition(":")[2].lstrip("+")
+    return letters.count(",") + 1 if letters.startswith("(") else len(letters)
+
+
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
-    letters = kind.rpartition(":")[2].lstrip("+")
-    axes = letters.count(",") + 1 if letters.startswith("(") else len(letters)
-    if shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(axes, 2):  # so many axes are broadcast
+    if shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(axes_of(kind), 2):  # so many are broadcast
         return kind
     return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
 
@@ -257,6 +261,8 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     """
     if "non-broadcastable output operand with shape (1," in message:  # written for one example at a time
         return tuple([re.sub(r"^((\w+:|\+)?)N(?=[A-Z])", r"\g<1>1", kind) for kind in chosen])
+    if re.search("integral type|integer scalar|must be integers|as an integer", message):
+        return tuple(["=2" if kind.startswith("=0.") else kind for kind in chosen])
     if "Python scalar" in message:
         return tuple(["+" if re.search(r"[A-Z)]$", kind) and ":" not in kind else kind for kind in chosen])
     shapes = re.findall(r"->\(([^)]*)\)", message) or re.findall(r"\((\d[\d, ]*)\)", message)

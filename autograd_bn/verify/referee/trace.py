@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def reported(error: Exception, function: Callable[..., Any]) -> str:
         if code is not None and step.tb_frame.f_code.co_filename == code.co_filename:
             where = f" (line {step.tb_lineno})"
         step = step.tb_next
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{where}"
+    return f"{type(error).__name__}: {shorten(str(error), 200) or 'no message'}{where}"
 
 
 def _code(function: Any) -> Any:
