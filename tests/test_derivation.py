@@ -285,6 +285,18 @@ def shifted(x):
     return out * x
 
 
+def doubled(x):
+    y = np.full(x.shape, 2.0)
+    y[0] = 0.5 * x[0]
+    return x * y
+
+
+def all_but_one(x, labels):
+    d = np.exp(x)
+    d[np.arange(len(x)), labels] = 0
+    return d.sum() / 3
+
+
 def one_hot(z, labels):
     N, C = z.shape
     y = np.zeros((N, C))
@@ -304,6 +316,8 @@ def smoothed(z, labels):
     [
         (recurrent, arrays((2, 3, 4), (2, 5), (4, 5), (5, 5)), "h[:, 2] = prev\n"),
         (shifted, arrays((4, 3)), "out[1:] = s[:-1]\n"),
+        (doubled, arrays((4, 3)), "y = np.full(x.shape, 2.0)\n"),
+        (all_but_one, (*arrays((3, 4)), np.array([0, 3, 1])), "de = np.full(e.shape, dd)\n"),
         (one_hot, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), "y[np.arange(N), labels] = 1\n"),
         (smoothed, (*arrays((6, 4)), np.array([0, 3, 1, 1, 2, 0])), "y = np.full(z.shape, 0.1 / C)\n"),
     ],
@@ -650,6 +664,26 @@ def up_to_a_label(x, labels):
     return x[: labels[0]].sum(axis=0) * range(9)[labels[1]]
 
 
+def by_distinct_labels(x, labels):
+    return x / len(np.unique(labels))
+
+
+def row_of_a_label(x, labels):
+    return 2 * x[labels[0]]
+
+
+def each_by_its_label(x, labels):
+    return sum([np.exp(x[i, label]) for i, label in enumerate(labels)])
+
+
+def as_often_as_printed(x, labels):
+    return x * str(labels).count("2")
+
+
+def row_of_the_largest(x):
+    return x[np.argmax(x[:, 0])]
+
+
 def partly(x):
     mask = x > -50
     mask[0] = False
@@ -669,6 +703,12 @@ def detached(x):
         (partly, arrays((3, 2)), ValueError, "sets elements of an array that no gradient goes through"),
         (by_classes, (*arrays((3, 2)), np.array([0, 1, 2])), ValueError, "makes a number of data in line"),
         (up_to_a_label, (*arrays((3, 2)), np.array([2, 1])), ValueError, "makes a number of data in line"),
+        (by_distinct_labels, (*arrays((3, 3)), np.array([0, 1, 2])), ValueError, "2 and 3 at different inputs"),
+        (row_of_a_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "at different inputs"),
+        (each_by_its_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "at different inputs"),
+        (as_often_as_printed, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "0 and 1 at different inputs"),
+        (row_of_the_largest, arrays((4, 3)), ValueError, "at different inputs"),
+        (lambda x: np.trace(x @ x.T), arrays((4, 3)), ValueError, "comes from no input"),
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),
@@ -684,6 +724,12 @@ def detached(x):
 def test_what_can_not_be_written_is_declined(function, inputs, error, words):
     with pytest.raises(error, match=words):
         ag.write_backward(function, inputs)
+
+
+def test_none_is_written_for_none_alone():
+    made = ag.write_backward(lambda x, mask: x if mask is None else x * mask, [*arrays((4, 3)), None])
+    with pytest.raises(ValueError, match="written for mask is None"):
+        made.forward(*arrays((4, 3)), np.array(3.0))
 
 
 def test_options_that_forward_asked_for_in_vain_are_refused_later():
@@ -731,6 +777,11 @@ def test_what_an_author_says_of_a_tie_holds_there(function):
     assert_right(made, function, [np.array([[0.0, 1.0, -1.0], [0.0, 0.0, 2.0]])])
 
 
+def squared_layer(x, w):
+    y = x @ w
+    return y * y
+
+
 def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
@@ -749,6 +800,8 @@ def gelu(x):
         (lambda x, y: (x - y) ** 2, arrays((4, 3), (4, 3)), "def backward(dout, cache):"),
         (gelu, arrays((4, 3)), "0.5 * np.sqrt(2 / np.pi) * (g + 0.134145 * g * x**2) + 0.5 * dy * pre\n"),
         (lambda x: np.diag(x).mean(), arrays((4, 4)), "min(len(x), x.shape[1])"),
+        (lambda x: np.prod(x), arrays((4, 3)), "return (part3 * part2[-1:]).squeeze(), cache\n"),
+        (squared_layer, arrays((4, 3), (3, 2)), "def backward(dout, cache):"),  # dy is another's
     ],
 )
 def test_it_is_written_as_by_hand(function, inputs, line):

@@ -394,7 +394,7 @@ class Expressions:
         if all(shape[-1] == 1 for shape in a.shapes):
             return self.do("multiply", a, b)
         vectors = [(x, self._inside(x)) for x in (a, b)]
-        inner = [v if v and np.ndim(v.values[0]) == 1 else x for x, v in vectors]
+        inner = [v if v and np.ndim(v.values[0]) == 1 and v.lengths == x.lengths else x for x, v in vectors]
         if len(a.shapes[0]) > 2 or len(b.shapes[0]) > 2 or inner == [a, b]:
             return None
         return self._laid(self.do("matmul", *inner), e)

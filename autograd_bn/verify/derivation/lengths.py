@@ -39,7 +39,7 @@ def recordings(
                 break
         return run
 
-    first, second, at = record(inputs, options), record(inputs, options), recorded(inputs, options)
+    first, second, at = _relabelled(record, inputs, options), record(inputs, options), recorded(inputs, options)
     if not first.signature == second.signature == at.signature:
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
@@ -57,6 +57,18 @@ def recordings(
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
     return [first, grown, at, odd, *([run] if run is not first and run.finite else []), *lengths.above]
+
+
+def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
+    """A recording with other labels and masks, if forward takes any: without their largest, else in another order."""
+    rng = np.random.default_rng(3)
+    for other in (lambda v: rng.choice(np.unique(v)[:-1], v.shape), rng.permutation, np.flip):
+        with contextlib.suppress(Exception):
+            whole = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
+            run = record(inputs | {n: other(inputs[n]) for n in whole}, options)
+            if run.finite:
+                return run
+    return record(inputs, options)
 
 
 def _tried(run: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:

@@ -70,7 +70,8 @@ class Numbers:
         for some in (self.known, self.products):
             for text, v in some:
                 yield "{} * " + text, tuple(map(truediv, number, v))
-                yield text + stroke + "{}", tuple(map(truediv, v, number))
+                if all(number):
+                    yield text + stroke + "{}", tuple(map(truediv, v, number))
                 yield joined("{}", text), tuple(map(mul, number, v))
             for text, v in some:
                 if text in self.named or (whole and some is self.known):

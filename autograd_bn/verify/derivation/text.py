@@ -207,11 +207,11 @@ class Function:
                 own = own[own[0] == n :]
             if own == [None]:
                 return f"{self.text(a, ATOM)}[{_shortened(places)}]"
-        return f"{self.text(a, ATOM)}.reshape({self.shape(e.shapes, True)})"
+        return f"{self.text(a, ATOM)}.{f'reshape({self.shape(e.shapes, True)})' if shape else 'squeeze()'}"
 
     def _broadcast_to(self, e: Expression) -> str:
         text, shape = self.text(e.args[0]), self.shape(e.shapes)
-        return f"np.full({shape}, {text})" if e.args[0].op == "number" else f"np.broadcast_to({text}, {shape})"
+        return f"np.broadcast_to({text}, {shape})" if any(e.args[0].lengths) else f"np.full({shape}, {text})"
 
     def extent(self, shapes: Any) -> str:
         return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
@@ -297,7 +297,7 @@ class Function:
         a, b = e.values[:2]
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
             filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
-            kind = {"0": "zeros", "1": "ones"}.get(filled)
+            kind, filled = {"0": "zeros", "1": "ones"}.get(filled), filled + ".0" * (filled.isdigit() and a.dtype == float)
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
         counts = a.ndim == 1 and len(a) and all(np.array_equal(v, a[0] + np.arange(len(v))) for v in e.values)
         if counts and (len(a) != len(b) or a.dtype.kind == "i"):

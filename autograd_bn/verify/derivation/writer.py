@@ -67,7 +67,8 @@ class Writer:
                 raise Unwritable(f"the gradient of {name} is 0 where an axis has length 1, and there alone perhaps")
         several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
         seeds = made.of(*[run.upstream for run in runs])
-        free = [n for n in ("dy", "dout", "upstream") if n not in first.args and n[1:] not in first.gradients]
+        inner = {name for e, name in self.named.items() if e not in self.ys}
+        free = [n for n in ("dy", "dout", "upstream") if n not in first.args and n[1:] not in inner]
         upstream = upstream if upstream not in ("", *first.args) else free[0]
         self.seeds = dict(zip(seeds, [upstream] if len(self.ys) == 1 else several, strict=True))
 
@@ -142,8 +143,9 @@ class Writer:
             for fact, v in facts.items():
                 what, absent = fact.format(text or name), " in " in fact
                 if text:
-                    tests.append(f"{what} != {v!r}" if type(v) is not bool else f"not {what}" if v else what)
-                    said.append(f"no {what}" if absent else f"{what} == {v!r}")
+                    unlike = f"{what} is not None" if v is None else f"{what} != {v!r}"
+                    tests.append(unlike if type(v) is not bool else f"not {what}" if v else what)
+                    said.append(f"no {what}" if absent else f"{what} {'is' if v is None else '=='} {v!r}")
                 elif type(v) is str:
                     words.append(f"# where {what} is {v!r}")
                 elif not absent and (type(v) is bool or np.min(v) < 2):
@@ -162,7 +164,7 @@ def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
         return {"{}.shape": value.shape} if len(same) == value.ndim > 1 else same
     if isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
         return {f"{{}}[{key!r}]": item for key, item in value.items() if item == other[key]}
-    if type(value) not in (int, float, bool, str):
+    if type(value) not in (int, float, bool, str, type(None)):
         kind = type(value).__name__
         raise Unwritable(f"{name} is a {kind}, of which no check can be written: pass its arrays as inputs")
     return {"{}": value} if value == other else {}
