@@ -223,6 +223,27 @@ class Listed(Kept):
         self.x = x
         return x @ self.params[0]
 
+class Opened:
+    def __init__(self, W=np.ones((4, 3)), b=np.zeros(3)):
+        self.params, self.grads = [W, b], [np.zeros_like(W), np.zeros_like(b)]
+    def forward(self, x):
+        W, b = self.params
+        self.x = x
+        return x @ W + b
+    def backward(self, dy):
+        W, b = self.params
+        return dy @ W.T
+
+class OneHot:
+    def forward(self, x, t):
+        self.t = t
+        self.p = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+        if self.t.ndim == 2:
+            return -(t * np.log(self.p)).sum() / len(x)
+        return -np.log(self.p[np.arange(len(x)), t]).mean()
+    def backward(self):
+        pass
+
 class Weighted:
     def __init__(self):
         self.weight, self.weight_grad = np.random.randn(4, 3), None
@@ -370,7 +391,9 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Leaky.backward", "part = self.x >= 0\n"),  # self.out > 0 is another at 0
         ("Entropy.backward", "/ len(self.labels)\n"),
         ("Kept.backward", 'self.grads["W"] = self.x.T @ dy\n        return dy @ self.params["W"].T\n'),
-        ("Listed.backward", "self.grads[0] = self.x.T @ dy\n        return dy @ self.params[0].T\n"),
+        ("Opened.backward", "W, _ = self.params\n        self.grads[1][...] = dy.sum(axis=0)\n"),
+        ("OneHot.backward", "if self.t.ndim != 1:\n"),  # forward takes rows of 0 and 1 too
+        ("Listed.backward", "self.grads[0][...] = self.x.T @ dy\n        return dy @ self.params[0].T\n"),
         ("Weighted.backward", "self.weight_grad = self.x.T @ dy\n"),
         ("Boxed.backward", "self.W.grad = self.x.T @ dy\n"),
         ("margin_loss", "d = np.full(x.shape, 1 / N)\n"),

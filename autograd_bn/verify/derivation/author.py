@@ -120,8 +120,10 @@ class _Author:
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
             return f"{text} -= {rate} * {{}}"
         owner = {"object": self.author.owner}
-        if isinstance(get(owner, path[:-1]), list) and get(owner, path) is None:
+        if isinstance(listed := get(owner, path[:-1]), list) and path[-1] >= len(listed):
             return f"{self.spelled(path[:-1])}.append({{}})"
+        if isinstance(listed, list) and is_float(get(owner, path)):
+            return f"{text}[...] = {{}}"  # others may hold the array
         added = re.search(rf"{re.escape(text)} *\+=", code) and not re.search(rf"{re.escape(text)} *=[^=]", code)
         return f"{text} += {{}}" if added else f"{text} = {{}}"
 
@@ -306,11 +308,12 @@ class _Answer(Writer):
         """What can be read from an argument of the backward pass."""
         reached, own = [dict(_reached(value, name)) for value in values], dict[str, str]()
         for text, value in reached[0].items():
-            some, text = [run.get(text) for run in reached], own.get(text, text)
+            some = [run.get(text) for run in reached]
             e = self._known(some)
             place = e is not None and e.op == "input" and self.author.calls.slots.get(e.args[0])
             if place and text != self.author.spelled(place[0]):
                 continue  # it stands elsewhere too
+            text = own.get(text, text)
             if isinstance(value, Tensor | np.ndarray):
                 self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
             elif isinstance(value, tuple | list):
@@ -346,8 +349,9 @@ class _Answer(Writer):
         made, old = self.author, unwrapped(self.author.author.backward)
         own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
         # What is there from a pass before is no input.
-        self.read = {e: text for e, text in self.read.items() if text not in own.values()}
-        self.numbers = {text: values for text, values in self.numbers.items() if text not in own.values()}
+        stale = {n: text.removesuffix("[...]") for n, text in own.items()}
+        self.read = {e: text for e, text in self.read.items() if text not in stale.values()}
+        self.numbers = {text: values for text, values in self.numbers.items() if text not in stale.values()}
         dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
         seeds = {e: dys[i] for i, e in enumerate(self.seeds) if i in dys}
         ys = self.ys if made.whole else ()
@@ -360,7 +364,7 @@ class _Answer(Writer):
         left = [name for name in made.left if name in self.gradients]
         for name in sorted(left, key=lambda name: " -= " in made.left[name]):  # steps, after all gradients
             g = self.gradients[name]
-            if name not in own or out.names.get(g) != own[name]:
+            if name not in own or out.names.get(g) != stale[name]:
                 out.lines.append(made.left[name].format(out.text(g)))
         results = [self._results(out)] if made.returned or made.whole else []
         if out.lines and results and out.lines[-1].startswith(f"{results[0].removeprefix('return ')} = "):

@@ -43,6 +43,7 @@ def recordings(
     if not first.signature == second.signature == at.signature:
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
+    first.tested = frozenset(names)
     lengths = _Lengths(record, limits)
     grown, odd = lengths.grown(second), lengths.odd(at)
     dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
@@ -94,7 +95,11 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     tests += [n for n in tree if isinstance(n, ast.BoolOp)]
     tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
     compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
+    indexed = [n.value for n in tree if isinstance(n, ast.Subscript)]
     names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}
+    inside: list[Any] = [n for test in tests for n in ast.walk(test) if n not in indexed]
+    sized = [n.value for n in inside if getattr(n, "attr", "") in ("ndim", "size", "shape")]
+    names |= {f"{ast.unparse(owner).removeprefix('self.')}.ndim" for owner in sized}
     for node in [n for n in reversed(tree) if isinstance(n, ast.Assign)]:
         sides: Any = [getattr(side, "elts", []) for side in (node.targets[0], node.value)]  # a, b = c, d
         each = len(node.targets) == 1 and len(sides[0]) == len(sides[1]) > 0

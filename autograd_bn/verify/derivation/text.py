@@ -297,8 +297,8 @@ class Function:
         a, b = e.values[:2]
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
             filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
-            kind, filled = {"0": "zeros", "1": "ones"}.get(filled), filled + ".0" * (filled.isdigit() and a.dtype == float)
-            return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled})"
+            kind, point = {"0": "zeros", "1": "ones"}.get(filled), ".0" if filled.isdigit() and a.dtype == float else ""
+            return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled}{point})"
         counts = a.ndim == 1 and len(a) and all(np.array_equal(v, a[0] + np.arange(len(v))) for v in e.values)
         if counts and (len(a) != len(b) or a.dtype.kind == "i"):
             made = f"np.arange({self.extent(e.shapes)})"
@@ -335,7 +335,7 @@ class Function:
         else:
             text = self._fitted(lambda: self._form(e)[0], self.width - len(name) - 7)
             self.lines.append(f"{name} = {text}")
-        self.names[e], self.written = name, before
+        self.names[e], self.written = name.removesuffix("[...]"), before
 
     def _fitted(self, spell: Callable[[], str], room: int) -> str:
         """Code that is short enough, its longest parts computed before."""
@@ -370,6 +370,7 @@ class Function:
         elif [t in self.names or t.op in CHEAP - {"array"} for t in added] == [True] and start[:7] != "np.full":
             start += ".copy()"
         self.lines.append(f"{name} = {start}")
+        name = name.removesuffix("[...]")
         taken = [np.zeros(shape, bool) | bool(added) for shape in e.shapes]
         for step in steps:
             index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]

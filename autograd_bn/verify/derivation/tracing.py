@@ -213,8 +213,10 @@ class Recording:
     """A function's forward pass on some inputs, and its backward pass for random gradients of its outputs.
 
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
-    gradient, and `gradients` those of the wanted inputs.
+    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name.
     """
+
+    tested = frozenset[str]()
 
     def __init__(
         self, forward: Callable[..., Any], wanted: list[str], folded: bool, unit: bool, inputs: Inputs, options: Inputs

@@ -135,7 +135,8 @@ class Writer:
         others = {**second.inputs, **second.options}
         words, tests, said = list[str](), list[str](), list[str]()
         for name, value in {**first.inputs, **first.options}.items():
-            facts = _settled(name, value, others[name])
+            facts = {"{}.ndim": np.ndim(value)} if f"{name}.ndim" in first.tested else {}
+            facts |= _settled(name, value, others[name])
             if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
                 known = {*given.keys()} | given.defaults.keys() & others[name].keys()
                 facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - known)}

@@ -283,9 +283,9 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
     for p in listed:
         if (p.annotation in (int, "int") or p.name in lengths) and not _is_size(p.name):
             kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
-        least = min([n for n in np.ravel(p.default).tolist() if type(n) is int], default=0) if p.default else 0
+        sizes = [n for n in p.default if type(n) is int] if type(p.default) is tuple else []
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
-        image = type(p.default) is tuple and len(p.default) == 3 and least > 0
+        image = len(sizes) == 3 and min(sizes) > 0
         kinds |= {p.name: ["=[4,6,6]"]} if image else {}
         needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
         if "float32" in str(p.default) and p.name == "dtype":
