@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_419,
     "distributed": 270,
     "batch_norm": 2_405,
-    "verify": 11_017,
+    "verify": 11_022,
     "drawing": 2_465,
     "nn": 1_327,
     "commands": 1_166,

@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 
 from ...engine import Tensor
-from ...engine.node import Node
 from ..referee.calls import RATE, Calls
 from ..referee.conventions import called, plans
 from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
@@ -29,7 +28,7 @@ from .expressions import FLIPPED, Expression
 from .lengths import recordings
 from .module import Derivation, executed, refuse_wrong, written
 from .text import WIDTH, Function, names_in, wrapped
-from .tracing import Call, Recording, Unkept, Unwritable, fillable
+from .tracing import Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
 
 
@@ -338,10 +337,7 @@ class _Answer(Writer):
 
     def _known(self, values: Sequence[Any]) -> Any:
         """The expression that has these values, one a recording, if there is one."""
-        if any(not isinstance(value, Tensor | np.ndarray) for value in values):
-            return None
-        sources = [run.source(value) for run, value in zip(self.runs, values, strict=True)]
-        fixed = np.ndim(values[0]) and not any(isinstance(source, Node | Call) for source in sources)
+        fixed = all(type(value) is np.ndarray and value.ndim for value in values)
         return self.made.of(*values) if fixed else self.made.known(values)
 
     def source(self) -> str:
@@ -371,9 +367,8 @@ class _Answer(Writer):
             results = [f"return {out.lines.pop().partition(' = ')[2]}"]
             out.lines = out.lines[:-1] if out.lines and out.lines[-1].startswith("#") else out.lines
         reads = names_in([*out.lines, *results])
-        lines, missing = self.lengths(
-            [n for n in self.numbers if n in reads and n not in self.constants], {**seeds, **self.read}, {}
-        )
+        wanted = [n for n in self.numbers if n in reads and n not in self.constants]
+        lines, missing = self.lengths(wanted, {**seeds, **self.read}, {})
         missing += [text for text in self.settings if not made.whole and text in "\n".join([*out.lines, *results])]
         if missing:
             raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
@@ -394,11 +389,7 @@ class _Answer(Writer):
         made = self.author
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED and not e.uniform]:
             floats = [(text, known.values) for known, text in self.read.items() if known.values[0].dtype.kind == "f"]
-            texts = [
-                text
-                for text, own in floats
-                if all(np.array_equal(v > 0, w) for v, w in zip(own, e.values, strict=True))
-            ]
+            texts = [text for text, own in floats if all(map(np.array_equal, [v > 0 for v in own], e.values))]
             if texts and any(part not in self.read and part.op != "number" for part in e.parts):
                 self.read[e] = f"{texts[0]} > 0"  # relu(x) > 0 where x > 0, but not where x >= 0
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -38,9 +38,8 @@ class Expression:
         self.serial = 0
         self.lengths = tuple([tuple([n for n in shape if n > 1]) for shape in self.shapes])
         flat = [np.ravel(value) for value in values]
-        alike = op not in ("number", "array", "zero", "upstream") and all(
-            len(v) and np.all(v == flat[0][0]) for v in flat
-        )
+        alike = all(len(v) and np.all(v == flat[0][0]) for v in flat)
+        alike = alike and op not in ("number", "array", "zero", "upstream")
         # Everywhere the same, as a mask whose case isn't met, or made of that: values say nothing about other inputs.
         self.uniform: bool = alike or any(e.uniform for e in self.parts)
 
@@ -157,10 +156,6 @@ class Expressions:
         args = tuple([e if isinstance(e, Expression) else self.of(*[e] * len(self.recordings)) for e in args])
         run: Any = lambda k: getattr(np, op)(*[e.values[k] for e in args], **plain(params, k))
         return self.make(op, args, params, tuple(map(run, range(len(self.recordings)))))
-
-    def axes(self, axes: Iterable[Any]) -> tuple[Any, ...]:
-        """Axes as a parameter."""
-        return tuple([self.of(*[int(i)] * len(self.recordings)) for i in sorted(axes)])
 
     def make(self, op: Any, args: tuple[Any, ...], params: dict[str, Any], values: tuple[Any, ...]) -> Any:
         """The simplest expression for an operation that gave these values."""
@@ -340,7 +335,8 @@ class Expressions:
         to, shape = e.shapes[0], a.shapes[0]
         lead = len(shape) - len(to)
         summed = [i for i, n in enumerate(shape) if i < lead or n != to[i - lead]]
-        return self._laid(self.do("sum", a, **({"axis": self.axes(summed)} if len(summed) < len(shape) else {})), e)
+        axes = self.of(*[tuple(summed)] * len(e.values))
+        return self._laid(self.do("sum", a, **({"axis": axes} if len(summed) < len(shape) else {})), e)
 
     _laid: Any = lambda self, a, e: self.make("reshape", (a,), {}, e.values)
 

@@ -49,10 +49,8 @@ def recordings(
     dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
     numbers: list[Any] = [(name, value, None) for name, value in {**inputs, **options}.items()]
     numbers += [(key, value, name) for name, own in dicts.items() for key, value in own.items()]
-    for i, (name, value, owner) in enumerate(numbers):
-        if (
-            type(value) is float and value and name not in names
-        ):  # each times another factor, so that none follows another
+    for i, (name, value, owner) in enumerate(numbers):  # each times another factor, so that none follows another
+        if type(value) is float and value and name not in names:
             grown = _tried(grown, recorded, *_scaled(grown, name, value * (i + 7) / (i + 10), owner))
             odd = _tried(odd, recorded, *_scaled(odd, name, value * (i + 11) / (i + 13), owner))
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
@@ -92,8 +90,8 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     """What the branches of a function and of those of its file that it calls read: names, and whole numbers."""
     tree = list(ast.walk(syntax(function)))
     tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While)]
-    tests += [n for n in tree if isinstance(n, ast.BoolOp)]
-    tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
+    calls = [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
+    tests += [*calls, *[n for n in tree if isinstance(n, ast.BoolOp)]]
     compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
     indexed = [n.value for n in tree if isinstance(n, ast.Subscript)]
     names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}

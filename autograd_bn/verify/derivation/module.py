@@ -163,15 +163,12 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
     """A module's forward as a function of its inputs and its parameters, on a copy; these, and their names."""
     module, count = copy.deepcopy(module), len(inputs)
     parameters_of = dict(module.named_parameters())
-    names = [
-        *(names or parameters(module.forward, count)),
-        *["_".join([*path.split(".")[-1:], *path.split(".")[:-1]]) for path in parameters_of],
-    ]
+    ways = [path.split(".") for path in parameters_of]
+    names = [*(names or parameters(module.forward, count)), *["_".join([*way[-1:], *way[:-1]]) for way in ways]]
 
     @wraps(module.forward)
     def forward(*values: Any) -> Any:
-        for path, value in zip(parameters_of, values[count:], strict=True):
-            *way, last = path.split(".")
+        for (*way, last), value in zip(ways, values[count:], strict=True):
             setattr(reduce(lambda part, step: getattr(part, step, None) or part[int(step)], way, module), last, value)
         return module.forward(*values[:count])
 

@@ -29,10 +29,8 @@ class Numbers:
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
         self.products = [*less]
         for (s, v), (t, w) in itertools.combinations(self.known + less, 2):
-            self.products += [
-                (f"{s} * {t}", tuple(map(mul, v, w))),
-                (f"min({s}, {t})", tuple(map(min, v, w))),
-            ]  # of a diagonal
+            self.products += [(f"{s} * {t}", tuple(map(mul, v, w)))]
+            self.products += [(f"min({s}, {t})", tuple(map(min, v, w)))]  # of a diagonal
 
     def text(self, values: Sequence[Any]) -> str:
         """A number as code: by the lengths that it follows, or its inverse, or the square of one of these."""

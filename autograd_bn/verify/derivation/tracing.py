@@ -198,15 +198,13 @@ def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward
     there = {name: _Fillable() if value is np else value for name, value in space.items()}
 
-    def moved(function: FunctionType) -> Any:
+    def moved(function: Any) -> Callable[..., Any]:
         made = FunctionType(function.__code__, there, closure=function.__closure__)
         made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
         return made
 
-    own = [(name, f) for name, f in space.items() if inspect.isfunction(f) and f.__globals__ is space]
-    there.update({name: moved(function) for name, function in own})
-    made: Callable[..., Any] = moved(forward)
-    return made
+    there |= {n: moved(f) for n, f in space.items() if inspect.isfunction(f) and f.__globals__ is space}
+    return moved(forward)
 
 
 class Recording:

@@ -135,7 +135,7 @@ class Writer:
         others = {**second.inputs, **second.options}
         words, tests, said = list[str](), list[str](), list[str]()
         for name, value in {**first.inputs, **first.options}.items():
-            facts = {"{}.ndim": np.ndim(value)} if f"{name}.ndim" in first.tested else {}
+            facts: dict[str, Any] = {"{}.ndim": np.ndim(value)} if f"{name}.ndim" in first.tested else {}
             facts |= _settled(name, value, others[name])
             if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
                 known = {*given.keys()} | given.defaults.keys() & others[name].keys()
@@ -166,8 +166,7 @@ def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
     if isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
         return {f"{{}}[{key!r}]": item for key, item in value.items() if item == other[key]}
     if type(value) not in (int, float, bool, str, type(None)):
-        kind = type(value).__name__
-        raise Unwritable(f"{name} is a {kind}, of which no check can be written: pass its arrays as inputs")
+        raise Unwritable(f"no check can be written of {name}, a {type(value).__name__}: pass its arrays as inputs")
     return {"{}": value} if value == other else {}
 
 
