@@ -442,6 +442,8 @@ def test_jvp_is_the_jacobian_times_the_tangent():
     assert np.allclose(tangent, ag.jacobian(f, x) @ v)
     assert np.array_equal(ag.jvp(lambda x: x + 0 * x, [x], [v])[1], v)
     assert np.array_equal(ag.jvp(ag.stop_gradient, [x], [v])[1], np.zeros(4))
+    assert np.array_equal(ag.jvp(lambda x: ag.stop_gradient(x) + 0 * v, [x], [v])[1], np.zeros(4))
+    assert np.array_equal(ag.jvp(lambda x: ag.tensor(v), [x], [v])[1], np.zeros(4))
     assert np.array_equal(ag.jvp(lambda x, unused: 2 * x, [x, x], [v, v])[1], 2 * v)
 
 

@@ -436,6 +436,18 @@ def test_numbers_in_the_other_byte_order_are_computed_like_native_ones(foreign, 
         np.testing.assert_allclose(a, b, rtol=1e-6 if dtype == "f4" else 1e-12, atol=1e-6 if dtype == "f4" else 1e-12)
 
 
+def test_given_statistics_beyond_the_range_of_squares_are_as_others():
+    x, g = np.random.default_rng(0).normal(size=(2, 6, 3))
+
+    def everything(scale):
+        leaf = ag.tensor(x * scale, requires_grad=True)
+        y = ag.batch_norm(leaf, mean=np.full(3, 0.5 * scale), var=np.full(3, 2 * scale**2), eps=1e-30)
+        return y.data, ag.grad(y, leaf, g)[0] * scale
+
+    for a, b in zip(everything(1e150), everything(1.0), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e150, 1e170, 1e300])
 def test_numbers_near_the_ends_of_the_range_are_normalised_as_others_are(scale):
     rng = np.random.default_rng(0)

@@ -672,6 +672,14 @@ def test_a_repeat_has_the_values_and_gradients_of_its_first_and_last_block(summe
     assert found["output"][0] == said(outputs.data)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_blocks_repeat_where_their_constants_are_equal(equal):
+    y = leaf([1.0, 2.0], "x")
+    for i in range(8):
+        y = ag.tanh(y + np.array([1.0, 2.0 if equal else i]))
+    assert counts(ag.to_dot(y).source) == (["× 7"] if equal else [])  # the first reads a leaf
+
+
 def test_stored_gradients_of_a_repeat_are_those_of_its_ends():
     y, leaves = leaf([1.0, 2.0], "x"), [leaf(2.0, f"w{i}") for i in range(9)]
     for w in leaves:
@@ -1004,6 +1012,9 @@ def test_labels_move_only_from_lines():
     assert 0 < len(changed) < svg.count("<text")
     assert all(re.sub('[xy]="[^"]*"', "", a) == re.sub('[xy]="[^"]*"', "", b) for a, b in changed)
     assert placed(moved) == moved
+    large = svg.replace('viewBox="0.00 0.00 ', 'viewBox="0.00 0.00 99999')
+    assert large != svg
+    assert placed(large) == large
 
 
 # --- Files -------------------------------------------------------------------------------------------------

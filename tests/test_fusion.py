@@ -393,6 +393,13 @@ def test_assigned_before_or_after_fusing_the_gradient_is_right_or_raises(early, 
         np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-12)
 
 
+def test_what_is_no_function_of_its_input_is_not_taken_for_one_row():
+    x = ag.tensor(np.random.default_rng(0).normal(size=(5, 3)), requires_grad=True)
+    report = ag.fuse((x - x) / np.sqrt(x.var(0) + 1e-3))
+    assert not report.fused
+    assert not any("one value per feature" in refusal.reason for refusal in report.refused)
+
+
 def test_a_square_batch_with_statistics_laid_along_the_wrong_axis_is_refused():
     x, _, _ = inputs(shape=(3, 3))
     y = (x - x.mean(1)) / np.sqrt(x.var(1) + EPS)

@@ -223,6 +223,7 @@ def test_repr_shows_the_tree_with_its_settings():
         "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), padding=(0, 0), bias=False)"
     )
     assert repr(nn.Dropout(0.25)) == "Dropout(p=0.25)"
+    assert repr(nn.LayerNorm((2, 3))) == "LayerNorm((2, 3), eps=1e-05)"
 
 
 def test_a_module_without_forward_says_so():

@@ -473,6 +473,7 @@ def test_a_neighbourhood_of_a_large_graph_is_a_page():
     assert all(s["node"] in ids for s in view["steps"] if s["pass"] == "forward")
     finished = {p["to"] for s in view["steps"] for p in s["parts"] if p["n"] == p["of"]}
     assert centre["id"] in finished
+    assert all({*way["nodes"]} <= ids for leaf in view["paths"] for way in leaf["paths"])
     with pytest.raises(ValueError, match="around"):
         ag.page(y.sum(), around=ag.tensor(1.0))
 

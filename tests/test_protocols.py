@@ -75,6 +75,9 @@ NUMPY = [
     lambda x: np.linalg.matrix_power(x[:, :2], 3) + np.linalg.multi_dot([x[:, :2], x, x.T]),
     lambda x: sum(np.linalg.matrix_power(x[:, :2], n) for n in (-2, -1, 0, 1)),
     lambda x: np.full_like(x, x[0, 0]),
+    lambda x: np.select([x > 5.5, x > 2.5], [x, x * x], -1) + np.select([x.T > 2.5], [x.T]).T,
+    lambda x: np.dsplit(x[:, None], 3)[1][:, 0] + np.unstack(x, axis=1)[2][:, None] + np.hsplit(x[0], 3)[0],
+    lambda x: np.linalg.norm(x, np.inf, axis=0) - np.linalg.norm(x, -np.inf, axis=0) + np.linalg.norm(x, -1),
     lambda x: np.linalg.norm(x, 1, axis=(1, 0)) + np.linalg.norm(x, np.inf, axis=(-1, 0)),
     lambda x: np.vecdot(x[:, :2], x[0, :2], axis=0) + np.cross(x.T, x[1], axis=0)[0],
     lambda x: np.einsum("...i->...", x) + np.einsum(x, [0, 1], [0]) + np.einsum("ij,ij->i", x, x, optimize=True),
@@ -403,6 +406,8 @@ def test_writing_into_an_array_is_refused(x):
         array += x
     with pytest.raises(TypeError, match="in place"):
         np.sum(x, axis=0, out=np.ones(3))
+    with pytest.raises(TypeError, match=r"np.add.reduce has no rule"):
+        np.add.reduce(x, out=np.ones(3))
     with pytest.raises(TypeError):
         x[0] = 1.0
     assert array.tolist() == [[1.0] * 3] * 2

@@ -340,9 +340,8 @@ def draw(runs: list[Run], path: Path) -> None:
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             for curve, percentile in zip((low, middle, high), PERCENTILES, strict=True):
                 axes.plot(steps, curve, color=colour, linewidth=1.4 if percentile == 50 else 0.7)
-                if len(steps):
-                    place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-                    axes.annotate(f"{percentile} %", (steps[-1], curve[-1]), **place)
+                place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(f"{percentile} %", (steps[-1], curve[-1]), **place)
             axes.set(title=each.name)
         bottoms, tops = zip(*[axes.get_ylim() for axes in others], strict=True)
         for axes in (left, *others):

@@ -476,8 +476,8 @@ def cross(a: Any, b: Any, axis: int = -1) -> Any:
     """The cross product of vectors of three along an axis."""
     if np.shape(a)[axis] != 3 or np.shape(b)[axis] != 3:
         raise ValueError(f"cross takes vectors of three, got shapes {np.shape(a)} and {np.shape(b)} along axis {axis}")
-    (a, b), n, m = (moveaxis(x, axis, -1) for x in (a, b)), [1, 2, 0], [2, 0, 1]
-    return moveaxis(a[..., n] * b[..., m] - a[..., m] * b[..., n], -1, axis)
+    (a0, a1, a2), (b0, b1, b2) = unstack(a, axis), unstack(b, axis)
+    return ops.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis)
 
 
 # --- numpy.linalg ------------------------------------------------------------------------------------------

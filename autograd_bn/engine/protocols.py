@@ -50,7 +50,7 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: d
     """A ufunc with a tensor among its inputs, or one of a ufunc's methods."""
     if method == "__call__":
         return call(ufunc, inputs, options)
-    if options.get("out") in (None, (None,)):
+    if all(part is None for part in options.get("out") or ()):
         options.pop("out", None)
         if method == "reduce" and ufunc in _REDUCED:
             return _REDUCED[ufunc](*inputs, **{"axis": 0, **options})
@@ -84,11 +84,6 @@ def call(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             if not words.is_default(option, options[option]):
                 raise TypeError(f"{name} of a tensor takes no {option}=: {advice}")
             options = {key: value for key, value in options.items() if key != option}
-    for option in options:
-        if option in words.OPTIONS and option not in ("min", "max"):
-            raise TypeError(
-                f"{name} of a tensor takes no {option}=: it is called {words.OPTIONS[option]}= here, as in NumPy"
-            )
     if func is np.where and len(args) == 1:
         return np.nonzero(plain(args[0]))
     result = words.called(_RECORDED[func], f"{name} of a tensor", args, options)
