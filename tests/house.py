@@ -11,9 +11,9 @@ ROOMS = "files engine distributed batch_norm verify drawing nn commands __main__
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 # What a room may hold, in lines of Python, and what a function may take by position.
 LINES = {
-    "engine": 3_414,
+    "engine": 3_420,
     "distributed": 270,
-    "batch_norm": 2_405,
+    "batch_norm": 2_406,
     "verify": 11_022,
     "drawing": 2_465,
     "nn": 1_327,

@@ -1,6 +1,7 @@
 """The backward pass and what is made of it: sums, ownership, errors, depth, threads, memory."""
 
 import gc
+import pickle
 import sys
 import threading
 import time
@@ -324,6 +325,19 @@ def test_fractions_stay_exact_from_end_to_end():
     z64 = ag.max(y) * 2 + ag.relu(x64).sum() + ag.where(x64.data > 2, x64, 0).mean() + x64[0].var()
     for exact, rounded in zip(gradients, ag.grad(z64, [x64, w64]), strict=True):
         np.testing.assert_allclose(exact.astype(float), rounded, rtol=1e-13)
+
+
+@pytest.mark.parametrize("unpickled", [False, True])
+def test_every_exact_number_is_a_fraction(unpickled):
+    numbers = np.array([2, 3, 5], dtype=object)
+    x = ag.tensor(pickle.loads(pickle.dumps(numbers)) if unpickled else numbers, requires_grad=True)
+    for y in (x[0] * x[1], np.pad(x, 1, constant_values=np.int64(7)), x[0].var() + x, ag.stack([x, x])):
+        assert all(type(e) is Fraction for e in np.ravel(y.data))
+        (g,) = ag.grad(y, x, np.ones(y.shape, int))
+        assert all(type(e) is Fraction for e in g)
+    for inexact in (lambda: ag.grad((2**x).sum(), x), lambda: np.pad(x, 1, constant_values=np.float32(0.5))):
+        with pytest.raises(TypeError, match="among exact numbers"):
+            inexact()
 
 
 # --- grad ----------------------------------------------------------------------------------------------------

@@ -190,6 +190,8 @@ def test_float32_stays_and_a_step_allocates_next_to_nothing():
         (lambda w: optim.SGD([w], 0.1, weight_decay=-1), ValueError, "weight_decay is -1"),
         (lambda w: optim.Adam([w], betas=(0.9, 1.0)), ValueError, r"betas\[1\] is 1.0"),
         (lambda w: optim.Adam([w], betas=None), ValueError, "betas is None"),
+        (lambda w: optim.Adam([w], betas=(0.9,)), ValueError, r"betas is \(0.9,\), expected two"),
+        (lambda w: optim.SGD(ag.nn.Linear(2, 2), 0.1), TypeError, r"Linear, expected its parameters\(\)"),
         (lambda w: optim.Adam([w], lr="fast"), ValueError, "lr is 'fast'"),
         (lambda w: optim.StepLR(None, 3), TypeError, "optimizer is a NoneType"),
         (lambda w: optim.Adam([w]).load_state_dict(None), TypeError, "state is a NoneType"),

@@ -11,6 +11,7 @@ from .. import engine as ag
 from ..distributed.collectives import raise_together
 from ..engine import Tensor
 from ..engine.node import Array, Node
+from ..engine.operations import is_half
 from ..engine.primitive import primitive, registry
 from ..engine.tensor import values_of
 from . import arithmetic
@@ -41,7 +42,7 @@ def composed(x: Any, gamma: Any, beta: Any, norm: Norm) -> tuple[Any, Any, Any, 
 
 def _widened(x: Any, *others: Any) -> list[Any]:
     """What is computed in float32 where `x` is float16: the squares of its numbers are out of its range."""
-    if x.dtype != np.float16:
+    if not is_half(x):
         return [x, *others]
     return [None if p is None else p.astype(np.result_type(p.dtype, np.float32)) for p in (x, *others)]
 

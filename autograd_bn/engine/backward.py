@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Leaf, Node, clock, owner_of, recording, topological_order
-from .operations import HALF, broadcasts, sum_to
+from .operations import broadcasts, is_half, sum_to
 from .tensor import Tensor, as_tensor, exact, unwritable, values_of
 
 _accumulating = threading.Lock()
@@ -127,8 +127,8 @@ def _add(parts: list[tuple[Node, Any]], sums: dict[Node, Any], ours: set[Node], 
             sums[node] = np.add(sums[node], part, out=sums[node])
         else:
             first = sums[node]
-            half = node.dtype is HALF  # whose sums of many parts stop growing at 2048
-            total = (first.astype(np.float32) if half and first.dtype is HALF else first) + part
+            half = is_half(node)  # whose sums of many parts stop growing at 2048
+            total = (first.astype(np.float32) if half and is_half(first) else first) + part
             if not create_graph:  # NumPy gives another byte order, and the bare element of a 0-d object array
                 total = np.asarray(total, np.float32 if half else node.dtype)
                 ours.add(node)
@@ -202,6 +202,8 @@ def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) ->
     for _, seed in seeds:
         taken.add(id(seed if seed.base is None else owner_of(seed)))
     for node, g in gradients.items():
+        if g.dtype.kind == "O":
+            gradients[node] = g = exact(g, f"the gradient of {node.name or 'an input'}")
         owner = id(g if g.base is None else owner_of(g))
         if owner in taken or type(g) is not np.ndarray or not g.flags.writeable:
             gradients[node] = g = np.array(g)

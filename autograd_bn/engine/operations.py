@@ -29,7 +29,6 @@ __all__ = [
     "stop_gradient", "subtract", "sum", "tanh", "trace", "transpose", "var", "where",
 ]  # fmt: skip
 Axis = int | Sequence[int] | None
-HALF = np.dtype(np.float16)
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 
 
@@ -209,7 +208,7 @@ def sigmoid(x: Any, /) -> Any:
     array([0.5, 0. ])
     """
     x = real(x)
-    if x.dtype is HALF:  # whose exp(12) overflows, though 1 / exp(12) has a place
+    if is_half(x):  # whose exp(12) overflows, though 1 / exp(12) has a place
         return sigmoid(x.astype(np.float32)).astype(np.float16)
     with np.errstate(over="ignore"):  # the inverse of infinity is the right 0
         e = np.exp(-x)
@@ -255,6 +254,11 @@ def stop_gradient(x: Any, /) -> Any:
     (array(3.),)
     """
     return x[...]
+
+
+def is_half(x: Any) -> bool:
+    """Whether it is of float16, in whose sums 2048 + 1 is 2048; unpickled, and in either byte order."""
+    return getattr(getattr(x, "dtype", None), "char", "") == "e"
 
 
 def real(x: Any) -> Any:
@@ -324,19 +328,19 @@ def sum(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def total(x: Any, axis: Axis, keepdims: bool = False) -> Any:
     """The sum of an array, with float16 added in float32: NumPy adds it row by row, and 2048 + 1 is 2048."""
-    half = x.dtype is HALF
+    half = is_half(x)
     out = np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float32 if half else None)
     return out.astype(np.float16) if half else out
 
 
 def widened(x: Any) -> Any:
     """float16 as float32, for sums inside a formula."""
-    return x.astype(np.float32) if x.dtype is HALF else x
+    return x.astype(np.float32) if is_half(x) else x
 
 
 def over(g: Any, n: int) -> Any:
     """g / n, in single precision for float16, which has no such counts."""
-    return (astype(g, np.float32) if g.dtype is HALF else g) / n
+    return (astype(g, np.float32) if is_half(g) else g) / n
 
 
 @primitive(lambda g, shape, axis, keepdims: _spread(over(g, count(shape, axis)), shape, axis, keepdims))
@@ -432,7 +436,7 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
 @primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
 def cumsum(x: Any, /, axis: int | None = None) -> Any:
     """The running sum along `axis` (of all elements in a row by default)."""
-    return np.cumsum(x, axis, dtype=np.float32).astype(x.dtype) if x.dtype is HALF else np.cumsum(x, axis)
+    return np.cumsum(x, axis, dtype=np.float32).astype(np.float16) if is_half(x) else np.cumsum(x, axis)
 
 
 def _flip(x: Any, axis: int) -> Any:
@@ -503,7 +507,7 @@ def sum_to(x: Any, /, to: tuple[int, ...]) -> Any:
     lead = x.ndim - len(to)
     axes = tuple([i for i in range(x.ndim) if i < lead or to[i - lead] == 1])
     # NumPy adds float16 row by row, and 2048 + 1 is 2048.
-    return np.reshape(np.add.reduce(x, axis=axes, dtype=np.float32 if x.dtype is HALF else None), to)
+    return np.reshape(np.add.reduce(x, axis=axes, dtype=np.float32 if is_half(x) else None), to)
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -566,11 +570,11 @@ def scatter(x: Any, /, index: Any, to: tuple[int, ...]) -> Any:
     if to and any(isinstance(i, np.ndarray) for i in (index if isinstance(index, tuple) else (index,))):
         lanes = np.broadcast_arrays(*np.indices(to, sparse=True))
         places = np.ravel_multi_index([lane[index] for lane in lanes], to)  # NumPy adds to a line ten times as fast
-        flat = np.zeros(math.prod(to), np.float32 if x.dtype is HALF else x.dtype)
+        flat = np.zeros(math.prod(to), np.float32 if is_half(x) else x.dtype)
         np.add.at(flat, np.ravel(places), np.ravel(x))
         return flat.reshape(to).astype(x.dtype, copy=False)
     out = np.zeros(to, x.dtype)
-    out[index] = x
+    out[index] = x[()]  # the number in an array of objects without axes, which would itself become an element
     return out
 
 
@@ -726,7 +730,7 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
 )
 def _einsum(a: Any, b: Any, /, terms: tuple[str, str, str]) -> Any:
     """Two operands; each letter stands in two of the three terms at least, in none of them twice."""
-    wide = np.float32 if getattr(a, "dtype", None) is getattr(b, "dtype", None) is HALF else None
+    wide = np.float32 if is_half(a) and is_half(b) else None
     out = np.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", a, b, optimize=True, dtype=wide)
     return out.astype(np.float16) if wide else out
 

@@ -168,7 +168,7 @@ class Primitive:
             if values and isinstance(values[0], (int, float, complex)):
                 values[0] = np.asarray(values[0])
             out = self.forward(*values, *rest, **params)
-            return exact(out, self.name) if getattr(out, "dtype", None) is OBJECT else out
+            return exact(out, self.name) if getattr(out, "dtype", FLOAT).kind == "O" else out
         for arg in odd:
             checked(arg, None, f"an operand of {self.name}")
         values = values if self.own else [*map(unwritable, values)]
@@ -181,7 +181,7 @@ class Primitive:
             if not isinstance(out, (np.ndarray, Number)):
                 raise TypeError(f"{self.name} gives a {type(out).__name__}, expected an array of real numbers")
             out = checked(out, None, f"the result of {self.name}")
-        if getattr(out, "dtype", OBJECT) is OBJECT:  # NumPy hands out the bare element of a 0-d object array
+        if getattr(out, "dtype", OBJECT).kind == "O":  # NumPy hands out the bare element of a 0-d object array
             out = exact(out, self.name)
         buffer, viewed = None, False
         if self.view:

@@ -438,9 +438,9 @@ def exact(values: Any, what: str) -> Array:
     """
 
     def rational(element: Any) -> Any:
-        if isinstance(element, float):
+        if isinstance(element, float | np.floating):
             raise TypeError(f"{what} gives the float {element!r} among exact numbers: use Fractions all through")
-        return Fraction(element) if isinstance(element, int) else element
+        return Fraction(int(element)) if isinstance(element, int | np.integer) else element
 
     out = np.empty(np.shape(values), dtype=object)
     out[...] = np.frompyfunc(rational, 1, 1)(values)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..engine import Tensor, exp, mean, sigmoid, softmax, square, subtract
 from ..engine.node import Array
-from ..engine.operations import over
+from ..engine.operations import is_half, over
 from ..engine.primitive import primitive
 from .functions import operand
 
@@ -28,7 +28,7 @@ def _cross_entropy(logits: Any, labels: Any, /) -> Any:
     total = np.add.reduce(probabilities, axis=-1, keepdims=True)
     probabilities /= total
     losses = np.log(total)[..., 0] - shifted[_chosen(labels)]
-    wide = np.float32 if logits.dtype == np.float16 else None
+    wide = np.float32 if is_half(logits) else None
     loss = np.add.reduce(losses, axis=None, dtype=wide) / labels.size
     return logits.dtype.type(loss), probabilities
 
