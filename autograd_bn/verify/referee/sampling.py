@@ -15,7 +15,7 @@ from .inputs import Inputs, lengthened, moved, named_lengths, whole
 from .meant import cut_by_a_guard
 from .pairs import Pair
 from .paths import Paths, main_paths, telling
-from .run import Run
+from .run import TOLERANCE, Run
 from .trace import effort
 
 PASSES = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
@@ -85,6 +85,8 @@ class Sample:
         for factor in (10.0, 100.0, 0.1) if names else ():
             run = self._tried(self._moved(names, factor=factor))
             if run is not None and _well_known(run, judged):
+                for name in judged:  # where softmax is flat, all that is left may be rounding in sums that cancel
+                    run.noise[name] = run.noise[name] + TOLERANCE * np.max(np.abs(self.first.truth[name]), initial=0)
                 self.runs.append(run)
 
     def _run_longer(self) -> None:

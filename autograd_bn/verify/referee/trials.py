@@ -14,7 +14,7 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .entries import Entry
 from .guesses import Choices, axes_of, drawn, meant, shown
-from .held import arrays, is_array
+from .held import arrays, is_array, is_float
 from .load import said
 from .names import BIAS, PLACES, SHIFT, plain
 from .pairs import NoPair, Pair, agreement
@@ -194,7 +194,8 @@ class Search:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         number = all(np.size(value) < 2 for value in inputs)  # of one, or of one row, each mean is the sum
-        alone = (number and self.disagreed) or (1 in first and self.wrong_rows)
+        few = 1 in first or (len(first) == 1 and _of_a_difference(pair))
+        alone = (number and self.disagreed) or (few and self.wrong_rows)
         if right and (alone or self.along_the_batch(chosen, pair)):
             self.accepted = _ACCEPTED  # other guesses would only hide what is wrong
             return
@@ -244,6 +245,15 @@ class Search:
         lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
         if lost and self.best is None and self.failed.count(self.failed[-1]) == ABSENT:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
+
+
+def _of_a_difference(pair: Pair) -> bool:
+    """Whether forward is a loss of the difference of two arrays, as a squared error is, of any shape."""
+    if len(pair.inputs) != 2 or not all(map(is_float, pair.inputs)):
+        return False
+    moved = [value + np.arange(1.0, value.size + 1).reshape(value.shape) for value in pair.inputs]
+    y, there = (np.asarray(pair.forward(*copy.deepcopy(values))[0]) for values in (pair.inputs, moved))
+    return bool(y.size == 1 and np.allclose(y, there))
 
 
 def _transposed(name: str, pair: Pair) -> bool:
