@@ -777,6 +777,36 @@ def test_what_an_author_says_of_a_tie_holds_there(function):
     assert_right(made, function, [np.array([[0.0, 1.0, -1.0], [0.0, 0.0, 2.0]])])
 
 
+def of_channels(x, gamma):
+    N, _, H, W = x.shape
+    mean = x.sum(axis=(0, 2, 3)) / (N * H * W)
+    std = np.sqrt(x.var(axis=(0, 2, 3)) + 1e-5)
+    xhat = (x - mean[None, :, None, None]) / std[None, :, None, None]
+    return gamma[None, :, None, None] * xhat
+
+
+def steps_of_one_layer(x, h, W, b):
+    for t in range(3):
+        h = np.tanh(x[t] + h @ W + b)
+    return h
+
+
+def cell(x, c):
+    c = c * x + x
+    return np.tanh(c), c, None
+
+
+def heads(x, W):
+    N, T, D = x.shape
+    k = (x @ W).reshape(N, T, 2, D // 2).transpose(0, 2, 1, 3)
+    return np.tanh((k * k).transpose(0, 2, 1, 3).reshape(N, T, D) @ W)
+
+
+def with_half(x, k=3.0):
+    k = k / 2
+    return k * x**2
+
+
 def squared_layer(x, w):
     y = x @ w
     return y * y
@@ -801,6 +831,14 @@ def gelu(x):
         (gelu, arrays((4, 3)), "0.5 * np.sqrt(2 / np.pi) * (g + 0.134145 * g * x**2) + 0.5 * dy * pre\n"),
         (lambda x: np.diag(x).mean(), arrays((4, 4)), "min(len(x), x.shape[1])"),
         (lambda x: np.prod(x), arrays((4, 3)), "return (part3 * part2[-1:]).squeeze(), cache\n"),
+        (of_channels, arrays((2, 3, 4, 5), (3,)), "    dstd = -(dxhat * xhat).sum(axis=(0, 2, 3)) / std\n"),
+        (of_channels, arrays((2, 3, 4, 5), (3,)), "(dmean / (N * H * W))[None, :, None, None]"),
+        (steps_of_one_layer, arrays((3, 2, 4), (2, 4), (4, 4), (4,)), "db = (g + g2 + g3).sum(axis=0)\n"),
+        (cell, arrays((4, 3), (4, 3)), "c2 = c * x + x\n    t = np.tanh(c2)\n"),
+        (cell, arrays((4, 3), (4, 3)), "dc2_2 = dc2 + "),
+        (heads, arrays((2, 3, 4), (4, 4)), "g2 = dk.transpose(0, 2, 1, 3).reshape(dy.shape)\n"),
+        (with_half, arrays((4, 3)), "return 0.5 * k * x**2, cache\n"),
+        (lambda x, mask: -(mask * x) / len(x), (*arrays((4, 3)), arrays((4, 3))[0] > 0), "-1 * mask"),
         (squared_layer, arrays((4, 3), (3, 2)), "def backward(dout, cache):"),  # dy is another's
     ],
 )

@@ -397,6 +397,7 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Weighted.backward", "self.weight_grad = self.x.T @ dy\n"),
         ("Boxed.backward", "self.W.grad = self.x.T @ dy\n"),
         ("margin_loss", "d = np.full(x.shape, 1 / N)\n"),
+        ("margin_loss", "\n    return loss, dx\n"),
     ],
 )
 def test_it_is_written_where_and_as_its_author_would(written, name, line):

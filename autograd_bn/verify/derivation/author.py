@@ -147,7 +147,8 @@ class _Author:
         answer = back.back if back is not None else None
         listed = list(answer) if isinstance(answer, tuple | list) else [answer]
         known = {plain(name): name for name in reversed(self.pair.names)}
-        said = [next((known[n] for n in derivative_of(hint)[:-1] if n in known), "") for hint in calls.returns]
+        hints = calls.returns[self.whole :]  # but for a loss
+        said = [next((known[n] for n in derivative_of(hint)[:-1] if n in known), "") for hint in hints]
         if isinstance(answer, dict):
             of = {str(key): next((known[n] for n in derivative_of(str(key)) if n in known), "") for key in answer}
             self.keys, self.returned = [key for key in of if of[key]], [name for name in of.values() if name]
@@ -160,7 +161,6 @@ class _Author:
             free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]
             self.returned = said if any(said) else free
             self.kept = {name: self._beside(paths[0]) for name, paths in calls.slots.items()} | self.kept
-        hints = calls.returns[self.whole :]
         hints = hints if len(hints) == len(self.returned) else []
         self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
 

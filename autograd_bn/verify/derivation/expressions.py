@@ -281,6 +281,11 @@ class Expressions:
         if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
             over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
             return self.do("divide", self.do("add", *over), x.args[1])
+        alike = x.op == y.op and x.op in ("reshape", "transpose", "sum") and (p, x.params) == (q, y.params)
+        if alike and x.args[0].shapes == y.args[0].shapes and not {a, b, x, y} & self.fixed:
+            both, added = self.do("add", x.args[0], y.args[0]), tuple(map(np.add, x.values, y.values))
+            made = self.make(x.op, (both,), x.params, added)
+            return self._scaled(p, made) if p else made
         return None
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
@@ -360,7 +365,10 @@ class Expressions:
 
     def _getitem(self, e: Expression, a: Any) -> Any:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
-        index = e.params.get("index")
+        index: Any = e.params.get("index")
+        items = index if isinstance(index, tuple) else (index,)
+        if all(i is None or i is ... or i == slice(None) for i in items):
+            return self._laid(a, e)
         if isinstance(index, Expression) and index.args[:1] and getattr(index.args[0], "op", "") == "places":
             return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
         if a.op == "array" and self._inside(a):  # of one number

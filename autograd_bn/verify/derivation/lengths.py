@@ -59,9 +59,15 @@ def recordings(
 
 
 def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
-    """A recording with other labels and masks, if forward takes any: without their largest, else in another order."""
+    """A recording with other labels and masks, if forward takes any: drawn but for the largest, else turned round."""
     rng = np.random.default_rng(3)
-    for other in (lambda v: rng.choice(np.unique(v)[:-1], v.shape), rng.permutation, np.flip):
+
+    def drawn(labels: Any) -> Any:
+        known = np.unique(labels)
+        made = [rng.choice(known[: max(2, len(known) - 1)], labels.shape) for _ in range(9)]
+        return next(each for each in made if each.sum() != labels.sum() and each.min() < each.max())
+
+    for other in (drawn, np.flip):
         with contextlib.suppress(Exception):
             whole = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
             run = record(inputs | {n: other(inputs[n]) for n in whole}, options)

@@ -225,10 +225,11 @@ class _Module(Writer):
     def _ahead(self, crossing: Sequence[Expression]) -> Function:
         """The forward pass: a line for what its author named, for what backward reads, and for what is used twice."""
         again = used_again(self.forward, {*self.named, *crossing})
+        inner = below([part for y in self.ys for part in y.parts])
         out = self.function(self.inputs)
         out.reserved = {*self.named.values(), *self.seeds.values()}
         for e in self.forward:
-            kept = e in self.named or e in crossing or e in again
+            kept = e in self.named or e in crossing or e in again or (e in self.ys and e in inner)
             if e not in out.names and kept and e.op not in ("number", "array"):
                 own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
                 out.line(e, self.named.get(e) or out.fresh(own))

@@ -27,6 +27,8 @@ class Numbers:
         self.named, known = named, [(text, tuple(map(float, values))) for text, values in lengths]
         self.known = [(text, values) for text, values in known if len(set(values)) > 1 and all(values)]
         less = [(f"({text} - 1)", tuple([n - 1 for n in v])) for text, v in self.known if min(v) > 1]
+        own = itertools.combinations([text for text, _ in self.known if text in named], 3)
+        self.volumes = [(" * ".join(three), np.prod([named[n] for n in three], axis=0)) for three in own]
         self.products = [*less]
         for (s, v), (t, w) in itertools.combinations(self.known + less, 2):
             self.products += [(f"{s} * {t}", tuple(map(mul, v, w)))]
@@ -77,6 +79,8 @@ class Numbers:
                     yield "{} - " + text, tuple(map(add, number, v))
             for text, v in some if whole else ():
                 yield from _rounded(text, v, number)
+            if some is self.known:
+                yield from [(joined("1", t), (1.0,)) for t, v in self.volumes if np.allclose(v * number, 1, 1e-13, 0)]
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
             if not whole and not any(map(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):

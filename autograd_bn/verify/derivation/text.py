@@ -175,7 +175,8 @@ class Function:
             factors = short + [f for f in factors if f not in short]
         elif len(factors) == 2:
             factors.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
-        parts = [("*", text) for text in (over, *above) if text != "1"] + [f[1:] for f in factors]
+        flags = factor < 0 and any(part.values[0].dtype == bool for part, _ in self._factors(e))  # which take no sign
+        parts = [("*", text) for text in (over, *above) if text != "1" or flags] + [f[1:] for f in factors]
         lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
         start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
         return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
@@ -194,8 +195,11 @@ class Function:
         """A factor that is there so many times."""
         return powered(self.text(e, ATOM), str(count)) if count > 1 else self.text(e, level)
 
-    def _reshape(self, e: Expression) -> str:
+    def _reshape(self, e: Expression) -> Any:
         (a,), shape = e.args, e.shapes[0]
+        inner = tuple([x.args[0] for x in a.args if isinstance(x, Expression) and x.op == "reshape"])
+        if a.op == "divide" and a not in self.names and [x.shapes for x in inner] == [e.shapes] * 2:
+            return self._form(Expression(a.op, inner, {}, e.values))  # of what has axes of length 1 besides
         if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
             if a.op in REDUCTIONS and a not in self.names:
                 whole = np.empty(a.args[0].shapes[0], bool)
@@ -323,7 +327,8 @@ class Function:
     def fresh(self, name: str) -> str:
         """A name that nothing has yet."""
         taken = {*self.names.values(), *self.reserved, *self.numbers.named, *self.above, *keyword.kwlist, "np", "cache"}
-        return next(n for i in itertools.count(1) if (n := f"{name}{i if i > 1 else ''}") not in taken)
+        numbered = itertools.chain([name], (f"{name}{'_' * name[-1].isdigit()}{i}" for i in itertools.count(2)))
+        return next(n for n in numbered if n not in taken)
 
     def line(self, e: Expression, name: str, comment: str = "") -> None:
         """Compute an expression under a name, parts of too long a line under names of their own."""

@@ -36,13 +36,16 @@ class Writer:
         self.named = dict(self.inputs)  # by the author
         self.numbers: dict[str, Any] = {}
         self.forward = below(self.ys)
+        taken = {"_", "np", "cache", upstream, *first.args}
         for name, value in first.named.items():
+            again = stored is None and name in first.args and f"{name}2" not in first.named  # bound to another value
+            own = f"{name}2" if again else name
             values = [run.named.get(name) for run in runs]
             e = made.known(values)
             if type(value) in (int, float):
-                self.numbers[name] = values
-            elif e in self.forward and e not in self.named and name not in ("_", "np", "cache", upstream, *first.args):
-                self.named[e] = name
+                self.numbers[name] = [{**run.named, **run.inputs, **run.options}[name] for run in runs]
+            elif e in self.forward and e not in self.named and own not in taken:
+                self.named[e] = own
         self.settings: dict[str, Any] = {}  # numbers in dicts, by the code that reads them
         for name, given in first.args.items():
             for key, default in {**given.defaults, **first.inputs[name]}.items() if isinstance(given, Options) else ():
@@ -176,6 +179,8 @@ def used_again(listed: Iterable[Expression], lines: Container[Expression]) -> se
     uses, readers = Counter[Expression](), Counter(part for e in ordered for part in e.parts)
     sums = {e for e in ordered if e.op == "reshape" and e.args[0].op in REDUCTIONS and readers[e.args[0]] == 1}
     in_place = {e for e in ordered if cheap(e)} - sums  # those keep their axes
+    turned = ("reshape", "transpose")
+    in_place -= {e for e in in_place if e.op in turned and e.args[0].op in turned and e.args[0] not in lines}
     for e in ordered:
         for part in e.parts:  # as often as what stands in place is written
             uses[part] += uses[e] if e in in_place and e not in lines else 1
