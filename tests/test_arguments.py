@@ -34,6 +34,8 @@ from autograd_bn import nn
         (lambda: nn.Sigmoid()("a"), TypeError, "x is a str, expected an array or a tensor"),
         (lambda: nn.ReLU().load_state_dict(None), TypeError, "state is a NoneType, expected arrays by name"),
         (lambda: nn.cross_entropy(None, [0]), TypeError, "logits is a NoneType"),
+        (lambda: nn.cross_entropy(1.0, 0), ValueError, "labels have shape"),
+        (lambda: ag.save("a.npz", [1.0]), TypeError, "state is a list, expected arrays by name"),
         (lambda: ag.data.batches([1, 2], [1, 2], 1, rng="a"), TypeError, "rng is 'a'"),
         (lambda: ag.save(None, {}), TypeError, "path is a NoneType, expected a string or a pathlib.Path"),
         (lambda: ag.load(3), TypeError, "path is a int, expected a string or a pathlib.Path"),

@@ -81,6 +81,15 @@ def test_objects_are_refused_before_anything_runs(tmp_path):
     assert ag.load(tmp_path / "net.npz")["x"] == [1.0]
 
 
+def test_an_array_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.npz"
+    ag.save(path, {"x": [1.0]})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("x.npy", archive.read("x.npy"))
+    with pytest.raises(ValueError, match=r"unexpected member 'x\.npy'"):
+        ag.load(path)
+
+
 STATE = {"weight": np.arange(40.0).reshape(8, 5), "running_mean": np.ones(5, "float32"), "n": np.array(3)}
 
 

@@ -1,5 +1,7 @@
 """`Module` and `Sequential`: what they find below them, and their state."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -206,6 +208,23 @@ def test_sequential_is_a_sequence_of_modules_only():
     assert [type(layer) for layer in net] == [nn.Flatten, nn.ReLU]
     with pytest.raises(TypeError, match=r"layers\[1\]"):
         nn.Sequential(nn.ReLU(), ag.relu)
+
+
+def test_a_module_elsewhere_is_not_watched():
+    seen = []
+    with nn.ReLU().watching(lambda *about: seen.append(about)):
+        nn.Tanh()(np.ones(2))
+    assert not seen
+
+
+def test_a_notebook_shows_each_module_with_its_own_parameters():
+    html = nn.Sequential(nn.Linear(4, 3), nn.ReLU())._repr_html_()
+    rows = re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)[1:]
+    assert [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows] == [
+        ["", "Sequential()", ""],
+        ["0", "Linear(4, 3)", "15"],
+        ["1", "ReLU()", ""],
+    ]
 
 
 def test_repr_shows_the_tree_with_its_settings():

@@ -458,6 +458,34 @@ def test_the_slope_of_a_root_is_right_where_its_cube_leaves_the_range(unit):
     np.testing.assert_allclose(slope, -1 / 16, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, unit: np.arctan2(x, x[::-1]) * unit,
+        lambda x, unit: np.arctan2(x[::-1], x) * unit,
+        lambda x, unit: np.arccosh(x) * unit,
+        lambda x, unit: np.sinc(x - x[0] * np.array([1, 0])),
+    ],
+)
+def test_slopes_are_right_where_squares_leave_the_range(f, dtype):
+    unit = {"float16": 1e3, "float32": 1e25}[dtype]
+    slopes = []
+    for kind in (dtype, "longdouble"):
+        x = ag.tensor([unit, 2 * unit], dtype=kind, requires_grad=True)
+        slopes.append(ag.grad(f(x, unit), x, np.ones(2))[0])
+    assert np.isfinite(slopes[0]).all()
+    np.testing.assert_allclose(*slopes, rtol=1e-2, atol=1e-2)
+
+
+def test_the_variance_of_float16_has_its_range_and_not_that_of_squares():
+    x = ag.tensor([300.0] + [0.0] * 99, dtype="float16", requires_grad=True)
+    assert x.var().item() == 891
+    np.testing.assert_allclose(ag.grad(x.std(), x)[0][0], 297 / 100 / 891**0.5, rtol=2e-3)
+    with pytest.raises(ValueError, match="needs ddof below"):
+        x[:1].var(ddof=1)
+
+
 def test_an_index_of_a_number_that_picks_none_has_gradient_0():
     x = ag.tensor(1.0, requires_grad=True)
     assert ag.grad(x[np.array(False)].sum(), x)[0] == 0

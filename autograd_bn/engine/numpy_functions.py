@@ -51,12 +51,12 @@ arctan = _of_one(np.arctan, lambda g, x: g / (1 + x * x))
 sinh = _of_one(np.sinh, lambda g, x: g * cosh(x))
 cosh = _of_one(np.cosh, lambda g, x: g * sinh(x))
 arcsinh = _of_one(np.arcsinh, lambda g, x: g / ops.sqrt(x * x + 1))
-arccosh = _of_one(np.arccosh, lambda g, x: g / ops.sqrt(x * x - 1))
+arccosh = _of_one(np.arccosh, lambda g, x: g / (ops.sqrt(x - 1) * ops.sqrt(x + 1)))
 arctanh = _of_one(np.arctanh, lambda g, x: g / (1 - x * x))
 log2 = _of_one(np.log2, lambda g, x: g / (x * math.log(2)))
 log10 = _of_one(np.log10, lambda g, x: g / (x * math.log(10)))
 exp2 = _of_one(np.exp2, lambda g, out: g * (out * math.log(2)))
-arctan2 = _of_two(np.arctan2, lambda g, a, b: g * b / (a * a + b * b), lambda g, a, b: -g * a / (a * a + b * b))
+arctan2 = _of_two(np.arctan2, lambda g, a, b: _turned(g, b, a), lambda g, a, b: -_turned(g, a, b))
 logaddexp = _of_two(np.logaddexp, lambda g, a, b: g * ops.sigmoid(a - b), lambda g, a, b: g * ops.sigmoid(b - a))
 logaddexp2 = _of_two(
     np.logaddexp2,
@@ -101,6 +101,12 @@ def _erf_terms() -> list[Array]:
 
 
 absolute = fabs = ops.abs
+
+
+def _turned(g: Any, a: Any, b: Any) -> Any:
+    """g * a / (a * a + b * b), whose squares may leave the range."""
+    radius = hypot(a, b)
+    return g * (a / radius) / radius
 
 
 def _quotient(a: Any, b: Any) -> Any:
@@ -387,7 +393,8 @@ def sinc(x: Any) -> Any:
     small = np.abs(values_of(x)) < 1e-3  # where derivatives of the quotient would cancel
     if not np.any(small):
         return ops.sin(angle) / angle
-    square = angle * angle
+    near = ops.where(small, angle, 0)  # as what is not chosen has a gradient too, 0 times its slope
+    square = near * near
     series = 1 - square / 6 * (1 - square / 20)
     return ops.where(small, series, ops.sin(angle) / ops.where(small, 1, angle))
 

@@ -356,14 +356,14 @@ def mean(x: Any, /, axis: Axis = None, keepdims: bool = False) -> Any:
 )
 def var(x: Any, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
     """The variance over `axis` (all axes by default): mean of squared deviations, n - ddof for n."""
-    deviation = x - np.mean(x, axis=axis, keepdims=True)
-    biased = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
-    if not ddof:
-        return biased
-    n = count(np.shape(x), axis)
-    if n <= ddof:
-        raise ValueError(f"var over {n} elements needs ddof below {n}, got {ddof}")
-    return biased * n / (n - ddof)
+    deviation = widened(x - np.mean(x, axis=axis, keepdims=True))
+    out = np.mean(deviation * deviation, axis=axis, keepdims=keepdims)
+    if ddof:
+        n = count(np.shape(x), axis)
+        if n <= ddof:
+            raise ValueError(f"var over {n} elements needs ddof below {n}, got {ddof}")
+        out = out * n / (n - ddof)
+    return out.astype(np.float16) if is_half(x) else out
 
 
 def _share(g: Any, x: Any, out: Any, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Any:

@@ -42,7 +42,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"state has the name {name!r}, expected strings")
         try:
-            array = arrays[name] = np.asarray(values_of(value))
+            array = arrays[name] = values_of(value)
         except ValueError:
             raise ValueError(f"state[{name!r}] has rows of unlike lengths, expected an array") from None
         if "\0" in name or len(f"{name}.npy".encode()) > MOST:
@@ -54,7 +54,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                np.lib.format.write_array(member, array)
 
 
 def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Array]:

@@ -246,7 +246,7 @@ class StepLR(Schedule):
         super().__init__(optimizer)
 
     def _lr(self) -> float:
-        return float(self.base_lr * self.gamma ** (self.last_epoch // self.step_size))
+        return self.base_lr * self.gamma ** (self.last_epoch // self.step_size)
 
 
 class CosineAnnealingLR(Schedule):
