@@ -589,6 +589,21 @@ def test_a_course_that_no_input_near_takes_is_not_written_for_it(function, rows,
         made.forward(np.ones((rows, 3)), **options)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / max(len(x) - 1, 1),
+        lambda x: x / len(x) if len(x) >= 2 else 5 * x,
+        lambda x: np.squeeze(x**2),
+    ],
+)
+def test_a_length_of_1_for_which_it_does_not_hold_is_refused(function):
+    made = ag.write_backward(function, arrays((4, 3)))
+    assert_right(made, function, arrays((2, 3)))
+    with pytest.raises(ValueError, match=r"written for len\(x\) > 1"):
+        made.forward(*arrays((1, 3)))
+
+
 def test_a_number_that_follows_no_length_but_a_branch_is_declined():
     with pytest.raises(ValueError, match="a number that is 1 and 2 at different inputs"):
         ag.write_backward(long_ones_count_twice, arrays((4, 3)))

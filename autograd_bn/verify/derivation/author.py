@@ -26,7 +26,7 @@ from ..referee.returned import Gradients, Returned
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import FLIPPED, Expression
 from .lengths import recordings
-from .module import Derivation, executed, refuse_wrong, written
+from .module import Derivation, executed, refuse_wrong, written, wrong
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
@@ -66,7 +66,10 @@ def _beside_forward(pair: Pair, folded: bool) -> Derivation:
     with np.errstate(all="ignore"):
         record = partial(Recording, forward, made.wanted, folded, made.calls.plan.unit)
         runs = recordings(own, record, made.inputs, options)
-        return made.judged(_Answer(runs, made).source(), runs)
+        answer = _Answer(runs, made)
+        derivation = made.judged(answer.source(), runs)
+        answer.single = made.single
+        return made.judged(answer.source(), runs) if made.single else derivation
 
 
 class _Author:
@@ -192,6 +195,7 @@ class _Author:
         for run in runs:
             if run.finite:
                 self._compare(new, run)
+        self.single = wrong(partial(self._compare, new), runs)
         pair = called(replace(self.author, forward=new if self.whole else self._keeping(), backward=new), inputs)
         refuse_wrong(check_backward(pair, pair.inputs))
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))

@@ -46,6 +46,7 @@ def recordings(
     first.tested = frozenset(names)
     lengths = _Lengths(record, limits)
     grown, odd = lengths.grown(second), lengths.odd(at)
+    at.single = lengths.single(at)
     dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
     numbers: list[Any] = [(name, value, None) for name, value in {**inputs, **options}.items()]
     numbers += [(key, value, name) for name, own in dicts.items() for key, value in own.items()]
@@ -217,6 +218,14 @@ class _Lengths:
                 with contextlib.suppress(ValueError):
                     run = _tried(run, self.record, _resized(run.inputs, growth, length), run.options)
         return run
+
+    def single(self, run: Recording) -> dict[Place, Recording]:
+        """Recordings in which a length is 1, where forward takes that, by the axis that it belongs to."""
+        found = dict[Place, Recording]()
+        for growth, _ in self.growths:
+            with contextlib.suppress(Exception):
+                found[next(iter(growth))] = self.record(_resized(run.inputs, growth, 1), run.options)
+        return {place: made for place, made in found.items() if made.finite}
 
 
 def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:

@@ -150,10 +150,17 @@ def written(
         record = partial(Recording, f, wanted, form == "folded", False)
         runs = recordings(f, record, operands, options)
         *both, upstream = titles
-        source = _Module(runs, upstream).source(both)
-        space = executed(source, {})
-        made = Derivation(source, _holding(space[both[0]], runs), space[both[1]], operands, file_of(f))
+        writer = _Module(runs, upstream)
+
+        def derived() -> Derivation:
+            space = executed(source := writer.source(both), {})
+            return Derivation(source, _holding(space[both[0]], runs), space[both[1]], operands, file_of(f))
+
+        made = derived()
         _judge(made, f, runs)
+        if single := wrong(partial(_hold, made, f), runs):
+            writer.single = single
+            made = derived()
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], [*operands], form)
     return made
@@ -272,23 +279,39 @@ def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
 _count = itertools.count(1)
 
 
+def wrong(hold: Callable[[Recording], None], runs: Sequence[Recording]) -> list[tuple[str, int]]:
+    """The axes of which what was written doesn't hold for a length of 1."""
+    places = []
+    for place, run in runs[2].single.items():
+        try:
+            hold(run)
+        except Exception:
+            places.append(place)
+    return places
+
+
+def _hold(made: Derivation, f: Callable[..., Any], run: Recording) -> None:
+    """Hold what was written against a recording, and against f on arrays."""
+    *outputs, cache = made.forward(*run.inputs.values(), **run.options)
+    returned = made.backward(*[y.data for y in run.upstream], cache)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
+    try:
+        plain = f(*copy.deepcopy([*run.inputs.values()]), **run.options)
+    except Exception:  # f takes no arrays, but tensors
+        return
+    plain = [*plain][:-1] if isinstance(plain, tuple | list) and len(plain) > 1 else [plain]
+    for y, expected in zip(outputs, plain, strict=True):
+        if not np.allclose(y, np.asarray(expected), rtol=1e-9, atol=1e-12):
+            raise Unwritable("forward gives something else on arrays, as where it sets elements of a view")
+
+
 def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -> None:
     """Hold what was written against the engine's gradients, then have the referee judge it."""
+    if not all(run.finite for run in runs):
+        raise Unwritable("a gradient or an output is not finite at the inputs or near them")
     for run in runs:
-        if not run.finite:
-            raise Unwritable("a gradient or an output is not finite at the inputs or near them")
-        *outputs, cache = made.forward(*run.inputs.values(), **run.options)
-        returned = made.backward(*[y.data for y in run.upstream], cache)
-        returned = returned if isinstance(returned, tuple) else (returned,)
-        run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
-        try:
-            plain = f(*copy.deepcopy([*run.inputs.values()]), **run.options)
-        except Exception:  # f takes no arrays, but tensors
-            continue
-        plain = [*plain][:-1] if isinstance(plain, tuple | list) and len(plain) > 1 else [plain]
-        for y, expected in zip(outputs, plain, strict=True):
-            if not np.allclose(y, np.asarray(expected), rtol=1e-9, atol=1e-12):
-                raise Unwritable("forward gives something else on arrays, as where it sets elements of a view")
+        _hold(made, f, run)
     first = runs[2]
     if any(op == "stop_gradient" for op, _ in first.signature):
         return  # a constant to the engine alone: the referee sees code without it

@@ -79,8 +79,9 @@ class Numbers:
                     yield "{} - " + text, tuple(map(add, number, v))
             for text, v in some if whole else ():
                 yield from _rounded(text, v, number)
-            if some is self.known:
-                yield from [(joined("1", t), (1.0,)) for t, v in self.volumes if np.allclose(v * number, 1, 1e-13, 0)]
+            for text, volume in self.volumes if some is self.known else ():
+                ways = (text, np.divide(number, volume)), (joined("1", text), number * volume)
+                yield from [(form, (1.0,)) for form, ratios in ways if np.allclose(ratios, 1, 1e-13, 0)]
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
             if not whole and not any(map(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -211,10 +211,12 @@ class Recording:
     """A function's forward pass on some inputs, and its backward pass for random gradients of its outputs.
 
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
-    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name.
+    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name, and
+    `single` are recordings in which a length is 1, which hold what is written and are not read.
     """
 
     tested = frozenset[str]()
+    single: Mapping[tuple[str, int], Recording] = MappingProxyType({})
 
     def __init__(
         self, forward: Callable[..., Any], wanted: list[str], folded: bool, unit: bool, inputs: Inputs, options: Inputs

@@ -52,6 +52,7 @@ class Writer:
                 text = f'{name}["{key}"]' if key in first.inputs[name] else f'{name}.get("{key}", {default!r})'
                 if type(default) is float:
                     self.settings[text] = [run.inputs[name].get(key, default) for run in runs]
+        self.single: list[tuple[str, int]] = []  # axes of which the text holds for no length of 1
         self.meant = self._meant()
         axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
         self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
@@ -154,6 +155,12 @@ class Writer:
                     words.append(f"# where {what} is {v!r}")
                 elif not absent and (type(v) is bool or np.min(v) < 2):
                     raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
+        for name, axis in self.single:
+            if not (text := spelled(name)):
+                raise Unkept(f"what is written holds for no length of 1 of {name}, and forward keeps it nowhere")
+            what = length_of(text, axis)
+            tests.append(f"{what} == 1")
+            said.append(f"{what} > 1")
         if not tests:
             return words
         why = "written for " + " and ".join(said).replace('"', "'")
