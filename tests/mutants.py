@@ -517,7 +517,8 @@ def _with_rule(f: Callable[..., Any], op: str, position: int, wrapper: Callable[
         out = f(*tensors)
         for node in ag.Graph(out).nodes:
             if node.op == op:
-                node.primitive = copy(node.primitive)
+                theirs, node.primitive = node.primitive, object.__new__(type(node.primitive))
+                vars(node.primitive).update(vars(theirs))
                 at = 0 if len(node.primitive.rules) == 1 else position
                 rules = node.primitive.rules = list(node.primitive.rules)
                 rules[at] = copy(rules[at])

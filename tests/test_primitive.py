@@ -3,6 +3,7 @@
 A new primitive needs an entry in `SAMPLES`, or the first test fails.
 """
 
+import copy
 import functools
 from typing import Any, NamedTuple
 
@@ -348,6 +349,7 @@ def test_only_the_packages_own_primitives_have_its_names():
         assert (mine(x).node.op, mine(x).node.own_op) == (name, None)
         assert registry.get(name) is not mine(x).node.primitive
     assert x.node.own_op is None
+    assert copy.deepcopy(ag.multiply)(x, x).node.own_op == "multiply"
 
 
 def test_a_missing_rule_is_an_error_not_a_zero():

@@ -40,7 +40,8 @@ NUMPY = [
     lambda x: np.swapaxes(x, 0, 1),
     lambda x: np.clip(x, 1.5, 5.5) + np.clip(x, None, 3.5),
     lambda x: np.reciprocal(x) + np.positive(x) + np.copy(x),
-    lambda x: np.add.reduce(x) + np.maximum.reduce(x, axis=0),
+    lambda x: np.add.reduce(x) + np.maximum.reduce(x, axis=0) + np.add.reduce(x, 0, None, None, False),
+    lambda x: np.add.reduce(x, axis=None, out=None) + np.add.accumulate(x, out=None),
     lambda x: (x - np.mean(x, axis=0)) / np.sqrt(np.var(x, axis=0) + 1e-5),
     lambda x: x % 1.7 + 9.1 % x + x // 1.31,
     lambda x: np.fmax(x, 2.2) - np.fmin(x, 3.3) + np.float_power(x, 2) + np.deg2rad(x) + np.rad2deg(x) + np.fabs(x),
@@ -377,6 +378,10 @@ def test_asarray_shares_and_converts(x):
         (r"np\.i0 has no rule", lambda x: np.i0(x)),
         (r"np\.add\.at has no rule.*in place", lambda x: np.add.at(x, 0, 1.0)),
         (r"np\.add\.reduceat has no rule.*slices", lambda x: np.add.reduceat(x, [0, 1])),
+        (r"np\.subtract\.reduce has no rule.*use sum", lambda x: np.subtract.reduce(x)),
+        (r"np\.maximum\.accumulate has no rule.*use cumsum", lambda x: np.maximum.accumulate(x)),
+        (r"np\.greater\.outer has no rule.*broadcast", lambda x: np.greater.outer(x, x)),
+        (r"np\.add\.outer has no rule", lambda x: np.add.outer(x, x, dtype=np.float32)),
     ],
 )
 def test_a_function_without_a_rule_is_named(name, call, x):

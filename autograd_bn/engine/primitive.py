@@ -100,11 +100,6 @@ class Primitive:
         self.many = len(self.rules) > 1
         self.savers: dict[tuple[int, ...], Callable[[Any], tuple[Any, ...]]] = {}
 
-    def __copy__(self) -> Primitive:
-        twin = object.__new__(Primitive)
-        twin.__dict__.update(self.__dict__)
-        return twin
-
     def __deepcopy__(self, memo: object) -> Primitive:
         return self  # an operation is known by identity
 

@@ -50,8 +50,8 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: d
     """A ufunc with a tensor among its inputs, or one of a ufunc's methods."""
     if method == "__call__":
         return call(ufunc, inputs, options)
-    if all(part is None for part in options.get("out") or ()):
-        options.pop("out", None)
+    options = {name: value for name, value in options.items() if name == "axis" or not words.is_default(name, value)}
+    if "out" not in options:
         if method == "reduce" and ufunc in _REDUCED:
             return _REDUCED[ufunc](*inputs, **{"axis": 0, **options})
         if method == "accumulate" and ufunc in _ACCUMULATED:
