@@ -436,7 +436,9 @@ def test_overwritten_values_are_noticed():
 
 def test_jacobian_shapes():
     a, b = rng.normal(size=(2, 3)), rng.normal(size=(3,))
-    first, second = ag.jacobian(lambda a, b: a * b, a, b)
+    both = ag.jacobian(lambda a, b: a * b, a, b)
+    assert isinstance(both, tuple)
+    first, second = both
     assert (first.shape, second.shape) == ((2, 3, 2, 3), (2, 3, 3))
     assert np.allclose(np.einsum("ijij->ij", first), np.broadcast_to(b, (2, 3)))
     assert np.allclose(np.einsum("ijj->ij", second), a)
@@ -457,7 +459,11 @@ def test_jvp_is_the_jacobian_times_the_tangent():
     assert np.array_equal(ag.jvp(lambda x: x + 0 * x, [x], [v])[1], v)
     assert np.array_equal(ag.jvp(ag.stop_gradient, [x], [v])[1], np.zeros(4))
     assert np.array_equal(ag.jvp(lambda x: ag.stop_gradient(x) + 0 * v, [x], [v])[1], np.zeros(4))
-    assert np.array_equal(ag.jvp(lambda x: ag.tensor(v), [x], [v])[1], np.zeros(4))
+    assert np.array_equal(ag.jvp(lambda x: ag.tensor([1, 2]), [x], [v]), [[1, 2], [0, 0]])
+    assert ag.jvp(lambda x: x * x, [np.float32([1, 2])], [[1, 0]])[1].dtype == np.float32
+    with pytest.raises(TypeError, match="complex"):
+        ag.jvp(ag.exp, [x], [v * 1j])
+    assert np.array_equal(ag.jacobian(lambda x: ag.tensor([1, 2]), x), np.zeros((2, 4)))
     assert np.array_equal(ag.jvp(lambda x, unused: 2 * x, [x, x], [v, v])[1], 2 * v)
 
 

@@ -35,11 +35,9 @@ def _rows(output: Tensor, leaves: list[Tensor], create_graph: bool) -> list[list
     """The gradient of every element of `output` with respect to each leaf, zeros where there is none."""
     rows = []
     for i in range(output.size):
-        row: tuple[Any, ...] = (None,) * len(leaves)
-        if output.requires_grad:
-            seed = np.zeros(output.shape, output.dtype)
-            seed.flat[i] = 1
-            row = grad(output, leaves, [seed], create_graph=create_graph, allow_unused=True)
+        seed = np.zeros(output.shape, output.dtype)
+        seed.flat[i] = 1
+        row = grad(output, leaves, [seed], create_graph=create_graph, allow_unused=True)
         rows.append([np.zeros_like(x.data) if r is None else r for r, x in zip(row, leaves, strict=True)])
     return rows
 
@@ -78,13 +76,13 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
     leaves = _leaves(inputs)
     if len(tangents) != len(leaves):
         raise ValueError(f"tangents has {len(tangents)} entries for {len(leaves)} inputs")
-    directions = [np.asarray(tangent, dtype=leaf.dtype) for tangent, leaf in zip(tangents, leaves, strict=True)]
+    directions = [np.asarray(tangent) for tangent in tangents]
     for i, (direction, leaf) in enumerate(zip(directions, leaves, strict=True)):
         if direction.shape != leaf.shape:
             raise ValueError(f"tangents[{i}] has shape {direction.shape}, expected its input's shape {leaf.shape}")
     output = _output(f, leaves)
     value, nothing = np.array(output.data), np.zeros(output.shape, dtype=output.dtype)
-    if not output.requires_grad:
+    if not output.requires_grad:  # and may hold integers
         return value, nothing
     weights = as_tensor(np.ones(output.shape, dtype=output.dtype), requires_grad=True)
     rows = grad(output, leaves, [weights], create_graph=True, allow_unused=True)
