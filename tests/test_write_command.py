@@ -251,6 +251,42 @@ class Spread:
     def backward(self, dy):
         pass
 
+class Averaged:
+    def forward(self, x):
+        self.y = x / max(len(x) - 1, 1)
+        return self.y
+    def backward(self, dy):
+        pass
+
+class Scaled:
+    def forward(self, x, *, scale=2.0):
+        self.x, self.scale = x, scale
+        return scale * x**2
+    def backward(self, dy):
+        pass
+
+class Mode:
+    def forward(self, x, training=True):
+        self.x = x
+        return x**2 if training else x
+    def backward(self, dy):
+        pass
+
+class Narrow:
+    def __init__(self):
+        self.w = np.ones(3)
+    def forward(self, x):
+        self.x = x
+        return (x * self.w).astype(np.float32)
+    def backward(self, dy):
+        pass
+
+def by_name(x, params):
+    return x @ params["W"] + params["b"], (x, params)
+
+def by_name_backward(dy, cache):
+    pass
+
 class Weighted:
     def __init__(self):
         self.weight, self.weight_grad = np.random.randn(4, 3), None
@@ -398,6 +434,10 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Leaky.backward", "part = self.x >= 0\n"),  # self.out > 0 is another at 0
         ("Entropy.backward", "/ len(self.labels)\n"),
         ("Kept.backward", 'self.grads["W"] = self.x.T @ dy\n        return dy @ self.params["W"].T\n'),
+        ("Averaged.backward", "# where len(x) > 1\n        return dy / (len(dy) - 1)\n"),
+        ("Scaled.backward", "return 2 * self.scale * dy * self.x\n"),
+        ("Mode.backward", "# where training is True\n        return 2 * dy * self.x\n"),
+        ("Narrow.backward", "return dy * self.w\n"),
         ("Spread.backward", "if len(self.x) == 1:\n"),
         ("Opened.backward", "W, _ = self.params\n        self.grads[1][...] = dy.sum(axis=0)\n"),
         ("OneHot.backward", "if self.t.ndim != 1:\n"),  # forward takes rows of 0 and 1 too
@@ -413,11 +453,12 @@ def test_it_is_written_where_and_as_its_author_would(written, name, line):
     assert line in text, text
 
 
-def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys):
+@pytest.mark.parametrize(("name", "place"), [("Nowhere.backward", "weights[0]"), ("by_name", "W")])
+def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys, name, place):
     path = tmp_path / "styles.py"
     path.write_text(STYLES)
-    assert main(["write", str(path), "Nowhere.backward"]) == 2
-    assert "nothing says where the gradient of weights[0] goes" in capsys.readouterr().err
+    assert main(["write", str(path), name]) == 2
+    assert f"nothing says where the gradient of {place} goes" in capsys.readouterr().err
 
 
 def test_a_gradient_for_1_has_no_1_in_it(written):

@@ -175,9 +175,11 @@ class _Author:
             items = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
             slots += [(*way, key, path[-1]) if isinstance(v, dict | list) else (*way, key) for key, v in items.items()]
         rated = best([path], slots)
-        if not rated[0][0] > 1 and isinstance(get(owner, path[:-1]), list):
+        if rated and rated[0][0] > 1:
+            return rated[0][1]
+        if not rated or isinstance(get(owner, path[:-1]), list):
             raise Unwritable(f"nothing says where the gradient of {label(path[1:])} goes: make a list of gradients")
-        return rated[0][1] if rated[0][0] > 1 else (*path[:-1], f"d{path[-1]}")
+        return (*path[:-1], f"d{path[-1]}")
 
     @property
     def home(self) -> str:
@@ -306,6 +308,7 @@ class _Answer(Writer):
         for name, place in {**made.arguments, made.lead: ("object",)}.items():
             if name and place[0] in ("object", "input", "result"):
                 self._reach(name, [get(run.cache, place) for run in runs])
+        self.numbers = {n: self.numbers[n] for n in sorted(self.numbers, key=lambda n: n not in self.constants)}
 
     def _reach(self, name: str, values: list[Any]) -> None:
         """What can be read from an argument of the backward pass."""
@@ -383,6 +386,9 @@ class _Answer(Writer):
         if guard and max(alike.values(), default=0) > 2:
             raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
         said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
+        for name, p in signature(made.author.forward).items():
+            if name in self.first.tested and name not in made.inputs and type(p.default) in (bool, str):
+                said.append(f"# where {name} is {p.default!r}")
         reads |= names_in([*guard, *lines])
         parts = {text: [item if item in reads else "_" for item in items] for text, items in self.opened.items()}
         opened = [f"{', '.join(items)} = {text}" for text, items in parts.items() if {*items} - {"_"}]

@@ -421,7 +421,7 @@ class Expressions:
 
     # Or not a number; and a count, by which NumPy divides as by a float.
     _bitwise_or: Any = lambda self, e, a, b: a if b.op == "not_equal" and b.args[0] is b.args[1] else None
-    _astype: Any = lambda self, e, a: a if a.values[0].dtype.kind in "iu" else None
+    _astype: Any = lambda self, e, a: a if a.values[0].dtype.kind in "iu" or e.moving else None
 
 
 def terms(e: Any, whole: Callable[[Any], bool]) -> list[Any]:

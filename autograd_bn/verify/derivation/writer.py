@@ -156,11 +156,12 @@ class Writer:
                 elif not absent and (type(v) is bool or np.min(v) < 2):
                     raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
         for name, axis in self.single:
-            if not (text := spelled(name)):
-                raise Unkept(f"what is written holds for no length of 1 of {name}, and forward keeps it nowhere")
-            what = length_of(text, axis)
-            tests.append(f"{what} == 1")
-            said.append(f"{what} > 1")
+            text = ""
+            with contextlib.suppress(Unkept):
+                text = spelled(name)
+            what = length_of(text or name, axis)
+            tests += [f"{what} == 1"] if text else []
+            (said if text else words).append(f"{what} > 1" if text else f"# where {what} > 1")
         if not tests:
             return words
         why = "written for " + " and ".join(said).replace('"', "'")
