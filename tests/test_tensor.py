@@ -100,6 +100,16 @@ def test_saved_values_cannot_be_overwritten_through_a_view():
     assert np.array_equal(ag.grad(y.sum(), x)[0], np.exp([1.0, 2.0]))
 
 
+def test_no_imaginary_part_is_dropped():
+    x = ag.tensor([1.0], requires_grad=True)
+    for make in (lambda: ag.tensor(np.array([1j]), dtype=float), lambda: ag.as_tensor(np.array([1j]), dtype=float)):
+        with pytest.raises(TypeError, match=r"(data|array) has dtype complex128"):
+            make()
+    with pytest.raises(TypeError, match="grad has dtype complex128"):
+        x.grad = np.array([1j])
+    assert x.grad is None
+
+
 def test_grad_can_be_set_and_cleared():
     x = ag.tensor([1.0, 2.0], requires_grad=True, dtype=np.float32)
     x.grad = [3, 4]

@@ -83,7 +83,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
     @grad.setter
     def grad(self, value: Any) -> None:
         if value is not None:
-            value = np.array(values_of(value), dtype=self.dtype)
+            value = np.array(checked(value, None, "grad"), dtype=self.dtype)
             if value.shape != self.shape:
                 raise ValueError(f"grad has shape {value.shape}, expected the tensor's shape {self.shape}")
         self._leaf("grad can be set").grad = value
@@ -487,7 +487,8 @@ def holds_tensors(data: Any) -> bool:
 
 def checked(data: Any, dtype: Any = None, what: str = "data") -> Array:
     """`data` as an array of real numbers; `TypeError` for tensors in a list, for text, complex and other elements."""
-    array = array_of(data.data if isinstance(data, Tensor) else data, what, dtype)
+    data = data.data if isinstance(data, Tensor) else data
+    array = array_of(data, what, None if isinstance(data, np.ndarray) and data.dtype.kind == "c" else dtype)
     if array.dtype.kind not in "fiubO":
         raise TypeError(f"{what} has dtype {array.dtype}, expected real numbers")
     if array.dtype == object and (others := [type(e).__name__ for e in array.flat if not isinstance(e, Number)]):
