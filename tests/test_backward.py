@@ -461,6 +461,9 @@ def test_jvp_is_the_jacobian_times_the_tangent():
     assert np.array_equal(ag.jvp(lambda x: ag.stop_gradient(x) + 0 * v, [x], [v])[1], np.zeros(4))
     assert np.array_equal(ag.jvp(lambda x: ag.tensor([1, 2]), [x], [v]), [[1, 2], [0, 0]])
     assert ag.jvp(lambda x: x * x, [np.float32([1, 2])], [[1, 0]])[1].dtype == np.float32
+    exact = ag.jvp(lambda x, y: x / y, [np.array([Fraction(1)]), np.array([Fraction(3)])], [[0], [1]])
+    assert [type(a.item()) for a in exact] == [Fraction, Fraction]
+    assert exact[1] == Fraction(-1, 9)
     with pytest.raises(TypeError, match="complex"):
         ag.jvp(ag.exp, [x], [v * 1j])
     assert np.array_equal(ag.jacobian(lambda x: ag.tensor([1, 2]), x), np.zeros((2, 4)))
@@ -470,6 +473,7 @@ def test_jvp_is_the_jacobian_times_the_tangent():
 def test_hessian_blocks():
     a, b = rng.normal(size=2), rng.normal(size=3)
     blocks = ag.hessian(lambda a, b: (ag.reshape(a, (2, 1)) * b * b).sum(), a, b)
+    assert {type(blocks), *map(type, blocks)} == {tuple}
     assert np.allclose(blocks[0][0], np.zeros((2, 2)))
     assert np.allclose(blocks[0][1], np.broadcast_to(2 * b, (2, 3)))
     assert np.allclose(blocks[1][0], blocks[0][1].T)

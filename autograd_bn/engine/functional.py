@@ -23,7 +23,7 @@ def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
     return leaves
 
 
-def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
+def _output(f: Callable[..., Any], leaves: Sequence[Tensor]) -> Tensor:
     with recording(True):
         output = f(*map(copy, leaves))  # computed tensors, which NumPy can't take out of the graph unseen
     if not isinstance(output, Tensor):
@@ -31,7 +31,7 @@ def _output(f: Callable[..., Any], leaves: list[Tensor]) -> Tensor:
     return output
 
 
-def _rows(output: Tensor, leaves: list[Tensor], create_graph: bool) -> list[list[Any]]:
+def _rows(output: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> list[list[Any]]:
     """The gradient of every element of `output` with respect to each leaf, zeros where there is none."""
     rows = []
     for i in range(output.size):
@@ -86,8 +86,8 @@ def jvp(f: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -
         return value, nothing
     weights = as_tensor(np.ones(output.shape, dtype=output.dtype), requires_grad=True)
     rows = grad(output, leaves, [weights], create_graph=True, allow_unused=True)
-    used = [(row, d) for row, d in zip(rows, directions, strict=True) if row is not None and row.requires_grad]
-    tangent = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)[0] if used else None
+    used = [(row, d) for row, d in zip(rows, directions, strict=True) if row is not None]
+    (tangent,) = grad([row for row, _ in used], weights, [d for _, d in used], allow_unused=True)
     if tangent is None:
         return value, nothing
     if tangent.dtype.kind == "f":  # 0 times an infinite slope is no number, but a gradient may have passed it by
@@ -114,11 +114,11 @@ def hessian(f: Callable[..., Any], *inputs: Any) -> Any:
 
     def gradient(i: int) -> Callable[..., Tensor]:
         def row(*leaves: Tensor) -> Tensor:
-            output = _output(f, list(leaves))
+            output = _output(f, leaves)
             if output.size != 1:
                 raise ValueError(f"f returned shape {output.shape}: a Hessian needs a single element")
-            (g,) = _rows(reshape(output, ()), list(leaves), create_graph=True)
-            return g[i] if isinstance(g[i], Tensor) else as_tensor(g[i])
+            (g,) = _rows(reshape(output, ()), leaves, create_graph=True)
+            return as_tensor(g[i])
 
         return row
 
