@@ -211,7 +211,7 @@ class Calls:
             alike = [name for name in self.slots if np.shape(self.all[name]) == np.shape(back)]
             back = {self.returns[1 - place] or next(iter(alike), ""): back}
         if isinstance(back, dict):
-            return {label(key if isinstance(key, tuple) else (key,)): dy * value for key, value in back.items()}
+            return {label((key,)): dy * value for key, value in back.items()}
         listed = back if isinstance(back, tuple | list) else (back,)
         return tuple([None if value is None else dy * value for value in listed])
 

@@ -86,7 +86,7 @@ def _beside_the_loss(author: Author, names: list[str], seen: Seen) -> Plan:
     """Which result is the loss, and of which inputs the others are the gradients: as they are named, else the first."""
     parts = seen["result"]
     place = int(len(parts) == 2 and not _is_number(parts[0]))
-    if len(parts) < 2 or isinstance(parts[0], str) or not _is_number(parts[place]):
+    if len(parts) < 2 or not _is_number(parts[place]):
         raise NoPair
     plan = Plan((("result", place),), tuple([("input", name) for name in names]))
     if author.leads:  # an object's own are told by their names
@@ -100,7 +100,7 @@ def _beside_the_loss(author: Author, names: list[str], seen: Seen) -> Plan:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, dict) and not np.shape(value)
+    return not isinstance(value, dict | str) and not np.shape(value)
 
 
 def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:

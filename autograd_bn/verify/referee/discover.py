@@ -22,9 +22,9 @@ from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
 from .names import KEEPING, SLOPES, TRAINING
-from .pairs import NoPair, Pair, share
+from .pairs import NoPair, Pair, share, taken
 from .pure import Allowed
-from .source import NoSearch, code_of, signature, unwrapped
+from .source import code_of, signature, unwrapped
 from .trace import instructions
 from .trials import Fit, finite, given, guessed, inputs_name, line_of, rated
 from .verdict import Verdict
@@ -93,7 +93,7 @@ def _reported(entry: Entry, fit: Fit, check: Check, space: dict[str, Any]) -> tu
         other, more = _on_other_ways(entry, fit, check)
         report, reasons = report if other is None else other, [*reasons, *more]
     elsewhere = ""
-    if fit.guessed and (report.ok or (report.status == "wrong" and fit.score < (True, 1))):
+    if fit.guessed and (report.ok or (report.status == "wrong" and not fit.right)):
         elsewhere = _at_other_shapes(entry, fit, report.ok)
     reasons += [elsewhere] if elsewhere else []
     if fit.guessed and report.status == "wrong" and not known:
@@ -107,7 +107,7 @@ def _beside_a_right_one(entry: Entry, fit: Fit, space: dict[str, Any]) -> bool:
     """Whether another pair of the file takes the same three arguments or more, by their names, and is right there."""
     for other in entries(space) if len(entry.parameters) > 2 else ():
         with suppress(Exception):
-            if other.parameters == entry.parameters and share(other.adapted(copy.deepcopy(fit.inputs))) == 1:
+            if other.parameters == entry.parameters and share(other.adapted(fit.inputs)) == 1:
                 return True
     return False
 
@@ -138,10 +138,9 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
     if unset and re.search(rf"\w\.{unset[1]} *=(?!=)", text):
         return f"backward reads self.{unset[1]}, which is set elsewhere: {raised}"
     named = re.search(r"NameError: name '(\w+)' is not defined|ImportError: ([\w.]+) is", raised)
-    if not named:
-        return ""
-    missing = named[2] or (re.search(rf"(?m)^\s*(from|import) .*\b{named[1]}\b", text) and named[1])
-    missing = missing or (named[1] if re.search(r"(?m)^from .* import \*", text) else "")
+    name, missing = named.groups() if named else (None, None)
+    if name and re.search(rf"(?m)^\s*(from|import) .*\b{name}\b|^from .* import \*", text):
+        missing = name
     return f"backward needs {missing}, which isn't there" if missing else ""
 
 
@@ -180,10 +179,10 @@ def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
     if first is None or shaped or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
         return []
     rows, columns = inputs[first].shape
-    folded = copy.deepcopy([*inputs])
-    folded[first] = folded[first].reshape(rows, 2, columns // 2)
+    folded = [*inputs]
+    folded[first] = inputs[first].reshape(rows, 2, columns // 2)
     with suppress(Exception):
-        a, b = (_output(entry.probe(copy.deepcopy(values))) for values in (inputs, folded))
+        a, b = (_output(entry.probe(values)) for values in (inputs, folded))
         return folded if a.shape == b.shape and np.allclose(a, b) else []
     return []
 
@@ -194,7 +193,7 @@ def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     pair = entry.adapted(there) if any(isinstance(value, dict) for value in inputs) else None
     if pair is None or "mode" not in code_of(pair.forward):
         return
-    _, trained = _parts(entry.probe(copy.deepcopy(inputs)))
+    _, trained = _parts(entry.probe(inputs))
     pair.forward(*there, *pair.inputs[len(there) :])  # in training it leaves its running statistics in the dict
     for value in there:
         if isinstance(value, dict):
@@ -238,7 +237,7 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
         now = passed.get(name) or signature(holder[name])[name].default
         words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", text)
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
-            there = [word if n == name else v for n, v in zip(entry.parameters, copy.deepcopy(inputs), strict=False)]
+            there = [word if n == name else v for n, v in zip(entry.parameters, inputs, strict=False)]
             with suppress(Exception), _otherwise(entry, inputs, name, word, [*there, *inputs[len(there) :]]) as pair:
                 yield Variant(f'with {name}="{word}"', pair, "")
 
@@ -256,7 +255,7 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
         other = not number if isinstance(number, bool) else 0.3 if number == 0.5 else other
         with suppress(Exception):
             if not before:  # what is cut off shows at large ones
-                before = _outputs(entry.adapted(copy.deepcopy(inputs)), 1, 10)
+                before = _outputs(entry.adapted(inputs), 1, 10)
             with _otherwise(entry, inputs, name, other, inputs) as pair:
                 after = _outputs(pair, 1, 10)
                 if not all(a.shape == b.shape and np.allclose(a, b) for a, b in zip(before, after, strict=True)):
@@ -288,8 +287,8 @@ def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varian
         else:
             continue
         with suppress(Exception):
-            pair = entry.adapted([other if j == i else value for j, value in enumerate(copy.deepcopy(inputs))])
-            if np.allclose(_outputs(pair, 1), _outputs(entry.adapted(copy.deepcopy(inputs)), 1)):
+            pair = entry.adapted([other if j == i else value for j, value in enumerate(inputs)])
+            if np.allclose(_outputs(pair, 1), _outputs(entry.adapted(inputs), 1)):
                 yield Variant(where, pair, "")
 
 
@@ -302,21 +301,15 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     """
     make: Any = entry.maker or list
     steps = instructions(partial(make, copy.deepcopy(inputs)))
-    pair, taken = entry.adapted(copy.deepcopy(inputs)), list[Any]()
-
-    def stop(*arguments: Any) -> None:
-        taken.extend(arguments)
-        raise NoSearch
-
+    pair = entry.adapted(inputs)
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
-    with suppress(NoSearch):
-        pair.call(stop, np.ones(np.shape(y)), kept)
+    handed = taken(pair, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
-    Allowed(unwrapped(pair.forward), [*owner, *taken, *pair.inputs], draws=True)
-    Allowed(unwrapped(pair.source), taken, draws=True)
+    Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
+    Allowed(unwrapped(pair.source), handed, draws=True)
     with _defaults(entry.code, name, other):
         instructions(partial(make, copy.deepcopy(there)), steps)
-        yield entry.adapted(copy.deepcopy(there))
+        yield entry.adapted(there)
 
 
 @contextmanager
@@ -351,7 +344,7 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
             there = _with(fit, {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own})
             fits, part = _rated(entry, there)
             return "That is for vectors: for matrices, as of shape (5, 3), it is wrong." if fits and part < 1 else ""
-        if right and len(own) == 1 and axes != {1} and not np.allclose(fit.inputs[own[0]].sum(axis=-1), 1):
+        if right and len(own) == 1 and not np.allclose(fit.inputs[own[0]].sum(axis=-1), 1):
             shape = tuple([length + (length > 1) for length in fit.inputs[own[0]].shape])
             longer = np.resize(fit.inputs[own[0]], shape) * rng.uniform(0.9, 1.1, shape)
             wrong = _rated(entry, _with(fit, {own[0]: longer})) < (True, 1)
@@ -359,7 +352,7 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
         if not right and len({len(fit.inputs[i]) for i in own if fit.inputs[i].ndim > 1}) == 1:
             batches = [i for i in own if fit.inputs[i].ndim > 1]
             one, other = (_with(fit, {i: fit.inputs[i][k : k + 1] for i in batches}) for k in (0, 1))
-            first, second = (_output(entry.probe(copy.deepcopy(values))) for values in (one, other))
+            first, second = (_output(entry.probe(values)) for values in (one, other))
             if _rated(entry, one) == (True, 1) and np.any(first != second):  # else it is normalised to nothing
                 return f"For one example, as of shape {np.shape(one[batches[0]])}, it is right."
     return ""
@@ -371,7 +364,7 @@ def _with(fit: Fit, others: dict[int, Any]) -> list[Any]:
 
 def _rated(entry: Entry, inputs: list[Any]) -> tuple[bool, float]:
     finite(entry.probe(inputs))
-    return rated(entry.adapted(copy.deepcopy(inputs)))[0]
+    return rated(entry.adapted(inputs))[0]
 
 
 def _output(result: Any) -> Any:

@@ -29,7 +29,7 @@ _LARGE = 2_000_000  # numbers that an object may hold
 
 @dataclass(frozen=True)
 class Entry:
-    """Something to judge: what it takes, and how it becomes a pair on such values, or is called forward alone."""
+    """Something to judge: what it takes, and how it becomes a pair or is called forward, on copies."""
 
     forward: str
     backward: str
@@ -60,7 +60,7 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
         if any(value is rule for rule in rules):
             back = getattr(value.bwd, "__name__", "bwd")
             probe = _on(None, _spread(value.fun))
-            yield Entry(name, back, parameters(value.fun), partial(adapt, value), probe, cost=5.0)
+            yield Entry(name, back, parameters(value.fun), _on(None, partial(adapt, value)), probe, cost=5.0)
         elif isinstance(value, type):
             yield from _class(name, value, space)
         elif inspect.isfunction(value) and not any(value is part for part in passes):
@@ -104,7 +104,8 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     taken, on = parameters(forward), partial(_on, _torch_of(space, forward))
     if torch is not None and issubclass(what, torch.autograd.Function):
         apart = what.setup_context is not torch.autograd.Function.setup_context
-        yield Entry(*names, taken[not apart :], partial(adapt, what), lambda values: None, cost=5.0, code=(forward,))
+        pair = _on(None, partial(adapt, what))
+        yield Entry(*names, taken[not apart :], pair, lambda values: None, cost=5.0, code=(forward,))
     elif inspect.ismethod(forward) or takes_a_context(forward) or is_static(what, passes[0]):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
@@ -114,7 +115,7 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     else:
         maker, kinds = _maker(what, _torch_of(space, forward))
         pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
-        base, taken = bool(what.__subclasses__()) and not maker.fixed, parameters(maker.forward)[1:]
+        base, taken = bool(what.__subclasses__()), parameters(maker.forward)[1:]
         asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
         kinds = {asked[name]: kind for name, kind in kinds.items()}
         code = tuple(_constructors(what))
@@ -287,9 +288,9 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
         image = len(sizes) == 3 and min(sizes) > 0
         kinds |= {p.name: ["=[4,6,6]"]} if image else {}
-        needed += [p.name] if p.default is p.empty or large or image or (p.name == "reg" and not p.default) else []
+        needed += [p.name] if p.default is p.empty or large or image or p.name == "reg" else []
         if "float32" in str(p.default) and p.name == "dtype":
-            fixed["dtype"] = framework("torch").float64 if str(p.default) == "torch.float32" else np.float64
+            fixed["dtype"] = (torch or np).float64
     return Maker(what, torch, needed, fixed), {name: kinds[name] for name in needed if name in kinds}
 
 
@@ -323,10 +324,10 @@ def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable
 
     def on(values: Sequence[Any]) -> Any:
         np.random.seed(0)  # noqa: NPY002
-        plain, copies = copy.deepcopy(list(values)), copy.deepcopy(list(values))
+        plain = copy.deepcopy(list(values))
         if torch is None:
             return call(plain)
-        backend = torch_backend(torch)
+        backend, copies = torch_backend(torch), copy.deepcopy(plain)
         with backend.precise():
             try:
                 return call([*copies[:made], *map(backend.lift, copies[made:])])

@@ -20,9 +20,7 @@ def is_float(value: Any) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array of floats, of NumPy or of a framework."""
-    if isinstance(value, np.ndarray):
-        return bool(value.dtype.kind == "f")
-    return is_tensor(value) and bool(value.is_floating_point())
+    return is_float(value) or (is_tensor(value) and bool(value.is_floating_point()))
 
 
 def is_tensor(value: Any) -> bool:
@@ -107,14 +105,9 @@ def label(path: Path) -> str:
 
 def kinship(parameter: Path, slot: Path) -> float:
     """How surely names and places say that one array is the gradient of another: 3 sure, 1 likely, 0 no word of it."""
-    same = parameter[:-1] == slot[:-1]
-    if same and isinstance(slot[-1], int) and isinstance(parameter[-1], int) and len(slot) > 2:
-        return 2.5 if slot[-1] == parameter[-1] + 1 else 0.0  # (W, dW)
     ours = [plain(str(key)) for key in parameter if key not in PLACES]
     theirs = [plain(str(key)) for key in slot if key not in PLACES | GRADIENT_PLACES]
     marked = any(key in GRADIENT_PLACES for key in slot)
-    if not ours or not theirs:
-        return 3.0 if same and marked and not theirs else 0.0  # weight.value, weight.grad
     if marked and ours == theirs:
         return 3.0
     if len(parameter) > 2 < len(slot) and isinstance(slot[-1], int) and slot[-1] == parameter[-1]:
@@ -122,7 +115,7 @@ def kinship(parameter: Path, slot: Path) -> float:
     meant = derivative_of(theirs[-1])[:-1] + ([theirs[-1]] if marked else [])
     if ours[-1] in meant:
         return 3.0 if ours[:-1] == theirs[:-1] else 2.0
-    return 1.0 if any(len(m) and (ours[-1].startswith(m) or m.startswith(ours[-1])) for m in meant) else 0.0
+    return 1.0 if any(ours[-1].startswith(m) or m.startswith(ours[-1]) for m in meant) else 0.0
 
 
 def looks_like_a_gradient(slot: Path) -> bool:

@@ -113,9 +113,9 @@ def _back_to_a_bound(run: Run, name: str, gradient: Array, off: list[str], text:
 
 
 def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
-    same = run.y.shape == run.inputs[name].shape and close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
+    same = close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
     factor = float(np.sum(gradient * run.dy) / np.sum(run.dy**2)) if same else 0.0
-    if not same or not factor or not close(gradient, factor * run.dy):
+    if not factor or not close(gradient, factor * run.dy):
         return None
     if factor > 0:  # a constant of the layer's own is there on purpose
         given = [value for value in run.inputs.values() if isinstance(value, int | float)]
@@ -128,14 +128,8 @@ def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -
 
 def _mean_over_examples(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     x = next(iter(run.inputs.values()))
-    counts = [
-        m
-        for m in np.shape(x)
-        if m > 1
-        and (m in run.y.shape or run.y.size == 1)
-        and gradient.shape == run.truth[name].shape
-        and _same(run, gradient * m, run.truth[name])
-    ]
+    lengths = [m for m in np.shape(x) if m > 1 and (m in run.y.shape or run.y.size == 1)]
+    counts = [m for m in lengths if _same(run, gradient * m, run.truth[name])]
     others = [n for n in run.author.gradients if n != next(iter(run.inputs))]
     each = run.y.shape == np.shape(x)[:1] and bool(np.all(run.dy == 1))  # a loss for each example
     said = len(others) > 1 or each or re.search(_COUNT, text)
@@ -147,27 +141,26 @@ def _mean_over_examples(run: Run, name: str, gradient: Array, off: list[str], te
 def _passed_on(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     # Of softmax alone: a sigmoid's derivative is forgotten as easily as it is left out.
     squashed = bool(np.all(run.y > 0)) and any(np.allclose(run.y.sum(axis), 1) for axis in range(run.y.ndim))
-    if gradient.shape != run.dy.shape or not squashed or not close(gradient, run.dy):
+    if not squashed or not close(gradient, run.dy):
         return None
     return "dy is passed on as it is: the derivative of this last activation is taken together with that of the loss"
 
 
 def _with_the_loss(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     p, truth = run.inputs[name], run.truth[name]
-    inside = gradient.shape == p.shape == truth.shape
-    for t in run.inputs.values() if inside else ():
+    for t in run.inputs.values() if gradient.shape == p.shape else ():
         target = np.asarray(t)
         if target.shape == p.shape and t is not p and target.dtype.kind in "fiub":
             scale = float(np.sum(gradient * (p - target)) / (np.sum((p - target) ** 2) or 1))
             known = _same(run, truth * p, -scale * target) or _same(run, truth * p * (1 - p), scale * (p - target))
-            if scale and close(gradient, scale * (p - target)) and known:
+            if known and close(gradient, scale * (p - target)):
                 return "p - t, the gradient of what softmax or sigmoid is taken of: both are differentiated together"
     return None
 
 
 def _clipped(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
     limit = float(np.max(np.abs(gradient), initial=0))
-    if "clip" not in text or gradient.shape != run.truth[name].shape or np.sum(np.abs(gradient) == limit) < 2:
+    if "clip" not in text or np.sum(np.abs(gradient) == limit) < 2:
         return None
     return "clipped gradients" if _same(run, gradient, np.clip(run.truth[name], -limit, limit)) else None
 

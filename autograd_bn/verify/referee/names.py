@@ -124,7 +124,4 @@ def is_label(name: str) -> bool:
 
 def is_constant(name: str, value: Any) -> bool:
     """Whether backward may leave an input out: by its name, or as labels and masks are numbers of 0 and 1 or of ±1."""
-    if is_label(name):
-        return True
-    kinds = set(np.unique(value).tolist()) if np.size(value) else set()
-    return len(kinds) == 2 and (kinds == {0.0, 1.0} or kinds == {-1.0, 1.0})
+    return is_label(name) or {*np.unique(value).tolist()} in ({0.0, 1.0}, {-1.0, 1.0})

@@ -85,6 +85,19 @@ def share(pair: Pair) -> float:
     return sum(value is True for value in told.values()) / max(len(told), 1)
 
 
+def taken(pair: Pair, dy: Any, kept: Any) -> list[Any]:
+    """What the author's backward is called with; it isn't called."""
+    arguments = list[Any]()
+
+    def stop(*values: Any) -> None:
+        arguments.extend(values)
+        raise NoPair
+
+    with suppress(NoPair):
+        pair.call(stop, dy, kept)
+    return arguments
+
+
 def slope(output: Callable[[dict[str, Any]], Array], at: dict[str, Any], name: str, step: Array, dy: Array) -> float:
     """How fast `sum(y * dy)` changes along a step of one array, by a difference."""
     up, down = (output(at | {name: at[name] + h * step}) for h in (1e-5, -1e-5))

@@ -142,17 +142,13 @@ class _Pass:
         seen = calls.passed(copy.deepcopy([*calls.all.values()]))
         outputs = calls.outputs(seen)
         y = np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
-        before = arrays(_holders(seen))
-        bits = {path: array(value).tobytes() for path, value in before.items() if is_array(value)}
+        bits = {path: array(value).tobytes() for path, value in arrays(_holders(seen)).items() if is_array(value)}
         dy = np.ones(y.shape) if calls.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
         out = Returned()
         out.sort(calls.pulled(calls.author.backward, shaped, seen, outputs), calls.all, dict.fromkeys(floats, 1.0))
         held = arrays(_holders(seen))
-        after = {path: value for path, value in held.items() if hasattr(value, "dtype")}
-        lists = {p for p in after if p in bits and isinstance(get(seen, p), list)}
-        same = {p for p, v in after.items() if p in lists or before.get(p) is v}
-        new = {p for p, v in after.items() if p not in same or bits.get(p) != array(v).tobytes()}
+        new = {p for p, value in held.items() if hasattr(value, "dtype") and bits.get(p) != array(value).tobytes()}
         return cls(y, dy, out.gradients, held, new)
 
     @property
@@ -191,10 +187,7 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
         elif place is not None:
             calls = replace(calls, places=calls.places | {name: place})
         elif name in calls.slots and name not in numbers and not is_constant(name, floats[name]):
-            why = (
-                "which backward moves by no multiple of a gradient" if moved else "of which backward leaves no gradient"
-            )
-            calls = replace(calls, unseen=(*calls.unseen, f"{name}, {why}"))
+            calls = replace(calls, unseen=(*calls.unseen, f"{name}, of which backward leaves no gradient"))
     return _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
 
 
@@ -229,7 +222,7 @@ def _gradient_of(calls: Calls, run: _Pass, name: str, rated: list[tuple[float, P
     along = _slope(calls, name, step, run.dy)
     for _, place in rated:
         gradient = array(run.open[place])
-        if gradient.shape == step.shape and np.any(gradient) and explains(gradient, step, along):
+        if gradient.shape == step.shape and explains(gradient, step, along):
             return place
     if sure:
         return sure

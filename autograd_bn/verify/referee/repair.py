@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
+from .pairs import taken
 from .pure import Allowed, exchangeable
 from .returned import Returned
-from .run import Passed, Run
+from .run import Run
 from .slips import Edit, Slips
 from .source import NoSearch, Source, bare
 from .trace import values_in
@@ -148,7 +149,7 @@ class Workshop:
 
     def __init__(self, run: Run, effort: float) -> None:
         function, self.effort, self.left = run.pair.source, effort, float(WORK)
-        self.allowed = Allowed(function, _taken(run, run.passed()))
+        self.allowed = Allowed(function, taken(run.pair, run.dy.copy(), run.passed().cache))
         self.sources = [Source(function)]
         for source in self.sources:
             for name, helper in source.outside.globals.items():
@@ -245,7 +246,7 @@ class Stage:
 
     def _pass(self) -> None:
         self.passed = self.run.passed()
-        self.kept = self.workshop.allowed.kept(_taken(self.run, self.passed))
+        self.kept = self.workshop.allowed.kept(taken(self.run.pair, self.run.dy.copy(), self.passed.cache))
 
     def back(self, backward: Backward, factor: float = 1.0) -> Returned:
         """What an edited backward returns."""
@@ -270,22 +271,6 @@ class Stage:
             self.workshop.left -= self.workshop.steps / 35
             if not self.kept.restore():
                 self._pass()
-
-
-def _taken(run: Run, passed: Passed) -> list[Any]:
-    """The arguments that the author's backward is called with; it isn't called."""
-    taken = list[Any]()
-
-    def stop(*arguments: Any) -> None:
-        taken.extend(arguments)
-        raise _Stopped
-
-    run.back(stop, passed=passed)
-    return taken
-
-
-class _Stopped(Exception):
-    pass
 
 
 _STEPS = 100_000

@@ -56,7 +56,6 @@ class Run:
     @classmethod
     def of(cls, pair: Pair, inputs: Inputs, rng: np.random.Generator, unit: bool = False, why: str = "") -> Run:
         """Run a pair, by differences where that is asked for by saying why; `Unjudgeable` where forward is at fault."""
-        inputs = {n: np.asarray(v) if isinstance(v, np.floating) else v for n, v in inputs.items()}
         forward = Forward(pair, inputs)
         y = forward.output(inputs)
         if not np.array_equal(y, forward.output(inputs)):

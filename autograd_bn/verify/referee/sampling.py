@@ -117,7 +117,7 @@ class Sample:
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")
 
     def _moved(self, names: Sequence[str], turned: bool = False, factor: float = 1.0) -> Inputs:
-        return self.inputs | {n: factor * moved(self.inputs[n], self.rng, turned=turned) for n in names}
+        return self.inputs | {n: np.asarray(factor * moved(self.inputs[n], self.rng, turned=turned)) for n in names}
 
     def _at(self, inputs: Inputs) -> Run:
         return Run.of(self.pair, inputs, self.rng, self.unit, self.why)

@@ -49,8 +49,7 @@ class Trace:
             raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NoDerivative("forward gives another result on tensors than on arrays")
-        kept = [(name, t) for name, t in named_in(cache) if name and name not in ("object", "input", "result", "start")]
-        named = {name: t for name, t in [*seen.items(), *kept] if isinstance(t, Tensor)}
+        named = {name: t for name, t in [*seen.items(), *named_in(cache)] if name and isinstance(t, Tensor)}
         return cls(recorded, leaves, named)
 
     def flow(

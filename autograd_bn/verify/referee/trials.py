@@ -1,6 +1,7 @@
 """Inputs that suit an entry: those that a file gives, else guesses at what forward takes, tried one after the other."""
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,29 +24,46 @@ from .trace import work
 from .unwritten import noted, written
 
 ABSENT = 20  # guesses that got furthest and ended at what isn't there, after which no more are tried
-_NONE = r"(Type|Attribute)Error: .*NoneType"
-_ABSENT = rf"{_NONE}|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
+_ABSENT = r"(Type|Attribute)Error: .*NoneType|NameError|ImportError|ModuleNotFound|FileNotFoundError(?!.*'x')"
 _TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
 _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where shapes fit
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
 _BIAS = rf"{BIAS}|{SHIFT}"
-_KEYS = 12  # that a dict among the inputs is given, at most
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
 
 class Fit(NamedTuple):
-    """Inputs that forward takes, and the pair on them.
+    """Inputs that forward takes, and the pair on them; of a guess, with what came of it.
 
-    `firm` is whether these are given, or said by their names; `tabled`, whether no lengths were read from messages.
+    `fits` is whether gradients have the shapes of the inputs, and `share` which of them agrees with differences; `firm`
+    whether the inputs are given, or said by their names; `tabled`, whether no lengths were read from messages.
     """
 
     inputs: tuple[Any, ...]
     pair: Pair
-    score: tuple[bool, float] = (True, 1.0)
+    fits: bool = True
+    share: float = 1.0
     firm: bool = True
+    tabled: bool = True
+    kinds: tuple[str, ...] = ()  # of a guess
     guessed: bool = False
     note: str = ""
-    tabled: bool = True
+
+    @property
+    def right(self) -> bool:
+        """Whether every gradient agrees with differences."""
+        return self.fits and self.share == 1
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The shape of the first array."""
+        return next((value.shape for value in self.inputs if isinstance(value, np.ndarray)), ())
+
+    @property
+    def wrong_at(self) -> tuple[int, ...]:
+        """The shape of the first array, where backward is wrong for it and that is no single row."""
+        meant = self.fits or (self.tabled and len(self.first) > 1)
+        return self.first if meant and not self.right and 1 not in self.first else ()
 
 
 @dataclass(frozen=True)
@@ -79,21 +97,14 @@ class Search:
 
     entry: Entry
     known: dict[str, Any]
-    best: Fit | None = None
-    accepted: int = 0
-    fitting: int = 0
     spent: float = 0.0
+    tried: list[Fit] = field(default_factory=list)  # guesses that forward takes
     failed: list[tuple[list[int], str]] = field(default_factory=list)  # how far forward got, and why not further
+    closed: bool = False  # whether other guesses would only hide what is wrong
     keys: list[tuple[str, str]] = field(default_factory=list)  # what dicts must hold
     slots: list[Slot] = field(default_factory=list)
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
-    wrong_for_vectors: bool = False
-    wrong_rows: bool = False  # whether it was for several rows, by values alone
-    disagreed: bool = False  # whether backward was wrong for arrays, and didn't raise
-    wrong_at: tuple[int, ...] = ()  # where the first array has no axis of length 1
-    declined: Exception | None = None  # why nobody can judge what forward takes
-    transposed: dict[str, bool] = field(default_factory=dict)  # whether backward transposes an array
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
@@ -125,6 +136,11 @@ class Search:
             holder[slot.called] = self.known[slot.name] if kind == "known" else drawn(kind, rng)
         return values
 
+    @property
+    def best(self) -> Fit | None:
+        """The guess with the most right gradients so far, the first of several."""
+        return max(self.tried, key=lambda fit: (fit.fits, fit.share, fit.tabled), default=None)
+
     def fit(self) -> Fit:
         """The best fit; anew where a dict is found to lack a key."""
         known = -1
@@ -133,11 +149,9 @@ class Search:
             for chosen in self.guesses():
                 self.attempt(chosen)
                 if self.best is not None and self.over:
-                    return self.best
+                    return self.best._replace(note=self.note(self.best))
                 if len(self.keys) != known:
                     break
-        if self.best is None and self.declined and not self.failed:
-            raise self.declined
         if self.best is None:
             raise ValueError(_no_inputs(self.entry, self.failed))
         return self.best
@@ -145,8 +159,9 @@ class Search:
     @property
     def over(self) -> bool:
         """Whether every gradient agrees with differences, or enough was tried."""
-        right = self.best is not None and self.best.score == (True, 1)
-        return right or self.accepted >= _ACCEPTED or self.fitting >= _FITTING
+        tabled = [fit for fit in self.tried if fit.tabled]
+        enough = len(tabled) >= _ACCEPTED or sum(fit.fits for fit in tabled) >= _FITTING
+        return self.closed or enough or any(fit.right for fit in self.tried)
 
     def tabled(self, chosen: tuple[str, ...]) -> bool:
         """Whether each is of a kind that its name says, and not of lengths read from messages."""
@@ -160,70 +175,62 @@ class Search:
             try:
                 axes = np.ndim(finite(self.entry.probe(inputs)))
                 taken = True
-                self.keep(chosen, values, self.entry.adapted(copy.deepcopy(inputs)), axes)
+                self.keep(chosen, values, self.entry.adapted(inputs), axes)
             except Exception as error:
                 why, follows = noted(error), self.choices.refused(chosen, str(error))
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
                 if declined and self.tabled(chosen) and (not taken or not (self.best or follows)):
                     raise why from None
-                if declined:
-                    self.declined = why
-                else:
-                    self.fail(error, values, taken)
+                self.fail(why, values, taken)
         self.spent += done[0] + self.entry.cost
 
     def keep(self, chosen: tuple[str, ...], values: dict[str, Any], pair: Pair, axes: int) -> None:
-        """Count a pair that forward takes inputs of, with an output of so many axes, and hold the best."""
+        """Keep a guess that forward takes, with an output of so many axes."""
+        transposed = _transposed(pair)
         for name, value in zip(pair.names, pair.inputs, strict=True):
-            if np.ndim(value) < 2 and name not in self.transposed:  # which is the same for every guess
-                self.transposed[name] = name.rpartition(".")[2] not in PLACES and _transposed(name, pair)
-            if np.ndim(value) < 2 and self.transposed[name]:
+            if np.ndim(value) < 2 and name in transposed:
                 raise ValueError(f"backward transposes {name}, which has the shape {np.shape(value)}")
         (fits, share), message, shapes = rated(pair)
         if self.lacked(message, values):  # backward reads more of it than forward
             return
-        inputs = tuple(values.values())
-        right, tabled = fits and share == 1, self.tabled(chosen)
-        first = next((value.shape for value in inputs if isinstance(value, np.ndarray)), ())
-        wide = len(first) > 1 and 1 not in first
-        if (tabled or fits) and not right and wide:
-            self.wrong_at = self.wrong_at or first
-        if tabled:
-            self.accepted, self.fitting = self.accepted + 1, self.fitting + fits
         if axes > 1 and share >= 0.5:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
-        number = all(np.size(value) < 2 for value in inputs)  # of one, or of one row, each mean is the sum
-        few = 1 in first or (len(first) == 1 and _of_a_difference(pair))
-        alone = (number and self.disagreed) or (few and self.wrong_rows)
-        if right and (alone or self.along_the_batch(chosen, pair)):
-            self.accepted = _ACCEPTED  # other guesses would only hide what is wrong
+        firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
+        fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, guessed=True)
+        if fit.right and (self.hides(fit) or self.along_the_batch(chosen, pair)):
+            self.closed = True
             return
         whole = [s for s, k in zip(self.slots, chosen, strict=True) if k[:3] == "int" != s.kinds[0][:3]]
-        if whole and self.best and share < self.best.score[1] and not re.search(r"\bint", code_of(pair.forward)):
+        if whole and self.best and share < self.best.share and not re.search(r"\bint", code_of(pair.forward)):
             return  # floats, which forward takes, have gradients to be judged
-        self.disagreed |= not right and share >= 0 and not number
-        self.wrong_rows |= tabled and fits and not right and wide
+        self.tried.append(fit)
         if fits and not self.settled:
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
-        if self.best is None or (fits, share, tabled) > (*self.best.score, self.best.tabled):
-            note, numbers = "", self.numbers(chosen)
-            if right and self.wrong_for_vectors:
-                note = "For vectors, as of shape (4,), which forward takes, it is wrong."
-            elif right and numbers:
-                note = f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
-            elif right and (1 in first or len(first) < 2) and self.wrong_at:
-                note = f"At inputs of shape {self.wrong_at}, which forward takes, it is wrong."
-            firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
-            self.best = Fit(inputs, pair, (fits, share), firm, True, note, tabled)
-        self.wrong_for_vectors |= fits and not right and bool({"D", "N"} & {*chosen})
+
+    def hides(self, right: Fit) -> bool:
+        """Whether numbers, or one row, are right where arrays were wrong: each mean is the sum there."""
+        wrong = [fit for fit in self.tried if not fit.right]
+        if _numbers_alone(right):
+            return any(fit.share >= 0 and not _numbers_alone(fit) for fit in wrong)
+        rows = any(fit.tabled and fit.fits and len(fit.wrong_at) > 1 for fit in wrong)
+        return rows and (1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair)))
+
+    def note(self, best: Fit) -> str:
+        """Where it is wrong that forward takes as well, if it is right at the best guess."""
+        if numbers := self.numbers(best.kinds) if best.right else []:
+            return f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
+        narrow = 1 in best.first or len(best.first) < 2
+        shapes = [fit.wrong_at for fit in self.tried if best.right and (narrow or len(fit.wrong_at) == 1)]
+        shape = next(filter(None, shapes), None)
+        return f"At inputs of shape {shape}, which forward takes, it is wrong." if shape else ""
 
     def lacked(self, message: str, values: dict[str, Any]) -> bool:
         """Whether a message names a key that a dict lacks, which it is to hold then."""
         name = next((name for name, value in values.items() if isinstance(value, dict)), "")
         key = re.fullmatch(r"KeyError: '(\w+)'", message)
-        if not key or not name or name in self.known or key[1] in values[name] or len(self.keys) >= _KEYS:
+        if not key or not name or name in self.known or key[1] in values[name]:
             return False
         self.keys.append((name, key[1]))
         return True
@@ -256,11 +263,17 @@ def _of_a_difference(pair: Pair) -> bool:
     return bool(y.size == 1 and np.allclose(y, there))
 
 
-def _transposed(name: str, pair: Pair) -> bool:
-    """Whether backward transposes what forward is handed under a name: it is meant to be a matrix then."""
-    kept = re.findall(rf"\bself\.(\w+) *= *{name} *$", code_of(pair.forward), re.MULTILINE)
-    called = "|".join([re.escape(name.rpartition(".")[2]), *kept])
-    return bool(re.search(rf"\b({called})[\"'\])]*\.T\b|transpose\((self\.)?({called})\)", code_of(pair.source)))
+def _numbers_alone(fit: Fit) -> bool:
+    return all(np.size(value) < 2 for value in fit.inputs)
+
+
+def _transposed(pair: Pair) -> set[str]:
+    """What backward transposes of what forward is handed: it is meant to be a matrix."""
+    turned = re.findall(r"\b(\w+)[\"'\])]*\.T\b|transpose\((?:self\.)?(\w+)\)", code_of(pair.source))
+    kept = re.findall(r"\bself\.(\w+) *= *(\w+) *$", code_of(pair.forward), re.MULTILINE)
+    names = {*filter(None, itertools.chain(*turned))}
+    names |= {name for attribute, name in kept if attribute in names}
+    return {name for name in pair.names if name.rpartition(".")[2] in names - PLACES}
 
 
 def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
@@ -277,7 +290,7 @@ def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
         return None
     if not isinstance(inputs, tuple | list):
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
-    return Fit(tuple(inputs), entry.adapted(copy.deepcopy(tuple(inputs))))
+    return Fit(tuple(inputs), entry.adapted(inputs))
 
 
 def inputs_name(entry: Entry) -> str:
@@ -370,15 +383,11 @@ def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
         return f"{call} takes no inputs by position"
     lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
     why = max(failed, key=lambda reason: reason[0])[1]
-    if re.match(_NONE, why):
-        return f"{call} reads what is None until something else sets it: {why}"
     if lost:
         return f"{call} needs what isn't there: {max(lost)[1]}"
     set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
     if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
         return f"{call} reads self.{set_elsewhere[2]}, which is set elsewhere: {why}"
-    if re.match(r"AttributeError: '(int|str|tuple|list|Lengths|numpy.ndarray)' object has no attribute '\w+'", why):
-        return f"{call} takes objects, as layers: define {inputs_name(entry)} in the file, a tuple of them ({why})"
     first = {name: _kinds(entry, name)[0] for name in entry.parameters}
     line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
