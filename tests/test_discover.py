@@ -84,6 +84,23 @@ class Halved:
     assert "which forward takes, it is wrong" in entry.reason
 
 
+def test_three_axes_that_forward_takes_part_by_part_are_tried_where_inputs_of_two_were_guessed(tmp_path):
+    text = """
+import numpy as np
+class Softmax:
+    def forward(self, x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        self.y = e / e.sum(-1, keepdims=True)
+        return self.y
+    def backward(self, dy):
+        return self.y * (dy - (dy * self.y).sum(-1, keepdims=True))
+"""
+    assert judged(written(tmp_path, text))["Softmax.backward"].reason == ""
+    slip = text.replace("self.y).sum(-1", "self.y).sum(1")
+    reason = judged(written(tmp_path, slip))["Softmax.backward"].reason
+    assert reason == "At x of shape (2, 5, 4), of which forward takes each part, it is wrong."
+
+
 @pytest.mark.parametrize(
     ("default", "place"),
     [

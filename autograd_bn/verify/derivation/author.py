@@ -15,11 +15,11 @@ from typing import Any, cast
 import numpy as np
 
 from ...engine import Tensor
-from ..referee.calls import RATE, Calls
+from ..referee.calls import Calls
 from ..referee.conventions import called, plans
 from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
 from ..referee.judge import check_backward
-from ..referee.names import derivative_of, is_constant, plain
+from ..referee.names import RATE, derivative_of, is_constant, plain
 from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Returned

@@ -14,12 +14,12 @@ import numpy as np
 
 from ...engine import Tensor
 from .author import Author, parameters, returned_names
-from .frameworks import NUMPY, Backend, array, backend_of, lowered, seeded
+from .frameworks import Backend, array, backend_of, lowered, seeded
 from .held import Path, arrays, get, groups, inner, is_array, is_tensor, label, looks_like_a_gradient, put, vector
+from .names import RATE
 from .pairs import Pair, globals_read
 from .returned import Gradients
 
-RATE = 0.5  # that backward is handed; 1 would hide that it isn't used
 Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
 
 
@@ -72,7 +72,7 @@ class Calls:
     def of(cls, author: Author, inputs: Sequence[Any]) -> Calls:
         """Calls with these inputs, of which there is no plan yet."""
         backend, names = backend_of(inputs), parameters(author.forward, len(inputs), skip=int(author.leads))
-        if backend is not NUMPY and author.owner is not None:
+        if author.owner is not None:
             author = replace(author, owner=_doubled(author.copied()))
         return cls(author, tuple(map(array, inputs)), backend, names)
 
@@ -181,7 +181,12 @@ class Calls:
         """What a backward pass returns and leaves behind."""
         self._anew(seen)
         dy = np.asarray(dy) if isinstance(outputs[0], np.ndarray) else dy  # some take no other numbers
-        parts = list(map(self.backend.lift, _parted(dy, outputs)))
+        shapes, parts = [np.shape(y) for y in outputs], [dy]  # the gradient of all outputs, laid end to end
+        if len(outputs) > 1:
+            ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+            split = np.split(np.reshape(dy, -1), ends)
+            parts = [part.reshape(shape) for part, shape in zip(split, shapes, strict=True)]
+        parts = list(map(self.backend.lift, parts))
         wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
         there = seen | {"dy": wrapped, "rate": RATE, "node": _node(seen)}
         if self.plan.hung:
@@ -193,7 +198,8 @@ class Calls:
         elif np.ndim(self.inputs[0]):
             back = vector(back)
         shape = np.shape([*seen["input"].values(), 0][0])
-        if self.plan.unit and not self.author.whole and isinstance(back, int | float) and np.shape(outputs[0]) == shape:
+        number = isinstance(back, int | float) or (isinstance(back, np.ndarray) and not back.ndim)
+        if self.plan.unit and not self.author.whole and number and np.shape(outputs[0]) == shape:
             back = np.full(shape, float(back))  # the derivative of each entry, the same for all
         if len(parts) == 1 and isinstance(dy, np.ndarray):
             np.copyto(dy, array(parts[0]))  # where a framework's copy was overwritten
@@ -239,15 +245,6 @@ class Calls:
         return self.places.get(name) in self.slots.get(name, ())
 
 
-def _parted(dy: Any, outputs: list[Any]) -> list[Any]:
-    """The gradient of all outputs, laid end to end, as one of each."""
-    if len(outputs) < 2:
-        return [dy]
-    shapes = [np.shape(y) for y in outputs]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(np.reshape(dy, -1), ends), shapes, strict=True)]
-
-
 def _node(seen: Seen) -> Any:
     """A node of a graph, as `gradient(out_grad, node)` reads it."""
     value: Any = lambda a: SimpleNamespace(
@@ -257,9 +254,10 @@ def _node(seen: Seen) -> Any:
 
 
 def _doubled(owner: Any) -> Any:
-    """An object whose tensors are in double precision."""
+    """An object whose tensors and arrays are in double precision."""
     for value, paths in groups(arrays({"object": owner})):
         wide = value.detach().double() if is_tensor(value) and value.is_leaf else None
+        wide = value.astype(np.float64) if isinstance(value, np.ndarray) and value.itemsize < 8 else wide
         for path in [path for path in paths if path[-1] != "grad" and wide is not None]:
             put({"object": owner}, path, wide)
     return owner

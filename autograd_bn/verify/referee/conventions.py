@@ -60,13 +60,19 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         yield _beside_the_loss(author, names, seen)
         return
     wanted, variadic = _wanted(author, names)
-    outputs, named = _results(author, seen)
+    body = code_of(author.backward, 0)
+    into = re.search(rf"(?m)^ *({'|'.join(wanted) or '-'})(\[.*\])? *[-+*/]?= ", body)
+    if into and not author.leads and "return " not in body:
+        raise Unjudgeable(f"backward returns nothing, and writes into {into[1]}, which it is handed")
+    outputs, named = _results(author, seen, wanted)
     hung = re.search(r"self\.(out\w*|y|result)\.(g|grad)\b(?!\w* *=[^=])", code_of(author.backward, 0))
     if hung and not wanted and hasattr(seen["result"][0], "__dict__"):
         yield Plan((outputs[0],), (), hung=hung[2])  # dy is read from the output, `self.out.g`
         return
     caches = [place for name, place in named.items() if name in CACHES] or outputs[:0:-1]
-    known, loss = _known(wanted, names, named), _loss(seen, outputs)
+    known = _known(wanted, names, named)
+    numbers = [p for p in outputs if isinstance(y := get(seen, p), float) or getattr(y, "shape", None) == ()]
+    loss = numbers[0] if len(numbers) == 1 and numbers[0] != outputs[0] else None  # after the first
     if len(outputs) == 1:
         yield from _without_dy(author, names, seen, known, wanted, outputs[0])
     results = {name: place for name, place in known.items() if place[0] != "input"}
@@ -116,10 +122,11 @@ def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
     return wanted, variadic
 
 
-def _results(author: Author, seen: Seen) -> tuple[list[Path], dict[str, Path]]:
+def _results(author: Author, seen: Seen, wanted: Sequence[str]) -> tuple[list[Path], dict[str, Path]]:
     """Where forward's results are, the output first, and the others by what it calls them."""
     outputs: list[Path] = [("result", i) for i in range(len(seen["result"]))]
-    if len(outputs) == 1 and seen["result"][0] is None and author.leads:
+    same = not wanted and any(seen["result"][0] is value for value in seen["input"].values())  # a loss that it keeps
+    if len(outputs) == 1 and (seen["result"][0] is None or same) and author.leads:
         kept = _kept_output(seen)
         outputs = [kept] if kept else outputs
     called = returned_names(author.forward)
@@ -128,19 +135,13 @@ def _results(author: Author, seen: Seen) -> tuple[list[Path], dict[str, Path]]:
     return outputs, {name: place for name, place in zip(called[1:], outputs[1:], strict=False) if name}
 
 
-def _loss(seen: Seen, outputs: list[Path]) -> Path | None:
-    """The one number among several results, after the first."""
-    results = {place: get(seen, place) for place in outputs}
-    numbers = [place for place, y in results.items() if isinstance(y, float) or getattr(y, "shape", None) == ()]
-    return numbers[0] if len(numbers) == 1 and numbers[0] != outputs[0] else None
-
-
 def _kept_output(seen: Seen) -> Path | None:
     """Where an object keeps the output of a forward pass that returns nothing."""
     now, before = arrays({"object": seen["object"]}), seen["before"]
     inputs = [id(value) for value in seen["input"].values()]
     new = [p for p, v in now.items() if len(p) == 2 and before.get(p) is not v]
-    named = [p for p in new if plain(p[1]) in OUTPUTS]  # the input itself too, where that comes out as it is
+    there = [*new, ("object", "loss")]  # also a loss that is added to in place
+    named = [p for p in now if p in there and plain(p[1]) in OUTPUTS]  # the input itself too, where it is the output
     kept = named or [p for p in new if id(now[p]) not in inputs]
     return min(kept, key=lambda p: OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)
 
@@ -171,9 +172,8 @@ def _without_dy(
         held = arrays({"object": seen["object"]})
         for place in [("input", names[0]), *[path for path in held if plain(path[-1]) in OUTPUTS]]:
             yield Plan((output,), tuple([known.get(name, place) for name in wanted]), False)
-    passes = [getattr(function, "__name__", "") for function in (author.backward, author.forward)]
     # A layer's `gradient(error)` takes dy.
-    slope = is_slope(*passes) and all(not author.leads or plain(name) in VALUES for name in wanted)
+    slope = is_slope(author.backward, author.forward) and (not author.leads or {*map(plain, wanted)} <= {*VALUES})
     slope = slope and len(derivative_of(wanted[0] if wanted else "")) < 2
     if len(wanted) == 1 and names and (inputs or slope):  # `relu_prime(x)`, or of the output, `y * (1 - y)`
         yield Plan((output,), (known.get(wanted[0], ("input", names[0])),), True)
@@ -256,7 +256,8 @@ def _refuse(calls: Calls, rated: float | None, raised: str) -> None:
     wanted = [name for name, p in taken.items() if p.default is p.empty]
     choices = [name for name in taken if re.fullmatch(CHOOSES, name) and name not in calls.names]
     gradients = [name for name in wanted if len(derivative_of(name)) > 1]
-    labels = [n for n in wanted if not gradients and is_label(n) and n not in calls.names]
+    slope = len(wanted) < 2 and is_slope(calls.author.backward, calls.author.forward)  # of the output, called t
+    labels = [n for n in wanted if not (gradients or slope) and is_label(n) and n not in calls.names]
     if (labels or choices) and rated is None:
         with suppress(Exception):
             rated = share(calls.pair())

@@ -4,7 +4,7 @@ import copy
 import json
 import linecache
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +115,7 @@ def _beside_a_right_one(entry: Entry, fit: Fit, space: dict[str, Any]) -> bool:
 def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None, list[str]]:
     """The first report that is wrong, and what is said."""
     reasons = list[str]()
-    with closing(_variants(entry, fit.inputs)) as others:
+    with closing(variant for row in ROWS for variant in row(entry, fit.inputs)) as others:
         for variant in others:
             if variant.pair is None:
                 reasons.append(variant.where)
@@ -156,12 +156,6 @@ class Variant(NamedTuple):
     where: str
     pair: Pair | None = None
     raises: str = "wrong"
-
-
-def _variants(entry: Entry, inputs: tuple[Any, ...]) -> Generator[Variant, None, None]:
-    """Every other way, which is judged where the pair is right so far."""
-    for row in ROWS:
-        yield from row(entry, inputs)
 
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
@@ -232,10 +226,9 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
     passed = {n: v for n, v in zip(entry.parameters, inputs, strict=False) if isinstance(v, str)}
     if not (holder or passed):
         return
-    text = "\n".join(map(code_of, entry.code)) + (code_of(entry.maker.what, 0) if entry.maker else "")
     for name in {**holder, **passed}:
         now = passed.get(name) or signature(holder[name])[name].default
-        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", text)
+        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", entry.text)
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, inputs, strict=False)]
             with suppress(Exception), _otherwise(entry, inputs, name, word, [*there, *inputs[len(there) :]]) as pair:
@@ -339,6 +332,14 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
     """
     own = [i for i, value in enumerate(fit.inputs) if isinstance(value, np.ndarray) and i >= entry.made]
     axes, rng = {fit.inputs[i].ndim for i in own}, np.random.default_rng(4)
+    with suppress(Exception):
+        parts = [fit.inputs[own[0]], fit.inputs[own[0]][::-1] * rng.uniform(0.9, 1.1)]
+        stacked = _with(fit, {own[0]: np.stack(parts)})
+        each = [_output(entry.probe(_with(fit, {own[0]: part}))) for part in parts]
+        alike = right and 2 in axes and np.array_equal(_output(entry.probe(stacked)), each)
+        if alike and (True, 0) <= _rated(entry, stacked) < (True, 1):
+            shape = stacked[own[0]].shape
+            return f"At {entry.parameters[own[0]]} of shape {shape}, of which forward takes each part, it is wrong."
     with suppress(Exception):
         if right and axes == {1}:
             there = _with(fit, {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own})

@@ -71,8 +71,8 @@ def _mostly_right(row: Row) -> bool:
 
 
 def _takes_dy(pair: Pair) -> bool:
-    """Whether the first of backward's arguments that is not forward's is dy by its name."""
+    """Whether one of backward's first two arguments that aren't forward's is dy by its name."""
     taken = [p.name for p in signature(pair.source).values() if p.default is p.empty]
-    values = VALUES if pair.unit else ()  # as `grad(x)` takes where forward takes z
-    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names, *values)][:1]
-    return all(DY.fullmatch(plain(name)) for name in taken)
+    values = (*VALUES, *"abcefhklmnopqrstuvwz") if pair.unit else ()  # as `grad(x)` takes where forward takes z
+    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names, *values)][:2]
+    return not taken or any(DY.fullmatch(plain(name)) for name in taken)

@@ -18,7 +18,7 @@ from ..gradcheck import Unjudgeable
 from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
 from .conventions import adapt, called, numpy_pair
 from .frameworks import NUMPY, array, torch_backend
-from .guesses import meant
+from .guesses import Descent, meant
 from .held import arrays, is_float, is_tensor
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
 from .pairs import Pair
@@ -41,6 +41,11 @@ class Entry:
     base: bool = False  # a base class, whose passes may be left to others
     code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
+
+    @property
+    def text(self) -> str:
+        """The code of the author's functions, and of the class."""
+        return "\n".join(map(code_of, self.code)) + (code_of(self.maker.what, 0) if self.maker else "")
 
     @property
     def made(self) -> int:
@@ -75,14 +80,15 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     functions = {n: v for n, v in space.items() if inspect.isfunction(v) or inspect.ismethod(v)}
     written = value.__code__.co_filename == space["__file__"]
     forward = forward_of(name, functions) if written else None
-    flag = _flag(value) if written and not forward else None
+    flags = [n for n, p in signature(value).items() if p.default is False and n.lower() in SLOPES]
+    flag = flags[0] if flags and written and not forward else None
     if forward or flag:
         ahead, back = functions[forward or name], value
         on, code = partial(_on, _torch_of(space, ahead)), (ahead, back)
         if flag:
             back = update_wrapper(partial(value, **{flag: True}), value)
         if len(parameters(ahead)) == len(parameters(back)) == 1:
-            ahead, back = _each(ahead), _each(back)
+            ahead, back = _each(ahead, forward or name), _each(back, name)
         pair = on(partial(numpy_pair, ahead, back))
         yield Entry(forward or name, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
     elif written and _returns_a_function(value):  # `y, backward = f(x)`
@@ -143,14 +149,8 @@ def _torch_of(space: dict[str, Any], function: Any) -> Any:
     return framework("torch") if "torch" in homes.values() and not plain else None
 
 
-def _flag(function: Any) -> str | None:
-    """The parameter by which a function is asked for its derivative, `deriv=False`."""
-    flags = [n for n, p in signature(function).items() if p.default is False and n.lower() in SLOPES]
-    return flags[0] if flags else None
-
-
-def _each(function: Any) -> Any:
-    """A function that may be one of a number, on arrays too: entry by entry, where it doesn't take them."""
+def _each(function: Any, name: str) -> Any:
+    """A function of this name that may be one of a number, on arrays too: entry by entry, where it takes none."""
 
     @wraps(function)
     def call(*values: Any) -> Any:
@@ -159,6 +159,7 @@ def _each(function: Any) -> Any:
         except (TypeError, ValueError):
             return np.vectorize(function, otypes=[float])(*values)
 
+    call.__name__ = name  # a decorator may have another
     return call
 
 
@@ -246,11 +247,15 @@ class Maker:
         shape: tuple[int, ...] = np.shape(values[0]) if values else ()
         if not shape or not self.builds:
             return owner
-        for name, size in [("", shape), *itertools.product(self.builds, (shape, shape[1:], *shape[-1:]))]:
+        steps = [name for name in self.builds if parameters(getattr(self.what, name))[1][:5] == "optim"]
+        builds = [n for n in self.builds if n not in steps]
+        sizes = (shape[1:], shape, *shape[-1:]) if builds != ["build"] else (shape, shape[1:])  # Keras counts the batch
+        for (name, size), step in itertools.product([("", shape), *itertools.product(builds, sizes)], [*steps, ""]):
             with suppress(Exception):
                 made = copy.deepcopy(owner)
-                if name:
-                    getattr(made, name)(size)
+                for method, given in ((name, size), (step, Descent())):
+                    if method:
+                        getattr(made, method)(given)
                 getattr(copy.deepcopy(made), self.fore)(*copy.deepcopy(list(values)))
                 return made
         return owner
@@ -289,6 +294,8 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
         image = len(sizes) == 3 and min(sizes) > 0
         kinds |= {p.name: ["=[4,6,6]"]} if image else {}
         needed += [p.name] if p.default is p.empty or large or image or p.name == "reg" else []
+        if p.name == "rng" and p.default is None:
+            fixed["rng"] = np.random.default_rng(0)
         if "float32" in str(p.default) and p.name == "dtype":
             fixed["dtype"] = (torch or np).float64
     return Maker(what, torch, needed, fixed), {name: kinds[name] for name in needed if name in kinds}

@@ -88,8 +88,14 @@ def shape(case: Case, left: frozenset[str]) -> Explained:
 
 def order(case: Case, left: frozenset[str]) -> Explained:
     """Gradients that are each other's."""
-    swapped = _swapped(case.runs[-1], {name: g for name, g in case.told.items() if name in left})
-    return Explained([swapped], frozenset(label[1:] for label in swapped.gradients)) if swapped else Explained()
+    gradients, truth = {name: g for name, g in case.told.items() if name in left}, case.runs[-1].truth
+    for a, b in itertools.combinations(gradients, 2):
+        if close(gradients[a], truth[b]) and close(gradients[b], truth[a]):
+            what = f"d{a} and d{b} are each other's: they come back in the wrong order."
+            return Explained(
+                [Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")], frozenset((a, b))
+            )
+    return Explained()
 
 
 def linearity(case: Case, left: frozenset[str]) -> Explained:
@@ -200,15 +206,6 @@ def _shape_finding(name: str, gradient: Array, truth: Array) -> tuple[Finding, A
         finding = Finding("not summed", (label,), what, f"Sum it over {over}.")
         return finding, gradient.sum(axis=axes, keepdims=True).reshape(truth.shape)
     return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
-
-
-def _swapped(run: Run, gradients: dict[str, Array]) -> Finding | None:
-    """Two gradients that are each other's."""
-    for a, b in itertools.combinations(gradients, 2):
-        if close(gradients[a], run.truth[b]) and close(gradients[b], run.truth[a]):
-            what = f"d{a} and d{b} are each other's: they come back in the wrong order."
-            return Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")
-    return None
 
 
 def _unknown(run: Run, name: str, gradient: Array) -> Mistake:

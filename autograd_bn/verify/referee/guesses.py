@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .names import BIAS, SHIFT, plain
+from .names import BIAS, RATE, SHIFT, plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 SMALL = 5000  # numbers of an array whose lengths are read from messages
@@ -32,20 +32,20 @@ BTD ND : seq(uence)?s?|(hidden)?states|query|key
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
 =4 =3 =8 :
     (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
-    (in|inputs?)(n|num|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(\w*vocab|embed\w*|wordvec)?size
+    (in|inputs?)(n|num|c|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(\w*vocab|embed\w*|wordvec)?size
     embed\w*|features|channels|width|ndims?|dim|n|d
 =3 =4 =[3] =[3,3] ND :
     (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
-    (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|d|f)|(size|dim|ch\w*)out
+    (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|c|d|f)|(size|dim|ch\w*)out
     (num|n)(out|hid|filt|cat|class)\w*|units|classes|neurons|hidden|filters|m
 =[4,3] =[4,3,3] =[3] =4 : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
 options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
-~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs?|phat|al|yp
+~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
 ~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND : out(put)?s?|logits|scores
-ND DN MN NM BIJD BM : [ac]prev|prev[ac]
-=2 : (n|num)?heads?|heads?num|(n|num)(layers|blocks)|layersnum
-=6 : (max)?(seq)?len(gth)?|max\w*len(gth)?|blocksize|timesteps|numembeddings|context\w*
+ND DN MN NM BIJD BM BDIJ : [ac]prev|prev[ac]
+=2 : (?!dim)\w*heads?(num)?|(n|num)(layers|blocks)|layersnum
+=6 : (max)?(seq)?len(gth)?|max\w*len(gth)?|blocksize|(time)?steps|numembeddings|context\w*
 =4 =3 =[4,3,5] : d(ff|k|v|hidden|mlp)|\w+dim|\w+channels
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
@@ -70,8 +70,10 @@ onehot:ND columns:ND onehot:DN : \w*(onehot|ohe)\w*
 bool:BT bool:ND bits:ND bits:N : \w*mask
 D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
-=[4] =4 =[4,3,5] =[2,4] =[5,4] : (input|normalized|in)?shape
-=[2,2] =[4,1] : (out(put)?|new|target)shape
+=[4] =4 =[4,3,5] =[2,4] =[5,4] : (input|normalized|in)?shape(in)?
+=[2,2] =[4,1] : (out(put)?|new|target)shape|shapeout
+call:rng : rng|\w*generator|randomstate
+call:step : optim(izer)?|optimi[sz]er\w*|opt
 =2 =3 =[2,2] :
     (n|num)?groups?|stride|\w*factor|\w*pool\w*(size|h(eight)?|w(idth)?)|ksize|f|hf|wf
     (kernel|filter|pool)(size|width|height|[hw])|[hw](filter|kernel)
@@ -101,6 +103,18 @@ def _dtanh(x: Any) -> Any:
     return 1 - np.tanh(x) ** 2
 
 
+class Descent:
+    """An optimiser for layers that take one: gradient descent, which takes note of nothing."""
+
+    lr = RATE
+
+    def update(self, value: Any, gradient: Any, *_: Any, **__: Any) -> Any:
+        """The value after a step."""
+        return value - self.lr * gradient
+
+    add = register = register_params = count_layers = step = zero_grad = staticmethod(lambda *_, **__: 0)
+
+
 class Lengths(tuple[Any, ...]):
     """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
 
@@ -118,7 +132,8 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        return np.tanh if kind == "call:tanh" else _dtanh
+        made = {"call:tanh": np.tanh, "call:dtanh": _dtanh, "call:step": Descent()}
+        return made.get(kind) or np.random.default_rng(0)
     if kind.startswith("="):
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value

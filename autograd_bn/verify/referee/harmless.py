@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..gradcheck import Unjudgeable
@@ -36,9 +36,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
             raise Refused(f"it calls {call}, but what is judged may touch nothing beyond its arrays")
 
 
-@cache
-def _listening() -> None:
-    sys.addaudithook(_hear)
+_listening = cache(partial(sys.addaudithook, _hear))
 
 
 def _heard(opener: Any) -> Any:

@@ -128,7 +128,9 @@ def judge(sample: Sample, strict: bool) -> Verdict:
         known = f"{known_to(pair):.0e}".replace("e-0", "e-")
         notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
     steps = [step for step in showing[0].steps(pair.source) if wrong or step.name in back.others]
-    findings += [] if wrong else _wrong_steps(first, steps)
+    for step in [step for step in steps if not step.ok and not wrong][:1]:  # the first that is wrong by itself
+        mistake = alone(first, step.returned, step.truth) or Mistake("unexplained", "is wrong", "Check its formula")
+        findings.append(mistake.of([step.name]))
     notes += _hidden_terms(sample, steps)
     return made([*rows, *steps], findings, notes, repair=repairs, coefficients={**explanation.coefficients})
 
@@ -155,13 +157,6 @@ def _without_dy(sample: Sample, notes: list[str]) -> list[Finding]:
     what = "backward ignores dy: it returns the same for every gradient that it is handed."
     repair = "Multiply by dy, with which the chain rule starts. The rest is judged for dy = 1."
     return [Finding("ignores dy", labels, what, repair)]
-
-
-def _wrong_steps(run: Run, steps: Sequence[Row]) -> list[Finding]:
-    """The first intermediate that is wrong by itself."""
-    unknown = Mistake("unexplained", "is wrong", "Check its formula")
-    wrong = [step for step in steps if not step.ok][:1]
-    return [(alone(run, step.returned, step.truth) or unknown).of([step.name]) for step in wrong]
 
 
 def _hidden_terms(sample: Sample, steps: Sequence[Row]) -> list[str]:

@@ -11,12 +11,15 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from .harmless import ALL, harmless
 
@@ -161,13 +164,12 @@ def limited(seconds: float) -> Iterator[None]:
 
 # What ends a process, or puts another program in its place, behind Python's back: each of os.exec* calls one of these.
 _DOORS = ("_exit", "execv", "execve")
+# What NumPy had until its version 1.24 or 2, and much code still reads.
+_OLD = {"float": float, "int": int, "float_": np.float64, "product": np.prod, "Inf": np.inf, "NaN": np.nan}
 
 
-def _shut(door: str) -> Callable[..., None]:
-    def refused(*arguments: Any) -> None:
-        raise SystemExit(f"os.{door}({', '.join(map(repr, arguments[:2]))})")
-
-    return refused
+def _refused(door: str, *arguments: Any) -> None:
+    raise SystemExit(f"os.{door}({', '.join(map(repr, arguments[:2]))})")
 
 
 def _folders(path: Path) -> list[Path]:
@@ -196,7 +198,9 @@ def loaded(path: Path) -> Iterator[Loaded]:
     ordered = folders[::-1] if (folders[0] / "__init__.py").exists() else folders
     sys.path[:0], sys.dont_write_bytecode = [*map(str, ordered), os.getcwd()], True
     for door in doors:
-        setattr(os, door, _shut(door))
+        setattr(os, door, partial(_refused, door))
+    old = {name: value for name, value in _OLD.items() if not hasattr(np, name)}
+    vars(np).update(old)
     sys.argv, sys.stdin = [str(path)], io.StringIO()
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # to compile takes longer than all that is run
@@ -218,6 +222,8 @@ def loaded(path: Path) -> Iterator[Loaded]:
         sys.path[:], sys.dont_write_bytecode, modules, sys.argv, sys.stdin, environment = before
         for door, opened in doors.items():
             setattr(os, door, opened)
+        for name in old:
+            delattr(np, name)
         os.environ.clear()
         os.environ.update(environment)
         for name in set(sys.modules) - modules:

@@ -39,7 +39,8 @@ _CONSTANT = re.compile(
     r"|ground_?truth|actuals?|observed|gold|reference|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
 )
 # What makes an object whole takes a shape alone, and has no name of what reaches for a file.
-BUILDS = re.compile(r"(?!_*(save|write|dump|export|load|del|remove|plot))\w+\((\w+_)?shape\)", re.IGNORECASE)
+_GIVEN = r"(\w+_)?shape|(in(put)?|prev\w*)_(dim|size|units)|optim\w*"
+BUILDS = re.compile(rf"(?i)(?!_*(save|write|dump|export|load|del|remove|plot))\w+\(({_GIVEN})\)")
 
 # What the passes take and return.
 CONTEXTS = ("ctx", "context")
@@ -49,6 +50,7 @@ VALUES = ("x", "input", "inputs", *OUTPUTS)
 BIAS = r"b\d?|b[a-z]{1,2}|bias(es)?\w*"
 SHIFT = "beta|shift|offset"
 WEIGHTS = rf"{BIAS}|{SHIFT}|gamma|w|weights?"
+RATE = 0.5  # that backward is handed; 1 would hide that it isn't used
 RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
 TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
 KEEPING = rf"{TRAINING}|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
@@ -96,12 +98,13 @@ def derivative_of(key: str) -> list[str]:
 def roots(name: str) -> list[str]:
     """What a function may be the derivative of by its own name, in small letters: `tanh` for `dtanh`."""
     words = f"(?:{'|'.join(SLOPES)})"
-    ends = re.fullmatch(rf"(\w+?)_?{words}|{words}_?(?:of_)?(\w+)", name.lower())
-    return [bare for bare in (ends.groups() if ends else ()) if bare]
+    ends = [re.fullmatch(pattern, name.lower()) for pattern in (rf"(\w+?)_?{words}", rf"{words}_?(?:of_)?(\w+)")]
+    return [match[1] for match in ends if match]
 
 
-def is_slope(back: str, fore: str) -> bool:
+def is_slope(*functions: Any) -> bool:
     """Whether a function's name says that it is the derivative of another, or of what it stands beside in a class."""
+    back, fore = (getattr(function, "__name__", "") for function in functions)
     return back.removeprefix("compute_") in DERIVATIVE or fore.lower() in roots(back)
 
 

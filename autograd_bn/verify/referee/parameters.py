@@ -11,10 +11,10 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
-from .calls import RATE, Calls
+from .calls import Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
-from .names import RATES, is_constant, is_label
+from .names import RATE, RATES, is_constant, is_label
 from .pairs import explains, slope, stirred
 from .returned import Returned
 from .source import signature
@@ -94,22 +94,17 @@ def _warmed(calls: Calls, cold: Slots) -> tuple[Calls, Slots]:
     read = Slots()
     with suppress(Exception):
         read = _read(warm)
-    made = set(read) - set(cold)
-    if not made or _sums(warm, [read[name][0] for name in made]):
-        return calls, cold
+    made = [read[name][0] for name in set(read) - set(cold)]
+    again, before = warm.passed(copy.deepcopy(warm.inputs)) if made else {}, _root(warm)
+    if not made or any(not np.array_equal(get(again, place), get(before, place)) for place in made):
+        return calls, cold  # sums that each pass adds to are no parameters
     # Inputs that the first pass has kept in lists would stay there, and so they are taken out, but for parameters.
     one, parts = {"object": first["object"]}, {path for paths in read.values() for path in paths}
     for path in [path for path in arrays(one) if path not in parts and not looks_like_a_gradient(path)]:
-        held, before = get(one, path[:-1]), get({"object": calls.author.owner}, path[:-1])
+        held, was = get(one, path[:-1]), get({"object": calls.author.owner}, path[:-1])
         if isinstance(held, list):
-            del held[len(before) if isinstance(before, list) else 0 :]
+            del held[len(was) if isinstance(was, list) else 0 :]
     return warm, read
-
-
-def _sums(calls: Calls, places: Sequence[Path]) -> bool:
-    """Whether another forward pass changes some of these arrays: then they are sums that it keeps."""
-    again, before = calls.passed(copy.deepcopy(calls.inputs)), _root(calls)
-    return any(not np.array_equal(get(again, place), get(before, place)) for place in places)
 
 
 def _off_zero_and_one(calls: Calls) -> Calls:
@@ -138,12 +133,13 @@ class _Pass:
     new: set[Path]
 
     @classmethod
-    def of(cls, calls: Calls, floats: Mapping[str, Any]) -> "_Pass":
+    def of(cls, calls: Calls, floats: Mapping[str, Any], factor: float = 1.0) -> "_Pass":
         seen = calls.passed(copy.deepcopy([*calls.all.values()]))
         outputs = calls.outputs(seen)
         y = np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
         bits = {path: array(value).tobytes() for path, value in arrays(_holders(seen)).items() if is_array(value)}
         dy = np.ones(y.shape) if calls.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
+        dy = factor * dy
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
         out = Returned()
         out.sort(calls.pulled(calls.author.backward, shaped, seen, outputs), calls.all, dict.fromkeys(floats, 1.0))
@@ -180,7 +176,9 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
         if place is None and moved and (rate := _rate(calls, run, name, moved[0])):
             place, note = moved[0], f"backward updates {name} itself; its step, divided by {rate:.4g}, is judged as"
             calls = replace(calls, rates=calls.rates | {name: rate}, notes=(*calls.notes, f"{note} the gradient."))
-        place = place or _only_one(calls, run, name, left)
+        shapes, shape = [np.shape(value) for value in calls.all.values()], np.shape(calls.all[name])
+        if len(left) == 1 == shapes.count(shape) and shape not in ((), run.y.shape) and name in calls.slots:
+            place = place or left[0][1]  # what backward wrote of a shape that nothing else has
         shape = np.shape(run.open[place]) if place in run.open else ()
         if name in numbers and np.prod(shape) != 1:  # it stands for an array, which one step makes of it
             calls = replace(calls, unseen=(*calls.unseen, f"{name}, a number whose gradient has shape {shape}"))
@@ -230,26 +228,21 @@ def _gradient_of(calls: Calls, run: _Pass, name: str, rated: list[tuple[float, P
     return likely[0] if likely and (rated[0][0] >= 1 or len(likely) == 1) and name in calls.slots else None
 
 
-def _only_one(calls: Calls, run: _Pass, name: str, rated: list[tuple[float, Path]]) -> Path | None:
-    """The one array that backward wrote of a parameter's shape, which no other array that forward reads has."""
-    shapes, shape = [np.shape(value) for value in calls.all.values()], np.shape(calls.all[name])
-    alone = len(rated) == 1 == shapes.count(shape) and shape not in ((), run.y.shape)
-    return rated[0][1] if alone and name in calls.slots else None
-
-
 def _rate(calls: Calls, run: _Pass, name: str, place: Path) -> float | None:
     """By which rate a parameter moves that backward updates itself, if its step is a multiple of a gradient."""
     if ("rate",) in calls.plan.arguments:
         return RATE
+    steps = [array(calls.all[name]) - array(r.held[place]) for r in (run, _Pass.of(calls, calls.all, -2.0))]
+    if not calls.plan.unit and not np.allclose(steps[1], -2 * steps[0], atol=1e-7 * np.max(np.abs(steps[0]))):
+        return None  # Adam, or another optimiser with a memory
     rates = [v for p, v in run.held.items() if re.fullmatch(RATES, str(p[-1]))]
     rates += [p.default for n, p in signature(calls.author.backward).items() if re.fullmatch(RATES, n)]
     rates = [rate for rate in rates if isinstance(rate, float) and rate]
     if rates:
         return float(rates[0])
-    change = array(calls.all[name]) - array(run.held[place])
     step, other = _step(calls, name, 11), _step(calls, name, 12)
-    rate = float(f"{float(np.sum(change * step)) / _slope(calls, name, step, run.dy):.4g}")
-    return rate if explains(change, other, rate * _slope(calls, name, other, run.dy), 1e-4) else None
+    rate = float(f"{float(np.sum(steps[0] * step)) / _slope(calls, name, step, run.dy):.4g}")
+    return rate if explains(steps[0], other, rate * _slope(calls, name, other, run.dy), 1e-4) else None
 
 
 def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Calls:

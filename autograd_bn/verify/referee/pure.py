@@ -233,7 +233,11 @@ class Allowed:
             if isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS):
                 _refuse(source, node, f"`{type(node).__name__.lower()}`")
         parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
-        space, outer = vars(builtins) | function.__globals__ | {**source.outside.nonlocals}, _from_outside(source.bare)
+        space, outer = vars(builtins) | function.__globals__ | {**source.outside.nonlocals}, set[str]()
+        tables = [symtable.symtable(ast.unparse(source.bare), "text", "exec")]
+        for table in tables:  # what the text, or a function inside it, takes from outside
+            outer |= {s.get_name() for s in table.get_symbols() if s.is_global() and table.get_type() == "function"}
+            tables += table.get_children()
         for node in nodes:
             if isinstance(node, ast.Await | ast.Yield | ast.YieldFrom):
                 _refuse(source, node)
@@ -347,12 +351,3 @@ class Allowed:
 def _refuse(source: Source, node: Any, words: str = "") -> None:
     line, what = source.line(node), words or f"`{source.segment(node)}`"
     raise NoSearch(f"line {line} has {what}, which is more than arithmetic on arrays")
-
-
-def _from_outside(function: ast.AST) -> set[str]:
-    """The names that a function's text, or one inside it, takes from outside."""
-    names, tables = set[str](), [symtable.symtable(ast.unparse(function), "text", "exec")]
-    for table in tables:
-        names |= {s.get_name() for s in table.get_symbols() if s.is_global() and table.get_type() == "function"}
-        tables += table.get_children()
-    return names

@@ -157,7 +157,8 @@ class Workshop:
                 plain = isinstance(helper, types.FunctionType) and helper.__name__ == name and helper not in known
                 if plain and helper in self.allowed.functions:
                     self.sources.append(self.allowed.functions[helper])
-        self.space, self.main, self.steps = dict(function.__globals__), function.__name__, 0
+        self.space, self.steps = dict(function.__globals__), 0
+        self.main = self.sources[0].function.__name__
         for source in self.sources:
             self.space.update(source.outside.nonlocals)
         own = {"print": lambda *_: None, "range": _range}

@@ -1,6 +1,6 @@
 """What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Returned:
         listed = list(back) if isinstance(back, tuple | list) else [back]
         while len(listed) > len(returned.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
-        listed = self._without_lists(listed, inputs, truth, returned.returns)
+        listed = self._without_lists(listed, inputs, truth, returned)
         wanted = self.wanted(listed, inputs, truth, returned)
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
@@ -96,16 +96,22 @@ class Returned:
                 self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
 
     def _without_lists(
-        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], words: Sequence[str]
+        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients
     ) -> list[Any]:
-        """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept."""
-        lists, left = dict[str, list[str]](), list[Any]()
+        """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept.
+
+        And dicts with gradients of an object's own by their names, beside dx.
+        """
+        lists, left, words = dict[str, list[str]](), list[Any](), returned.returns
         for name in truth:
             if "[" in name and name not in self.gradients:
                 lists.setdefault(name.partition("[")[0], []).append(name)
         if listed and all(isinstance(item, tuple) and len(item) == len(lists) for item in listed):
             listed, words = [list(part) for part in zip(*listed, strict=True)], ()  # (dW, db) for each layer
         for item, word in zip(listed, words if len(words) == len(listed) else [""] * len(listed), strict=True):
+            if isinstance(item, dict) and not any(isinstance(inputs.get(n), dict) for n in returned.names):
+                self._sort(item, inputs, truth, returned)
+                continue
             shapes = [np.shape(value) for value in item] if isinstance(item, list | tuple) else []
             wanted = {key: [np.shape(inputs[n]) for n in lists[key]] for key in lists if len(lists[key]) == len(shapes)}
             said = [key for key in wanted if any(plain(key).startswith(n) for n in derivative_of(word)[:-1])]
@@ -129,7 +135,9 @@ class Returned:
         letters = [plain(name)[0] for name in inputs]  # dW of `weight`, where nothing else begins so
         known = {letter: name for letter, name in zip(letters, inputs, strict=True) if letters.count(letter) == 1}
         known |= {plain(name): name for name in reversed(inputs)}
-        known |= _by_their_ends([n for word in returned.returns for n in derivative_of(word)[:-1]], inputs, known)
+        words = [n for word in returned.returns for n in derivative_of(word)[:-1] if len(n) > 2 and n not in known]
+        ends = {word: [name for name in inputs if plain(name).endswith(word)] for word in words}
+        known |= {word: named[0] for word, named in ends.items() if len(named) == 1}  # `dLogVar` of `t_log_var`
         said = [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in returned.returns]
         if len(said) == count and all(said) and len(set(said)) == count:
             self.named = True
@@ -137,9 +145,9 @@ class Returned:
         floats = [name for name in names if name in truth]
         free = [name for name in floats if not is_constant(name, inputs[name])]
         left = [name for name in truth if name not in self.gradients]
-        return next(
-            (some for some in (free, floats, left) if len(some) == count), [*floats, *left][: max(count, len(left))]
-        )
+        every = [*names, *[name for name in left if name not in names]]  # None of indices, too
+        choices = (some for some in (free, floats, left, every) if len(some) == count)
+        return next(choices, [*floats, *left][: max(count, len(left))])
 
     def _keep(self, where: dict[str, Array], name: Any, label: str, value: Any) -> None:
         try:
@@ -151,10 +159,3 @@ class Returned:
         else:
             what = f"{label} is a {type(value).__name__}, expected an array of floats."
             self.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
-
-
-def _by_their_ends(words: Sequence[str], inputs: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
-    """What words stand for that the name of one input ends with, `dLogVar` of `t_log_var`."""
-    free = [word for word in words if len(word) > 2 and word not in known]
-    ends = {word: [name for name in inputs if plain(name).endswith(word)] for word in free}
-    return {word: names[0] for word, names in ends.items() if len(names) == 1}

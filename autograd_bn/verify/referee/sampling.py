@@ -53,11 +53,9 @@ class Sample:
         sample.runs.append(sample._at(self.inputs))
         return sample
 
-    def ignores_dy(self) -> bool:
-        """Whether backward doesn't read dy: off the caller's inputs too, where no gradient is 0 by zeros in them."""
-        if self.unit or not _ignores_dy(self.first):
-            return False
-        return _ignores_dy(self._tried(self._moved([*self.first.truth])) or self.first)
+    def moved(self) -> Run | None:
+        """A run near the caller's inputs."""
+        return self._tried(self._moved([*self.first.truth]))
 
     def filled(self) -> Sample:
         """The sample with runs at inputs that the caller didn't give, where the pair takes them."""
@@ -113,7 +111,8 @@ class Sample:
             there = zip(np.shape(self.inputs[name]), np.shape(run.inputs[name]), strict=True)
             own |= whole(getattr(self.pair.calls.author.owner, "__dict__", {})) & {a for a, b in there if a != b}
         exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
-        said = self.notes if own and not exchanged else self.failures
+        square = np.ndim(self.inputs[name]) > 3 and not others  # as the scores of attention are
+        said = self.notes if square or (own and not exchanged) else self.failures
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")
 
     def _moved(self, names: Sequence[str], turned: bool = False, factor: float = 1.0) -> Inputs:
@@ -144,23 +143,18 @@ class Sample:
 def sampled(pair: Pair, inputs: Inputs, seed: int) -> Sample:
     """The runs of a pair; by differences everywhere, once one of them needs these."""
     rng = np.random.default_rng([seed, 9157])  # its own: the caller's x may come from the same seed
-    sample = Sample(pair, inputs, rng, _effort(pair, inputs), pair.unit).begun()
-    if sample.ignores_dy():
-        sample = sample.begun(unit=True)
+    cost = max(1.0, sum([np.size(value) for value in inputs.values()]) / ENTRIES)
+    with contextlib.suppress(Exception):  # for the first run to report
+        cost = max(effort(lambda: pair.forward(*copy.deepcopy(inputs).values())), cost)
+    sample = Sample(pair, inputs, rng, cost, pair.unit).begun()
+    if not sample.unit and _ignores_dy(sample.first) and _ignores_dy(sample.moved() or sample.first):
+        sample = sample.begun(unit=True)  # off the caller's inputs too, where no gradient is 0 by zeros in them
     sample = sample.filled()
     why = next((run.why_differences for run in sample.runs if run.why_differences), "")
     if why and not sample.first.why_differences:
         sample = sample.begun(why=why).filled()
     sample.first.call_twice()
     return sample
-
-
-def _effort(pair: Pair, inputs: Inputs) -> float:
-    """What a forward pass costs, in those of a small pair."""
-    cost = sum([np.size(value) for value in inputs.values()]) / ENTRIES
-    with contextlib.suppress(Exception):  # for the first run to report
-        return max(effort(lambda: pair.forward(*copy.deepcopy(inputs).values())), cost)
-    return max(1.0, cost)
 
 
 def _ignores_dy(run: Run) -> bool:

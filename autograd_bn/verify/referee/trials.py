@@ -17,7 +17,7 @@ from .entries import Entry
 from .guesses import Choices, axes_of, drawn, meant, shown
 from .held import arrays, is_array, is_float
 from .load import said
-from .names import BIAS, PLACES, SHIFT, plain
+from .names import BIAS, PLACES, SHIFT, is_label, plain
 from .pairs import NoPair, Pair, agreement
 from .source import code_of
 from .trace import work
@@ -28,6 +28,7 @@ _ABSENT = r"(Type|Attribute)Error: .*NoneType|NameError|ImportError|ModuleNotFou
 _TAKEN = [10**6]  # how far forward gets, in lines, with what it takes
 _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where shapes fit
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
+_MARGIN = re.compile(r"(?is)(?!.*(range|eye|hot|max\(.*1\)))(.*hinge|.*max\w*\((0(\.0?)?, *)?1(\.0?)? *- *\w)")
 _BIAS = rf"{BIAS}|{SHIFT}"
 _NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
@@ -109,12 +110,15 @@ class Search:
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
         """A kind for each slot, while there is work left."""
-        held, names = _lengths(self.entry), self.entry.parameters
+        held, names = list[int](), self.entry.parameters
+        with suppress(Exception):  # the lengths that an object made without arguments holds, of which x may have one
+            if self.entry.maker and not self.entry.made:
+                shapes = [np.shape(value) for value in arrays(self.entry.maker(())).values() if is_array(value)]
+                held = sorted({length for shape in shapes for length in shape if length > 1})[:4]
         kinds = {name: ["known"] if name in self.known else _kinds(self.entry, name, held) for name in names}
         self.slots = [Slot(name, "", listed) for name, listed in kinds.items()]
-        for name, key in self.keys:
-            listed = _kinds(self.entry, key, held)
-            self.slots.append(Slot(name, key, listed[:1] if listed[0][0] == "=" else listed))
+        held_in = {(name, key): _kinds(self.entry, key, held) for name, key in self.keys}
+        self.slots += [Slot(*at, listed[:1] if listed[0][0] == "=" else listed) for at, listed in held_in.items()]
         self.settled, self.choices = {}, Choices([slot.kinds for slot in self.slots])
         for chosen in self.choices:
             if self.spent > _WORK:
@@ -327,7 +331,10 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         name = "x"
     if name in entry.kinds:
         return entry.kinds[name]
-    listed, _ = meant(name)
+    margin = _MARGIN.match(entry.text)  # labels of ±1: 0 and 1 would hide it
+    listed, _ = meant("scores" if margin and meant(name)[0][0] == "prob:ND" else name)
+    if margin and is_label(name):
+        return ["sign:N", "sign:ND", "sign:N1"]
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
@@ -336,15 +343,6 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", code)  # `N, C, L = x.shape`
     count = len(re.findall(r"\w+", unpacked[1])) if unpacked else 0
     return sorted(listed, key=lambda kind: count not in (0, axes_of(kind) - kind.startswith("int:")))
-
-
-def _lengths(entry: Entry) -> list[int]:
-    """The lengths that an object made without arguments holds, of which x may have one."""
-    with suppress(Exception):
-        if entry.maker and not entry.made:
-            shapes = [np.shape(value) for value in arrays(entry.maker(())).values() if is_array(value)]
-            return sorted({length for shape in shapes for length in shape if length > 1})[:4]
-    return []
 
 
 def finite(result: Any) -> Any:

@@ -19,20 +19,15 @@ from .source import code_of, signature, syntax, unwrapped
 _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", re.IGNORECASE)
 
 
-def is_todo(error: BaseException) -> bool:
-    """Whether an exception is an author's note that nothing stands there yet."""
-    if isinstance(error, TypeError) and re.search("abstract class|must derive from BaseException", str(error)):
-        return True  # or `raise NotImplemented`
-    if not isinstance(error, AssertionError) or isinstance(error, Unjudgeable):
-        return isinstance(error, NotImplementedError)
-    steps = extract_tb(error.__traceback__)
-    plain = bool(steps) and bool(re.match(r"assert (False|0)\b", steps[-1].line or ""))
-    return plain or bool(_TODO.search(str(error)))
-
-
 def noted(error: Exception) -> Exception:
-    """An exception, as `NotImplementedError` where it is a note that nothing stands there yet."""
-    return NotImplementedError(str(error) or f"it raises {type(error).__name__}") if is_todo(error) else error
+    """An exception, as `NotImplementedError` where it is an author's note that nothing stands there yet."""
+    todo = isinstance(error, NotImplementedError)
+    if isinstance(error, TypeError):  # or `raise NotImplemented`
+        todo = bool(re.search("abstract class|must derive from BaseException", str(error)))
+    elif isinstance(error, AssertionError) and not isinstance(error, Unjudgeable):
+        lines = [step.line or "" for step in extract_tb(error.__traceback__)[-1:]]
+        todo = bool(_TODO.search(str(error)) or re.match(r"assert (False|0)\b", "".join(lines)))
+    return NotImplementedError(str(error) or f"it raises {type(error).__name__}") if todo else error
 
 
 def written(pair: Pair) -> None:
