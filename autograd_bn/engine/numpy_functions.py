@@ -232,9 +232,21 @@ def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
     return moved
 
 
-roll, tile, rot90, diagonal = _moving(np.roll), _moving(np.tile), _moving(np.rot90), _moving(np.diagonal)
+roll, rot90, diagonal = _moving(np.roll), _moving(np.rot90), _moving(np.diagonal)
 resize, delete = _moving(np.resize), _moving(np.delete)
 take, take_along_axis = _moving(np.take), _moving(np.take_along_axis)
+
+
+def tile(x: Any, reps: int | Sequence[int]) -> Any:
+    """x so many times along each axis, the last for the last one."""
+    counts = np.atleast_1d(ops.uncut(reps, "tile")).tolist()
+    ndim = max(len(counts), np.ndim(x))
+    times, shape = [1] * (ndim - len(counts)) + counts, [1] * (ndim - np.ndim(x)) + [*np.shape(x)]
+    once, copied = list[int](), list[int]()
+    for k, n in zip(times, shape, strict=True):
+        once += [n] if k == 1 else [1, n]
+        copied += [n] if k == 1 else [k, n]
+    return ops.reshape(ops.broadcast_to(ops.reshape(x, once), copied), np.multiply(times, shape).tolist())
 
 
 def flip(x: Any, axis: Axis = None) -> Any:

@@ -673,10 +673,12 @@ def places(x: Any) -> Any:
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element of `x` along `axis` (of all in a row by default) so many times."""
     repeats = uncut(repeats, "repeats")
-    if axis is None or mode.watcher.get():  # which sees where each element goes; along an axis it is quicker
-        return getitem(ravel(x), np.repeat(places(x), repeats, axis))
-    axis = place(axis, np.ndim(x))
-    return getitem(x, (slice(None),) * axis + (np.repeat(np.arange(np.shape(x)[axis]), repeats),))
+    if not isinstance(repeats, Sequence | np.ndarray):  # whose derivative is a sum
+        x, axis = (ravel(x), 0) if axis is None else (x, place(axis, np.ndim(x)))
+        before, n, after = np.shape(x)[:axis], np.shape(x)[axis], np.shape(x)[axis + 1 :]
+        columns = broadcast_to(reshape(x, (*before, n, 1, *after)), (*before, n, repeats, *after))
+        return reshape(columns, (*before, n * repeats, *after))
+    return getitem(ravel(x), np.repeat(places(x), repeats, axis))
 
 
 @explained
