@@ -676,6 +676,62 @@ def test_a_number_in_a_dict_is_read_where_forward_keeps_it_and_never_taken_for_i
     assert 'eps = bn_param.get("eps", 1e-05)\n' in capsys.readouterr().out
 
 
+COUNTS = """
+import numpy as np
+
+def up_forward(x, scale=2):
+    return x.repeat(scale, axis=1), (x, scale)
+def up_backward(g, cache):
+    pass
+
+def power_forward(x, n=3):
+    return x**n, (x, n)
+def power_backward(g, cache):
+    pass
+
+def pad_forward(x, pad=1):
+    return np.pad(x, pad) ** 2, (x, pad)
+def pad_backward(g, cache):
+    pass
+
+def softmax_forward(x, axis=-1):
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    y = e / e.sum(axis=axis, keepdims=True)
+    return y, y
+def softmax_backward(g, y):
+    pass
+
+class Heads:
+    def __init__(self, d_model, n_heads):
+        self.h, self.dk = n_heads, d_model // n_heads
+        self.W = np.random.randn(d_model, d_model)
+    def split(self, x):
+        return x.reshape(len(x), self.h, self.dk)
+    def forward(self, x):
+        self.x = x
+        return self.split(x @ self.W).transpose(1, 0, 2).reshape(-1, self.dk)
+    def backward(self, g):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("up_backward", "return g.reshape(len(g), x.shape[1], scale).sum(axis=2)\n"),
+        ("power_backward", "return n * g * x ** (n - 1)\n"),
+        ("pad_backward", "[pad:len(g) - pad, pad:g.shape[1] - pad]\n"),
+        ("softmax_backward", "return y * (g - (g * y).sum(axis=-1, keepdims=True))\n"),
+        ("Heads.backward", "g.reshape(self.h, "),  # which another method reads
+    ],
+)
+def test_a_whole_number_that_is_kept_is_called_by_its_name(name, line, tmp_path, capsys):
+    """As a number it would be wrong at another."""
+    (file := tmp_path / "course.py").write_text(COUNTS)
+    assert main(["write", str(file), name]) == 0
+    assert line in capsys.readouterr().out
+
+
 FLAT = """
 import numpy as np
 

@@ -62,7 +62,7 @@ def _beside_forward(pair: Pair, folded: bool) -> Derivation:
     run, own = fillable(made.author.forward), made.author.forward
     forward = wraps(own)(lambda *values, **options: made.passed(run, values, options))
     free = [p for name, p in signature(own).items() if name not in made.inputs]
-    options = {p.name: p.default for p in free if type(p.default) is float}
+    options = {p.name: p.default for p in free if type(p.default) in (int, float)}
     with np.errstate(all="ignore"):
         record = partial(Recording, forward, made.wanted, folded, made.calls.plan.unit)
         runs = recordings(own, record, made.inputs, options)
@@ -102,6 +102,8 @@ class _Author:
     def _with_the_rest(self, calls: Calls) -> Calls:
         """The calls, with what else forward reads of the object for inputs, as eps, or running means."""
         code, own, slots = code_of(self.author.forward), self.author.owner if self.lead else None, dict(calls.slots)
+        methods = inspect.getmembers(type(own), inspect.isfunction)
+        code += "".join([code_of(method) for name, method in methods if re.search(rf"\.{name}\(", code)])
         mine = [(("object", name), value) for name, value in getattr(own, "__dict__", {}).items()]
         mine = [(path, value) for path, value in mine if re.search(rf"\.{path[1]}\b", code)]
         held = arrays({"object": own}).items()

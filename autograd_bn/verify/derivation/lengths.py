@@ -4,6 +4,7 @@ import ast
 import contextlib
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -54,6 +55,9 @@ def recordings(
         if type(value) is float and value and name not in names:
             grown = _tried(grown, recorded, *_scaled(grown, name, value * (i + 7) / (i + 10), owner))
             odd = _tried(odd, recorded, *_scaled(odd, name, value * (i + 11) / (i + 13), owner))
+        elif type(value) is int and name in options and not (name in names or re.search("ax[ei]s|dim", name)):
+            grown = _tried(grown, recorded, *_scaled(grown, name, value + 1, owner))
+            odd = _tried(odd, recorded, *_scaled(odd, name, value + 2, owner))
     turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
     run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
     return [first, grown, at, odd, *([run] if run is not first and run.finite else []), *lengths.above]

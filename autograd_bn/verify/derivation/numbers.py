@@ -61,7 +61,7 @@ class Numbers:
                 c, below = constant(ratios[0])
                 if len(c) < 8 and not below and not (whole and "." in c):
                     text = form.format(c).replace("+ -", "- ").replace("-1 * ", "-")
-                    return text.removeprefix("1 * ")
+                    return text.removeprefix("1 * ").replace(" 1 * ", " ")
         return ""
 
     def _guesses(self, number: Values, whole: bool) -> Iterator[tuple[str, Values]]:
@@ -82,6 +82,9 @@ class Numbers:
             for text, volume in self.volumes if some is self.known else ():
                 ways = (text, np.divide(number, volume)), (joined("1", text), number * volume)
                 yield from [(form, (1.0,)) for form, ratios in ways if np.allclose(ratios, 1, 1e-13, 0)]
+        for (s, v), (t, w) in itertools.permutations(self.known, 2) if whole else ():
+            if s in self.named:  # padded on both sides
+                yield f"{t} + {{}} * {s}", tuple(map(truediv, map(sub, number, w), v))
         ratios = [(s, t, v, w) for (s, v), (t, w) in itertools.permutations(self.known, 2)]
         for s, t, v, w in ratios:
             if not whole and not any(map(mod, v, w)) and math.isclose(number[0] * v[0], w[0]):

@@ -153,6 +153,8 @@ class Writer:
                     said.append(f"no {what}" if absent else f"{what} {'is' if v is None else '=='} {v!r}")
                 elif type(v) is str:
                     words.append(f"# where {what} is {v!r}")
+                elif type(v) is int and name in first.options:
+                    continue  # the author's own backward would hold for that axis alone too
                 elif not absent and (type(v) is bool or np.min(v) < 2):
                     raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
         for name, axis in self.single:

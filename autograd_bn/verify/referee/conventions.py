@@ -257,7 +257,8 @@ def _refuse(calls: Calls, rated: float | None, raised: str) -> None:
     choices = [name for name in taken if re.fullmatch(CHOOSES, name) and name not in calls.names]
     gradients = [name for name in wanted if len(derivative_of(name)) > 1]
     slope = len(wanted) < 2 and is_slope(calls.author.backward, calls.author.forward)  # of the output, called t
-    labels = [n for n in wanted if not (gradients or slope) and is_label(n) and n not in calls.names]
+    known = [*calls.names, *returned_names(calls.author.forward)]
+    labels = [n for n in wanted if not (gradients or slope) and is_label(n) and n not in known]
     if (labels or choices) and rated is None:
         with suppress(Exception):
             rated = share(calls.pair())
