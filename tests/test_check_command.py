@@ -287,11 +287,11 @@ def scores_backward(dy, cache):
 
 def test_what_is_right_for_vectors_alone_is_said_to_be(check):
     text = """import numpy as np
-def mse_loss(pred, target): return np.mean((pred - target) ** 2)
-def mse_loss_backward(pred, target): return 2 * (pred - target) / LENGTH
+def hinge_loss(scores, y): return np.mean(np.maximum(0, 1 - y * scores))
+def hinge_loss_backward(scores, y): return np.where(y * scores < 1, -y, 0.0) / LENGTH
 """
-    assert "for matrices" in check(text.replace("LENGTH", "len(pred)"))[1]
-    assert "for matrices" not in check(text.replace("LENGTH", "pred.size"))[1]
+    assert "for matrices" in check(text.replace("LENGTH", "len(scores)"))[1]
+    assert "for matrices" not in check(text.replace("LENGTH", "scores.size"))[1]
 
 
 def test_a_number_on_an_object_is_judged_by_the_gradient_left_for_it(check):
