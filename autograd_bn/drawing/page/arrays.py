@@ -38,7 +38,7 @@ class Arrays:
         entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
         flat = array.reshape(-1)
         if array.size <= (FEW if self.brief else WHOLE):
-            return {**entry, "data": [number(v) for v in flat]}
+            return {**entry, "data": [*map(str if array.dtype == object else number, flat)]}
         head, tail = (2, 1) if self.brief else (4, 2)
         floats = array.astype(float)
         finite = np.isfinite(floats)
