@@ -12,7 +12,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 # What a room may hold, in lines of Python, and what a function may take by position.
 LINES = {
     "engine": 3_435,
-    "distributed": 270,
+    "distributed": 271,
     "batch_norm": 2_406,
     "verify": 11_099,
     "drawing": 2_465,

@@ -65,7 +65,7 @@ def _weighted_sum(parameters: Iterable[Tensor], comm: Any, weight: float) -> Non
     parameters = list(parameters)
     gradients = [p.grad if weight else None for p in parameters]
     wide = [None if g is None else g.ravel().astype(np.result_type(g.dtype, float)) for g in gradients]
-    kind = object if any([p.dtype == object for p in parameters]) else float
+    kind = object if any(p.dtype == object for p in parameters) else float
     parts = [np.zeros(p.size, kind) if g is None else weight * g for p, g in zip(parameters, wide, strict=True)]
     present = np.array([int(g is not None) for g in gradients], kind)
     total = allreduce(np.concatenate([present, *parts]), comm)
