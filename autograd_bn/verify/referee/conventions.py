@@ -213,6 +213,10 @@ def called(author: Author, inputs: Sequence[Any]) -> Pair:
     """A pair called by the first plan under which the gradients are right where there are several, else that works."""
     calls = Calls.of(author, inputs)
     seen = calls.passed(copy.deepcopy(calls.inputs))
+    code, held = code_of(author.forward, 0), getattr(author.owner, "__dict__", {}).items()
+    empty = [n for n, v in held if isinstance(v, list | dict | tuple) and not v and f"self.{n}" in code]
+    if empty and any(seen["result"][0] is value for value in seen["input"].values()):
+        raise Unjudgeable(f"the object has no {empty[0]}, so that forward returns what it takes")
     candidates = list(dict.fromkeys(plans(author, calls.names, seen)))
     if not candidates:
         none = len(seen["result"]) == 1 and any(plain(n) in CACHES for n in signature(author.backward))
