@@ -54,7 +54,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array)
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def load(path: str | os.PathLike[str], *, limit: int = 1 << 30) -> dict[str, Array]:

@@ -111,7 +111,8 @@ class Sample:
             there = zip(np.shape(self.inputs[name]), np.shape(run.inputs[name]), strict=True)
             own |= whole(getattr(self.pair.calls.author.owner, "__dict__", {})) & {a for a, b in there if a != b}
         exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
-        square = np.ndim(self.inputs[name]) > 3 and not others  # as the scores of attention are
+        last = np.shape(self.inputs[name])[-2:]
+        square = np.ndim(self.inputs[name]) > 3 and last[0] == last[1] and not others  # as scores of attention are
         said = self.notes if square or (own and not exchanged) else self.failures
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")
 

@@ -339,8 +339,7 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed += ["ND", "BNN"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
-    code = "".join(map(code_of, [entry.maker.forward] if entry.maker else entry.code[:1]))
-    unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", code)  # `N, C, L = x.shape`
+    unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", entry.text)  # `N, C, L = x.shape`
     count = len(re.findall(r"\w+", unpacked[1])) if unpacked else 0
     return sorted(listed, key=lambda kind: count not in (0, axes_of(kind) - kind.startswith("int:")))
 
