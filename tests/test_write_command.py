@@ -319,6 +319,64 @@ class Nowhere:
     def backward(self, dy):
         pass
 
+class Twice:
+    def __init__(self):
+        self.params, self.grads = [np.random.randn(4, 3), np.zeros(3)], [np.zeros((4, 3)), np.zeros(3)]
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0] + self.params[1]
+    def backward(self, dy):
+        self.dW = self.x.T @ dy
+        for g, d in zip(self.grads, (self.dW, dy.sum(axis=0))):
+            g += d
+        return dy @ self.params[0].T
+
+class Anew(Twice):
+    def backward(self, dy):
+        self.grads = {"W": self.x.T @ dy, "b": dy.sum(axis=0)}
+        self.dx = dy @ self.params[0].T
+        return self.dx
+
+class Filled(Twice):
+    def __init__(self):
+        self.W, self.dW = np.random.randn(4, 3), np.zeros((4, 3))
+        self.all = [self.dW]
+    def forward(self, x):
+        self.x = x
+        return x @ self.W
+    def backward(self, dy, lr=0.1):
+        self.dW[...] = self.x.T @ dy
+        return dy @ self.W.T
+
+class Stepping(Filled):
+    def __init__(self):
+        self.W = np.random.randn(4, 3)
+    def backward(self, dy, lr=0.1):
+        dx = dy @ self.W.T
+        self.W -= lr * self.x.T @ dy
+        return dx
+
+class Momentum(Stepping):
+    def backward(self, dy, lr=0.1):
+        dx = dy @ self.W.T
+        self.v = 0.9 * getattr(self, "v", 0) + self.x.T @ dy
+        self.W -= lr * self.v
+        return dx
+
+class Times:
+    def forward(self, inputs):
+        a, b = inputs
+        return a * b
+    def backward(self, inputs, grads):
+        a, b = inputs
+        return grads * b, grads * a
+
+class Alone:
+    def forward(self, x):
+        return x[0] * x[1],
+    def backward(self, x, gy):
+        return gy[0] * x[1], gy[0] * x[0]
+
 def margin_loss(x, y):
     N = len(x)
     margins = np.maximum(0, x - x[np.arange(N), y][:, None] + 1)
@@ -442,6 +500,14 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Opened.backward", "W, _ = self.params\n        self.grads[1][...] = dy.sum(axis=0)\n"),
         ("OneHot.backward", "if self.t.ndim != 1:\n"),  # forward takes rows of 0 and 1 too
         ("Listed.backward", "self.grads[0][...] = self.x.T @ dy\n        return dy @ self.params[0].T\n"),
+        (
+            "Twice.backward",
+            "self.dW = self.x.T @ dy\n        self.grads[0] += self.dW\n        self.grads[1] += dparams_1\n",
+        ),
+        ("Anew.backward", "self.dx = dy @ self.params[0].T\n"),
+        ("Anew.backward", 'self.grads = {"W": dparams_0, "b": dparams_1}\n        return self.dx\n'),
+        ("Filled.backward", "self.dW[...] = self.x.T @ dy\n        return dy @ self.W.T\n"),
+        ("Stepping.backward", "self.W -= lr * dW\n        return dx\n"),
         ("Weighted.backward", "self.weight_grad = self.x.T @ dy\n"),
         ("Boxed.backward", "self.W.grad = self.x.T @ dy\n"),
         ("margin_loss", "d = np.full(x.shape, 1 / N)\n"),
@@ -459,6 +525,20 @@ def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys, name
     path.write_text(STYLES)
     assert main(["write", str(path), name]) == 2
     assert f"nothing says where the gradient of {place} goes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Momentum", "backward changes W as well"),
+        ("Times", "forward opens inputs"),  # a guess hands it an array of two rows
+        ("Alone", "forward returns a tuple of one"),
+    ],
+)
+def test_what_no_gradient_alone_can_stand_for_is_not_written(tmp_path, capsys, name, words):
+    (file := tmp_path / "styles.py").write_text(STYLES)
+    assert main(["write", str(file), f"{name}.backward"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_gradient_for_1_has_no_1_in_it(written):

@@ -6,8 +6,7 @@ import inspect
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial, update_wrapper, wraps
 from typing import Any, cast
@@ -27,6 +26,7 @@ from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import FLIPPED, Expression
 from .lengths import recordings
 from .module import Derivation, executed, refuse_wrong, written, wrong
+from .places import Ran, gradients_of, manner
 from .text import WIDTH, Function, names_in, wrapped
 from .tracing import Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
@@ -76,25 +76,34 @@ class _Author:
     """How an author's passes are called, what of it can be another, and where gradients go."""
 
     def __init__(self, pair: Pair) -> None:
-        back, calls = _returned(pair), cast(Calls, pair.calls)
+        run, calls = Ran.of(pair), cast(Calls, pair.calls)
         self.author, self.whole = calls.author, calls.author.whole
-        self.pair = pair = pair if back is not None or self.whole else _as_named(pair)
+        self.pair = pair = pair if run is not None or self.whole else _as_named(pair)
         calls = cast(Calls, pair.calls)
         named = zip(pair.names, pair.inputs, strict=True)
         self.inputs = {n: np.array(v, float) if is_float(v) else v for n, v in named}
         taken = signature(self.author.backward)
         if any(p.kind is p.VAR_POSITIONAL for p in taken.values()):
             raise Unwritable("backward takes any number of arguments")
+        if opened := _opened(self.author.forward):
+            raise Unwritable(f"forward {opened}, and what is written takes and returns arrays")
         listed = [*taken][int(self.author.leads) :]
         self.lead = next(iter(taken)) if self.author.leads else ""
         self.arguments = dict(zip(listed, calls.plan.arguments, strict=False))
         self.calls = self._with_the_rest(calls)
         self.keys: list[str] = []  # of a dict that is returned
         self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
-        self.kept: dict[str, Path] = dict(calls.places)  # where gradients are kept
-        self._find_destinations(back)
-        self.wanted = [*dict.fromkeys([*filter(None, self.returned), *self.kept])]
-        self.left = {name: self._statement(name, path) for name, path in self.kept.items()}
+        self.kept = [*calls.places.items()]  # where gradients are kept
+        self._find_destinations(run.back if run is not None else None)
+        self.manner, self.root = dict[Path, str](), {"object": calls.author.owner}
+        if run is not None and not self.whole:
+            self.kept += run.places(pair)
+            self.root = run.root
+            self.manner = manner(pair, run, [path for name, path in self.kept if path not in calls.slots.get(name, ())])
+        self.wanted = [*dict.fromkeys([*filter(None, self.returned), *dict(self.kept)])]
+        held = [(name, path) for name, path in self.kept if self.manner.get(path) != "anew"]
+        self.left = [(name, self._statement(name, path)) for name, path in held]
+        self.anew = {path[:-1]: get(self.root, path[:-1]) for path, how in self.manner.items() if how == "anew"}
         self.lost: list[str] = []  # what forward has to keep beside what it does
         if not self.wanted:
             raise Unwritable("backward has no gradient to return")
@@ -117,19 +126,19 @@ class _Author:
 
     def _statement(self, name: str, path: Path) -> str:
         """The statement by which the author keeps a gradient."""
-        text, code = self.spelled(path), code_of(self.author.backward)
+        text, how = self.spelled(path), self.manner.get(path)
         if path in self.calls.slots.get(name, ()):  # he makes the step
-            numbers = [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items() if type(v) is float]
-            numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)] + numbers
+            numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)]
+            numbers += [(n, p.default) for n, p in signature(self.author.backward).items()]
+            numbers += [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items()]
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
             return f"{text} -= {rate} * {{}}"
-        owner = {"object": self.author.owner}
-        if isinstance(listed := get(owner, path[:-1]), list) and path[-1] >= len(listed):
+        holder = get({"object": self.author.owner}, path[:-1])
+        if isinstance(holder, list) and path[-1] >= len(holder):
             return f"{self.spelled(path[:-1])}.append({{}})"
-        if isinstance(listed, list) and is_float(get(owner, path)):
-            return f"{text}[...] = {{}}"  # others may hold the array
-        added = re.search(rf"{re.escape(text)} *\+=", code) and not re.search(rf"{re.escape(text)} *=[^=]", code)
-        return f"{text} += {{}}" if added else f"{text} = {{}}"
+        if how is None and isinstance(holder, list) and is_float(holder[path[-1]]):
+            how = "fill"  # others may hold the array
+        return f"{text} += {{}}" if how == "add" else f"{text}[...] = {{}}" if how == "fill" else f"{text} = {{}}"
 
     def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
         """The outputs of the author's forward pass, and what there is after it."""
@@ -165,7 +174,7 @@ class _Author:
         elif back is None or not calls.places:
             free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]
             self.returned = said if any(said) else free
-            self.kept = {name: self._beside(paths[0]) for name, paths in calls.slots.items()} | self.kept
+            self.kept = [*({n: self._beside(paths[0]) for n, paths in calls.slots.items()} | dict(self.kept)).items()]
         hints = hints if len(hints) == len(self.returned) else []
         self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
 
@@ -203,7 +212,7 @@ class _Author:
         pair = called(replace(self.author, forward=new if self.whole else self._keeping(), backward=new), inputs)
         refuse_wrong(check_backward(pair, pair.inputs))
         inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
-        backward = lambda dy, cache: tuple(_gradients(pair.call(new, dy, cache), inputs_of).values())
+        backward = lambda dy, cache: tuple(gradients_of(pair.call(new, dy, cache), inputs_of).values())
         return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of, file_of(pair.source))
 
     def _keeping(self) -> Any:
@@ -220,7 +229,7 @@ class _Author:
         """Hold what a backward pass returns and leaves against the gradients of a recording."""
         values, dys = copy.deepcopy([*run.inputs.values()]), [np.array(t.data) for t in run.upstream]
         *outputs, seen = self.passed(self._keeping(), values, run.options)
-        for name, path in self.kept.items():  # to which some add
+        for name, path in self.kept:  # to which some add
             if path not in self.calls.slots.get(name, ()) and isinstance(get(seen, path), np.ndarray):
                 put(seen, path, np.zeros(run.leaves[name].shape))
         if self.whole:
@@ -230,26 +239,24 @@ class _Author:
             back = self.calls.pulled(lambda *_: result, 1.0, seen, outputs)
         else:
             dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
-            back = replace(self.calls, places=self.kept).pulled(new, dy, seen, outputs)
+            back = replace(self.calls, places=dict(self.kept[::-1])).pulled(new, dy, seen, outputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
-        run.hold(outputs, _gradients(back, run.inputs), 1e-5 if rough else 1e-9)
+        gradients = gradients_of(back, run.inputs)
+        for name, path in [("", ()), *self.kept]:
+            there = {} if not name or path in self.calls.slots.get(name, ()) else {name: get(seen, path)}
+            run.hold(outputs, gradients | there, 1e-5 if rough else 1e-9)
 
 
-def _gradients(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a backward pass gave, by the inputs: None for what has no gradient."""
-    (found := Returned()).sort(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)})
-    return {name: found.gradients.get(name) for name in inputs}
-
-
-def _returned(pair: Pair) -> Gradients | None:
-    """What the author's backward pass gives, if it is written."""
-    with suppress(Exception):
-        y, kept = pair.forward(*copy.deepcopy(pair.inputs))
-        back = pair.call(pair.source, np.ones(np.shape(y)), kept)
-        listed = back.back if isinstance(back.back, tuple | list) else [back.back]
-        if any(value is not None for value in listed) or any(map(np.any, back.left.values())):
-            return back
-    return None
+def _opened(forward: Any) -> str:
+    """What says that a forward pass takes or returns tuples where a guess may hand it an array of as many rows."""
+    nodes: Any = ast.walk(syntax(forward))
+    for node in nodes:
+        opens = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.List)
+        if opens and ast.unparse(node.value) in signature(forward):
+            return f"opens {ast.unparse(node.value)}"
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == 1:
+            return "returns a tuple of one"
+    return ""
 
 
 def _as_named(pair: Pair) -> Pair:
@@ -352,11 +359,13 @@ class _Answer(Writer):
     def source(self) -> str:
         """The function, or the method in its class."""
         made, old = self.author, unwrapped(self.author.author.backward)
-        own = {n: text.removesuffix(" = {}") for n, text in made.left.items() if text.endswith(" = {}")}
+        sets = [(n, text.removesuffix(" = {}")) for n, text in made.left if text.endswith(" = {}")]
+        own = dict(sorted(sets, key=lambda each: "[" not in each[1]))
         # What is there from a pass before is no input.
-        stale = {n: text.removesuffix("[...]") for n, text in own.items()}
-        self.read = {e: text for e, text in self.read.items() if text not in stale.values()}
-        self.numbers = {text: values for text, values in self.numbers.items() if text not in stale.values()}
+        stale = {text.removesuffix("[...]") for _, text in sets}
+        stale |= {made.spelled(path) for _, path in made.kept if path[:-1] in made.anew}
+        self.read = {e: text for e, text in self.read.items() if text not in stale}
+        self.numbers = {text: values for text, values in self.numbers.items() if text not in stale}
         dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
         seeds = {e: dys[i] for i, e in enumerate(self.seeds) if i in dys}
         ys = self.ys if made.whole else ()
@@ -366,15 +375,17 @@ class _Answer(Writer):
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
         called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
         self.back(out, self._names(), called, ys)
-        left = [name for name in made.left if name in self.gradients]
-        for name in sorted(left, key=lambda name: " -= " in made.left[name]):  # steps, after all gradients
-            g = self.gradients[name]
-            if name not in own or out.names.get(g) != stale[name]:
-                out.lines.append(made.left[name].format(out.text(g)))
+        for name, form in sorted(made.left, key=lambda each: " -= " in each[1]):  # steps, after all gradients
+            g = self.gradients.get(name)
+            if g and form.removesuffix("[...] = {}").removesuffix(" = {}") != out.names.get(g):
+                out.lines.append(form.format(out.text(g)))
+        out.lines += [self._made_anew(out, path) for path in made.anew]
         results = [self._results(out)] if made.returned or made.whole else []
-        if out.lines and results and out.lines[-1].startswith(f"{results[0].removeprefix('return ')} = "):
-            results = [f"return {out.lines.pop().partition(' = ')[2]}"]
-            out.lines = out.lines[:-1] if out.lines and out.lines[-1].startswith("#") else out.lines
+        only = results[0].removeprefix("return ") if results else ""
+        at = next((i for i, line in enumerate(out.lines) if line.startswith(f"{only} = ")), None)
+        if only.isidentifier() and at is not None and only not in names_in(out.lines) and "-= " not in out.lines[-1]:
+            results = [f"return {out.lines.pop(at).partition(' = ')[2]}"]
+            out.lines[at - 1 : at] = [line for line in out.lines[at - 1 : at] if not line.startswith("#")]
         reads = names_in([*out.lines, *results])
         wanted = [n for n in self.numbers if n in reads and n not in self.constants]
         lines, missing = self.lengths(wanted, {**seeds, **self.read}, {})
@@ -427,12 +438,25 @@ class _Answer(Writer):
             raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
         return text
 
+    def _made_anew(self, out: Function, path: Path) -> str:
+        """The line that makes a list, a tuple or a dict of gradients."""
+        made, held = self.author, self.author.anew[path]
+        keys = [*held] if isinstance(held, dict) else [*range(len(held))]
+        names = {own[-1]: name for name, own in made.kept if own[:-1] == path}
+        if {*names} != {*keys}:
+            raise Unwritable(f"backward keeps more than gradients in {made.spelled(path)}")
+        marks = "{}" if isinstance(held, dict) else "[]" if isinstance(held, list) else ("", "")
+        texts = [f"{_quoted(key)}: " * isinstance(held, dict) + self._gradient(out, names[key]) for key in keys]
+        return wrapped(f"{made.spelled(path)} = {marks[0]}", texts, marks[1])
+
+    def _gradient(self, out: Function, name: str) -> str:
+        g = self.gradients.get(name)
+        return out.text(g) if g else f"np.zeros_like({self._spelled(name)})"
+
     def _results(self, out: Function) -> str:
         """The line that returns."""
-        made, texts, result = self.author, list[str](), self.first.cache["result"]
-        for name in made.returned:
-            g = self.gradients.get(name)
-            texts.append("None" if not name else out.text(g) if g else f"np.zeros_like({self._spelled(name)})")
+        made, result = self.author, self.first.cache["result"]
+        texts = [self._gradient(out, name) if name else "None" for name in made.returned]
         if made.keys:
             texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
         elif made.whole and len(result) == 2 and isinstance(result[1], tuple | list | dict):

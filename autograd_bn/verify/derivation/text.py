@@ -421,7 +421,7 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
     text = joint.join(items) + ("," if joint == ", " else "")
     rows = textwrap.wrap(text, WIDTH - 16, break_long_words=False, break_on_hyphens=False)
     body = "".join([f"\n{' ' * (4 + indent)}{row}" for row in rows])
-    return f"{head}{body}\n{tail}" if head.endswith("(") else f"{head}({body}\n){tail}"
+    return f"{head}{body}\n{tail}" if head.endswith(("(", "[", "{")) else f"{head}({body}\n){tail}"
 
 
 def cheap(e: Expression) -> bool:
