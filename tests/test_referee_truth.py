@@ -100,6 +100,14 @@ def test_a_kink_is_where_the_derivative_jumps(forward, size):
     assert "dx is not judged at [0, 0], [1, 1] (2 of 6 entries), where forward has a kink." in verdict.notes
 
 
+def test_a_jump_that_differences_straddle_is_not_judged():
+    x = np.array([[0.3, 0.8125 + 1e-7], [-0.2, 1.2]])
+    rounded = lambda x: (np.array(np.round(x * 8)) / 8, None)  # which records nothing
+    verdict = ag.check_backward(rounded, lambda dy, cache: dy, (x,))
+    assert verdict.status == "convention", str(verdict)
+    assert "dx is not judged at [0, 1] (1 of 4 entries), where forward has a kink." in verdict.notes
+
+
 # --- What hides at one length or one scale -----------------------------------------------------------------
 
 

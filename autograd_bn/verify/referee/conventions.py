@@ -53,6 +53,8 @@ def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
 
 # What backward is called with
 
+_TOGETHER: Path = ("dy",)  # the gradients of all outputs in a tuple
+
 
 def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     """The ways in which a backward pass may be meant to be called, the likeliest first."""
@@ -78,9 +80,10 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     results = {name: place for name, place in known.items() if place[0] != "input"}
     same = wanted == names and len(names) > 1  # a derivative takes what its loss takes
     for told in (known,) if same else (known, results):  # what is called as an input may be something else
-        free = [name for name in wanted if name not in told]
-        for filled, sure in _filled(free, variadic, outputs, caches, names):
-            count, filling = max(1, sum(place[0] == "dy" for place in filled)), iter(filled)
+        for filled, sure in _filled([name for name in wanted if name not in told], variadic, outputs, caches, names):
+            together, filling = _TOGETHER in filled, iter(filled)
+            free = [place for place in outputs if place not in (*told.values(), *filled)]
+            count = len(free) if together else max(1, sum(place[0] == "dy" for place in filled))
             arguments = [told[name] if name in told else next(filling) for name in wanted]
             plan = Plan(tuple(outputs[:count]), (*arguments, *filling), sure)
             if loss and plan.unit:  # `p, loss = forward(x, t)`
@@ -198,6 +201,8 @@ def _filled(
         filled += [([cache, *ahead] if first else [*ahead, cache], sure) for cache in caches]
     if 1 < count == len(outputs) and not first and gradients == 1:  # a gradient, and more of forward's
         filled.append(([dys[0], *outputs[1:]], False))
+    if len(outputs) > count and caches[:1] == outputs[-1:] and count in (1, 2):  # backward((da, db), cache)
+        filled.append(([_TOGETHER, caches[0]][:count] if not first else [caches[0], _TOGETHER][:count], False))
     if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y), backward(y, dy)
         values: list[Path] = [("input", name) for name in names]
         behind = gradients == 1 and len(derivative_of(free[1])) > 1

@@ -94,7 +94,8 @@ def _straight_through(run: Run, name: str, gradient: Array, off: list[str], text
     flat = len(np.unique(first)) <= min(3, gradient.size // 2)
     if gradient.size < run.y.size and flat and np.array_equal(gradient.ravel(), head):
         return "the straight-through estimator: forward's first output is flat, and backward that of the identity"
-    flat = not np.any(np.abs(run.truth[name]) > 1e-9) and float(np.std(run.y)) > 0
+    moves = (np.abs(run.truth[name]) > 1e-9) & np.isfinite(run.noise[name])  # no jump near by
+    flat = not np.any(moves) and float(np.std(run.y)) > 0
     if not flat or gradient.shape != run.dy.shape:
         return None
     if np.all(np.isclose(gradient, run.dy, rtol=1e-9) | (gradient == 0)) and np.any(gradient):

@@ -144,5 +144,5 @@ class Forward:
             value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
             truth[name] = np.nan_to_num(value)
             least = known_to(self.pair) * np.max(np.abs(truth[name]), initial=0)
-            noise[name] = np.nan_to_num(10 * error, nan=np.inf) + least
+            noise[name] = np.nan_to_num(10 * error, nan=np.inf, posinf=np.inf) + least
         return truth, noise
