@@ -17,7 +17,7 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
 from .conventions import adapt, called, numpy_pair
-from .frameworks import NUMPY, array, torch_backend
+from .frameworks import NUMPY, array, jax_constants, torch_backend
 from .guesses import Descent, meant
 from .held import arrays, is_float, is_tensor
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
@@ -64,8 +64,10 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     for name, value in own.items():
         if any(value is rule for rule in rules):
             back = getattr(value.bwd, "__name__", "bwd")
-            probe = _on(None, _spread(value.fun))
-            yield Entry(name, back, parameters(value.fun), _on(None, partial(adapt, value)), probe, cost=5.0)
+            probe, taken = _on(None, _spread(value.fun)), parameters(value.fun)
+            apart = [taken[i] for i in jax_constants(value, taken)]
+            kinds = {n: [kind for kind in meant(n)[0] if kind[0] == "="] or ["=0.5", "=2"] for n in apart}
+            yield Entry(name, back, taken, _on(None, partial(adapt, value)), probe, cost=5.0, kinds=kinds)
         elif isinstance(value, type):
             yield from _class(name, value, space)
         elif inspect.isfunction(value) and not any(value is part for part in passes):

@@ -216,8 +216,10 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     if target.fwd is None or target.bwd is None:
         raise TypeError(f"{target.__name__} has no derivative yet, expected defvjp(fwd, bwd) before the check")
     names = parameters(target.fun, len(inputs))
-    apart = {*target.nondiff_argnums, *[names.index(n) for n in getattr(target, "nondiff_argnames", ()) if n in names]}
-    plain = tuple([v if i in apart else array(v) for i, v in enumerate(inputs)])
+    apart = jax_constants(target, names)
+    if held := [names[i] for i in sorted(apart) if np.ndim(inputs[i])]:
+        raise ValueError(f"{held[0]} is an array, expected a constant: it is one of nondiff_argnums")
+    plain = tuple([getattr(v, "item", lambda v=v: v)() if i in apart else array(v) for i, v in enumerate(inputs)])
     fixed = {n: v for i, (n, v) in enumerate(zip(names, plain, strict=True)) if i in apart or not hasattr(v, "dtype")}
 
     def arrays(values: Any) -> list[Any]:
@@ -246,6 +248,11 @@ def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:
 
     truth = _jax_truth(jax, lambda values: target.fun(*[{**fixed, **values}[name] for name in names]))
     return Pair(forward, plain, names, target.bwd, call, lambda values, dy: truth(values, [*fixed], dy))
+
+
+def jax_constants(target: Any, names: Sequence[str]) -> set[int]:
+    """The places of a `jax.custom_vjp` function's arguments that have no gradient."""
+    return {*target.nondiff_argnums, *[names.index(n) for n in getattr(target, "nondiff_argnames", ()) if n in names]}
 
 
 def _jax_truth(jax: Any, run: Callable[[dict[str, Any]], Any]) -> Callable[..., dict[str, Array]]:

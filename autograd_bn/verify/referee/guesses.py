@@ -82,6 +82,8 @@ call:step : optim(izer)?|optimi[sz]er\w*|opt
 =0.001 : eps(ilon)?
 =0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout
 =0.1 + : reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin
+=-0.5 + : (lo(w|wer)?|[av]?min)(val(ue)?|bound|clip)?
+=0.5 + : (hi(gh)?|upper|[av]?max)(val(ue)?|bound|clip)?
 =1 : axis
 ="relu" ="sigmoid" ="tanh" call:tanh : \w*activation\w*|\w*nonlinearity|act
 ="mean" : reduction
