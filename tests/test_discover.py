@@ -498,3 +498,6 @@ def test_a_bias_that_gets_one_number_is_wrong_and_a_gain_that_may_be_one_says_so
     found = judged(written(tmp_path, STYLES["shapes_that_gradients_say"]))
     assert "db has shape (), and b has (3,)." in str(found["linear_backward"].report)
     assert "with gain a number: with an array, which forward takes too, it is wrong" in found["gain_backward"].reason
+    found = judged(written(tmp_path, STYLES["turned"]))
+    assert "with decoys a number: with an array" in found["untold_backward"].reason
+    assert "for a symmetric matrix: for another, which" in found["undirected_backward"].reason

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .author import returned_names
+from .guesses import UNKNOWN, meant
 from .names import CONTEXTS, DY, VALUES, plain
 from .pairs import Pair
 from .source import code_of, signature
@@ -46,6 +47,9 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
         return f"{parts[0]} may be a list of arrays: {found[0]}"
     if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
         return f"the gradient of another output, a loss, may be taken for 1: {found[0]}"
+    untold = [name for name in wrong if meant(name)[0] == UNKNOWN.split()]
+    if kinds == {"count"} and wrong and [*wrong] == untold:
+        return f"{untold[0]} may be a constant: {found[0]}"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return f"a loss may take it for a constant: {found[0]}"
     steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself

@@ -68,6 +68,8 @@ NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
     labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*
 onehot:ND columns:ND onehot:DN : \w*(onehot|ohe)\w*
 bool:BT bool:ND bits:ND bits:N : \w*mask
+cis:TP cis:ND TP ND : (freqs?|rot(ary)?)\w*
+~NN symmetric:NN : adj\w*|\w*laplacian
 D =0.5 : (running|moving|r)?(mean|mu|avg)
 +D =0.7 : (running|moving|r)?(var|variance|sigma2)
 =[4] =4 =[4,3,5] =[2,4] =[5,4] : (input|normalized|in)?shape(in)?
@@ -157,6 +159,11 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
         return bits if what == "bits" else 2 * bits - 1
     if what == "bool":
         return rng.random(shape) < 0.8
+    if what == "symmetric":
+        values = rng.normal(size=shape)
+        return values + values.T
+    if what == "cis":  # of length 1 in the plane
+        return np.exp(1j * rng.uniform(-3, 3, shape))
     if what in ("unit", "prob"):
         values = rng.uniform(0.1, 0.9, shape)
         return values / values.sum(-1, keepdims=True) if what == "prob" else values

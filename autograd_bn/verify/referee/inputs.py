@@ -36,8 +36,8 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, list) and value and not any(map(is_array, value)):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.floating):
-        if value.dtype.kind in "cO":
-            raise TypeError(f"inputs: {name} has dtype {value.dtype}, expected floats (or integers for a constant)")
+        if value.dtype.kind == "O":
+            raise TypeError(f"inputs: {name} has dtype object, expected floats (or other numbers for a constant)")
         if value.dtype.kind == "f":
             array = np.array(value, dtype=np.float64)
             if not np.isfinite(array).all():
@@ -63,9 +63,14 @@ def moved(value: Array, rng: np.random.Generator, *, turned: bool = False) -> Ar
         return np.asarray(np.abs(new) / np.abs(new).sum(axis=along, keepdims=True))
     if turned:
         new = new * rng.choice([-1.0, 1.0], size=value.shape)
-    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and np.array_equal(value, value.T):
+    if symmetric(value):
         new = (new + new.T) / 2
     return np.asarray(new)
+
+
+def symmetric(value: Any) -> bool:
+    """Whether a value is a symmetric matrix."""
+    return is_array(value) and value.ndim == 2 and len(value) > 1 and np.array_equal(value, value.T)
 
 
 def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator[Inputs]:
@@ -93,6 +98,8 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
         longer = dict(inputs)
         for name, axis in taken:
             longer[name] = np.concatenate([longer[name]] * 2, axis=axis)
+        if sum(map(symmetric, longer.values())) < sum(map(symmetric, inputs.values())):
+            continue
         for name, value in inputs.items():
             if is_float(value) and longer[name] is not value:
                 along = _weights(value)

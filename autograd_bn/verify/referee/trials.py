@@ -14,8 +14,9 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .entries import Entry
-from .guesses import Choices, axes_of, drawn, meant, shown
+from .guesses import UNKNOWN, Choices, axes_of, drawn, meant, shown
 from .held import arrays, is_array, is_float
+from .inputs import symmetric
 from .load import said
 from .names import BIAS, PLACES, SHIFT, is_label, plain
 from .pairs import NoPair, Pair, agreement
@@ -132,6 +133,16 @@ class Search:
         called = [slot.called for slot, kind in zip(self.slots, chosen, strict=True) if kind == "+"]
         return [name for name in called if name in self.summed]
 
+    def narrowed(self, best: Fit) -> list[str]:
+        """What is a number in the best guess, and was an array where the other gradients were right already."""
+        near = [fit for fit in self.tried if fit.fits and fit.share >= 0.5]
+        untold = [
+            slot.called
+            for i, slot in enumerate(self.slots)
+            if slot.kinds == UNKNOWN.split() and best.kinds[i] == "=0.5" and any(fit.kinds[i] > "A" for fit in near)
+        ]
+        return self.numbers(best.kinds) + untold
+
     def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
         """Values of these kinds."""
         rng, values = np.random.default_rng(1), dict[str, Any]()
@@ -214,8 +225,13 @@ class Search:
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
 
     def hides(self, right: Fit) -> bool:
-        """Whether numbers, or one row, are right where arrays were wrong: each mean is the sum there."""
+        """Whether numbers, or one row, are right where arrays were wrong: each mean is the sum there.
+
+        Or real numbers, where complex ones were: these are their own conjugates.
+        """
         wrong = [fit for fit in self.tried if not fit.right]
+        if any(fit.fits and _turning(fit) > _turning(right) for fit in wrong):
+            return True
         if _numbers_alone(right):
             return any(fit.share >= 0 and not _numbers_alone(fit) for fit in wrong)
         rows = any(fit.tabled and fit.fits and len(fit.wrong_at) > 1 for fit in wrong)
@@ -223,8 +239,10 @@ class Search:
 
     def note(self, best: Fit) -> str:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
-        if numbers := self.numbers(best.kinds) if best.right else []:
+        if numbers := self.narrowed(best) if best.right else []:
             return f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
+        if best.right and any(fit.fits and _symmetric(fit) < _symmetric(best) for fit in self.tried):
+            return "That is for a symmetric matrix: for another, which forward takes, it is wrong."
         narrow = 1 in best.first or len(best.first) < 2
         shapes = [fit.wrong_at for fit in self.tried if best.right and (narrow or len(fit.wrong_at) == 1)]
         shape = next(filter(None, shapes), None)
@@ -265,6 +283,14 @@ def _of_a_difference(pair: Pair) -> bool:
     moved = [value + np.arange(1.0, value.size + 1).reshape(value.shape) for value in pair.inputs]
     y, there = (np.asarray(pair.forward(*copy.deepcopy(values))[0]) for values in (pair.inputs, moved))
     return bool(y.size == 1 and np.allclose(y, there))
+
+
+def _symmetric(fit: Fit) -> int:
+    return sum(map(symmetric, fit.inputs))
+
+
+def _turning(fit: Fit) -> int:
+    return sum(map(np.iscomplexobj, fit.inputs))
 
 
 def _numbers_alone(fit: Fit) -> bool:
@@ -349,9 +375,10 @@ def finite(result: Any) -> Any:
     first = result[0] if isinstance(result, tuple | list) and result else result
     if first is None or isinstance(first, dict):
         return 0
-    y = np.asarray(first.detach() if hasattr(first, "detach") else first, dtype=np.float64)
-    if not y.size or not np.isfinite(y).all():
-        raise ValueError("forward's output is empty or not finite")
+    y = np.asarray(first.detach() if hasattr(first, "detach") else first)
+    y = y if np.iscomplexobj(y) else y.astype(np.float64)
+    if not y.size or not np.isfinite(y).all() or np.iscomplexobj(y):
+        raise ValueError("forward's output is empty, complex or not finite")
     return y
 
 
