@@ -501,3 +501,24 @@ def test_a_bias_that_gets_one_number_is_wrong_and_a_gain_that_may_be_one_says_so
     found = judged(written(tmp_path, STYLES["turned"]))
     assert "with decoys a number: with an array" in found["untold_backward"].reason
     assert "for a symmetric matrix: for another, which" in found["undirected_backward"].reason
+
+
+def test_nothing_is_said_of_shapes_where_forward_rounds_to_a_narrower_type_or_cuts_off_what_is_no_share(tmp_path):
+    found = judged(written(tmp_path, STYLES["narrow_types"]))
+    assert [entry.reason for entry in found.values()] == ["", ""]
+
+
+def test_with_which_loss_a_model_is_judged_is_said(tmp_path):
+    found = judged(written(tmp_path, STYLES["its_own_loss"]))
+    notes = found["Net.backward"].report.notes
+    assert "backward takes labels: it is judged as the gradient of compute_loss." in notes
+    assert "backward may be of another loss than compute_loss" in found["Unlike.backward"].reason
+    assert "a multiple of the gradient of compute_loss" in str(found["Halved.backward"].report)
+    assert "the weight decay in loss is left out" in str(found["Decayed.backward"].report)
+
+
+def test_where_only_another_branch_is_wrong_it_is_said_which(tmp_path):
+    found = judged(written(tmp_path, STYLES["three_axes"]))
+    assert found["affine_backward"].reason == found["Linear.backward"].reason == "This is for x of shape (2, 5, 4)."
+    found = judged(written(tmp_path, STYLES["test_mode_of_objects"]))
+    assert found["Norm.backward"].reason == "This is in test mode."

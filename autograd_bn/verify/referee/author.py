@@ -96,6 +96,8 @@ def parameters(function: Callable[..., Any], count: int | None = None, skip: int
 
 def returned_names(function: Any) -> list[str]:
     """What a function's last `return` calls the values that it returns; an empty name for what has none."""
+    if parts := getattr(function, "parts", ()):
+        return ["", *returned_names(parts[0])]
     returns = [node for node in ast.walk(syntax(function)) if isinstance(node, ast.Return)]
     returns = sorted(returns, key=lambda node: node.lineno)
     values = [node.value for node in returns if node.value is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,9 @@ class Calls:
             return self.pulled(function, dy, *kept.reveal())
 
         unit = self.plan.unit and not self.author.whole
-        notes = ("backward takes no dy: it is judged as the gradient for dy = 1.",) if unit else ()
+        parts = getattr(self.author.forward, "parts", ())
+        what = f"labels: it is judged as the gradient of {parts[1].__name__}" if parts else ""
+        notes = (f"backward takes {what or 'no dy: it is judged as the gradient for dy = 1'}.",) if unit else ()
         return Pair(
             forward,
             (*self.inputs, *self.values),
@@ -115,7 +118,7 @@ class Calls:
             self.backend.truth and self.backend.truth(self),
             unit,
             (*self.notes, *notes),
-            (*self.unseen, *globals_read(self.author.forward)),
+            (*self.unseen, *itertools.chain(*map(globals_read, parts or [self.author.forward]))),
             self,
         )
 

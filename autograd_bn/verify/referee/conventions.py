@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
-from .author import Author, author_of, context_of, returned_names, takes_a_context
+from .author import Author, author_of, context_of, parameters, returned_names, takes_a_context
 from .calls import Calls, Plan, Seen
 from .frameworks import jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
@@ -20,6 +20,10 @@ from .names import CACHES, CHOOSES, DY, OUTPUTS, RATES, VALUES, derivative_of, i
 from .pairs import NoPair, Pair, share
 from .parameters import with_parameters
 from .source import code_of, framework, signature
+
+
+class LossElsewhere(Unjudgeable):
+    """Backward takes labels, of which forward knows nothing."""
 
 
 def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
@@ -35,6 +39,36 @@ def adapt(target: Any, inputs: Sequence[Any]) -> Pair:
         with suppress(NoPair):
             return called(Author(target, target), inputs)
     return called(author_of(target), inputs)
+
+
+def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
+    """A forward pass that returns the one loss, of some functions, of its output and of labels that backward takes.
+
+    That comes before what it returned. As it is where no loss takes these, or several do.
+    """
+    given, asked = parameters(forward), parameters(backward)
+    labels = [name for name in asked if is_label(name) and name not in given]
+    fitting = list[tuple[Any, list[str]]]()
+    for loss in losses if len(labels) == 1 else ():
+        taken = parameters(loss)
+        own = [name for name in taken if name not in given]
+        said = [name for name in own if name in labels] or [name for name in own if is_label(name)][-1:]
+        if len(own) == 2 and said:
+            fitting.append((loss, [labels[0] if name in said else name * (name in given) for name in taken]))
+    if len(fitting) != 1:
+        return forward
+    (loss, taken), names = fitting[0], [*given, *labels]
+
+    def forward_and_loss(first: Any, second: Any, *others: Any) -> Any:
+        values = dict(zip(names, (first, second, *others), strict=True))
+        result = forward(*[values[name] for name in given])
+        parts = result if isinstance(result, tuple) else (result,)
+        return loss(*[values.get(name, parts[0]) for name in taken]), *parts
+
+    listed = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    vars(forward_and_loss).update(__signature__=inspect.Signature(listed), parts=(forward, loss))
+    forward_and_loss.__name__ = forward.__name__
+    return forward_and_loss
 
 
 def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
@@ -73,6 +107,8 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         return
     caches = [place for name, place in named.items() if name in CACHES] or outputs[:0:-1]
     known = _known(wanted, names, named)
+    if hasattr(author.forward, "parts"):  # beside its loss there is no dy, but the output
+        known |= {name: ("result", 1) for name in wanted if name not in known and plain(name) not in CACHES}
     numbers = [p for p in outputs if isinstance(y := get(seen, p), float) or getattr(y, "shape", None) == ()]
     loss = numbers[0] if len(numbers) == 1 and numbers[0] != outputs[0] else None  # after the first
     if len(outputs) == 1:
@@ -255,7 +291,8 @@ def _unseen(calls: Calls, seen: Seen) -> list[str]:
         inputs = [(n, v) for n, v in zip(calls.names, calls.inputs, strict=True) if is_float(v) and n not in judged]
         return [f"{n}, of which no gradient is returned" for n, v in inputs if not is_constant(n, v)]
     read = {*calls.plan.outputs, *calls.plan.arguments}  # the last result may be a cache
-    left = [i for i, part in enumerate(seen["result"][:-1]) if is_array(part) and ("result", i) not in read]
+    parts = [] if hasattr(calls.author.forward, "parts") else seen["result"][:-1]  # of which there is a loss
+    left = [i for i, part in enumerate(parts) if is_array(part) and ("result", i) not in read]
     return [f"output {i} of forward, for which backward takes no gradient" for i in left]
 
 
@@ -276,4 +313,4 @@ def _refuse(calls: Calls, rated: float | None, raised: str) -> None:
     if raised and not calls.plan.sure and rated is not None and rated < 0:
         raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
     if labels and (rated or 0) < 1:
-        raise Unjudgeable(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")
+        raise LossElsewhere(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")

@@ -15,6 +15,8 @@ import numpy as np
 
 from ...engine.node import Array
 from ..gradcheck import Unjudgeable
+from .author import author_of
+from .conventions import LossElsewhere, adapt
 from .earned import unearned
 from .entries import Entry, entries
 from .harmless import Refused
@@ -69,6 +71,8 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
             return made(report.status, " ".join(reasons), report)
     except NoPair:
         return made("")
+    except LossElsewhere as why:
+        return judge(entry.judged_with, space, known, seed, strict) if entry.judged_with else made("unjudged", str(why))
     except TimeUp:
         return made("unjudged", f"it took more than {2 * SECONDS} s")
     except NotImplementedError as error:
@@ -159,11 +163,12 @@ class Variant(NamedTuple):
 
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
-    """`affine` on images, of which forward makes rows."""
-    if folded := on_more_axes(entry, inputs):
-        there = zip(entry.parameters, folded, inputs, strict=True)
-        name, shape = next((name, value.shape) for name, value, rows in there if np.ndim(value) != np.ndim(rows))
-        yield Variant(f"for {name} of shape {shape}", entry.adapted(folded))
+    """`affine` on images, of which forward makes rows; batches of matrices, where the code has a branch for them."""
+    branch = re.search(r"(ndim|len\([\w.]+\.shape\)) *(==|>|>=|!=) *[23]\b", entry.text)
+    for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch else []):
+        there = zip(entry.parameters, other, inputs, strict=False)
+        for name, shape in [(name, np.shape(new)) for name, new, old in there if np.ndim(new) != np.ndim(old)]:
+            yield Variant(f"for {name} of shape {shape}", entry.adapted(other))
 
 
 def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
@@ -179,6 +184,27 @@ def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
         a, b = (_output(entry.probe(values)) for values in (inputs, folded))
         return folded if a.shape == b.shape and np.allclose(a, b) else []
     return []
+
+
+def _stacked(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
+    """Inputs with two of the first array upon each other, of which forward takes each part; else nothing."""
+    first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), -1)
+    with suppress(Exception):
+        parts = [inputs[first], inputs[first][::-1] * np.random.default_rng(4).uniform(0.9, 1.1)]
+        stacked, *apart = [[v if i == first else w for i, w in enumerate(inputs)] for v in (np.stack(parts), *parts)]
+        y, each = _output(entry.probe(stacked)), np.array([_output(entry.probe(part)) for part in apart])
+        return stacked if y.shape == each.shape and np.allclose(y, each) else []
+    return []
+
+
+def _out_of_training(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
+    """Objects that are told to be in test mode by an attribute, for which backward has a branch."""
+    owner = entry.maker(inputs) if entry.maker else None
+    switches = [n for n, v in getattr(owner, "__dict__", {}).items() if v is True and re.fullmatch(TRAINING, n)]
+    if entry.maker and switches and f"self.{switches[0]}" in code_of(author_of(owner).backward):
+        setattr(owner, switches[0], False)
+        with suppress(Exception):
+            yield Variant("in test mode", adapt(owner, inputs[entry.maker.parted(inputs) :]), "")
 
 
 def _in_test_mode(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
@@ -321,7 +347,7 @@ def _defaults(functions: Sequence[Any], name: str, other: Any) -> Iterator[None]
 
 
 ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (
-    _on_more_axes, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels
+    _on_more_axes, _out_of_training, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels
 )  # fmt: skip
 
 
@@ -333,11 +359,8 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
     own = [i for i, value in enumerate(fit.inputs) if isinstance(value, np.ndarray) and i >= entry.made]
     axes, rng = {fit.inputs[i].ndim for i in own}, np.random.default_rng(4)
     with suppress(Exception):
-        parts = [fit.inputs[own[0]], fit.inputs[own[0]][::-1] * rng.uniform(0.9, 1.1)]
-        stacked = _with(fit, {own[0]: np.stack(parts)})
-        each = [_output(entry.probe(_with(fit, {own[0]: part}))) for part in parts]
-        alike = right and 2 in axes and np.array_equal(_output(entry.probe(stacked)), each)
-        if alike and (True, 0) <= _rated(entry, stacked) < (True, 1):
+        stacked = _stacked(entry, fit.inputs) if right and 2 in axes else []
+        if stacked and (True, 0) <= _rated(entry, stacked) < (True, 1):
             shape = stacked[own[0]].shape
             return f"At {entry.parameters[own[0]]} of shape {shape}, of which forward takes each part, it is wrong."
     with suppress(Exception):

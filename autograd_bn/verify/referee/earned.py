@@ -58,6 +58,8 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
         return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
     unset = re.search(r"AttributeError: '(\w+)' object has no attribute", found[0])  # of the author's own object
     owner = type(pair.calls.author.owner).__name__ if pair.calls else ""
+    if hasattr(pair.forward, "parts") and not right:
+        return f"backward may be of another loss than {pair.forward.parts[1].__name__}: {found[0]}"
     if right or named or _SLIPS.search(found[0]) or (unset and unset[1] == owner):
         return ""
     if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):

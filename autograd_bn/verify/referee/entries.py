@@ -16,11 +16,11 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
-from .conventions import adapt, called, numpy_pair
+from .conventions import adapt, called, numpy_pair, with_a_loss
 from .frameworks import NUMPY, array, jax_constants, torch_backend
 from .guesses import Descent, meant
 from .held import arrays, is_float, is_tensor
-from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of
+from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
 from .pairs import Pair
 from .source import code_of, framework, signature, syntax, unwrapped
 
@@ -41,6 +41,7 @@ class Entry:
     base: bool = False  # a base class, whose passes may be left to others
     code: tuple[Any, ...] = ()  # the author's functions that may have a word for a default, `mode="max"`
     kinds: dict[str, list[str]] = field(default_factory=dict)  # what some of its parameters are
+    judged_with: "Entry | None" = None  # the same with the loss of its class or its file, where backward needs one
 
     @property
     def text(self) -> str:
@@ -91,8 +92,11 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
             back = update_wrapper(partial(value, **{flag: True}), value)
         if len(parameters(ahead)) == len(parameters(back)) == 1:
             ahead, back = _each(ahead, forward or name), _each(back, name)
-        pair = on(partial(numpy_pair, ahead, back))
-        yield Entry(forward or name, name, parameters(ahead), pair, on(_spread(ahead)), code=code)
+        pair: Any = lambda ahead: on(partial(numpy_pair, ahead, back))
+        entry = Entry(forward or name, name, parameters(ahead), pair(ahead), on(_spread(ahead)), code=code)
+        lost = with_a_loss(ahead, back, _losses(space))
+        other = replace(entry, parameters=parameters(lost), adapted=pair(lost), probe=on(_spread(lost)))
+        yield replace(entry, judged_with=None if lost is ahead else other)
     elif written and _returns_a_function(value):  # `y, backward = f(x)`
         on = partial(_on, _torch_of(space, value))
         yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(_spread(value)))
@@ -122,12 +126,25 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe), code=(forward,))
     else:
         maker, kinds = _maker(what, _torch_of(space, forward))
-        pair, probe = (partial(on, made=len(maker.needed))(call) for call in (maker.pair, maker.probe))
-        base, taken = bool(what.__subclasses__()), parameters(maker.forward)[1:]
-        asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
-        kinds = {asked[name]: kind for name, kind in kinds.items()}
-        code = tuple(_constructors(what))
-        yield Entry(*names, [*asked.values(), *taken], pair, probe, maker, base=base, code=code, kinds=kinds)
+        losses = _losses(dict(inspect.getmembers(what, inspect.isfunction))) or _losses(space)
+        entry, other = (
+            _of_objects(names, made, kinds, partial(on, made=len(maker.needed)))
+            for made in (maker, replace(maker, losses=losses))
+        )
+        yield replace(entry, judged_with=None if entry.parameters == other.parameters else other)
+
+
+def _of_objects(names: tuple[str, str], maker: "Maker", kinds: dict[str, list[str]], on: Any) -> Entry:
+    """An entry of which objects are made first."""
+    base, taken = bool(maker.what.__subclasses__()), parameters(maker.forward)[1:]
+    asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
+    kinds = {asked[name]: kind for name, kind in kinds.items()}
+    code, taken = tuple(_constructors(maker.what)), [*asked.values(), *taken]
+    return Entry(*names, taken, on(maker.pair), on(maker.probe), maker, base=base, code=code, kinds=kinds)
+
+
+def _losses(functions: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple([value for name, value in functions.items() if inspect.isfunction(value) and is_loss(name)])
 
 
 def _beside_each_other(name: str, what: type, space: dict[str, Any]) -> Iterator[Entry]:
@@ -198,6 +215,7 @@ class Maker:
     torch: Any
     needed: list[str]
     fixed: dict[str, Any]
+    losses: tuple[Any, ...] = ()
 
     @property
     def fore(self) -> str:
@@ -207,7 +225,8 @@ class Maker:
     @property
     def forward(self) -> Any:
         """The class's forward pass."""
-        return getattr(self.what, self.fore)
+        fore, back = methods_of(self.what) or ("", "")
+        return with_a_loss(getattr(self.what, fore), getattr(self.what, back), self.losses)
 
     @cached_property
     def taken(self) -> tuple[int, int]:
@@ -264,11 +283,14 @@ class Maker:
 
     def pair(self, values: Sequence[Any]) -> Pair:
         """An object as a pair."""
-        return adapt(self(values), values[self.parted(values) :])
+        author, rest = author_of(self(values)), values[self.parted(values) :]
+        forward = with_a_loss(author.forward, author.backward, self.losses)
+        return called(replace(author, forward=forward), rest)
 
     def probe(self, values: Sequence[Any]) -> Any:
         """The forward pass of an object."""
-        return getattr(self(values), self.fore)(*values[self.parted(values) :])
+        owner, rest = self(values), values[self.parted(values) :]
+        return self.forward(owner, *rest) if self.losses else getattr(owner, self.fore)(*rest)
 
 
 def _constructors(what: type) -> list[Any]:

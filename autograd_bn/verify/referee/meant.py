@@ -79,8 +79,10 @@ def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:
         for run in runs:
             off = [name for name in wrong if name in run.author.gradients and not run.right(name)]
             said |= {row(run, name, run.author.gradients[name], off, text) for name in off}
-        if said and None not in said and len(said) == 1:
-            return f"{listed([f'd{name}' for name in wrong])}: {said.pop()}."
+        if len(said) > 1:  # of decay by the weights' norm
+            said = {text and re.sub(r"[\d.e-]+ times", "a multiple of", text) for text in said}
+        if len(said) == 1 and (meant := said.pop()):
+            return f"{listed([f'd{name}' for name in wrong])}: {meant}."
     return ""
 
 
@@ -167,18 +169,32 @@ def _clipped(run: Run, name: str, gradient: Array, off: list[str], text: str) ->
 
 
 def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
-    value = run.inputs[name]
-    if value.size < 3 or gradient.shape != run.truth[name].shape or not re.search(r"reg|decay|lamb|l[12]", text):
+    value, parts = run.inputs[name], [*getattr(run.pair.forward, "parts", ())]
+    text += "".join(map(code_of, parts))
+    if value.size < 3 or gradient.shape != run.truth[name].shape or not re.search(r"reg|decay|penal|lamb|l[12]", text):
         return None
     terms, rest = np.stack([value.ravel(), np.sign(value).ravel()], axis=1), gradient - run.truth[name]
     rates = np.linalg.lstsq(terms, rest.ravel(), rcond=None)[0]
-    if np.max(rates) < 1e-9 or not close(terms @ rates, rest.ravel(), 1e-6):
+    if (np.max(rates) < 1e-9 and not parts) or not close(terms @ rates, rest.ravel(), 1e-6):
         return None
+    if np.max(rates) < 1e-9:
+        return f"the weight decay in {parts[1].__name__} is left out, as where the step of the weights adds it"
     said = [f"{rate:.6g} times {what}" for rate, what in zip(rates, ("", "the sign of "), strict=True) if rate > 1e-9]
     return f"weight decay is added, {listed([f'{part}the weights' for part in said])}"
 
 
+def _multiple(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    gradients = [(g, run.truth[n]) for n, g in run.author.gradients.items() if np.any(run.truth[n])]
+    factors = [float(np.sum(g * truth) / np.sum(truth**2)) for g, truth in gradients if g.shape == truth.shape]
+    parts = [*getattr(run.pair.forward, "parts", ())]
+    same = len(factors) == len(gradients) and min(factors, default=0) > 0 and np.allclose(factors, factors[0])
+    if not parts or not same or not _same(run, gradient, factors[0] * run.truth[name]):
+        return None
+    return f"a multiple of the gradient of {parts[1].__name__}, by the same factor for each"
+
+
 Convention = Callable[[Run, str, Array, list[str], str], str | None]
 ROWS: tuple[Convention, ...] = (
-    _straight_through, _back_to_a_bound, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay
+    _straight_through, _back_to_a_bound, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay,
+    _multiple,
 )  # fmt: skip

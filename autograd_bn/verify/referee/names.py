@@ -30,6 +30,7 @@ METHODS += [
 
 # A function that returns a loss and its gradients, or none; and what these two are called.
 LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
+_LOSSES = re.compile(rf"^(?!.*(grad|back|deriv|plot|accura))(.*cost|.*{LOSS.pattern})", re.IGNORECASE)
 NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
 COST = re.compile(r"\w*(loss|cost|nll)|J|cost_?\w*")
 SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
@@ -118,6 +119,11 @@ def forward_of(name: str, functions: Iterable[str]) -> str | None:
             return max(known or [other for other in others if other == bare], key=len, default=None)
     lowered = {other.lower(): other for other in functions}
     return next((lowered[bare] for bare in roots(name) if bare in lowered), None)
+
+
+def is_loss(name: str) -> bool:
+    """Whether a function's name says that it returns a loss, and no gradient of one."""
+    return bool(_LOSSES.search(name)) and not roots(name)
 
 
 def is_label(name: str) -> bool:

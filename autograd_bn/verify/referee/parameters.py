@@ -195,9 +195,11 @@ def _likely_places(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) 
     first = next(n for n, value in calls.all.items() if is_float(value))
     called = (name, "x", "input", "inputs") if name == first else (name,)
     paths, shape = calls.slots.get(name) or [("object", n) for n in called], np.shape(calls.all[name])
-    fits: Any = lambda place: place in run.new and np.shape(run.open[place]) == shape and name not in numbers
+    now = [run.held[path] for path in paths if path in run.held]  # what equals the parameter is a copy of it
+    new = {p: run.open[p] for p in run.new if np.shape(run.open[p]) == shape and name not in numbers}
+    fits = [place for place, value in new.items() if not any(np.array_equal(value, same) for same in now)]
     listed = best(paths, [path for path in run.open if path not in slots])
-    return [(surety, place) for surety, place in listed if surety >= 2 or fits(place)]
+    return [(surety, place) for surety, place in listed if surety >= 2 or place in fits]
 
 
 def _slope(calls: Calls, name: str, step: Array, dy: Array) -> float:
@@ -232,9 +234,12 @@ def _rate(calls: Calls, run: _Pass, name: str, place: Path) -> float | None:
     """By which rate a parameter moves that backward updates itself, if its step is a multiple of a gradient."""
     if ("rate",) in calls.plan.arguments:
         return RATE
-    steps = [array(calls.all[name]) - array(r.held[place]) for r in (run, _Pass.of(calls, calls.all, -2.0))]
-    if not calls.plan.unit and not np.allclose(steps[1], -2 * steps[0], atol=1e-7 * np.max(np.abs(steps[0]))):
-        return None  # Adam, or another optimiser with a memory
+    runs = [run, _Pass.of(calls, calls.all, -2.0), _Pass.of(calls, calls.all, 0.0)]
+    *steps, decay = [array(calls.all[name]) - array(r.held[place]) for r in runs]
+    if not calls.plan.unit:
+        steps = [step - decay for step in steps]
+        if not np.allclose(steps[1], -2 * steps[0], atol=1e-7 * np.max(np.abs(steps[0]))):
+            return None  # Adam, or another optimiser with a memory
     rates = [v for p, v in run.held.items() if re.fullmatch(RATES, str(p[-1]))]
     rates += [p.default for n, p in signature(calls.author.backward).items() if re.fullmatch(RATES, n)]
     rates = [rate for rate in rates if isinstance(rate, float) and rate]

@@ -49,6 +49,8 @@ def signature(function: Any) -> dict[str, inspect.Parameter]:
 
 def code_of(function: Any, levels: int = 2) -> str:
     """The text of a function and of those of its file that it calls, without comments."""
+    if parts := getattr(function, "parts", ()):
+        return "".join([code_of(part, levels) for part in parts])
     try:
         text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
     except (OSError, TypeError):

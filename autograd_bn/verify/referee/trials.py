@@ -244,9 +244,16 @@ class Search:
         if best.right and any(fit.fits and _symmetric(fit) < _symmetric(best) for fit in self.tried):
             return "That is for a symmetric matrix: for another, which forward takes, it is wrong."
         narrow = 1 in best.first or len(best.first) < 2
-        shapes = [fit.wrong_at for fit in self.tried if best.right and (narrow or len(fit.wrong_at) == 1)]
+        near = [fit for fit in self.tried if best.right and not self.cut(fit, best)]
+        shapes = [fit.wrong_at for fit in near if narrow or len(fit.wrong_at) == 1]
         shape = next(filter(None, shapes), None)
         return f"At inputs of shape {shape}, which forward takes, it is wrong." if shape else ""
+
+    def cut(self, fit: Fit, best: Fit) -> bool:
+        """Whether labels are indices that are none in the best guess, or what has a logarithm no shares, as there."""
+        kinds, shares = [*zip(fit.kinds, best.kinds, strict=True)], ("prob", "unit")
+        cut = re.search(r"log|clip", self.entry.text) and any(a[:4] not in shares and b[:4] in shares for a, b in kinds)
+        return bool(cut) or any(a[:3] == "int" != b[:3] for a, b in kinds)
 
     def lacked(self, message: str, values: dict[str, Any]) -> bool:
         """Whether a message names a key that a dict lacks, which it is to hold then."""

@@ -22,6 +22,8 @@ _TODO = re.compile(r"todo|implement|your code|fill|not done|unwritten|finish", r
 def noted(error: Exception) -> Exception:
     """An exception, as `NotImplementedError` where it is an author's note that nothing stands there yet."""
     todo = isinstance(error, NotImplementedError)
+    if todo and re.search(r"not implemented for '\w+'$", str(error)):  # PyTorch's, of a type that was guessed
+        return TypeError(str(error))
     if isinstance(error, TypeError):  # or `raise NotImplemented`
         todo = bool(re.search("abstract class|must derive from BaseException", str(error)))
     elif isinstance(error, AssertionError) and not isinstance(error, Unjudgeable):
