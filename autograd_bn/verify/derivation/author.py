@@ -21,7 +21,7 @@ from ..referee.judge import check_backward
 from ..referee.names import RATE, derivative_of, is_constant, plain
 from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
-from ..referee.returned import Gradients, Returned
+from ..referee.returned import Gradients, Matching
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
 from .expressions import FLIPPED, Expression
 from .lengths import recordings
@@ -169,7 +169,7 @@ class _Author:
         elif any(isinstance(value, tuple | list | dict) for value in listed):
             raise Unwritable("backward returns what is no array among its gradients")
         elif back is not None and any(value is not None for value in listed):
-            pairs = zip(Returned().wanted(listed, self.inputs, dict.fromkeys(names, 1), back), listed, strict=False)
+            pairs = zip(Matching(back, self.inputs, dict.fromkeys(names, 1)).wanted(listed), listed, strict=False)
             self.returned = [name if name in names and value is not None else "" for name, value in pairs]
         elif back is None or not calls.places:
             free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]

@@ -91,5 +91,5 @@ def manner(pair: Pair, first: Ran, paths: list[Path]) -> dict[Path, str]:
 
 def gradients_of(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a backward pass gave, by the inputs: None for what has no gradient."""
-    (found := Returned()).sort(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)})
+    found = Returned.of(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)})
     return {name: found.gradients.get(name) for name in inputs}

@@ -61,8 +61,8 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
     # Losses often take dy for 1 and don't read it, which is for the referee to say.
     dy = np.ones(np.shape(y)) if pair.unit or np.size(y) == 1 else np.asarray(rng.normal(size=np.shape(y)))
-    floats, out = [name for name, value in inputs.items() if is_float(value)], Returned()
-    out.sort(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
+    floats = [name for name, value in inputs.items() if is_float(value)]
+    out = Returned.of(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
     agree: dict[str, bool | tuple[int, ...] | None] = dict.fromkeys(out.labels)
     if out.gradients and not any(map(np.any, out.gradients.values())):
         raise Unseen("every gradient is 0")

@@ -141,11 +141,11 @@ class _Pass:
         dy = np.ones(y.shape) if calls.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
         dy = factor * dy
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
-        out = Returned()
-        out.sort(calls.pulled(calls.author.backward, shaped, seen, outputs), calls.all, dict.fromkeys(floats, 1.0))
+        came = calls.pulled(calls.author.backward, shaped, seen, outputs)
+        gradients = Returned.of(came, calls.all, dict.fromkeys(floats, 1.0)).gradients
         held = arrays(_holders(seen))
         new = {p for p, value in held.items() if hasattr(value, "dtype") and bits.get(p) != array(value).tobytes()}
-        return cls(y, dy, out.gradients, held, new)
+        return cls(y, dy, gradients, held, new)
 
     @property
     def open(self) -> dict[Path, Any]:

@@ -1,5 +1,7 @@
 """What a backward pass returned, matched by place or by name with what each array should be the gradient of."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +23,11 @@ class Gradients(NamedTuple):
     returns: tuple[str, ...]
     names: tuple[str, ...]
 
+    @property
+    def listed(self) -> list[Any]:
+        """What came back, one by one."""
+        return list(self.back) if isinstance(self.back, tuple | list) else [self.back]
+
 
 @dataclass
 class Returned:
@@ -38,124 +45,160 @@ class Returned:
     unseen: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)  # inputs that are no arrays, and have a gradient all the same
     labels: list[str] = field(default_factory=list)  # and those that are arrays of integers
+
+    @classmethod
+    def of(cls, came: Gradients, inputs: dict[str, Any], truth: Mapping[str, Any]) -> Returned:
+        """Match what came back with the inputs, of which those in `truth` have a gradient."""
+        matching = Matching(came, inputs, truth, cls())
+        for name, value in came.left.items():
+            if value is not None:
+                matching.keep(name, value)
+        matching.match(came.back)
+        matching.look_for_the_rest()
+        return matching.out
+
+
+@dataclass
+class Matching:
+    """What `came` back from one backward pass, as it is matched with the inputs that it is the gradients of."""
+
+    came: Gradients
+    inputs: dict[str, Any]
+    truth: Mapping[str, Any]
+    out: Returned = field(default_factory=Returned)
     named: bool = False  # whether what came back is told apart by its names
 
-    def sort(self, returned: Gradients, inputs: dict[str, Any], truth: Mapping[str, Any]) -> None:
-        """Match what came back with the inputs, of which those in `truth` have a gradient."""
-        for name, value in returned.left.items():
-            if value is not None:
-                self._keep(self.gradients, name, f"d{name}", value)
-        self._sort(returned.back, inputs, truth, returned)
-        refused = {label for finding in self.findings for label in finding.gradients}
-        for name in [name for name in truth if name not in self.gradients and f"d{name}" not in refused]:
-            if name not in returned.names and name not in returned.left:
-                continue  # an object's own, which nobody hands over
-            if name == next(iter(inputs)) and (self.named or (returned.back is None and self.gradients)):
-                self.unseen.append(f"{name}, of which no gradient is returned")
-            elif np.any(truth[name]) and not is_constant(name, inputs[name]):
-                what = f"backward returned no gradient for {name}."
-                self.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
-            else:
-                self.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
-
-    def _sort(self, back: Any, inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients) -> None:
+    def match(self, back: Any) -> None:
+        """Match a dict by its names, and anything else by place."""
         if isinstance(back, dict):
-            self.named = len(inputs) > len(returned.names)  # an object's own, by its names for them
-            known = {plain(name): name for name in reversed(inputs)}
-            for key, value in back.items():
-                name = next((known[n] for n in derivative_of(str(key)) if n in known), None)
-                if value is None:
-                    continue
-                free = name is not None and name not in self.gradients
-                self._keep(self.gradients if free else self.others, name if free else key, str(key), value)
+            self._by_names(back)
             return
         listed = list(back) if isinstance(back, tuple | list) else [back]
-        while len(listed) > len(returned.names) and listed[-1] is None:
+        while len(listed) > len(self.came.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
-        listed = self._without_lists(listed, inputs, truth, returned)
-        wanted = self.wanted(listed, inputs, truth, returned)
+        listed = self._without_containers(listed)
+        wanted = self.wanted(listed)
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
-            self.findings.append(Finding("count", (), what, _ONE_EACH))
+            self.out.findings.append(Finding("count", (), what, _ONE_EACH))
         for name, value in zip(wanted, listed, strict=False):
-            inside = [n for n in truth if n.startswith(f"{name}[")]
-            if isinstance(inputs.get(name), dict | list | tuple) and isinstance(value, dict | list | tuple):
-                pairs = value if isinstance(value, dict) else dict(zip(inside, value, strict=False))
-                self._sort(pairs, inputs, truth, returned)
-            elif value is not None and name in self.gradients:
-                continue
-            elif value is not None and name in truth:
-                self._keep(self.gradients, name, f"d{name}", value)
-            elif value is not None:
-                kind = getattr(inputs[name], "dtype", type(inputs[name]).__name__)
-                array, same = isinstance(inputs[name], np.ndarray), np.shape(inputs[name]) == np.shape(value)
-                if np.shape(value) and isinstance(inputs[name], int | float):
-                    self.numbers.append(name)  # also zeros: it was meant to be an array
-                elif np.any(value) and (array or isinstance(inputs[name], float)):
-                    (self.numbers if same or not array else self.labels).append(name)
-                self.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+            if value is not None:
+                self._of_an_input(name, value)
 
-    def _without_lists(
-        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients
-    ) -> list[Any]:
+    def _by_names(self, back: Mapping[Any, Any]) -> None:
+        self.named = len(self.inputs) > len(self.came.names)  # an object's own, by its names for them
+        known = {plain(name): name for name in reversed(self.inputs)}
+        for key, value in back.items():
+            name = next((known[n] for n in derivative_of(str(key)) if n in known), None)
+            if value is None:
+                continue
+            if name is None or name in self.out.gradients:
+                self._put(self.out.others, str(key), str(key), value)
+            else:
+                self._put(self.out.gradients, name, str(key), value)
+
+    def _of_an_input(self, name: str, value: Any) -> None:
+        """Keep what came back in the place of an input, which may be a container of arrays or have no gradient."""
+        given: Any = self.inputs.get(name)
+        if isinstance(given, dict | list | tuple) and isinstance(value, dict | list | tuple):
+            inside = [n for n in self.truth if n.startswith(f"{name}[")]
+            self.match(value if isinstance(value, dict) else dict(zip(inside, value, strict=False)))
+        elif name in self.truth and name not in self.out.gradients:
+            self.keep(name, value)
+        elif name not in self.out.gradients:
+            array = isinstance(given, np.ndarray)
+            if np.shape(value) and isinstance(given, int | float):
+                self.out.numbers.append(name)  # also zeros: it was meant to be an array
+            elif np.any(value) and (array or isinstance(given, float)):
+                same = np.shape(given) == np.shape(value)
+                (self.out.numbers if same or not array else self.out.labels).append(name)
+            kind = getattr(given, "dtype", type(given).__name__)
+            self.out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+
+    def _without_containers(self, listed: list[Any]) -> list[Any]:
         """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept.
 
         And dicts with gradients of an object's own by their names, beside dx.
         """
-        lists, left, words = dict[str, list[str]](), list[Any](), returned.returns
-        for name in truth:
-            if "[" in name and name not in self.gradients:
+        lists, left, words = dict[str, list[str]](), list[Any](), self.came.returns
+        for name in self.truth:
+            if "[" in name and name not in self.out.gradients:
                 lists.setdefault(name.partition("[")[0], []).append(name)
         if listed and all(isinstance(item, tuple) and len(item) == len(lists) for item in listed):
             listed, words = [list(part) for part in zip(*listed, strict=True)], ()  # (dW, db) for each layer
         for item, word in zip(listed, words if len(words) == len(listed) else [""] * len(listed), strict=True):
-            if isinstance(item, dict) and not any(isinstance(inputs.get(n), dict) for n in returned.names):
-                self._sort(item, inputs, truth, returned)
-                continue
-            shapes = [np.shape(value) for value in item] if isinstance(item, list | tuple) else []
-            wanted = {key: [np.shape(inputs[n]) for n in lists[key]] for key in lists if len(lists[key]) == len(shapes)}
-            said = [key for key in wanted if any(plain(key).startswith(n) for n in derivative_of(word)[:-1])]
-            key = next(iter([*said, *[key for key in wanted if wanted[key] in (shapes, shapes[::-1])]]), None)
-            if key is None:
+            if isinstance(item, dict) and not any(isinstance(self.inputs.get(n), dict) for n in self.came.names):
+                self._by_names(item)
+            elif (key := self._list_of(item, word, lists)) is None:
                 left.append(item)
-                continue
-            self.named = True
-            back = item[::-1] if shapes == wanted[key][::-1] != wanted[key] else item
-            for name, value in zip(lists.pop(key), back, strict=True):
-                self._keep(self.gradients, name, f"d{name}", value)
+            else:
+                self.named = True
+                names = lists.pop(key)
+                shapes, wanted = [np.shape(value) for value in item], [np.shape(self.inputs[n]) for n in names]
+                for name, value in zip(names, item[::-1] if shapes == wanted[::-1] != wanted else item, strict=True):
+                    self.keep(name, value)
         return left
 
-    def wanted(
-        self, listed: list[Any], inputs: dict[str, Any], truth: Mapping[str, Any], returned: Gradients
-    ) -> list[str]:
+    def _list_of(self, item: Any, word: str, lists: Mapping[str, list[str]]) -> str | None:
+        """Of which list of arrays what came back as `word` holds the gradients, by its name, else by their shapes."""
+        shapes = [np.shape(value) for value in item] if isinstance(item, list | tuple) else []
+        wanted = {key: [np.shape(self.inputs[n]) for n in names] for key, names in lists.items()}
+        wanted = {key: there for key, there in wanted.items() if len(there) == len(shapes)}
+        said = [key for key in wanted if any(plain(key).startswith(n) for n in derivative_of(word)[:-1])]
+        return next(iter([*said, *[key for key in wanted if wanted[key] in (shapes, shapes[::-1])]]), None)
+
+    def wanted(self, listed: list[Any]) -> list[str]:
         """What the gradients in a list are those of: one an argument, else by their names, else the floats in order."""
-        names, count = list(returned.names), len(listed)
+        names, count = list(self.came.names), len(listed)
         if count == len(names):
             return names
-        letters = [plain(name)[0] for name in inputs]  # dW of `weight`, where nothing else begins so
-        known = {letter: name for letter, name in zip(letters, inputs, strict=True) if letters.count(letter) == 1}
-        known |= {plain(name): name for name in reversed(inputs)}
-        words = [n for word in returned.returns for n in derivative_of(word)[:-1] if len(n) > 2 and n not in known]
-        ends = {word: [name for name in inputs if plain(name).endswith(word)] for word in words}
-        known |= {word: named[0] for word, named in ends.items() if len(named) == 1}  # `dLogVar` of `t_log_var`
-        said = [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in returned.returns]
+        said = self._said()
         if len(said) == count and all(said) and len(set(said)) == count:
             self.named = True
             return said
-        floats = [name for name in names if name in truth]
-        free = [name for name in floats if not is_constant(name, inputs[name])]
-        left = [name for name in truth if name not in self.gradients]
+        floats = [name for name in names if name in self.truth]
+        free = [name for name in floats if not is_constant(name, self.inputs[name])]
+        left = [name for name in self.truth if name not in self.out.gradients]
         every = [*names, *[name for name in left if name not in names]]  # None of indices, too
         choices = (some for some in (free, floats, left, every) if len(some) == count)
         return next(choices, [*floats, *left][: max(count, len(left))])
 
-    def _keep(self, where: dict[str, Array], name: Any, label: str, value: Any) -> None:
+    def _said(self) -> list[str]:
+        """Of which input each value that is returned is the gradient by its name, if of any."""
+        letters = [plain(name)[0] for name in self.inputs]  # dW of `weight`, where nothing else begins so
+        known = {letter: name for letter, name in zip(letters, self.inputs, strict=True) if letters.count(letter) == 1}
+        known |= {plain(name): name for name in reversed(self.inputs)}
+        words = [n for word in self.came.returns for n in derivative_of(word)[:-1] if len(n) > 2 and n not in known]
+        ends = {word: [name for name in self.inputs if plain(name).endswith(word)] for word in words}
+        known |= {word: named[0] for word, named in ends.items() if len(named) == 1}  # `dLogVar` of `t_log_var`
+        return [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in self.came.returns]
+
+    def look_for_the_rest(self) -> None:
+        """What it says that no gradient came back for some inputs: one is missing, or nobody asked for it."""
+        refused = {label for finding in self.out.findings for label in finding.gradients}
+        for name in [name for name in self.truth if name not in self.out.gradients and f"d{name}" not in refused]:
+            if name not in self.came.names and name not in self.came.left:
+                continue  # an object's own, which nobody hands over
+            first = name == next(iter(self.inputs))
+            if first and (self.named or (self.came.back is None and self.out.gradients)):
+                self.out.unseen.append(f"{name}, of which no gradient is returned")
+            elif np.any(self.truth[name]) and not is_constant(name, self.inputs[name]):
+                what = f"backward returned no gradient for {name}."
+                self.out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
+            else:
+                self.out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep the gradient of an input."""
+        self._put(self.out.gradients, name, f"d{name}", value)
+
+    def _put(self, where: dict[str, Array], name: str, label: str, value: Any) -> None:
         try:
             array = np.asarray(value)
         except ValueError:
             array = np.asarray(None)
         if array.dtype.kind in "fiub":
-            where[str(name)] = array.astype(np.float64)
+            where[name] = array.astype(np.float64)
         else:
             what = f"{label} is a {type(value).__name__}, expected an array of floats."
-            self.findings.append(Finding("type", (label,), what, "Return a NumPy array."))
+            self.out.findings.append(Finding("type", (label,), what, "Return a NumPy array."))

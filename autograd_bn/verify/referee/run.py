@@ -84,7 +84,7 @@ class Run:
 
     def back(self, backward: Callable[..., Any], factor: float = 1.0, passed: Passed | None = None) -> Returned:
         """What a backward pass returns for `factor * dy` right after forward, or after what has been `passed`."""
-        out, dy = Returned(), factor * self.dy
+        dy = factor * self.dy
         handed = dy.copy() if dy.ndim else np.float64(dy)
         try:
             passed = passed or self.passed()
@@ -92,9 +92,8 @@ class Run:
         except Refused:
             raise
         except Exception as error:
-            out.failure = f"backward raised {reported(error, backward)}"
-            return out
-        out.sort(returned, self.inputs, self.truth)
+            return Returned(failure=f"backward raised {reported(error, backward)}")
+        out = Returned.of(returned, self.inputs, self.truth)
         out.faults = [*passed.written]
         if handed.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")

@@ -49,7 +49,7 @@ def written(pair: Pair) -> None:
     handed, returned = {*pair.names} & {*signature(pair.source)}, returned_names(pair.source)
     if len(returned) > 1 and {*returned} <= handed and "=" not in code_of(pair.source, 0):
         raise NotImplementedError("backward returns what it is handed")
-    listed = list(back.back) if isinstance(back.back, tuple | list) else [back.back]
+    listed = back.listed
     left = [name for name, value in back.left.items() if value is not None]
     if isinstance(back.back, dict) or (back.back is None and left):
         return
