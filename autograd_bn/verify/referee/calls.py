@@ -87,6 +87,10 @@ class Calls:
         """Every input and parameter by name."""
         return dict(zip([*self.names, *self.slots], [*self.inputs, *self.values], strict=True))
 
+    def without(self, *unseen: str) -> Calls:
+        """The calls with more arrays of which nothing is judged, each with why."""
+        return replace(self, unseen=(*self.unseen, *unseen))
+
     def pair(self) -> Pair:
         """The calls as a pair."""
 

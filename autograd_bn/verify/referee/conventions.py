@@ -281,7 +281,7 @@ def called(author: Author, inputs: Sequence[Any]) -> Pair:
         if score == 1:
             break
     _refuse(best, rated if doubtful else None, raised)
-    return replace(best, unseen=(*best.unseen, *_unseen(best, seen))).pair()
+    return best.without(*_unseen(best, seen)).pair()
 
 
 def _unseen(calls: Calls, seen: Seen) -> list[str]:

@@ -26,46 +26,63 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     shape of it that fitted; backward's names must say the same of dy. An axis of length 1 too many in the gradient of
     what was `guessed` is no mistake either, nor are other lengths, which the author's code may say itself.
     """
-    found = [finding.what for finding in report.diagnosis]
-    if not found:  # it is strictness that makes it wrong
+    if not report.diagnosis:  # it is strictness that makes it wrong
         return ""
-    kinds = {finding.kind for finding in report.diagnosis}
-    rows = [row for row in report.rows if row.what == "gradient" and np.any(row.truth)]
+    first, kinds = report.diagnosis[0].what, {finding.kind for finding in report.diagnosis}
+    if why := _misread(report, pair, guessed, kinds):
+        return f"{why}: {first}"
+    rows = _gradients(report)
     right = any(row.ok or ("mask missing" not in kinds and _mostly_right(row)) for row in rows)
     named = bool(kinds - _VAGUE - _LAYOUT) or (bool(report.repair) and not kinds & _LAYOUT)
-    wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
-    others = [row for row in rows if row.ok and row.name[1:] in guessed]
-    level = all(f.repair.endswith("axes of length 1.") for f in report.diagnosis)
-    shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
-    known = {length for row in rows if row.ok for length in shapes[row.name[1:]]}  # another may be the code's own
-    misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
-    shaped = kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
-    if (level and not others and wrong <= {*guessed}) or shaped:
-        return f"only the shape is another than that of the guessed input, it seems: {found[0]}"
-    parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
-    if parts and kinds <= _LAYOUT:
-        return f"{parts[0]} may be a list of arrays: {found[0]}"
-    if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
-        return f"the gradient of another output, a loss, may be taken for 1: {found[0]}"
-    untold = [name for name in wrong if meant(name)[0] == UNKNOWN.split()]
-    if kinds == {"count"} and wrong and [*wrong] == untold:
-        return f"{untold[0]} may be a constant: {found[0]}"
-    if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
-        return f"a loss may take it for a constant: {found[0]}"
-    steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
-    beside = any(row.ok and row.name[1:] in steps for row in rows)  # another step is right
-    if wrong and wrong <= steps and not beside and not report.repair:
-        return f"backward changes what it keeps, and no gradient is told from that: {found[0]}"
-    unset = re.search(r"AttributeError: '(\w+)' object has no attribute", found[0])  # of the author's own object
+    unset = re.search(r"AttributeError: '(\w+)' object has no attribute", first)  # of the author's own object
     owner = type(pair.calls.author.owner).__name__ if pair.calls else ""
     if hasattr(pair.forward, "parts") and not right:
-        return f"backward may be of another loss than {pair.forward.parts[1].__name__}: {found[0]}"
-    if right or named or _SLIPS.search(found[0]) or (unset and unset[1] == owner):
+        return f"backward may be of another loss than {pair.forward.parts[1].__name__}: {first}"
+    if right or named or _SLIPS.search(first) or (unset and unset[1] == owner):
         return ""
-    if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(found[0])):
+    if firm and _takes_dy(pair) and (kinds != {"raised"} or _LENGTHS.search(first)):
         return ""
     taken = ", ".join([f"{n} {np.shape(v)}" for n, v in zip(pair.names, pair.inputs, strict=True)])
-    return f"as read here, at guessed inputs ({taken}), nothing agrees: {found[0]}"
+    return f"as read here, at guessed inputs ({taken}), nothing agrees: {first}"
+
+
+def _gradients(report: Verdict) -> list[Row]:
+    """The gradients of which something shows."""
+    return [row for row in report.rows if row.what == "gradient" and np.any(row.truth)]
+
+
+def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str]) -> str:
+    """What was taken for another thing than its author meant, by what is wrong and by what is right beside it."""
+    wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
+    right = [row.name[1:] for row in _gradients(report) if row.ok]
+    if _only_shapes(report, pair, guessed, wrong, right):
+        return "only the shape is another than that of the guessed input, it seems"
+    parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
+    if parts and kinds <= _LAYOUT:
+        return f"{parts[0]} may be a list of arrays"
+    untold = [name for name in wrong if meant(name)[0] == UNKNOWN.split()]
+    if kinds == {"count"} and wrong and [*wrong] == untold:
+        return f"{untold[0]} may be a constant"
+    if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
+        return "the gradient of another output, a loss, may be taken for 1"
+    if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
+        return "a loss may take it for a constant"
+    steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
+    if wrong and wrong <= steps and not {*right} & steps and not report.repair:  # else another step is right
+        return "backward changes what it keeps, and no gradient is told from that"
+    return ""
+
+
+def _only_shapes(report: Verdict, pair: Pair, guessed: Sequence[str], wrong: set[str], right: Sequence[str]) -> bool:
+    """Whether nothing but the shape of gradients is wrong, where that of their inputs was guessed."""
+    level = all(finding.repair.endswith("axes of length 1.") for finding in report.diagnosis)
+    if level and wrong <= {*guessed} and not {*right} & {*guessed}:
+        return True
+    shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
+    known = {length for name in right for length in shapes[name]}  # another may be the code's own
+    misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
+    kinds = {finding.kind for finding in report.diagnosis}
+    return kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
 
 
 def _mostly_right(row: Row) -> bool:
@@ -79,6 +96,7 @@ def _mostly_right(row: Row) -> bool:
 def _takes_dy(pair: Pair) -> bool:
     """Whether one of backward's first two arguments that aren't forward's is dy by its name."""
     taken = [p.name for p in signature(pair.source).values() if p.default is p.empty]
-    values = (*VALUES, *"abcefhklmnopqrstuvwz") if pair.unit else ()  # as `grad(x)` takes where forward takes z
-    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names, *values)][:2]
-    return not taken or any(DY.fullmatch(plain(name)) for name in taken)
+    taken = [name for name in taken if name not in ("self", "cls", *CONTEXTS, *pair.names)]
+    if pair.unit:  # as `grad(x)` takes where forward takes z
+        taken = [n for n in taken if n not in VALUES and (DY.fullmatch(n) or not re.fullmatch("[a-z]", n))]
+    return not taken or any(DY.fullmatch(plain(name)) for name in taken[:2])

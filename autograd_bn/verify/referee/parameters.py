@@ -165,28 +165,33 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
     try:
         run = _Pass.of(calls, floats)
     except Exception as error:  # for the verdict to report
-        unseen = [f"{name}, since backward raised {type(error).__name__}" for name in calls.slots]
-        return replace(calls, unseen=(*calls.unseen, *unseen))
+        return calls.without(*[f"{name}, since backward raised {type(error).__name__}" for name in calls.slots])
     rated = {name: _likely_places(calls, run, name, numbers) for name in floats if name not in run.returned}
     # Those whose names say it come first: what they take is nobody else's.
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
-        left = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
-        moved = [path for path in calls.slots.get(name, ()) if path in run.new]
-        place = _gradient_of(calls, run, name, left)
-        if place is None and moved and (rate := _rate(calls, run, name, moved[0])):
-            place, note = moved[0], f"backward updates {name} itself; its step, divided by {rate:.4g}, is judged as"
-            calls = replace(calls, rates=calls.rates | {name: rate}, notes=(*calls.notes, f"{note} the gradient."))
-        shapes, shape = [np.shape(value) for value in calls.all.values()], np.shape(calls.all[name])
-        if len(left) == 1 == shapes.count(shape) and shape not in ((), run.y.shape) and name in calls.slots:
-            place = place or left[0][1]  # what backward wrote of a shape that nothing else has
-        shape = np.shape(run.open[place]) if place in run.open else ()
-        if name in numbers and np.prod(shape) != 1:  # it stands for an array, which one step makes of it
-            calls = replace(calls, unseen=(*calls.unseen, f"{name}, a number whose gradient has shape {shape}"))
-        elif place is not None:
-            calls = replace(calls, places=calls.places | {name: place})
-        elif name in calls.slots and name not in numbers and not is_constant(name, floats[name]):
-            calls = replace(calls, unseen=(*calls.unseen, f"{name}, of which backward leaves no gradient"))
+        free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
+        calls = _with_gradient(calls, run, name, free, name in numbers)
     return _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
+
+
+def _with_gradient(calls: Calls, run: _Pass, name: str, free: list[tuple[float, Path]], number: bool) -> Calls:
+    """Find where backward leaves the gradient of one array, or of a number, or say that it leaves none."""
+    place = _gradient_of(calls, run, name, free)
+    moved = [path for path in calls.slots.get(name, ()) if path in run.new]
+    if place is None and moved and (rate := _rate(calls, run, name, moved[0])):
+        place, note = moved[0], f"backward updates {name} itself; its step, divided by {rate:.4g}, is judged as"
+        calls = replace(calls, rates=calls.rates | {name: rate}, notes=(*calls.notes, f"{note} the gradient."))
+    shapes, shape = [np.shape(value) for value in calls.all.values()], np.shape(calls.all[name])
+    if place is None and len(free) == 1 == shapes.count(shape) and shape not in ((), run.y.shape):
+        place = free[0][1] if name in calls.slots else None  # what backward wrote of a shape that nothing else has
+    left = np.shape(run.open[place]) if place in run.open else ()
+    if number and np.prod(left) != 1:  # it stands for an array, which one step makes of it
+        return calls.without(f"{name}, a number whose gradient has shape {left}")
+    if place is not None:
+        return replace(calls, places=calls.places | {name: place})
+    if name in calls.slots and not number and not is_constant(name, calls.all[name]):
+        return calls.without(f"{name}, of which backward leaves no gradient")
+    return calls
 
 
 def _likely_places(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) -> list[tuple[float, Path]]:
@@ -263,4 +268,4 @@ def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Call
     labels = [n for n in calls.names if n in floats and n not in kept]
     labels = [n for n in labels if any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
     unseen = [f"{n}, of which no gradient is returned" for n in labels if not is_constant(n, floats[n])]
-    return replace(calls, constants=tuple(labels), unseen=(*calls.unseen, *unseen))
+    return replace(calls, constants=tuple(labels)).without(*unseen)
