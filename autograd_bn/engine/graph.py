@@ -1,7 +1,7 @@
 """`Graph`: the recorded graph as something to look at."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,40 +68,33 @@ class Graph:
         return {node: values[node] for node in self.nodes}
 
 
-class Values(Mapping[Node, Any]):
+class Values(dict[Node, Any]):
     """The values of nodes, to the bit, each computed when it is first asked for.
 
     `nodes` are in topological order. `RuntimeError` where a leaf was assigned to since a node read it.
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self.nodes = nodes
-        self.known: dict[Node, Any] = {}
+        super().__init__()
         for node in nodes:
             node.check_unchanged(all_operands=True)
             if isinstance(node, Leaf):
-                self.known[node] = node.data
+                self[node] = node.data
             for source, value in zip((*node.args, node), node.saved, strict=False):
                 if value is not None and isinstance(source, Node):
-                    self.known[source] = value
+                    self[source] = value
 
-    def __getitem__(self, node: Node) -> Any:
-        known, stack = self.known, [node]
+    def __missing__(self, node: Node) -> Any:
+        stack = [node]
         while stack:
-            missing = [parent for parent in stack[-1].inputs if parent not in known]
-            if stack[-1] in known or not missing:
-                last = stack.pop()
-                if last not in known:
-                    known[last] = compute(last, [known[arg] if isinstance(arg, Node) else arg for arg in last.args])
-            else:
-                stack += missing
-        return known[node]
-
-    def __iter__(self) -> Iterator[Node]:
-        return iter(self.nodes)
-
-    def __len__(self) -> int:
-        return len(self.nodes)
+            last = stack[-1]
+            missing = [] if last in self else [parent for parent in last.inputs if parent not in self]
+            stack += missing
+            if not missing:
+                stack.pop()
+                if last not in self:
+                    self[last] = compute(last, [self[arg] if isinstance(arg, Node) else arg for arg in last.args])
+        return self[node]
 
 
 def compute(node: Node, args: list[Any]) -> Any:

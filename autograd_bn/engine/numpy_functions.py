@@ -241,39 +241,28 @@ def tile(x: Any, reps: int | Sequence[int]) -> Any:
     """x so many times along each axis, the last for the last one."""
     counts = np.atleast_1d(ops.uncut(reps, "tile")).tolist()
     ndim = max(len(counts), np.ndim(x))
-    times, shape = [1] * (ndim - len(counts)) + counts, [1] * (ndim - np.ndim(x)) + [*np.shape(x)]
-    once, copied = list[int](), list[int]()
-    for k, n in zip(times, shape, strict=True):
-        once += [n] if k == 1 else [1, n]
-        copied += [n] if k == 1 else [k, n]
-    return ops.reshape(ops.broadcast_to(ops.reshape(x, once), copied), np.multiply(times, shape).tolist())
-
-
-def flip(x: Any, axis: Axis = None) -> Any:
-    """x backwards along `axis`."""
-    axes = reduced_axes(axis, np.ndim(x))
-    return x[tuple([slice(None, None, -1) if i in axes else slice(None) for i in range(np.ndim(x))])]
+    shape, times = ([1] * (ndim - len(given)) + [*given] for given in (np.shape(x), counts))
+    return ops.copied(x, shape, times, each=False)
 
 
 def fliplr(x: Any) -> Any:
     """x backwards along its second axis."""
-    return flip(x, 1)
+    return ops.flip(x, 1)
 
 
 def flipud(x: Any) -> Any:
     """x backwards along its first axis."""
-    return flip(x, 0)
+    return ops.flip(x, 0)
 
 
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Any:
     """x with axes moved to other places."""
-    order = np.moveaxis(np.empty(range(np.ndim(x)), bool), source, destination).shape
-    return ops.transpose(x, order)
+    return ops.ordered(np.moveaxis, x, source, destination)
 
 
 def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
     """x with an axis moved to another place."""
-    return ops.transpose(x, np.rollaxis(np.empty(range(np.ndim(x)), bool), axis, start).shape)
+    return ops.ordered(np.rollaxis, x, axis, start)
 
 
 def matrix_transpose(x: Any) -> Any:
@@ -281,18 +270,18 @@ def matrix_transpose(x: Any) -> Any:
     return ops.swapaxes(x, -1, -2)
 
 
-def _at_least(ndim: int, place: Callable[[Any], Any]) -> Callable[..., Any]:
-    def made(*arrays: Any) -> Any:
-        grown = tuple([ops.reshape(x, place(np.empty(np.shape(x), bool)).shape) for x in arrays])
-        return grown if len(grown) > 1 else grown[0]
+def _growing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of NumPy's that gives each of some arrays more axes."""
 
-    made.__doc__ = f"The arrays with at least {ndim} axes."
-    return made
+    def grown(*arrays: Any) -> Any:
+        several = tuple([ops.reshaped(function, x) for x in arrays])
+        return several if len(several) > 1 else several[0]
+
+    grown.__doc__ = f"`numpy.{function.__name__}`."
+    return grown
 
 
-atleast_1d, atleast_2d, atleast_3d = (
-    _at_least(ndim, place) for ndim, place in enumerate((np.atleast_1d, np.atleast_2d, np.atleast_3d), 1)
-)
+atleast_1d, atleast_2d, atleast_3d = map(_growing, (np.atleast_1d, np.atleast_2d, np.atleast_3d))
 
 
 def append(x: Any, values: Any, axis: int | None = None) -> Any:
@@ -313,12 +302,11 @@ def dstack(arrays: Sequence[Any]) -> Any:
 def array_split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
     """x cut along an axis into so many parts, or at these places."""
     axis = ops.place(axis, np.ndim(x))
-    parts, lead = np.array_split(np.arange(np.shape(x)[axis]), sections), (slice(None),) * axis
-    starts = np.cumsum([0, *map(len, parts)])
-    if np.iterable(sections):
-        cuts = [slice(a, b) for a, b in zip((0, *sections), (*sections, None), strict=True)]
-        return [x[(*lead, cut)] for cut in cuts]
-    return [x[(*lead, slice(a, b))] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+    lead, cuts = (slice(None),) * axis, sections
+    if not np.iterable(sections):
+        parts = np.array_split(np.arange(np.shape(x)[axis]), sections)
+        cuts = np.cumsum([len(part) for part in parts[:-1]]).tolist()
+    return [x[(*lead, slice(a, b))] for a, b in zip((0, *cuts), (*cuts, None), strict=True)]
 
 
 def split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
@@ -357,9 +345,7 @@ def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
 def meshgrid(*vectors: Any, indexing: str = "xy", sparse: bool = False) -> tuple[Any, ...]:
     """The coordinates of a grid, each laid over all axes."""
     order = [1, 0, *range(2, len(vectors))] if indexing == "xy" and len(vectors) > 1 else [*range(len(vectors))]
-    laid = []
-    for i, x in enumerate(vectors):
-        laid.append(ops.reshape(x, [-1 if axis == order[i] else 1 for axis in range(len(vectors))]))
+    laid = [_along(x, axis, len(vectors)) for x, axis in zip(vectors, order, strict=True)]
     return tuple(laid) if sparse else broadcast_arrays(*laid)
 
 

@@ -433,14 +433,16 @@ def log_softmax(x: Any, /, axis: Axis = -1) -> Any:
         return (shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype, copy=False)
 
 
-@primitive(lambda g, shape, axis: reshape(_flip(cumsum(_flip(g, axis or 0), axis), axis or 0), shape))
+@primitive(lambda g, shape, axis: reshape(flip(cumsum(flip(g, axis), axis), axis), shape))
 def cumsum(x: Any, /, axis: int | None = None) -> Any:
     """The running sum along `axis` (of all elements in a row by default)."""
     return np.cumsum(x, axis, dtype=np.float32).astype(np.float16) if is_half(x) else np.cumsum(x, axis)
 
 
-def _flip(x: Any, axis: int) -> Any:
-    return x[(slice(None),) * place(axis, x.ndim) + (slice(None, None, -1),)]
+def flip(x: Any, axis: Axis = None) -> Any:
+    """x backwards along `axis` (all axes by default)."""
+    axes = reduced_axes(axis, np.ndim(x))
+    return x[tuple([slice(None, None, -1) if i in axes else slice(None) for i in range(np.ndim(x))])]
 
 
 def countable(x: Any) -> Any:
@@ -611,10 +613,17 @@ def matmul(a: Any, b: Any, /) -> Any:
 
 def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     """`x` with two axes exchanged."""
-    axes = list(range(np.ndim(x)))
-    one, other = place(axis1, len(axes)), place(axis2, len(axes))
-    axes[one], axes[other] = axes[other], axes[one]
-    return transpose(x, tuple(axes))
+    return ordered(np.swapaxes, x, axis1, axis2)
+
+
+def ordered(function: Any, x: Any, *args: Any) -> Any:
+    """`x` with its axes in the order into which a function of NumPy's puts those of lengths 0, 1, 2, ..."""
+    return transpose(x, function(np.empty(range(np.ndim(x)), bool), *args).shape)
+
+
+def reshaped(function: Any, x: Any, *args: Any) -> Any:
+    """`x` in the shape that a function of NumPy's gives an array of its shape."""
+    return reshape(x, function(np.empty(np.shape(x), bool), *args).shape)
 
 
 @explained
@@ -632,12 +641,12 @@ def flat(where_flat: Any, function: Any, x: Any) -> Any:
 @explained
 def squeeze(x: Any, axis: Axis = None) -> Any:
     """`x` without the axes of length 1, or without those in `axis`."""
-    return reshape(x, np.squeeze(np.empty(np.shape(x), dtype=bool), axis=axis).shape)
+    return reshaped(np.squeeze, x, axis)
 
 
 def expand_dims(x: Any, axis: int | Sequence[int]) -> Any:
     """`x` with new axes of length 1 at `axis`."""
-    return reshape(x, np.expand_dims(np.empty(np.shape(x), dtype=bool), axis).shape)
+    return reshaped(np.expand_dims, x, axis)
 
 
 def ravel(x: Any) -> Any:
@@ -673,12 +682,22 @@ def places(x: Any) -> Any:
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element of `x` along `axis` (of all in a row by default) so many times."""
     repeats = uncut(repeats, "repeats")
-    if not isinstance(repeats, Sequence | np.ndarray):  # whose derivative is a sum
-        x, axis = (ravel(x), 0) if axis is None else (x, place(axis, np.ndim(x)))
-        before, n, after = np.shape(x)[:axis], np.shape(x)[axis], np.shape(x)[axis + 1 :]
-        columns = broadcast_to(reshape(x, (*before, n, 1, *after)), (*before, n, repeats, *after))
-        return reshape(columns, (*before, n * repeats, *after))
-    return getitem(ravel(x), np.repeat(places(x), repeats, axis))
+    if isinstance(repeats, Sequence | np.ndarray):
+        return getitem(ravel(x), np.repeat(places(x), repeats, axis))
+    x, axis = (ravel(x), 0) if axis is None else (x, place(axis, np.ndim(x)))
+    return copied(x, np.shape(x), [repeats if i == axis else 1 for i in range(np.ndim(x))], each=True)
+
+
+def copied(x: Any, shape: Sequence[int], times: Sequence[int], each: bool) -> Any:
+    """`x` in a shape, so many times along each axis: each element beside itself, or all of them anew.
+
+    By broadcasting along new axes, whose derivative is a sum, where that of an index adds one by one.
+    """
+    once, many = list[int](), list[int]()
+    for n, k in zip(shape, times, strict=True):
+        once += [n] if k == 1 else [n, 1] if each else [1, n]
+        many += [n] if k == 1 else [n, k] if each else [k, n]
+    return reshape(broadcast_to(reshape(x, once), many), np.multiply(shape, times).tolist())
 
 
 @explained
@@ -715,8 +734,7 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0
         kind: Any = mode
         if options.get("reflect_type", "even") != "even":
             raise ValueError(f"pad has a rule for reflect_type='even', got {options['reflect_type']!r}")
-        places = np.pad(np.arange(math.prod(np.shape(x))).reshape(np.shape(x)), pad_width, mode=kind, **options)
-        return getitem(reshape(x, -1), places)
+        return getitem(ravel(x), np.pad(places(x), pad_width, mode=kind, **options))
     if mode != "constant" or options or np.ndim(constant_values):
         raise ValueError(
             f"pad has a rule for one constant, and for the modes edge, reflect, symmetric and wrap, got mode={mode!r}, "
