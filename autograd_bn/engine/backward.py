@@ -49,27 +49,21 @@ def grad(
     (array(12.),)
     """
     outputs = _tensors(outputs, "outputs")
-    inputs = _tensors(inputs, "inputs")
+    nodes = [tensor.node for tensor in _tensors(inputs, "inputs")]
+    for i, node in enumerate(nodes):
+        if not node.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
     elif not isinstance(grad_outputs, (list, tuple)) or (len(outputs) == 1 and len(grad_outputs) != 1):
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
-    nodes = []
-    for i, tensor in enumerate(inputs):
-        if not tensor.node.requires_grad:
-            raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
-        nodes.append(tensor.node)
     seeds = []
     for i, (output, weight) in enumerate(zip(outputs, grad_outputs, strict=True)):
         if output.node.requires_grad or not allow_unused:
             seed = _seed(output, weight, f"grad_outputs[{i}]")
-            if create_graph:
-                same = isinstance(weight, Tensor) and weight.dtype == seed.dtype
-                recordable = isinstance(weight, Tensor) and weight.dtype.kind == seed.dtype.kind == "f"
-                seed = weight if same else weight.astype(seed.dtype) if recordable else as_tensor(seed)
-            seeds.append((output.node, seed))
+            seeds.append((output.node, _recordable(seed, weight) if create_graph else seed))
     targets = set(nodes)
     differentiate = recording(True)(propagate) if create_graph else propagate
     gradients = differentiate(seeds, targets, create_graph)
@@ -249,6 +243,13 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Any:
     if node.dtype.kind == "O":
         return exact(array, what)
     return array if array.dtype == node.dtype else array.astype(node.dtype)
+
+
+def _recordable(seed: Any, weight: Any) -> Tensor:
+    """A seed as a tensor, which keeps its place in the graph where the caller gave one."""
+    if not isinstance(weight, Tensor) or (weight.dtype != seed.dtype and weight.dtype.kind + seed.dtype.kind != "ff"):
+        return as_tensor(seed)
+    return weight if weight.dtype == seed.dtype else weight.astype(seed.dtype)
 
 
 def _tensors(items: Any, what: str) -> list[Tensor]:

@@ -257,12 +257,17 @@ def flipud(x: Any) -> Any:
 
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Any:
     """x with axes moved to other places."""
-    return ops.ordered(np.moveaxis, x, source, destination)
+    return _ordered(np.moveaxis, x, source, destination)
 
 
 def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
     """x with an axis moved to another place."""
-    return ops.ordered(np.rollaxis, x, axis, start)
+    return _ordered(np.rollaxis, x, axis, start)
+
+
+def _ordered(function: Any, x: Any, *args: Any) -> Any:
+    """x with its axes in the order into which a function of NumPy's puts those of lengths 0, 1, 2, ..."""
+    return ops.transpose(x, function(np.empty(range(np.ndim(x)), bool), *args).shape)
 
 
 def matrix_transpose(x: Any) -> Any:

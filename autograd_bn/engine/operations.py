@@ -613,12 +613,10 @@ def matmul(a: Any, b: Any, /) -> Any:
 
 def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     """`x` with two axes exchanged."""
-    return ordered(np.swapaxes, x, axis1, axis2)
-
-
-def ordered(function: Any, x: Any, *args: Any) -> Any:
-    """`x` with its axes in the order into which a function of NumPy's puts those of lengths 0, 1, 2, ..."""
-    return transpose(x, function(np.empty(range(np.ndim(x)), bool), *args).shape)
+    axes = list(range(np.ndim(x)))
+    one, other = place(axis1, len(axes)), place(axis2, len(axes))
+    axes[one], axes[other] = axes[other], axes[one]
+    return transpose(x, tuple(axes))
 
 
 def reshaped(function: Any, x: Any, *args: Any) -> Any:

@@ -148,17 +148,8 @@ class Primitive:
                     odd.append(arg)
                 values.append(arg)
             operands.append(arg)
-        if rest:
-            if len(rest) > len(self.keywords):
-                raise TypeError(
-                    f"{self.name} takes {', '.join(self.keywords) or 'no metadata'} after its arrays, no more"
-                )
-            rest = [self._kept(value, "metadata") if isinstance(value, HOLDERS) else value for value in rest]
-        params: dict[str, Any] = {}
-        for name, value in options.items():
-            if name not in self.keywords:
-                raise TypeError(unknown_option(self.name, options, self.keywords))
-            params[name] = self._kept(value, name) if isinstance(value, HOLDERS) else value
+        rest = self._kept_by_place(rest) if rest else rest
+        params = self._kept_by_name(options) if options else options
         if not recorded:
             if values and isinstance(values[0], (int, float, complex)):
                 values[0] = np.asarray(values[0])
@@ -168,16 +159,8 @@ class Primitive:
             checked(arg, None, f"an operand of {self.name}")
         values = values if self.own else [*map(unwritable, values)]
         out, kept = self.forward(*values, *rest, **params), None
-        if self.joint:
-            if type(out) is not tuple or len(out) != 2:
-                raise TypeError(f"{self.name} is joint and gives a {type(out).__name__}, expected a result and `kept`")
-            out, kept = out
-        if not self.own:
-            if not isinstance(out, (np.ndarray, Number)):
-                raise TypeError(f"{self.name} gives a {type(out).__name__}, expected an array of real numbers")
-            out = checked(out, None, f"the result of {self.name}")
-        if getattr(out, "dtype", OBJECT).kind == "O":  # NumPy hands out the bare element of a 0-d object array
-            out = exact(out, self.name)
+        if self.joint or not self.own or getattr(out, "dtype", OBJECT).kind == "O":
+            out, kept = self._result(out)
         buffer, viewed = None, False
         if self.view:
             viewed = isinstance(operands[0], Node) and np.may_share_memory(out, values[0])
@@ -201,6 +184,34 @@ class Primitive:
             node.views = operands[0].views = views = operands[0].views or set()
             views.add(ref(result, views.discard))
         return (result, kept) if self.joint else result
+
+    def _kept_by_place(self, rest: Sequence[Any]) -> list[Any]:
+        """The metadata that stand behind the arrays, as a node may keep them."""
+        if len(rest) > len(self.keywords):
+            raise TypeError(f"{self.name} takes {', '.join(self.keywords) or 'no metadata'} after its arrays, no more")
+        return [self._kept(value, "metadata") if isinstance(value, HOLDERS) else value for value in rest]
+
+    def _kept_by_name(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The metadata that have names, as a node may keep them."""
+        for name in options:
+            if name not in self.keywords:
+                raise TypeError(unknown_option(self.name, options, self.keywords))
+        return {n: self._kept(value, n) if isinstance(value, HOLDERS) else value for n, value in options.items()}
+
+    def _result(self, out: Any) -> tuple[Any, Any]:
+        """What forward gave, checked where the operation isn't the package's own; and what it keeps for its rule."""
+        kept = None
+        if self.joint:
+            if type(out) is not tuple or len(out) != 2:
+                raise TypeError(f"{self.name} is joint and gives a {type(out).__name__}, expected a result and `kept`")
+            out, kept = out
+        if not self.own:
+            if not isinstance(out, (np.ndarray, Number)):
+                raise TypeError(f"{self.name} gives a {type(out).__name__}, expected an array of real numbers")
+            out = checked(out, None, f"the result of {self.name}")
+        if getattr(out, "dtype", OBJECT).kind == "O":  # NumPy hands out the bare element of a 0-d object array
+            out = exact(out, self.name)
+        return out, kept
 
     def record_pair(self, a: Any, b: Any) -> Any:
         """`record`, written out for what most of a graph is made of: a tensor with another, or with a number."""
