@@ -257,17 +257,8 @@ def flipud(x: Any) -> Any:
 
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Any:
     """x with axes moved to other places."""
-    return _ordered(np.moveaxis, x, source, destination)
-
-
-def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
-    """x with an axis moved to another place."""
-    return _ordered(np.rollaxis, x, axis, start)
-
-
-def _ordered(function: Any, x: Any, *args: Any) -> Any:
-    """x with its axes in the order into which a function of NumPy's puts those of lengths 0, 1, 2, ..."""
-    return ops.transpose(x, function(np.empty(range(np.ndim(x)), bool), *args).shape)
+    order = np.moveaxis(np.empty(range(np.ndim(x)), bool), source, destination).shape  # lengths tell the axes
+    return ops.transpose(x, order)
 
 
 def matrix_transpose(x: Any) -> Any:
@@ -299,11 +290,6 @@ def column_stack(arrays: Sequence[Any]) -> Any:
     return ops.concatenate([ops.reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
 
 
-def dstack(arrays: Sequence[Any]) -> Any:
-    """The arrays joined along their third axis."""
-    return ops.concatenate([atleast_3d(x) for x in arrays], 2)
-
-
 def array_split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
     """x cut along an axis into so many parts, or at these places."""
     axis = ops.place(axis, np.ndim(x))
@@ -319,26 +305,6 @@ def split(x: Any, sections: Any, axis: int = 0) -> list[Any]:
     if not np.iterable(sections) and np.shape(x)[axis] % sections:
         raise ValueError(f"split into {sections} parts of an axis of {np.shape(x)[axis]}: they are not equal")
     return array_split(x, sections, axis)
-
-
-def hsplit(x: Any, sections: Any) -> list[Any]:
-    """x cut along its second axis; a vector along its only one."""
-    return split(x, sections, 0 if np.ndim(x) == 1 else 1)
-
-
-def vsplit(x: Any, sections: Any) -> list[Any]:
-    """x cut along its first axis."""
-    return split(x, sections, 0)
-
-
-def dsplit(x: Any, sections: Any) -> list[Any]:
-    """x cut along its third axis."""
-    return split(x, sections, 2)
-
-
-def unstack(x: Any, axis: int = 0) -> tuple[Any, ...]:
-    """The parts of x along an axis."""
-    return tuple(moveaxis(x, axis, 0))
 
 
 def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
@@ -486,7 +452,7 @@ def cross(a: Any, b: Any, axis: int = -1) -> Any:
     """The cross product of vectors of three along an axis."""
     if np.shape(a)[axis] != 3 or np.shape(b)[axis] != 3:
         raise ValueError(f"cross takes vectors of three, got shapes {np.shape(a)} and {np.shape(b)} along axis {axis}")
-    (a0, a1, a2), (b0, b1, b2) = unstack(a, axis), unstack(b, axis)
+    (a0, a1, a2), (b0, b1, b2) = moveaxis(a, axis, 0), moveaxis(b, axis, 0)
     return ops.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis)
 
 

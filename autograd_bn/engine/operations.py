@@ -706,17 +706,6 @@ def trace(x: Any, offset: int = 0) -> Any:
     return sum(getitem(reshape(x, (rows * columns, *rest)), diagonal), 0)
 
 
-def vstack(arrays: Sequence[Any]) -> Any:
-    """The arrays as rows, joined along their first axis."""
-    return concatenate([reshape(a, (1, -1)) if np.ndim(a) < 2 else a for a in arrays])
-
-
-def hstack(arrays: Sequence[Any]) -> Any:
-    """The arrays joined along their second axis; vectors along their only one."""
-    arrays = [reshape(a, -1) if np.ndim(a) < 2 else a for a in arrays]
-    return concatenate(arrays, axis=0 if np.ndim(arrays[0]) < 2 else 1)
-
-
 @primitive(lambda g, shape, widths: g[tuple([slice(a, a + n) for (a, _), n in zip(widths, shape, strict=True)])])
 def _pad(x: Any, /, widths: tuple[tuple[int, int], ...], value: Any) -> Any:
     return np.pad(x, widths, constant_values=value)

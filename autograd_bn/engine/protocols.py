@@ -22,6 +22,11 @@ _RECORDED: dict[Any, Callable[..., Any]] = {
     np.degrees: numpy_functions.rad2deg,
     np.radians: numpy_functions.deg2rad,
 }
+# NumPy's own code for these is made of functions of which tensors know what to do.
+_RECORDED |= {
+    getattr(np, name): getattr(np, name).__wrapped__
+    for name in "vstack hstack dstack hsplit vsplit dsplit unstack rollaxis".split()
+}
 del _RECORDED[np.place]  # which is another thing than `operations.place`
 
 # Piecewise constant, or not numbers at all: computed on the values, not recorded.
