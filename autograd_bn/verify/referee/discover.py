@@ -392,4 +392,4 @@ def _rated(entry: Entry, inputs: list[Any]) -> tuple[bool, float]:
 
 
 def _output(result: Any) -> Any:
-    return np.asarray(result[0] if isinstance(result, tuple | list) else result)
+    return np.asarray(_parts(result)[0])

@@ -43,20 +43,15 @@ class Case:
     gradients: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
     told: dict[str, Array] = field(default_factory=dict)  # in the last
 
-    @classmethod
-    def of(
-        cls, runs: Sequence[Run], wrong: Sequence[str], repairs: Sequence[Repair], normalises: bool, unit: bool
-    ) -> Case:
-        """The case with every gradient brought into its shape, where it can be."""
-        case = cls(runs, wrong, repairs, normalises, unit)
-        for run, where in ((runs[0], case.gradients), (runs[-1], case.told)):
-            for name in wrong:
-                finding, array = _shaped(run, name, wrong)
-                if finding is not None and run is runs[0]:
-                    case.shapes[name] = finding
+    def __post_init__(self) -> None:
+        """Bring every gradient into its shape, where it can be."""
+        for run, where in ((self.run, self.gradients), (self.runs[-1], self.told)):
+            for name in self.wrong:
+                finding, array = _shaped(run, name, self.wrong)
+                if finding is not None and run is self.run:
+                    self.shapes[name] = finding
                 if array is not None:
                     where[name] = array
-        return case
 
     @property
     def run(self) -> Run:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -183,11 +184,9 @@ def parsed_inputs(text: str) -> dict[str, Any]:
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
             inputs[name] = drawn(f"{kind}{value}", rng)
         else:
-            try:
-                loaded_value = json.loads(value)
-                inputs[name] = Lengths(loaded_value) if isinstance(loaded_value, list) else loaded_value
-            except ValueError:
-                inputs[name] = value
+            inputs[name] = value
+            with suppress(ValueError):
+                inputs[name] = drawn(f"={value}", rng)
     return inputs
 
 

@@ -119,7 +119,7 @@ def judge(sample: Sample, strict: bool) -> Verdict:
     showing = [run for run in sample.runs if not any(run.right(name) for name in wrong)] or sample.runs[:1]
     explanation = Explained()
     if wrong:
-        explanation = explained(Case.of(showing, wrong, repairs, sample.paths is not None, sample.unit))
+        explanation = explained(Case(showing, wrong, repairs, sample.paths is not None, sample.unit))
         findings += explanation.findings
     elif sample.failures:
         repair = "Two lengths that are alike in the inputs given stand for each other."

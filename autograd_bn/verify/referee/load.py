@@ -18,6 +18,7 @@ from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -164,8 +165,9 @@ def limited(seconds: float) -> Iterator[None]:
 
 # What ends a process, or puts another program in its place, behind Python's back: each of os.exec* calls one of these.
 _DOORS = ("_exit", "execv", "execve")
+_ENVIRONMENT = {"MPLBACKEND": "Agg", "NUMBA_DISABLE_JIT": "1"}  # to compile takes longer than all that is run
 # What NumPy had until its version 1.24 or 2, and much code still reads.
-_OLD = {"float": float, "int": int, "float_": np.float64, "product": np.prod, "Inf": np.inf, "NaN": np.nan}
+_OLD: Any = {"float": float, "int": int, "float_": np.float64, "product": np.prod, "Inf": np.inf, "NaN": np.nan}
 
 
 def _refused(door: str, *arguments: Any) -> None:
@@ -191,50 +193,40 @@ def loaded(path: Path) -> Iterator[Loaded]:
         raise Unreadable(f"can't read {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
     if path.suffix not in (".py", ".ipynb"):
         raise Unreadable(f"{path} ends in {path.suffix!r}, expected a Python file, .py, or a notebook, .ipynb")
-    folders = _folders(path)
-    before = sys.path[:], sys.dont_write_bytecode, set(sys.modules), sys.argv, sys.stdin, dict(os.environ)
-    doors = {door: getattr(os, door) for door in _DOORS}
+    folders, modules = _folders(path), {*sys.modules}
     # In a package imports are meant from above it, where `model.init` isn't something in `model/model.py`.
     ordered = folders[::-1] if (folders[0] / "__init__.py").exists() else folders
-    sys.path[:0], sys.dont_write_bytecode = [*map(str, ordered), os.getcwd()], True
-    for door in doors:
-        setattr(os, door, partial(_refused, door))
-    old = {name: value for name, value in _OLD.items() if not hasattr(np, name)}
-    vars(np).update(old)
-    sys.argv, sys.stdin = [str(path)], io.StringIO()
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # to compile takes longer than all that is run
-    try:
-        imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
-        nearest = {folder.name: folder for folder in folders[-2::-1]}
-        for name, folder in nearest.items():  # without __init__.py it would give way to `model/model.py`
-            if name in imported and name not in before[2] and not (folder / "__init__.py").exists():
-                sys.modules[name] = Package(name, folder)
-        # A module of a package in packages, since it may import its neighbours so.
-        name = ""
-        for folder in folders[::-1]:
-            name = f"{name}.{re.sub(r'[^0-9A-Za-z_]', '_', folder.name)}" if name else "checked"
-            sys.modules[name] = Package(name, folder)
-        file = _run(path, f"{name}.{path.stem}")
-        with harmless(ALL):
-            yield file
-    finally:
-        sys.path[:], sys.dont_write_bytecode, modules, sys.argv, sys.stdin, environment = before
-        for door, opened in doors.items():
-            setattr(os, door, opened)
-        for name in old:
-            delattr(np, name)
-        os.environ.clear()
-        os.environ.update(environment)
-        for name in set(sys.modules) - modules:
-            module = sys.modules[name]
-            home = str(getattr(module, "__file__", None) or "")
-            if (
-                isinstance(module, StandIn | Package)
-                or name.startswith("checked")
-                or (home.startswith(str(folders[-1])) and "site-packages" not in home)
-            ):
-                del sys.modules[name]
+    paths = [*map(str, ordered), os.getcwd(), *sys.path]
+    doors: Any = {door: partial(_refused, door) for door in _DOORS}
+    with (
+        patch.multiple(sys, path=paths, dont_write_bytecode=True, argv=[str(path)], stdin=io.StringIO()),
+        patch.multiple(os, **doors),
+        patch.multiple(np, create=True, **_OLD),
+        patch.dict(os.environ, {**_ENVIRONMENT, **os.environ}),
+    ):
+        try:
+            file = _run(path, f"{_packages(path, folders)}.{path.stem}")
+            with harmless(ALL):
+                yield file
+        finally:
+            for name in {*sys.modules} - modules:
+                home = str(getattr(sys.modules[name], "__file__", None) or "")
+                inside = home.startswith(str(folders[-1])) and "site-packages" not in home
+                if inside or name.startswith("checked") or isinstance(sys.modules[name], StandIn | Package):
+                    del sys.modules[name]
+
+
+def _packages(path: Path, folders: list[Path]) -> str:
+    """Make packages of the folders of a file, of which it is a module; what the one that it stands in is called."""
+    imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
+    for folder in folders[:-1]:  # without __init__.py it would give way to `model/model.py`
+        if folder.name in imported and folder.name not in sys.modules and not (folder / "__init__.py").exists():
+            sys.modules[folder.name] = Package(folder.name, folder)
+    name = ""
+    for folder in folders[::-1]:  # all of them, since it may import its neighbours so
+        name = f"{name}.{re.sub(r'[^0-9A-Za-z_]', '_', folder.name)}" if name else "checked"
+        sys.modules[name] = Package(name, folder)
+    return name
 
 
 def _run(path: Path, name: str) -> Loaded:

@@ -166,10 +166,9 @@ def _solved(terms: Sequence[Array], target: Array) -> Array | None:
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     if matrix.shape[1] < matrix.shape[2] + 1 or np.any(norms == 0):
         return None
-    u, s, vt = np.linalg.svd(matrix / norms, full_matrices=False)
-    if np.any(s[:, -1] < 1e-5 * s[:, 0]):
+    if np.any(np.linalg.cond(matrix / norms) > 1e5):
         return None
-    c = np.einsum("fkt,fk,fnk,fn->ft", vt, 1 / s, u, target) / norms[:, 0, :]
+    c = np.einsum("ftn,fn->ft", np.linalg.pinv(matrix / norms), target) / norms[:, 0, :]
     return c.T if close(np.einsum("fnt,ft->fn", matrix, c), target) else None
 
 

@@ -66,6 +66,21 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
 
     fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
     repairs, spare = Repairs(), Repairs()
+
+    def mended(backward: Backward, cost: float) -> set[str]:
+        """What an edit makes right in every run: nothing if it spoils another gradient, or costs more than is known."""
+        names = wrong | fixed
+        for stage in stages:
+            names &= right(stage, stage.back(backward))
+            if not fixed <= names or cost >= repairs.price(names & wrong):
+                return set()
+            # What depends on dy in no way, or not as a multiple, mends by chance what rounding or an eps is off.
+            turned = {} if np.all(stage.run.dy == 1) else stage.back(backward, -2.0).gradients
+            names -= {name for name, g in turned.items() if not stage.run.right(name, g / -2)}
+            if not fixed <= names or not names & wrong:
+                return set()
+        return names & wrong
+
     tried: set[bytes] = set()
     for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen):
         if workshop.left <= 0 or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
@@ -75,23 +90,13 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
             continue
         tried.add(text)
         with contextlib.suppress(SyntaxError), workshop.with_text(owner, text) as backward:
-            mended = wrong | fixed
-            for stage in stages:
-                mended &= right(stage, stage.back(backward))
-                if not fixed <= mended or edit.cost >= repairs.price(mended & wrong):
-                    break
-                # What depends on dy in no way, or not as a multiple, mends by chance what rounding or an eps is off.
-                turned = {} if np.all(stage.run.dy == 1) else stage.back(backward, -2.0).gradients
-                mended -= {name for name, g in turned.items() if not stage.run.right(name, g / -2)}
-                if not fixed <= mended or not mended & wrong:
-                    break
-            else:
+            if names := mended(backward, edit.cost):
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
                 now = stages[-1].steps(backward)
                 kept = repairs if all(now.get(name) for name in known) else spare
-                names = [name for name in order if name in mended]
-                if edit.cost < kept.price(set(names)):
-                    kept.update(dict.fromkeys(names, (edit.cost, _repair(owner, edit, tuple(names), stages[0].sizes))))
+                if edit.cost < kept.price(names):
+                    listed = tuple([name for name in order if name in names])
+                    kept.update(dict.fromkeys(listed, (edit.cost, _repair(owner, edit, listed, stages[0].sizes))))
     return list(dict.fromkeys(repair for _, repair in {**spare, **repairs}.values()))
 
 

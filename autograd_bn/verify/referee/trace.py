@@ -85,7 +85,7 @@ class Trace:
 
     def label(self, node: Node) -> str:
         """The name that the author gave a node, else its operation."""
-        return next((name for name, t in self.named.items() if t.node is node), node.op or node.name or "an input")
+        return self.author_name(node) or node.op or "an input"
 
 
 def reported(error: Exception, function: Callable[..., Any]) -> str:
