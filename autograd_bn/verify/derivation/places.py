@@ -10,7 +10,7 @@ import numpy as np
 
 from ..referee.held import Path, arrays, get, groups, is_float, label, put
 from ..referee.pairs import Pair
-from ..referee.returned import Gradients, Returned
+from ..referee.returned import Gradients, Matching
 from .tracing import Unwritable
 
 START = 3.25  # of the gradients that a second run may add to
@@ -91,5 +91,5 @@ def manner(pair: Pair, first: Ran, paths: list[Path]) -> dict[Path, str]:
 
 def gradients_of(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a backward pass gave, by the inputs: None for what has no gradient."""
-    found = Returned.of(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)})
+    found = Matching(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)}).matched()
     return {name: found.gradients.get(name) for name in inputs}

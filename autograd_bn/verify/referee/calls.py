@@ -40,13 +40,6 @@ class Plan:
         return not self.hung and not any(place[0] == "dy" for place in self.arguments)
 
 
-class _Kept:
-    """What backward reads, as a cache; `watched` says what it must not overwrite."""
-
-    def __init__(self, seen: Seen, outputs: list[Any], watched: Callable[[], dict[str, Any]]) -> None:
-        self.reveal, self.watched = lambda: (seen, outputs), watched
-
-
 @dataclass(frozen=True)
 class Calls:
     """The calls of an author's passes by a plan.
@@ -103,7 +96,8 @@ class Calls:
                     raise ValueError(f"{name} has shape {shape}, not {np.shape(value)}")
             seen = self.passed(values)
             outputs = self.outputs(seen)
-            kept = _Kept(seen, outputs, partial(self._watched, seen))
+            # A cache that nobody looks into; `watched` says what of it backward must not overwrite.
+            kept = SimpleNamespace(reveal=lambda: (seen, outputs), watched=partial(self._watched, seen))
             return self.backend.lower(self.backend.join(outputs)), kept
 
         def call(function: Callable[..., Any], dy: Any, kept: Any) -> Gradients:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...engine.node import Array
 from .held import is_array, is_float
-from .returned import Gradients, Returned
+from .returned import Gradients, Matching
 from .source import unwrapped
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     # Losses often take dy for 1 and don't read it, which is for the referee to say.
     dy = np.ones(np.shape(y)) if pair.unit or np.size(y) == 1 else np.asarray(rng.normal(size=np.shape(y)))
     floats = [name for name, value in inputs.items() if is_float(value)]
-    out = Returned.of(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0))
+    out = Matching(pair.call(pair.source, dy, kept), inputs, dict.fromkeys(floats, 1.0)).matched()
     agree: dict[str, bool | tuple[int, ...] | None] = dict.fromkeys(out.labels)
     if out.gradients and not any(map(np.any, out.gradients.values())):
         raise Unseen("every gradient is 0")

@@ -16,7 +16,7 @@ from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
 from .names import RATE, RATES, is_constant, is_label
 from .pairs import explains, slope, stirred
-from .returned import Returned
+from .returned import Matching
 from .source import signature
 
 Slots = dict[str, list[Path]]
@@ -142,7 +142,7 @@ class _Pass:
         dy = factor * dy
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
         came = calls.pulled(calls.author.backward, shaped, seen, outputs)
-        gradients = Returned.of(came, calls.all, dict.fromkeys(floats, 1.0)).gradients
+        gradients = Matching(came, calls.all, dict.fromkeys(floats, 1.0)).matched().gradients
         held = arrays(_holders(seen))
         new = {p for p, value in held.items() if hasattr(value, "dtype") and bits.get(p) != array(value).tobytes()}
         return cls(y, dy, gradients, held, new)

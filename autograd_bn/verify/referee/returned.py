@@ -46,17 +46,6 @@ class Returned:
     numbers: list[str] = field(default_factory=list)  # inputs that are no arrays, and have a gradient all the same
     labels: list[str] = field(default_factory=list)  # and those that are arrays of integers
 
-    @classmethod
-    def of(cls, came: Gradients, inputs: dict[str, Any], truth: Mapping[str, Any]) -> Returned:
-        """Match what came back with the inputs, of which those in `truth` have a gradient."""
-        matching = Matching(came, inputs, truth, cls())
-        for name, value in came.left.items():
-            if value is not None:
-                matching.keep(name, value)
-        matching.match(came.back)
-        matching.look_for_the_rest()
-        return matching.out
-
 
 @dataclass
 class Matching:
@@ -67,6 +56,26 @@ class Matching:
     truth: Mapping[str, Any]
     out: Returned = field(default_factory=Returned)
     named: bool = False  # whether what came back is told apart by its names
+
+    def matched(self) -> Returned:
+        """What came back, in its places, and what it says that some did not."""
+        for name, value in self.came.left.items():
+            if value is not None:
+                self.keep(name, value)
+        self.match(self.came.back)
+        refused = {label for finding in self.out.findings for label in finding.gradients}
+        for name in [name for name in self.truth if name not in self.out.gradients and f"d{name}" not in refused]:
+            if name not in self.came.names and name not in self.came.left:
+                continue  # an object's own, which nobody hands over
+            first = name == next(iter(self.inputs))
+            if first and (self.named or (self.came.back is None and self.out.gradients)):
+                self.out.unseen.append(f"{name}, of which no gradient is returned")
+            elif np.any(self.truth[name]) and not is_constant(name, self.inputs[name]):
+                what = f"backward returned no gradient for {name}."
+                self.out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
+            else:
+                self.out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
+        return self.out
 
     def match(self, back: Any) -> None:
         """Match a dict by its names, and anything else by place."""
@@ -172,21 +181,6 @@ class Matching:
         ends = {word: [name for name in self.inputs if plain(name).endswith(word)] for word in words}
         known |= {word: named[0] for word, named in ends.items() if len(named) == 1}  # `dLogVar` of `t_log_var`
         return [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in self.came.returns]
-
-    def look_for_the_rest(self) -> None:
-        """What it says that no gradient came back for some inputs: one is missing, or nobody asked for it."""
-        refused = {label for finding in self.out.findings for label in finding.gradients}
-        for name in [name for name in self.truth if name not in self.out.gradients and f"d{name}" not in refused]:
-            if name not in self.came.names and name not in self.came.left:
-                continue  # an object's own, which nobody hands over
-            first = name == next(iter(self.inputs))
-            if first and (self.named or (self.came.back is None and self.out.gradients)):
-                self.out.unseen.append(f"{name}, of which no gradient is returned")
-            elif np.any(self.truth[name]) and not is_constant(name, self.inputs[name]):
-                what = f"backward returned no gradient for {name}."
-                self.out.findings.append(Finding("count", (f"d{name}",), what, _ONE_EACH))
-            else:
-                self.out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
 
     def keep(self, name: str, value: Any) -> None:
         """Keep the gradient of an input."""

@@ -15,7 +15,7 @@ from .harmless import Refused
 from .inputs import Inputs
 from .names import canonical, derivative_of, is_constant, plain
 from .pairs import Pair
-from .returned import Returned
+from .returned import Matching, Returned
 from .source import signature
 from .trace import Arrays, NoDerivative, Trace, local_values, named_in, reported
 from .truth import Forward
@@ -93,7 +93,7 @@ class Run:
             raise
         except Exception as error:
             return Returned(failure=f"backward raised {reported(error, backward)}")
-        out = Returned.of(returned, self.inputs, self.truth)
+        out = Matching(returned, self.inputs, self.truth).matched()
         out.faults = [*passed.written]
         if handed.tobytes() != dy.tobytes():
             out.faults.append("backward overwrites dy in place")
