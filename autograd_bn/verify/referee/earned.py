@@ -55,7 +55,12 @@ def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str
     """What was taken for another thing than its author meant, by what is wrong and by what is right beside it."""
     wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
     right = [row.name[1:] for row in _gradients(report) if row.ok]
-    if _only_shapes(report, pair, guessed, wrong, right):
+    level = all(finding.repair.endswith("axes of length 1.") for finding in report.diagnosis)
+    shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
+    known = {length for name in right for length in shapes[name]}  # another may be the code's own
+    misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
+    shaped = kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
+    if shaped or (level and wrong <= {*guessed} and not {*right} & {*guessed}):
         return "only the shape is another than that of the guessed input, it seems"
     parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
     if parts and kinds <= _LAYOUT:
@@ -71,18 +76,6 @@ def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str
     if wrong and wrong <= steps and not {*right} & steps and not report.repair:  # else another step is right
         return "backward changes what it keeps, and no gradient is told from that"
     return ""
-
-
-def _only_shapes(report: Verdict, pair: Pair, guessed: Sequence[str], wrong: set[str], right: Sequence[str]) -> bool:
-    """Whether nothing but the shape of gradients is wrong, where that of their inputs was guessed."""
-    level = all(finding.repair.endswith("axes of length 1.") for finding in report.diagnosis)
-    if level and wrong <= {*guessed} and not {*right} & {*guessed}:
-        return True
-    shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
-    known = {length for name in right for length in shapes[name]}  # another may be the code's own
-    misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
-    kinds = {finding.kind for finding in report.diagnosis}
-    return kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
 
 
 def _mostly_right(row: Row) -> bool:

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -204,12 +203,8 @@ def likeliest(listed: list[list[str]]) -> Iterator[tuple[str, ...]]:
 
 def by_turns(*sources: Iterator[Any]) -> Iterator[Any]:
     """What these give, one of each in turn, while there is any."""
-    waiting = deque(sources)
-    while waiting:
-        source = waiting.popleft()
-        for item in itertools.islice(source, 1):
-            yield item
-            waiting.append(source)
+    over = object()
+    return (item for items in itertools.zip_longest(*sources, fillvalue=over) for item in items if item is not over)
 
 
 class Choices:

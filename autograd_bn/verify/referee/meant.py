@@ -10,7 +10,7 @@ from ...engine.backward import pull
 from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .held import is_float
-from .mistakes import close, listed
+from .mistakes import close, factor, listed
 from .run import Run
 from .source import GUARD, code_of, unwrapped
 
@@ -116,17 +116,16 @@ def _back_to_a_bound(run: Run, name: str, gradient: Array, off: list[str], text:
 
 
 def _reversal(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
-    same = close(run.y, run.inputs[name]) and gradient.shape == run.dy.shape
-    factor = float(np.sum(gradient * run.dy) / np.sum(run.dy**2)) if same else 0.0
-    if not factor or not close(gradient, factor * run.dy):
+    times = factor(gradient, run.dy) if close(run.y, run.inputs[name]) else None
+    if not times:
         return None
-    if factor > 0:  # a constant of the layer's own is there on purpose
+    if times > 0:  # a constant of the layer's own is there on purpose
         given = [value for value in run.inputs.values() if isinstance(value, int | float)]
-        own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text) or np.any(np.isclose(factor, given))
-        return f"forward is the identity, and backward scales the gradient, by {factor:.6g}" if own else None
-    if factor == -1 and not _REVERSED.search(f"{unwrapped(run.pair.source).__qualname__} {text}"):
+        own = re.search(r"(self|ctx)\.\w+ *\*|\* *(self|ctx)\.\w+", text) or np.any(np.isclose(times, given))
+        return f"forward is the identity, and backward scales the gradient, by {times:.6g}" if own else None
+    if times == -1 and not _REVERSED.search(f"{unwrapped(run.pair.source).__qualname__} {text}"):
         return None  # a sign, as in any other gradient
-    return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {factor:.6g}"
+    return f"gradient reversal: forward is the identity, and backward turns the gradient round, times {times:.6g}"
 
 
 def _mean_over_examples(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
