@@ -337,6 +337,15 @@ def test_a_slip_in_a_method_that_returns_a_loss_is_named(tmp_path):
     )
 
 
+def test_a_slip_in_a_function_of_one_number_is_mended_in_its_own_file(tmp_path):
+    text = "def double(v):\n    return 2 * v\ndef cube(x):\n    return x**3\ndef dcube(v):\n    return double(v) * v\n"
+    path = written(tmp_path, text + "def cube_prime(v):\n    return 2 * v**2\n")
+    found = judged(path)
+    for name, line, new in (("dcube", 2, "return 3 * v"), ("cube_prime", 8, "return 3 * v**2")):
+        (repair,) = found[name].report.repair
+        assert (repair.file, repair.line, repair.new.strip()) == (str(path), line, new)
+
+
 def test_a_class_with_a_loss_that_has_no_weights_yet_is_told(tmp_path):
     text = "class Model:\n    def __init__(self):\n        self.W = None\n    def loss(self, X, y):\n"
     text += "        scores = X @ self.W\n        loss, dW = scores.sum(), X.T @ scores\n        return loss, dW\n"

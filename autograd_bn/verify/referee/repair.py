@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import math
+import os
 import re
 import textwrap
 import types
@@ -153,7 +154,7 @@ class Workshop:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
     def __init__(self, run: Run, effort: float) -> None:
-        function, self.effort, self.left = run.pair.source, effort, float(WORK)
+        function, self.effort, self.left = _authors_own(run.pair.source), effort, float(WORK)
         self.allowed = Allowed(function, taken(run.pair, run.dy.copy(), run.passed().cache))
         self.sources = [Source(function)]
         for source in self.sources:
@@ -277,6 +278,13 @@ class Stage:
             self.workshop.left -= self.workshop.steps / 35
             if not self.kept.restore():
                 self._pass()
+
+
+def _authors_own(function: Any) -> Any:
+    """The author's function in one of the referee's, which calls it for each entry where it takes no arrays."""
+    inner, code = getattr(function, "__wrapped__", None), getattr(function, "__code__", None)
+    ours = code is not None and os.path.dirname(code.co_filename) == os.path.dirname(__file__)
+    return inner if ours and isinstance(inner, types.FunctionType) else function
 
 
 _STEPS = 100_000
