@@ -458,6 +458,8 @@ def test_jvp_is_the_jacobian_times_the_tangent():
     assert np.allclose(tangent, ag.jacobian(f, x) @ v)
     assert np.array_equal(ag.jvp(lambda x: x + 0 * x, [x], [v])[1], v)
     assert np.array_equal(ag.jvp(ag.stop_gradient, [x], [v])[1], np.zeros(4))
+    w = ag.tensor(x, requires_grad=True)
+    assert np.array_equal(ag.jvp(lambda x: w * w, [x], [v])[1], np.zeros(4))
     assert np.array_equal(ag.jvp(lambda x: ag.stop_gradient(x) + 0 * v, [x], [v])[1], np.zeros(4))
     assert np.array_equal(ag.jvp(lambda x: ag.tensor([1, 2]), [x], [v]), [[1, 2], [0, 0]])
     assert ag.jvp(lambda x: x * x, [np.float32([1, 2])], [[1, 0]])[1].dtype == np.float32

@@ -84,6 +84,8 @@ NUMPY = [
     lambda x: np.einsum("...i->...", x) + np.einsum(x, [0, 1], [0]) + np.einsum("ij,ij->i", x, x, optimize=True),
     lambda x: np.pad(x, 1, mode="edge") + np.pad(x, 1, mode="reflect") + np.pad(x, ((1, 1), (1, 1)), "wrap"),
     lambda x: np.clip(x, min=1.5, max=5.5) + np.sinc(x) + np.square(x, dtype=None, casting="same_kind"),
+    lambda x: np.dot(2.0, x) + np.linalg.norm(x, 0, axis=1, keepdims=True),
+    lambda x: np.array_split(x, [-2, 1, 2], axis=1)[2] + np.array_split(x, 2, -1)[0] + np.tile(x[0], (2, 1))[:, :1],
 ]
 
 
@@ -101,6 +103,26 @@ def test_code_written_for_arrays_records_nodes(f, x):
     h = 1e-6
     slope = np.sum(w * (f(x.data + h * v) - f(x.data - h * v))) / (2 * h)
     assert np.isclose(np.sum(g * v), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: np.average(x, weights=[1.0, 3.0]),
+        lambda x: np.split(x, 2, axis=1),
+        lambda x: np.cross(x[:, :1], x[:, :1]),
+        lambda x: np.hsplit(x[0, 0], 1),
+        lambda x: np.vsplit(x[0], 1),
+        lambda x: np.dsplit(x, 1),
+        lambda x: np.vstack([x, x[:, :2]]),
+        lambda x: np.tile(x, -1),
+        lambda x: np.repeat(x, -1, axis=0),
+    ],
+)
+def test_what_numpy_refuses_is_refused(f, x):
+    for value in (x.data, x):
+        with pytest.raises((TypeError, ValueError)):
+            f(value)
 
 
 def test_second_derivative_of_sinc_near_zero():

@@ -43,6 +43,15 @@ def test_dtypes_of_new_tensors():
             ag.tensor(data).requires_grad = True
 
 
+def test_a_leaf_is_frozen_and_thawed():
+    t = ag.tensor([1.0, 2.0])
+    t.requires_grad = True
+    (t * t).sum().backward()
+    assert t.grad.tolist() == [2.0, 4.0]
+    t.requires_grad = False
+    assert not (t * t).requires_grad
+
+
 def test_exact_integers_become_fractions():
     x = ag.tensor(np.array([1, 2], dtype=object), requires_grad=True)
     assert [type(e) for e in x.data] == [Fraction, Fraction]
