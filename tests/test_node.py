@@ -37,7 +37,7 @@ def test_become_rewires_the_consumers():
     y = x * x
     z = y.sum()
     y.node.name = "y"
-    y.node.become(ag.square(x).node)
+    y.node.take_over(ag.square(x).node)
     assert ag.Graph(z).ops == {"square": 1, "sum": 1}
     assert y.name == "y"
     assert np.array_equal(ag.grad(z, x)[0], 2 * x.data)
@@ -125,7 +125,7 @@ def test_a_block_without_updates_may_stand_in_another():
 def test_become_takes_over_the_time_at_which_it_read():
     w = ag.tensor([1.0, 2.0], requires_grad=True, name="w")
     y, other = w * 3, ag.square(w)
-    y.node.become(other.node)
+    y.node.take_over(other.node)
     w.assign([5.0, 6.0])
     with pytest.raises(RuntimeError, match="overwritten"):
         y.sum().backward()

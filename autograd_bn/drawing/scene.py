@@ -84,7 +84,7 @@ class Scene:
                     twins.get(p, p): np.zeros(p.shape, p.dtype) if values is None else values[p] for p in node.inputs
                 }
                 with recording(True):
-                    twin.become(body(twin, known))
+                    twin.take_over(body(twin, known))
         made = copy(self.graph)
         made.outputs = tuple([twins.get(node, node) for node in self.graph.outputs])
         made.nodes = topological_order(made.outputs)

@@ -139,8 +139,8 @@ class Node:
         """Those of the inputs that a gradient may flow to."""
         return tuple([self.args[position] for position in self.wanted])
 
-    def become(self, other: Node) -> None:
-        """Take over `other`'s operation: whoever reads this node now gets its value the other way.
+    def take_over(self, other: Node) -> None:
+        """Compute what `other` computes, in its way: whoever reads this node now gets its value the other way.
 
         Shape, dtype and name stay. This is the one step that a rewrite of the graph is made of.
         """

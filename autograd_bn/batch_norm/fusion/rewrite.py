@@ -67,7 +67,7 @@ def fuse(*outputs: Tensor) -> Report:
     made = [(node, *_made(verdict, values)) for node, _, verdict in candidates]
     for node, fused, _ in made:
         if fused:
-            node.become(fused)
+            node.take_over(fused)
     return Report(
         tuple([node for node, fused, _ in made if fused]),
         tuple([Refusal(node, text) for node, fused, text in made if not fused]),
@@ -120,7 +120,7 @@ def expand(*outputs: Tensor) -> tuple[Node, ...]:
     with recording(True):
         made = [(node, body(node, values)) for node in graph.nodes if node.own_op == "batch_norm"]
     for node, last in made:
-        node.become(last)
+        node.take_over(last)
     return tuple([node for node, _ in made])
 
 

@@ -282,7 +282,7 @@ class Recording:
         if folded:  # the forward pass stays as its author spelled it
             expand(*self.outputs)
             for node in fused:
-                node.become(spelled[node])
+                node.take_over(spelled[node])
         self.visits = [(node, g) for node, g, _ in visits]
         self.gradients = {name: gradients[leaf.node] for name, leaf in self.leaves.items() if leaf.node in gradients}
 

@@ -162,9 +162,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
     """A `torch.autograd.Function`, with `ctx` in `forward` or with `setup_context`."""
     run, apart = [target.backward], target.setup_context is not torch.autograd.Function.setup_context
     backend, names = torch_backend(torch), parameters(target.forward, len(inputs), skip=0 if apart else 1)
-    listed = [*signature(target.forward).values()][(not apart) + len(inputs) :]
-    defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    defaults = defaults[: max(len(returned_names(target.backward)) - len(inputs), 0)]  # those it returns something for
+    defaults = _left_out(target, (not apart) + len(inputs), len(inputs))
     judged: Any = type(target.__name__, (target,), {"backward": staticmethod(lambda *args: run[0](*args))})
 
     def applied(leaves: Mapping[str, Any]) -> dict[int, Any]:
@@ -209,6 +207,13 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         except Exception:
             defaults.clear()
     return Pair(forward, tuple(map(array, inputs)), names, target.backward, call, truth)
+
+
+def _left_out(target: Any, first: int, count: int) -> list[Any]:
+    """The defaults of what callers leave out, from the `first` on, of which backward returns something all the same."""
+    listed = [*signature(target.forward).values()][first:]
+    defaults = [p.default for p in listed if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return defaults[: max(len(returned_names(target.backward)) - count, 0)]
 
 
 def jax_function(jax: Any, target: Any, inputs: Sequence[Any]) -> Pair:

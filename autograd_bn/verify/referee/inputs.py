@@ -100,16 +100,18 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
             longer[name] = np.concatenate([longer[name]] * 2, axis=axis)
         if sum(map(symmetric, longer.values())) < sum(map(symmetric, inputs.values())):
             continue
-        for name, value in inputs.items():
-            if is_float(value) and longer[name] is not value:
-                along = _weights(value)
-                if along is not None and np.isin(value, (0, 1)).all():  # one-hot
-                    longer[name] = np.where(np.cumsum(longer[name], axis=along) > 1, 0, longer[name])
-                elif along is not None:
-                    longer[name] = longer[name] / longer[name].sum(axis=along, keepdims=True)
-                elif np.any(value != np.round(value)):
-                    longer[name] = moved(longer[name], rng)
-        yield longer
+        changed = [name for name, value in inputs.items() if is_float(value) and longer[name] is not value]
+        yield longer | {name: _as_promised(inputs[name], longer[name], rng) for name in changed}
+
+
+def _as_promised(value: Array, longer: Array, rng: np.random.Generator) -> Array:
+    """A longer array that is one-hot, shares of 1 or whole numbers where the caller's is, else one without twins."""
+    along = _weights(value)
+    if along is not None and np.isin(value, (0, 1)).all():
+        return np.where(np.cumsum(longer, axis=along) > 1, 0, longer)
+    if along is not None:
+        return np.asarray(longer / longer.sum(axis=along, keepdims=True))
+    return moved(longer, rng) if np.any(value != np.round(value)) else longer
 
 
 def named_lengths(pair: Pair, inputs: Inputs) -> set[int]:

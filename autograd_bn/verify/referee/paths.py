@@ -266,7 +266,7 @@ def main_paths(run: Run) -> Paths | None:
     return next((paths for paths in every if paths.groups is not None), None)
 
 
-def telling(paths: Paths, rng: np.random.Generator) -> Inputs:
+def revealing(paths: Paths, rng: np.random.Generator) -> Inputs:
     """Inputs on which every mistake shows: eps of the variance's size, and means unlike each other and 0."""
     assert paths.groups is not None
     factors = Factors(paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -52,45 +53,35 @@ def search(runs: Sequence[Run], order: Sequence[str], effort: float) -> list[Rep
     either reaches, globals and closures too, is put back as it was after every edit. `NoSearch` says why code is left
     alone.
     """
-    workshop, wrong = Workshop(runs[0], effort), {name for name in order if not _constant(runs, name)}
-    stages = [Stage(run, workshop) for run in runs]
-    as_it_stands = workshop.space[workshop.main]
-    with values_in([workshop.space[source.function.__name__] for source in workshop.sources]) as seen:
+    copies, wrong = Copies(runs[0], effort), {name for name in order if not _constant(runs, name)}
+    stages = [Stage(run, copies) for run in runs]
+    as_it_stands = copies.space[copies.main]
+    with values_in([copies.space[source.function.__name__] for source in copies.sources]) as seen:
         before = stages[0].back(as_it_stands)
     if before.failure and not runs[0].author.failure:
         raise NoSearch("its source does not run by itself")
 
-    def right(stage: Stage, back: Returned) -> set[str]:
-        """The gradients that come out right, unless arrays are overwritten on the way that weren't before."""
-        new = back.faults and not stage.run.author.faults
-        return set() if new else {name for name, g in back.gradients.items() if stage.run.right(name, g)}
-
-    fixed, known = right(stages[0], before) - wrong, stages[-1].steps(as_it_stands)
+    fixed, known = stages[0].right(before) - wrong, stages[-1].steps(as_it_stands)
     repairs, spare = Repairs(), Repairs()
 
     def mended(backward: Backward, cost: float) -> set[str]:
         """What an edit makes right in every run: nothing if it spoils another gradient, or costs more than is known."""
         names = wrong | fixed
-        for stage in stages:
-            names &= right(stage, stage.back(backward))
+        for right in itertools.chain.from_iterable(stage.mended(backward) for stage in stages):
+            names &= right
             if not fixed <= names or cost >= repairs.price(names & wrong):
-                return set()
-            # What depends on dy in no way, or not as a multiple, mends by chance what rounding or an eps is off.
-            turned = {} if np.all(stage.run.dy == 1) else stage.back(backward, -2.0).gradients
-            names -= {name for name, g in turned.items() if not stage.run.right(name, g / -2)}
-            if not fixed <= names or not names & wrong:
                 return set()
         return names & wrong
 
     tried: set[bytes] = set()
-    for owner, edit in workshop.touching(stages[0], before, wrong, fixed, seen):
-        if workshop.left <= 0 or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
+    for owner, edit in copies.touching(stages[0], before, wrong, fixed, seen):
+        if copies.left <= 0 or edit.cost >= min(repairs.price(wrong), 1.5 + spare.price(wrong)):
             break
         text = owner.edited(edit.start, edit.end, edit.new)
         if text in tried:
             continue
         tried.add(text)
-        with contextlib.suppress(SyntaxError), workshop.with_text(owner, text) as backward:
+        with contextlib.suppress(SyntaxError), copies.with_text(owner, text) as backward:
             if names := mended(backward, edit.cost):
                 # One that leaves a step wrong, or makes one wrong, makes up for a slip that stands elsewhere.
                 now = stages[-1].steps(backward)
@@ -150,7 +141,7 @@ def _repair(source: Source, edit: Edit, gradients: tuple[str, ...], sizes: set[s
 _TOKEN = re.compile(r"\d[\w.]*|\w+|\*\*|[<>=!]=|.", re.DOTALL)
 
 
-class Workshop:
+class Copies:
     """Copies of a backward function and its helpers, which can be replaced by edited ones."""
 
     def __init__(self, run: Run, effort: float) -> None:
@@ -246,21 +237,36 @@ class Workshop:
 class Stage:
     """A run whose forward pass has been run: any backward can follow, and again, and leaves all as it was."""
 
-    def __init__(self, run: Run, workshop: Workshop) -> None:
-        self.run, self.workshop = run, workshop
+    def __init__(self, run: Run, copies: Copies) -> None:
+        self.run, self.copies = run, copies
         self.sizes = {str(k) for value in run.inputs.values() for k in np.shape(value)}
         self._pass()
 
     def _pass(self) -> None:
         self.passed = self.run.passed()
-        self.kept = self.workshop.allowed.kept(taken(self.run.pair, self.run.dy.copy(), self.passed.cache))
+        self.kept = self.copies.allowed.kept(taken(self.run.pair, self.run.dy.copy(), self.passed.cache))
 
     def back(self, backward: Backward, factor: float = 1.0) -> Returned:
         """What an edited backward returns."""
         sizes = [np.size(value) for value in (self.run.y, *self.run.inputs.values())]
-        self.workshop.left -= self.workshop.effort + sum(sizes) / 20_000
+        self.copies.left -= self.copies.effort + sum(sizes) / 20_000
         with self._undone():
             return self.run.back(backward, factor, self.passed)
+
+    def right(self, back: Returned) -> set[str]:
+        """The gradients that come out right, unless arrays are overwritten on the way that weren't before."""
+        new = back.faults and not self.run.author.faults
+        return set() if new else {name for name, g in back.gradients.items() if self.run.right(name, g)}
+
+    def mended(self, backward: Backward) -> Iterator[set[str]]:
+        """The gradients that an edited backward makes right: those for dy, then those for -2 * dy among them.
+
+        What depends on dy in no way, or not as a multiple, mends by chance what rounding or an eps is off.
+        """
+        right = self.right(self.back(backward))
+        yield right
+        turned = {} if np.all(self.run.dy == 1) else self.back(backward, -2.0).gradients
+        yield right - {name for name, g in turned.items() if not self.run.right(name, g / -2)}
 
     def steps(self, backward: Backward) -> dict[str, bool]:
         """The intermediates of an edited backward, and whether each is right."""
@@ -270,12 +276,12 @@ class Stage:
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
         """Run something from where forward left off, and again put back all that it reaches."""
-        self.workshop.steps = 0
+        self.copies.steps = 0
         self.kept.restore()  # another stage may have run, with the same object
         try:
             yield
         finally:
-            self.workshop.left -= self.workshop.steps / 35
+            self.copies.left -= self.copies.steps / 35
             if not self.kept.restore():
                 self._pass()
 

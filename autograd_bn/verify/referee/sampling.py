@@ -14,7 +14,7 @@ from ..gradcheck import Unjudgeable
 from .inputs import Inputs, lengthened, moved, named_lengths, whole
 from .meant import cut_by_a_guard
 from .pairs import Pair
-from .paths import Paths, main_paths, telling
+from .paths import Paths, main_paths, revealing
 from .run import TOLERANCE, Run
 from .trace import effort
 
@@ -69,7 +69,7 @@ class Sample:
         self._run_far(judged)
         self._run_longer()
         paths = main_paths(near or self.first)
-        if paths is not None and not self._another(telling(paths, self.rng)) and near:
+        if paths is not None and not self._another(revealing(paths, self.rng)) and near:
             self.runs.sort(key=lambda run: run is near)
         return replace(self, paths=paths)
 
