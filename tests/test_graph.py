@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.engine.graph import Values
 
 rng = np.random.default_rng(0)
 
@@ -72,6 +73,11 @@ def test_values_of_scalars_are_the_same_to_the_bit():
         steps += [ag.power(x * x, p), ag.exp(p) ** x.detach().sum(), ag.sigmoid(x) / p]
         values = ag.Graph(*steps).values()
         assert all(np.array_equal(values[step.node], step.data) for step in steps)
+    powers = [ag.tensor(base) ** 1.7 for base in rng.uniform(1, 2, 99)]  # which save nothing
+    assert all(ag.Graph(y).values()[y.node].tobytes() == y.data.tobytes() for y in powers)
+    x = ag.tensor(np.array([1, 2], dtype=object), requires_grad=True)
+    (g,) = ag.grad(x[0] * x[0], x, create_graph=True)
+    assert ag.Graph(g).values()[g.node].tolist() == [2, 0]
 
 
 def test_bad_outputs():
@@ -89,3 +95,29 @@ def test_values_of_another_pass_are_never_shown():
         ag.Graph(y).values()
     y.sum().backward()
     np.testing.assert_allclose(w.grad, 2 * np.exp([2.0, 4.0]))  # what was saved is still right
+
+
+def test_a_value_is_computed_from_far_below_it_and_what_was_saved_is_not_computed_again():
+    x, calls = leaf(3), []
+
+    @ag.primitive(lambda g, out: g * out)
+    def counted(x, /):
+        calls.append(1)
+        return np.exp(x)
+
+    y = z = counted(x) * np.arange(3.0)
+    for _ in range(5000):
+        z = z + 1
+    values = Values(ag.Graph(z).nodes)
+    assert np.array_equal(values[z.node], z.data)
+    assert np.array_equal(values[y.node], y.data)
+    assert len(calls) == 1
+
+
+def test_saved_bytes_counts_what_a_joint_rule_keeps():
+    @ag.primitive(lambda g, wanted, kept: (g * kept[0],), joint=True)
+    def twice(x, /):
+        return 2 * x, (np.full(x.shape, 2.0), [np.ones(7)])
+
+    y, _ = twice(leaf(10))
+    assert ag.Graph(y).saved_bytes == 8 * 17

@@ -102,7 +102,8 @@ def compute(node: Node, args: list[Any]) -> Any:
     # A tensor without axes is computed with as a scalar, whose power may differ in the last bit from an array's.
     args = [arg[()] if type(arg) is np.ndarray and not arg.shape and arg.dtype != object else arg for arg in args]
     out = node.primitive.forward(*args, **node.params)  # type: ignore[union-attr]
-    return out[0] if node.primitive.joint else out  # type: ignore[union-attr]
+    out = out[0] if node.primitive.joint else out  # type: ignore[union-attr]
+    return np.asarray(out, object) if node.dtype.kind == "O" else out  # where NumPy hands out the bare element
 
 
 def _arrays(read: Any) -> Iterator[np.ndarray[Any, Any]]:
