@@ -64,14 +64,19 @@ def written(pair: Pair) -> None:
     numbers = [v for v in [*listed, *back.left.values()] if v is not None]
     with suppress(TypeError, ValueError):
         if not any(np.any(np.asarray(v, dtype=float)) for v in numbers):
-            rng = np.random.default_rng(4)
-            moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
-            same = np.array_equal(y, pair.forward(*moved)[0])
-            if same and not re.search(r"[-+*/@](?!>)", code_of(pair.forward, 0)):  # `0 * x` is no stub
-                raise NotImplementedError("forward returns the same for all inputs, and backward zeros")
-            whole = unwrapped(pair.forward) is unwrapped(pair.source)  # a loss with its gradient
-            if not left and (whole or not same) and _only_zeros(pair.source):
-                raise NotImplementedError("backward returns zeros, as they were made at its start")
+            _refuse_zeros(pair, y, bool(left))
+
+
+def _refuse_zeros(pair: Pair, y: Any, left: bool) -> None:
+    """`NotImplementedError` where the zeros that came back, and not what was `left` behind, are all that is written."""
+    rng = np.random.default_rng(4)
+    moved = [stirred(v, rng) if is_float(v) else v for v in copy.deepcopy(pair.inputs)]
+    same = np.array_equal(y, pair.forward(*moved)[0])
+    if same and not re.search(r"[-+*/@](?!>)", code_of(pair.forward, 0)):  # `0 * x` is no stub
+        raise NotImplementedError("forward returns the same for all inputs, and backward zeros")
+    whole = unwrapped(pair.forward) is unwrapped(pair.source)  # a loss with its gradient
+    if not left and (whole or not same) and _only_zeros(pair.source):
+        raise NotImplementedError("backward returns zeros, as they were made at its start")
 
 
 _ZEROS = re.compile(r"(\w+\.)?(zeros|zeros_like|empty|empty_like)\(.*|0(\.0*)?|None|\[\]", re.DOTALL)
