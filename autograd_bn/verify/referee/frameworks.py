@@ -102,7 +102,7 @@ def torch_backend(torch: Any) -> Backend:
             leaves = _leaves(torch, values)
             with doubles(torch), torch.enable_grad():
                 y = join(calls.outputs(calls.passed([*leaves.values()])))
-            return _all_pulled(torch, y, leaves, dy)
+            return _pulled(torch, y, leaves, dy, zeros=True)
 
         return derive
 
@@ -120,19 +120,13 @@ def _moves(value: Any) -> bool:
     return is_tensor(value) and bool(value.requires_grad)
 
 
-def _pulled(torch: Any, y: Any, leaves: Mapping[str, Any], dy: Any) -> dict[str, Any]:
-    """The gradient of each leaf, None where y doesn't depend on it."""
+def _pulled(torch: Any, y: Any, leaves: Mapping[str, Any], dy: Any, zeros: bool = False) -> dict[str, Any]:
+    """The gradient of each leaf, None or `zeros` where y doesn't depend on it."""
     moving = {name: leaf for name, leaf in leaves.items() if _moves(leaf)}
+    options = {"allow_unused": True, "retain_graph": True, "materialize_grads": zeros}
     with doubles(torch):
-        weights = torch.as_tensor(dy)
-        gradients = torch.autograd.grad(y, [*moving.values()], weights, allow_unused=True, retain_graph=True)
+        gradients = torch.autograd.grad(y, [*moving.values()], torch.as_tensor(dy), **options)
     return dict(zip(moving, map(array, gradients), strict=True))
-
-
-def _all_pulled(torch: Any, y: Any, leaves: Mapping[str, Any], dy: Any) -> dict[str, Array]:
-    """The gradient of each leaf, zeros where y doesn't depend on it."""
-    pulled = _pulled(torch, y, leaves, dy)
-    return {name: np.zeros(np.shape(leaves[name])) if g is None else g for name, g in pulled.items()}
 
 
 @contextmanager
@@ -198,7 +192,7 @@ def torch_function(torch: Any, target: Any, inputs: Sequence[Any]) -> Pair:
         with doubles(torch), seeded(target), torch.enable_grad():
             outputs = target.forward(*[context][apart:], *leaves.values(), *defaults)
         listed = outputs if isinstance(outputs, tuple) else (outputs,)
-        return _all_pulled(torch, backend.join([listed[place] for place in places]), leaves, dy)
+        return _pulled(torch, backend.join([listed[place] for place in places]), leaves, dy, zeros=True)
 
     if defaults:  # backward may return None for what its callers leave out
         try:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backward import pull
 from ...engine.graph import Values
 from ...engine.node import Array, Node
 from .held import is_float
@@ -24,13 +23,12 @@ def without_guards(run: Run) -> dict[str, Array]:
     trace = run.trace
     if trace is None or not any(_guard(node) for node in trace.order):
         return {}
-    values, gradients = Values(trace.order), {trace.y.node: run.dy}
-    for node in reversed(trace.order):
-        for parent, part in pull(node, gradients[node]) if node in gradients else ():
-            guard = _guard(node)
-            share = np.asarray(part) * (values[parent] / (values[parent] - guard) if guard else 1.0)
-            gradients[parent] = gradients[parent] + share if parent in gradients else share
-    return {name: np.asarray(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in trace.leaves.items()}
+    values, weights = Values(trace.order), dict[Node, Any]()
+    for node in trace.order:
+        if guard := _guard(node):
+            value = values[node.inputs[0]]
+            weights[node] = value / (value - guard)
+    return trace(run.dy, weights)
 
 
 def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:

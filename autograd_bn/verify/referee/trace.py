@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,23 @@ class Trace:
         return cls(recorded, leaves, named)
 
     def flow(
-        self, start: Node, gradient: Array, cut: Sequence[Node] = ()
+        self, start: Node, gradient: Array, cut: Sequence[Node] = (), weights: Mapping[Node, Any] = MappingProxyType({})
     ) -> tuple[dict[Node, Array], list[tuple[Node, Node, Array]]]:
-        """What flows back from a node to all below it, and the share of each edge: (consumer, input, share)."""
+        """What flows back from a node to all below it, and the share of each edge: (consumer, input, share).
+
+        `weights` are what the shares of some consumers are multiplied by.
+        """
         gradients, shares = {start: gradient}, []
         for node in reversed(self.order):
             if node in gradients and node not in cut:
                 for parent, part in pull(node, gradients[node]):
-                    share = np.asarray(part)
+                    share = np.asarray(part) * weights[node] if node in weights else np.asarray(part)
                     gradients[parent] = gradients[parent] + share if parent in gradients else share
                     shares.append((node, parent, share))
         return gradients, shares
 
-    def __call__(self, dy: Array) -> Arrays:
-        gradients, _ = self.flow(self.y.node, dy)
+    def __call__(self, dy: Array, weights: Mapping[Node, Any] = MappingProxyType({})) -> Arrays:
+        gradients, _ = self.flow(self.y.node, dy, (), weights)
         return {name: np.array(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
     def constants(self, dy: Array) -> list[Node]:
