@@ -61,8 +61,11 @@ class Matching:
         """What came back, in its places, and what it says that some did not."""
         for name, value in self.came.left.items():
             if value is not None:
-                self.keep(name, value)
-        self.match(self.came.back)
+                self._keep(name, value)
+        if isinstance(self.came.back, dict):
+            self._by_names(self.came.back)
+        else:
+            self._by_place(self.came.listed)
         refused = {label for finding in self.out.findings for label in finding.gradients}
         for name in [name for name in self.truth if name not in self.out.gradients and f"d{name}" not in refused]:
             if name not in self.came.names and name not in self.came.left:
@@ -77,12 +80,7 @@ class Matching:
                 self.out.notes.append(f"No gradient came back for {name}, which is taken for a constant.")
         return self.out
 
-    def match(self, back: Any) -> None:
-        """Match a dict by its names, and anything else by place."""
-        if isinstance(back, dict):
-            self._by_names(back)
-            return
-        listed = list(back) if isinstance(back, tuple | list) else [back]
+    def _by_place(self, listed: list[Any]) -> None:
         while len(listed) > len(self.came.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
         listed = self._without_containers(listed)
@@ -111,9 +109,9 @@ class Matching:
         given: Any = self.inputs.get(name)
         if isinstance(given, dict | list | tuple) and isinstance(value, dict | list | tuple):
             inside = [n for n in self.truth if n.startswith(f"{name}[")]
-            self.match(value if isinstance(value, dict) else dict(zip(inside, value, strict=False)))
+            self._by_names(value if isinstance(value, dict) else dict(zip(inside, value, strict=False)))
         elif name in self.truth and name not in self.out.gradients:
-            self.keep(name, value)
+            self._keep(name, value)
         elif name not in self.out.gradients:
             array = isinstance(given, np.ndarray)
             if np.shape(value) and isinstance(given, int | float):
@@ -145,7 +143,7 @@ class Matching:
                 names = lists.pop(key)
                 shapes, wanted = [np.shape(value) for value in item], [np.shape(self.inputs[n]) for n in names]
                 for name, value in zip(names, item[::-1] if shapes == wanted[::-1] != wanted else item, strict=True):
-                    self.keep(name, value)
+                    self._keep(name, value)
         return left
 
     def _list_of(self, item: Any, word: str, lists: Mapping[str, list[str]]) -> str | None:
@@ -182,8 +180,7 @@ class Matching:
         known |= {word: named[0] for word, named in ends.items() if len(named) == 1}  # `dLogVar` of `t_log_var`
         return [next((known[n] for n in derivative_of(word)[:-1] if n in known), "") for word in self.came.returns]
 
-    def keep(self, name: str, value: Any) -> None:
-        """Keep the gradient of an input."""
+    def _keep(self, name: str, value: Any) -> None:
         self._put(self.out.gradients, name, f"d{name}", value)
 
     def _put(self, where: dict[str, Array], name: str, label: str, value: Any) -> None:
