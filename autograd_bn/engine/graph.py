@@ -103,7 +103,7 @@ def compute(node: Node, args: list[Any]) -> Any:
     args = [arg[()] if type(arg) is np.ndarray and not arg.shape and arg.dtype != object else arg for arg in args]
     out = node.primitive.forward(*args, **node.params)  # type: ignore[union-attr]
     out = out[0] if node.primitive.joint else out  # type: ignore[union-attr]
-    return np.asarray(out, object) if node.dtype.kind == "O" else out  # where NumPy hands out the bare element
+    return out if hasattr(out, "dtype") else np.asarray(out, object)  # NumPy hands out the bare element of an array
 
 
 def _arrays(read: Any) -> Iterator[np.ndarray[Any, Any]]:
