@@ -15,10 +15,7 @@ def _leaves(inputs: Sequence[Any]) -> list[Tensor]:
     leaves = []
     for i, value in enumerate(inputs):
         array = np.asarray(value)
-        try:
-            check_differentiable(array)
-        except TypeError as error:
-            raise TypeError(f"inputs[{i}]: {error}") from None
+        check_differentiable(array, f"inputs[{i}]: ")
         leaves.append(as_tensor(array, requires_grad=True))
     return leaves
 

@@ -501,18 +501,15 @@ def _one(items: tuple[Any, ...]) -> Any:
     return items[0] if len(items) == 1 else items
 
 
-def check_differentiable(data: Array) -> None:
-    """Raise `TypeError` unless `data` are floats or exact rational numbers."""
-    if data.dtype.kind == "f":
-        return
+def check_differentiable(data: Array, what: str = "") -> None:
+    """Raise `TypeError`, which begins with `what`, unless `data` are floats or exact rational numbers."""
     if data.dtype == object:
         if others := [type(e).__name__ for e in data.flat if not isinstance(e, Rational)]:
-            raise TypeError(f"requires_grad=True on objects needs exact rationals (int, Fraction), got a {others[0]}")
-        return
-    raise TypeError(
-        f"requires_grad=True needs floating-point data or exact rationals, got dtype {data.dtype}; "
-        "pass dtype=float to convert"
-    )
+            needs = f"{what}requires_grad=True on objects needs exact rationals (int, Fraction)"
+            raise TypeError(f"{needs}, got a {others[0]}")
+    elif data.dtype.kind != "f":
+        needs = f"{what}requires_grad=True needs floating-point data or exact rationals"
+        raise TypeError(f"{needs}, got dtype {data.dtype}; pass dtype=float to convert")
 
 
 def tensor(data: Any, *, requires_grad: bool = False, dtype: Any = None, name: str | None = None) -> Tensor:

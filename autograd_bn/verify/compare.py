@@ -146,10 +146,7 @@ def compare(
     inputs = arguments(inputs)
     arrays = [np.asarray(value) for value in inputs]
     for i, array in enumerate(arrays):
-        try:
-            check_differentiable(array)
-        except TypeError as error:
-            raise TypeError(f"inputs[{i}]: {error}") from None
+        check_differentiable(array, f"inputs[{i}]: ")
     names = input_names(f, inputs)
     sides = _Run(arrays, f, "f", names, order, seed), _Run(arrays, g, "g", names, order, seed)
     check_same(sides[0].values, sides[1].values)
