@@ -8,7 +8,7 @@ import numpy as np
 
 from .node import Array, Leaf, Node, clock, owner_of, recording, topological_order
 from .operations import broadcasts, is_half, sum_to
-from .tensor import Tensor, as_tensor, exact, unwritable, values_of
+from .tensor import Tensor, as_tensor, exact, tensors_of, unwritable, values_of
 
 _accumulating = threading.Lock()
 _array_summed_to = sum_to.__wrapped__  # type: ignore[attr-defined]
@@ -48,8 +48,8 @@ def grad(
     >>> ag.grad(slope, x)
     (array(12.),)
     """
-    outputs = _tensors(outputs, "outputs")
-    nodes = [tensor.node for tensor in _tensors(inputs, "inputs")]
+    outputs = tensors_of(outputs, "outputs")
+    nodes = [tensor.node for tensor in tensors_of(inputs, "inputs")]
     for i, node in enumerate(nodes):
         if not node.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient: make it with requires_grad=True")
@@ -250,13 +250,3 @@ def _recordable(seed: Any, weight: Any) -> Tensor:
     if not isinstance(weight, Tensor) or (weight.dtype != seed.dtype and weight.dtype.kind + seed.dtype.kind != "ff"):
         return as_tensor(seed)
     return weight if weight.dtype == seed.dtype else weight.astype(seed.dtype)
-
-
-def _tensors(items: Any, what: str) -> list[Tensor]:
-    if not isinstance(items, (Tensor, list, tuple)):
-        raise TypeError(f"{what} is a {type(items).__name__}, expected a tensor or a list of tensors")
-    tensors = [items] if isinstance(items, Tensor) else list(items)
-    for i, item in enumerate(tensors):
-        if not isinstance(item, Tensor):
-            raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")
-    return tensors

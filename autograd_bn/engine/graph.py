@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .node import Leaf, Node, owner_of, topological_order
-from .tensor import Tensor
+from .tensor import Tensor, tensors_of
 
 
 class Graph:
@@ -26,10 +26,7 @@ class Graph:
     def __init__(self, *outputs: Tensor) -> None:
         if not outputs:
             raise ValueError("Graph needs at least one output tensor, got none")
-        for i, output in enumerate(outputs):
-            if not isinstance(output, Tensor):
-                raise TypeError(f"outputs[{i}] is a {type(output).__name__}, expected a tensor")
-        self.outputs = tuple(output.node for output in outputs)
+        self.outputs = tuple([output.node for output in tensors_of(outputs, "outputs")])
         self.nodes = topological_order(self.outputs)
 
     @property

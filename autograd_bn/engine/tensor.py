@@ -501,6 +501,17 @@ def _one(items: tuple[Any, ...]) -> Any:
     return items[0] if len(items) == 1 else items
 
 
+def tensors_of(items: Any, what: str) -> list[Tensor]:
+    """A tensor, or several, as a list; `TypeError` for anything else."""
+    if not isinstance(items, (Tensor, list, tuple)):
+        raise TypeError(f"{what} is a {type(items).__name__}, expected a tensor or a list of tensors")
+    tensors = [items] if isinstance(items, Tensor) else list(items)
+    for i, item in enumerate(tensors):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"{what}[{i}] is a {type(item).__name__}, expected a tensor")
+    return tensors
+
+
 def check_differentiable(data: Array, what: str = "") -> None:
     """Raise `TypeError`, which begins with `what`, unless `data` are floats or exact rational numbers."""
     if data.dtype == object:
