@@ -24,7 +24,7 @@ from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited, said
 from .names import KEEPING, SLOPES, TRAINING
-from .pairs import NoPair, Pair, share, taken
+from .pairs import NoPair, Pair, arguments_of, share
 from .pure import Allowed
 from .source import code_of, signature, unwrapped
 from .trace import instructions
@@ -322,7 +322,7 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     steps = instructions(partial(make, copy.deepcopy(inputs)))
     pair = entry.adapted(inputs)
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
-    handed = taken(pair, np.ones(np.shape(y)), kept)
+    handed = arguments_of(pair, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
     Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
     Allowed(unwrapped(pair.source), handed, draws=True)

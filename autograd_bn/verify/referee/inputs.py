@@ -116,7 +116,7 @@ def _as_promised(value: Array, longer: Array, rng: np.random.Generator) -> Array
 
 def named_lengths(pair: Pair, inputs: Inputs) -> set[int]:
     """The lengths that a pair's code may have as numbers of its own."""
-    return _numbers(pair.forward) | _numbers(pair.source) | whole(inputs)
+    return _numbers(pair.forward) | _numbers(pair.source) | whole_numbers(inputs)
 
 
 def _weights(value: Array) -> int | None:
@@ -135,7 +135,7 @@ def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     except (TypeError, ValueError):  # no Python function
         return set()
     owner = getattr(getattr(function, "__self__", None), "__dict__", {})
-    numbers = whole([function.__code__.co_consts, read.globals, read.nonlocals, owner])
+    numbers = whole_numbers([function.__code__.co_consts, read.globals, read.nonlocals, owner])
     for helper in (*read.globals.values(), *read.nonlocals.values()):
         own = inspect.isfunction(helper) and helper.__code__.co_filename == function.__code__.co_filename
         if own and helper not in known and len(known) < 9:
@@ -143,10 +143,10 @@ def _numbers(function: Any, known: tuple[Any, ...] = ()) -> set[int]:
     return numbers
 
 
-def whole(value: Any) -> set[int]:
+def whole_numbers(value: Any) -> set[int]:
     """The whole numbers in a value, in what it holds and in code."""
     if isinstance(value, tuple | list | dict):
-        return set().union(*map(whole, value.values() if isinstance(value, dict) else value))
+        return set().union(*map(whole_numbers, value.values() if isinstance(value, dict) else value))
     if inspect.iscode(value):
-        return whole(value.co_consts)
+        return whole_numbers(value.co_consts)
     return {value} if type(value) is int else set()

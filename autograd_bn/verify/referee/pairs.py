@@ -88,7 +88,7 @@ def share(pair: Pair) -> float:
     return sum(value is True for value in told.values()) / max(len(told), 1)
 
 
-def taken(pair: Pair, dy: Any, kept: Any) -> list[Any]:
+def arguments_of(pair: Pair, dy: Any, kept: Any) -> list[Any]:
     """What the author's backward is called with; it isn't called."""
     arguments = list[Any]()
 

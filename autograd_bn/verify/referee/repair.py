@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.node import Array
-from .pairs import taken
+from .pairs import arguments_of
 from .pure import Allowed, exchangeable
 from .returned import Returned
 from .run import Run
@@ -146,7 +146,7 @@ class Copies:
 
     def __init__(self, run: Run, effort: float) -> None:
         function, self.effort, self.left = _authors_own(run.pair.source), effort, float(WORK)
-        self.allowed = Allowed(function, taken(run.pair, run.dy.copy(), run.passed().cache))
+        self.allowed = Allowed(function, arguments_of(run.pair, run.dy.copy(), run.passed().cache))
         self.sources = [Source(function)]
         for source in self.sources:
             for name, helper in source.outside.globals.items():
@@ -244,7 +244,7 @@ class Stage:
 
     def _pass(self) -> None:
         self.passed = self.run.passed()
-        self.kept = self.copies.allowed.kept(taken(self.run.pair, self.run.dy.copy(), self.passed.cache))
+        self.kept = self.copies.allowed.kept(arguments_of(self.run.pair, self.run.dy.copy(), self.passed.cache))
 
     def back(self, backward: Backward, factor: float = 1.0) -> Returned:
         """What an edited backward returns."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..gradcheck import Unjudgeable
-from .inputs import Inputs, lengthened, moved, named_lengths, whole
+from .inputs import Inputs, lengthened, moved, named_lengths, whole_numbers
 from .meant import cut_by_a_guard
 from .pairs import Pair
 from .paths import Paths, main_paths, revealing
@@ -109,7 +109,8 @@ class Sample:
         own = named_lengths(self.pair, self.inputs) & {k for v in self.inputs.values() for k in np.shape(v)}
         if self.pair.calls:  # an object is made for some lengths
             there = zip(np.shape(self.inputs[name]), np.shape(run.inputs[name]), strict=True)
-            own |= whole(getattr(self.pair.calls.author.owner, "__dict__", {})) & {a for a, b in there if a != b}
+            held = whole_numbers(getattr(self.pair.calls.author.owner, "__dict__", {}))
+            own |= held & {a for a, b in there if a != b}
         exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
         last = np.shape(self.inputs[name])[-2:]
         square = np.ndim(self.inputs[name]) > 3 and last[0] == last[1] and not others  # as scores of attention are
