@@ -347,6 +347,17 @@ def test_lengths_that_add_up_do_not_follow_one_another(function, count, D, H):
         assert_right(made, function, arrays((2, D2), (2, H2), (D2 + H2, count * H2)))
 
 
+def test_lengths_of_many_axes_stay_small():
+    inputs, sizes = WRITTEN["convolution"][1], []
+
+    def forward(x, w, b):
+        sizes.append(x.size)
+        return convolution(x, w, b)
+
+    ag.write_backward(forward, inputs)
+    assert max(sizes) < 200 * inputs[0].size
+
+
 def test_numbers_of_a_signature_do_not_follow_one_another():
     def scaled(x, k=2.0, alpha=0.5):
         return (k + alpha * x) * x

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ...engine import Tensor
+from ..referee.author import returned_names
 from ..referee.calls import Calls
 from ..referee.conventions import called, plans
 from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
@@ -23,11 +24,12 @@ from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Matching
 from ..referee.source import code_of, file_of, signature, syntax, unwrapped
-from .expressions import FLIPPED, Expression
+from .expressions import FLIPPED, Expression, is_cut
 from .lengths import recordings
 from .module import Derivation, executed, refuse_wrong, written, wrong
+from .numbers import constant
 from .places import Ran, gradients_of, manner
-from .text import WIDTH, Function, names_in, wrapped
+from .text import SIGNS, WIDTH, Function, broken, names_in, wrapped
 from .tracing import Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
 
@@ -41,17 +43,20 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
     """
     if pair.calls is None or pair.calls.backend.truth is not None:
         raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
-    author, made, refused = pair.calls.author, list[Derivation](), list[Unwritable]()
+    author, made, why = pair.calls.author, list[Derivation](), list[Unwritable]()
     for form in dict.fromkeys((folded, True)):  # folded less has to be kept
         try:
             made.append(_beside_forward(pair, form))
+            if "has to keep" not in made[-1].source:
+                return made[-1]
         except Unwritable as error:
-            refused.append(error)
+            why.append(error)
+            if not isinstance(why[0], Unkept):
+                raise
     if made:
-        return min(made, key=lambda each: "has to keep" in each.source)
-    why = refused[0]
-    if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)) or not isinstance(why, Unkept):
-        raise why
+        return made[0]
+    if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)):
+        raise why[0]
     titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
     return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
 
@@ -90,6 +95,13 @@ class _Author:
         listed = [*taken][int(self.author.leads) :]
         self.lead = next(iter(taken)) if self.author.leads else ""
         self.arguments = dict(zip(listed, calls.plan.arguments, strict=False))
+        for name, place in self.arguments.items():
+            if (
+                place[0] == "result"
+                and len(derivative_of(name)) > 1
+                and name not in returned_names(calls.author.forward)
+            ):
+                raise Unwritable(f"backward takes {name}, and what it is handed is no gradient")
         self.calls = self._with_the_rest(calls)
         self.keys: list[str] = []  # of a dict that is returned
         self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
@@ -172,8 +184,9 @@ class _Author:
             pairs = zip(Matching(back, self.inputs, dict.fromkeys(names, 1)).wanted(listed), listed, strict=False)
             self.returned = [name if name in names and value is not None else "" for name, value in pairs]
         elif back is None or not calls.places:
-            free = [name for name in names if not is_constant(name, self.inputs[name]) and name not in calls.slots]
-            self.returned = said if any(said) else free
+            handed = [name for name in names if name not in calls.slots]
+            free = [name for name in handed if not is_constant(name, self.inputs[name])]
+            self.returned = said if any(said) else free or handed[:1]
             self.kept = [*({n: self._beside(paths[0]) for n, paths in calls.slots.items()} | dict(self.kept)).items()]
         hints = hints if len(hints) == len(self.returned) else []
         self.hints = {n: hint for n, hint in zip(self.returned, hints, strict=False) if len(derivative_of(hint)) > 1}
@@ -297,8 +310,9 @@ class _Answer(Writer):
 
     def __init__(self, runs: Sequence[Recording], made: _Author) -> None:
         self.author = made
-        kept = {id(runs[0].source(value)) for _, value in _reached(runs[0].cache, "")}
-        if kept & {*map(id, runs[0].bases)}:
+        reached = [dict(_reached(run.cache, "")) for run in runs]
+        kept = [[own.get(text) for own in reached] for text in reached[0]]
+        if {id(runs[0].source(values[0])) for values in kept} & {*map(id, runs[0].bases)}:
             raise Unwritable("forward sets elements of a view of what it keeps")
         super().__init__(runs, "", None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
@@ -405,19 +419,31 @@ class _Answer(Writer):
         reads |= names_in([*guard, *lines])
         parts = {text: [item if item in reads else "_" for item in items] for text, items in self.opened.items()}
         opened = [f"{', '.join(items)} = {text}" for text, items in parts.items() if {*items} - {"_"}]
-        return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *out.lines, *results])
+        shown = [broken(line, out.width) for line in [*out.lines, *results]]
+        return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *shown])
 
     def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
         """What is to be read beside what forward keeps: masks, by what it keeps, then what it has to keep."""
         made = self.author
-        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED and not e.uniform]:
-            floats = [(text, known.values) for known, text in self.read.items() if known.values[0].dtype.kind == "f"]
-            texts = [text for text, own in floats if all(map(np.array_equal, [v > 0 for v in own], e.values))]
+        floats = [(known, text) for known, text in self.read.items() if known.values[0].dtype.kind == "f"]
+        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED]:
+            # relu(x) > 0 where x > 0, but not where x >= 0
+            seen: Any = lambda own, e=e: (
+                not e.uniform and all(map(np.array_equal, [v > 0 for v in own.values], e.values))
+            )
+            texts = [f"{text} > 0" for known, text in floats if seen(known)]
+            texts += [
+                f"{text} {SIGNS[e.op]} {constant(float(e.args[1].values[0]))[0]}"
+                for known, text in floats
+                if is_cut(known, *e.args)
+            ]
             if texts and any(part not in self.read and part.op != "number" for part in e.parts):
-                self.read[e] = f"{texts[0]} > 0"  # relu(x) > 0 where x > 0, but not where x >= 0
+                self.read[e] = texts[0]
         for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:
             if not made.lead or e.args[0] not in made.calls.names:
                 raise Unkept(f"backward reads {e.args[0]}, which forward keeps nowhere")
+            if any(text.startswith(f"{made.lead}.{e.args[0]}") for text in (*self.read.values(), *self.constants)):
+                raise Unkept(f"backward reads {e.args[0]}, of which forward keeps another by that name")
             self.read[e] = f"{made.lead}.{e.args[0]}"
             made.lost.append(e.args[0])
 

@@ -61,7 +61,6 @@ class Expressions:
         self.count = 0
         self.late = False  # whether all that is made is of the backward pass, also what no dy is in
         self.numbers: dict[Any, Expression] = {}
-        self.quotients: dict[tuple[Any, ...], Expression] = {}  # of forward
         self.fixed = set[Expression]()  # which stand as they are
         self.read = set[Expression]()  # by what forward computes but for products
         kept = (*recordings[0].named.values(), *recordings[0].outputs)
@@ -141,8 +140,6 @@ class Expressions:
             same = alike[-1]
             same = same.args[0] if same.op == "reshape" and same not in self.fixed else same
             made.op, made.args, made.params = "reshape", (same,), {}
-        if made.op == "divide" and not made.moving:
-            self.quotients[made.args] = made
         self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
         self.count += 1
         made.serial = self.count
@@ -176,7 +173,9 @@ class Expressions:
             if op != "where" and all(map(_is_number, args)):
                 return self.of(*map(getattr(np, op), *[e.values for e in args]))
         if op in ("put", "scatter", "broadcast_to"):
-            args = (*args[:-1], self.bare(args[-1]))
+            value = self.bare(args[-1])
+            spread = value.op == "broadcast_to" and value not in self.fixed and any(value.args[0].lengths)
+            args = (*args[:-1], value.args[0] if spread else value)
         if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
             return args[0]
         if op in (*LINEAR, "negative", "multiply", "scatter") and any(
@@ -281,11 +280,48 @@ class Expressions:
         if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
             over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
             return self.do("divide", self.do("add", *over), x.args[1])
-        alike = x.op == y.op and x.op in ("reshape", "transpose", "sum") and (p, x.params) == (q, y.params)
-        if alike and x.args[0].shapes == y.args[0].shapes and not {a, b, x, y} & self.fixed:
-            both, added = self.do("add", x.args[0], y.args[0]), tuple(map(np.add, x.values, y.values))
-            made = self.make(x.op, (both,), x.params, added)
-            return self._scaled(p, made) if p else made
+        added = terms(a, lambda t: t in self.fixed or not t.moving)
+        for i, term in enumerate(added):
+            if made := self._together(term, b):
+                return reduce(partial(self.do, "add"), [*added[:i], made, *added[i + 1 :]])
+        return None
+
+    def _together(self, a: Any, b: Any) -> Any:
+        """The sum of two arrays that were laid, summed or placed alike, or that are cases of one mask."""
+        (p, x), (q, y) = self._split(a), self._split(b)
+        alike = x.op == y.op and x.op in ("reshape", "transpose", "sum", "scatter") and x.params == y.params
+        if not alike or x.args[0].shapes != y.args[0].shapes or {a, b, x, y} & self.fixed:
+            return self._joined(a, b)
+        same = p is q
+        terms_ = (
+            [x.args[0], y.args[0]] if same else [self.do("multiply", n or 1, t.args[0]) for n, t in ((p, x), (q, y))]
+        )
+        values = tuple(map(np.add, *((x.values, y.values) if same else (a.values, b.values))))
+        made = self.make(x.op, (self.do("add", *terms_),), x.params, values)
+        return self._scaled(p, made) if same and p else made
+
+    def _joined(self, a: Any, b: Any) -> Any:
+        """Two cases of one mask as one: what holds where it is true, and where not."""
+        cases = [self._cases(a), self._cases(b)]
+        if not all(cases) or cases[0][0] is not cases[1][0]:
+            return None
+        sides = [[case[i] for case in cases if case[i] is not None] for i in (1, 2)]
+        zero = self.of(*[0] * len(a.values))
+        return self.do(
+            "where", cases[0][0], *[reduce(partial(self.do, "add"), side) if side else zero for side in sides]
+        )
+
+    def _cases(self, e: Any) -> Any:
+        """The mask of an expression that is 0 where it is true, or where not, and what it is elsewhere."""
+        if e in self.fixed:
+            return None
+        if e.op == "where" and any(map(_is_zero, e.args[1:])):
+            return (e.args[0], *[None if _is_zero(part) else part for part in e.args[1:]])
+        if e.op in ("multiply", "divide"):
+            for i in (0, 1) if e.op == "multiply" else (0,):
+                if inner := self._cases(e.args[i]):
+                    sides = [part and (*e.args[:i], part, *e.args[i + 1 :]) for part in inner[1:]]
+                    return (inner[0], *[side and self.do(e.op, *side) for side in sides])
         return None
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
@@ -295,9 +331,11 @@ class Expressions:
         if p or q:
             return self._scaled(self.do("multiply", p or 1, q or 1), self.do("multiply", a, b))
         for x, y in ((a, b), (b, a)):
-            if x.op == "divide" and x.moving and x not in self.fixed and (y, x.args[1]) in self.quotients:
-                # g / total * e, where p is e / total
-                return self.do("multiply", x.args[0], self.quotients[y, x.args[1]])
+            n, inner = x.args if x.op == "multiply" and _is_number(x.args[0]) else (None, x)
+            free = inner.op == "divide" and inner.moving and not {x, inner} & self.fixed
+            if free and (known := self._quotient(y, inner.args[1])):  # g / total * e, where p is e / total
+                made = self.do("multiply", inner.args[0], known)
+                return self._scaled(n, made) if n else made
             known = y in self.fixed or (x.moving and y in self.read)
             if y.op == "divide" and _is(y.args[0], 1) and not known:
                 return self.do("divide", x, y.args[1])
@@ -305,6 +343,17 @@ class Expressions:
             # a / (1 + e) * e, the derivative of the logistic function 1 / (1 + e)
             return self.do("multiply", a.args[0], self.do("subtract", 1, self.do("divide", 1, a.args[1])))
         return None
+
+    def _quotient(self, a: Any, b: Any) -> Any:
+        """What forward has for a quotient, however it computed it."""
+        if a.moving or b.moving or _is_number(b):
+            return None
+        values = tuple(map(np.divide, a.values, b.values))
+        shapes = tuple(map(np.shape, values))
+        known = [e for own in self.listed.values() for e in own if e.shapes == shapes and not (e.moving or e.uniform)]
+        logs = [e for e in known if e in self.fixed and all(map(_agree, map(np.exp, e.values), values))]
+        same = [e for e in known if all(map(_agree, e.values, values))]
+        return same[0] if same else self.do("exp", logs[0]) if logs else None  # of the logarithms, exp
 
     def _divide(self, e: Expression, a: Any, b: Any) -> Any:
         if b.op == "sum" and _is_tie(b.args[0]) and all(map(_agree, a.values, e.values)):
@@ -326,6 +375,8 @@ class Expressions:
 
     def _sum(self, e: Expression, a: Any) -> Any:
         """Of products, what is the same along the axes that are summed stands outside."""
+        if a.op == "reshape" and a.args[0].op == "sum" and a.args[0].args[0].op == "reshape" and e.moving:
+            return self._sum_of_sum(e, a, a.args[0])
         if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
             return None
         ndim = len(a.shapes[0])
@@ -335,6 +386,22 @@ class Expressions:
         if x.shapes != a.shapes or not all(np.all(own == 1) for own in lengths):
             return None
         return self._laid(self.do(a.op, self.do("sum", x, **{**e.params, "keepdims": True}), y), e)
+
+    def _sum_of_sum(self, e: Expression, a: Any, inner: Any) -> Any:
+        """One sum of what was split and summed along one axis, then along another."""
+        split, axes = inner.args[0], [np.ravel(plain(x.params.get("axis", ()))) for x in (e, inner)]
+        if {a, inner, split} & self.fixed or {*map(len, axes)} != {1}:
+            return None
+        outer, axis = (int(n) % len(x.shapes[0]) for (n,), x in zip(axes, (a, split), strict=True))
+        before = [(shape, np.prod(own[:axis])) for shape, own in zip(a.shapes, split.shapes, strict=True)]
+        places = [i for i in range(len(a.shapes[0]) + 1) if all(np.prod(shape[:i]) == n for shape, n in before)]
+        if not places:
+            return None
+        at = places[-1]
+        laid = [(*s[:at], own[axis], *s[at:]) for s, own in zip(a.shapes, split.shapes, strict=True)]
+        whole = self.make("reshape", split.args, {}, tuple(map(np.reshape, split.args[0].values, laid)))
+        both = tuple(sorted([outer + (outer >= at), at]))
+        return self.make("sum", (whole,), {"axis": self.of(*[both] * len(laid))}, e.values)
 
     def _sum_to(self, e: Expression, a: Any) -> Any:
         to, shape = e.shapes[0], a.shapes[0]
@@ -405,9 +472,21 @@ class Expressions:
 
     # Masks
 
+    def _bounded(self, e: Expression, a: Any, b: Any) -> Any:
+        """What is compared with a number beyond the one that it was cut off at."""
+        outer, beyond = ("maximum", np.less) if e.op == "less" else ("minimum", np.greater)
+        numbers = [x for x in a.args if _is_number(x)] if a.op == outer and _is_number(b) else []
+        if not numbers or not all(map(beyond, numbers[0].values, b.values)):
+            return None
+        return self.do(e.op, *[x for x in a.args if x is not numbers[0]], b)
+
+    _less = _greater = _bounded
+
     def _where(self, e: Expression, mask: Any, a: Any, b: Any) -> Any:
-        if all(part.op == "zero" or _is(part, 0) for part in (a, b)):
+        if all(map(_is_zero, (a, b))):
             return self._zero(e.values)
+        if a.op == "where" and _is_zero(b) and _is_zero(a.args[2]) and a not in self.fixed:
+            return self.do("where", self.do("bitwise_and", mask, a.args[0]), a.args[1], 0)
         spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
         if mask in self.read:  # a case of the author's, who says what holds at a tie
             return None
@@ -436,6 +515,10 @@ def _is_tie(mask: Expression) -> bool:
 
 def _is_number(e: Any) -> bool:
     return isinstance(e, Expression) and e.op == "number"
+
+
+def _is_zero(e: Any) -> bool:
+    return e.op == "zero" or _is(e, 0)
 
 
 def _is(e: Any, number: float) -> bool:
@@ -469,6 +552,15 @@ def _spreads(inner: Array, spread: Array, operands: list[Any], k: int, shape: tu
         return same and np.broadcast_shapes(*[np.shape(e.values[k]) for e in operands]) == shape
     except ValueError:
         return False
+
+
+def is_cut(e: Expression, x: Any, limit: Any) -> bool:
+    """Whether an expression is x, cut off at this number, and perhaps at another one on the other side."""
+    limits = list[Any]()
+    while e.op in ("maximum", "minimum") and any(map(_is_number, e.args)):
+        number, e = sorted(e.args, key=_is_number, reverse=True)
+        limits.append(number)
+    return e is x and limit in limits
 
 
 def is_negative(e: Expression) -> bool:

@@ -17,7 +17,9 @@ from ..referee.source import syntax, unwrapped
 from .tracing import Inputs, Options, Recording, Unwritable
 
 Place = tuple[str, int]  # an input and one of its axes
-FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # each taken once, so that no two lengths follow one
+# By how many times lengths grow in two recordings, small so that these are. Each first is taken once, and no products,
+# quotients or differences of a few are alike in both, so that no length follows another.
+FACTORS = [(2, 3), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 3), (9, 4), (10, 5), (11, 2), (12, 7), (13, 2), (14, 8)]
 Growth = dict[Place, Fraction]  # axes that grow together, each by so many times as much as the first
 LONGEST = 1_000  # lengths that are tried
 
@@ -154,12 +156,12 @@ def _resized(inputs: Inputs, growth: Growth, length: int) -> Inputs:
 class _Lengths:
     """Which lengths of the inputs forward takes others for in the same course; `record` makes a recording.
 
-    `growths` are those that may be others together, each with what it was multiplied by; `above` are recordings with
+    `growths` are those that may be others together, each with its factors; `above` are recordings with
     lengths above the numbers in `limits`.
     """
 
     def __init__(self, record: Callable[[Inputs, Inputs], Recording], limits: set[int]) -> None:
-        self.record, self.growths, self.above = record, list[tuple[Growth, int]](), list[Recording]()
+        self.record, self.growths, self.above = record, list[tuple[Growth, tuple[int, int]]](), list[Recording]()
         self.limits = sorted({n + i for n in limits for i in (-1, 0, 1) if 1 < n < LONGEST})
 
     def grown(self, run: Recording) -> Recording:
@@ -175,12 +177,12 @@ class _Lengths:
                 others = (every if labels else places) if joint else left
                 for growth in itertools.islice(_growths(left[0], others, run.inputs, joint), 400):
                     try:
-                        made, factor = self._longer(run, growth, known)
+                        made, factors = self._longer(run, growth, known)
                     except Exception:  # whatever the author's code raises
                         continue
                     if made.signature == run.signature and self._is_one_course(run, growth):
                         known |= {_length(made.inputs, place) for place in growth}
-                        run, self.growths = made, [*self.growths, (growth, factor)]
+                        run, self.growths = made, [*self.growths, (growth, factors)]
                         left = [place for place in left if place not in growth]
                     else:  # another course: the text is for this length alone
                         left.pop(0)
@@ -190,14 +192,19 @@ class _Lengths:
             left = [place for place in stuck if _length(run.inputs, place) > 1]
         return run
 
-    def _longer(self, run: Recording, growth: Growth, known: set[int]) -> tuple[Recording, int]:
-        """A recording with longer axes, each as long as no other, and how many times as long the first is."""
-        n, taken = _length(run.inputs, next(iter(growth))), [factor for _, factor in self.growths]
-        for factor in [k for k in FACTORS if k not in taken]:
-            inputs = _resized(run.inputs, growth, n * factor)
-            if not {_length(inputs, place) for place in growth} & known:
-                break
-        return self.record(inputs, run.options), factor
+    def _longer(self, run: Recording, growth: Growth, known: set[int]) -> tuple[Recording, tuple[int, int]]:
+        """A recording with longer axes, each as long as no other, and its factors."""
+        head, taken = next(iter(growth)), [factors for _, factors in self.growths]
+        for factors in [each for each in FACTORS if each not in taken]:
+            inputs = _resized(run.inputs, growth, _length(run.inputs, head) * factors[0])
+            if {_length(inputs, place) for place in growth} & known:
+                continue
+            try:
+                return self.record(inputs, run.options), factors
+            except Exception:
+                if type(run.inputs[head[0]]) is not int:  # another number may divide what this one doesn't
+                    raise
+        raise Unwritable(f"no other length of {head[0]} is taken")
 
     def _is_one_course(self, run: Recording, growth: Growth) -> bool:
         """Whether forward takes the same course for a length less by one, and for those at its limits."""
@@ -214,9 +221,7 @@ class _Lengths:
 
     def odd(self, run: Recording) -> Recording:
         """A recording in which each length is another again, and even only where forward takes no other."""
-        factors = [factor for _, factor in self.growths]
-        factors = factors[1:] + ([3] if len(factors) == 1 else factors[:1])
-        for (growth, _), factor in zip(self.growths, factors, strict=True):
+        for growth, (_, factor) in self.growths:
             even = _length(run.inputs, next(iter(growth))) * factor
             for length in (even, even + 1 + even % 2):
                 with contextlib.suppress(ValueError):

@@ -97,7 +97,7 @@ class Function:
         if e not in self.names and self._filling(e)[1]:
             self.line(e, self.fresh("d" if e.moving else called(e)))
         if e in self.names:
-            return f"({self.names[e]})" if level > COMPARISON and " > " in self.names[e] else self.names[e]
+            return f"({self.names[e]})" if level > COMPARISON and re.search(" [<>] ", self.names[e]) else self.names[e]
         text, own = self._form(e)
         self.written.append((e, text))
         return f"({text})" if own < level else text
@@ -162,6 +162,8 @@ class Function:
             if leading and leading[2]:  # all constants are one
                 factor *= float(leading[1])
                 text = text[leading.end() - 3 :].replace(" / ", "1 / ", 1).removeprefix(" * ")
+            elif part.op == "number" and text[0] == "-":
+                factor, text = -factor, text[1:]
             turned = joint == "*" and text.startswith("1 / ")
             text, joint = (text[4:], "/") if turned else (text, joint)
             if part.op == "number":
@@ -179,6 +181,8 @@ class Function:
         parts = [("*", text) for text in (over, *above) if text != "1" or flags] + [f[1:] for f in factors]
         lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
         start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
+        if start.lstrip("-") == "1" and lead is None and len(parts) > 1:
+            parts = [("/", f"({' * '.join([text for _, text in parts])})")]
         return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
 
     _divide = _multiply
@@ -238,7 +242,16 @@ class Function:
     _astype: Any = lambda self, e: f"{self.operand(e)}.astype({KINDS[e.values[0].dtype.kind]})"
     _concatenate: Any = lambda self, e: f"np.concatenate([{self.operands(e)}], axis={self.literal(e.params['axis'])})"
     _stack: Any = lambda self, e: f"np.stack([{self.operands(e)}], axis={self.literal(e.params['out_axis'])})"
-    _einsum: Any = lambda self, e: 'np.einsum("{},{}->{}", '.format(*e.params["terms"]) + f"{self.operands(e)})"
+
+    def _einsum(self, e: Expression) -> str:
+        """A sum over indices; where an operand is transposed, its indices are."""
+        *terms, result = e.params["terms"]
+        operands = [*e.args]
+        for i, arg in enumerate(e.args):
+            if arg.op == "transpose" and arg not in self.names and "axes" in arg.params:
+                terms[i] = "".join([terms[i][plain(arg.params["axes"]).index(n)] for n in range(len(terms[i]))])
+                operands[i] = arg.args[0]
+        return f'np.einsum("{",".join(terms)}->{result}", {", ".join(map(self.text, operands))})'
 
     def _pad(self, e: Expression) -> str:
         value = e.params.get("value")
@@ -272,7 +285,10 @@ class Function:
             whole = item.stop is not None and [int(v) for v in item.stop.values] == lengths
             start = "" if item.start is None or not any(item.start.values) else self.text(item.start)
             stop = "" if item.stop is None or whole else self.text(item.stop)
-            texts.append(f"{start}:{stop}" + ("" if item.step is None else f":{self.text(item.step)}"))
+            step = "" if item.step is None else self.text(item.step)
+            texts.append(f"{start}:{stop}" + f":{step}" * (step not in ("", "1")))
+        if self.from_end and len(texts) > 2 and {*texts[:-1]} == {":"}:
+            texts = ["...", texts[-1]]  # of however many axes
         return _shortened(texts)
 
     def shape(self, shapes: Any, spelled: bool = False) -> str:
@@ -347,7 +363,7 @@ class Function:
         while True:
             self.written = []
             text = spell()
-            parts = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 20 and t[0] != "-"]
+            parts = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 9 - len(called(p)) and t[0] != "-"]
             if len(text) <= room or not parts:
                 return text
             part, _ = max(parts, key=lambda each: (not cheap(each[0]), len(each[1]), each[0].serial))
@@ -370,6 +386,7 @@ class Function:
         if not added:
             floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
+            start = "0" if name.endswith("[...]") else start
         elif np.broadcast_shapes(*[t.shapes[0] for t in added]) != e.shapes[0]:
             start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
         elif [t in self.names or t.op in CHEAP - {"array"} for t in added] == [True] and start[:7] != "np.full":
@@ -422,6 +439,17 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
     rows = textwrap.wrap(text, WIDTH - 16, break_long_words=False, break_on_hyphens=False)
     body = "".join([f"\n{' ' * (4 + indent)}{row}" for row in rows])
     return f"{head}{body}\n{tail}" if head.endswith(("(", "[", "{")) else f"{head}({body}\n){tail}"
+
+
+def broken(line: str, width: int) -> str:
+    """A line, on two where it is too long and has a comma between brackets to break it at."""
+    kept = re.sub("(?<!,) ", "\0", line)
+    rows = textwrap.wrap(kept, width - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    text = "\n".join(rows).replace("\0", " ")
+    with contextlib.suppress(SyntaxError):
+        ast.parse(text)
+        return text if len(line) > width else line
+    return line
 
 
 def cheap(e: Expression) -> bool:

@@ -24,11 +24,12 @@ Names = dict[Expression, str]
 class Writer:
     """What `runs` have in common: values and gradients as expressions, and what they are called.
 
-    `stored` are the sources of what an author's forward pass keeps, where that is not ours to choose.
+    `stored` is what an author's forward pass keeps, one a recording, where that is not ours to choose.
     """
 
-    def __init__(self, runs: Sequence[Recording], upstream: str, stored: Container[int] | None = None) -> None:
-        first, made = runs[0], Expressions(runs, stored)
+    def __init__(self, runs: Sequence[Recording], upstream: str, stored: Sequence[Any] | None = None) -> None:
+        first = runs[0]
+        made = Expressions(runs, None if stored is None else {id(first.source(values[0])) for values in stored})
         self.runs, self.first, self.made = runs, first, made
         self.ys = made.of(*[run.outputs for run in runs])
         arrays = [name for name, value in first.args.items() if isinstance(value, Tensor | np.ndarray)]
@@ -36,6 +37,9 @@ class Writer:
         self.named = dict(self.inputs)  # by the author
         self.numbers: dict[str, Any] = {}
         self.forward = below(self.ys)
+        for values in stored or ():  # also what no output is computed from
+            with contextlib.suppress(Unwritable):
+                made.of(*values) if all(isinstance(value, Tensor) for value in values) else None
         taken = {"_", "np", "cache", upstream, *first.args}
         for name, value in first.named.items():
             again = stored is None and name in first.args and f"{name}2" not in first.named  # bound to another value
@@ -87,7 +91,7 @@ class Writer:
         for e in self.forward:
             if e.op == "sqrt" and spread & {*e.parts, *[part for inner in e.parts for part in inner.parts]}:
                 meanings[e] = "std"
-        return meanings
+        return {e: name for e, name in meanings.items() if name not in self.named.values()}
 
     def back(self, out: Function, known: Names, gradients: Names, ys: Sequence[Expression] = ()) -> None:
         """The backward pass: a line for the gradient of each named value, and for what is used twice.
