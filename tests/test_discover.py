@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
-from autograd_bn.verify.referee import discover, entries, guesses, load, trials
+from autograd_bn.verify.referee import discover, earned, entries, guesses, load, trials
+from autograd_bn.verify.referee.names import is_label
 
 TEXT = Path(__file__).with_name("styles.txt").read_text("utf-8")
 STYLES = dict(part.split("\n", 1) for part in re.split(r"(?m)^=== ", TEXT)[1:])
@@ -518,6 +519,7 @@ def test_nothing_is_said_of_shapes_where_forward_rounds_to_a_narrower_type_or_cu
 
 
 def test_with_which_loss_a_model_is_judged_is_said(tmp_path):
+    assert [is_label(name) for name in ("y_gt", "y_pred")] == [True, False]
     found = judged(written(tmp_path, STYLES["its_own_loss"]))
     notes = found["Net.backward"].report.notes
     assert "backward takes labels: it is judged as the gradient of compute_loss." in notes
@@ -531,3 +533,20 @@ def test_where_only_another_branch_is_wrong_it_is_said_which(tmp_path):
     assert found["affine_backward"].reason == found["Linear.backward"].reason == "This is for x of shape (2, 5, 4)."
     found = judged(written(tmp_path, STYLES["test_mode_of_objects"]))
     assert found["Norm.backward"].reason == "This is in test mode."
+
+
+def test_what_a_guessed_dict_holds_may_have_another_shape(tmp_path):
+    text = """
+import numpy as np
+def forward_propagation(X, parameters):
+    return parameters["W"] @ X + parameters["b"], X
+def backward_propagation(dZ, cache, parameters):
+    return {"dW": dZ @ cache.T, "db": dZ.sum(axis=1, keepdims=True)}
+"""
+    with load.loaded(written(tmp_path, text)) as file:
+        (entry,) = entries.entries(file.space)
+        held = {"W": np.ones((3, 4)), "b": np.arange(5.0)}  # along the batch
+        pair = entry.adapted([np.arange(20.0).reshape(4, 5), held])
+        report = ag.check_backward(pair, pair.inputs)
+    assert report.status == "wrong"
+    assert earned.unearned(report, pair, entry.parameters, True).startswith("only the shape is another than that of")

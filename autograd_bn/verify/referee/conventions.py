@@ -55,6 +55,7 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
         said = [name for name in own if name in labels] or [name for name in own if is_label(name)][-1:]
         if len(own) == 2 and said:
             fitting.append((loss, [labels[0] if name in said else name * (name in given) for name in taken]))
+    fitting = [fit for fit in fitting if {*labels} <= {*parameters(fit[0])}] or fitting
     if len(fitting) != 1:
         return forward
     (loss, taken), names = fitting[0], [*given, *labels]

@@ -28,6 +28,8 @@ def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) ->
     """
     if not report.diagnosis:  # it is strictness that makes it wrong
         return ""
+    slots = pair.calls.slots.items() if pair.calls else ()
+    guessed = [*guessed, *[name for name, paths in slots if paths[0][0] == "input"]]  # what dicts of it hold
     first, kinds = report.diagnosis[0].what, {finding.kind for finding in report.diagnosis}
     if why := _misread(report, pair, guessed, kinds):
         return f"{why}: {first}"

@@ -59,6 +59,16 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
             yield "grad", value.grad
 
 
+def objects(root: Any) -> list[Any]:
+    """What an object holds, and what that holds, itself first."""
+    found, seen = [root], {id(root)}
+    for value in found:
+        new = [item for _, item in _inside(value) if id(item) not in seen and len(found) < 500]
+        seen |= set(map(id, new))
+        found += new
+    return found
+
+
 def arrays(root: Any) -> dict[Path, Any]:
     """Every array of floats in an object, the outer ones first, lists of floats as arrays; numbers that are floats."""
     held, seen = dict[Path, Any](), set[int]()

@@ -8,7 +8,8 @@ import numpy as np
 from ...engine.node import Array
 from ..finite_differences import Differences
 from ..gradcheck import Unjudgeable
-from .held import is_float
+from .author import methods_of
+from .held import is_float, objects
 from .inputs import Inputs, moved, scale
 from .pairs import Pair
 from .source import log_guard
@@ -18,8 +19,13 @@ Derivative = Callable[[Array], Arrays]
 
 
 def known_to(pair: Pair) -> float:
-    """How well a gradient by differences is known, of its largest entry: up to what guards in logarithms do to it."""
-    return max(1e-6, min(300 * log_guard(pair.forward), 1e-4))
+    """How well a gradient by differences is known, of its largest entry: up to what guards in logarithms do to it.
+
+    Of a model that keeps its loss among its layers, also what is guarded there.
+    """
+    kept = objects(pair.calls.author.owner) if pair.calls and pair.unit else []
+    layers = [getattr(type(value), passes[0]) for value in kept if (passes := methods_of(type(value)))]
+    return max(1e-6, min(300 * max(map(log_guard, [pair.forward, *layers])), 1e-4))
 
 
 class Forward:
