@@ -142,11 +142,7 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value
     what, _, letters = kind.rpartition(":")
-    plus, letters = letters.startswith("+"), letters.lstrip("+")
-    if letters.startswith("("):
-        shape = tuple(map(int, re.findall(r"\d+", letters)))
-    else:
-        shape = tuple([SIZES[letter] for letter in letters])
+    plus, shape = letters.startswith("+"), _shape(kind)
     last = shape[-1] if shape else 1
     if what == "int":
         return rng.integers(0, last, shape[:-1])
@@ -265,6 +261,12 @@ def axes_of(kind: str) -> int:
     return letters.count(",") + 1 if letters.startswith("(") else len(letters)
 
 
+def _shape(kind: str) -> tuple[int, ...]:
+    """The shape of a kind of array."""
+    letters = kind.rpartition(":")[2].lstrip("+")
+    return tuple(map(int, re.findall(r"\d+", letters)) if "(" in letters else [SIZES[letter] for letter in letters])
+
+
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
     if shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(axes_of(kind), 2):  # so many are broadcast
@@ -290,9 +292,13 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
         said = next((axis for end in ends if len(axis := sorted({*end} - {"1", "newaxis", None})) > 1), [])
     lengths = {length for kind in chosen if "(" in kind for length in re.findall(r"\d+", kind)}
     if reshaped := re.search(r"array of size (\d+) into shape \(([\d, ]+)\)", message):
-        size, wanted = int(reshaped[1]), math.prod(map(int, re.findall(r"\d+", reshaped[2])))
+        size, axes = int(reshaped[1]), [int(n) for n in re.findall(r"\d+", reshaped[2])]
         pairs = itertools.permutations(sorted(lengths), 2)
-        said = next(([a, b] for a, b in pairs if int(a) * wanted == int(b) * size), [])
+        said = next(([a, b] for a, b in pairs if int(a) * math.prod(axes) == int(b) * size), [])
+        if not said:  # axes of length 1 are put into the array of this size
+            sized = [re.search(r"[A-Z1)]$", kind) and math.prod(_shape(kind)) == size for kind in chosen]
+            axes = [n for n in axes if n > 1]
+            return tuple([_shaped(kind, axes) if fits else kind for kind, fits in zip(chosen, sized, strict=True)])
     ranked = sorted(said[:2], key=lambda length: (length in lengths, int(length) % 4 > 0, int(length)))
     if len(ranked) < 2 or ranked[1] not in lengths:
         return tuple(chosen)
@@ -301,7 +307,6 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
 
 def shown(kind: str) -> str:
     """A kind as the command line gives it."""
-    what, _, letters = kind.lstrip("+").rpartition(":")
     if kind.startswith("=") or kind == "options":
         return kind.removeprefix("=").replace(" ", "")
-    return f"{what}({','.join([str(SIZES[letter]) for letter in letters])})"
+    return f"{kind.rpartition(':')[0]}({','.join(map(str, _shape(kind)))})"
