@@ -14,7 +14,7 @@ from typing import Any
 
 from ..gradcheck import Unjudgeable
 from .names import CONTEXTS, KEEPING, METHODS, WEIGHTS, is_label, plain
-from .source import signature, syntax, unwrapped
+from .source import code_of, signature, syntax, unwrapped
 
 _EXPECTED = (
     "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
@@ -79,7 +79,8 @@ def context_of(forward: Any) -> Any:
 
 
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
-    """The names of a function's first parameters, or of those that a caller must give."""
+    """The names of a function's first parameters, or of those that a caller must give: two of `*ws`, w1 and w2."""
+    more = next((p.name for p in signature(function).values() if p.kind is p.VAR_POSITIONAL), "")
     listed = [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if count is None:  # a bias is there, too, where it may be left out, and so are the labels of `loss(X, y=None)`
         loss = getattr(function, "__name__", "") == "loss"
@@ -89,9 +90,11 @@ def parameters(function: Callable[..., Any], count: int | None = None, skip: int
             or (loss and (is_label(p.name) or p.name == "reg"))
             for p in listed
         ]
-        return [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
+        names = [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
+        read = more not in ("args", "argv", "") and re.search(rf"\b{more}\b", code_of(function, 0))
+        return [*names, f"{more.rstrip('s')}1", f"{more.rstrip('s')}2"] if read else names
     names = [p.name for p in listed[skip : skip + count]]
-    return names + [f"input{i}" for i in range(len(names), count)]
+    return names + [f"{more.rstrip('s') or 'input'}{i + 1}" for i in range(count - len(names))]
 
 
 def returned_names(function: Any) -> list[str]:
@@ -103,6 +106,8 @@ def returned_names(function: Any) -> list[str]:
     values = [node.value for node in returns if node.value is not None]
     items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     items = [*items[0].elts, *items[1:]] if items and isinstance(items[0], ast.Tuple) else items
+    mean = [isinstance(item, ast.BinOp) and isinstance(item.op, ast.Div) for item in items]  # `dw / m`
+    items = [item.left if divided else item for item, divided in zip(items, mean, strict=True)]
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
     ]

@@ -20,6 +20,7 @@ from .held import Path, arrays, get, groups, inner, is_array, is_tensor, label, 
 from .names import RATE
 from .pairs import Pair, globals_read
 from .returned import Gradients
+from .source import signature
 
 Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
 
@@ -189,7 +190,8 @@ class Calls:
             parts = [part.reshape(shape) for part, shape in zip(split, shapes, strict=True)]
         parts = list(map(self.backend.lift, parts))
         wrapped = [*map(type(seen["own"][0]), parts)] if seen["own"] else parts
-        there = seen | {"dy": wrapped, "rate": RATE, "node": _node(seen)}
+        defaults = {name: p.default for name, p in signature(self.author.forward).items()}
+        there = seen | {"dy": wrapped, "rate": RATE, "node": _node(seen), "default": defaults}
         if self.plan.hung:
             setattr(outputs[0], self.plan.hung, parts[0])
         with seeded(function) if self.author.whole else nullcontext():

@@ -107,7 +107,7 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         yield Plan((outputs[0],), (), hung=hung[2])  # dy is read from the output, `self.out.g`
         return
     caches = [place for name, place in named.items() if name in CACHES] or outputs[:0:-1]
-    known = _known(wanted, names, named)
+    known = _known(author, wanted, names, named)
     if hasattr(author.forward, "parts"):  # beside its loss there is no dy, but the output
         known |= {name: ("result", 1) for name in wanted if name not in known and plain(name) not in CACHES}
     numbers = [p for p in outputs if isinstance(y := get(seen, p), float) or getattr(y, "shape", None) == ()]
@@ -152,7 +152,8 @@ def _is_number(value: Any) -> bool:
 def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
     """The arguments that backward must be handed, and whether it takes any number of them."""
     listed = [*signature(author.backward).values()][int(author.leads) :]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in listed)
+    handed = [p.name for p in signature(author.forward).values() if p.kind is p.VAR_POSITIONAL]  # also forward's own
+    variadic = any(p.kind is p.VAR_POSITIONAL and p.name not in handed for p in listed)
     if named := [p.name for p in listed if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
         raise Unjudgeable(f"backward takes {', '.join(named)} by keyword only, expected (dy, cache) by position")
     listed = [p for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -186,9 +187,9 @@ def _kept_output(seen: Seen) -> Path | None:
     return min(kept, key=lambda p: OUTPUTS.index(plain(p[1])) if p in named else 99, default=None)
 
 
-def _known(wanted: list[str], names: list[str], named: dict[str, Path]) -> dict[str, Path]:
-    """What arguments of backward are by their names: a rate, a node, a result of forward or an input."""
-    known = dict[str, Path]()
+def _known(author: Author, wanted: list[str], names: list[str], named: dict[str, Path]) -> dict[str, Path]:
+    """What arguments of backward are by their names: a rate, a node, a result of forward, an input or its default."""
+    known, taken = dict[str, Path](), signature(author.forward)
     for name in wanted:
         if re.fullmatch(RATES, name) and name not in names and (len(wanted) > 1 or name.startswith("l")):
             known[name] = ("rate",)  # `backward(eta)` takes a gradient
@@ -198,6 +199,8 @@ def _known(wanted: list[str], names: list[str], named: dict[str, Path]) -> dict[
             known[name] = named[name]
         elif name in names:
             known[name] = ("input", name)
+        elif name in taken and taken[name].default is not taken[name].empty:
+            known[name] = ("default", name)
     return known
 
 
