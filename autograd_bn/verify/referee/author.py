@@ -106,8 +106,7 @@ def returned_names(function: Any) -> list[str]:
     values = [node.value for node in returns if node.value is not None]
     items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     items = [*items[0].elts, *items[1:]] if items and isinstance(items[0], ast.Tuple) else items
-    mean = [isinstance(item, ast.BinOp) and isinstance(item.op, ast.Div) for item in items]  # `dw / m`
-    items = [item.left if divided else item for item, divided in zip(items, mean, strict=True)]
+    items = [item.left if isinstance(item, ast.BinOp) and isinstance(item.op, ast.Div) else item for item in items]
     return [
         re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
     ]

@@ -281,6 +281,13 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     """
     if "non-broadcastable output operand with shape (1," in message:  # written for one example at a time
         return tuple([re.sub(r"^((\w+:|\+)?)N(?=[A-Z])", r"\g<1>1", kind) for kind in chosen])
+    if back := re.search(
+        r"invalid gradient at index (\d+) - got \[([\d, ]*)\]", message
+    ):  # PyTorch says of which shape
+        shape = [int(n) for n in re.findall(r"\d+", back[2])]
+        return tuple([_shaped(kind, shape) if i == int(back[1]) else kind for i, kind in enumerate(chosen)])
+    if "not finite" in message:  # it takes powers, roots or logarithms
+        return tuple([re.sub(r"^(?=[A-Z(])", "+", kind) for kind in chosen])
     if re.search("integral type|integer scalar|must be integers|as an integer", message):
         return tuple(["=2" if kind.startswith("=0.") else kind for kind in chosen])
     if "Python scalar" in message:

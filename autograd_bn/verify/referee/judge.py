@@ -97,8 +97,10 @@ def check_backward(
 def judge(sample: Sample, strict: bool) -> Verdict:
     """Judge every gradient in every run, and look for the reason in the run that tells most, the last."""
     pair, first, back = sample.pair, sample.first, sample.first.author
+    hidden = [n for n, t in first.truth.items() if t.size and all(np.isinf(r.noise[n]).all() for r in sample.runs)]
     warned = () if back.failure is not None else tuple([f"{what}. {_COPY}" for what in back.faults])
-    base = Verdict(False, (), (), (), warnings=warned, unseen=(*pair.unseen, *back.unseen), pair=pair)
+    unseen = *pair.unseen, *back.unseen, *[f"{name}, at a kink of forward in every entry" for name in hidden]
+    base = Verdict(False, (), (), (), warnings=warned, unseen=unseen, pair=pair)
     made = partial(_made, replace(base, forward=pair.forward, inputs=sample.inputs, dy=first.dy), strict)
     notes = [*pair.notes, *sample.notes]
     findings = _without_dy(sample, notes)

@@ -118,7 +118,7 @@ def forward_of(name: str, functions: Iterable[str]) -> str | None:
             known = [other for other in others if wanted == other or wanted.startswith(f"{other}_")]
             return max(known or [other for other in others if other == bare], key=len, default=None)
     lowered = {other.lower(): other for other in others}
-    losses = [re.sub("grad(ient)?s?", word, name.lower()) for word in ("cost", "loss")]  # compute_cost, compute_gradient
+    losses = [re.sub("grad(ient)?s?", word, name.lower()) for word in ("cost", "loss")]  # compute_gradient
     return next((lowered[bare] for bare in [*roots(name), *losses] if bare in lowered), None)
 
 

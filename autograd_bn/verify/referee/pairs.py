@@ -53,8 +53,8 @@ class Unseen(ValueError):
 def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
     """For each gradient, whether it agrees with a difference along one step; its shape where that is another.
 
-    None where it is that of integers, which nobody can tell. `Unseen` where all are 0, as those of a hinge that is
-    never reached.
+    None where nobody can tell: it is that of integers, or of what forward can't be moved from. `Unseen` where all are
+    0, as those of a hinge that is never reached.
     """
     rng, inputs = np.random.default_rng(2), dict(zip(pair.names, pair.inputs, strict=True))
     output: Any = lambda at: np.asarray(pair.forward(*copy.deepcopy([*at.values()]))[0], dtype=np.float64)
@@ -70,7 +70,8 @@ def agreement(pair: Pair) -> dict[str, bool | tuple[int, ...] | None]:
         agree[name] = gradient.shape
         if gradient.shape == inputs[name].shape:
             step = np.asarray(rng.normal(size=gradient.shape) * (float(np.std(inputs[name])) or 1.0))
-            agree[name] = explains(gradient, step, slope(output, inputs, name, step, dy), 1e-4, 1e-9)
+            along = slope(output, inputs, name, step, dy)
+            agree[name] = explains(gradient, step, along, 1e-4, 1e-9) if np.isfinite(along) else None
             if not agree[name] and np.array_equal(output(inputs | {name: inputs[name] + 1e-12 * step}), y):
                 step = 100 * step  # forward rounds to a narrower type
                 agree[name] = explains(gradient, step, slope(output, inputs, name, step, dy), 1e-3)

@@ -257,7 +257,7 @@ def _rate(calls: Calls, run: _Pass, name: str, place: Path) -> float | None:
 
 def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Calls:
     """The one gradient of a loss is that of the input whose slope it is; what else is as long is labels."""
-    kept = [name for name in calls.names if name in run.returned or name in calls.places]
+    kept, near = [name for name in calls.names if name in run.returned or name in calls.places], list[str]()
     if len(run.returned) == 1 and kept:
         (gradient,) = run.returned.values()
         fit = [n for n in calls.names if n in floats and floats[n].shape == gradient.shape]
@@ -266,6 +266,6 @@ def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Call
         near = [n for n in fit if explains(gradient, steps[n], _slope(calls, n, steps[n], run.dy))]
         kept = near[:1] or (fit if len(fit) == 1 else kept)
     labels = [n for n in calls.names if n in floats and n not in kept]
-    labels = [n for n in labels if any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
+    labels = [n for n in labels if near or any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
     unseen = [f"{n}, of which no gradient is returned" for n in labels if not is_constant(n, floats[n])]
     return replace(calls, constants=tuple(labels)).without(*unseen)
