@@ -14,7 +14,7 @@ from typing import Any
 
 from ..gradcheck import Unjudgeable
 from .names import CONTEXTS, KEEPING, METHODS, WEIGHTS, is_label, plain
-from .source import code_of, signature, syntax, unwrapped
+from .source import code_of, framework, signature, syntax, unwrapped
 
 _EXPECTED = (
     "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
@@ -69,9 +69,10 @@ class Context:
 
 def context_of(forward: Any) -> Any:
     """A context of the author's own file, else one of ours."""
-    space = getattr(unwrapped(forward), "__globals__", {})
+    space, torch = getattr(unwrapped(forward), "__globals__", {}), framework("torch")
     for value in [*space.values()]:
         own = isinstance(value, type) and value.__module__ == space.get("__name__")
+        own = own and not (torch and issubclass(value, torch.autograd.Function))
         if own and (hasattr(value, "save_for_backward") or re.search("(?i)ctx|context", value.__name__)):
             with suppress(Exception):
                 return value()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -248,12 +247,18 @@ class Calls:
         return self.places.get(name) in self.slots.get(name, ())
 
 
+class _Value(np.ndarray[Any, Any]):
+    """An array as a node of a graph holds it."""
+
+    cached_data = data = property(lambda self: self.view(np.ndarray))
+    realize_cached_data = numpy = lambda self: self.view(np.ndarray)
+
+
 def _node(seen: Seen) -> Any:
     """A node of a graph, as `gradient(out_grad, node)` reads it."""
-    value: Any = lambda a: SimpleNamespace(
-        cached_data=a, data=a, realize_cached_data=lambda: a, numpy=lambda: a, shape=np.shape(a)
-    )
-    return SimpleNamespace(inputs=list(map(value, seen["input"].values())), **vars(value(seen["result"][0])))
+    node: Any = np.asarray(seen["result"][0]).view(_Value)
+    node.inputs = [np.asarray(value).view(_Value) for value in seen["input"].values()]
+    return node
 
 
 def _doubled(owner: Any) -> Any:

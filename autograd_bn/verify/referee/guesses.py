@@ -290,7 +290,7 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
         return tuple([re.sub(r"^(?=[A-Z(])", "+", kind) for kind in chosen])
     if re.search("integral type|integer scalar|must be integers|as an integer", message):
         return tuple(["=2" if kind.startswith("=0.") else kind for kind in chosen])
-    if "Python scalar" in message:
+    if re.search("Python scalar|(truth value of an array|Boolean value of Tensor) with", message):
         return tuple(["+" if re.search(r"[A-Z)]$", kind) and ":" not in kind else kind for kind in chosen])
     shapes = re.findall(r"->\(([^)]*)\)", message) or re.findall(r"\((\d[\d, ]*)\)", message)
     said: list[Any] = re.findall(r"(?:size|from|!=|aligned:|tensor [ab]|\dx(?=\d+ and)|(?<=\d) and) ?\(?(\d+)", message)
