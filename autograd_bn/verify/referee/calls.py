@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np

@@ -299,7 +299,7 @@ def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varian
     scores = [v.shape for v in inputs[entry.made :] if is_float(v) and v.ndim == 2][:1]
     for i, labels in enumerate(inputs) if scores else ():
         (rows, classes), known = scores[0], {*np.ravel(labels).tolist()} if isinstance(labels, np.ndarray) else set()
-        if np.shape(labels) == (rows,) and known <= {*range(classes)} and not is_float(labels):
+        if np.shape(labels) == (rows,) and set() < known <= {*range(classes)} and not is_float(labels):
             where, other = "with one-hot labels", np.eye(classes)[labels]
         elif np.shape(labels) == (rows, classes) and known == {0, 1} and np.all(np.sum(labels, axis=1) == 1):
             where, other = "with class indices", np.argmax(labels, axis=1)

@@ -125,7 +125,8 @@ class Search:
             if self.spent > _WORK:
                 return
             biases = [name for name in self.numbers(chosen) if re.fullmatch(_BIAS, plain(name))]
-            if not biases and all(chosen[i] in (kind, f"+{kind}") for i, kind in self.settled.items()):
+            sign = "+" * any("not finite" in why for _, why in self.failed)  # then positive ones may fit as well
+            if not biases and all(chosen[i] in (kind, sign + kind) for i, kind in self.settled.items()):
                 yield chosen
 
     def numbers(self, chosen: tuple[str, ...]) -> list[str]:
