@@ -361,8 +361,8 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         name = "pred"
     beside = {*map(plain, entry.parameters)}
     alike = {"q", "k"} <= beside or ({"a", "b"} <= beside and not any(n.startswith("w") for n in beside))
-    if alike and plain(name) in ("q", "k", "b"):  # of attention, or two of a kind
-        name = "x"
+    if (alike and plain(name) in ("q", "k", "b")) or ("logvar" in beside and plain(name) in ("mu", "mean", "logvar")):
+        name = "x"  # of attention, two of a kind, a distribution for each example
     if name in entry.kinds:
         return entry.kinds[name]
     margin = _MARGIN.match(entry.text)  # labels of ±1: 0 and 1 would hide it
