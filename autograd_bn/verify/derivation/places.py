@@ -55,7 +55,7 @@ class Ran:
         """Where else gradients are kept; `Unwritable` where backward changes what no gradient is."""
         calls: Any = pair.calls
         gradients = gradients_of(self.back, dict(zip(pair.names, pair.inputs, strict=True)))
-        own, found = arrays({"object": calls.author.owner}), list[tuple[str, Path]]()
+        own, kept = arrays({"object": calls.author.owner}), list[tuple[str, Path]]()
         known = {*calls.places.values()}
         known |= {path for name in calls.places if calls.updates(name) for path in calls.slots[name]}
         shared = [paths for _, paths in groups(self.held) if known & {*paths}]  # one array, which is filled in place
@@ -65,31 +65,31 @@ class Ran:
                 continue
             of = [name for name, g in gradients.items() if g is not None and np.array_equal(g, value)]
             if of:
-                found.append((of[0], path))
+                kept.append((of[0], path))
             elif path in own and np.array_equal(own[path], self.before[path]):
                 raise Unwritable(f"backward changes {label(path[1:])} as well, and what is written makes gradients")
-        return found
+        return kept
 
 
 def manner(pair: Pair, first: Ran, paths: list[Path]) -> dict[Path, str]:
     """How an author keeps gradients in places: "add", "fill", "set", or "anew" where he makes what holds them too."""
-    run, found = Ran(pair, paths), dict[Path, str]()
+    run, how = Ran(pair, paths), dict[Path, str]()
     for path in paths:
         holder, value, there = path[:-1], run.after[path], path in run.before
         if get(run.root, holder) is not run.holders[holder]:
-            found[path] = "anew"
+            how[path] = "anew"
         elif there and np.all(value == START):
             continue  # nothing is kept yet
         elif not np.allclose(value, first.after[path]):
             if not np.allclose(value - START, first.after[path]):
                 raise Unwritable(f"backward leaves more than a gradient in {label(path[1:])}")
-            found[path] = "add"
+            how[path] = "add"
         else:
-            found[path] = "fill" if there and value is run.held[path] else "set"
-    return found
+            how[path] = "fill" if there and value is run.held[path] else "set"
+    return how
 
 
 def gradients_of(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a backward pass gave, by the inputs: None for what has no gradient."""
-    found = Matching(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)}).matched()
-    return {name: found.gradients.get(name) for name in inputs}
+    back = Matching(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)}).matched()
+    return {name: back.gradients.get(name) for name in inputs}

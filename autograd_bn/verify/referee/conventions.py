@@ -46,23 +46,23 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
 
     That comes before what it returned. As it is where no loss takes these, or several do.
     """
-    given, asked = parameters(forward), parameters(backward)
-    labels = [name for name in asked if is_label(name) and name not in given]
+    ahead, asked = parameters(forward), parameters(backward)
+    labels = [name for name in asked if is_label(name) and name not in ahead]
     fitting = list[tuple[Any, list[str]]]()
     for loss in losses if len(labels) == 1 else ():
         taken = parameters(loss)
-        own = [name for name in taken if name not in given]
+        own = [name for name in taken if name not in ahead]
         said = [name for name in own if name in labels] or [name for name in own if is_label(name)][-1:]
         if len(own) == 2 and said:
-            fitting.append((loss, [labels[0] if name in said else name * (name in given) for name in taken]))
+            fitting.append((loss, [labels[0] if name in said else name * (name in ahead) for name in taken]))
     fitting = [fit for fit in fitting if {*labels} <= {*parameters(fit[0])}] or fitting
     if len(fitting) != 1:
         return forward
-    (loss, taken), names = fitting[0], [*given, *labels]
+    (loss, taken), names = fitting[0], [*ahead, *labels]
 
     def forward_and_loss(first: Any, second: Any, *others: Any) -> Any:
         values = dict(zip(names, (first, second, *others), strict=True))
-        result = forward(*[values[name] for name in given])
+        result = forward(*[values[name] for name in ahead])
         parts = result if isinstance(result, tuple) else (result,)
         return loss(*[values.get(name, parts[0]) for name in taken]), *parts
 

@@ -106,20 +106,20 @@ class Matching:
 
     def _of_an_input(self, name: str, value: Any) -> None:
         """Keep what came back in the place of an input, which may be a container of arrays or have no gradient."""
-        given: Any = self.inputs.get(name)
-        if isinstance(given, dict | list | tuple) and isinstance(value, dict | list | tuple):
+        taken: Any = self.inputs.get(name)
+        if isinstance(taken, dict | list | tuple) and isinstance(value, dict | list | tuple):
             inside = [n for n in self.truth if n.startswith(f"{name}[")]
             self._by_names(value if isinstance(value, dict) else dict(zip(inside, value, strict=False)))
         elif name in self.truth and name not in self.out.gradients:
             self._keep(name, value)
         elif name not in self.out.gradients:
-            array = isinstance(given, np.ndarray)
-            if np.shape(value) and isinstance(given, int | float):
+            array = isinstance(taken, np.ndarray)
+            if np.shape(value) and isinstance(taken, int | float):
                 self.out.numbers.append(name)  # also zeros: it was meant to be an array
-            elif np.any(value) and (array or isinstance(given, float)):
-                same = np.shape(given) == np.shape(value)
+            elif np.any(value) and (array or isinstance(taken, float)):
+                same = np.shape(taken) == np.shape(value)
                 (self.out.numbers if same or not array else self.out.labels).append(name)
-            kind = getattr(given, "dtype", type(given).__name__)
+            kind = getattr(taken, "dtype", type(taken).__name__)
             self.out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
 
     def _without_containers(self, listed: list[Any]) -> list[Any]:
