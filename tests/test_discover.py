@@ -244,9 +244,12 @@ def test_neighbours_are_found_up_to_the_projects_root(tmp_path):
     assert judged(written(inner, text))["f_backward"].verdict == "right"
 
 
-def test_what_is_imported_by_the_name_of_a_folder_above_is_found_in_the_nearest(tmp_path):
-    inner = tmp_path / "former" / "project" / "former" / "layers"
+@pytest.mark.parametrize("package", [False, True])
+def test_what_is_imported_by_the_name_of_a_folder_above_is_found_in_the_nearest(tmp_path, package):
+    inner = tmp_path / "top" / "former" / "project" / "former" / "layers"
     inner.mkdir(parents=True)
+    if package:
+        (inner.parent / "__init__.py").write_text("", encoding="utf-8")
     (inner.parent / "former.py").write_text("raise ImportError\n", encoding="utf-8")
     (inner.parent / "helpers.py").write_text("def twice(x):\n    return 2 * x\n", encoding="utf-8")
     (inner / "__init__.py").write_bytes(b"\xef\xbb\xbfsize = 3\n")

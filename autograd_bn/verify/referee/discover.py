@@ -164,8 +164,9 @@ class Variant(NamedTuple):
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     """`affine` on images, of which forward makes rows; batches of matrices, where the code has a branch for them."""
-    branch = re.search(r"(ndim|len\([\w.]+\.shape\)) *(==|>|>=|!=) *[23]\b", entry.text)
-    for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch else []):
+    branch = re.search(r"(ndim|len\([\w.]+\.shape\)) *((==|>=) *3|(>|!=) *2)\b", entry.text)
+    flat = max(np.ndim(value) for value in inputs) < 3
+    for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch and flat else []):
         there = zip(entry.parameters, other, inputs, strict=False)
         for name, shape in [(name, np.shape(new)) for name, new, old in there if np.ndim(new) != np.ndim(old)]:
             yield Variant(f"for {name} of shape {shape}", entry.adapted(other))

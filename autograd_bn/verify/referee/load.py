@@ -219,9 +219,10 @@ def loaded(path: Path) -> Iterator[Loaded]:
 def _packages(path: Path, folders: list[Path]) -> str:
     """Make packages of the folders of a file, of which it is a module; what the one that it stands in is called."""
     imported = re.findall(r"(?m)^\s*(?:from|import) +(\w+)", path.read_text("utf-8", "replace"))
-    for folder in folders[:-1]:  # without __init__.py it would give way to `model/model.py`
-        if folder.name in imported and folder.name not in sys.modules and not (folder / "__init__.py").exists():
-            sys.modules[folder.name] = Package(folder.name, folder)
+    nearest = {folder.name: folder for folder in folders[-2::-1]}
+    for name, folder in nearest.items():  # without __init__.py it would give way to `model/model.py`
+        if name in imported and name not in sys.modules and not (folder / "__init__.py").exists():
+            sys.modules[name] = Package(name, folder)
     name = ""
     for folder in folders[::-1]:  # all of them, since it may import its neighbours so
         name = f"{name}.{re.sub(r'[^0-9A-Za-z_]', '_', folder.name)}" if name else "checked"

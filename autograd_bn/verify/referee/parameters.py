@@ -14,10 +14,10 @@ from ..gradcheck import Unjudgeable
 from .calls import Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
-from .names import RATE, RATES, is_constant, is_label
+from .names import RATE, RATES, derivative_of, is_constant, is_label, plain
 from .pairs import explains, slope, stirred
 from .returned import Matching
-from .source import signature
+from .source import code_of, signature
 
 Slots = dict[str, list[Path]]
 
@@ -27,12 +27,20 @@ def with_parameters(calls: Calls) -> Calls:
     calls, slots = _warmed(calls, _read(calls))
     held = {name: array(copy.deepcopy(get(_root(calls), paths[0]))) for name, paths in slots.items()}
     numbers = [name for name, value in held.items() if isinstance(value, float)]
-    calls = replace(calls, slots=slots, values=tuple(map(np.asarray, held.values())))
+    unnamed = {*numbers} - {*_named(numbers, code_of(calls.author.backward))}  # an eps, a rate
+    slots = {name: paths for name, paths in slots.items() if name not in unnamed}
+    calls = replace(calls, slots=slots, values=tuple([np.asarray(held[name]) for name in slots]))
     calls, returned = _with_gradients(_off_zero_and_one(calls), numbers)
-    judged = {*calls.places, *returned}
-    kept = [name for name in slots if name not in numbers or name in judged]  # others are an eps, a rate
+    kept = [name for name in slots if name not in numbers or name in {*calls.places, *returned}]
     values = dict(zip(slots, calls.values, strict=True))
     return replace(calls, slots={n: slots[n] for n in kept}, values=tuple([values[n] for n in kept]))
+
+
+def _named(names: Sequence[str], code: str) -> list[str]:
+    """Those of which a backward pass names the gradient, as `db` or by a key, or which it sets."""
+    words = {name for word in re.findall(r"\w+", code) for name in derivative_of(word)[:-1]}
+    ends = [(name, name.rpartition(".")[2]) for name in names]
+    return [n for n, end in ends if plain(end) in words or re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)]
 
 
 def _root(calls: Calls) -> dict[str, Any]:
