@@ -155,7 +155,10 @@ class Matching:
         return next(iter([*said, *[key for key in wanted if wanted[key] in (shapes, shapes[::-1])]]), None)
 
     def wanted(self, listed: list[Any]) -> list[str]:
-        """What the gradients in a list are those of: one an argument, else by their names, else the floats in order."""
+        """What the gradients in a list are those of: one an argument, else by their names, else the floats in order.
+
+        Or what alone has the shape of each.
+        """
         names, count = list(self.came.names), len(listed)
         if count == len(names):
             return names
@@ -167,8 +170,14 @@ class Matching:
         free = [name for name in floats if not is_constant(name, self.inputs[name])]
         left = [name for name in self.truth if name not in self.out.gradients]
         every = [*names, *[name for name in left if name not in names]]  # None of indices, too
-        choices = (some for some in (free, floats, left, every) if len(some) == count)
-        return next(choices, [*floats, *left][: max(count, len(left))])
+        if choice := next((some for some in (free, floats, left, every) if len(some) == count), []):
+            return choice
+        whole = count > 1 and all(isinstance(value, np.ndarray | np.number | float) for value in listed)
+        alike = [[n for n in floats if np.shape(self.inputs[n]) == np.shape(v)] for v in listed if whole]
+        if {*map(len, alike)} == {1}:
+            self.named = True
+            return [name for name, *_ in alike]
+        return [*floats, *left][: max(count, len(left))]
 
     def _said(self) -> list[str]:
         """Of which input each value that is returned is the gradient by its name, if of any."""
