@@ -46,8 +46,7 @@ class Ran:
         """A run, if the backward pass is written."""
         with suppress(Exception):
             run = cls(pair, [])
-            listed = run.back.back if isinstance(run.back.back, tuple | list) else [run.back.back]
-            if any(value is not None for value in listed) or any(map(np.any, run.back.left.values())):
+            if any(value is not None for value in run.back.listed) or any(map(np.any, run.back.left.values())):
                 return run
         return None
 

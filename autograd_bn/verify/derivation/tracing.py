@@ -249,9 +249,8 @@ class Recording:
         self.nodes = topological_order(ends)
         read = [array.source for array in self.log if isinstance(array.source, Node)]  # by masks alone
         self.values = Values(topological_order([*ends, *read]))
-        self.values |= {
-            t.node: t.data for t in self.args.values() if isinstance(t, Tensor)
-        }  # read by what is kept alone
+        leaves = {t.node: t.data for t in self.args.values() if isinstance(t, Tensor)}
+        self.values |= leaves  # some are read by what is kept alone
 
     def _assigned(self, t: Tensor, index: Any, value: Any) -> Tensor:
         node = t.node

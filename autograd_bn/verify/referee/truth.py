@@ -144,11 +144,11 @@ class Forward:
             return [np.asarray(np.sum(y * dy))]
 
         slopes = Differences(loss, [inputs[name] for name in self.floats], rng=np.random.default_rng(0))
-        truth, noise = Arrays(), Arrays()
+        truth, noise, known = Arrays(), Arrays(), known_to(self.pair)
         for i, name in enumerate(self.floats):
             shape = inputs[name].shape
             value, error = (figures[0].reshape(shape) for figures in slopes.jacobian(i))
             truth[name] = np.nan_to_num(value)
-            least = known_to(self.pair) * np.max(np.abs(truth[name]), initial=0)
+            least = known * np.max(np.abs(truth[name]), initial=0)
             noise[name] = np.nan_to_num(10 * error, nan=np.inf, posinf=np.inf) + least
         return truth, noise
