@@ -1,83 +1,32 @@
-"""The backward pass of an author's forward pass: in his names, of what forward keeps, left where he leaves it."""
+"""How an author's passes are called, and where gradients go: returned, set, filled, added to, or in a new list."""
 
 import ast
 import copy
 import inspect
 import re
-import textwrap
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, update_wrapper, wraps
 from typing import Any, cast
 
 import numpy as np
 
-from ...engine import Tensor
 from ..referee.author import returned_names
 from ..referee.calls import Calls
-from ..referee.conventions import called, plans
-from ..referee.held import CLOSED, Path, arrays, best, get, is_float, label, put
-from ..referee.judge import check_backward
+from ..referee.conventions import plans
+from ..referee.held import Path, arrays, best, get, groups, is_float, label, put
 from ..referee.names import RATE, derivative_of, is_constant, plain
 from ..referee.pairs import Pair
 from ..referee.parameters import with_parameters
 from ..referee.returned import Gradients, Matching
-from ..referee.source import code_of, file_of, signature, syntax, unwrapped
-from .expressions import FLIPPED, Expression, is_cut
-from .lengths import recordings
-from .module import Derivation, executed, refuse_wrong, written, wrong
-from .numbers import constant
-from .places import Ran, gradients_of, manner
-from .text import SIGNS, WIDTH, Function, broken, names_in, wrapped
-from .tracing import Recording, Unkept, Unwritable, fillable
-from .writer import Writer, below
+from ..referee.source import code_of, signature, syntax, unwrapped
+from .tracing import Unwritable
+
+START = 3.25  # of the gradients that a second run may add to
 
 
-def solution(pair: Pair, folded: bool = False) -> Derivation:
-    """A backward pass that is right for `pair`'s forward pass, written in the place of its author's.
-
-    It takes, reads and leaves what the author's does, and stands in his file beside forward as it is; a function that
-    returns a loss and its gradient is written whole. For functions of which forward keeps too little, a forward pass
-    is written too. `Unwritable` says why there is none.
-    """
-    if pair.calls is None or pair.calls.backend.truth is not None:
-        raise Unwritable("forward computes with another library than NumPy, so that it can't be recorded")
-    author, made, why = pair.calls.author, list[Derivation](), list[Unwritable]()
-    for form in dict.fromkeys((folded, True)):  # folded less has to be kept
-        try:
-            made.append(_beside_forward(pair, form))
-            if "has to keep" not in made[-1].source:
-                return made[-1]
-        except Unwritable as error:
-            why.append(error)
-            if not isinstance(why[0], Unkept):
-                raise
-    if made:
-        return made[0]
-    if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)):
-        raise why[0]
-    titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
-    return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
-
-
-def _beside_forward(pair: Pair, folded: bool) -> Derivation:
-    """A backward pass of what the author's forward pass keeps."""
-    made = _Author(pair)
-    run, own = fillable(made.author.forward), made.author.forward
-    forward = wraps(own)(lambda *values, **options: made.passed(run, values, options))
-    free = [p for name, p in signature(own).items() if name not in made.inputs]
-    options = {p.name: p.default for p in free if type(p.default) in (int, float)}
-    with np.errstate(all="ignore"):
-        record = partial(Recording, forward, made.wanted, folded, made.calls.plan.unit)
-        runs = recordings(own, record, made.inputs, options)
-        answer = _Answer(runs, made)
-        derivation = made.judged(answer.source(), runs)
-        answer.single = made.single
-        return made.judged(answer.source(), runs) if made.single else derivation
-
-
-class _Author:
+class Author:
     """How an author's passes are called, what of it can be another, and where gradients go."""
 
     def __init__(self, pair: Pair) -> None:
@@ -95,12 +44,9 @@ class _Author:
         listed = [*taken][int(self.author.leads) :]
         self.lead = next(iter(taken)) if self.author.leads else ""
         self.arguments = dict(zip(listed, calls.plan.arguments, strict=False))
-        for name, place in self.arguments.items():
-            if (
-                place[0] == "result"
-                and len(derivative_of(name)) > 1
-                and name not in returned_names(calls.author.forward)
-            ):
+        results = returned_names(self.author.forward)
+        for name, (what, *_) in self.arguments.items():
+            if what == "result" and len(derivative_of(name)) > 1 and name not in results:
                 raise Unwritable(f"backward takes {name}, and what it is handed is no gradient")
         self.calls = self._with_the_rest(calls)
         self.keys: list[str] = []  # of a dict that is returned
@@ -114,7 +60,7 @@ class _Author:
             self.manner = manner(pair, run, [path for name, path in self.kept if path not in calls.slots.get(name, ())])
         self.wanted = [*dict.fromkeys([*filter(None, self.returned), *dict(self.kept)])]
         held = [(name, path) for name, path in self.kept if self.manner.get(path) != "anew"]
-        self.left = [(name, self._statement(name, path)) for name, path in held]
+        self.left = [(name, *self._statement(name, path)) for name, path in held]
         self.anew = {path[:-1]: get(self.root, path[:-1]) for path, how in self.manner.items() if how == "anew"}
         self.lost: list[str] = []  # what forward has to keep beside what it does
         if not self.wanted:
@@ -136,21 +82,19 @@ class _Author:
                 slots[name], self.inputs[name] = [path], value
         return replace(calls, slots=slots)
 
-    def _statement(self, name: str, path: Path) -> str:
-        """The statement by which the author keeps a gradient."""
+    def _statement(self, name: str, path: Path) -> tuple[str, str]:
+        """Where and how the author keeps a gradient, as code."""
         text, how = self.spelled(path), self.manner.get(path)
         if path in self.calls.slots.get(name, ()):  # he makes the step
             numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)]
             numbers += [(n, p.default) for n, p in signature(self.author.backward).items()]
             numbers += [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items()]
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
-            return f"{text} -= {rate} * {{}}"
+            return text, f"-= {rate} *"
         holder = get({"object": self.author.owner}, path[:-1])
-        if isinstance(holder, list) and path[-1] >= len(holder):
-            return f"{self.spelled(path[:-1])}.append({{}})"
-        if how is None and isinstance(holder, list) and is_float(holder[path[-1]]):
+        if how is None and isinstance(holder, list) and is_float(get(holder, path[-1:])):
             how = "fill"  # others may hold the array
-        return f"{text} += {{}}" if how == "add" else f"{text}[...] = {{}}" if how == "fill" else f"{text} = {{}}"
+        return text + "[...]" * (how == "fill"), "+=" if how == "add" else "="
 
     def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
         """The outputs of the author's forward pass, and what there is after it."""
@@ -162,7 +106,7 @@ class _Author:
         """A place in the author's object as code."""
         value, text = self.author.owner, self.lead
         for i, key in enumerate(path[1:]):
-            text += f".{key}" if hasattr(value, "__dict__") else f"[{_quoted(key)}]"
+            text += f".{key}" if hasattr(value, "__dict__") else f"[{quoted(key)}]"
             value = get({"object": self.author.owner}, path[: i + 2])
         return text
 
@@ -212,23 +156,7 @@ class _Author:
         home = str(old.__qualname__).rpartition(".")[0].rpartition(".")[2].replace("<locals>", "")
         return owner.__name__ if self.lead and hasattr(owner, old.__name__) else home  # a subclass's
 
-    def judged(self, text: str, runs: Sequence[Recording]) -> Derivation:
-        """Run what is written in the author's file, and hold it against the recorded gradients; then the referee."""
-        old = unwrapped(self.author.backward)
-        space, inputs = executed(text, {"np": np, **old.__globals__}), self.pair.inputs[: len(self.calls.names)]
-        new = inspect.getattr_static(space[self.home], old.__name__) if self.home else space[old.__name__]
-        new = getattr(new, "__func__", new)
-        for run in runs:
-            if run.finite:
-                self._compare(new, run)
-        self.single = wrong(partial(self._compare, new), runs)
-        pair = called(replace(self.author, forward=new if self.whole else self._keeping(), backward=new), inputs)
-        refuse_wrong(check_backward(pair, pair.inputs))
-        inputs_of = dict(zip(pair.names, pair.inputs, strict=True))
-        backward = lambda dy, cache: tuple(gradients_of(pair.call(new, dy, cache), inputs_of).values())
-        return Derivation(text, lambda *values: pair.forward(*values), backward, inputs_of, file_of(pair.source))
-
-    def _keeping(self) -> Any:
+    def keeping(self) -> Any:
         """The author's forward pass, which keeps what it has to."""
         own = self.author.forward
 
@@ -237,27 +165,6 @@ class _Author:
             return own(lead, *values, **options)
 
         return wraps(own)(forward) if self.lost else own
-
-    def _compare(self, new: Any, run: Recording) -> None:
-        """Hold what a backward pass returns and leaves against the gradients of a recording."""
-        values, dys = copy.deepcopy([*run.inputs.values()]), [np.array(t.data) for t in run.upstream]
-        *outputs, seen = self.passed(self._keeping(), values, run.options)
-        for name, path in self.kept:  # to which some add
-            if path not in self.calls.slots.get(name, ()) and isinstance(get(seen, path), np.ndarray):
-                put(seen, path, np.zeros(run.leaves[name].shape))
-        if self.whole:
-            lead = [seen["object"]] if self.lead else []
-            result = new(*lead, *seen["input"].values(), **run.options)
-            outputs = [result[self.calls.plan.outputs[0][1]]]
-            back = self.calls.pulled(lambda *_: result, 1.0, seen, outputs)
-        else:
-            dy = dys[0] if len(dys) == 1 else np.concatenate([dy.ravel() for dy in dys])
-            back = replace(self.calls, places=dict(self.kept[::-1])).pulled(new, dy, seen, outputs)
-        rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
-        gradients = gradients_of(back, run.inputs)
-        for name, path in [("", ()), *self.kept]:
-            there = {} if not name or path in self.calls.slots.get(name, ()) else {name: get(seen, path)}
-            run.hold(outputs, gradients | there, 1e-5 if rough else 1e-9)
 
 
 def _opened(forward: Any) -> str:
@@ -283,219 +190,83 @@ def _as_named(pair: Pair) -> Pair:
     return with_parameters(Calls(calls.author, calls.inputs, calls.backend, calls.names, plan)).pair()
 
 
-def _word(name: str) -> str:
-    """What stands in a place, as a name: W for layers[0].W."""
-    *_, last = words = re.findall(r"\w+", name)
-    return "_".join(words[-2:]) if last.isdigit() else last
-
-
-def _quoted(key: Any) -> str:
+def quoted(key: Any) -> str:
     return f'"{key}"' if isinstance(key, str) else repr(key)
 
 
-def _reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
-    """The arrays and numbers in a value, each with the code that reads it."""
-    if isinstance(value, Tensor | np.ndarray | int | float | str | tuple | list):
-        yield text, value
-    if isinstance(value, dict | list | tuple):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _reached(item, f"{text}[{_quoted(key)}]", depth - 1) if depth else ()
-    elif not isinstance(value, (Tensor, int, float, *CLOSED)):
-        for name, item in getattr(value, "__dict__", {}).items():
-            yield from _reached(item, f"{text}.{name}", depth - 1) if depth else ()
+class Ran:
+    """A run of an author's backward pass: what it gives, and the arrays of his object before and after.
+
+    `started` are places in which gradients are not 0 before.
+    """
+
+    def __init__(self, pair: Pair, started: list[Path]) -> None:
+        calls: Any = pair.calls
+        y, kept = pair.forward(*copy.deepcopy(pair.inputs))
+        seen, outputs = kept.reveal()
+        self.root = {"object": seen["object"]}
+        for path in started:
+            if isinstance(held := get(self.root, path), np.ndarray):
+                held[...] = START
+            elif isinstance(held, float):
+                put(self.root, path, START)
+        self.holders = {path[:-1]: get(self.root, path[:-1]) for path in started}
+        self.held = arrays(self.root)
+        self.before = {path: np.copy(value) for path, value in self.held.items()}
+        dy = np.ones(np.shape(y)) if pair.unit else np.random.default_rng(3).normal(size=np.shape(y))
+        self.back: Gradients = replace(calls, places={} if started else calls.places).pulled(
+            pair.source, dy, seen, outputs
+        )
+        self.after = arrays(self.root)
+
+    @classmethod
+    def of(cls, pair: Pair) -> "Ran | None":
+        """A run, if the backward pass is written."""
+        with suppress(Exception):
+            run = cls(pair, [])
+            if any(value is not None for value in run.back.listed) or any(map(np.any, run.back.left.values())):
+                return run
+        return None
+
+    def places(self, pair: Pair) -> list[tuple[str, Path]]:
+        """Where else gradients are kept; `Unwritable` where backward changes what no gradient is."""
+        calls: Any = pair.calls
+        gradients = gradients_of(self.back, dict(zip(pair.names, pair.inputs, strict=True)))
+        own, kept = arrays({"object": calls.author.owner}), list[tuple[str, Path]]()
+        known = {*calls.places.values()}
+        known |= {path for name in calls.places if calls.updates(name) for path in calls.slots[name]}
+        shared = [paths for _, paths in groups(self.held) if known & {*paths}]  # one array, which is filled in place
+        for path, value in self.after.items():
+            same = any(path in paths and value is self.held[path] for paths in shared)
+            if path in known or same or np.array_equal(value, self.before.get(path, np.nan)):
+                continue
+            of = [name for name, g in gradients.items() if g is not None and np.array_equal(g, value)]
+            if of:
+                kept.append((of[0], path))
+            elif path in own and np.array_equal(own[path], self.before[path]):
+                raise Unwritable(f"backward changes {label(path[1:])} as well, and what is written makes gradients")
+        return kept
 
 
-class _Answer(Writer):
-    """What recordings of an author's forward pass have in common, as a backward pass of his."""
+def manner(pair: Pair, first: Ran, paths: list[Path]) -> dict[Path, str]:
+    """How an author keeps gradients in places: "add", "fill", "set", or "anew" where he makes what holds them too."""
+    run, how = Ran(pair, paths), dict[Path, str]()
+    for path in paths:
+        holder, value, there = path[:-1], run.after[path], path in run.before
+        if get(run.root, holder) is not run.holders[holder]:
+            how[path] = "anew"
+        elif there and np.all(value == START):
+            continue  # nothing is kept yet
+        elif not np.allclose(value, first.after[path]):
+            if not np.allclose(value - START, first.after[path]):
+                raise Unwritable(f"backward leaves more than a gradient in {label(path[1:])}")
+            how[path] = "add"
+        else:
+            how[path] = "fill" if there and value is run.held[path] else "set"
+    return how
 
-    def __init__(self, runs: Sequence[Recording], made: _Author) -> None:
-        self.author = made
-        reached = [dict(_reached(run.cache, "")) for run in runs]
-        kept = [[own.get(text) for own in reached] for text in reached[0]]
-        if {id(runs[0].source(values[0])) for values in kept} & {*map(id, runs[0].bases)}:
-            raise Unwritable("forward sets elements of a view of what it keeps")
-        super().__init__(runs, "", None if made.whole else kept)
-        self.read: dict[Expression, str] = {}  # what backward may read, as code
-        self.constants: dict[str, Any] = {}  # and the numbers and words
-        self.opened: dict[str, list[str]] = {}  # what stands in a cache
-        assigned: Any = [n for n in ast.walk(syntax(made.author.backward)) if isinstance(n, ast.Assign)]
-        tuples = [(n.value, n.targets[0].elts) for n in assigned if isinstance(n.targets[0], ast.Tuple | ast.List)]
-        self.opens = {ast.unparse(value): [getattr(part, "id", "") for part in parts] for value, parts in tuples}
-        self.tuples: dict[tuple[Any, ...], str] = {}  # what is kept of shapes, one a recording, as code
-        self.bare = False  # whether no length is written as a number
-        if made.whole:
-            self.constants |= runs[0].options
-        for name, value in getattr(unwrapped(made.author.forward), "__globals__", {}).items():
-            if is_float(value) and (e := self._known([value] * len(runs))) is not None:  # the file's own
-                self.read.setdefault(e, name)
-        for name, place in {**made.arguments, made.lead: ("object",)}.items():
-            if name and place[0] in ("object", "input", "result"):
-                self._reach(name, [get(run.cache, place) for run in runs])
-        self.numbers = {n: self.numbers[n] for n in sorted(self.numbers, key=lambda n: n not in self.constants)}
 
-    def _reach(self, name: str, values: list[Any]) -> None:
-        """What can be read from an argument of the backward pass."""
-        reached, own = [dict(_reached(value, name)) for value in values], dict[str, str]()
-        for text, value in reached[0].items():
-            some = [run.get(text) for run in reached]
-            e = self._known(some)
-            place = e is not None and e.op == "input" and self.author.calls.slots.get(e.args[0])
-            if place and text != self.author.spelled(place[0]):
-                continue  # it stands elsewhere too
-            text = own.get(text, text)
-            if isinstance(value, Tensor | np.ndarray):
-                self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
-            elif isinstance(value, tuple | list):
-                listed = [tuple(each) for each in some if isinstance(each, tuple | list)]
-                if len({*map(len, listed)}) > 1:
-                    continue
-                if all(type(n) is int for each in listed for n in each):
-                    self.tuples[tuple(listed)] = text
-                items = self.opens.get(text) or [self._called(list(items)) for items in zip(*some, strict=True)]
-                if all(map(str.isidentifier, items)) and len({*items}) == len(items) == len(value) > 1:
-                    own |= {f"{text}[{i}]": item for i, item in enumerate(items)}
-                    self.opened[text] = items
-            else:
-                self.constants[text] = value
-                self.numbers |= {text: some} if type(value) in (int, float) and text not in self.numbers else {}
-
-    def _called(self, values: list[Any]) -> str:
-        """What the author calls a value, or nothing."""
-        if isinstance(values[0], Tensor | np.ndarray):
-            return self.named.get(self._known(values), "")
-        return next((name for name, known in self.numbers.items() if known == values), "")
-
-    def _known(self, values: Sequence[Any]) -> Any:
-        """The expression that has these values, one a recording, if there is one."""
-        fixed = all(type(value) is np.ndarray and value.ndim for value in values)
-        return self.made.of(*values) if fixed else self.made.known(values)
-
-    def source(self) -> str:
-        """The function, or the method in its class."""
-        made, old = self.author, unwrapped(self.author.author.backward)
-        sets = [(n, text.removesuffix(" = {}")) for n, text in made.left if text.endswith(" = {}")]
-        own = dict(sorted(sets, key=lambda each: "[" not in each[1]))
-        # What is there from a pass before is no input.
-        stale = {text.removesuffix("[...]") for _, text in sets}
-        stale |= {made.spelled(path) for _, path in made.kept if path[:-1] in made.anew}
-        self.read = {e: text for e, text in self.read.items() if text not in stale}
-        self.numbers = {text: values for text, values in self.numbers.items() if text not in stale}
-        dys = {place[1]: name for name, place in made.arguments.items() if place[0] == "dy"}
-        seeds = {e: dys[i] for i, e in enumerate(self.seeds) if i in dys}
-        ys = self.ys if made.whole else ()
-        self._find_the_rest([*ys, *self.gradients.values()], seeds)
-        out = self.function({**seeds, **self.read, **seeds})
-        out.tuples = self.tuples
-        out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
-        called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
-        self.back(out, self._names(), called, ys)
-        for name, form in sorted(made.left, key=lambda each: " -= " in each[1]):  # steps, after all gradients
-            g = self.gradients.get(name)
-            if g and form.removesuffix("[...] = {}").removesuffix(" = {}") != out.names.get(g):
-                out.lines.append(form.format(out.text(g)))
-        out.lines += [self._made_anew(out, path) for path in made.anew]
-        results = [self._results(out)] if made.returned or made.whole else []
-        only = results[0].removeprefix("return ") if results else ""
-        at = next((i for i, line in enumerate(out.lines) if line.startswith(f"{only} = ")), None)
-        if only.isidentifier() and at is not None and only not in names_in(out.lines) and "-= " not in out.lines[-1]:
-            results = [f"return {out.lines.pop(at).partition(' = ')[2]}"]
-            out.lines[at - 1 : at] = [line for line in out.lines[at - 1 : at] if not line.startswith("#")]
-        reads = names_in([*out.lines, *results])
-        wanted = [n for n in self.numbers if n in reads and n not in self.constants]
-        lines, missing = self.lengths(wanted, {**seeds, **self.read}, {})
-        missing += [text for text in self.settings if not made.whole and text in "\n".join([*out.lines, *results])]
-        if missing:
-            raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
-        # Where no number above 1 is written, none is a length that has to be what it was.
-        self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", "\n".join([*lines, *out.lines, *results]))
-        guard = self.guard(self._spelled)
-        alike = Counter([re.sub(r"\d+", "0", line) for line in out.lines])
-        if guard and max(alike.values(), default=0) > 2:
-            raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
-        said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
-        for name, p in signature(made.author.forward).items():
-            if name in self.first.tested and name not in made.inputs and type(p.default) in (bool, str):
-                said.append(f"# where {name} is {p.default!r}")
-        reads |= names_in([*guard, *lines])
-        parts = {text: [item if item in reads else "_" for item in items] for text, items in self.opened.items()}
-        opened = [f"{', '.join(items)} = {text}" for text, items in parts.items() if {*items} - {"_"}]
-        shown = [broken(line, out.width) for line in [*out.lines, *results]]
-        return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *shown])
-
-    def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
-        """What is to be read beside what forward keeps: masks, by what it keeps, then what it has to keep."""
-        made = self.author
-        floats = [(known, text) for known, text in self.read.items() if known.values[0].dtype.kind == "f"]
-        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op in FLIPPED]:
-            # relu(x) > 0 where x > 0, but not where x >= 0
-            seen: Any = lambda own, e=e: (
-                not e.uniform and all(map(np.array_equal, [v > 0 for v in own.values], e.values))
-            )
-            texts = [f"{text} > 0" for known, text in floats if seen(known)]
-            texts += [
-                f"{text} {SIGNS[e.op]} {constant(float(e.args[1].values[0]))[0]}"
-                for known, text in floats
-                if is_cut(known, *e.args)
-            ]
-            if texts and any(part not in self.read and part.op != "number" for part in e.parts):
-                self.read[e] = texts[0]
-        for e in [e for e in below(ends, {**self.read, **seeds}) if e.op == "input"]:
-            if not made.lead or e.args[0] not in made.calls.names:
-                raise Unkept(f"backward reads {e.args[0]}, which forward keeps nowhere")
-            if any(text.startswith(f"{made.lead}.{e.args[0]}") for text in (*self.read.values(), *self.constants)):
-                raise Unkept(f"backward reads {e.args[0]}, of which forward keeps another by that name")
-            self.read[e] = f"{made.lead}.{e.args[0]}"
-            made.lost.append(e.args[0])
-
-    def _names(self) -> dict[Expression, str]:
-        """What values are called, of which gradients have their names: as they are read, else as in forward."""
-        short = {e: text.rpartition(".")[2] for e, text in self.read.items()}
-        opened = {e: text for e, text in self.read.items() if text.isidentifier()}
-        return {e: n for e, n in (self.meant | short | self.named | opened).items() if n.isidentifier()}
-
-    def _spelled(self, name: str) -> str:
-        """An input of forward as backward reads it."""
-        if name in self.author.calls.slots:
-            return self.author.spelled(self.author.calls.slots[name][0])
-        if any(text == name or text.startswith(f"{name}[") for text in self.constants):
-            return name
-        text = next((self.read[e] for e, own in self.inputs.items() if own == name and e in self.read), "")
-        if not text and not self.bare:
-            raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
-        return text
-
-    def _made_anew(self, out: Function, path: Path) -> str:
-        """The line that makes a list, a tuple or a dict of gradients."""
-        made, held = self.author, self.author.anew[path]
-        keys = [*held] if isinstance(held, dict) else [*range(len(held))]
-        names = {own[-1]: name for name, own in made.kept if own[:-1] == path}
-        if {*names} != {*keys}:
-            raise Unwritable(f"backward keeps more than gradients in {made.spelled(path)}")
-        marks = "{}" if isinstance(held, dict) else "[]" if isinstance(held, list) else ("", "")
-        texts = [f"{_quoted(key)}: " * isinstance(held, dict) + self._gradient(out, names[key]) for key in keys]
-        return wrapped(f"{made.spelled(path)} = {marks[0]}", texts, marks[1])
-
-    def _gradient(self, out: Function, name: str) -> str:
-        g = self.gradients.get(name)
-        return out.text(g) if g else f"np.zeros_like({self._spelled(name)})"
-
-    def _results(self, out: Function) -> str:
-        """The line that returns."""
-        made, result = self.author, self.first.cache["result"]
-        texts = [self._gradient(out, name) if name else "None" for name in made.returned]
-        if made.keys:
-            texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
-        elif made.whole and len(result) == 2 and isinstance(result[1], tuple | list | dict):
-            texts = [f"({', '.join(texts)})"]
-        return wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])
-
-    def _laid_out(self, old: Any, above: dict[str, str], body: list[str]) -> str:
-        """A definition with its head as the author has it, in its class."""
-        parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
-        text = f"def {old.__name__}({', '.join(parameters)}):\n" + textwrap.indent("\n".join(body), "    ") + "\n"
-        if self.author.home:
-            home = old.__globals__.get(self.author.home, type(self.author.author.owner))
-            kind = type(inspect.getattr_static(home, old.__name__))
-            mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
-            text = f"class {self.author.home}:\n" + textwrap.indent(mark + text, "    ")
-        return "\n\n".join([*above.values(), text])
+def gradients_of(back: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a backward pass gave, by the inputs: None for what has no gradient."""
+    back = Matching(back, dict(inputs), {name: 1 for name, value in inputs.items() if is_float(value)}).matched()
+    return {name: back.gradients.get(name) for name in inputs}

@@ -292,37 +292,33 @@ class Expressions:
         alike = x.op == y.op and x.op in ("reshape", "transpose", "sum", "scatter") and x.params == y.params
         if not alike or x.args[0].shapes != y.args[0].shapes or {a, b, x, y} & self.fixed:
             return self._joined(a, b)
-        same = p is q
-        terms_ = (
-            [x.args[0], y.args[0]] if same else [self.do("multiply", n or 1, t.args[0]) for n, t in ((p, x), (q, y))]
-        )
-        values = tuple(map(np.add, *((x.values, y.values) if same else (a.values, b.values))))
-        made = self.make(x.op, (self.do("add", *terms_),), x.params, values)
-        return self._scaled(p, made) if same and p else made
+        if p and p is q:
+            return self._scaled(p, self._together(x, y))
+        inner = [self.do("multiply", n or 1, t.args[0]) for n, t in ((p, x), (q, y))]
+        return self.make(x.op, (self.do("add", *inner),), x.params, tuple(map(np.add, a.values, b.values)))
 
     def _joined(self, a: Any, b: Any) -> Any:
         """Two cases of one mask as one: what holds where it is true, and where not."""
-        cases = [self._cases(a), self._cases(b)]
-        if not all(cases) or cases[0][0] is not cases[1][0]:
+        (mask, *ours), (other, *theirs) = self._cases(a), self._cases(b)
+        if mask is None or mask is not other:
             return None
-        sides = [[case[i] for case in cases if case[i] is not None] for i in (1, 2)]
-        zero = self.of(*[0] * len(a.values))
-        return self.do(
-            "where", cases[0][0], *[reduce(partial(self.do, "add"), side) if side else zero for side in sides]
-        )
+        sides = [
+            self.do("add", *pair) if all(pair) else pair[0] or pair[1] or 0 for pair in zip(ours, theirs, strict=True)
+        ]
+        return self.do("where", mask, *sides)
 
     def _cases(self, e: Any) -> Any:
         """The mask of an expression that is 0 where it is true, or where not, and what it is elsewhere."""
         if e in self.fixed:
-            return None
+            return None, None, None
         if e.op == "where" and any(map(_is_zero, e.args[1:])):
             return (e.args[0], *[None if _is_zero(part) else part for part in e.args[1:]])
         if e.op in ("multiply", "divide"):
             for i in (0, 1) if e.op == "multiply" else (0,):
-                if inner := self._cases(e.args[i]):
-                    sides = [part and (*e.args[:i], part, *e.args[i + 1 :]) for part in inner[1:]]
-                    return (inner[0], *[side and self.do(e.op, *side) for side in sides])
-        return None
+                mask, *inner = self._cases(e.args[i])
+                if mask:
+                    return (mask, *[part and self.do(e.op, *e.args[:i], part, *e.args[i + 1 :]) for part in inner])
+        return None, None, None
 
     def _multiply(self, e: Expression, a: Any, b: Any) -> Any:
         if _is_number(a) or _is_number(b):
@@ -346,11 +342,9 @@ class Expressions:
 
     def _quotient(self, a: Any, b: Any) -> Any:
         """What forward has for a quotient, however it computed it."""
-        if a.moving or b.moving or _is_number(b):
-            return None
         values = tuple(map(np.divide, a.values, b.values))
-        shapes = tuple(map(np.shape, values))
-        known = [e for own in self.listed.values() for e in own if e.shapes == shapes and not (e.moving or e.uniform)]
+        listed = [e for own in self.listed.values() for e in own if not (e.moving or e.uniform)]
+        known = [e for e in listed if e.shapes == tuple(map(np.shape, values))]
         logs = [e for e in known if e in self.fixed and all(map(_agree, map(np.exp, e.values), values))]
         same = [e for e in known if all(map(_agree, e.values, values))]
         return same[0] if same else self.do("exp", logs[0]) if logs else None  # of the logarithms, exp
@@ -390,18 +384,17 @@ class Expressions:
     def _sum_of_sum(self, e: Expression, a: Any, inner: Any) -> Any:
         """One sum of what was split and summed along one axis, then along another."""
         split, axes = inner.args[0], [np.ravel(plain(x.params.get("axis", ()))) for x in (e, inner)]
-        if {a, inner, split} & self.fixed or {*map(len, axes)} != {1}:
-            return None
-        outer, axis = (int(n) % len(x.shapes[0]) for (n,), x in zip(axes, (a, split), strict=True))
-        before = [(shape, np.prod(own[:axis])) for shape, own in zip(a.shapes, split.shapes, strict=True)]
-        places = [i for i in range(len(a.shapes[0]) + 1) if all(np.prod(shape[:i]) == n for shape, n in before)]
-        if not places:
-            return None
-        at = places[-1]
-        laid = [(*s[:at], own[axis], *s[at:]) for s, own in zip(a.shapes, split.shapes, strict=True)]
-        whole = self.make("reshape", split.args, {}, tuple(map(np.reshape, split.args[0].values, laid)))
-        both = tuple(sorted([outer + (outer >= at), at]))
-        return self.make("sum", (whole,), {"axis": self.of(*[both] * len(laid))}, e.values)
+        for at in (
+            range(len(a.shapes[0]) + 1) if {*map(len, axes)} == {1} and not {a, inner, split} & self.fixed else ()
+        ):
+            laid = [(*s[:at], own[axes[1][0]], *s[at:]) for s, own in zip(a.shapes, split.shapes, strict=True)]
+            values = tuple(map(np.reshape, split.args[0].values, laid))
+            if all(map(_agree, [v.sum(axis=at) for v in values], a.values)):
+                outer = int(axes[0][0]) % len(a.shapes[0])
+                both = tuple(sorted([outer + (outer >= at), at]))
+                whole = self.make("reshape", split.args, {}, values)
+                return self.make("sum", (whole,), {"axis": self.of(*[both] * len(laid))}, e.values)
+        return None
 
     def _sum_to(self, e: Expression, a: Any) -> Any:
         to, shape = e.shapes[0], a.shapes[0]

@@ -43,8 +43,6 @@ def recordings(
         return run
 
     first, second, at = _relabelled(record, inputs, options), record(inputs, options), recorded(inputs, options)
-    if not first.signature == second.signature == at.signature:
-        raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
     first.tested = frozenset(names)
     lengths = _Lengths(record, limits)
@@ -66,17 +64,15 @@ def recordings(
 
 
 def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
-    """A recording with other labels and masks, if forward takes any: drawn but for the largest, else turned round."""
-    rng = np.random.default_rng(3)
+    """A recording with other labels and masks, if forward takes any: each the next, but for the largest, or turned."""
 
-    def drawn(labels: Any) -> Any:
+    def following(labels: Any) -> Any:
         known = np.unique(labels)
-        made = [rng.choice(known[: max(2, len(known) - 1)], labels.shape) for _ in range(9)]
-        return next(each for each in made if each.sum() != labels.sum() and each.min() < each.max())
+        return known[(np.searchsorted(known, labels) + 1) % max(2, len(known) - 1)]
 
-    for other in (drawn, np.flip):
+    whole = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
+    for other in (following, np.flip) if whole else ():
         with contextlib.suppress(Exception):
-            whole = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
             run = record(inputs | {n: other(inputs[n]) for n in whole}, options)
             if run.finite:
                 return run
@@ -208,33 +204,33 @@ class _Lengths:
 
     def _is_one_course(self, run: Recording, growth: Growth) -> bool:
         """Whether forward takes the same course for a length less by one, and for those at its limits."""
-        head, run_above = next(iter(growth)), None
-        for length in sorted({_length(run.inputs, head) - 1, *self.limits}):
-            with contextlib.suppress(Exception):
-                inputs = _resized(run.inputs, growth, length)
-                if min([_length(inputs, place) for place in growth]) > 1:  # else NumPy broadcasts
-                    run_above = self.record(inputs, run.options)
-                    if run_above.signature != run.signature:
-                        return False
-        self.above += [run_above] if self.limits and run_above and run_above.finite else []
+        lengths = sorted({_length(run.inputs, next(iter(growth))) - 1, *self.limits})
+        made = [self._at(run, growth, length) for length in lengths]
+        several = [each for each in made if each and min(_length(each.inputs, place) for place in growth) > 1]
+        if any(each.signature != run.signature for each in several):  # but of 1, which NumPy broadcasts
+            return False
+        self.above += [each for each in several[-1:] if self.limits and each.finite]
         return True
+
+    def _at(self, run: Recording, growth: Growth, length: int) -> Recording | None:
+        """A recording in which lengths are others, of which the first is this one, if forward takes it."""
+        with contextlib.suppress(Exception):  # whatever the author's code raises
+            return self.record(_resized(run.inputs, growth, length), run.options)
+        return None
 
     def odd(self, run: Recording) -> Recording:
         """A recording in which each length is another again, and even only where forward takes no other."""
         for growth, (_, factor) in self.growths:
             even = _length(run.inputs, next(iter(growth))) * factor
             for length in (even, even + 1 + even % 2):
-                with contextlib.suppress(ValueError):
-                    run = _tried(run, self.record, _resized(run.inputs, growth, length), run.options)
+                made = self._at(run, growth, length)
+                run = made if made and made.signature == run.signature else run
         return run
 
     def single(self, run: Recording) -> dict[Place, Recording]:
         """Recordings in which a length is 1, where forward takes that, by the axis that it belongs to."""
-        found = dict[Place, Recording]()
-        for growth, _ in self.growths:
-            with contextlib.suppress(Exception):
-                found[next(iter(growth))] = self.record(_resized(run.inputs, growth, 1), run.options)
-        return {place: made for place, made in found.items() if made.finite}
+        made = {next(iter(growth)): self._at(run, growth, 1) for growth, _ in self.growths}
+        return {place: each for place, each in made.items() if each and each.finite}
 
 
 def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:

@@ -1,76 +1,26 @@
 """A forward pass and its backward pass as a module of their own, from any function of arrays."""
 
 import copy
-import html
 import inspect
-import itertools
-import keyword
-import linecache
-import os
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce, wraps
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ...files import is_one_file, whole
 from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.inputs import checked
 from ..referee.judge import check_backward
 from ..referee.source import file_of
 from ..referee.verdict import Verdict
-from ..table import PRE
+from .derived import Derivation, executed
 from .expressions import Expression
 from .lengths import recordings
 from .text import WIDTH, Function, called, cheap, names_in, wrapped
 from .tracing import Recording, Unwritable
 from .writer import Writer, below, used_again
-
-
-@dataclass(frozen=True, repr=False)
-class Derivation:
-    """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
-
-    `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
-    `inputs` are those that it was read off.
-    """
-
-    source: str
-    forward: Callable[..., Any] = field(compare=False)
-    backward: Callable[..., Any] = field(compare=False)
-    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    read: str = field(default="", compare=False)  # the author's file
-
-    def __str__(self) -> str:
-        return self.source
-
-    __repr__ = __str__
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the source to a file, and return its path; `ValueError` for the author's own file."""
-        if is_one_file(path, self.read):
-            raise ValueError(f"path is {os.fspath(path)!r}, the file that was read, expected another")
-        with whole(path) as file:
-            file.write(self.source.encode())
-        return Path(path)
-
-    def _repr_html_(self) -> str:
-        return f"{PRE}{highlighted(self.source)}</pre>"
-
-
-COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
-
-
-def highlighted(source: str) -> str:
-    """Code as HTML, with its comments, keywords and numbers in colour."""
-    pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
-    coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
-    return re.sub(pattern, coloured, html.escape(source, quote=False))
 
 
 def write_backward(
@@ -148,19 +98,7 @@ def written(
     options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in operands}
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded", False)
-        runs = recordings(f, record, operands, options)
-        *both, upstream = titles
-        writer = _Module(runs, upstream)
-
-        def derived() -> Derivation:
-            space = executed(source := writer.source(both), {})
-            return Derivation(source, _holding(space[both[0]], runs), space[both[1]], operands, file_of(f))
-
-        made = derived()
-        _judge(made, f, runs)
-        if single := wrong(partial(_hold, made, f), runs):
-            writer.single = single
-            made = derived()
+        made = _Module(recordings(f, record, operands, options), f, titles).derived()
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], [*operands], form)
     return made
@@ -185,7 +123,12 @@ def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
 class _Module(Writer):
     """A forward pass that keeps what its backward pass reads, and this."""
 
-    def source(self, titles: Sequence[str]) -> str:
+    def __init__(self, runs: Sequence[Recording], f: Callable[..., Any], titles: tuple[str, str, str]) -> None:
+        *self.titles, upstream = titles
+        super().__init__(runs, upstream)
+        self.f = f
+
+    def source(self) -> str:
         """The text of both."""
         ends, first = [*self.gradients.values()], self.first
         # What backward reads of forward; what is cheap it makes again from what that is made of.
@@ -222,7 +165,7 @@ class _Module(Writer):
         unpacked = [wrapped("", cached, " = cache")] if cached else []
         back.lines = [*unpacked, *opened, *back.lines, wrapped("return ", returned)]
         arguments = [*first.args, *[f"{name}={value!r}" for name, value in first.options.items()]]
-        both = zip(titles, (arguments, [*seeds, "cache"]), (ahead, back), strict=True)
+        both = zip(self.titles, (arguments, [*seeds, "cache"]), (ahead, back), strict=True)
         parts = [*{**ahead.above, **back.above}.values()]
         for title, names, function in both:
             body = "\n".join(function.lines).replace("\n", "\n    ")
@@ -245,82 +188,46 @@ class _Module(Writer):
                 out.line(y, out.fresh("y"))
         return out
 
+    def run(self, text: str) -> Derivation:
+        """Both functions, of which forward refuses inputs that broadcast otherwise than these."""
+        space = executed(text, {})
+        ahead, back = [space[title] for title in self.titles]
+        lengths = {n: [*zip(*[np.shape(run.inputs[n]) for run in self.runs], strict=True)] for n in self.first.inputs}
 
-def _holding(forward: Callable[..., Any], runs: Sequence[Recording]) -> Callable[..., Any]:
-    """A forward pass that refuses inputs which broadcast otherwise than those that it was written from."""
-    lengths = {name: [*zip(*[np.shape(run.inputs[name]) for run in runs], strict=True)] for name in runs[0].inputs}
+        @lru_cache(maxsize=100)
+        def check(shapes: tuple[tuple[int, ...], ...]) -> None:
+            found = {(1,) * len(self.runs): 1}  # what has one length in all runs has one here
+            for known, shape in zip(lengths.values(), shapes, strict=False):
+                if len(known) != len(shape) or any(map(lambda k, n: found.setdefault(k, n) != n, known, shape)):
+                    said = " and ".join([f"{name} has shape {own}" for name, own in zip(lengths, shapes, strict=False)])
+                    raise ValueError(f"{said}: they broadcast otherwise than the inputs that this was written from")
 
-    @lru_cache(maxsize=100)
-    def check(shapes: tuple[tuple[int, ...], ...]) -> None:
-        given = dict(zip(lengths, shapes, strict=False))
-        axes = {pair for name, shape in given.items() for pair in zip(lengths[name], shape, strict=False)}
-        alike = len(axes) == len({known for known, _ in axes})  # what has one length in all runs has one here
-        single = all(n == 1 for known, n in axes if max(known) == 1)
-        if not alike or not single or any(len(lengths[name]) != len(shape) for name, shape in given.items()):
-            said = " and ".join([f"{name} has shape {shape}" for name, shape in given.items()])
-            raise ValueError(f"{said}: they broadcast otherwise than the inputs that this was written from")
+        @wraps(ahead)
+        def forward(*values: Any, **options: Any) -> Any:
+            check(tuple(map(np.shape, values)))
+            return ahead(*values, **options)
 
-    @wraps(forward)
-    def held(*values: Any, **options: Any) -> Any:
-        check(tuple(map(np.shape, values)))
-        return forward(*values, **options)
+        return Derivation(text, forward, back, self.runs[2].inputs, file_of(self.f))
 
-    return held
-
-
-def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
-    """What a text defines, in a space of its own that has these names."""
-    where = f"<written {next(_count)}>"
-    linecache.cache[where] = len(text), None, text.splitlines(True), where  # for whoever reads its source
-    exec(compile(text, where, "exec"), space)
-    return space
-
-
-_count = itertools.count(1)
-
-
-def wrong(hold: Callable[[Recording], None], runs: Sequence[Recording]) -> list[tuple[str, int]]:
-    """The axes of which what was written doesn't hold for a length of 1."""
-    places = []
-    for place, run in runs[2].single.items():
+    def hold(self, made: Derivation, run: Recording) -> None:
+        """Hold both against a recording, and against f on arrays."""
+        *outputs, cache = made.forward(*run.inputs.values(), **run.options)
+        returned = made.backward(*[y.data for y in run.upstream], cache)
+        returned = returned if isinstance(returned, tuple) else (returned,)
+        run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
         try:
-            hold(run)
-        except Exception:
-            places.append(place)
-    return places
+            plain = self.f(*copy.deepcopy([*run.inputs.values()]), **run.options)
+        except Exception:  # f takes no arrays, but tensors
+            return
+        plain = [*plain][:-1] if isinstance(plain, tuple | list) and len(plain) > 1 else [plain]
+        for y, expected in zip(outputs, plain, strict=True):
+            if not np.allclose(y, np.asarray(expected), rtol=1e-9, atol=1e-12):
+                raise Unwritable("forward gives something else on arrays, as where it sets elements of a view")
 
-
-def _hold(made: Derivation, f: Callable[..., Any], run: Recording) -> None:
-    """Hold what was written against a recording, and against f on arrays."""
-    *outputs, cache = made.forward(*run.inputs.values(), **run.options)
-    returned = made.backward(*[y.data for y in run.upstream], cache)
-    returned = returned if isinstance(returned, tuple) else (returned,)
-    run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
-    try:
-        plain = f(*copy.deepcopy([*run.inputs.values()]), **run.options)
-    except Exception:  # f takes no arrays, but tensors
-        return
-    plain = [*plain][:-1] if isinstance(plain, tuple | list) and len(plain) > 1 else [plain]
-    for y, expected in zip(outputs, plain, strict=True):
-        if not np.allclose(y, np.asarray(expected), rtol=1e-9, atol=1e-12):
-            raise Unwritable("forward gives something else on arrays, as where it sets elements of a view")
-
-
-def _judge(made: Derivation, f: Callable[..., Any], runs: Sequence[Recording]) -> None:
-    """Hold what was written against the engine's gradients, then have the referee judge it."""
-    if not all(run.finite for run in runs):
-        raise Unwritable("a gradient or an output is not finite at the inputs or near them")
-    for run in runs:
-        _hold(made, f, run)
-    first = runs[2]
-    if any(op == "stop_gradient" for op, _ in first.signature):
-        return  # a constant to the engine alone: the referee sees code without it
-    if [*first.leaves] == [name for name, value in first.inputs.items() if is_float(value)]:
+    def verdict(self, made: Derivation) -> Verdict | None:
+        """The referee's, who sees code without the constants of `stop_gradient`, and judges all gradients or none."""
+        constant = any(op == "stop_gradient" for op, _ in self.first.signature)
+        if constant or [*self.first.leaves] != [name for name, value in made.inputs.items() if is_float(value)]:
+            return None
         with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
-            refuse_wrong(check_backward(made.forward, made.backward, [*first.inputs.values()], names=[*first.inputs]))
-
-
-def refuse_wrong(verdict: Verdict) -> None:
-    """Hand out nothing that the referee judges wrong; unwritten, as zeros are, is not."""
-    if verdict.status in ("wrong", "convention"):
-        raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+            return check_backward(made.forward, made.backward, [*made.inputs.values()], names=[*made.inputs])

@@ -268,8 +268,6 @@ class Function:
             if len(value) == 1 and isinstance(value[0], Expression):
                 return self.text(value[0])
             return f"({', '.join(map(self.literal, value))})"
-        if isinstance(value, type) and value in (float, int, bool):
-            return value.__name__
         return "..." if value is ... else repr(value)
 
     def index(self, index: Any, shapes: Any) -> str:
@@ -287,8 +285,6 @@ class Function:
             stop = "" if item.stop is None or whole else self.text(item.stop)
             step = "" if item.step is None else self.text(item.step)
             texts.append(f"{start}:{stop}" + f":{step}" * (step not in ("", "1")))
-        if self.from_end and len(texts) > 2 and {*texts[:-1]} == {":"}:
-            texts = ["...", texts[-1]]  # of however many axes
         return _shortened(texts)
 
     def shape(self, shapes: Any, spelled: bool = False) -> str:
@@ -307,8 +303,6 @@ class Function:
         if spelled and products and "-1" not in texts:
             texts[products[0]] = "-1"
         if texts.count("-1") > 1 or (not spelled and "-1" in texts):
-            if name := next((name for e, name in self.names.items() if e.shapes == shapes), ""):
-                return f"{name}.shape"
             raise Unwritable(f"the shape {shapes[0]} follows from no lengths of the inputs")
         return ", ".join(texts) if spelled else f"({', '.join(texts)}{',' * (len(texts) == 1)})"
 
@@ -354,11 +348,11 @@ class Function:
         if self._filling(e)[1]:
             self._filled(e, name)
         else:
-            text = self._fitted(lambda: self._form(e)[0], self.width - len(name) - 7)
+            text = self.fitted(lambda: self._form(e)[0], self.width - len(name) - 7)
             self.lines.append(f"{name} = {text}")
         self.names[e], self.written = name.removesuffix("[...]"), before
 
-    def _fitted(self, spell: Callable[[], str], room: int) -> str:
+    def fitted(self, spell: Callable[[], str], room: int) -> str:
         """Code that is short enough, its longest parts computed before."""
         while True:
             self.written = []
@@ -382,7 +376,7 @@ class Function:
     def _filled(self, e: Expression, name: str) -> None:
         """The lines of an array that has elements set, or that is a sum of arrays which are 0 but at an index."""
         added, steps = self._filling(e)
-        start = self._fitted(lambda: " + ".join([self.text(t, SUM) for t in added]), self.width - len(name) - 7)
+        start = self.fitted(lambda: " + ".join([self.text(t, SUM) for t in added]), self.width - len(name) - 7)
         if not added:
             floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
             start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
@@ -397,7 +391,7 @@ class Function:
         for step in steps:
             index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
             spare = 9 if step.op == "put" else 18
-            text = self._fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
+            text = self.fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
             new = [_placed(step, k) for k in range(len(taken))]
             arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
             several = new[0].max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))
@@ -442,14 +436,11 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
 
 
 def broken(line: str, width: int) -> str:
-    """A line, on two where it is too long and has a comma between brackets to break it at."""
-    kept = re.sub("(?<!,) ", "\0", line)
-    rows = textwrap.wrap(kept, width - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    text = "\n".join(rows).replace("\0", " ")
-    with contextlib.suppress(SyntaxError):
-        ast.parse(text)
-        return text if len(line) > width else line
-    return line
+    """A line, on several where it is too long, each but the last up to a comma."""
+    if len(line) <= width or "\n" in line:
+        return line
+    rows = textwrap.wrap(re.sub("(?<!,) ", "\0", line), width - 4, break_long_words=False, break_on_hyphens=False)
+    return "\n    ".join(rows).replace("\0", " ")
 
 
 def cheap(e: Expression) -> bool:

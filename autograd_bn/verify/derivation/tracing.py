@@ -66,9 +66,7 @@ class Traced(np.ndarray[Any, Any]):
         return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), self.log) if array else made
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if self.source is not None:
-            raise Unwritable("forward sets elements of an array that no gradient goes through")
-        np.asarray(self)[_plain(index)] = _plain(value)
+        raise Unwritable("forward sets elements of an array that no gradient goes through")
 
     def __repr__(self) -> str:
         return repr(np.asarray(self))

@@ -10,6 +10,8 @@ import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
+from ..referee.verdict import Verdict
+from .derived import Derivation
 from .expressions import REDUCTIONS, Expression, Expressions
 from .numbers import Numbers, length_of
 from .text import Function, called, cheap, wrapped
@@ -24,8 +26,14 @@ Names = dict[Expression, str]
 class Writer:
     """What `runs` have in common: values and gradients as expressions, and what they are called.
 
-    `stored` is what an author's forward pass keeps, one a recording, where that is not ours to choose.
+    `stored` is what an author's forward pass keeps, one a recording, where that is not ours to choose. `source` is the
+    text, which is `run`, held against each recording, and judged: `verdict` is the referee's, unless he can't see it.
     """
+
+    source: Callable[[], str]
+    run: Callable[[str], Derivation]
+    hold: Callable[[Derivation, Recording], None]
+    verdict: Callable[[Derivation], Verdict | None]
 
     def __init__(self, runs: Sequence[Recording], upstream: str, stored: Sequence[Any] | None = None) -> None:
         first = runs[0]
@@ -79,6 +87,28 @@ class Writer:
         free = [n for n in ("dy", "dout", "upstream") if n not in first.args and n[1:] not in inner]
         upstream = upstream if upstream not in ("", *first.args) else free[0]
         self.seeds = dict(zip(seeds, [upstream] if len(self.ys) == 1 else several, strict=True))
+
+    def derived(self) -> Derivation:
+        """What is written, run, held against the recordings and judged: never is anything else handed out."""
+        if not all(run.finite for run in self.runs):
+            raise Unwritable("a gradient or an output is not finite at the inputs or near them")
+        made = self._held()
+        for axis, run in self.runs[2].single.items():
+            try:
+                self.hold(made, run)
+            except Exception:  # for no length of 1, which is to be refused
+                self.single.append(axis)
+        made = self._held() if self.single else made
+        verdict = self.verdict(made)
+        if verdict is not None and verdict.status in ("wrong", "convention"):  # unwritten, as zeros are, is not
+            raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
+        return made
+
+    def _held(self) -> Derivation:
+        made = self.run(self.source())
+        for run in self.runs:
+            self.hold(made, run)
+        return made
 
     def _meant(self) -> Names:
         """Names for what nobody named, by what it is in a batch norm."""
