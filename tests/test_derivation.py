@@ -866,6 +866,7 @@ def gelu(x):
         (with_half, arrays((4, 3)), "return 0.5 * k * x**2, cache\n"),
         (lambda x, mask: -(mask * x) / len(x), (*arrays((4, 3)), arrays((4, 3))[0] > 0), "-1 * mask"),
         (squared_layer, arrays((4, 3), (3, 2)), "def backward(dout, cache):"),  # dy is another's
+        (lambda x, t: x * np.ones_like(t, np.float64), (*arrays((4, 3)), np.eye(4, 3, dtype=int)), "np.float64)"),
     ],
 )
 def test_it_is_written_as_by_hand(function, inputs, line):

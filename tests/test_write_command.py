@@ -363,6 +363,32 @@ class Momentum(Stepping):
         self.W -= lr * self.v
         return dx
 
+class Decaying(Filled):
+    def backward(self, dy):
+        self.dW = 0.5 * self.dW + self.x.T @ dy
+        return dy @ self.W.T
+
+class Counted(Filled):
+    def backward(self, dy):
+        self.grads = {"W": self.x.T @ dy, "rows": float(len(dy))}
+        return dy @ self.W.T
+
+class Emptied(Twice):
+    def __init__(self):
+        self.params, self.grads = [np.random.randn(4, 3)], []
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0]
+    def backward(self, dy):
+        pass
+
+class Blurred:
+    def forward(self, x):
+        self.x = x
+        return x**2 * np.array([1.0, 2.0, 1.0])
+    def backward(self, dy):
+        pass
+
 class Elu:
     def __init__(self, alpha=1.5):
         self.alpha = alpha
@@ -483,6 +509,12 @@ def margin_loss(x, y):
     dx = None
     return loss, dx
 
+def regression_loss(x, w):
+    d = x @ w
+    loss = (d * d).sum() / len(x)
+    dx, dw = None, None
+    return loss, (dx, dw)
+
 def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
@@ -592,7 +624,7 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Swish.backward", "return dy * self.s + self.beta * ds * self.s * (1 - self.s)\n"),
         ("Entropies.backward", "return np.where((self.p > 1e-7) & (self.p < 0.9999999), dp, 0)\n"),
         ("Rotated.backward", "dx[..., ::2] = dy[..., 1::2] * self.sin + dy[..., ::2] * self.cos\n"),
-        ("Larger.backward", "self.scale).sum(axis=(3, 5))\n"),
+        ("Larger.backward", "return total2.sum(axis=3)\n"),
         ("Table.backward", "self.dE[...] = 0\n        np.add.at(self.dE, self.ids, dy)\n"),
         ("LogSoftmax.backward", "return dy - dy.sum(axis=1, keepdims=True) * np.exp(self.out)\n"),
         ("Pointwise.backward", 'return np.einsum("nohw,oc->nchw", dy, self.W)\n'),
@@ -619,6 +651,9 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("Boxed.backward", "self.W.grad = self.x.T @ dy\n"),
         ("margin_loss", "d = np.full(x.shape, 1 / N)\n"),
         ("margin_loss", "\n    return loss, dx\n"),
+        ("regression_loss", "\n    return loss, (dx, dw)\n"),
+        ("Emptied.backward", "self.grads.append(dparams_0)\n"),
+        ("Blurred.backward", "return 2 * dy * np.array([1.0, 2.0, 1.0]) * self.x\n"),
     ],
 )
 def test_it_is_written_where_and_as_its_author_would(written, name, line):
@@ -638,6 +673,8 @@ def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys, name
     ("name", "words"),
     [
         ("Momentum", "backward changes W as well"),
+        ("Decaying", "backward leaves more than a gradient in dW"),
+        ("Counted", "backward keeps more than gradients in self.grads"),
         ("Times", "forward opens inputs"),  # a guess hands it an array of two rows
         ("Alone", "forward returns a tuple of one"),
         ("Halves", "backward takes db, and what it is handed is no gradient"),

@@ -99,15 +99,13 @@ class Answer(Writer):
             raise Unwritable("forward sets elements of a view of what it keeps")
         super().__init__(runs, "", None if made.whole else kept)
         self.read: dict[Expression, str] = {}  # what backward may read, as code
-        self.constants: dict[str, Any] = {}  # and the numbers and words
+        self.constants: dict[str, Any] = {**runs[0].options} if made.whole else {}  # and the numbers and words
         self.opened: dict[str, list[str]] = {}  # what stands in a cache
-        assigned: Any = [n for n in ast.walk(syntax(made.author.backward)) if isinstance(n, ast.Assign)]
-        tuples = [(n.value, n.targets[0].elts) for n in assigned if isinstance(n.targets[0], ast.Tuple | ast.List)]
-        self.opens = {ast.unparse(value): [getattr(part, "id", "") for part in parts] for value, parts in tuples}
+        assigned = [n for n in ast.walk(syntax(made.author.backward)) if isinstance(n, ast.Assign)]
+        opens = [(n.value, n.targets[0].elts) for n in assigned if isinstance(n.targets[0], ast.Tuple | ast.List)]
+        self.opens = {ast.unparse(value): [getattr(part, "id", "") for part in parts] for value, parts in opens}
         self.tuples: dict[tuple[Any, ...], str] = {}  # what is kept of shapes, one a recording, as code
         self.bare = False  # whether no length is written as a number
-        if made.whole:
-            self.constants |= runs[0].options
         for name, value in getattr(unwrapped(made.author.forward), "__globals__", {}).items():
             if is_float(value) and (e := self._known([value] * len(runs))) is not None:  # the file's own
                 self.read.setdefault(e, name)
@@ -154,9 +152,8 @@ class Answer(Writer):
     def source(self) -> str:
         """The function, or the method in its class."""
         made, old = self.author, unwrapped(self.author.author.backward)
-        own = {n: text for n, text, sign in sorted(made.left, key=lambda each: "[" not in each[1]) if sign == "="}
         # What is there from a pass before is no input.
-        stale = {text.removesuffix("[...]") for _, text, sign in made.left if sign == "="}
+        stale = {text.removesuffix("[...]") for _, text, _ in made.left}
         stale |= {made.spelled(path) for _, path in made.kept if path[:-1] in made.anew}
         self.read = {e: text for e, text in self.read.items() if text not in stale}
         self.numbers = {text: values for text, values in self.numbers.items() if text not in stale}
@@ -167,30 +164,39 @@ class Answer(Writer):
         out = self.function({**seeds, **self.read, **seeds})
         out.tuples = self.tuples
         out.width, out.reserved = WIDTH - 4 * bool(made.home), {*signature(old), *self.named.values()}
+        own = {n: text for n, text, _ in sorted(made.left, key=lambda each: "[" not in each[1]) if text}
         called = {g: own.get(n) or made.hints.get(n) or f"d{_word(n)}" for n, g in self.gradients.items()}
         self.back(out, self._names(), called, ys)
-        for name, text, sign in sorted(made.left, key=lambda each: "-" in each[2]):  # steps, after all gradients
+        for name, text, form in sorted(made.left, key=lambda each: "-" in each[2]):  # steps, after all gradients
             g = self.gradients.get(name)
-            if g and (sign != "=" or text.removesuffix("[...]") != out.names.get(g)):
-                out.lines.append(f"{text} {sign} {out.text(g)}")
+            if g and text.removesuffix("[...]") != out.names.get(g):
+                out.lines.append(form.format(out.text(g)))
         out.lines += [self._made_anew(out, path) for path in made.anew]
-        results = [self._results(out)] if made.returned or made.whole else []
-        only = results[0].removeprefix("return ") if results else ""
-        at = next((i for i, line in enumerate(out.lines) if line.startswith(f"{only} = ")), None)
-        if only.isidentifier() and at is not None and only not in names_in(out.lines) and "-= " not in out.lines[-1]:
-            results = [f"return {out.lines.pop(at).partition(' = ')[2]}"]
-            out.lines[at - 1 : at] = [line for line in out.lines[at - 1 : at] if not line.startswith("#")]
-        reads = names_in([*out.lines, *results])
+        self._return(out)
+        ahead = self._ahead(out, seeds)
+        body = textwrap.indent("\n".join([*ahead, *[broken(line, out.width) for line in out.lines]]), "    ")
+        # Its head is as the author has it, in its class.
+        parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
+        text = f"def {old.__name__}({', '.join(parameters)}):\n{body}\n"
+        if made.home:
+            kind = type(inspect.getattr_static(old.__globals__.get(made.home, type(made.author.owner)), old.__name__))
+            mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
+            text = f"class {made.home}:\n" + textwrap.indent(mark + text, "    ")
+        return "\n\n".join([*out.above.values(), text])
+
+    def _ahead(self, out: Function, seeds: dict[Expression, str]) -> list[str]:
+        """The lines ahead of what is computed: what forward has to be, what is opened and measured, and checks."""
+        made, reads = self.author, names_in(out.lines)
         wanted = [n for n in self.numbers if n in reads and n not in self.constants]
         lines, missing = self.lengths(wanted, {**seeds, **self.read}, {})
-        missing += [text for text in self.settings if not made.whole and text in "\n".join([*out.lines, *results])]
+        body = "\n".join([*lines, *out.lines])
+        missing += [text for text in self.settings if not made.whole and text in body]
         if missing:
             raise Unkept(f"backward reads the number {missing[0]}, which forward keeps nowhere")
         # Where no number above 1 is written, none is a length that has to be what it was.
-        self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", "\n".join([*lines, *out.lines, *results]))
+        self.bare = not re.search(r"(?<![\w.])(?!1\b)[1-9]\d*(?![\w.])", body)
         guard = self.guard(self._spelled)
-        alike = Counter([re.sub(r"\d+", "0", line) for line in out.lines])
-        if guard and max(alike.values(), default=0) > 2:
+        if guard and max(Counter([re.sub(r"\d+", "0", line) for line in out.lines]).values()) > 2:
             raise Unwritable("forward has a loop, and what is written is a line for each of its steps")
         said = [f"# forward has to keep {made.lead}.{name} = {name}" for name in made.lost]
         for name, p in signature(made.author.forward).items():
@@ -199,8 +205,7 @@ class Answer(Writer):
         reads |= names_in([*guard, *lines])
         parts = {text: [item if item in reads else "_" for item in items] for text, items in self.opened.items()}
         opened = [f"{', '.join(items)} = {text}" for text, items in parts.items() if {*items} - {"_"}]
-        shown = [broken(line, out.width) for line in [*out.lines, *results]]
-        return self._laid_out(old, out.above, [*said, *opened, *guard, *lines, *shown])
+        return [*said, *opened, *guard, *lines]
 
     def run(self, text: str) -> Derivation:
         """What is written, run in the author's file, in the place of his."""
@@ -284,6 +289,8 @@ class Answer(Writer):
         keys = [*held] if isinstance(held, dict) else [*range(len(held))]
         names = {own[-1]: name for name, own in made.kept if own[:-1] == path}
         marks = "{}" if isinstance(held, dict) else "[]" if isinstance(held, list) else ("", "")
+        if {*names} != {*keys}:
+            raise Unwritable(f"backward keeps more than gradients in {made.spelled(path)}")
         texts = [f"{quoted(key)}: " * isinstance(held, dict) + self._gradient(out, names[key]) for key in keys]
         return wrapped(f"{made.spelled(path)} = {marks[0]}", texts, marks[1])
 
@@ -291,23 +298,20 @@ class Answer(Writer):
         g = self.gradients.get(name)
         return out.fitted(partial(out.text, g), out.width - 7) if g else f"np.zeros_like({self._spelled(name)})"
 
-    def _results(self, out: Function) -> str:
-        """The line that returns."""
+    def _return(self, out: Function) -> None:
+        """The line that returns, with what is computed for it alone."""
         made, result = self.author, self.first.cache["result"]
+        if not made.returned and not made.whole:
+            return
         texts = [self._gradient(out, name) if name else "None" for name in made.returned]
         if made.keys:
             texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
         elif made.whole and len(result) == 2 and isinstance(result[1], tuple | list | dict):
             texts = [f"({', '.join(texts)})"]
-        return wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])
-
-    def _laid_out(self, old: Any, above: dict[str, str], body: list[str]) -> str:
-        """A definition with its head as the author has it, in its class."""
-        parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
-        text = f"def {old.__name__}({', '.join(parameters)}):\n" + textwrap.indent("\n".join(body), "    ") + "\n"
-        if self.author.home:
-            home = old.__globals__.get(self.author.home, type(self.author.author.owner))
-            kind = type(inspect.getattr_static(home, old.__name__))
-            mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
-            text = f"class {self.author.home}:\n" + textwrap.indent(mark + text, "    ")
-        return "\n\n".join([*above.values(), text])
+        line = wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])
+        only = line.removeprefix("return ")
+        at = next((i for i, each in enumerate(out.lines) if each.startswith(f"{only} = ")), None)
+        if only.isidentifier() and at is not None and only not in names_in(out.lines) and "-= " not in out.lines[-1]:
+            line = f"return {out.lines.pop(at).partition(' = ')[2]}"
+            out.lines[at - 1 : at] = [each for each in out.lines[at - 1 : at] if not each.startswith("#")]
+        out.lines.append(line)

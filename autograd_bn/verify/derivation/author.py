@@ -53,15 +53,15 @@ class Author:
         self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
         self.kept = [*calls.places.items()]  # where gradients are kept
         self._find_destinations(run.back if run is not None else None)
-        self.manner, self.root = dict[Path, str](), {"object": calls.author.owner}
+        self.manner, self.anew = dict[Path, str](), dict[Path, Any]()  # and the lists and dicts that are made anew
         if run is not None and not self.whole:
             self.kept += run.places(pair)
-            self.root = run.root
             self.manner = manner(pair, run, [path for name, path in self.kept if path not in calls.slots.get(name, ())])
+            made = [path[:-1] for path, how in self.manner.items() if how == "anew"]
+            self.anew = {path: get(run.root, path) for path in made}
         self.wanted = [*dict.fromkeys([*filter(None, self.returned), *dict(self.kept)])]
         held = [(name, path) for name, path in self.kept if self.manner.get(path) != "anew"]
         self.left = [(name, *self._statement(name, path)) for name, path in held]
-        self.anew = {path[:-1]: get(self.root, path[:-1]) for path, how in self.manner.items() if how == "anew"}
         self.lost: list[str] = []  # what forward has to keep beside what it does
         if not self.wanted:
             raise Unwritable("backward has no gradient to return")
@@ -83,18 +83,21 @@ class Author:
         return replace(calls, slots=slots)
 
     def _statement(self, name: str, path: Path) -> tuple[str, str]:
-        """Where and how the author keeps a gradient, as code."""
+        """Where the author sets a gradient, if he does, and the statement by which he keeps it."""
         text, how = self.spelled(path), self.manner.get(path)
         if path in self.calls.slots.get(name, ()):  # he makes the step
             numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)]
             numbers += [(n, p.default) for n, p in signature(self.author.backward).items()]
             numbers += [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items()]
             rate = next((n for n, value in numbers if value == self.calls.rates[name]), repr(self.calls.rates[name]))
-            return text, f"-= {rate} *"
+            return "", f"{text} -= {rate} * {{}}"
         holder = get({"object": self.author.owner}, path[:-1])
-        if how is None and isinstance(holder, list) and is_float(get(holder, path[-1:])):
+        if isinstance(holder, list) and path[-1] >= len(holder):
+            return "", f"{self.spelled(path[:-1])}.append({{}})"
+        if how is None and isinstance(holder, list) and is_float(holder[path[-1]]):
             how = "fill"  # others may hold the array
-        return text + "[...]" * (how == "fill"), "+=" if how == "add" else "="
+        text += "[...]" * (how == "fill")
+        return ("", f"{text} += {{}}") if how == "add" else (text, f"{text} = {{}}")
 
     def passed(self, forward: Any, values: Sequence[Any], options: dict[str, Any]) -> Any:
         """The outputs of the author's forward pass, and what there is after it."""

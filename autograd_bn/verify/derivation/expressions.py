@@ -369,8 +369,6 @@ class Expressions:
 
     def _sum(self, e: Expression, a: Any) -> Any:
         """Of products, what is the same along the axes that are summed stands outside."""
-        if a.op == "reshape" and a.args[0].op == "sum" and a.args[0].args[0].op == "reshape" and e.moving:
-            return self._sum_of_sum(e, a, a.args[0])
         if a in self.fixed or not a.moving or not (a.op == "divide" or (a.op == "multiply" and _is_number(a.args[0]))):
             return None
         ndim = len(a.shapes[0])
@@ -380,21 +378,6 @@ class Expressions:
         if x.shapes != a.shapes or not all(np.all(own == 1) for own in lengths):
             return None
         return self._laid(self.do(a.op, self.do("sum", x, **{**e.params, "keepdims": True}), y), e)
-
-    def _sum_of_sum(self, e: Expression, a: Any, inner: Any) -> Any:
-        """One sum of what was split and summed along one axis, then along another."""
-        split, axes = inner.args[0], [np.ravel(plain(x.params.get("axis", ()))) for x in (e, inner)]
-        for at in (
-            range(len(a.shapes[0]) + 1) if {*map(len, axes)} == {1} and not {a, inner, split} & self.fixed else ()
-        ):
-            laid = [(*s[:at], own[axes[1][0]], *s[at:]) for s, own in zip(a.shapes, split.shapes, strict=True)]
-            values = tuple(map(np.reshape, split.args[0].values, laid))
-            if all(map(_agree, [v.sum(axis=at) for v in values], a.values)):
-                outer = int(axes[0][0]) % len(a.shapes[0])
-                both = tuple(sorted([outer + (outer >= at), at]))
-                whole = self.make("reshape", split.args, {}, values)
-                return self.make("sum", (whole,), {"axis": self.of(*[both] * len(laid))}, e.values)
-        return None
 
     def _sum_to(self, e: Expression, a: Any) -> Any:
         to, shape = e.shapes[0], a.shapes[0]
@@ -426,9 +409,6 @@ class Expressions:
     def _getitem(self, e: Expression, a: Any) -> Any:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
         index: Any = e.params.get("index")
-        items = index if isinstance(index, tuple) else (index,)
-        if all(i is None or i is ... or i == slice(None) for i in items):
-            return self._laid(a, e)
         if isinstance(index, Expression) and index.args[:1] and getattr(index.args[0], "op", "") == "places":
             return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
         if a.op == "array" and self._inside(a):  # of one number

@@ -1,7 +1,6 @@
 """A forward pass and its backward pass as a module of their own, from any function of arrays."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce, wraps
@@ -13,7 +12,7 @@ from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.inputs import checked
 from ..referee.judge import check_backward
-from ..referee.source import file_of
+from ..referee.source import file_of, signature
 from ..referee.verdict import Verdict
 from .derived import Derivation, executed
 from .expressions import Expression
@@ -94,8 +93,7 @@ def written(
     wanted = [n for n, v in operands.items() if getattr(given[n], "requires_grad", is_float(v))]
     if not wanted:
         raise TypeError("inputs has no array of floats to take a gradient of, or only tensors that require no gradient")
-    signature = inspect.signature(f).parameters.values()
-    options = {p.name: p.default for p in signature if type(p.default) is float and p.name not in operands}
+    options = {n: p.default for n, p in signature(f).items() if type(p.default) is float and n not in operands}
     with np.errstate(all="ignore"):
         record = partial(Recording, f, wanted, form == "folded", False)
         made = _Module(recordings(f, record, operands, options), f, titles).derived()
@@ -136,7 +134,7 @@ class _Module(Writer):
         reached = {*ends, *[part for e in below(ends, kept) for part in e.parts]}
         crossing = [e for e in kept if e in reached]
         ahead = self._ahead(crossing)
-        outputs = [ahead.text(y) for y in self.ys]
+        outputs = [ahead.fitted(partial(ahead.text, y), WIDTH // len(self.ys) - 20) for y in self.ys]
         read = {e: ahead.names[e] for e in crossing if e in ahead.names} | ahead.names
         back = self.function({**self.seeds, **read})
         self.back(back, read, {g: f"d{name}" for name, g in self.gradients.items()})
@@ -183,9 +181,6 @@ class _Module(Writer):
             if e not in out.names and kept and e.op not in ("number", "array"):
                 own = "y" if e in self.ys and len(self.ys) == 1 else self.meant.get(e, called(e))
                 out.line(e, self.named.get(e) or out.fresh(own))
-        for y in self.ys:
-            if len(out.text(y)) > WIDTH // len(self.ys) - 20:
-                out.line(y, out.fresh("y"))
         return out
 
     def run(self, text: str) -> Derivation:

@@ -112,18 +112,17 @@ class Function:
             return form.format(*[self.text(arg, level) for arg, level in zip(e.args, levels, strict=True)]), own
         if e.op in REDUCTIONS and len(e.args) == 1:
             return self._reduction(e), ATOM
-        if not isinstance(e.op, str):
-            name = e.op.name
+        name, taken = e.op, ""
+        if not isinstance(name, str):
+            name, taken = e.op.name, "[0]" * e.op.joint
             self.above |= sources(e.op.forward)
-        elif e.op in HELPERS:
-            name = e.op
+        elif name in HELPERS:
             self.above[name] = HELPERS[name]
-        elif hasattr(np, e.op) or hasattr(np.linalg, e.op):
-            name = f"np.{e.op}" if hasattr(np, e.op) else f"np.linalg.{e.op}"
+        elif hasattr(np, name) or hasattr(np.linalg, name):
+            name = f"np.{name}" if hasattr(np, name) else f"np.linalg.{name}"
         else:
-            raise Unwritable(f"{e.op} is no function of NumPy's")
+            raise Unwritable(f"{name} is no function of NumPy's")
         args = [self.text(arg) for arg in e.args] + ([self._options(e.params)] if e.params else [])
-        taken = "[0]" if not isinstance(e.op, str) and e.op.joint else ""
         return f"{name}({', '.join(args)}){taken}", ATOM
 
     def _options(self, params: dict[str, Any]) -> str:
@@ -268,6 +267,8 @@ class Function:
             if len(value) == 1 and isinstance(value[0], Expression):
                 return self.text(value[0])
             return f"({', '.join(map(self.literal, value))})"
+        if isinstance(value, type):
+            return f"{'np.' * issubclass(value, np.generic)}{value.__name__}"
         return "..." if value is ... else repr(value)
 
     def index(self, index: Any, shapes: Any) -> str:
@@ -357,7 +358,8 @@ class Function:
         while True:
             self.written = []
             text = spell()
-            parts = [(p, t) for p, t in self.written if 12 < len(t) < self.width - 9 - len(called(p)) and t[0] != "-"]
+            parts = [(p, t) for p, t in self.written if 12 < len(t) < len(text) and t[0] != "-"]
+            parts = [(p, t) for p, t in parts if len(t) < self.width - 9 - len(called(p))] or parts
             if len(text) <= room or not parts:
                 return text
             part, _ = max(parts, key=lambda each: (not cheap(each[0]), len(each[1]), each[0].serial))

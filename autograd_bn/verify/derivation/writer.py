@@ -36,57 +36,65 @@ class Writer:
     verdict: Callable[[Derivation], Verdict | None]
 
     def __init__(self, runs: Sequence[Recording], upstream: str, stored: Sequence[Any] | None = None) -> None:
-        first = runs[0]
-        made = Expressions(runs, None if stored is None else {id(first.source(values[0])) for values in stored})
-        self.runs, self.first, self.made = runs, first, made
-        self.ys = made.of(*[run.outputs for run in runs])
-        arrays = [name for name, value in first.args.items() if isinstance(value, Tensor | np.ndarray)]
-        self.inputs: Names = {made.of(*[run.args[name] for run in runs]): name for name in arrays}
-        self.named = dict(self.inputs)  # by the author
-        self.numbers: dict[str, Any] = {}
+        self.runs, self.first = runs, runs[0]
+        kept = None if stored is None else {id(self.first.source(values[0])) for values in stored}
+        self.made = Expressions(runs, kept)
+        self.ys = self.made.of(*[run.outputs for run in runs])
         self.forward = below(self.ys)
         for values in stored or ():  # also what no output is computed from
             with contextlib.suppress(Unwritable):
-                made.of(*values) if all(isinstance(value, Tensor) for value in values) else None
-        taken = {"_", "np", "cache", upstream, *first.args}
+                self.made.of(*values) if all(isinstance(value, Tensor) for value in values) else None
+        arrays = [name for name, value in self.first.args.items() if isinstance(value, Tensor | np.ndarray)]
+        self.inputs: Names = {self.made.of(*[run.args[name] for run in runs]): name for name in arrays}
+        self.named = dict(self.inputs)  # by the author
+        self.numbers: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}  # numbers in dicts, by the code that reads them
+        self._find_names({"_", "np", "cache", upstream, *self.first.args}, stored is None)
+        self.single: list[tuple[str, int]] = []  # axes of which the text holds for no length of 1
+        self.meant = self._meant()
+        axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
+        self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
+        self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
+        self.gradients = self._gradients(stored is None)
+        several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
+        inner = {name for e, name in self.named.items() if e not in self.ys}
+        free = [n for n in ("dy", "dout", "upstream") if n not in self.first.args and n[1:] not in inner]
+        upstream = upstream if upstream not in ("", *self.first.args) else free[0]
+        seeds = self.made.of(*[run.upstream for run in runs])
+        self.seeds: Names = dict(zip(seeds, [upstream] if len(self.ys) == 1 else several, strict=True))
+
+    def _find_names(self, taken: set[str], again: bool) -> None:
+        """What the author calls values and numbers; `again` if what he binds an input's name to gets another."""
+        runs, first = self.runs, self.first
         for name, value in first.named.items():
-            again = stored is None and name in first.args and f"{name}2" not in first.named  # bound to another value
-            own = f"{name}2" if again else name
-            values = [run.named.get(name) for run in runs]
-            e = made.known(values)
+            own = f"{name}2" if again and name in first.args and f"{name}2" not in first.named else name
+            e = self.made.known([run.named.get(name) for run in runs])
             if type(value) in (int, float):
                 self.numbers[name] = [{**run.named, **run.inputs, **run.options}[name] for run in runs]
             elif e in self.forward and e not in self.named and own not in taken:
                 self.named[e] = own
-        self.settings: dict[str, Any] = {}  # numbers in dicts, by the code that reads them
         for name, given in first.args.items():
             for key, default in {**given.defaults, **first.inputs[name]}.items() if isinstance(given, Options) else ():
                 text = f'{name}["{key}"]' if key in first.inputs[name] else f'{name}.get("{key}", {default!r})'
                 if type(default) is float:
                     self.settings[text] = [run.inputs[name].get(key, default) for run in runs]
-        self.single: list[tuple[str, int]] = []  # axes of which the text holds for no length of 1
-        self.meant = self._meant()
-        axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
-        self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
+
+    def _gradients(self, fixed: bool) -> dict[str, Expression]:
+        """The gradients of inputs, and those of values as shares; of named values they stand as they are if `fixed`."""
+        runs, made = self.runs, self.made
         made.late = made.unit
-        self.shares: list[tuple[Expression, Expression]] = []  # values of forward with their gradients
         for visits in zip(*[run.visits for run in runs], strict=True):
             node, gradient = (made.of(*items) for items in zip(*visits, strict=True))
             gradient = gradient if node.op == "input" else made.bare(gradient)
             self.shares.append((node, gradient))
-            if stored is None and node in self.named and gradient.op != "broadcast_to":
+            if fixed and node in self.named and gradient.op != "broadcast_to":
                 made.fixed.add(gradient)
-        self.gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in first.gradients}
+        gradients = {name: made.of(*[run.gradients[name] for run in runs]) for name in self.first.gradients}
         for e, name in self.inputs.items():
-            g = self.gradients.get(name)
+            g = gradients.get(name)
             if g and g.op == "zero" and e in self.forward and 1 in g.shapes[0]:
                 raise Unwritable(f"the gradient of {name} is 0 where an axis has length 1, and there alone perhaps")
-        several = [f"d{self.named.get(y, f'y{i}')}" for i, y in enumerate(self.ys, 1)]
-        seeds = made.of(*[run.upstream for run in runs])
-        inner = {name for e, name in self.named.items() if e not in self.ys}
-        free = [n for n in ("dy", "dout", "upstream") if n not in first.args and n[1:] not in inner]
-        upstream = upstream if upstream not in ("", *first.args) else free[0]
-        self.seeds = dict(zip(seeds, [upstream] if len(self.ys) == 1 else several, strict=True))
+        return gradients
 
     def derived(self) -> Derivation:
         """What is written, run, held against the recordings and judged: never is anything else handed out."""
