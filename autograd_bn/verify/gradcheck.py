@@ -157,20 +157,19 @@ def _checked_inputs(values: list[Any], names: list[str], constants: list[bool]) 
     return [np.array(a, dtype=np.float64) if a.dtype.kind in "fO" else a for a in arrays]
 
 
+@dataclass
 class _Check:
     """The check of the derivative of order `k + 1`: of the outputs that `recorded` gives, by its variables."""
 
-    def __init__(
-        self,
-        recorded: Any,
-        at: list[Array],
-        k: int,
-        eps: float,
-        limit: Callable[[Array], Array],
-        rng: np.random.Generator,
-    ) -> None:
-        self.recorded, self.at, self.k, self.eps, self.limit, self.rng = recorded, at, k, eps, limit, rng
-        self.leaves, self.outputs = recorded(at)
+    recorded: Any
+    at: list[Array]
+    k: int
+    eps: float
+    limit: Callable[[Array], Array]
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.leaves, self.outputs = self.recorded(self.at)
         self.graph = ag.Graph(*self.outputs.values())
         self.blocks: list[Block] = []
 

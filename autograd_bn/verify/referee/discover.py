@@ -22,13 +22,13 @@ from .entries import Entry, entries
 from .harmless import Refused
 from .held import is_float
 from .judge import check_backward
-from .load import SECONDS, TimeUp, limited, said
+from .load import SECONDS, TimeUp, limited
 from .names import KEEPING, SLOPES, TRAINING
 from .pairs import NoPair, Pair, arguments_of, share
 from .pure import Allowed
 from .source import code_of, signature, unwrapped
-from .trace import instructions
-from .trials import Fit, finite, given, guessed, inputs_name, line_of, rated
+from .trace import instructions, line_of, reported, said
+from .trials import Fit, finite, given, guessed, inputs_name, rated
 from .verdict import Verdict
 
 Check = Callable[[Pair], Verdict]
@@ -80,7 +80,7 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
         last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
         known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
-        reason = (" ".join(str(error).split()) if known_kind else said(error) + line_of(error)) or said(error)
+        reason = (" ".join(str(error).split()) if known_kind else reported(error)) or said(error)
         if isinstance(error, Refused):
             reason += f"{line_of(error)}: give inputs with which it doesn't by --inputs or {inputs_name(entry)}"
         return made("" if entry.base else "unjudged", reason)

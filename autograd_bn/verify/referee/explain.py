@@ -66,13 +66,26 @@ class Case:
 
 def _shaped(run: Run, name: str, wrong: Sequence[str]) -> tuple[Finding | None, Array | None]:
     """What is wrong with a gradient's shape or entries, and the gradient in its shape if more is wrong with it."""
-    gradient, truth = run.author.gradients[name], run.truth[name]
+    gradient, truth, label = run.author.gradients[name], run.truth[name], f"d{name}"
     if not np.isfinite(gradient).all():
-        what = f"d{name} has {gradient[~np.isfinite(gradient)].flat[0]} in it."
-        return Finding("not finite", (f"d{name}",), what, "Look for a division by 0 or a root below 0."), None
+        what = f"{label} has {gradient[~np.isfinite(gradient)].flat[0]} in it."
+        return Finding("not finite", (label,), what, "Look for a division by 0 or a root below 0."), None
     if gradient.shape == truth.shape or any(close(gradient, run.truth[n]) for n in wrong if n != name):
         return None, gradient
-    finding, made = _shape_finding(name, gradient, truth)
+    kind, more, repair, made = "shape", "", f"Return an array of {name}'s shape.", None
+    if [k for k in gradient.shape if k != 1] == [k for k in truth.shape if k != 1]:
+        repair, made = f"Return it with {name}'s shape: mind axes of length 1.", gradient.reshape(truth.shape)
+    elif truth.ndim > 1 and gradient.shape == truth.shape[::-1]:
+        kind, more, repair, made = "transposed", ": it is transposed", f"Return {label}.T.", gradient.T
+    elif broadcasts(truth.shape, gradient.shape):
+        lead = gradient.ndim - truth.ndim
+        axes = tuple([i for i, k in enumerate(gradient.shape) if i < lead or truth.shape[i - lead] != k])
+        over = "axis " + ", ".join(map(str, axes))
+        kind, more = "not summed", f": it is not summed over {over}, along which {name} is broadcast"
+        repair, made = f"Sum it over {over}.", gradient.sum(axis=axes, keepdims=True).reshape(truth.shape)
+    finding = Finding(
+        kind, (label,), f"{label} has shape {gradient.shape}, and {name} has {truth.shape}{more}.", repair
+    )
     return finding, None if made is None or run.right(name, made) else made
 
 
@@ -87,9 +100,8 @@ def order(case: Case, left: frozenset[str]) -> Explained:
     for a, b in itertools.combinations(gradients, 2):
         if close(gradients[a], truth[b]) and close(gradients[b], truth[a]):
             what = f"d{a} and d{b} are each other's: they come back in the wrong order."
-            return Explained(
-                [Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")], frozenset((a, b))
-            )
+            finding = Finding("swapped", (f"d{a}", f"d{b}"), what, f"Exchange d{a} and d{b}.")
+            return Explained([finding], frozenset((a, b)))
     return Explained()
 
 
@@ -138,7 +150,7 @@ def slip(case: Case, left: frozenset[str]) -> Explained:
 
 
 def region(case: Case, left: frozenset[str]) -> Explained:
-    """Gradients that are wrong by a number, a transposition or a mask, or by one edge of the recorded graph."""
+    """Gradients that are wrong by a number, a transposition or a mask, or by one edge of the graph; else where."""
     single: dict[str, Mistake | None] = {}
     for name in [name for name in case.wrong if name in left]:
         others = list[tuple[float, dict[str, int]]]()
@@ -151,24 +163,14 @@ def region(case: Case, left: frozenset[str]) -> Explained:
         # A number by which all of it is too large is told sooner than one for a part.
         if path is not None and not (path.kind == "weight of a path" and all(single.values())):
             return Explained([path], left)
-    return _together({name: reason for name, reason in single.items() if reason is not None})
-
-
-def unexplained(case: Case, left: frozenset[str]) -> Explained:
-    """Where gradients are wrong, if not why."""
-    return _together({name: _unknown(case.run, name, case.gradients[name]) for name in case.wrong if name in left})
-
-
-def _together(reasons: dict[str, Mistake]) -> Explained:
-    """One finding a reason."""
     shared: dict[Mistake, list[str]] = {}
-    for name, reason in reasons.items():
-        shared.setdefault(reason, []).append(f"d{name}")
-    return Explained([reason.of(labels) for reason, labels in shared.items()], frozenset(reasons))
+    for name in sorted(single, key=lambda name: single[name] is None):
+        shared.setdefault(single[name] or _unknown(case.run, name, case.gradients[name]), []).append(f"d{name}")
+    return Explained([reason.of(labels) for reason, labels in shared.items()], left)
 
 
 Explainer = Callable[[Case, frozenset[str]], Explained]
-EXPLAINERS: tuple[Explainer, ...] = (shape, order, linearity, paths, slip, region, unexplained)
+EXPLAINERS: tuple[Explainer, ...] = (shape, order, linearity, paths, slip, region)
 
 
 def explained(case: Case) -> Explained:
@@ -179,28 +181,7 @@ def explained(case: Case) -> Explained:
         findings += explanation.findings
         coefficients |= explanation.coefficients
         left -= explanation.names
-    return Explained(findings, frozenset(case.wrong) - left, coefficients)
-
-
-def _shape_finding(name: str, gradient: Array, truth: Array) -> tuple[Finding, Array | None]:
-    """What a gradient of the wrong shape says, and the gradient brought into shape where it can be."""
-    label = f"d{name}"
-    says = f"{label} has shape {gradient.shape}, and {name} has {truth.shape}"
-    if [k for k in gradient.shape if k != 1] == [k for k in truth.shape if k != 1]:
-        repair = f"Return it with {name}'s shape: mind axes of length 1."
-        return Finding("shape", (label,), f"{says}.", repair), gradient.reshape(truth.shape)
-    if truth.ndim > 1 and gradient.shape == truth.shape[::-1]:
-        return Finding("transposed", (label,), f"{says}: it is transposed.", f"Return {label}.T."), gradient.T
-    if broadcasts(truth.shape, gradient.shape):
-        lead = gradient.ndim - truth.ndim
-        axes = tuple(
-            i for i in range(gradient.ndim) if i < lead or (truth.shape[i - lead] == 1 and gradient.shape[i] != 1)
-        )
-        over = "axis " + ", ".join(map(str, axes))
-        what = f"{says}: it is not summed over {over}, along which {name} is broadcast."
-        finding = Finding("not summed", (label,), what, f"Sum it over {over}.")
-        return finding, gradient.sum(axis=axes, keepdims=True).reshape(truth.shape)
-    return Finding("shape", (label,), f"{says}.", f"Return an array of {name}'s shape."), None
+    return Explained(findings, coefficients=coefficients)
 
 
 def _unknown(run: Run, name: str, gradient: Array) -> Mistake:

@@ -40,30 +40,27 @@ def check_backward(
 ) -> Verdict:
     """Judge a hand-written backward pass against the forward pass it belongs to.
 
-    The pair is as courses and papers have it: `y, cache = forward(*inputs)` and `grads = backward(dy, cache)`,
-    in NumPy. `grads` is a tuple with one gradient an input, in their order (a single array for a single input;
-    None, or nothing at the end, for an input that needs no gradient), or a dict: `dx` or `grad_x` is the
-    gradient of the input `x`, and any other such name that of a value with that name in `forward`, an
-    intermediate. `names` are the inputs' names, by default those of forward's parameters.
+    The pair is as courses and papers have it: `y, cache = forward(*inputs)` and `grads = backward(dy, cache)`, in
+    NumPy. `grads` is a tuple with one gradient an input, in their order (a single array for a single input; None, or
+    nothing at the end, for an input that needs no gradient), or a dict: `dx` or `grad_x` is the gradient of the input
+    `x`, any other such name that of an intermediate value in `forward`. `names` are the inputs' names, by default those
+    of forward's parameters. `check_backward(target, inputs)` judges in the same way a `torch.autograd.Function`, a
+    function with a `jax.custom_vjp`, a layer object with `y = layer.forward(x)` and `dx = layer.backward(dy)`, or a
+    function with `loss, dx, ... = function(x, ...)`.
 
-    The truth comes from running `forward` itself on tensors, confirmed by a difference of its output; where
-    it can't be recorded, from central differences with Richardson's extrapolation, and the verdict says so.
-    It is judged in float64 with a random `dy` from `seed` (1 for a loss whose backward doesn't read it), at the inputs
-    given, at others near them, of other signs and of lengths that don't collide, and if it is a normalisation at
-    inputs on which every mistake shows: eps of the variance's size, gamma far from 1. A gradient is right if no entry
-    is further from the truth than 1e-9 of the largest (1e-6 by differences). Entries at a kink are not judged.
-
-    `check_backward(target, inputs)` judges a `torch.autograd.Function`, a function with a `jax.custom_vjp`, or a layer
-    object with `y = layer.forward(x)` and `dx = layer.backward(dy)` in the same way; the truth is the framework's own
-    derivative of the forward code. Of a function with `loss, dx, ... = function(x, ...)` it judges dx, ...
+    The truth comes from running `forward` itself on tensors, or by the framework's own derivative, confirmed by a
+    difference of its output; where it can't be recorded, from central differences with Richardson's extrapolation, and
+    the verdict says so. It is judged in float64 with a random `dy` from `seed` (1 for a loss whose backward doesn't
+    read it), at the inputs given, at others near them, of other signs and of lengths that don't collide, and if it is a
+    normalisation at inputs on which every mistake shows: eps of the variance's size, gamma far from 1. A gradient is
+    right if no entry is further from the truth than 1e-9 of the largest (1e-6 by differences). Entries at a kink are
+    not judged. A pair that is right and overwrites an array of its own on the way is right with a warning; `strict`
+    makes it wrong.
 
     For wrong gradients it looks for the smallest edit of `backward` that makes them right. Only code that is arithmetic
     on arrays through and through, by an allow-list, is edited and run again; a note says which line is not. As they
     stand, backward runs at most 60 times, and forward a few times as often as its inputs have entries where its
-    derivative comes from differences, else at most 2,000 times. All of it is counted in runs of the pair, of which one
-    that calls many functions counts for several, and not in seconds: a verdict is the same on a busy machine.
-
-    A pair that is right and overwrites an array of its own on the way is right with a warning; `strict` makes it wrong.
+    derivative comes from differences, else at most 2,000 times: counted in runs of a small pair, and not in seconds.
 
     Nothing of the caller's is changed. `TypeError` and `ValueError` for inputs and a forward pass that can't be judged,
     and for passes that would write a file or start a program; whatever else is wrong with `backward`, an exception too,

@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from .harmless import ALL, harmless
+from .trace import said
 
 SECONDS = 30  # of processor time for running the file; a pair has twice as many
 _DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -292,11 +293,6 @@ def _execute(statement: ast.stmt, file: str, space: dict[str, Any], absent: list
             above, _, last = error.name.rpartition(".")
             if isinstance(sys.modules.get(above), StandIn):
                 setattr(sys.modules[above], last, sys.modules[error.name])
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 class _Shell:

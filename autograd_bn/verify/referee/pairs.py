@@ -102,10 +102,12 @@ def arguments_of(pair: Pair, dy: Any, kept: Any) -> list[Any]:
     return arguments
 
 
-def slope(output: Callable[[dict[str, Any]], Array], at: dict[str, Any], name: str, step: Array, dy: Array) -> float:
-    """How fast `sum(y * dy)` changes along a step of one array, by a difference."""
-    up, down = (output(at | {name: at[name] + h * step}) for h in (1e-5, -1e-5))
-    return float(np.sum((up - down) * dy)) / 2e-5
+def slope(
+    output: Callable[[dict[str, Any]], Array], at: dict[str, Any], name: str, step: Array, dy: Array, h: float = 1e-5
+) -> float:
+    """How fast `sum(y * dy)` changes along a step of one array, by a difference over `h` of it."""
+    up, down = (output(at | {name: at[name] + t * step}) for t in (h, -h))
+    return float(np.sum((up - down) * dy)) / (2 * h)
 
 
 def explains(gradient: Array, step: Array, slope: float, rtol: float = 1e-5, atol: float = 0.0) -> bool:

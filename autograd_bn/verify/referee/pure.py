@@ -26,38 +26,30 @@ _MODULES = frozenset(
     jax jax.numpy jax.numpy.linalg jax.nn jax.lax""".split()
 )
 _WHOLE = frozenset("math cmath scipy.special jax.scipy.special".split())
-_FUNCTIONS = frozenset(
-    """abs absolute add addmm all allclose amax amin any apply_along_axis arange arccos arccosh arcsin arcsinh
-arctan arctan2 arctanh argmax argmin argsort around array array_equal array_split as_tensor asarray ascontiguousarray
-atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount bmm broadcast_arrays broadcast_to c_ cat cbrt
-ceil cholesky chunk clamp clip column_stack concatenate conj conjugate conv1d conv2d conv3d conv_general_dilated
-conv_transpose1d conv_transpose2d convolve copy copysign copyto cos cosh count_nonzero cross cumprod cumsum
-det diag diag_indices diagflat diagonal diff digamma divide divmod dot dstack eigh einsum elu empty empty_like equal erf
-erfc errstate exp exp2 expand_dims expit expm1 eye fabs fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud
-float_power floor floor_divide fmax fmin fmod fold from_numpy full full_like gather ge gelu greater greater_equal gt
-heaviside hsplit hstack hypot identity ifft ifft2 index_select indices inner inv invert irfft isclose isfinite isin
-isinf isnan isscalar is_tensor ix_ kron le leaky_relu less less_equal lgamma linspace log log10 log1p log2 log_sigmoid
-log_softmax logaddexp logical_and logical_not logical_or logical_xor logsigmoid logspace logsumexp lt masked_fill
-masked_select matmul matrix_power max max_pool1d max_pool2d maximum mean median meshgrid min minimum mm mod moveaxis
-mul multi_dot multiply mv nan_to_num ndenumerate ndim ndindex ne neg negative newaxis no_grad nonzero norm normalize
-not_equal one_hot ones ones_like outer pad permute pinv pow power prod ptp put put_along_axis qr r_ ravel reciprocal
-relu relu6 remainder repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted select selu shape
-sigmoid sign signbit silu sin sinc sinh size sliding_window_view slogdet softmax softplus solve sort split sqrt square
-squeeze stack std stop_gradient sub subtract sum svd swapaxes t take take_along_axis tan tanh tensor tensordot tile topk
-trace transpose trapezoid tri tril tril_indices triu triu_indices true_divide trunc unfold unique unravel_index
-unsqueeze var vdot vmap vsplit vstack where zeros zeros_like""".split()
+_FUNCTIONS = frozenset(name for name, value in vars(np).items() if isinstance(value, np.ufunc)) | frozenset(
+    """addmm all allclose amax amin any apply_along_axis arange argmax argmin argsort around array array_equal
+array_split as_tensor asarray ascontiguousarray atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount
+bmm broadcast_arrays broadcast_to c_ cat cholesky chunk clamp clip column_stack concatenate conv1d conv2d conv3d
+conv_general_dilated conv_transpose1d conv_transpose2d convolve copy copyto count_nonzero cross cumprod cumsum det diag
+diag_indices diagflat diagonal diff digamma dot dstack eigh einsum elu empty empty_like erf erfc errstate expand_dims
+expit eye fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud fold from_numpy full full_like gather ge gelu gt
+hsplit hstack identity ifft ifft2 index_select indices inner inv irfft is_tensor isclose isin isscalar ix_ kron le
+leaky_relu lgamma linspace log_sigmoid log_softmax logsigmoid logspace logsumexp lt masked_fill masked_select
+matrix_power max max_pool1d max_pool2d mean median meshgrid min mm moveaxis mul multi_dot mv nan_to_num ndenumerate ndim
+ndindex ne neg newaxis no_grad nonzero norm normalize one_hot ones ones_like outer pad permute pinv prod ptp put
+put_along_axis qr r_ ravel relu relu6 repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted
+select selu shape sigmoid silu sinc size sliding_window_view slogdet softmax softplus solve sort split squeeze stack std
+stop_gradient sub sum svd swapaxes t take take_along_axis tensor tensordot tile topk trace transpose trapezoid tri tril
+tril_indices triu triu_indices unfold unique unravel_index unsqueeze var vdot vmap vsplit vstack where zeros
+zeros_like""".split()
 )
 _DRAWS = frozenset("binomial choice normal permutation rand randint randn random random_sample uniform".split())
-_METHODS = frozenset(
-    """abs accumulate add add_ all any append argmax argmin argsort astype at bmm bool byte chunk clamp clamp_ clip
-clone conj contiguous copy cos count cpu cumprod cumsum detach diagonal dim div div_ divide dot double endswith eq exp
-expand expand_as expm1 extend fill fill_ flatten flip float floor format gather ge get gt half index index_add
-index_add_ index_select insert int item items keys le log log1p log_softmax long lower lt masked_fill masked_fill_
-masked_select matmul max maximum mean min minimum mm mul mul_ multiply mv ne neg neg_ new_full new_ones new_zeros
-nonzero norm numel numpy outer permute pop pow prod ptp put ravel reciprocal reduce reduceat relu repeat reshape reverse
-round rsqrt save_for_backward scatter scatter_ scatter_add scatter_add_ searchsorted set setdefault sigmoid sign sin
-size softmax sort split sqrt square squeeze startswith std sub sub_ sum swapaxes t take tan tanh to tolist topk trace
-transpose tril triu type type_as unbind unfold unsqueeze update upper values var view view_as where zero_""".split()
+_METHODS = _FUNCTIONS | frozenset(
+    """accumulate add_ append astype at bool byte clamp_ clone contiguous count cpu detach dim div div_ double endswith
+eq expand expand_as extend fill fill_ flatten float format get half index index_add index_add_ insert int item items
+keys long lower masked_fill_ mul_ neg_ new_full new_ones new_zeros numel numpy pop reduce reduceat reverse
+save_for_backward scatter_ scatter_add_ set setdefault startswith sub_ to tolist type type_as unbind update upper values
+view view_as zero_""".split()
 )
 _READ = frozenset(
     """T mT H shape size ndim dtype real imag flat itemsize nbytes device data grad eps tiny is_cuda requires_grad

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from textwrap import shorten
+from pathlib import Path
+from traceback import walk_tb
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +22,8 @@ from .source import NoSearch, unwrapped
 Arrays = dict[str, Array]
 NUMBERS = 50_000  # of an array that cost as much to go through as a call of a small pair
 STANDARD = os.path.dirname(os.__file__)
-OWN = os.path.dirname(__file__)
+OWN = str(Path(__file__).parents[2])  # this package
+_NOT_AUTHORS = re.compile(rf"{re.escape(OWN)}|site-packages|lib[/\\]python")
 
 
 class NoDerivative(Exception):
@@ -45,7 +48,7 @@ class Trace:
             with recording(True), local_values(forward) as seen:
                 recorded, cache = forward(*{**inputs, **leaves}.values())
         except Exception as error:
-            raise NoDerivative(f"forward can't be recorded on tensors ({reported(error, forward)})") from None
+            raise NoDerivative(f"forward can't be recorded on tensors ({reported(error)})") from None
         if not isinstance(recorded, Tensor) or not recorded.requires_grad:
             raise NoDerivative("forward leaves the tensors it is given, so it can't be recorded")
         if not np.allclose(recorded.data, y, rtol=1e-9, atol=1e-12, equal_nan=True):
@@ -92,18 +95,28 @@ class Trace:
         return self.author_name(node) or node.op or "an input"
 
 
-def reported(error: Exception, function: Callable[..., Any]) -> str:
-    """An exception as one line, with the line of the user's file that it came from."""
-    where, step, code = "", error.__traceback__, _code(function)
-    while step is not None:
-        if code is not None and step.tb_frame.f_code.co_filename == code.co_filename:
-            where = f" (line {step.tb_lineno})"
-        step = step.tb_next
-    return f"{type(error).__name__}: {shorten(str(error), 200) or 'no message'}{where}"
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
-def _code(function: Any) -> Any:
-    return getattr(unwrapped(getattr(function, "func", function)), "__code__", None)
+def steps(error: BaseException) -> list[tuple[str, int]]:
+    """The author's files and lines that an exception came through, the outer ones first."""
+    every = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return [(file, line) for file, line in every if file.endswith((".py", ".ipynb")) and not _NOT_AUTHORS.search(file)]
+
+
+def line_of(error: BaseException) -> str:
+    """Where an exception was raised: a line of the file that is judged, or of another that is named."""
+    if not (through := steps(error)):
+        return ""
+    (first, _), (last, line) = through[0], through[-1]
+    return f" ({'' if last == first else f'{os.path.basename(last)}, '}line {line})"
+
+
+def reported(error: BaseException) -> str:
+    """An exception in one line, with where it was raised."""
+    return said(error) + line_of(error)
 
 
 @contextmanager
@@ -117,7 +130,8 @@ def local_values(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
 def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str, Any]]]:
     """The local variables that each of these functions ends with."""
     seen: list[dict[str, Any]] = [{} for _ in functions]
-    codes = dict(zip(map(_code, functions), seen, strict=True))
+    inner = [unwrapped(getattr(function, "func", function)) for function in functions]
+    codes = {getattr(function, "__code__", None): values for function, values in zip(inner, seen, strict=True)}
 
     def watch(frame: Any, event: str, _: Any) -> None:
         if event == "return" and frame.f_code in codes:

@@ -3,11 +3,9 @@
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +15,10 @@ from .entries import Entry
 from .guesses import UNKNOWN, Choices, axes_of, drawn, meant, shown
 from .held import arrays, is_array, is_float
 from .inputs import symmetric
-from .load import said
 from .names import BIAS, PLACES, SHIFT, is_label, plain
 from .pairs import NoPair, Pair, agreement
 from .source import code_of
-from .trace import work
+from .trace import reported, said, steps, work
 from .unwritten import noted, written
 
 ABSENT = 20  # guesses that got furthest and ended at what isn't there, after which no more are tried
@@ -31,7 +28,6 @@ _ACCEPTED, _FITTING = 60, 8  # how many inputs are tried on the pair, and where 
 _WORK = 1_500  # calls of a small pair that looking for inputs takes
 _MARGIN = re.compile(r"(?is)(?!.*(range|eye|hot|max\(.*1\)))(.*hinge|.*max\w*\((0(\.0?)?, *)?1(\.0?)? *- *\w)")
 _BIAS = rf"{BIAS}|{SHIFT}"
-_NOT_THE_AUTHORS = re.compile(r"autograd_bn|site-packages|lib[/\\]python")
 
 
 class Fit(NamedTuple):
@@ -66,6 +62,10 @@ class Fit(NamedTuple):
         """The shape of the first array, where backward is wrong for it and that is no single row."""
         meant = self.fits or (self.tabled and len(self.first) > 1)
         return self.first if meant and not self.right and 1 not in self.first else ()
+
+    def count(self, test: Callable[[Any], bool]) -> int:
+        """How many of the inputs are so."""
+        return sum(map(test, self.inputs))
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,11 @@ class Search:
         Or real numbers, where complex ones were: these are their own conjugates.
         """
         wrong = [fit for fit in self.tried if not fit.right]
-        if any(fit.fits and _turning(fit) > _turning(right) for fit in wrong):
+        if any(fit.fits and fit.count(np.iscomplexobj) > right.count(np.iscomplexobj) for fit in wrong):
             return True
-        if _numbers_alone(right):
-            return any(fit.share >= 0 and not _numbers_alone(fit) for fit in wrong)
+        several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
+        if not several(right):
+            return any(fit.share >= 0 and several(fit) for fit in wrong)
         rows = any(fit.tabled and fit.fits and len(fit.wrong_at) > 1 for fit in wrong)
         return rows and (1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair)))
 
@@ -242,7 +243,7 @@ class Search:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
         if numbers := self.narrowed(best) if best.right else []:
             return f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
-        if best.right and any(fit.fits and _symmetric(fit) < _symmetric(best) for fit in self.tried):
+        if best.right and any(fit.fits and fit.count(symmetric) < best.count(symmetric) for fit in self.tried):
             return "That is for a symmetric matrix: for another, which forward takes, it is wrong."
         narrow = 1 in best.first or len(best.first) < 2
         near = [fit for fit in self.tried if best.right and not self.cut(fit, best)]
@@ -277,8 +278,8 @@ class Search:
         """Learn from an exception: a key that a dict lacks, or how far forward got."""
         if not taken and self.lacked(said(error), values):
             return
-        depth = _TAKEN if taken else [line for _, line in _steps(error)]
-        self.failed.append((depth, f"{said(error)}{line_of(error)}"))
+        depth = _TAKEN if taken else [line for _, line in steps(error)]
+        self.failed.append((depth, reported(error)))
         lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
         if lost and self.best is None and self.failed.count(self.failed[-1]) == ABSENT:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
@@ -291,18 +292,6 @@ def _of_a_difference(pair: Pair) -> bool:
     moved = [value + np.arange(1.0, value.size + 1).reshape(value.shape) for value in pair.inputs]
     y, there = (np.asarray(pair.forward(*copy.deepcopy(values))[0]) for values in (pair.inputs, moved))
     return bool(y.size == 1 and np.allclose(y, there))
-
-
-def _symmetric(fit: Fit) -> int:
-    return sum(map(symmetric, fit.inputs))
-
-
-def _turning(fit: Fit) -> int:
-    return sum(map(np.iscomplexobj, fit.inputs))
-
-
-def _numbers_alone(fit: Fit) -> bool:
-    return all(np.size(value) < 2 for value in fit.inputs)
 
 
 def _transposed(pair: Pair) -> set[str]:
@@ -391,21 +380,6 @@ def finite(result: Any) -> Any:
 
 
 # Why there are none
-
-
-def _steps(error: BaseException) -> list[tuple[str, int]]:
-    """The author's files and lines that an exception came through, the outer ones first."""
-    steps = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
-    return [step for step in steps if step[0].endswith((".py", ".ipynb")) and not _NOT_THE_AUTHORS.search(step[0])]
-
-
-def line_of(error: BaseException) -> str:
-    """Where an exception was raised: a line of the file that is judged, or of another that is named."""
-    steps = _steps(error)
-    if not steps:
-        return ""
-    (first, _), (last, line) = steps[0], steps[-1]
-    return f" ({'' if last == first else f'{Path(last).name}, '}line {line})"
 
 
 def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:

@@ -149,8 +149,6 @@ class Verdict:
             return None
 
     def __str__(self) -> str:
-        if self.unwritten:
-            return self._headline()
         lines = [self._headline()]
         for i, finding in enumerate(self.diagnosis, 1):
             number, indent = (f"{i}. ", "   ") if len(self.diagnosis) > 1 else ("", "")
@@ -159,7 +157,7 @@ class Verdict:
         code = [] if self.repair or not self.solution else ["What would be right:\n", self.solution.source.rstrip()]
         steps = [f"Warning: {warning}" for warning in self.warnings]
         steps += [f"First wrong step in backward order: {self.first_wrong}."] if self.first_wrong else []
-        table = [text_table(_HEAD, self._cells(), right=(2, 3))]
+        table = [text_table(_HEAD, self._cells(), right=(2, 3))] if self.rows else []
         notes = [f"Note: {note}" for note in (*self.notes, *[f"Not judged: {what}" for what in self.unseen])]
         blocks = lines, map(str, self.repair), code, steps, table, notes
         return "\n\n".join(filter(None, map("\n".join, blocks)))
@@ -194,15 +192,11 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         escape = html.escape
-        items = "".join(
-            f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
-            for f in self.diagnosis
-        )
+        items = "".join(f"<li>{escape(str(finding))}</li>" for finding in self.diagnosis)
         edits = "".join(f"{PRE}{escape(str(repair))}</pre>" for repair in self.repair)
         code = self.solution and f"{PRE}{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
-        step = escape(self.first_wrong or "")
-        first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
+        first = f"<p>First wrong step in backward order: {escape(self.first_wrong)}.</p>" if self.first_wrong else ""
         notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.remarks)
         head = f"<p><b>{escape(self._headline())}</b></p>"
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
