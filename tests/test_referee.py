@@ -256,7 +256,7 @@ CALLED = {
     "eps missing": {"root"},
     "eps outside": {"root"},
     "inv power": {"missing factor", "extra factor", "wrong factor"},
-    "wrong operand": {"wrong operand", "wrong name", "missing factor", "wrong factor"},
+    "wrong operand": {"wrong name", "missing factor", "wrong factor"},
     "inference formula": {"inference formula"},
     "wrong axis": {"wrong axis", "transposed"},
     "not summed": {"not summed"},
@@ -264,7 +264,7 @@ CALLED = {
     "float32": {"precision"},
     "float16": {"precision"},
     "lost rows": {"lost rows"},
-    "not linear": {"not linear", "wrong operand"},
+    "not linear": {"not linear"},
     "swapped": {"swapped"},
     "transposed": {"transposed"},
 }

@@ -1,7 +1,7 @@
 """The paths on which a gradient flows back: direct, and one through each statistic that sums an input up."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -82,42 +82,15 @@ class Paths:
         counts = set() if groups is None else {*np.bincount(groups.astype(int)).tolist()}
         return groups.astype(int) if groups is not None and len(counts) == 1 and counts != {1} else None
 
-    def fits(self, gradient: Array) -> Iterator[tuple[Array, dict[str, list[Mistake]]]]:
-        """How much of each path a gradient carries: a row a path, a column a feature, or one column for all.
-
-        With what else is wrong with each path.
-        """
+    def weights(self, gradient: Array) -> dict[str, Array]:
+        """How much of each path a gradient carries, a number or one for each feature; empty where it is no such sum."""
         shares = list(self.shares.values())
-        if not shares:
-            return
-        c = _solved([share.reshape(1, -1) for share in shares], gradient.reshape(1, -1))
+        c = _solved([share.reshape(1, -1) for share in shares], gradient.reshape(1, -1)) if shares else None
         if c is None and len(shares) == 1 and np.all(shares[0]):
             c = (gradient / shares[0]).reshape(1, -1)
-        if c is not None:
-            yield c, {path: [] for path in self.shares}
-        elif self.groups is not None and "direct" in self.shares:
-            rows = self._rows(gradient)
-            kept = np.any(rows != 0, axis=0)
-            words = f"is 0 in row {', '.join(map(str, np.flatnonzero(~kept)))} of the batch"
-            lost = [] if np.all(kept) else [Mistake("lost rows", words, "Fill in every row")]
-            terms = {path: self._rows(share) for path, share in self.shares.items()}
-            for path, other, mistakes in [("direct", terms["direct"], []), *self._misread()]:
-                c = _solved([term[:, kept] for term in (terms | {path: other}).values()], rows[:, kept])
-                if c is not None:
-                    yield c, {p: lost + (mistakes if p == path else []) for p in terms}
-
-    def _misread(self) -> Iterator[tuple[str, Array, list[Mistake]]]:
-        """A path with a value in another's place, before its sum over a feature or in it."""
-        direct = self._rows(self.shares["direct"])
-        for path, name in itertools.product([path for path in self.shares if path != "direct"], self._full):
-            share, value = self._rows(self.shares[path]), self._full[name]
-            if np.all(value) and close(share, value * np.mean(share / value, axis=1, keepdims=True)):
-                outside = share / np.sum(direct * value, axis=1, keepdims=True)
-                for other, taken in self._full.items():
-                    words = f"has `{other}` where `{name}` belongs"
-                    mistakes = [Mistake("wrong operand", words, f"Put `{name}` in its place")]
-                    yield path, share / value * taken, mistakes
-                    yield path, outside * np.sum(direct * taken, axis=1, keepdims=True), mistakes
+        elif c is None and self.groups is not None and "direct" in self.shares:
+            c = _solved(list(map(self._rows, shares)), self._rows(gradient))
+        return {} if c is None else dict(zip(self.shares, c, strict=True))
 
     @cached_property
     def _full(self) -> dict[str, Array]:
@@ -208,7 +181,7 @@ class Factors:
 
     def explain(self, c: Array, others: Others = ()) -> list[Mistake]:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
-        if np.ptp(c) <= 1e-7 * max(float(np.max(np.abs(c))), 1e-2):
+        if _constant(c):
             return number(float(np.median(c)), self.counts, others)
         every = self.bases | self.roots
         for size in range(1, min(4, c.size - 1)) if np.all(c) and c.size == self.features else ():
@@ -280,38 +253,26 @@ def revealing(paths: Paths, rng: np.random.Generator) -> Inputs:
 class Fit(NamedTuple):
     """A gradient as a sum of paths: each path's weights, and what that says of it."""
 
+    paths: Paths
     weights: dict[str, Array]
     mistakes: dict[str, list[Mistake]]
 
-    @property
-    def cost(self) -> float:
-        return sum(mistake.cost for mistake in {*itertools.chain(*self.mistakes.values())})
+
+def _constant(w: Array) -> bool:
+    """Whether a path has one weight in all features."""
+    return bool(np.ptp(w) <= 1e-7 * max(float(np.max(np.abs(w))), 1e-2))
 
 
-def _fitted(paths: Paths, gradient: Array, factors: Factors | None, others: Mapping[str, Others]) -> Iterator[Fit]:
-    """Every way in which a gradient is a sum of paths with factors that can be explained."""
-    for c, besides in paths.fits(gradient) if paths.statistics or factors else ():
-        weights, mistakes = dict(zip(paths.shares, c, strict=True)), dict[str, list[Mistake]]()
-        for path, w in weights.items():
-            there = others.get(path, ())
-            plain = factors.explain(w, there) if factors else number(float(w[0]), lengths(paths.run), there)
-            mistakes[path] = besides[path] + plain
-        yield Fit(weights, mistakes)
-
-
-def _elsewhere(runs: Sequence[Run], name: str) -> dict[str, Others]:
+def _elsewhere(runs: Sequence[Run], name: str) -> dict[str, list[tuple[float, Mapping[str, int]]]]:
     """The weight of each path in runs of other lengths, and the lengths there."""
     weights = dict[str, list[tuple[float, Mapping[str, int]]]]()
     for run in runs:
         gradient, main = run.author.gradients.get(name), main_paths(run)
-        if gradient is None or run.trace is None or gradient.shape != run.truth[name].shape:
-            continue
-        paths, counts = Paths(run, name), Factors(main).counts if main else lengths(run)
-        for c, _ in itertools.islice(paths.fits(gradient), 1):
-            for path, w in zip(paths.shares, c, strict=True):
-                if np.ptp(w) <= 1e-7 * max(float(np.max(np.abs(w))), 1e-2):
-                    weights.setdefault(path, []).append((float(np.median(w)), counts))
-    return {path: tuple(several) for path, several in weights.items()}
+        if gradient is not None and run.trace is not None and gradient.shape == run.truth[name].shape:
+            counts = Factors(main).counts if main else lengths(run)
+            for path, w in Paths(run, name).weights(gradient).items():
+                weights.setdefault(path, []).extend([(float(np.median(w)), counts)] if _constant(w) else [])
+    return weights
 
 
 def along_paths(
@@ -319,31 +280,34 @@ def along_paths(
 ) -> tuple[list[Finding], dict[str, dict[str, float]]]:
     """Findings on gradients that are sums of paths with wrong factors, and how much of each path these carry."""
     main = main_paths(run)
-    factors, fits = None if main is None else Factors(main), dict[str, tuple[Paths, Fit]]()
+    factors, fits = None if main is None else Factors(main), dict[str, Fit]()
     for name, g in gradients.items() if run.trace is not None else ():
-        paths = Paths(run, name)
-        limit = 4.0 - (name in repaired) - (len(paths.shares) == 1)
-        known = [fit for fit in _fitted(paths, g, factors, _elsewhere(longer, name)) if 0.5 < fit.cost < limit]
-        if known:
-            fits[name] = paths, min(known, key=lambda fit: fit.cost)
+        paths, others, mistakes = Paths(run, name), _elsewhere(longer, name), dict[str, list[Mistake]]()
+        weights = paths.weights(g) if paths.statistics or factors else {}
+        for path, w in weights.items():
+            there = others.get(path, ())
+            mistakes[path] = factors.explain(w, there) if factors else number(float(w[0]), lengths(run), there)
+        cost = sum([mistake.cost for mistake in {*itertools.chain(*mistakes.values())}])
+        if 0.5 < cost < 4.0 - (name in repaired) - (len(paths.shares) == 1):
+            fits[name] = Fit(paths, weights, mistakes)
     carried = {
         f"d{name}": {path: float(np.median(w)) if np.ptp(w) < 1e-6 else np.nan for path, w in fit.weights.items()}
-        for name, (_, fit) in fits.items()
+        for name, fit in fits.items()
     }
     return _worded(fits), carried
 
 
-def _worded(fits: dict[str, tuple[Paths, Fit]]) -> list[Finding]:
+def _worded(fits: dict[str, Fit]) -> list[Finding]:
     """The mistakes on paths as findings, one for all the terms that share it; missing paths come first."""
     places: dict[Mistake, dict[str, list[str]]] = {}
     lacking: dict[tuple[str, ...], tuple[list[str], str]] = {}
-    for name, (paths, fit) in fits.items():
+    for name, fit in fits.items():
         label = f"d{name}"
         for mistake in dict.fromkeys(itertools.chain(*fit.mistakes.values())):
             ways = [path for path in fit.mistakes if mistake in fit.mistakes[path]]
             words = [PATHS.get(path, f"the path through `{path}`") for path in ways]
             if mistake is MISSING and len(ways) < len(fit.mistakes):
-                formulas = [paths.formula(path) for path in ways if path != "direct" and "direct" in paths.shares]
+                formulas = [fit.paths.formula(path) for path in ways if path != "direct" and "direct" in fit.weights]
                 said = " and ".join(formulas) if len(formulas) == len(ways) and all(formulas) else ""
                 lacking.setdefault(tuple(words), ([], said))[0].append(label)
             elif len(ways) == len(fit.mistakes):

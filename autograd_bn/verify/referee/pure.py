@@ -341,5 +341,5 @@ class Allowed:
 
 
 def _refuse(source: Source, node: Any, words: str = "") -> None:
-    line, what = source.line(node), words or f"`{source.segment(node)}`"
+    line, what = source.first + node.lineno - 1, words or f"`{source.segment(node)}`"
     raise NoSearch(f"line {line} has {what}, which is more than arithmetic on arrays")

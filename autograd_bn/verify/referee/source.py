@@ -123,10 +123,6 @@ class Source:
         start, end = self.span(node)
         return self.text[start:end].decode()
 
-    def line(self, node: Any) -> int:
-        """The line of the file that a node begins in."""
-        return int(self.first + node.lineno - 1)
-
     def edited(self, start: int, end: int, new: str) -> bytes:
         """The text with other bytes from `start` to `end`."""
         return self.text[:start] + new.encode() + self.text[end:]

@@ -107,9 +107,8 @@ class Forward:
         sides = {n: rng.uniform(-1.0, 1.0, size=np.shape(inputs[n])) for n in self.floats}
 
         def moves(t: float) -> Arrays:
-            near = dict(inputs)
-            for n, side in sides.items():
-                near[n] = np.asarray(near[n] * (1 + 4e-15 * t * side) + 1e-20 * scale(near[n]) * t * side)
+            steps = {n: t * (4e-15 * inputs[n] + 1e-20 * scale(inputs[n])) * side for n, side in sides.items()}
+            near = inputs | {n: np.asarray(inputs[n] + step) for n, step in steps.items()}
             try:
                 gradients = self.derivative(near)(dy)
             except (Unjudgeable, NoDerivative):
