@@ -229,8 +229,9 @@ class Answer(Writer):
         made, calls = self.author, self.author.calls
         values, dys = copy.deepcopy([*run.inputs.values()]), [np.array(t.data) for t in run.upstream]
         *outputs, seen = made.passed(made.keeping(), values, run.options)
-        for name, path in made.kept:  # to which some add
-            if path not in calls.slots.get(name, ()) and isinstance(get(seen, path), np.ndarray):
+        kept = [(name, path) for name, path in made.kept if path not in made.steps]
+        for name, path in kept:  # to which some add
+            if isinstance(get(seen, path), np.ndarray):
                 put(seen, path, np.zeros(run.leaves[name].shape))
         if made.whole:
             lead = [seen["object"]] if made.lead else []
@@ -242,8 +243,7 @@ class Answer(Writer):
             back = replace(calls, places=dict(made.kept[::-1])).pulled(self.new, dy, seen, outputs)
         rough = any(getattr(value, "dtype", None) in (np.float32, np.float16) for _, value in _reached(seen, ""))
         gradients = gradients_of(back, run.inputs)
-        for name, path in [("", ()), *made.kept]:
-            there = {} if not name or path in calls.slots.get(name, ()) else {name: get(seen, path)}
+        for there in ({}, *[{name: get(seen, path)} for name, path in kept]):
             run.hold(outputs, gradients | there, 1e-5 if rough else 1e-9)
 
     def _find_the_rest(self, ends: Sequence[Expression], seeds: dict[Expression, str]) -> None:
@@ -305,7 +305,7 @@ class Answer(Writer):
             return
         texts = [self._gradient(out, name) if name else "None" for name in made.returned]
         if made.keys:
-            texts = ["{" + ", ".join([f'"{k}": {t}' for k, t in zip(made.keys, texts, strict=True)]) + "}"]
+            texts = ["{" + ", ".join([f'"{key}": {text}' for key, text in zip(made.keys, texts, strict=True)]) + "}"]
         elif made.whole and len(result) == 2 and isinstance(result[1], tuple | list | dict):
             texts = [f"({', '.join(texts)})"]
         line = wrapped("return ", [*([out.text(y) for y in self.ys] if made.whole else ()), *texts])

@@ -52,13 +52,13 @@ class Author:
         self.keys: list[str] = []  # of a dict that is returned
         self.returned: list[str] = []  # what is returned, by what it is the gradient of, "" for None
         self.kept = [*calls.places.items()]  # where gradients are kept
+        self.steps = {path for paths in calls.slots.values() for path in paths}  # or parameters, which he moves
         self._find_destinations(run.back if run is not None else None)
         self.manner, self.anew = dict[Path, str](), dict[Path, Any]()  # and the lists and dicts that are made anew
         if run is not None and not self.whole:
             self.kept += run.places(pair)
-            self.manner = manner(pair, run, [path for name, path in self.kept if path not in calls.slots.get(name, ())])
-            made = [path[:-1] for path, how in self.manner.items() if how == "anew"]
-            self.anew = {path: get(run.root, path) for path in made}
+            self.manner = manner(pair, run, [path for _, path in self.kept if path not in self.steps])
+            self.anew = {path[:-1]: get(run.root, path[:-1]) for path, how in self.manner.items() if how == "anew"}
         self.wanted = [*dict.fromkeys([*filter(None, self.returned), *dict(self.kept)])]
         held = [(name, path) for name, path in self.kept if self.manner.get(path) != "anew"]
         self.left = [(name, *self._statement(name, path)) for name, path in held]
@@ -85,7 +85,7 @@ class Author:
     def _statement(self, name: str, path: Path) -> tuple[str, str]:
         """Where the author sets a gradient, if he does, and the statement by which he keeps it."""
         text, how = self.spelled(path), self.manner.get(path)
-        if path in self.calls.slots.get(name, ()):  # he makes the step
+        if path in self.steps:
             numbers = [(n, RATE) for n, place in self.arguments.items() if place == ("rate",)]
             numbers += [(n, p.default) for n, p in signature(self.author.backward).items()]
             numbers += [(f"{self.lead}.{n}", v) for n, v in vars(self.author.owner).items()]
