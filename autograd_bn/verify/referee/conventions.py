@@ -64,6 +64,8 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
         values = dict(zip(names, (first, second, *others), strict=True))
         result = forward(*[values[name] for name in ahead])
         parts = result if isinstance(result, tuple) else (result,)
+        if np.shape(parts[0]) == (*np.shape(values[names[-1]]), 1):  # which nobody means to broadcast
+            raise ValueError(f"labels of other shape than the output, {np.shape(parts[0])}")
         return loss(*[values.get(name, parts[0]) for name in taken]), *parts
 
     listed = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
@@ -141,7 +143,8 @@ def _beside_the_loss(author: Author, names: list[str], seen: Seen) -> Plan:
     hints = [*map(str, back)] if isinstance(back, dict) else returned_names(author.forward)[1:]
     said = [next((known[n] for n in derivative_of(hint) if n in known), "") for hint in hints]
     count = len(back) if isinstance(back, tuple | list) else 1
-    judged = said if len(said) == count and all(said) else names[:count]
+    floats = [name for name in names if is_float(seen["input"][name])]
+    judged = said if len(said) == count and all(said) else floats if len(floats) == count else names[:count]
     return replace(plan, judged=tuple(filter(None, said if isinstance(back, dict) else judged)))
 
 
@@ -264,6 +267,7 @@ def called(author: Author, inputs: Sequence[Any]) -> Pair:
         raise Unjudgeable(f"the object has no {empty[0]}, so that forward returns what it takes")
     candidates = list(dict.fromkeys(plans(author, calls.names, seen)))
     if not candidates:
+        _refuse(calls, None, "")
         none = len(seen["result"]) == 1 and any(plain(n) in CACHES for n in signature(author.backward))
         takes = f"backward takes other arguments than (dy, cache): ({', '.join(signature(author.backward))})"
         raise Unjudgeable("forward returned no cache, expected a pair (y, cache)" if none else takes)

@@ -18,8 +18,8 @@ from ..gradcheck import Unjudgeable
 from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
 from .conventions import adapt, called, numpy_pair, with_a_loss
 from .frameworks import NUMPY, array, jax_constants, torch_backend
-from .guesses import Descent, meant
-from .held import arrays, is_float, is_tensor
+from .guesses import Descent, Layer, layers, meant
+from .held import arrays, is_float, is_tensor, objects
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
 from .pairs import Pair
 from .source import code_of, framework, signature, syntax, unwrapped
@@ -47,6 +47,15 @@ class Entry:
     def text(self) -> str:
         """The code of the author's functions, and of the class."""
         return "\n".join(map(code_of, self.code)) + (code_of(self.maker.what, 0) if self.maker else "")
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """What dicts hold for each of three layers, as `parameters["W" + str(l)]`."""
+        at = [
+            (n, rf"\b{n}\[f?[\"'](\w+?)(?:[\"'] *\+ *str\(|{{|%)") for n in self.parameters if "options" in meant(n)[0]
+        ]
+        words = dict.fromkeys([(name, word) for name, place in at for word in re.findall(place, self.text)])
+        return [(name, f"{word}{layer}") for layer in (1, 2, 3) for name, word in words]
 
     @property
     def made(self) -> int:
@@ -255,9 +264,11 @@ class Maker:
                 owner = self.what(*values[:count], **self.fixed)
             else:
                 owner = self.what(**dict(zip(self.needed, values, strict=False)), **self.fixed)
-        with suppress(TypeError):
-            for switch in [n for n, value in vars(owner).items() if value is False and re.fullmatch(TRAINING, n)]:
-                setattr(owner, switch, True)
+        for name, value in [*getattr(owner, "__dict__", {}).items()]:
+            if value is False and re.fullmatch(TRAINING, name):
+                setattr(owner, name, True)
+            elif type(value) in (list, tuple) and not value and re.fullmatch(r"\w*(layers|modules)", name):
+                setattr(owner, name, type(value)(layers()))
         if (size := sum([int(np.prod(np.shape(value))) for value in arrays(owner).values()])) > _LARGE:
             name = self.what.__name__
             raise Unjudgeable(f"an object of {name} holds {size:,} numbers, which is too much to try inputs on")
@@ -285,7 +296,12 @@ class Maker:
         """An object as a pair."""
         author, rest = author_of(self(values)), values[self.parted(values) :]
         forward = with_a_loss(author.forward, author.backward, self.losses)
-        return called(replace(author, forward=forward), rest)
+        pair = called(replace(author, forward=forward), rest)
+        if any(
+            isinstance(value, Layer) for value in objects(author.owner)
+        ):  # no code is written that is right for these
+            return replace(pair, notes=(*pair.notes, "It is judged with layers of the referee's own."), calls=None)
+        return pair
 
     def probe(self, values: Sequence[Any]) -> Any:
         """The forward pass of an object."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .names import BIAS, RATE, SHIFT, plain
+from .names import BACKWARD, BIAS, FORWARD, RATE, SHIFT, plain
 
 TRIALS = 4000  # choices of a kind for each parameter that are made at most
 SMALL = 5000  # numbers of an array whose lengths are read from messages
@@ -32,21 +32,26 @@ BTD ND : seq(uence)?s?|(hidden)?states|query|key
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
 =4 =3 =8 :
     (n|num|dim|d)(in|inputs?|features?|x|channels?|dims?|model)|(in|inputs?)(features|ch\w*|size|dims?|units|nodes)
-    (in|inputs?)(n|num|c|d|f|len|length|width)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(\w*vocab|embed\w*|wordvec)?size
+    (in|inputs?)(n|num|c|d|f|len|length|width|layersize)|(num|n)in\w*|fanin|(size|dim|ch\w*)in|(\w*vocab|embed\w*|wordvec)?size
     embed\w*|features|channels|width|ndims?|dim|n|d
 =3 =4 =[3] =[3,3] ND :
     (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
     (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|c|d|f)|(size|dim|ch\w*)out
-    (num|n)(out|hid|filt|cat|class)\w*|units|classes|neurons|hidden|filters|m
-=[4,3] =[4,3,3] =[3] =4 : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
+    (num|n)(out|hid|filt|cat|class|lab)\w*|(hidden|out|output)layersize|units|classes|neurons|hidden|filters|m
+=[4,3] =[4,3,3] =[3] =4 call:layers : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
 options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
 ~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
 ~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND : out(put)?s?|logits|scores
 ND DN MN NM BIJD BM BDIJ : [ac]prev|prev[ac]
 =2 : (?!dim)\w*heads?(num)?|(n|num)(layers|blocks)|layersnum
+call:layers : \w*(layers|modules|blocks|lst|operators)
+call:layer : (sub|encoder|decoder|inner)layer|module|block|activator
 =6 : (max)?(seq)?len(gth)?|max\w*len(gth)?|blocksize|(time)?steps|numembeddings|context\w*
 =4 =3 =[4,3,5] : d(ff|k|v|hidden|mlp)|\w+dim|\w+channels
+=2 int:BTM : \w+(idx|index)
+D ND : \w+vec(tor)?
+ND D : \w+vec(tor)?s
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
@@ -87,7 +92,7 @@ call:step : optim(izer)?|optimi[sz]er\w*|opt
 =-0.5 + : (lo(w|wer)?|[av]?min)(val(ue)?|bound|clip)?
 =0.5 + : (hi(gh)?|upper|[av]?max)(val(ue)?|bound|clip)?
 =1 : axis
-="relu" ="sigmoid" ="tanh" call:tanh : \w*activation\w*|\w*nonlinearity|act
+="relu" ="sigmoid" ="tanh" call:tanh call:layer : \w*activation\w*|\w*nonlinearity|act
 ="mean" : reduction
 =true : (is)?train(ing)?|trainingmode
 ="train" : mode
@@ -119,6 +124,34 @@ class Descent:
     add = register = register_params = count_layers = step = zero_grad = staticmethod(lambda *_, **__: 0)
 
 
+class Layer:
+    """A layer for containers of some: each mixes what it takes by a factor of its own, so that their order shows."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor, self.w, self.dw = factor, np.array([0.7, 0.3]), np.zeros(2)
+
+    def __call__(self, x: Any, *_: Any, **__: Any) -> Any:
+        """The output."""
+        self.h = x - self.factor * np.mean(x, axis=-1, keepdims=True)
+        return np.sin(self.w[0] * self.h + self.w[1])
+
+    def pulled(self, dy: Any, *_: Any, **__: Any) -> Any:
+        """The gradient of what it took."""
+        slope = dy * np.cos(self.w[0] * self.h + self.w[1])
+        self.dw = np.array([np.sum(slope * self.h), np.sum(slope)])
+        return self.w[0] * (slope - self.factor * np.mean(slope, axis=-1, keepdims=True))
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in FORWARD + BACKWARD:
+            raise AttributeError(name)
+        return self if name in FORWARD else self.pulled
+
+
+def layers() -> list[Layer]:
+    """Two layers that do not commute."""
+    return [Layer(2), Layer(3)]
+
+
 class Lengths(tuple[Any, ...]):
     """A shape or the sizes of layers, for authors who add a list to it and for those who add a tuple."""
 
@@ -136,13 +169,14 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        made = {"call:tanh": np.tanh, "call:dtanh": _dtanh, "call:step": Descent()}
+        made = {"call:tanh": np.tanh, "call:dtanh": _dtanh, "call:step": Descent(), "call:layer": Layer(2)}
+        made["call:layers"] = layers()
         return made.get(kind) or np.random.default_rng(0)
     if kind.startswith("="):
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value
     what, _, letters = kind.rpartition(":")
-    plus, shape = letters.startswith("+"), _shape(kind)
+    plus, shape = letters.startswith("+"), shape_of(kind)
     last = shape[-1] if shape else 1
     if what == "int":
         return rng.integers(0, last, shape[:-1])
@@ -163,7 +197,8 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if what in ("unit", "prob"):
         values = rng.uniform(0.1, 0.9, shape)
         return values / values.sum(-1, keepdims=True) if what == "prob" else values
-    return rng.uniform(0.5, 2, shape) if plus else rng.normal(size=shape) * 1.5 + 0.2
+    wide = max(shape, default=0) if letters.startswith("(") and len(shape) == 2 else 0  # sums over it stay moderate
+    return rng.uniform(0.5, 2, shape) if plus else (rng.normal(size=shape) * 1.5 + 0.2) / max(1, wide / 3) ** 0.5
 
 
 def parsed_inputs(text: str) -> dict[str, Any]:
@@ -215,15 +250,11 @@ class Choices:
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         likely, apart = likeliest(self._kinds), map(spread, likeliest(self._kinds))
-        together = by_turns(
-            *[
-                likeliest([sorted(kinds, key=lambda kind: kind not in family.split()) for kinds in self._kinds])
-                for family in FAMILIES
-            ]
-        )
+        first = [[sorted(kinds, key=lambda kind: kind not in f.split()) for kinds in self._kinds] for f in FAMILIES]
+        together, families = (by_turns(*map(likeliest, first)) for _ in range(2))
         tried = set[tuple[str, ...]]()
-        for first in by_turns(likely, likely, together, apart):
-            self._next = [first]
+        for start in by_turns(likely, likely, together, apart, map(spread, families)):
+            self._next = [start]
             while self._next:
                 chosen = self._next.pop()
                 if chosen not in tried:
@@ -250,26 +281,24 @@ def spread(chosen: Sequence[str]) -> tuple[str, ...]:
     for kind in chosen:
         letters = re.sub(r"^(\w+:|\+)", "", kind)
         if letters.isalnum() and letters.isupper() and not kind.startswith("int:"):
-            kind = _shaped(kind, [*[next(firsts, SIZES[letter]) for letter in letters[:-1]], next(lasts, 4)])
+            firm = [1 if letter == "1" else next(firsts, SIZES[letter]) for letter in letters[:-1]]
+            kind = _shaped(kind, [*firm, 1 if letters[-1] == "1" and firm else next(lasts, 4)])
         longer.append(kind)
     return tuple(longer)
 
 
-def axes_of(kind: str) -> int:
-    """How many axes a kind of array has, with that of the classes, which indices reach into."""
+def shape_of(kind: str) -> tuple[int, ...]:
+    """The shape of a kind of array, with the length of the classes that indices reach into; () of anything else."""
     letters = kind.rpartition(":")[2].lstrip("+")
-    return letters.count(",") + 1 if letters.startswith("(") else len(letters)
-
-
-def _shape(kind: str) -> tuple[int, ...]:
-    """The shape of a kind of array."""
-    letters = kind.rpartition(":")[2].lstrip("+")
-    return tuple(map(int, re.findall(r"\d+", letters)) if "(" in letters else [SIZES[letter] for letter in letters])
+    sizes = re.findall(r"\d+", letters) if "(" in letters else [SIZES[letter] for letter in letters if letter in SIZES]
+    return tuple(map(int, sizes))
 
 
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
-    if shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(axes_of(kind), 2):  # so many are broadcast
+    if (
+        shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(len(shape_of(kind)), 2)
+    ):  # so many are broadcast
         return kind
     return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
 
@@ -281,9 +310,12 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     """
     if "non-broadcastable output operand with shape (1," in message:  # written for one example at a time
         return tuple([re.sub(r"^((\w+:|\+)?)N(?=[A-Z])", r"\g<1>1", kind) for kind in chosen])
-    if back := re.search(
-        r"invalid gradient at index (\d+) - got \[([\d, ]*)\]", message
-    ):  # PyTorch says of which shape
+    if column := re.search(r"labels of other shape than the output, \((\d+, 1)\)", message):
+        return tuple(
+            [f"bits:({column[1]})" if re.match(r"int:|(bits:)?(N|\(\d+\))$", kind) else kind for kind in chosen]
+        )
+    back = re.search(r"invalid gradient at index (\d+) - got \[([\d, ]*)\]", message)
+    if back:  # PyTorch says of which shape
         shape = [int(n) for n in re.findall(r"\d+", back[2])]
         return tuple([_shaped(kind, shape) if i == int(back[1]) else kind for i, kind in enumerate(chosen)])
     if "not finite" in message:  # it takes powers, roots or logarithms
@@ -302,12 +334,18 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
         size, axes = int(reshaped[1]), [int(n) for n in re.findall(r"\d+", reshaped[2])]
         pairs = itertools.permutations(sorted(lengths), 2)
         said = next(([a, b] for a, b in pairs if int(a) * math.prod(axes) == int(b) * size), [])
+        flat = [
+            i for i, kind in enumerate(chosen) if re.fullmatch(r"[A-Z]|\(\d+\)", kind) and shape_of(kind)[0] >= size
+        ]
+        if flat and not said and size < math.prod(axes):  # all parameters in one vector, of which this is a part
+            more = shape_of(chosen[flat[0]])[0] + math.prod(axes) - size
+            return tuple([f"({more})" if i == flat[0] else kind for i, kind in enumerate(chosen)])
         if not said:  # axes of length 1 are put into the array of this size
-            sized = [re.search(r"[A-Z1)]$", kind) and math.prod(_shape(kind)) == size for kind in chosen]
+            sized = [re.search(r"[A-Z1)]$", kind) and math.prod(shape_of(kind)) == size for kind in chosen]
             axes = [n for n in axes if n > 1]
             return tuple([_shaped(kind, axes) if fits else kind for kind, fits in zip(chosen, sized, strict=True)])
     ranked = sorted(said[:2], key=lambda length: (length in lengths, int(length) % 4 > 0, int(length)))
-    if len(ranked) < 2 or ranked[1] not in lengths:
+    if len(ranked) < 2 or ranked[1] not in lengths or "1" in ranked:  # any length goes with 1
         return tuple(chosen)
     return tuple([re.sub(rf"\b{ranked[1]}\b", ranked[0], kind) if "(" in kind else kind for kind in chosen])
 
@@ -316,4 +354,4 @@ def shown(kind: str) -> str:
     """A kind as the command line gives it."""
     if kind.startswith("=") or kind == "options":
         return kind.removeprefix("=").replace(" ", "")
-    return f"{kind.rpartition(':')[0]}({','.join(map(str, _shape(kind)))})"
+    return f"{kind.rpartition(':')[0]}({','.join(map(str, shape_of(kind)))})"

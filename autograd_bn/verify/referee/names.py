@@ -32,6 +32,7 @@ METHODS += [
 LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
 _LOSSES = re.compile(rf"^(?!.*(grad|back|deriv|plot|accura))(.*cost|.*{LOSS.pattern})", re.IGNORECASE)
 NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
+_TEST = re.compile("^_*test_|_tests?(_cases?)?$")
 COST = re.compile(r"\w*(loss|cost|nll)|J|cost_?\w*")
 SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
 # What has no gradient: labels, masks, running statistics, what positions are turned by, graphs.
@@ -111,7 +112,7 @@ def is_slope(*functions: Any) -> bool:
 
 def forward_of(name: str, functions: Iterable[str]) -> str | None:
     """The forward pass, of some functions, that a function's name says that it is the backward pass of."""
-    others = [other for other in functions if other != name]
+    others = [other for other in functions if other != name and not _TEST.search(name)]
     for back, fore in PASSES.items():
         if back in name:
             wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward

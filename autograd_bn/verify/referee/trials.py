@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..gradcheck import Unjudgeable
+from .conventions import LossElsewhere
 from .entries import Entry
-from .guesses import UNKNOWN, Choices, axes_of, drawn, meant, shown
+from .guesses import UNKNOWN, Choices, drawn, meant, shape_of, shown
 from .held import arrays, is_array, is_float
 from .inputs import symmetric
 from .names import BIAS, PLACES, SHIFT, is_label, plain
@@ -117,7 +118,8 @@ class Search:
                 shapes = [np.shape(value) for value in arrays(self.entry.maker(())).values() if is_array(value)]
                 held = sorted({length for shape in shapes for length in shape if length > 1})[:4]
         kinds = {name: ["known"] if name in self.known else _kinds(self.entry, name, held) for name in names}
-        self.slots = [Slot(name, "", listed) for name, listed in kinds.items()]
+        dicts = dict(self.keys)
+        self.slots = [Slot(name, "", ["options"] if name in dicts else listed) for name, listed in kinds.items()]
         held_in = {(name, key): _kinds(self.entry, key, held) for name, key in self.keys}
         self.slots += [Slot(*at, listed[:1] if listed[0][0] == "=" else listed) for at, listed in held_in.items()]
         self.settled, self.choices = {}, Choices([slot.kinds for slot in self.slots])
@@ -195,7 +197,8 @@ class Search:
             except Exception as error:
                 why, follows = noted(error), self.choices.refused(chosen, str(error))
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
-                if declined and self.tabled(chosen) and (not taken or not (self.best or follows)):
+                sure = self.tabled(chosen) or isinstance(why, LossElsewhere)  # at no shape does forward take labels
+                if declined and sure and (not taken or not (self.best or follows)):
                     raise why from None
                 self.fail(why, values, taken)
         self.spent += done[0] + self.entry.cost
@@ -305,7 +308,7 @@ def _transposed(pair: Pair) -> set[str]:
 
 def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
     """Inputs that forward takes, best such that every gradient agrees with differences there; and the pair on them."""
-    return Search(entry, known).fit()
+    return Search(entry, known, keys=[at for at in entry.keys if at[0] not in known]).fit()
 
 
 def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
@@ -362,9 +365,13 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed += ["ND", "BNN"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
+    if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):
+        listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
+    if listed == ["options"] and re.search(rf"\b{name}\[[^\]\"']*:", entry.text):
+        return ["D"]  # a vector of which parts are reshaped
     unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", entry.text)  # `N, C, L = x.shape`
     count = len(re.findall(r"\w+", unpacked[1])) if unpacked else 0
-    return sorted(listed, key=lambda kind: count not in (0, axes_of(kind) - kind.startswith("int:")))
+    return sorted(listed, key=lambda kind: count not in (0, len(shape_of(kind)) - kind.startswith("int:")))
 
 
 def finite(result: Any) -> Any:
