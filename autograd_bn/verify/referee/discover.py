@@ -5,11 +5,12 @@ import json
 import linecache
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from traceback import extract_tb
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -327,24 +328,15 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
     Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
     Allowed(unwrapped(pair.source), handed, draws=True)
-    with _defaults(entry.code, name, other):
+    with ExitStack() as stack:
+        for function in map(unwrapped, entry.code):
+            listed = [
+                p for p in signature(function).values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY
+            ]
+            defaults = tuple([other if p.name == name else p.default for p in listed])
+            stack.enter_context(patch.object(function, "__defaults__", defaults))
         instructions(partial(make, copy.deepcopy(there)), steps)
         yield entry.adapted(there)
-
-
-@contextmanager
-def _defaults(functions: Sequence[Any], name: str, other: Any) -> Iterator[None]:
-    """Functions whose parameter of this name has another default."""
-    was = [(unwrapped(f), unwrapped(f).__defaults__, signature(f)) for f in functions]
-    try:
-        for function, defaults, taken in was:
-            names = [p.name for p in taken.values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
-            if name in names:
-                function.__defaults__ = tuple([other if n == name else v for n, v in zip(names, defaults, strict=True)])
-        yield
-    finally:
-        for function, defaults, _ in was:
-            function.__defaults__ = defaults
 
 
 ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (

@@ -227,11 +227,6 @@ class Maker:
     losses: tuple[Any, ...] = ()
 
     @property
-    def fore(self) -> str:
-        """What the class calls its forward pass."""
-        return (methods_of(self.what) or ("",))[0]
-
-    @property
     def forward(self) -> Any:
         """The class's forward pass."""
         fore, back = methods_of(self.what) or ("", "")
@@ -288,7 +283,7 @@ class Maker:
                 for method, given in ((name, size), (step, Descent())):
                     if method:
                         getattr(made, method)(given)
-                getattr(copy.deepcopy(made), self.fore)(*copy.deepcopy(list(values)))
+                self.forward(copy.deepcopy(made), *copy.deepcopy(list(values)))
                 return made
         return owner
 
@@ -306,7 +301,7 @@ class Maker:
     def probe(self, values: Sequence[Any]) -> Any:
         """The forward pass of an object."""
         owner, rest = self(values), values[self.parted(values) :]
-        return self.forward(owner, *rest) if self.losses else getattr(owner, self.fore)(*rest)
+        return self.forward(owner, *rest)
 
 
 def _constructors(what: type) -> list[Any]:
@@ -327,7 +322,7 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
     lengths = _used_as_lengths(what)
     for p in listed:
-        if (p.annotation in (int, "int") or p.name in lengths) and not _is_size(p.name):
+        if (p.annotation in (int, "int") or p.name in lengths) and not re.match(r"=[[2-6]", meant(p.name)[0][0]):
             kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
         sizes = [n for n in p.default if type(n) is int] if type(p.default) is tuple else []
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)

@@ -42,7 +42,7 @@ BTD ND : seq(uence)?s?|(hidden)?states|query|key
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
 options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
 ~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
-~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND : out(put)?s?|logits|scores
+~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND BTD : out(put)?s?|logits|scores
 ND DN MN NM BIJD BM BDIJ : [ac]prev|prev[ac]
 =2 : (?!dim)\w*heads?(num)?|(n|num)(layers|blocks)|layersnum
 call:layers : \w*(layers|modules|blocks|lst|operators)

@@ -53,18 +53,14 @@ class Sample:
         sample.runs.append(sample._at(self.inputs))
         return sample
 
-    def moved(self) -> Run | None:
-        """A run near the caller's inputs."""
-        return self._tried(self._moved([*self.first.truth]))
-
     def filled(self) -> Sample:
         """The sample with runs at inputs that the caller didn't give, where the pair takes them."""
         if self.first.author.failure is not None:
             return self
         judged = [*self.first.author.gradients]
-        near = self._another(self._moved(judged))
+        near = self._another(self.moved(judged))
         for names in [judged, *([name] for name in judged if len(judged) > 1)]:
-            if self._another(self._moved(names, turned=True)):
+            if self._another(self.moved(names, turned=True)):
                 break
         self._run_far(judged)
         self._run_longer()
@@ -81,7 +77,7 @@ class Sample:
         # What lies between 0 and 1, and has a logarithm, are probabilities, which are cut off as a guard alone.
         names = [n for n in judged if "log" not in operations or np.any((self.inputs[n] <= 0) | (self.inputs[n] >= 1))]
         for factor in (10.0, 100.0, 0.1) if names else ():
-            run = self._tried(self._moved(names, factor=factor))
+            run = self.tried(self.moved(names, factor=factor))
             if run is not None and _well_known(run, judged):
                 for name in judged:  # where softmax is flat, all that is left may be rounding in sums that cancel
                     run.noise[name] = run.noise[name] + TOLERANCE * np.max(np.abs(self.first.truth[name]), initial=0)
@@ -89,7 +85,7 @@ class Sample:
 
     def _run_longer(self) -> None:
         """Axes of other lengths. A forward pass that reads a part of longer arrays takes them, and is no witness."""
-        longer = (self._tried(inputs, failed=True) for inputs in lengthened(self.pair, self.inputs, self.rng))
+        longer = (self.tried(inputs, failed=True) for inputs in lengthened(self.pair, self.inputs, self.rng))
         for _, run in zip(range(3), filter(None, longer), strict=False):
             gradients = run.author.gradients.items()
             others = {n: g.shape for n, g in gradients if g.shape != run.truth[n].shape}
@@ -117,7 +113,8 @@ class Sample:
         said = self.notes if square or (own and not exchanged) else self.failures
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")
 
-    def _moved(self, names: Sequence[str], turned: bool = False, factor: float = 1.0) -> Inputs:
+    def moved(self, names: Sequence[str], turned: bool = False, factor: float = 1.0) -> Inputs:
+        """Inputs of which some are others, near by."""
         return self.inputs | {n: np.asarray(factor * moved(self.inputs[n], self.rng, turned=turned)) for n in names}
 
     def _at(self, inputs: Inputs) -> Run:
@@ -125,11 +122,11 @@ class Sample:
 
     def _another(self, inputs: Inputs) -> Run | None:
         """A run on other inputs, kept where the pair takes them."""
-        run = self._tried(inputs)
+        run = self.tried(inputs)
         self.runs.extend([run] if run else [])
         return run
 
-    def _tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
+    def tried(self, inputs: Inputs, failed: bool = False) -> Run | None:
         """A run on inputs, where the pair takes them, or forward if backward has `failed`, and passes are left."""
         passes = sum([run.passes for run in self.runs])
         if passes * self.effort > PASSES:
@@ -149,7 +146,11 @@ def sampled(pair: Pair, inputs: Inputs, seed: int) -> Sample:
     with contextlib.suppress(Exception):  # for the first run to report
         cost = max(effort(lambda: pair.forward(*copy.deepcopy(inputs).values())), cost)
     sample = Sample(pair, inputs, rng, cost, pair.unit).begun()
-    if not sample.unit and _ignores_dy(sample.first) and _ignores_dy(sample.moved() or sample.first):
+    if (
+        not sample.unit
+        and _ignores_dy(sample.first)
+        and _ignores_dy(sample.tried(sample.moved([*sample.first.truth])) or sample.first)
+    ):
         sample = sample.begun(unit=True)  # off the caller's inputs too, where no gradient is 0 by zeros in them
     sample = sample.filled()
     why = next((run.why_differences for run in sample.runs if run.why_differences), "")

@@ -108,6 +108,7 @@ class Search:
     slots: list[Slot] = field(default_factory=list)
     settled: dict[int, str] = field(default_factory=dict)  # kinds that stay, by slot
     choices: Choices = field(default_factory=lambda: Choices([]))
+    cut_off: bool = False  # whether an output wasn't finite
     summed: set[str] = field(default_factory=set[str])  # arrays with a number for a gradient, beside right ones
 
     def guesses(self) -> Iterator[tuple[str, ...]]:
@@ -127,8 +128,8 @@ class Search:
             if self.spent > _WORK:
                 return
             biases = [name for name in self.numbers(chosen) if re.fullmatch(_BIAS, plain(name))]
-            sign = "+" * any("not finite" in why for _, why in self.failed)  # then positive ones may fit as well
-            if not biases and all(chosen[i] in (kind, sign + kind) for i, kind in self.settled.items()):
+            positive = "+" * self.cut_off  # then positive ones may fit as well
+            if not biases and all(chosen[i] in (kind, positive + kind) for i, kind in self.settled.items()):
                 yield chosen
 
     def numbers(self, chosen: tuple[str, ...]) -> list[str]:
@@ -166,13 +167,14 @@ class Search:
             known = len(self.keys)
             for chosen in self.guesses():
                 self.attempt(chosen)
-                if self.best is not None and self.over:
-                    return self.best._replace(note=self.note(self.best))
-                if len(self.keys) != known:
+                if (self.best is not None and self.over) or len(self.keys) != known:
                     break
-        if self.best is None:
+        best, todo = self.best, [why for _, why in self.failed if "backward returned None" in why]
+        if todo and (best is None or best.share < 0):
+            raise NotImplementedError(todo[0].removeprefix("NotImplementedError: "))
+        if best is None:
             raise ValueError(_no_inputs(self.entry, self.failed))
-        return self.best
+        return best._replace(note=self.note(best))
 
     @property
     def over(self) -> bool:
@@ -283,6 +285,7 @@ class Search:
             return
         depth = _TAKEN if taken else [line for _, line in steps(error)]
         self.failed.append((depth, reported(error)))
+        self.cut_off |= "not finite" in str(error)
         lost = re.match(_ABSENT, said(error)) and depth == max(self.failed)[0]
         if lost and self.best is None and self.failed.count(self.failed[-1]) == ABSENT:
             raise ValueError(_no_inputs(self.entry, self.failed)) from None
