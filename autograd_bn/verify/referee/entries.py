@@ -322,7 +322,7 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
     lengths = _used_as_lengths(what)
     for p in listed:
-        if (p.annotation in (int, "int") or p.name in lengths) and not re.match(r"=[[2-6]", meant(p.name)[0][0]):
+        if (p.annotation in (int, "int") or p.name in lengths) and not re.match(r"=\[|=[2-6]", meant(p.name)[0][0]):
             kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
         sizes = [n for n in p.default if type(n) is int] if type(p.default) is tuple else []
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)

@@ -92,7 +92,7 @@ call:step : optim(izer)?|optimi[sz]er\w*|opt
 =-0.5 + : (lo(w|wer)?|[av]?min)(val(ue)?|bound|clip)?
 =0.5 + : (hi(gh)?|upper|[av]?max)(val(ue)?|bound|clip)?
 =1 : axis
-="relu" ="sigmoid" ="tanh" call:tanh call:layer : \w*activation\w*|\w*nonlinearity|act
+="relu" ="sigmoid" ="tanh" call:tanh : \w*activation\w*|\w*nonlinearity|act
 ="mean" : reduction
 =true : (is)?train(ing)?|trainingmode
 ="train" : mode

@@ -127,9 +127,12 @@ def judge(sample: Sample, strict: bool) -> Verdict:
         known = f"{known_to(pair):.0e}".replace("e-0", "e-")
         notes.append(f"{why[0].upper()}{why[1:]}, so the truth is by central differences, to {known}.")
     steps = [step for step in showing[0].steps(pair.source) if wrong or step.name in back.others]
-    for step in [step for step in steps if not step.ok and not wrong][:1]:  # the first that is wrong by itself
+    for step in [step for step in steps if not step.ok and not wrong]:
         mistake = alone(first, step.returned, step.truth) or Mistake("unexplained", "is wrong", "Check its formula")
-        findings.append(mistake.of([step.name]))
+        if mistake.kind != "sum for mean":
+            findings.append(mistake.of([step.name]))  # the first that is wrong by itself
+            break
+        notes.append(f"{step.name} is that of a sum, of which the mean is taken later.")
     notes += _hidden_terms(sample, steps)
     return made([*rows, *steps], findings, notes, repair=repairs, coefficients={**explanation.coefficients})
 

@@ -30,7 +30,10 @@ def with_parameters(calls: Calls) -> Calls:
     unnamed = {*numbers} - {*_named(numbers, code_of(calls.author.backward))}  # an eps, a rate
     slots = {name: paths for name, paths in slots.items() if name not in unnamed}
     calls = replace(calls, slots=slots, values=tuple([np.asarray(held[name]) for name in slots]))
-    return _with_gradients(_off_zero_and_one(calls), numbers)
+    calls, returned = _with_gradients(_off_zero_and_one(calls), numbers)
+    kept = [name for name in slots if name not in numbers or name in {*calls.places, *returned}]
+    values = dict(zip(slots, calls.values, strict=True))
+    return replace(calls, slots={n: slots[n] for n in kept}, values=tuple([values[n] for n in kept]))
 
 
 def _named(names: Sequence[str], code: str) -> list[str]:
@@ -165,19 +168,23 @@ def _holders(seen: dict[str, Any]) -> dict[str, Any]:
     return {"object": seen["object"], "input": dicts}
 
 
-def _with_gradients(calls: Calls, numbers: Sequence[str]) -> Calls:
-    """Find where backward leaves the gradients that it does not return; name the arrays that have none."""
+def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequence[str]]:
+    """Find where backward leaves the gradients that it does not return; name the arrays that have none.
+
+    And which of the object's are returned.
+    """
     floats = {name: value for name, value in calls.all.items() if is_float(value)}
     try:
         run = _Pass.of(calls, floats)
     except Exception as error:  # for the verdict to report
-        return calls.without(*[f"{name}, since backward raised {type(error).__name__}" for name in calls.slots])
+        return calls.without(*[f"{name}, since backward raised {type(error).__name__}" for name in calls.slots]), ()
     rated = {name: _likely_places(calls, run, name, numbers) for name in floats if name not in run.returned}
     # Those whose names say it come first: what they take is nobody else's.
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
         calls = _with_gradient(calls, run, name, free, name in numbers)
-    return _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
+    calls = _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
+    return calls, [*run.returned]
 
 
 def _with_gradient(calls: Calls, run: _Pass, name: str, free: list[tuple[float, Path]], number: bool) -> Calls:
