@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -246,11 +247,12 @@ def _filled(
         filled.append(([dys[0], *outputs[1:]], False))
     if len(outputs) > count and caches[:1] == outputs[-1:] and count in (1, 2):  # backward((da, db), cache)
         filled.append(([_TOGETHER, caches[0]][:count] if not first else [caches[0], _TOGETHER][:count], False))
-    if count == 2 and not several and not second:  # backward(dy, x), backward(dy, y), backward(y, dy)
+    if count in (2, 3) and not several and not second:  # backward(dy, x), backward(dy, y, x), backward(y, dy)
         values: list[Path] = [("input", name) for name in names]
         behind = gradients == 1 and len(derivative_of(free[1])) > 1
         values.insert(0 if plain(free[1 - behind]) in OUTPUTS else len(values), outputs[0])
-        filled += [([place, dys[0]] if behind else [dys[0], place], False) for place in values]
+        for value, *others in itertools.permutations(values, count - 1):
+            filled.append(([value, dys[0], *others] if behind else [dys[0], value, *others], False))
     return filled
 
 

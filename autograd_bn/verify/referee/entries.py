@@ -185,7 +185,9 @@ def _each(function: Any, name: str) -> Any:
         try:
             return function(*values)
         except (TypeError, ValueError):
-            return np.vectorize(function, otypes=[float])(*values)
+            with suppress(Exception):
+                return np.vectorize(function, otypes=[float])(*values)
+            raise
 
     call.__name__ = name  # a decorator may have another
     return call

@@ -3,6 +3,7 @@
 Names are compared without underscores and capitals, see `plain`, but where a pattern is of methods and functions.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -118,9 +119,11 @@ def forward_of(name: str, functions: Iterable[str]) -> str | None:
             wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
             known = [other for other in others if wanted == other or wanted.startswith(f"{other}_")]
             return max(known or [other for other in others if other == bare], key=len, default=None)
-    lowered = {other.lower(): other for other in others}
-    losses = [re.sub("grad(ient)?s?", word, name.lower()) for word in ("cost", "loss")]  # compute_gradient
-    return next((lowered[bare] for bare in [*roots(name), *losses] if bare in lowered), None)
+    words = ("cost", "loss", "fun", "func", "f", "objective")
+    costs = [re.sub("grad(ient)?s?|jac", word, name.lower()) for word in words]  # compute_gradient, jac
+    nearest = [*reversed([*itertools.takewhile(lambda other: other != name, functions)]), *others]
+    fitting = [other for other in nearest if other.lower() in (*roots(name), *costs)]
+    return min(fitting, key=lambda other: other.lower() not in roots(name), default=None)
 
 
 def is_loss(name: str) -> bool:

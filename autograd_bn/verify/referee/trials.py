@@ -367,7 +367,7 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
-        listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})"]
+        listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})", f"(2,{length},6)"]
     if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
     if listed == ["options"] and re.search(rf"\b{name}\[[^\]\"']*:", entry.text):
