@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,7 @@ def test_no_other_default_runs_what_could_do_more_than_compute(default, place, m
     line = f"        {place} sys.stderr.write('touched')\n"
     text = f"""
 import sys
+import time
 import numpy as np
 class Scale:
     def __init__(self, gain=2.5, {default}):
@@ -553,3 +555,12 @@ def backward_propagation(dZ, cache, parameters):
         report = ag.check_backward(pair, pair.inputs)
     assert report.status == "wrong"
     assert earned.unearned(report, pair, entry.parameters, True).startswith("only the shape is another than that of")
+
+
+def test_waiting_ends_and_a_busy_machine_does_not(monkeypatch):
+    with pytest.raises(load.TimeUp), load.limited(0.02):
+        time.sleep(1)
+    work = itertools.count()
+    monkeypatch.setattr(load.time, "process_time", lambda: next(work))
+    with load.limited(0.02):
+        time.sleep(0.2)

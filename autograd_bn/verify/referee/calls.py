@@ -212,7 +212,8 @@ class Calls:
         alike = len(names) > 1 and {*map(np.shape, seen["input"].values())} == {shape}
         if alike and isinstance(back, np.ndarray) and back.shape == (len(names), *shape):
             back = tuple(back)  # `np.array([da, db])`
-        return Gradients(lowered(back), left, () if self.author.whole else tuple(self.returns), tuple(names))
+        returns = () if self.author.whole else tuple(self.returns)
+        return Gradients(lowered(back), left, returns, tuple(names), self.plan.unit)
 
     def _scaled(self, results: Any, dy: Any) -> Any:
         """The gradients that stand beside a loss, times dy; those of an object's own by what they are called."""

@@ -56,7 +56,7 @@ int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
 ND BDIJ BDKL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
-    x\w?\d?|t\d|\w*inputs?\w*|data|a(prev)?|z\d?
+    x\w?\d?|t\d|(?!\w*shape)\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?
 DM DF DG MD DT : w(x|i|ax)\w?

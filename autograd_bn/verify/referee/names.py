@@ -13,7 +13,7 @@ import numpy as np
 # The two passes, as methods of a class; for those of functions, a pair of words that stand in the place of each other.
 FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
 fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
-loss compute_loss""".split()
+call loss compute_loss""".split()
 BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
 bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
 rueckwaerts indietro""".split()
@@ -45,6 +45,9 @@ _CONSTANT = re.compile(
 _GIVEN = r"(\w+_)?shape|(in(put)?|prev\w*)_(dim|size|units)|optim\w*"
 BUILDS = re.compile(rf"(?i)(?!_*(save|write|dump|export|load|del|remove|plot))\w+\(({_GIVEN})\)")
 
+# What losses of parameters take, and need not differentiate.
+DATA = r"x(s|_?train|_?batch)?|data|inputs?|features"
+
 # What the passes take and return.
 CONTEXTS = ("ctx", "context")
 CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
@@ -54,7 +57,7 @@ BIAS = r"b\d?|b[a-z]{1,2}|bias(es)?\w*"
 SHIFT = "beta|shift|offset"
 WEIGHTS = rf"{BIAS}|{SHIFT}|gamma|w|weights?"
 RATE = 0.5  # that backward is handed; 1 would hide that it isn't used
-RATES = r"(lr|learning_?rate|alpha|eta|rate|step_?size)"
+RATES = r"(lr|learn(ing)?_?rate|alpha|eta|rate|step_?size)"
 TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
 KEEPING = rf"{TRAINING}|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
 DY = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...engine.node import Array
-from .names import derivative_of, is_constant, plain
+from .names import DATA, derivative_of, is_constant, plain
 from .verdict import Finding
 
 _ONE_EACH = "Return one gradient an input, in forward's order."
@@ -22,6 +23,7 @@ class Gradients(NamedTuple):
     left: dict[str, Any]
     returns: tuple[str, ...]
     names: tuple[str, ...]
+    loss: bool = False  # whether they are of a loss, by a backward pass that takes no dy
 
     @property
     def listed(self) -> list[Any]:
@@ -71,7 +73,8 @@ class Matching:
             if name not in self.came.names and name not in self.came.left:
                 continue  # an object's own, which nobody hands over
             first = name == next(iter(self.inputs))
-            if first and (self.named or (self.came.back is None and self.out.gradients)):
+            data = self.came.loss and self.out.gradients and re.fullmatch(DATA, name.lower())
+            if data or (first and (self.named or (self.came.back is None and self.out.gradients))):
                 self.out.unseen.append(f"{name}, of which no gradient is returned")
             elif np.any(self.truth[name]) and not is_constant(name, self.inputs[name]):
                 what = f"backward returned no gradient for {name}."
