@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -26,37 +26,22 @@ class Explained(NamedTuple):
     coefficients: Mapping[str, dict[str, float]] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
 class Case:
     """A pair whose gradients `wrong` are wrong in every one of the `runs`, of which the last tells most.
 
-    What is said is with the figures of the first, the caller's own. `repairs` are the edits that mend them,
-    `normalises` whether forward takes statistics, and `unit` whether backward reads no dy.
+    What is said is with the figures of the first, the caller's own: its `gradients`, brought into shape; those of the
+    last are `told`. `repairs` are the edits that mend them, `normalises` whether forward takes statistics, and `unit`
+    whether backward reads no dy.
     """
 
-    runs: Sequence[Run]
-    wrong: Sequence[str]
-    repairs: Sequence[Repair]
-    normalises: bool
-    unit: bool
-    shapes: dict[str, Finding] = field(default_factory=dict)
-    gradients: dict[str, Array] = field(default_factory=dict)  # in the first run, brought into shape
-    told: dict[str, Array] = field(default_factory=dict)  # in the last
-
-    def __post_init__(self) -> None:
-        """Bring every gradient into its shape, where it can be."""
-        for run, where in ((self.run, self.gradients), (self.runs[-1], self.told)):
-            for name in self.wrong:
-                finding, array = _shaped(run, name, self.wrong)
-                if finding is not None and run is self.run:
-                    self.shapes[name] = finding
-                if array is not None:
-                    where[name] = array
-
-    @property
-    def run(self) -> Run:
-        """The run whose figures are told."""
-        return self.runs[0]
+    def __init__(
+        self, runs: Sequence[Run], wrong: Sequence[str], repairs: Sequence[Repair], *, normalises: bool, unit: bool
+    ) -> None:
+        self.runs, self.run, self.wrong, self.repairs = runs, runs[0], wrong, repairs
+        self.normalises, self.unit = normalises, unit
+        first, last = ({name: _shaped(run, name, wrong) for name in wrong} for run in (self.run, runs[-1]))
+        self.shapes = {name: finding for name, (finding, _) in first.items() if finding is not None}
+        self.gradients, self.told = ({n: g for n, (_, g) in each.items() if g is not None} for each in (first, last))
 
     def longer(self, run: Run) -> list[Run]:
         """Runs with other lengths than one of them."""

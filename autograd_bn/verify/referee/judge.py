@@ -118,7 +118,8 @@ def judge(sample: Sample, strict: bool) -> Verdict:
     showing = [run for run in sample.runs if not any(run.right(name) for name in wrong)] or sample.runs[:1]
     explanation = Explained()
     if wrong:
-        explanation = explained(Case(showing, wrong, repairs, sample.paths is not None, sample.unit))
+        case = Case(showing, wrong, repairs, normalises=sample.paths is not None, unit=sample.unit)
+        explanation = explained(case)
         findings += explanation.findings
     elif sample.failures:
         repair = "Two lengths that are alike in the inputs given stand for each other."
