@@ -330,10 +330,8 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     Allowed(unwrapped(pair.source), handed, draws=True)
     with ExitStack() as stack:
         for function in map(unwrapped, entry.code):
-            listed = [
-                p for p in signature(function).values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY
-            ]
-            defaults = tuple([other if p.name == name else p.default for p in listed])
+            listed = [p for p in signature(function).values() if p.kind is not p.KEYWORD_ONLY]
+            defaults = tuple([other if p.name == name else p.default for p in listed if p.default is not p.empty])
             stack.enter_context(patch.object(function, "__defaults__", defaults))
         instructions(partial(make, copy.deepcopy(there)), steps)
         yield entry.adapted(there)

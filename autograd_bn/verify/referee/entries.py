@@ -294,11 +294,10 @@ class Maker:
         author, rest = author_of(self(values)), values[self.parted(values) :]
         forward = with_a_loss(author.forward, author.backward, self.losses)
         pair = called(replace(author, forward=forward), rest)
-        if any(
-            isinstance(value, Layer) for value in objects(author.owner)
-        ):  # no code is written that is right for these
-            return replace(pair, notes=(*pair.notes, "It is judged with layers of the referee's own."), calls=None)
-        return pair
+        if not any(isinstance(value, Layer) for value in objects(author.owner)):
+            return pair
+        # Without calls: no code is written that would be right for these layers alone.
+        return replace(pair, notes=(*pair.notes, "It is judged with layers of the referee's own."), calls=None)
 
     def probe(self, values: Sequence[Any]) -> Any:
         """The forward pass of an object."""

@@ -296,9 +296,8 @@ def shape_of(kind: str) -> tuple[int, ...]:
 
 def _shaped(kind: str, shape: Sequence[int] | None) -> str:
     """A kind of array with another shape."""
-    if (
-        shape is None or 0 in shape or kind[0] in "=k" or len(shape) > max(len(shape_of(kind)), 2)
-    ):  # so many are broadcast
+    broadcast = len(shape or ()) > max(len(shape_of(kind)), 2)
+    if shape is None or 0 in shape or kind[0] in "=k" or broadcast:
         return kind
     return "+" if not shape else f"{re.sub(r'[A-Z0-9(,)]+$', '', kind)}({','.join(map(str, shape))})"
 
