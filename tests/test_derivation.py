@@ -720,6 +720,12 @@ def detached(x):
     return ag.tensor(np.exp(x.data)) * 2
 
 
+def as_often_as_data_say(x, w):
+    for _ in range(int(abs(x[0, 0]) * 10) % 3 + 1):
+        x = x @ w
+    return x
+
+
 @pytest.mark.parametrize(
     ("function", "inputs", "error", "words"),
     [
@@ -737,6 +743,7 @@ def detached(x):
         (lambda x: np.trace(x @ x.T), arrays((4, 3)), ValueError, "comes from no input"),
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
+        *[(as_often_as_data_say, (np.full((4, 3), n), np.eye(3)), ValueError, "another way") for n in (0.3, 1.1)],
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),
         (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "comes from no input"),  # noqa: NPY002
         (ag.erf, arrays((3, 2)), ValueError, "erf is no function of NumPy's"),

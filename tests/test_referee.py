@@ -219,6 +219,15 @@ def test_it_says_where_a_gradient_is_wrong(spoil, words):
     assert words in verdict.diagnosis[0].what
 
 
+def test_it_says_which_entries_of_a_vector_are_wrong():
+    x = np.random.default_rng(0).normal(size=5)
+    spoilt = lambda dy, x: dy * np.cos(x) * np.where(np.isin(np.arange(len(x)), (1, 3)), 3, 1)
+    verdict = ag.check_backward(lambda x: (np.sin(x), x), spoilt, (x,))
+    assert "wrong at [1, 3]" in verdict.diagnosis[0].what
+    assert "<b>Repair:</b>" in verdict._repr_html_()
+    assert "No repair was looked for in backward: it is a lambda." in verdict.notes
+
+
 def test_the_verdict_keeps_what_it_compared():
     verdict = ag.check_backward(forward, lambda dy, cache: (*backward(dy, cache)[:2], dy.sum(axis=0) * 2), inputs())
     row = next(row for row in verdict.rows if row.name == "dbeta")

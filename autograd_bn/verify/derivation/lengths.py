@@ -43,6 +43,8 @@ def recordings(
         return run
 
     first, second, at = _relabelled(record, inputs, options), record(inputs, options), recorded(inputs, options)
+    if not first.signature == second.signature == at.signature:
+        raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
     first.tested = frozenset(names)
     lengths = _Lengths(record, limits)

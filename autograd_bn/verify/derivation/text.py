@@ -438,11 +438,15 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
 
 
 def broken(line: str, width: int) -> str:
-    """A line, on several where it is too long, each but the last up to a comma."""
+    """A line, on several where it is too long, each but the last up to a comma between brackets."""
     if len(line) <= width or "\n" in line:
         return line
     rows = textwrap.wrap(re.sub("(?<!,) ", "\0", line), width - 4, break_long_words=False, break_on_hyphens=False)
-    return "\n    ".join(rows).replace("\0", " ")
+    text = "\n    ".join(rows).replace("\0", " ")
+    with contextlib.suppress(SyntaxError):
+        ast.parse(text)
+        return text
+    return line
 
 
 def cheap(e: Expression) -> bool:

@@ -329,7 +329,7 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
     Allowed(unwrapped(pair.source), handed, draws=True)
     with ExitStack() as stack:
-        for function in map(unwrapped, entry.code):
+        for function in [own for own in map(unwrapped, entry.code) if name in signature(own)]:
             listed = [p for p in signature(function).values() if p.kind is not p.KEYWORD_ONLY]
             defaults = tuple([other if p.name == name else p.default for p in listed if p.default is not p.empty])
             stack.enter_context(patch.object(function, "__defaults__", defaults))

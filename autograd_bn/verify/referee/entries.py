@@ -323,7 +323,8 @@ def _maker(what: type, torch: Any) -> tuple[Maker, dict[str, list[str]]]:
     needed, fixed, kinds = list[str](), dict[str, Any](), dict[str, list[str]]()
     lengths = _used_as_lengths(what)
     for p in listed:
-        if (p.annotation in (int, "int") or p.name in lengths) and not re.match(r"=\[|=[2-6]", meant(p.name)[0][0]):
+        several = meant(p.name)[0][0].startswith("=[")
+        if (p.annotation in (int, "int") or p.name in lengths) and not (several or _is_size(p.name)):
             kinds[p.name] = ["=3", "=4"] if kinds else ["=4", "=3"]
         sizes = [n for n in p.default if type(n) is int] if type(p.default) is tuple else []
         large = type(p.default) is int and p.default > 16 and _is_size(p.name)
@@ -345,8 +346,7 @@ _SHAPED = re.compile(_SHAPE + r"\(((?:[^()]|\([^()]*\))*)\)|\b(?:full|normal|uni
 def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
     text = "\n".join([code_of(base, 0) for base in what.__mro__ if base.__module__ == what.__module__])
-    shapes = itertools.chain(*_SHAPED.findall(text))
-    used = {word for shape in shapes for word in re.findall(r"\b\w+\b(?!\[)", shape)}
+    used = {word for shapes in _SHAPED.findall(text) for shape in shapes for word in re.findall(r"\w+", shape)}
     used |= {value for name, value in re.findall(r"[(,]\s*(\w+)=(\w+)", text) if _is_size(name)}  # `FFN(hidden_dim=d)`
     return used | {value for name, value in re.findall(r"self\.(\w+) *= *(\w+)", text) if name in used}
 

@@ -204,6 +204,8 @@ def where(wrong: Array, value: Array) -> str:
         if not np.all(some):
             kept = np.flatnonzero(some)
             shown = ", ".join(map(str, kept[:6])) + (", ..." if len(kept) > 6 else "")
+            if wrong.ndim == 1:
+                return f"at [{shown}]"
             part = "" if np.all(wrong == np.expand_dims(some, other)) else "in entries "
             return part + (f"in row{'s' * (len(kept) > 1)} {shown}" if axis == 0 else f"at {shown} of axis {axis}")
     return f"in {np.count_nonzero(wrong)} of {wrong.size} entries"

@@ -148,6 +148,8 @@ class Copies:
         function, self.effort, self.left = _authors_own(run.pair.source), effort, float(WORK)
         self.allowed = Allowed(function, arguments_of(run.pair, run.dy.copy(), run.passed().cache))
         self.sources = [Source(function)]
+        if not isinstance(self.sources[0].tree, ast.FunctionDef):
+            raise NoSearch("it is a lambda")
         for source in self.sources:
             for name, helper in source.outside.globals.items():
                 known = [other.function for other in self.sources]

@@ -146,12 +146,10 @@ def sampled(pair: Pair, inputs: Inputs, seed: int) -> Sample:
     with contextlib.suppress(Exception):  # for the first run to report
         cost = max(effort(lambda: pair.forward(*copy.deepcopy(inputs).values())), cost)
     sample = Sample(pair, inputs, rng, cost, pair.unit).begun()
-    if (
-        not sample.unit
-        and _ignores_dy(sample.first)
-        and _ignores_dy(sample.tried(sample.moved([*sample.first.truth])) or sample.first)
-    ):
-        sample = sample.begun(unit=True)  # off the caller's inputs too, where no gradient is 0 by zeros in them
+    if not sample.unit and _ignores_dy(sample.first):
+        near = sample.tried(sample.moved([*sample.first.truth]))  # where no gradient is 0 by zeros in the inputs
+        if near is None or _ignores_dy(near):
+            sample = sample.begun(unit=True)
     sample = sample.filled()
     why = next((run.why_differences for run in sample.runs if run.why_differences), "")
     if why and not sample.first.why_differences:

@@ -192,11 +192,15 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         escape = html.escape
-        items = "".join(f"<li>{escape(str(finding))}</li>" for finding in self.diagnosis)
+        items = "".join(
+            f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
+            for f in self.diagnosis
+        )
         edits = "".join(f"{PRE}{escape(str(repair))}</pre>" for repair in self.repair)
         code = self.solution and f"{PRE}{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
-        first = f"<p>First wrong step in backward order: {escape(self.first_wrong)}.</p>" if self.first_wrong else ""
+        step = escape(self.first_wrong or "")
+        first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
         notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.remarks)
         head = f"<p><b>{escape(self._headline())}</b></p>"
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
