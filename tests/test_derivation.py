@@ -743,7 +743,9 @@ def as_often_as_data_say(x, w):
         (lambda x: np.trace(x @ x.T), arrays((4, 3)), ValueError, "comes from no input"),
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
-        *[(as_often_as_data_say, (np.full((4, 3), n), np.eye(3)), ValueError, "another way") for n in (0.3, 1.1)],
+        (as_often_as_data_say, (np.full((4, 3), 0.6), np.eye(3)), ValueError, "makes a number of data in line .* of"),
+        (lambda x: 2 * x if x[0, 0] + 5 else x, arrays((3, 2)), ValueError, "branches on data in line .* of <lam"),
+        (lambda x: x[:, : 1 + (x[0, 0].item() > 9)], arrays((3, 2)), ValueError, "makes a number of data"),
         (lambda x: np.convolve(x, x), arrays((3,)), ValueError, "np.convolve has no rule"),
         (lambda x: x * np.random.random(x.shape), arrays((3, 2)), ValueError, "comes from no input"),  # noqa: NPY002
         (ag.erf, arrays((3, 2)), ValueError, "erf is no function of NumPy's"),

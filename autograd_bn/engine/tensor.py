@@ -136,7 +136,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
 
     def item(self) -> Any:
         """The only element, as a Python scalar; `ValueError` if there are more."""
-        return np.asarray(self._value).item()
+        return plain(self).item()
 
     def numpy(self) -> Array:
         """The values as an array, shared; the same as `data`."""
@@ -144,7 +144,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
 
     def tolist(self) -> Any:
         """The values as Python numbers in lists."""
-        return self.data.tolist()
+        return plain(self).tolist()
 
     def detach(self) -> Tensor:
         """A leaf with the same memory and no history; no gradient flows through it."""
@@ -218,7 +218,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
             self._warn_of_a_cut() if isinstance(self.node, Leaf) else self._check_uncut()
 
     def __bool__(self) -> bool:
-        return bool(self.data)
+        return bool(plain(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         vectorized = dtype is not None and np.dtype(dtype).hasobject and not self.dtype.hasobject
@@ -248,7 +248,7 @@ class Tensor(np.lib.mixins.NDArrayOperatorsMixin):
             )
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec else repr(self)
+        return format(self.data.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
         name = f", name={self.name!r}" if self.name else ""

@@ -90,12 +90,12 @@ def _number(name: str) -> Callable[..., Any]:
     branches = name == "__bool__"
 
     def method(self: Traced) -> Any:
-        frame = sys._getframe(1)
-        if branches or not frame.f_globals["__name__"].startswith(PACKAGE):
-            what = "branches on" if branches else "makes a number of"
-            where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
-            raise Unwritable(f"forward {what} data {where}, and what is written is for all data")
-        return getattr(np.asarray(self), name)()
+        frame: Any = sys._getframe(1)
+        while frame.f_globals["__name__"].startswith(PACKAGE):
+            frame = frame.f_back
+        what = "branches on" if branches else "makes a number of"
+        where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
+        raise Unwritable(f"forward {what} data {where}, and what is written is for all data")
 
     return method
 
