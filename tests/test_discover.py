@@ -360,10 +360,11 @@ def test_a_class_with_a_loss_that_has_no_weights_yet_is_told(tmp_path):
     assert "no inputs are known for Model.loss(X, y)" in found.reason
 
 
-def test_a_forward_pass_without_inputs_by_position_is_told(tmp_path):
-    text = "def f_forward(*, x):\n    return 2 * x, x\n\ndef f_backward(dy, x):\n    return 2 * dy\n"
-    found = judged(written(tmp_path, text))["f_backward"]
-    assert (found.verdict, found.reason) == ("unjudged", "f_forward() takes no inputs by position")
+def test_an_error_in_a_file_that_lies_in_a_folder_named_like_this_package_is_told_with_its_line(tmp_path):
+    (folder := tmp_path / "autograd_bn").mkdir()
+    text = "def inputs():\n    raise ValueError('no data')\ndef f_forward(x):\n    return x, x\n"
+    path = written(folder, text + "def f_backward(dy, x):\n    return dy\n")
+    assert judged(path)["f_backward"].reason == "ValueError: no data (line 2)"
 
 
 def test_what_is_absent_ends_the_search_for_inputs(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..gradcheck import Unjudgeable
 from .names import CONTEXTS, KEEPING, METHODS, WEIGHTS, is_label, plain
-from .source import code_of, framework, signature, syntax, unwrapped
+from .source import by_position, code_of, framework, keywords, signature, syntax, unwrapped
 
 _EXPECTED = (
     "expected a torch.autograd.Function, a jax.custom_vjp function, a layer object with forward and backward, "
@@ -82,19 +82,16 @@ def context_of(forward: Any) -> Any:
 def parameters(function: Callable[..., Any], count: int | None = None, skip: int = 0) -> list[str]:
     """The names of a function's first parameters, or of those that a caller must give: two of `*ws`, w1 and w2."""
     more = next((p.name for p in signature(function).values() if p.kind is p.VAR_POSITIONAL), "")
-    listed = [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    listed, by_name = by_position(function), keywords(function)
     if count is None:  # a bias is there, too, where it may be left out, and so are the labels of `loss(X, y=None)`
         loss = getattr(function, "__name__", "") == "loss"
-        needed = [
-            p.default is p.empty
-            or (p.default is None and bool(re.fullmatch(WEIGHTS, plain(p.name))))
-            or (loss and (is_label(p.name) or p.name == "reg"))
-            for p in listed
-        ]
-        names = [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])]
+        free = [p.name for p in listed if p.default is None and re.fullmatch(WEIGHTS, plain(p.name))]
+        free += [p.name for p in listed if loss and (is_label(p.name) or p.name == "reg")]
+        needed = [p.default is p.empty or p.name in free for p in listed]
+        names = [p.name for i, p in enumerate(listed) if p.default is p.empty or all(needed[: i + 1])] + by_name
         read = more not in ("args", "argv", "") and re.search(rf"\b{more}\b", code_of(function, 0))
         return [*names, f"{more.rstrip('s')}1", f"{more.rstrip('s')}2"] if read else names
-    names = [p.name for p in listed[skip : skip + count]]
+    names = [p.name for p in listed[skip : skip + count - len(by_name)]] + by_name
     return names + [f"{more.rstrip('s') or 'input'}{i + 1}" for i in range(count - len(names))]
 
 
@@ -108,9 +105,7 @@ def returned_names(function: Any) -> list[str]:
     items = values[-1].elts if values and isinstance(values[-1], ast.Tuple | ast.List) else values[-1:]
     items = [*items[0].elts, *items[1:]] if items and isinstance(items[0], ast.Tuple) else items
     items = [item.left if isinstance(item, ast.BinOp) and isinstance(item.op, ast.Div) else item for item in items]
-    return [
-        re.sub(r"\W", "", item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")) for item in items
-    ]
+    return [re.sub(r"\W", "", i.attr if isinstance(i, ast.Attribute) else getattr(i, "id", "")) for i in items]
 
 
 def methods_of(what: type) -> tuple[str, str] | None:
@@ -129,7 +124,7 @@ def author_of(target: Any) -> Author:
     if passes is None or (passes[0] == "__call__" and inspect.isfunction(target)):
         raise TypeError(f"target is {getattr(target, '__name__', f'a {what.__name__}')}, {_EXPECTED}")
     forward, backward = _called(what, passes[0]), getattr(what, passes[1])
-    if inspect.ismethod(forward):  # a class method
+    if inspect.ismethod(forward) and not takes_a_context(forward):  # a class method
         return Author(_switched(forward.__func__), backward.__func__, what, leads=True)
     if takes_a_context(forward):
         return Author(forward, backward, context_of(forward), leads=True)

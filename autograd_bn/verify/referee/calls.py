@@ -20,7 +20,7 @@ from .held import Path, arrays, get, groups, inner, is_array, is_tensor, label, 
 from .names import RATE
 from .pairs import Pair, globals_read
 from .returned import Gradients
-from .source import signature
+from .source import handed, signature
 
 Seen = dict[str, Any]  # after a forward pass: "object", "input" by name, "result" in parts, "start" of the parameters
 
@@ -164,7 +164,7 @@ class Calls:
             moves: Any = lambda v: isinstance(v, Tensor) or (is_tensor(v) and v.requires_grad)
             arguments = [v if moves(v) else copy.deepcopy(v) for v in arguments]
         with self.backend.precise():
-            return function(*([seen["object"]] if self.author.leads else []), *arguments)
+            return handed(function, [*([seen["object"]] if self.author.leads else []), *arguments])
 
     def _watched(self, seen: Seen) -> dict[str, Any]:
         """The arrays that backward has no business with writing into."""

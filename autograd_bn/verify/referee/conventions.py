@@ -15,12 +15,12 @@ import numpy as np
 from ..gradcheck import Unjudgeable
 from .author import Author, author_of, context_of, parameters, returned_names, takes_a_context
 from .calls import Calls, Plan, Seen
-from .frameworks import jax_function, torch_function
+from .frameworks import array, jax_function, torch_function
 from .held import Path, arrays, get, is_array, is_float
 from .names import CACHES, CHOOSES, DY, OUTPUTS, RATES, VALUES, derivative_of, is_constant, is_label, is_slope, plain
 from .pairs import NoPair, Pair, share
 from .parameters import with_parameters
-from .source import code_of, framework, signature
+from .source import by_position, code_of, framework, handed, keywords, signature
 
 
 class LossElsewhere(Unjudgeable):
@@ -54,7 +54,9 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
         taken = parameters(loss)
         own = [name for name in taken if name not in ahead]
         said = [name for name in own if name in labels] or [name for name in own if is_label(name)][-1:]
-        if len(own) == 2 and said:
+        if taken == asked and own == labels:  # it calls forward itself
+            fitting.append((loss, taken))
+        elif len(own) == 2 and said:
             fitting.append((loss, [labels[0] if name in said else name * (name in ahead) for name in taken]))
     fitting = [fit for fit in fitting if {*labels} <= {*parameters(fit[0])}] or fitting
     if len(fitting) != 1:
@@ -63,11 +65,17 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
 
     def forward_and_loss(first: Any, second: Any, *others: Any) -> Any:
         values = dict(zip(names, (first, second, *others), strict=True))
-        result = forward(*[values[name] for name in ahead])
+        if taken == asked:
+            return (handed(loss, [values[name] for name in asked]),)
+        result = handed(forward, [values[name] for name in ahead])
         parts = result if isinstance(result, tuple) else (result,)
-        if np.shape(parts[0]) == (*np.shape(values[names[-1]]), 1):  # which nobody means to broadcast
-            raise ValueError(f"labels of other shape than the output, {np.shape(parts[0])}")
-        return loss(*[values.get(name, parts[0]) for name in taken]), *parts
+        lost: Any = lambda at: loss(*[at.get(name, parts[0]) for name in taken])
+        told = values[names[-1]]
+        if np.shape(parts[0]) == (*np.shape(told), 1):  # which nobody means to broadcast, but a loss may flatten both
+            column = lost(values | {names[-1]: told[..., None]})
+            if not np.allclose(array(column), array(lost(values))):
+                raise ValueError(f"labels of other shape than the output, {np.shape(parts[0])}")
+        return lost(values), *parts
 
     listed = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     vars(forward_and_loss).update(__signature__=inspect.Signature(listed), parts=(forward, loss))
@@ -158,10 +166,8 @@ def _wanted(author: Author, names: list[str]) -> tuple[list[str], bool]:
     listed = [*signature(author.backward).values()][int(author.leads) :]
     handed = [p.name for p in signature(author.forward).values() if p.kind is p.VAR_POSITIONAL]  # also forward's own
     variadic = any(p.kind is p.VAR_POSITIONAL and p.name not in handed for p in listed)
-    if named := [p.name for p in listed if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
-        raise Unjudgeable(f"backward takes {', '.join(named)} by keyword only, expected (dy, cache) by position")
-    listed = [p for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    wanted = [p.name for p in listed if p.default is p.empty]
+    listed = by_position(author.backward)[int(author.leads) :]
+    wanted = [p.name for p in listed if p.default is p.empty] + keywords(author.backward)
     if not wanted and listed and (listed[0].default is None or listed[0].default in (1, 1.0)) and not variadic:
         wanted = [p.name for p in listed[:1] if not re.fullmatch(RATES, p.name) and p.name not in names]
     return wanted, variadic

@@ -28,7 +28,7 @@ from .names import KEEPING, SLOPES, TRAINING
 from .pairs import NoPair, Pair, arguments_of, share
 from .pure import Allowed
 from .source import code_of, signature, unwrapped
-from .trace import instructions, line_of, reported, said
+from .trace import OWN, instructions, line_of, reported, said
 from .trials import Fit, finite, given, guessed, inputs_name, rated
 from .verdict import Verdict
 
@@ -79,8 +79,8 @@ def judge(entry: Entry, space: dict[str, Any], known: dict[str, Any], seed: int 
     except NotImplementedError as error:
         return made("" if entry.base else "unwritten", str(error) or "it raises NotImplementedError")
     except (Exception, SystemExit) as error:  # the file's own, or what the referee declines
-        last = [step.filename for step in extract_tb(error.__traceback__)][-1:]
-        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and "autograd_bn" in str(last)
+        ours = [step.filename.startswith(OWN) for step in extract_tb(error.__traceback__)][-1:] == [True]
+        known_kind = isinstance(error, Unjudgeable | ValueError | TypeError) and ours
         reason = (" ".join(str(error).split()) if known_kind else reported(error)) or said(error)
         if isinstance(error, Refused):
             reason += f"{line_of(error)}: give inputs with which it doesn't by --inputs or {inputs_name(entry)}"
@@ -257,6 +257,7 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
     for name in {**holder, **passed}:
         now = passed.get(name) or signature(holder[name])[name].default
         words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", entry.text)
+        words = words if {*words} != {now} or now == "train" else ["other"]  # which `else` is for
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, inputs, strict=False)]
             with suppress(Exception), _otherwise(entry, inputs, name, word, [*there, *inputs[len(there) :]]) as pair:

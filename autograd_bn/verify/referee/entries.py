@@ -22,7 +22,7 @@ from .guesses import Descent, Layer, layers, meant
 from .held import arrays, is_float, is_tensor, objects
 from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
 from .pairs import Pair
-from .source import code_of, framework, signature, syntax, unwrapped
+from .source import by_position, code_of, framework, handed, keywords, signature, syntax, unwrapped
 
 _LARGE = 2_000_000  # numbers that an object may hold
 
@@ -51,10 +51,8 @@ class Entry:
     @property
     def keys(self) -> list[tuple[str, str]]:
         """What dicts hold for each of three layers, as `parameters["W" + str(l)]`."""
-        at = [
-            (n, rf"\b{n}\[f?[\"'](\w+?)(?:[\"'] *\+ *str\(|{{|%)") for n in self.parameters if "options" in meant(n)[0]
-        ]
-        words = dict.fromkeys([(name, word) for name, place in at for word in re.findall(place, self.text)])
+        dicts, key = [n for n in self.parameters if "options" in meant(n)[0]], r"\[f?[\"'](\w+?)(?:. *\+ *str\(|{|%)"
+        words = dict.fromkeys([(name, word) for name in dicts for word in re.findall(rf"\b{name}{key}", self.text)])
         return [(name, f"{word}{layer}") for layer in (1, 2, 3) for name, word in words]
 
     @property
@@ -130,16 +128,14 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
     elif inspect.ismethod(forward) or takes_a_context(forward) or is_static(what, passes[0]):
         author = author_of(what)
         lead = [author.owner] if author.leads else []
-        probe = lambda values: author.forward(*copy.deepcopy(lead), *values)
+        probe = lambda values: handed(author.forward, [*copy.deepcopy(lead), *values])
         adapted = lambda values: called(author_of(what), values)
         yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe), code=(forward,))
     else:
         maker, kinds = _maker(what, _torch_of(space, forward))
         losses = _losses(dict(inspect.getmembers(what, inspect.isfunction))) or _losses(space)
-        entry, other = (
-            _of_objects(names, made, kinds, partial(on, made=len(maker.needed)))
-            for made in (maker, replace(maker, losses=losses))
-        )
+        build: Any = lambda maker: _of_objects(names, maker, kinds, partial(on, made=len(maker.needed)))
+        entry, other = build(maker), build(replace(maker, losses=losses))
         yield replace(entry, judged_with=None if entry.parameters == other.parameters else other)
 
 
@@ -237,7 +233,7 @@ class Maker:
     @cached_property
     def taken(self) -> tuple[int, int]:
         """How many values the forward pass must be handed, and how many it takes."""
-        most = [p for p in signature(self.forward).values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        most = [*by_position(self.forward), *keywords(self.forward)]
         return len(parameters(self.forward)) - 1, len(most) - 1
 
     @cached_property
@@ -285,7 +281,7 @@ class Maker:
                 for method, given in ((name, size), (step, Descent())):
                     if method:
                         getattr(made, method)(given)
-                self.forward(copy.deepcopy(made), *copy.deepcopy(list(values)))
+                handed(self.forward, copy.deepcopy([made, *values]))
                 return made
         return owner
 
@@ -302,7 +298,7 @@ class Maker:
     def probe(self, values: Sequence[Any]) -> Any:
         """The forward pass of an object."""
         owner, rest = self(values), values[self.parted(values) :]
-        return self.forward(owner, *rest)
+        return handed(self.forward, [owner, *rest])
 
 
 def _constructors(what: type) -> list[Any]:
@@ -346,7 +342,8 @@ _SHAPED = re.compile(_SHAPE + r"\(((?:[^()]|\([^()]*\))*)\)|\b(?:full|normal|uni
 def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
     text = "\n".join([code_of(base, 0) for base in what.__mro__ if base.__module__ == what.__module__])
-    used = {word for shapes in _SHAPED.findall(text) for shape in shapes for word in re.findall(r"\w+", shape)}
+    shapes = [re.sub(r"\blen\(\w+\)", "", shape) for found in _SHAPED.findall(text) for shape in found]
+    used = {word for shape in shapes for word in re.findall(r"\w+", shape)}
     used |= {value for name, value in re.findall(r"[(,]\s*(\w+)=(\w+)", text) if _is_size(name)}  # `FFN(hidden_dim=d)`
     return used | {value for name, value in re.findall(r"self\.(\w+) *= *(\w+)", text) if name in used}
 
@@ -360,7 +357,7 @@ def _is_size(name: str) -> bool:
 
 
 def _spread(function: Any) -> Callable[[Sequence[Any]], Any]:
-    return lambda values: function(*values)
+    return lambda values: handed(function, values)
 
 
 def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable[[Sequence[Any]], Any]:

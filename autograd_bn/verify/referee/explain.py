@@ -68,10 +68,8 @@ def _shaped(run: Run, name: str, wrong: Sequence[str]) -> tuple[Finding | None, 
         over = "axis " + ", ".join(map(str, axes))
         kind, more = "not summed", f": it is not summed over {over}, along which {name} is broadcast"
         repair, made = f"Sum it over {over}.", gradient.sum(axis=axes, keepdims=True).reshape(truth.shape)
-    finding = Finding(
-        kind, (label,), f"{label} has shape {gradient.shape}, and {name} has {truth.shape}{more}.", repair
-    )
-    return finding, None if made is None or run.right(name, made) else made
+    what = f"{label} has shape {gradient.shape}, and {name} has {truth.shape}{more}."
+    return Finding(kind, (label,), what, repair), None if made is None or run.right(name, made) else made
 
 
 def shape(case: Case, left: frozenset[str]) -> Explained:

@@ -18,8 +18,8 @@ SMALL = 5000  # numbers of an array whose lengths are read from messages
 # Kinds that belong together: features first, vectors, two, four and three gates in one matrix, and these over time;
 # images; a regression.
 FAMILIES = (
-    "DN MN MD MM M1 D1 VM onehot:DN bits:1N", "D N", "DT MT T", "BTD BM DT MT T", "BTD BM DF MF F", "ND NM DG MG G",
-    "BIJD PPDM 111M", "DIJ MDPP", "ND N D +"
+    "DN MN MD MM M1 D1 VM unit:DN onehot:DN bits:1N", "D N", "DT MT T", "BTD BM DT MT T bool:TT", "BTD BM DF MF F",
+    "ND NM DG MG G", "BIJD PPDM 111M", "DIJ MDPP", "ND N D +"
 )  # fmt: skip
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPHG", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8, 9), strict=True))
@@ -41,7 +41,7 @@ BTD ND : seq(uence)?s?|(hidden)?states|query|key
 =[4,3] =[4,3,3] =[3] =4 call:layers : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
 options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
-~prob:ND unit:ND ND unit:N unit:N1 N N1 DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
+~prob:ND unit:ND ND unit:N unit:N1 N N1 unit:DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
 ~ND prob:ND unit:ND unit:N unit:N1 N N1 DN +ND BTD : out(put)?s?|logits|scores
 ND DN MN NM BIJD BM BDIJ : [ac]prev|prev[ac]
 =2 : (?!dim)\w*heads?(num)?|(n|num)(layers|blocks)|layersnum
@@ -55,7 +55,7 @@ ND D : \w+vec(tor)?s
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
-ND BDIJ BDKL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
+ND BDIJ BDKL LL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
     x\w?\d?|t\d|(?!\w*shape)\w*inputs?\w*|data|a(prev)?|z\d?
     images?|img|v|u|feats?|featuresin|tensor|batch
     arr(ay)?|vec(tor)?
@@ -72,7 +72,7 @@ NM BM MN MD BTM : h0?|hprev|prevh|c0?|cprev|prevc
     y|ts?
     labels?|targets?|\w*(true|label|target|truth|actual|real|expected)\w*
 onehot:ND columns:ND onehot:DN : \w*(onehot|ohe)\w*
-bool:BT bool:ND bits:ND bits:N : \w*mask
+bool:BT bool:ND bits:ND bits:N bool:TT : \w*mask
 cis:TP cis:ND TP ND : (freqs?|rot(ary)?)\w*
 ~NN symmetric:NN : adj\w*|\w*laplacian
 D =0.5 : (running|moving|r)?(mean|mu|avg)
@@ -169,34 +169,29 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        made = {"call:tanh": np.tanh, "call:dtanh": _dtanh, "call:step": Descent(), "call:layer": Layer(2)}
-        made["call:layers"] = layers()
-        return made.get(kind) or np.random.default_rng(0)
+        made = {"tanh": np.tanh, "dtanh": _dtanh, "step": Descent(), "layer": Layer(2), "layers": layers()}
+        return made.get(kind[5:]) or np.random.default_rng(0)
     if kind.startswith("="):
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value
     what, _, letters = kind.rpartition(":")
     plus, shape = letters.startswith("+"), shape_of(kind)
-    last = shape[-1] if shape else 1
-    if what == "int":
-        return rng.integers(0, last, shape[:-1])
-    if what == "onehot":
-        return np.eye(last)[rng.permutation(np.arange(int(np.prod(shape[:-1]))) % last)].reshape(shape)
-    if what == "columns":  # one-hot, classes first
-        return np.eye(shape[0])[rng.permutation(np.arange(last)) % shape[0]].T
-    if what in ("bits", "sign"):
-        bits = rng.permutation(np.arange(int(np.prod(shape))) % 2).reshape(shape).astype(float)
-        return bits if what == "bits" else 2 * bits - 1
-    if what == "bool":
-        return rng.random(shape) < 0.8
-    if what == "symmetric":
-        values = rng.normal(size=shape)
-        return values + values.T
-    if what == "cis":  # of length 1 in the plane
-        return np.exp(1j * rng.uniform(-3, 3, shape))
-    if what in ("unit", "prob"):
-        values = rng.uniform(0.1, 0.9, shape)
-        return values / values.sum(-1, keepdims=True) if what == "prob" else values
+    last, count = shape[-1] if shape else 1, int(np.prod(shape))
+    bits: Any = lambda: rng.permutation(np.arange(count) % 2).reshape(shape).astype(float)
+    drawn_as: dict[str, Any] = {
+        "int": lambda: rng.integers(0, last, shape[:-1]),
+        "onehot": lambda: np.eye(last)[rng.permutation(np.arange(count // last) % last)].reshape(shape),
+        "columns": lambda: np.eye(shape[0])[rng.permutation(np.arange(last)) % shape[0]].T,  # one-hot, classes first
+        "bits": bits,
+        "sign": lambda: 2 * bits() - 1,
+        "bool": lambda: rng.random(shape) < 0.8,
+        "symmetric": lambda: np.add(half := rng.normal(size=shape), half.T),
+        "cis": lambda: np.exp(1j * rng.uniform(-3, 3, shape)),  # of length 1 in the plane
+        "unit": lambda: rng.uniform(0.1, 0.9, shape),
+        "prob": lambda: np.divide(part := rng.uniform(0.1, 0.9, shape), part.sum(-1, keepdims=True)),
+    }
+    if what in drawn_as:
+        return drawn_as[what]()
     wide = max(shape, default=0) if letters.startswith("(") and len(shape) == 2 else 0  # sums over it stay moderate
     return rng.uniform(0.5, 2, shape) if plus else (rng.normal(size=shape) * 1.5 + 0.2) / max(1, wide / 3) ** 0.5
 
@@ -204,12 +199,10 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
 def parsed_inputs(text: str) -> dict[str, Any]:
     """Inputs as the command line gives them: `x=(6,4) y=onehot(6,3) k=3 act="relu"`; `ValueError` for anything else."""
     inputs, rng = dict[str, Any](), np.random.default_rng(1)
-    pattern = (
-        r"(\w+)=(int|onehot|columns|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
-    )
-    if re.sub(pattern, "", text).strip():
+    form = r"(\w+)=(int|onehot|columns|bits|sign|bool|unit|prob|positive)?(\([\d, ]*\)|\"[^\"]*\"|\[[^\]]*\]|[^\s(]+)"
+    if re.sub(form, "", text).strip():
         raise ValueError(f"--inputs is {text!r}, expected such as 'x=(6,4) y=onehot(6,3) k=2'")
-    for name, kind, value in re.findall(pattern, text):
+    for name, kind, value in re.findall(form, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
             inputs[name] = drawn(f"{kind}{value}", rng)
@@ -310,13 +303,15 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     if "non-broadcastable output operand with shape (1," in message:  # written for one example at a time
         return tuple([re.sub(r"^((\w+:|\+)?)N(?=[A-Z])", r"\g<1>1", kind) for kind in chosen])
     if column := re.search(r"labels of other shape than the output, \((\d+, 1)\)", message):
-        return tuple(
-            [f"bits:({column[1]})" if re.match(r"int:|(bits:)?(N|\(\d+\))$", kind) else kind for kind in chosen]
-        )
+        label = re.compile(r"int:|(bits:)?(N|\(\d+\))$")
+        return tuple([f"bits:({column[1]})" if label.match(kind) else kind for kind in chosen])
     back = re.search(r"invalid gradient at index (\d+) - got \[([\d, ]*)\]", message)
     if back:  # PyTorch says of which shape
         shape = [int(n) for n in re.findall(r"\d+", back[2])]
         return tuple([_shaped(kind, shape) if i == int(back[1]) else kind for i, kind in enumerate(chosen)])
+    if re.search("used as indices must be of integer|only integers, slices", message):
+        first = [i for i, kind in enumerate(chosen) if re.fullmatch(r"\+?([A-Z]+|\([\d,]+\))", kind)][:1]
+        return tuple(["int:NM" if i in first else kind for i, kind in enumerate(chosen)])
     if "not finite" in message:  # it takes powers, roots or logarithms
         return tuple([re.sub(r"^(?=[A-Z(])", "+", kind) for kind in chosen])
     if re.search("integral type|integer scalar|must be integers|as an integer", message):
@@ -333,9 +328,7 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
         size, axes = int(reshaped[1]), [int(n) for n in re.findall(r"\d+", reshaped[2])]
         pairs = itertools.permutations(sorted(lengths), 2)
         said = next(([a, b] for a, b in pairs if int(a) * math.prod(axes) == int(b) * size), [])
-        flat = [
-            i for i, kind in enumerate(chosen) if re.fullmatch(r"[A-Z]|\(\d+\)", kind) and shape_of(kind)[0] >= size
-        ]
+        flat = [i for i, k in enumerate(chosen) if re.fullmatch(r"[A-Z]|\(\d+\)", k) and shape_of(k)[0] >= size]
         if flat and not said and size < math.prod(axes):  # all parameters in one vector, of which this is a part
             more = shape_of(chosen[flat[0]])[0] + math.prod(axes) - size
             return tuple([f"({more})" if i == flat[0] else kind for i, kind in enumerate(chosen)])

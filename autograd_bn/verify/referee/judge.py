@@ -195,10 +195,8 @@ def _judged(sample: Sample, name: str, notes: list[str]) -> Row:
     if np.any(undecided):
         some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])
         count = np.count_nonzero(undecided)
-        notes.append(
-            f"d{name} is not judged at {some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries), "
-            "where forward has a kink."
-        )
+        which = f"{some}{', ...' if count > 4 else ''} ({count} of {undecided.size} entries)"
+        notes.append(f"d{name} is not judged at {which}, where forward has a kink.")
     least = 1e-12 * run.vanishing(name)
     judged_at = np.isfinite(run.noise[name])
     return row(f"d{name}", "gradient", gradient, truth, ok=not bad, note=note, judged=judged_at, least=least)

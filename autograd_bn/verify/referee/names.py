@@ -15,7 +15,7 @@ FORWARD = """forward forward_pass forward_propagation forward_prop forward_propa
 fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
 call loss compute_loss""".split()
 BACKWARD = """backward backward_pass backward_propagation backward_prop back_propagate back_propagation backprop bprop
-bwd _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
+bwd bptt _backward_propagation _backward_pass _backward backpropagate backpropagation retropropagation retropropagar
 rueckwaerts indietro""".split()
 PASSES = {"backward": "forward", "backprop": "forwardprop", "bprop": "fprop", "bwd": "fwd", "Backward": "Forward"}
 PASSES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
@@ -66,7 +66,7 @@ DY = re.compile(
 CHOOSES = r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)"
 
 # Words on the way to a parameter or to a gradient that say no more than that.
-PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state".split())
+PLACES = set("params parameters param values value data weights_and_biases tensors vars variables state model".split())
 GRADIENT_PLACES = set(
     "grads gradients grad gradient dparams diff g deriv derivs derivatives derivative gradval dvalue grad_value".split()
 )

@@ -14,7 +14,7 @@ from ..gradcheck import Unjudgeable
 from .calls import Calls
 from .frameworks import array
 from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
-from .names import RATE, RATES, derivative_of, is_constant, is_label, plain
+from .names import BIAS, RATE, RATES, derivative_of, is_constant, is_label, plain
 from .pairs import explains, slope, stirred
 from .returned import Matching
 from .source import code_of, signature
@@ -40,6 +40,7 @@ def _named(names: Sequence[str], code: str) -> list[str]:
     """Those of which a backward pass names the gradient, as `db` or by a key, or which it sets."""
     words = {name for word in re.findall(r"\w+", code) for name in derivative_of(word)[:-1]}
     ends = [(name, name.rpartition(".")[2]) for name in names]
+    ends = [(name, end if plain(end) in words or not re.fullmatch(BIAS, end) else "b") for name, end in ends]
     return [n for n, end in ends if plain(end) in words or re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)]
 
 
@@ -146,20 +147,20 @@ class _Pass:
         seen = calls.passed(copy.deepcopy([*calls.all.values()]))
         outputs = calls.outputs(seen)
         y = np.concatenate([np.ravel(array(y)) for y in outputs]).astype(np.float64)
-        bits = {path: array(value).tobytes() for path, value in arrays(_holders(seen)).items() if is_array(value)}
+        bits = {path: np.asarray(array(value)).tobytes() for path, value in arrays(_holders(seen)).items()}
         dy = np.ones(y.shape) if calls.plan.unit else np.asarray(np.random.default_rng(7).normal(size=y.shape))
         dy = factor * dy
         shaped = dy if len(outputs) > 1 else dy.reshape(np.shape(outputs[0]))
         came = calls.pulled(calls.author.backward, shaped, seen, outputs)
         gradients = Matching(came, calls.all, dict.fromkeys(floats, 1.0)).matched().gradients
         held = arrays(_holders(seen))
-        new = {p for p, value in held.items() if hasattr(value, "dtype") and bits.get(p) != array(value).tobytes()}
+        new = {p for p, value in held.items() if bits.get(p) != np.asarray(array(value)).tobytes()}
         return cls(y, dy, gradients, held, new)
 
     @property
     def open(self) -> dict[Path, Any]:
-        """The arrays in which a gradient may be."""
-        return {path: value for path, value in self.held.items() if hasattr(value, "dtype")}
+        """The arrays in which a gradient may be, and the numbers that are called so."""
+        return {p: v for p, v in self.held.items() if hasattr(v, "dtype") or looks_like_a_gradient(p)}
 
 
 def _holders(seen: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _likely_places(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) 
     called = (name, "x", "input", "inputs") if name == first else (name,)
     paths, shape = calls.slots.get(name) or [("object", n) for n in called], np.shape(calls.all[name])
     now = [run.held[path] for path in paths if path in run.held]  # what equals the parameter is a copy of it
-    new = {p: run.open[p] for p in run.new if np.shape(run.open[p]) == shape and name not in numbers}
+    new = {p: run.open[p] for p in run.new & {*run.open} if np.shape(run.open[p]) == shape and name not in numbers}
     fits = [place for place, value in new.items() if not any(np.array_equal(value, same) for same in now)]
     listed = best(paths, [path for path in run.open if path not in slots])
     return [(surety, place) for surety, place in listed if surety >= 2 or place in fits]

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,9 +162,7 @@ class Factors:
             self.eps, own, forms = max([self.eps, *constants]), "", dict[str, Array]()
             if role == "var":
                 var = next((known for known, t in trace.named.items() if t.node is chain[-1]), "var")
-                forms = {
-                    t.format(var=var): root(np.ravel(values[chain[-1]]), self.eps, n) for t, root in _ROOTS.items()
-                }
+                forms = {t.format(var=var): f(np.ravel(values[chain[-1]]), self.eps, n) for t, f in _ROOTS.items()}
                 own = next((t for t, r in forms.items() if close(value, r, 1e-9) or close(1 / value, r, 1e-9)), "")
             if own:
                 ratios = {f"{text} where forward has {own}": forms[own] / root for text, root in forms.items()}
@@ -175,9 +173,8 @@ class Factors:
             else:
                 self.bases[f"1 / {name or own}"] = 1 / value
         self.bases |= {n: t.data.ravel() for n, t in trace.leaves.items() if n != paths.name}
-        self.bases = {
-            n: v for n, v in self.bases.items() if v.size == self.features and np.all(v) and 1e-9 < np.ptp(v) < np.inf
-        }
+        sized = {name: value for name, value in self.bases.items() if value.size == self.features}
+        self.bases = {name: value for name, value in sized.items() if np.all(value) and 1e-9 < np.ptp(value) < np.inf}
 
     def explain(self, c: Array, others: Others = ()) -> list[Mistake]:
         """Why a term's factors, one a feature, are `c`; nothing where they are 1."""
@@ -290,10 +287,8 @@ def along_paths(
         cost = sum([mistake.cost for mistake in {*itertools.chain(*mistakes.values())}])
         if 0.5 < cost < 4.0 - (name in repaired) - (len(paths.shares) == 1):
             fits[name] = Fit(paths, weights, mistakes)
-    carried = {
-        f"d{name}": {path: float(np.median(w)) if np.ptp(w) < 1e-6 else np.nan for path, w in fit.weights.items()}
-        for name, fit in fits.items()
-    }
+    said: Any = lambda w: float(np.median(w)) if np.ptp(w) < 1e-6 else np.nan
+    carried = {f"d{name}": {path: said(w) for path, w in fit.weights.items()} for name, fit in fits.items()}
     return _worded(fits), carried
 
 

@@ -66,9 +66,7 @@ _STATEMENTS = (
 )
 _TYPES = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, tuple, list, dict, set, frozenset)
 # What classes may define without a word: nothing of it runs when an object is read, written to or computed with.
-_HARMLESS = frozenset(
-    "__init__ __post_init__ __new__ __repr__ __str__ __call__ __getnewargs__ __replace__ __annotate__".split()
-)
+_HARMLESS = frozenset(map("__{}__".format, "init post_init new repr str call getnewargs replace annotate".split()))
 
 
 def inert(value: Any) -> bool:
@@ -168,9 +166,9 @@ class Kept:
             if isinstance(value, list | collections.deque):
                 value.clear()
                 value.extend(before)
-            elif (
-                len(value) != len(before) or isinstance(value, set) or any(value[k] is not before.get(k) for k in value)
-            ):
+            elif isinstance(value, set) or {k: id(v) for k, v in value.items()} != {
+                k: id(v) for k, v in before.items()
+            }:
                 value.clear()
                 value.update(before)
         changed = [row for row in self.tensors if not bool((row[0].detach() == row[1]).all())]
@@ -278,11 +276,8 @@ class Allowed:
                 if isinstance(parents[at], ast.Attribute):
                     self.mentioned.setdefault(parents[at].attr, (source, parents[at]))
                 return
-        error = (
-            isinstance(value, type)
-            and issubclass(value, Exception)
-            and value.__module__ in ("builtins", "numpy.linalg")
-        )
+        error = isinstance(value, type) and issubclass(value, Exception)
+        error = error and value.__module__ in ("builtins", "numpy.linalg")
         safe = error or any(value is builtin for builtin in _SAFE)
         # What is printed by the code that is edited goes nowhere, but its helpers may run as they stand.
         if value is print and source is not next(iter(self.functions.values())):

@@ -196,12 +196,9 @@ class Copies:
         self, stage: Stage, before: Returned, wrong: set[str], fixed: set[str], seen: list[Any]
     ) -> Iterator[tuple[Source, Edit]]:
         """Edits, the cheapest first, at the places that reach a wrong gradient and none that is right."""
-        known = zip(self.sources, seen, strict=True)
-        edits = [
-            (source, replace(edit, cost=edit.cost + _doubt(source, edit, stage.sizes)))
-            for source, values in known
-            for edit in Slips(source, self.allowed, values).edits
-        ]
+        slips = [(own, Slips(own, self.allowed, there).edits) for own, there in zip(self.sources, seen, strict=True)]
+        doubted: Any = lambda source, edit: replace(edit, cost=edit.cost + _doubt(source, edit, stage.sizes))
+        edits = [(source, doubted(source, edit)) for source, listed in slips for edit in listed]
         reaches: dict[tuple[Source, tuple[int, int]], bool] = {}
         for source, edit in sorted(edits, key=lambda pair: (pair[1].cost, -pair[1].start)):
             at = source, source.span(edit.place)
@@ -311,7 +308,5 @@ def _count_steps(node: Any) -> None:
         for statement in getattr(node, field, ()) if not isinstance(node, ast.expr) else ():
             _count_steps(statement)
     if isinstance(node, ast.For | ast.FunctionDef):
-        step = ast.copy_location(
-            ast.Expr(ast.Call(ast.Name("_step", ast.Load()), [ast.Constant(len(node.body))], [])), node.body[0]
-        )
-        node.body.insert(0, ast.fix_missing_locations(step))
+        step = ast.Expr(ast.Call(ast.Name("_step", ast.Load()), [ast.Constant(len(node.body))], []))
+        node.body.insert(0, ast.fix_missing_locations(ast.copy_location(step, node.body[0])))

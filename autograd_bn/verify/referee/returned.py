@@ -28,7 +28,8 @@ class Gradients(NamedTuple):
     @property
     def listed(self) -> list[Any]:
         """What came back, one by one."""
-        return list(self.back) if isinstance(self.back, tuple | list) else [self.back]
+        alone = [] if self.back is None else [self.back]
+        return list(self.back) if isinstance(self.back, tuple | list) else alone
 
 
 @dataclass
@@ -163,10 +164,12 @@ class Matching:
         Or what alone has the shape of each.
         """
         names, count = list(self.came.names), len(listed)
-        if count == len(names):
+        said, shapes = self._said(), [getattr(value, "shape", ()) for value in listed]
+        told = len(said) == count and all(said) and len(set(said)) == count
+        misfits: Any = lambda taken: [np.shape(self.inputs[name]) for name in taken] != shapes
+        if count == len(names) and not (told and misfits(names) and not misfits(said)):
             return names
-        said = self._said()
-        if len(said) == count and all(said) and len(set(said)) == count:
+        if told:
             self.named = True
             return said
         floats = [name for name in names if name in self.truth]

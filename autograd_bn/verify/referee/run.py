@@ -149,10 +149,8 @@ class Run:
             size = 1e-3 * max([float(np.max(np.abs(part), initial=0)) for _, part in parts], default=0.0)
             gradient = value.reshape(node.shape) if value.size == gradients[node].size else value
             # Authors call the whole gradient or the share through one consumer by the value's name.
-            tries = [
-                ("", gradients[node], size),
-                *[(f"the part through {c}", p, 0.0) for c, p in parts if len(parts) > 1],
-            ]
+            tries = [("", gradients[node], size)]
+            tries += [(f"the part through {c}", part, 0.0) for c, part in parts if len(parts) > 1]
             fits = [(note, truth) for note, truth, size in tries if not np.any(_wrong(gradient, truth, size=size))]
             note, truth = (fits or [("", gradients[node])])[0]
             if gradient.shape != truth.shape:

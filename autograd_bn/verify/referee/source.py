@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 import types
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,6 +46,22 @@ def signature(function: Any) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(unwrapped(function)).parameters)
     except (TypeError, ValueError):
         return {}
+
+
+def by_position(function: Any) -> list[inspect.Parameter]:
+    """What a function takes by position."""
+    return [p for p in signature(function).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def keywords(function: Any) -> list[str]:
+    """What a function must be handed by keyword."""
+    return [n for n, p in signature(function).items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+
+
+def handed(function: Any, values: Sequence[Any]) -> Any:
+    """What a function returns for the values of its `parameters`, of which the last may be taken by keyword only."""
+    rest = len(values) - len(names := keywords(function))
+    return function(*values[:rest], **dict(zip(names, values[rest:], strict=True)))
 
 
 def code_of(function: Any, levels: int = 2) -> str:

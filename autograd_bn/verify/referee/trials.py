@@ -18,7 +18,7 @@ from .held import arrays, is_array, is_float
 from .inputs import symmetric
 from .names import BIAS, PLACES, SHIFT, is_label, plain
 from .pairs import NoPair, Pair, agreement
-from .source import code_of
+from .source import code_of, signature
 from .trace import reported, said, steps, work
 from .unwritten import noted, written
 
@@ -140,11 +140,8 @@ class Search:
     def narrowed(self, best: Fit) -> list[str]:
         """What is a number in the best guess, and was an array where the other gradients were right already."""
         near = [fit for fit in self.tried if fit.fits and fit.share >= 0.5]
-        untold = [
-            slot.called
-            for i, slot in enumerate(self.slots)
-            if slot.kinds == UNKNOWN.split() and best.kinds[i] == "=0.5" and any(fit.kinds[i] > "A" for fit in near)
-        ]
+        fixed = [i for i, slot in enumerate(self.slots) if slot.kinds == UNKNOWN.split() and best.kinds[i] == "=0.5"]
+        untold = [self.slots[i].called for i in fixed if any(fit.kinds[i] > "A" for fit in near)]
         return self.numbers(best.kinds) + untold
 
     def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
@@ -173,6 +170,8 @@ class Search:
         if todo and (best is None or best.share < 0):
             raise NotImplementedError(todo[0].removeprefix("NotImplementedError: "))
         if best is None:
+            if any(why.startswith("NoPair") for _, why in self.failed):
+                raise NoPair
             raise ValueError(_no_inputs(self.entry, self.failed))
         return best._replace(note=self.note(best))
 
@@ -200,6 +199,7 @@ class Search:
                 why, follows = noted(error), self.choices.refused(chosen, str(error))
                 declined = isinstance(why, NotImplementedError | Unjudgeable | NoPair)
                 sure = self.tabled(chosen) or isinstance(why, LossElsewhere)  # at no shape does forward take labels
+                sure = sure and not (isinstance(why, NoPair) and len(self.failed) < ABSENT)  # no loss at this shape
                 if declined and sure and (not taken or not (self.best or follows)):
                     raise why from None
                 self.fail(why, values, taken)
@@ -241,6 +241,12 @@ class Search:
         several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
         if not several(right):
             return any(fit.share >= 0 and several(fit) for fit in wrong)
+        number = any(k == "+" not in s.kinds for s, k in zip(self.slots, right.kinds, strict=True))  # as no name says
+        matrices = [{*fit.first} for fit in wrong if fit.tabled and len(fit.first) == 2]
+        if number and len(right.first) == 1 and matrices:
+            return True
+        if len({*right.first}) < len(right.first) == 2 and {2} & {*map(len, matrices)}:  # as its transpose
+            return True
         rows = any(fit.tabled and fit.fits and len(fit.wrong_at) > 1 for fit in wrong)
         return rows and (1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair)))
 
@@ -277,7 +283,8 @@ class Search:
         lengths = {k for name, shape in shapes.items() if name[0] == "w" and len(shape) > 1 for k in shape}
         read = [plain(s.called) for s, kind in zip(self.slots, chosen, strict=True) if kind[0] == "("]
         biases = [{*shapes.get(name, ())} for name in read if re.fullmatch(_BIAS, name)]
-        return bool(lengths) and any(not bias <= {1, *lengths} for bias in biases)
+        whole = any(name[:4] == "bias" and len(shapes.get(name, ())) > 1 and 1 not in shapes[name] for name in read)
+        return whole or (bool(lengths) and any(not bias <= {1, *lengths} for bias in biases))
 
     def fail(self, error: Exception, values: dict[str, Any], taken: bool) -> None:
         """Learn from an exception: a key that a dict lacks, or how far forward got."""
@@ -323,7 +330,12 @@ def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
         return None
     if not isinstance(inputs, tuple | list):
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
-    return Fit(tuple(inputs), entry.adapted(inputs))
+    try:
+        return Fit(tuple(inputs), entry.adapted(inputs))
+    except TypeError:
+        if entry.judged_with and len(inputs) == len(entry.judged_with.parameters):
+            raise LossElsewhere("labels are given too") from None
+        raise
 
 
 def inputs_name(entry: Entry) -> str:
@@ -361,6 +373,9 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     if name in entry.kinds:
         return entry.kinds[name]
     margin = _MARGIN.match(entry.text)  # labels of ±1: 0 and 1 would hide it
+    told = {n for f in entry.code for n, p in signature(f).items() if p.annotation in (float, "float")}
+    if name in told and entry.parameters[0] not in told:
+        return ["=0.5", "=2", "+"]
     listed, _ = meant("scores" if margin and meant(name)[0][0] == "prob:ND" else name)
     if margin and is_label(name):
         return ["sign:N", "sign:ND", "sign:N1"]
@@ -370,6 +385,8 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})", f"(2,{length},6)"]
     if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
+    if is_label(name) and re.search("(axis|dim)=0", entry.text) and not re.search("(axis|dim)=-?1", entry.text):
+        listed = sorted(listed, key=lambda kind: not kind.startswith("columns"))
     if listed == ["options"] and re.search(rf"\b{name}\[[^\]\"']*:", entry.text):
         return ["D"]  # a vector of which parts are reshaped
     unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", entry.text)  # `N, C, L = x.shape`
@@ -395,8 +412,6 @@ def finite(result: Any) -> Any:
 def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
     """Why forward took no inputs, by the guess that it went furthest with, and how others are given."""
     call = f"{entry.forward}({', '.join(entry.parameters)})"
-    if not entry.parameters:
-        return f"{call} takes no inputs by position"
     lost = [reason for reason in failed if re.match(_ABSENT, reason[1])]
     why = max(failed, key=lambda reason: reason[0])[1]
     if lost:

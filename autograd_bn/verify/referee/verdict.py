@@ -179,23 +179,15 @@ class Verdict:
         return f"WRONG: {', '.join(wrong)}" + (f" ({len(wrong)} of {total} gradients)." if total > 1 else ".")
 
     def _cells(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                row.name if row.what == "gradient" else f"  {row.name}",
-                "x".join(map(str, row.shape)) or "scalar",
-                _figure(row.max_abs),
-                _figure(row.max_rel),
-                ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else ""),
-            )
-            for row in self.rows
-        ]
+        name: Any = lambda row: row.name if row.what == "gradient" else f"  {row.name}"
+        size: Any = lambda row: "x".join(map(str, row.shape)) or "scalar"
+        said: Any = lambda row: ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else "")
+        return [(name(row), size(row), _figure(row.max_abs), _figure(row.max_rel), said(row)) for row in self.rows]
 
     def _repr_html_(self) -> str:
         escape = html.escape
-        items = "".join(
-            f"<li>{escape(f.what)}{f' <b>Repair:</b> {escape(f.repair)}' if f.repair else ''}</li>"
-            for f in self.diagnosis
-        )
+        mend: Any = lambda repair: f" <b>Repair:</b> {escape(repair)}" if repair else ""
+        items = "".join(f"<li>{escape(f.what)}{mend(f.repair)}</li>" for f in self.diagnosis)
         edits = "".join(f"{PRE}{escape(str(repair))}</pre>" for repair in self.repair)
         code = self.solution and f"{PRE}{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
