@@ -1,6 +1,7 @@
 """The backward pass and what is made of it: sums, ownership, errors, depth, threads, memory."""
 
 import gc
+import itertools
 import pickle
 import sys
 import threading
@@ -148,6 +149,7 @@ def shares(arrays):
 
 SHARED_GRADIENTS = {
     "add": lambda a, b: a + b,
+    "add, then a product": lambda a, b: (a + b) * 2,
     "views": lambda a, b: a.reshape(2, 2).T.reshape(4) + b.reshape(4),
     "broadcast": lambda a, b: ag.broadcast_to(a, (3, 4)) + b,
     "concatenate": lambda a, b: ag.concatenate([a, b, a]),
@@ -307,6 +309,7 @@ def test_an_integer_seed_is_converted():
     x = leaf(2)
     (x * 2).backward([1, 2])
     assert np.array_equal(x.grad, [2.0, 4.0])
+    assert np.array_equal(*ag.grad(x * 2, x, [1, 2]), [2.0, 4.0])
 
 
 def fraction_tensor(array, **options):
@@ -335,6 +338,7 @@ def test_every_exact_number_is_a_fraction(unpickled):
         assert all(type(e) is Fraction for e in np.ravel(y.data))
         (g,) = ag.grad(y, x, np.ones(y.shape, int))
         assert all(type(e) is Fraction for e in g)
+    assert ag.grad(x / 3, x, [1, 2, 4])[0].tolist() == [Fraction(1, 3), Fraction(2, 3), Fraction(4, 3)]
     for inexact in (lambda: ag.grad((2**x).sum(), x), lambda: np.pad(x, 1, constant_values=np.float32(0.5))):
         with pytest.raises(TypeError, match="among exact numbers"):
             inexact()
@@ -392,10 +396,16 @@ def test_errors_name_what_came_and_what_was_expected():
     y = x * 2
     cases = [
         (ValueError, r"gradient .*\(2, 3\)", lambda: y.backward()),
-        (ValueError, r"\(3,\).*\(2, 3\)", lambda: y.backward(np.ones(3))),
+        (ValueError, r"gradient has shape \(3,\), expected .*\(2, 3\)", lambda: y.backward(np.ones(3))),
+        (ValueError, r"grad_outputs\[0\] has shape \(1,\)", lambda: ag.grad(y, x, [np.ones(1)])),
         (TypeError, "complex128", lambda: y.backward(np.ones((2, 3)) * 1j)),
         (RuntimeError, "requires_grad=True", lambda: ag.tensor(1.0).backward()),
-        (RuntimeError, r"inputs\[0\]", lambda: ag.grad(y.sum(), ag.tensor(1.0))),
+        (RuntimeError, "requires_grad=True", lambda: ag.grad([y.sum(), ag.tensor(1.0)], x)),
+        (
+            RuntimeError,
+            r"inputs\[1\] does not require",
+            lambda: ag.grad(y.sum(), [x, ag.tensor(1.0)], allow_unused=True),
+        ),
         (TypeError, r"outputs\[0\] is a ndarray", lambda: ag.grad([np.ones(2)], x)),
         (TypeError, "outputs is a float", lambda: ag.grad(2.0, x)),
         (TypeError, r"inputs\[1\] is a int", lambda: ag.grad(y.sum(), [x, 3])),
@@ -569,6 +579,10 @@ def test_an_input_given_twice_gets_two_arrays():
     first, second = ag.grad((x * x).sum(), [x, x])
     first += 1
     assert np.array_equal(second, [2.0, 4.0])
+    first, second = ag.grad((x * x).sum(), [x, x], create_graph=True)
+    assert first is second
+    w = leaf(2)
+    assert ag.grad(x.sum(), [w, w], allow_unused=True) == (None, None)
 
 
 def test_jvp_hands_out_nothing_of_the_callers():
@@ -648,6 +662,8 @@ def test_float16_is_summed_over_broadcast_rows_without_loss():
     layer = ag.nn.Linear(2, 2, dtype="float16", rng=0)
     assert ag.grad((ones + shift).sum(), shift)[0].tolist() == [4096, 4096]
     assert ag.grad(layer(ones), layer.bias, ones)[0].tolist() == [4096, 4096]
+    for a, b, c in itertools.permutations([2048, 1, 1]):
+        assert ag.grad(shift * a + shift * b + shift * c, shift, np.ones(2))[0].tolist() == [2050, 2050]
 
 
 def test_the_backward_pass_lets_go_of_gradients_that_were_added():

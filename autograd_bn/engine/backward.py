@@ -99,7 +99,7 @@ def propagate(
         g = sums.pop(visited, None)
         if g is None:
             continue
-        if g.dtype is not visited.dtype and g.dtype != visited.dtype:  # a wide sum
+        if g.dtype != visited.dtype:  # a wide sum
             g = g.astype(visited.dtype)
         if visited in targets if targets is not None else not visited.wanted:
             gradients[visited] = g
@@ -151,7 +151,7 @@ def pull(
     op, saved, args = node.primitive, node.saved, node.args
     if create_graph and saved:
         sources = zip((*args, node, None), saved, strict=True)
-        saved = tuple([v if v is None or not isinstance(s, Node) else Tensor(v, s) for s, v in sources])
+        saved = tuple([Tensor(v, s) if isinstance(s, Node) else v for s, v in sources])
     elif op is not None and not op.own:  # a user's rule may write to what it gets
         g, saved = unwritable(g), tuple(map(unwritable, saved))
     parts = []
@@ -192,36 +192,32 @@ def _joint(node: Node, g: Any, saved: tuple[Any, ...], within: Container[Node] |
 
 def _owned(gradients: dict[Node, Array], seeds: Sequence[tuple[Node, Array]]) -> dict[Node, Array]:
     """The gradients, copied where memory is not theirs alone: a rule may pass its argument on, or to two inputs."""
-    taken = set()
-    for _, seed in seeds:
-        taken.add(id(seed if seed.base is None else owner_of(seed)))
+    taken = {id(owner_of(seed)) for _, seed in seeds}
     for node, g in gradients.items():
         if g.dtype.kind == "O":
             gradients[node] = g = exact(g, f"the gradient of {node.name or 'an input'}")
-        owner = id(g if g.base is None else owner_of(g))
+        owner = id(owner_of(g))
         if owner in taken or type(g) is not np.ndarray or not g.flags.writeable:
-            gradients[node] = g = np.array(g)
-            owner = id(g)
+            gradients[node] = np.array(g)
         taken.add(owner)
     return gradients
 
 
 def _fitted(part: Any, parent: Node, node: Node, position: int) -> Any:
     """A rule's result as a gradient of `parent`: summed over broadcast axes, in the parent's dtype."""
-    if type(part) is not np.ndarray or part.shape != parent.shape or part.dtype != parent.dtype:
-        what = f"the rule of {node.op!r} for its argument {position + 1}"
-        if part is None:
-            raise TypeError(f"{what} gave None")
-        if not isinstance(part, (np.ndarray, np.generic, Tensor)):
-            part = exact(part, what) if parent.dtype.kind == "O" else np.asarray(part)
-        if part.shape != parent.shape:
-            if not broadcasts(parent.shape, part.shape):
-                raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
-            part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
-        if part.dtype != parent.dtype:
-            if part.dtype.kind == "c":
-                raise TypeError(f"{what} gave complex numbers: they have no derivative here")
-            part = part.astype(parent.dtype)
+    what = f"the rule of {node.op!r} for its argument {position + 1}"
+    if part is None:
+        raise TypeError(f"{what} gave None")
+    if not isinstance(part, (np.ndarray, np.generic, Tensor)):
+        part = exact(part, what) if parent.dtype.kind == "O" else np.asarray(part)
+    if part.shape != parent.shape:
+        if not broadcasts(parent.shape, part.shape):
+            raise ValueError(f"{what} gave shape {part.shape}, expected the shape of that input, {parent.shape}")
+        part = (sum_to if type(part) is Tensor else _array_summed_to)(part, parent.shape)
+    if part.dtype != parent.dtype:
+        if part.dtype.kind == "c":
+            raise TypeError(f"{what} gave complex numbers: they have no derivative here")
+        part = part.astype(parent.dtype)
     return part
 
 
