@@ -440,10 +440,81 @@ def causal(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def attention(x, W):
+    _, T, D = x.shape
+    s = (x @ W) @ x.swapaxes(-1, -2) / np.sqrt(D)
+    s = np.where(np.triu(np.ones((T, T)), k=1).astype(bool), -1e9, s)
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True) @ x
+
+
+def running_mean(x, w):
+    return np.cumsum(x * w[:, None], axis=0) / np.arange(1, len(x) + 1)[:, None]
+
+
+def of_labels_kept(x, labels):
+    kept = labels > 0
+    x, labels = x[kept], labels[kept]
+    return x[np.arange(len(labels)), labels].mean()
+
+
+def nearby(q, k):
+    n, d = q.shape
+    i = np.arange(n)
+    s = np.where(np.abs(i[:, None] - i) <= 1, q @ k.T / np.sqrt(d), -np.inf)
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def encoded(x):
+    T, D = x.shape
+    return x * np.sin(np.arange(T)[:, None] / 10000 ** (np.arange(D) / D))
+
+
+def ridge_regression(X, y):
+    return np.linalg.solve(X.T @ X + 0.1 * np.eye(X.shape[1]), X.T @ y)
+
+
+def one_hot(z, labels):
+    t = np.zeros_like(z)
+    t[range(len(labels)), labels] = 1
+    return ((np.tanh(z) - t) ** 2).sum()
+
+
+def joined(a, b):
+    return np.tanh(np.concatenate([a, b, a * a], axis=1)).sum(axis=1)
+
+
+def by_columns(x):
+    return sum([(i + 1) * x[:, i] ** 2 for i in np.arange(3)])
+
+
+def clipped_policy(p, old, gain):
+    return -np.minimum(p / old * gain, np.clip(p / old, 0.8, 1.2) * gain).mean()
+
+
+def huber_loss(x, t):
+    err = x - t
+    return np.where(np.abs(err) < 1, 0.5 * err**2, np.abs(err) - 0.5).mean()
+
+
+def two_limits(x):
+    return np.where(x > 0.3, x, 0.1 * x) * (x > 0)
+
+
+def mean_of_sorted(x):
+    return np.sort(x, axis=1).mean(axis=0) + np.roll(x, 1, axis=1).mean(axis=0)
+
+
+def mean_of_rows(x, w):
+    return (x * w).sum(axis=0) / x.shape[0]
+
+
 def masked(x):
     return np.where(np.triu(np.ones(x.shape), k=1).astype(bool), 0, x * x)
 
 
+FEW, MANY = np.random.default_rng(12).normal(size=(3, 4))[:, :2], np.random.default_rng(5).normal(size=(2, 9))
 FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
 
 
@@ -466,6 +537,24 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (in_thirds, arrays((4, 6)), arrays((3, 9))),
         (causal, arrays((4, 4)), arrays((5, 5))),
         (masked, arrays((4, 5)), arrays((3, 2))),
+        (attention, arrays((2, 5, 4), (4, 4)), arrays((3, 2, 5), (5, 5))),  # T and D are 5, 10, 17 and 4, 16, 9
+        (running_mean, arrays((4, 3), (4,)), arrays((7, 2), (7,))),
+        (of_labels_kept, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((5, 4)), np.array([0, 0, 3, 1, 2]))),
+        (clipped_policy, (np.exp(FEW[0] / 2), np.exp(FEW[1] / 2), FEW[2]), (*np.exp(MANY / 2), MANY[0])),
+        (huber_loss, (*np.random.default_rng(24).normal(size=(3, 4))[:2, :2],), (3 * MANY[0], MANY[1])),
+        (two_limits, (np.random.default_rng(4).normal(size=3),), (MANY[0],)),
+        (mean_of_sorted, arrays((3, 4)), arrays((5, 3))),
+        (nearby, arrays((4, 3), (4, 3)), arrays((6, 2), (6, 2))),
+        (encoded, arrays((4, 3)), arrays((5, 6))),
+        (ridge_regression, arrays((4, 3), (4,)), arrays((6, 2), (6,))),
+        (one_hot, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((2, 5)), np.array([4, 4]))),
+        (joined, arrays((4, 3), (4, 2)), arrays((3, 2), (3, 5))),
+        (by_columns, arrays((4, 3)), arrays((2, 3))),
+        (mean_of_rows, arrays((1, 3), (3,)), arrays((5, 4), (4,))),
+        (lambda a, b: np.log(a) * np.sqrt(b**2), (FAR[0] ** 2, FAR[0] ** 2), (FAR[0] ** 2, FAR[1])),
+        (lambda x: x * (x > 0).T, arrays((4, 4)), arrays((3, 3))),
+        (lambda x: np.trace(np.linalg.inv(x + 4 * np.eye(len(x)))) * np.diag(x), arrays((3, 3)), arrays((4, 4))),
+        (lambda x: np.linalg.slogdet(x)[1] * x, arrays((3, 3)), arrays((4, 4))),
         (lambda x, dy: np.exp(x) * dy + dy, arrays((4, 3), (4, 3)), arrays((2, 3), (2, 3))),
         (lambda x: x * np.roll(x, 1, axis=1), arrays((4, 3)), arrays((2, 5))),
         (lambda x, w: np.tile(x, (1, 2)) @ w, arrays((4, 3), (6, 2)), arrays((2, 5), (10, 3))),
@@ -495,6 +584,28 @@ def test_labels_do_not_follow_a_length_that_is_theirs_by_chance():
 
     made = ag.write_backward(bag, (*arrays((7, 3)), np.array([[0, 2], [2, 6], [1, 1]])))  # 3 rows, 3 columns
     assert_right(made, bag, (*arrays((9, 4)), np.array([[8, 0, 1], [3, 3, 2]])))
+
+
+def test_halves_are_written_for_even_lengths():
+    def gated(x, b):
+        half = x.shape[-1] // 2
+        return (x + b)[..., :half] * np.tanh((x + b)[..., half:])
+
+    made = ag.write_backward(gated, arrays((3, 4), (4,)))
+    for inputs in (arrays((5, 2), (2,)), arrays((5, 10), (10,))):
+        assert_right(made, gated, inputs)
+    with pytest.raises(ValueError, match=r"written for even x\.shape\[1\]"):  # of 3, one broadcasts to two
+        made.forward(*arrays((5, 3), (3,)))
+
+
+def test_of_two_that_are_equal_one_has_the_gradient():
+    def least(a, b):
+        return np.minimum(a, b) + 3 * np.maximum(2 * a, a + b)
+
+    (a,) = arrays((4, 3))
+    made = ag.write_backward(least, [a, a[::-1]])
+    da, db = made.backward(np.ones(a.shape), made.forward(a, a)[1])
+    assert np.allclose(da + db, 7)
 
 
 def test_a_gradient_that_is_0_by_broadcasting_alone_is_declined():
@@ -710,6 +821,15 @@ def row_of_the_largest(x):
     return x[np.argmax(x[:, 0])]
 
 
+def of_those_kept(x, labels):
+    return x[labels >= 0].mean()
+
+
+def noisy(x):
+    noise = np.random.standard_normal(x.shape)  # noqa: NPY002
+    return x + 0.1 * noise
+
+
 def partly(x):
     mask = x > -50
     mask[0] = False
@@ -736,11 +856,12 @@ def as_often_as_data_say(x, w):
         (by_classes, (*arrays((3, 2)), np.array([0, 1, 2])), ValueError, "makes a number of data in line"),
         (up_to_a_label, (*arrays((3, 2)), np.array([2, 1])), ValueError, "makes a number of data in line"),
         (by_distinct_labels, (*arrays((3, 3)), np.array([0, 1, 2])), ValueError, "2 and 3 at different inputs"),
-        (row_of_a_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "at different inputs"),
-        (each_by_its_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "at different inputs"),
+        (row_of_a_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "makes a number of data in line"),
+        (each_by_its_label, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "makes a number of data in line"),
         (as_often_as_printed, (*arrays((3, 3)), np.array([2, 1, 0])), ValueError, "0 and 1 at different inputs"),
-        (row_of_the_largest, arrays((4, 3)), ValueError, "at different inputs"),
-        (lambda x: np.trace(x @ x.T), arrays((4, 3)), ValueError, "comes from no input"),
+        (row_of_the_largest, arrays((4, 3)), ValueError, "makes a number of data in line"),
+        (of_those_kept, (*arrays((4, 3)), np.array([0, 1, 2, 1])), ValueError, "picks by a mask that is true of all"),
+        (noisy, arrays((4, 3)), ValueError, "comes from no input, as noise does: pass"),
         (branching, arrays((3, 2)), ValueError, "branches on data in line .* of branching"),
         (detached, arrays((3, 2)), ValueError, "leaves the tensors"),
         (as_often_as_data_say, (np.full((4, 3), 0.6), np.eye(3)), ValueError, "makes a number of data in line .* of"),
@@ -864,7 +985,9 @@ def gelu(x):
         (lambda x: x + np.log(2 * np.pi), arrays((4, 3)), "x + np.log(2 * np.pi)"),
         (lambda x, y: (x - y) ** 2, arrays((4, 3), (4, 3)), "def backward(dout, cache):"),
         (gelu, arrays((4, 3)), "0.5 * np.sqrt(2 / np.pi) * (g + 0.134145 * g * x**2) + 0.5 * dy * pre\n"),
-        (lambda x: np.diag(x).mean(), arrays((4, 4)), "min(len(x), x.shape[1])"),
+        (lambda x: np.diag(x).mean(), arrays((4, 4)), "dx = dy / min(len(x), x.shape[1]) * np.eye(*x.shape)\n"),
+        (lambda x: 2 * np.diag(x), arrays((4, 4)), "dx[np.arange(len(dy)), np.arange(len(dy))] = 2 * dy\n"),
+        (lambda x, w, b: np.tanh(np.exp(x) @ w + b), arrays((1, 4), (4, 3), (1, 3)), "dw = e.T @ db\n"),
         (lambda x: np.prod(x), arrays((4, 3)), "return (part3 * part2[-1:]).squeeze(), cache\n"),
         (of_channels, arrays((2, 3, 4, 5), (3,)), "    dstd = -(dxhat * xhat).sum(axis=(0, 2, 3)) / std\n"),
         (of_channels, arrays((2, 3, 4, 5), (3,)), "(dmean / (N * H * W))[None, :, None, None]"),

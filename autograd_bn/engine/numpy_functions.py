@@ -345,7 +345,7 @@ def diag(x: Any, k: int = 0) -> Any:
     if np.ndim(x) not in (1, 2):
         raise ValueError(f"diag takes a vector or a matrix, got {np.ndim(x)} axes: use diagonal(x, axis1=, axis2=)")
     if np.ndim(x) == 2:
-        return diagonal(x, k)
+        return diagonal(x, offset=k)
     n = np.shape(x)[0] + abs(k)
     rows = np.arange(np.shape(x)[0])
     return ops.scatter(x, (rows + max(-k, 0), rows + max(k, 0)), (n, n))

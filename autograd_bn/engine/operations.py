@@ -563,7 +563,7 @@ def getitem(x: Any, index: Any) -> Any:
 def _frozen(index: Any) -> Any:
     if isinstance(index, (int, slice, type(None), type(...))):
         return index
-    return np.array(index, dtype=None if np.size(index) else getattr(index, "dtype", int))
+    return index.copy() if isinstance(index, np.ndarray) else np.array(index, dtype=None if np.size(index) else int)
 
 
 @primitive(lambda g, index: _getitem(g, index))
@@ -701,9 +701,8 @@ def copied(x: Any, shape: Sequence[int], times: Sequence[int], each: bool) -> An
 @explained
 def trace(x: Any, offset: int = 0) -> Any:
     """The sum along a diagonal of the first two axes."""
-    rows, columns, *rest = np.shape(x)
-    diagonal = np.diagonal(np.arange(rows * columns).reshape(rows, columns), offset)
-    return sum(getitem(reshape(x, (rows * columns, *rest)), diagonal), 0)
+    diagonal = np.diagonal(places(x), offset=offset)
+    return sum(getitem(reshape(x, -1), diagonal), -1 if np.ndim(x) > 2 else None)
 
 
 @primitive(lambda g, shape, widths: g[tuple([slice(a, a + n) for (a, _), n in zip(widths, shape, strict=True)])])

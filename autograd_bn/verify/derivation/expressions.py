@@ -17,7 +17,8 @@ UFUNCS = {name for name, function in vars(np).items() if isinstance(function, np
 ELEMENTWISE = UFUNCS - {"matmul", "vecdot", "matvec", "vecmat"} | {"sigmoid", "relu", "where"}
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem roll".split())
 EXACT = frozenset("max min reshape broadcast_to transpose getitem roll".split())  # which round nothing
-BENT = frozenset("maximum minimum abs absolute sign relu".split())
+BENT = frozenset("maximum minimum abs absolute sign relu where less greater less_equal greater_equal".split())
+ALONE = frozenset("upstream input zero places".split())  # which are no others that have their values
 CANCELLING = frozenset("add subtract sum sum_to".split())
 REDUCTIONS = frozenset("sum mean var max min any all argmax argmin".split())
 # What a call may have by place, where a node of the graph has arrays alone.
@@ -42,6 +43,8 @@ class Expression:
         alike = alike and op not in ("number", "array", "zero", "upstream")
         # Everywhere the same, as a mask whose case isn't met, or made of that: values say nothing about other inputs.
         self.uniform: bool = alike or any(e.uniform for e in self.parts)
+        # It has cases, or is made of what has, of which some may be met nowhere together.
+        self.bent: bool = op in BENT or any(e.bent or e.values[0].dtype == bool for e in self.parts)
 
     @property
     def parts(self) -> list[Expression]:
@@ -93,7 +96,8 @@ class Expressions:
         if all(isinstance(value, np.ndarray) and value.ndim for value in sources):
             if a.dtype.kind == "f" and not any(map(np.any, sources)):
                 return self._zero(tuple(sources))
-            return self._listed(Expression("array", (), {}, tuple(sources)))
+            plain = [n for n, v in self.recordings[0].named.items() if type(v) is np.ndarray and v.shape == a.shape]
+            return self._listed(Expression("array", tuple(plain), {}, tuple(sources)))
         if isinstance(a, int | float | np.number | np.ndarray) and not isinstance(a, bool):
             return self._listed(Expression("number", (), {}, tuple(map(np.asarray, sources))))
         for other in sources[1:]:
@@ -114,7 +118,8 @@ class Expressions:
                 raise Unwritable(f"forward takes another way at other inputs: {a.op} here, {other.op} there")
         args = self.of(*[source.args for source in sources])
         params = {k: self.of(*[source.params[k] for source in sources]) for k in a.params}
-        params = {k: v for k, v in params.items() if not (v is None or v is False or (k == "ddof" and _is(v, 0)))}
+        usual: Any = lambda k, v: v is None or v is False or (k in ("ddof", "offset") and _is(v, 0))
+        params = {k: v for k, v in params.items() if not usual(k, v)}
         if isinstance(a, Call):
             if a.op in PLACED and len(args) > 1:
                 args, params = args[:1], params | {PLACED[a.op]: args[1] if len(args) == 2 else args[1:]}
@@ -127,8 +132,8 @@ class Expressions:
         """An expression, or the one that is known for its values; they may differ by axes of length 1."""
         if made.op == "number":
             return self.numbers.setdefault(tuple([(v.dtype.kind, v.item()) for v in made.values]), made)
-        op, known = made.op, self.listed.get(made.lengths, []) if made.op not in ("upstream", "input", "zero") else []
-        if op in BENT or made.uniform:
+        op, known = made.op, self.listed.get(made.lengths, []) if made.op not in ALONE else []
+        if made.uniform or made.bent:
             known = [e for e in known if e.op == op and e.parts == made.parts]
         # What rounds nothing equals a computed value exactly or is another: a comparison may read it.
         agree = {e: np.array_equal if op in EXACT and e.op not in EXACT else _agree for e in known}
@@ -136,14 +141,14 @@ class Expressions:
         same = next((known for known in alike if known.shapes == made.shapes), None)
         if same is not None:
             return same
-        if alike and op in LINEAR:
+        if alike and op in LINEAR and not (op == "transpose" and made.args[0].op != "reshape"):
             same = alike[-1]
             same = same.args[0] if same.op == "reshape" and same not in self.fixed else same
             made.op, made.args, made.params = "reshape", (same,), {}
         self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
         self.count += 1
         made.serial = self.count
-        self.listed.setdefault(made.lengths, []).append(made)
+        self.listed.setdefault(made.lengths, []).extend([made] if op != "places" else [])
         if self.count > MOST:
             raise Unwritable(f"what is written would have more than {MOST} operations, which nobody reads")
         return made
@@ -168,14 +173,16 @@ class Expressions:
             inner = tuple(map(self.bare, args))
             if op != "negative" and inner != args:  # what all operands were spread to, the result is
                 made = self.do(op, *inner)
-                same = made.values[0].size == values[0].size
+                same = all(np.size(v) == np.size(w) for v, w in zip(made.values, values, strict=True))
                 return self.make("reshape" if same else "broadcast_to", (made,), {}, values)
             if op != "where" and all(map(_is_number, args)):
                 return self.of(*map(getattr(np, op), *[e.values for e in args]))
         if op in ("put", "scatter", "broadcast_to"):
             value = self.bare(args[-1])
             spread = value.op == "broadcast_to" and value not in self.fixed and any(value.args[0].lengths)
-            args = (*args[:-1], value.args[0] if spread else value)
+            value = value.args[0] if spread else value
+            # np.add.at reads beyond what it spreads along several axes of an index, where the array has one.
+            args = args if op == "scatter" and np.ndim(values[0]) == 1 and any(value.lengths) else (*args[:-1], value)
         if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
             return args[0]
         if op in (*LINEAR, "negative", "multiply", "scatter") and any(
@@ -359,12 +366,6 @@ class Expressions:
         (p, a), (q, b) = self._split(a), self._split(b)
         return self._scaled(self.do("divide", p or 1, q or 1), self.do("divide", a, b)) if p or q else None
 
-    def _power(self, e: Expression, a: Any, b: Any) -> Any:
-        if _is(b, 1):
-            return a
-        inverse = a.op == "divide" and _is(a.args[0], 1) and a not in self.fixed
-        return self.do("divide", 1, self.do("power", a.args[1], b)) if inverse else None
-
     # Sums and shapes
 
     def _sum(self, e: Expression, a: Any) -> Any:
@@ -398,7 +399,9 @@ class Expressions:
         return self.do("multiply", *inner) if flat else None
 
     def _transpose(self, e: Expression, a: Any) -> Any:
-        """(a.T @ b).T as b.T @ a."""
+        """a.T.T as a, (a.T @ b).T as b.T @ a."""
+        if a.op == "transpose" and all(map(np.array_equal, a.args[0].values, e.values)):
+            return a.args[0]
         if a.op != "matmul" or a in self.fixed or all(x.op != "transpose" for x in a.args) or np.ndim(a.values[0]) < 2:
             return None
         swapped = all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in zip(a.values, e.values, strict=True))
@@ -410,32 +413,43 @@ class Expressions:
         """What was done to the places of elements, done to these; elements beside those that were set, as before."""
         index: Any = e.params.get("index")
         if isinstance(index, Expression) and index.args[:1] and getattr(index.args[0], "op", "") == "places":
-            return self.make(index.op, (*index.args[0].args, *index.args[1:]), index.params, e.values)
-        if a.op == "array" and self._inside(a):  # of one number
-            return self.of(*e.values)
+            whole = self.make("reshape", (a,), {}, tuple(map(np.reshape, a.values, index.args[0].shapes)))
+            return self.make(index.op, (whole, *index.args[1:]), index.params, e.values)
+        if any(i.values[0].dtype == bool and all(map(np.all, i.values)) for i in e.parts[1:]):
+            raise Unwritable("forward picks by a mask that is true of all: pass inputs of which it leaves some out")
         if a.op != "put":
             return None
         picked = tuple([v[plain(e.params["index"], k)] for k, v in enumerate(a.args[0].values)])
         return self.make("getitem", a.args[:1], e.params, picked) if all(map(_agree, picked, e.values)) else None
 
     def _scatter(self, e: Expression, a: Any) -> Any:
-        """Elements that fill an array in their order, and those that were rolled, rolled back."""
+        """Elements that fill an array in their order, and those that were rolled or sorted, back in their places."""
         index: Any = e.params.get("index")
         items = index if isinstance(index, tuple) else (index,)
         if all(_is_number(i) or i is None or (isinstance(i, slice) and i.step is None) for i in items):
             same = all(np.size(v) == np.size(w) for v, w in zip(a.values, e.values, strict=True))
             return self._laid(a, e) if same else None
-        if getattr(index, "op", "") == "roll" and index.args[0].op == "places" and _is_number(index.args[1]):
-            rolled = tuple([np.reshape(v, shape) for v, shape in zip(e.values, index.shapes, strict=True)])
-            made = self.make("roll", (a, self.do("negative", index.args[1])), index.params, rolled)
-            return self._laid(made, e)
+        if getattr(index, "op", "") == "diagonal" and not index.params and len(index.args[0].shapes[0]) == 2:
+            shapes, i = index.args[0].shapes, self.of(*[np.arange(len(places)) for places in index.values])
+            laid = tuple(map(np.reshape, e.values, shapes))
+            single = None if a.shapes[0] else self.do("multiply", a, self.of(*[np.eye(*shape) for shape in shapes]))
+            return self._laid(single or self.make("scatter", (a,), {"index": (i, i)}, laid), e)
+        op: Any = getattr(index, "op", "")
+        moved: Any = index.args if op else ()
+        sorts = op == "take_along_axis" and moved[1].op == "argsort"
+        if sorts or (op == "roll" and moved[0].op == "places" and _is_number(moved[1])):
+            back = self.do("argsort", moved[1], axis=moved[2]) if sorts else self.do("negative", moved[1])
+            spread = tuple([np.broadcast_to(v, shape) for v, shape in zip(a.values, index.shapes, strict=True)])
+            laid = tuple([np.reshape(v, shape) for v, shape in zip(e.values, index.shapes, strict=True)])
+            a = self.make("broadcast_to", (a,), {}, spread)
+            return self._laid(self.make(op, (a, back, *moved[2:]), index.params, laid), e)
         return None
 
     def _matmul(self, e: Expression, a: Any, b: Any) -> Any:
         """A product with a row or a column, without axes of length 1."""
         if not e.moving or min(np.ndim(a.values[0]), np.ndim(b.values[0])) < 2:
             return None
-        if all(shape[-1] == 1 for shape in a.shapes):
+        if all(shape[-1] == 1 for shape in a.shapes) and "transpose" not in (a.op, b.op):
             return self.do("multiply", a, b)
         vectors = [(x, self._inside(x)) for x in (a, b)]
         inner = [v if v and np.ndim(v.values[0]) == 1 and v.lengths == x.lengths else x for x, v in vectors]
@@ -456,8 +470,8 @@ class Expressions:
     _less = _greater = _bounded
 
     def _where(self, e: Expression, mask: Any, a: Any, b: Any) -> Any:
-        if all(map(_is_zero, (a, b))):
-            return self._zero(e.values)
+        if a is b or all(map(_is_zero, (a, b))):
+            return self.make("broadcast_to", (a,), {}, e.values)
         if a.op == "where" and _is_zero(b) and _is_zero(a.args[2]) and a not in self.fixed:
             return self.do("where", self.do("bitwise_and", mask, a.args[0]), a.args[1], 0)
         spread = [np.broadcast_to(v, shape) for v, shape in zip(b.values, e.shapes, strict=True)]
@@ -467,10 +481,14 @@ class Expressions:
         if _is_tie(mask) and rule and all(map(_agree, spread, e.values)):
             return self.make("broadcast_to", (b,), {}, e.values)
         if _is(a, 0) and (b.moving or self.late) and mask.op in FLIPPED:
+            x, y = mask.args
+            if not (_is_number(x) or _is_number(y) or x.serial < y.serial):  # of two arrays, one where they are equal
+                return None
             turned = self.do("where", self.do(FLIPPED[mask.op], *mask.args), b, 0)
             return turned if all(map(_agree, turned.values, e.values)) else None  # at a tie they differ
         return None
 
+    _power: Any = lambda self, e, a, b: a if _is(b, 1) else None
     # Or not a number; and a count, by which NumPy divides as by a float.
     _bitwise_or: Any = lambda self, e, a, b: a if b.op == "not_equal" and b.args[0] is b.args[1] else None
     _astype: Any = lambda self, e, a: a if a.values[0].dtype.kind in "iu" or e.moving else None

@@ -49,7 +49,7 @@ def recordings(
     first.tested = frozenset(names)
     lengths = _Lengths(record, limits)
     grown, odd = lengths.grown(second), lengths.odd(at)
-    at.single = lengths.single(at)
+    at.single, at.even = lengths.single(at), lengths.even
     dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
     numbers: list[Any] = [(name, value, None) for name, value in {**inputs, **options}.items()]
     numbers += [(key, value, name) for name, own in dicts.items() for key, value in own.items()]
@@ -60,9 +60,14 @@ def recordings(
         elif type(value) is int and name in options and not (name in names or re.search("ax[ei]s|dim", name)):
             grown = _tried(grown, recorded, *_scaled(grown, name, value + 1, owner))
             odd = _tried(odd, recorded, *_scaled(odd, name, value + 2, owner))
-    turned = {n: moved(v, rng, turned=True) if is_float(v) else v for n, v in inputs.items()}
-    run = _tried(first, recorded, turned, options)  # of other signs, where forward takes them: masks show
-    return [first, grown, at, odd, *([run] if run is not first and run.finite else []), *lengths.above]
+    turned = {n: -abs(v) if v.ndim == 0 else moved(v, rng, turned=True) for n, v in inputs.items() if is_float(v)}
+    run = _tried(first, recorded, inputs | turned, options)  # of other signs, where forward takes them: masks show
+    if run is first or not run.finite:
+        run = first
+        for name, value in turned.items():
+            made = _tried(run, recorded, run.inputs | {name: value}, options)
+            run = made if made.finite else run
+    return [first, grown, at, odd, *([run] if run is not first else []), *lengths.above]
 
 
 def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
@@ -70,7 +75,7 @@ def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Input
 
     def following(labels: Any) -> Any:
         known = np.unique(labels)
-        return known[(np.searchsorted(known, labels) + 1) % max(2, len(known) - 1)]
+        return known[(np.searchsorted(known, labels) + 1) % max(2, len(known) - 1)] if len(known) > 1 else labels ^ 1
 
     whole = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
     for other in (following, np.flip) if whole else ():
@@ -154,12 +159,13 @@ def _resized(inputs: Inputs, growth: Growth, length: int) -> Inputs:
 class _Lengths:
     """Which lengths of the inputs forward takes others for in the same course; `record` makes a recording.
 
-    `growths` are those that may be others together, each with its factors; `above` are recordings with
-    lengths above the numbers in `limits`.
+    `growths` are those that may be others together, each with its factors, but odd if the first is in `even`; `above`
+    are recordings with lengths above the numbers in `limits`.
     """
 
     def __init__(self, record: Callable[[Inputs, Inputs], Recording], limits: set[int]) -> None:
         self.record, self.growths, self.above = record, list[tuple[Growth, tuple[int, int]]](), list[Recording]()
+        self.even = list[Place]()
         self.limits = sorted({n + i for n in limits for i in (-1, 0, 1) if 1 < n < LONGEST})
 
     def grown(self, run: Recording) -> Recording:
@@ -210,7 +216,11 @@ class _Lengths:
         made = [self._at(run, growth, length) for length in lengths]
         several = [each for each in made if each and min(_length(each.inputs, place) for place in growth) > 1]
         if any(each.signature != run.signature for each in several):  # but of 1, which NumPy broadcasts
-            return False
+            n = _length(run.inputs, next(iter(growth)))
+            if n % 2 or several[1:] or any(self._at(run, growth, other) for other in (2 * n - 1, 2 * n + 1)):
+                return False
+            self.even.append(next(iter(growth)))  # of halves, of which one may broadcast, as 1 and 2 of 3
+            return True
         self.above += [each for each in several[-1:] if self.limits and each.finite]
         return True
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -35,19 +36,26 @@ class Numbers:
         number = np.array(values, float)
         if len({*number}) == 1:
             return joined(*constant(float(number[0])))
-        if text := self._following(number, all(np.asarray(value).dtype.kind in "iu" for value in values)):
-            return text
-        root = "1 / np.sqrt({})" if abs(number[0]) < 1 else "np.sqrt({})"
-        ways = {"1 / {}": 1 / number, root: number ** (-2.0 if abs(number[0]) < 1 else 2)} if all(number) else {}
-        for form, turned in ways.items():
-            whole = np.allclose(turned, np.round(turned), 0, 1e-9)
-            if (text := self._following(np.round(turned) if whole else turned, whole)) and " / " not in text:
+        whole = all(np.asarray(value).dtype.kind in "iu" for value in values)
+        root, power = ("1 / np.sqrt({})", -2.0) if abs(number[0]) < 1 else ("np.sqrt({})", 2.0)
+        ways: dict[str, Array] = (
+            {"{}": number} if whole or not all(number) else {"{}": number, "1 / {}": 1 / number, root: number**power}
+        )
+        for exact, (form, turned) in itertools.product((True, False), ways.items()):
+            integral = whole if form == "{}" else np.allclose(turned, np.round(turned), 0, 1e-9)
+            text = self._following(np.round(turned) if integral else turned, integral, exact)
+            if text and (form == "{}" or " / " not in text):
                 return form.format(bracketed(text) if form == "1 / {}" else text)
+        for (s, v), (t, w) in itertools.combinations(self.known, 2):
+            if np.array_equal(v + w, number):  # of what is joined
+                return f"{s} + {t}"
         several = " and ".join([f"{n:g}" for n in np.unique(number)][:2])
         raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
 
-    def _following(self, number: Array, whole: bool) -> str:
-        """A number by the first guess that fits, or nothing."""
+    def _following(self, number: Array, whole: bool, exact: bool) -> str:
+        """A number by the length that it is if `exact`, else by the first guess that fits, or nothing."""
+        if exact:
+            return next((text for text, v in self.known if np.array_equal(v, number)), "")
         for form, ratios in self._guesses(number, whole):
             if max(ratios) - min(ratios) <= 1e-13 * abs(ratios[0]):
                 c, below = constant(float(ratios[0]))
@@ -75,9 +83,6 @@ class Numbers:
         for (s, v), (t, w) in pairs if whole else ():
             if s in self.named:  # padded on both sides
                 yield f"{t} + {{}} * {s}", (number - w) / v
-        for (s, v), (t, w) in pairs if not whole else ():
-            if not any(v % w):
-                yield f"{{}} / ({s} // {t})", number * v / w
         for (s, v), (t, w) in pairs:
             yield f"{{}} * {s}{stroke}{bracketed(t)}", number * w / v
 
@@ -88,8 +93,6 @@ def _rounded(text: str, v: Array, number: Array) -> Iterator[tuple[str, Any]]:
         for more in (0, c - 1, -1, 1):
             above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
             yield f"{above} // {c}", np.where((v + more) // c == number, 1, np.inf)
-        for times in range(2, c):
-            yield f"{times} * {text} // {c}", np.where(times * v == c * number, 1, np.inf)
 
 
 def length_of(array: str, axis: int) -> str:
@@ -104,7 +107,8 @@ def joined(over: str, under: str) -> str:
 
 def bracketed(text: str) -> str:
     """What something is divided by."""
-    return f"({text})" if " " in text and not text.startswith(("(", "np.", "min(")) else text
+    whole = re.fullmatch(r"[\w.]*\(([^()]|\([^()]*\))*\)", text)  # np.sqrt(n), (n - 1)
+    return text if whole or " " not in text else f"({text})"
 
 
 def constant(value: float, divided: bool = False) -> tuple[str, str]:

@@ -38,11 +38,12 @@ FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "invert": ("~{}", UNARY, (UNARY,)),
     "stop_gradient": ("{}", ATOM, (ATOM,)),
     "copy": ("{}", ATOM, (ATOM,)),
+    "logdet": ("np.linalg.slogdet({})[1]", ATOM, (0,)),
 }
 SIGNS = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "==", "not_equal": "!="}
 FORMS |= {name: (f"{{}} {sign} {{}}", COMPARISON, (SUM, SUM)) for name, sign in SIGNS.items()}
 KINDS = {"f": "float", "i": "int", "b": "bool"}
-CHEAP = frozenset("number array reshape transpose broadcast_to negative getitem astype stop_gradient copy".split())
+CHEAP = {*"number array arange eye reshape transpose broadcast_to negative getitem astype stop_gradient copy".split()}
 # The names of values that are used more than once and that nobody named.
 CALLED = {
     "exp": "e", "sum": "total", "sum_to": "total", "mean": "mean", "var": "var", "sqrt": "root", "max": "top",
@@ -136,8 +137,14 @@ class Function:
             params["axis"] = -1
         return f"{self.text(e.args[0], ATOM)}.{e.op}({self._options(params)})"
 
+    def counted(self, values: Sequence[Any]) -> str:
+        """A number by the lengths of what the function takes, else by those of what it has computed."""
+        with contextlib.suppress(Unwritable):
+            return self.numbers.text(values)
+        return Numbers(self.numbers.named, self.names, self.from_end).text(values)
+
     def _number(self, e: Expression) -> tuple[str, int]:
-        text = self.numbers.text(e.values)
+        text = self.counted(e.values)
         outer = re.sub(r"\(.*\)", "", text)  # outside of brackets
         return text, PRODUCT if re.search("[*/]", outer) else SUM if " " in outer else UNARY if text[0] == "-" else ATOM
 
@@ -221,7 +228,7 @@ class Function:
         return f"np.broadcast_to({text}, {shape})" if any(e.args[0].lengths) else f"np.full({shape}, {text})"
 
     def extent(self, shapes: Any) -> str:
-        return self.numbers.text([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
+        return self.counted([shape[0] for shape in shapes]) if len(shapes[0]) == 1 else self.shape(shapes)
 
     def _transpose(self, e: Expression) -> str:
         text, axes = self.text(e.args[0], ATOM), e.params.get("axes")
@@ -299,7 +306,7 @@ class Function:
         for lengths in zip(*shapes, strict=True):
             texts.append("-1")
             with contextlib.suppress(Unwritable):
-                texts[-1] = self.numbers.text(lengths)
+                texts[-1] = (self.numbers.text if spelled else self.counted)(lengths)
         products = [i for i, text in enumerate(texts) if "size" in text or " * " in text]
         if spelled and products and "-1" not in texts:
             texts[products[0]] = "-1"
@@ -311,27 +318,33 @@ class Function:
         """An array that comes from no input: by what makes it, or by its elements."""
         a, b = e.values[:2]
         if all(v.size and not np.any(v != v.flat[0]) for v in e.values):
-            filled, extent = self.numbers.text([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
+            filled, extent = self.counted([v.flat[0].item() for v in e.values]), self.extent(e.shapes)
             kind, point = {"0": "zeros", "1": "ones"}.get(filled), ".0" if filled.isdigit() and a.dtype == float else ""
             return f"np.{kind}({extent})" if kind else f"np.full({extent}, {filled}{point})"
-        counts = a.ndim == 1 and len(a) and all(np.array_equal(v, a[0] + np.arange(len(v))) for v in e.values)
-        if counts and (len(a) != len(b) or a.dtype.kind == "i"):
-            made = f"np.arange({self.extent(e.shapes)})"
-            return f"({self.numbers.text(a[:1])} + {made})" if a[0] else made
+        line, other, *_ = lines = [np.ravel(v) for v in e.values]
+        counts = len(line) == max(a.shape) > 0 and all(np.array_equal(v, line[0] + np.arange(len(v))) for v in lines)
+        if counts and (len(line) != len(other) or a.dtype.kind == "i"):
+            start = [self.counted([line[0]])] * bool(line[0])
+            stop = self.counted([int(v[0]) + len(v) for v in lines])
+            laid = ", ".join([":" if n == len(line) else "None" for n in a.shape])
+            return f"np.arange({', '.join([*start, stop])}){f'[{_shortened([laid])}]' * (a.ndim > 1)}"
         if a.ndim == 2 and min(*a.shape, *b.shape) > 1:
             kind, square = ", dtype=bool" if a.dtype == bool else "", all(len(v) == v.shape[1] for v in e.values)
             for form, make in SHAPED.items():
                 if all(np.allclose(v, make(*v.shape), rtol=1e-13, atol=0) for v in e.values):
                     shape = self.shape(e.shapes)
-                    lengths = self.numbers.text([len(v) for v in e.values]) if square else f"*{shape}"
+                    lengths = self.counted([len(v) for v in e.values]) if square else f"*{shape}"
                     return form.format(lengths=lengths, shape=shape, kind=kind)
         for (name, known), (form, turn) in itertools.product(self.arrays.items(), TURNED.items()):
             pairs = zip(e.values, known.values, strict=True)
             if known.shapes[0] and all(np.array_equal(v, turn(w, v.shape[-1])) for v, w in pairs):
-                return str(form).format(name, n=self.numbers.text([shape[-1] for shape in e.shapes]))
+                return str(form).format(name, n=self.counted([shape[-1] for shape in e.shapes]))
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
-        raise Unwritable(f"forward reads an array of shape {a.shape} that comes from no input: pass it as an input")
+        as_named = f", as {e.args[0]} does" if e.args else ""
+        raise Unwritable(
+            f"forward reads an array of shape {a.shape} that comes from no input{as_named}: pass it as an input"
+        )
 
     # Lines
 
@@ -396,7 +409,8 @@ class Function:
             text = self.fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
             new = [_placed(step, k) for k in range(len(taken))]
             arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
-            several = new[0].max(initial=0) > 1 or (arrays and not any(part.op == "array" for part in arrays))
+            free = arrays and not any(part.op in ("array", "arange") for part in arrays)
+            several = new[0].max(initial=0) > 1 or free
             again = any(np.any(own[more > 0]) for own, more in zip(taken, new, strict=True))
             if step.op == "put" or not (several or again):
                 self.lines.append(f"{name}[{index}] = {text}")

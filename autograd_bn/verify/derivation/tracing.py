@@ -36,6 +36,8 @@ class Call:
 
     def __init__(self, op: str, args: tuple[Any, ...], params: dict[str, Any], value: Array) -> None:
         self.op, self.args, self.params, self.value = op, args, params, value
+        self.reads = list[Traced]()
+        mapped((args, params), lambda item: self.reads.append(item) if isinstance(item, Traced) else None)
 
 
 class Traced(np.ndarray[Any, Any]):
@@ -51,7 +53,7 @@ class Traced(np.ndarray[Any, Any]):
             return NotImplemented
         kwargs.pop("out", None)
         kept = {key: value for key, value in kwargs.items() if value is not None and value is not False}
-        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        name = ufunc.__name__.replace("absolute", "abs") + f".{method}" * (method != "__call__")
         return self.recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -66,13 +68,18 @@ class Traced(np.ndarray[Any, Any]):
         return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), self.log) if array else made
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise Unwritable("forward sets elements of an array that no gradient goes through")
+        if _of_data(self.source):
+            raise Unwritable("forward sets elements of an array that no gradient goes through")
+        self.source = Call("array", (), {}, np.asarray(self))
+        np.asarray(self)[_plain(index)] = _plain(value)
+
+    T: Any = property(lambda self: self.transpose())
 
     def __repr__(self) -> str:
         return repr(np.asarray(self))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        return iter([self[i] for i in range(len(self))] if _of_data(self.source) else np.asarray(self))
 
 
 PACKAGE = __name__.partition(".")[0]
@@ -86,10 +93,17 @@ def _method(name: str) -> Callable[..., Any]:
     return method
 
 
+def _of_data(source: Any) -> bool:
+    """Whether a value is computed from the inputs, and not from their lengths alone."""
+    return not isinstance(source, Call) or source.op == "input" or any(_of_data(a.source) for a in source.reads)
+
+
 def _number(name: str) -> Callable[..., Any]:
     branches = name == "__bool__"
 
     def method(self: Traced) -> Any:
+        if not _of_data(self.source):
+            return getattr(np.asarray(self), name)()
         frame: Any = sys._getframe(1)
         while frame.f_globals["__name__"].startswith(PACKAGE):
             frame = frame.f_back
@@ -102,7 +116,8 @@ def _number(name: str) -> Callable[..., Any]:
 
 for _name in "__bool__ __int__ __float__ __index__ item tolist".split():
     setattr(Traced, _name, _number(_name))
-for _name in "__getitem__ astype copy reshape transpose swapaxes ravel sum mean max min any all argmax argmin".split():
+MOVING = "__getitem__ astype copy reshape transpose swapaxes ravel flatten squeeze diagonal repeat take"
+for _name in f"{MOVING} sum mean max min prod any all argmax argmin argsort cumsum".split():
     setattr(Traced, _name, _method(_name))
 
 
@@ -166,14 +181,25 @@ def put(x: Any, value: Any, /, index: Any) -> Any:
 
 def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
     """What a tensor is after `t[index] = value`."""
-    made: Any = put(t, value, index=index)
+    made: Any = put(t, value, index=mapped(index, lambda i: np.array(i) if isinstance(i, range) else i))
     return made if isinstance(made, Tensor) else Tensor(np.asarray(made), made.source)
 
 
 class _Fillable:
-    """NumPy, whose arrays of one number are tensors, so that elements can be set, and to which tensors are arrays."""
+    """NumPy, whose arrays of one number are tensors, so that elements can be set, and to which tensors are arrays.
+
+    Where there is a log, those that lengths make know it.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._known = log
+
+    def _logged(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return traced(made := getattr(np, name)(*args, **kwargs), Call(name, args, kwargs, made), self._known)
 
     def __getattr__(self, name: str) -> Any:
+        if self._known is not None and name in ("arange", "eye"):
+            return partial(self._logged, name)
         made = getattr(np, name.replace("empty", "zeros"))
         return partial(_filled, made) if name.partition("_")[0] in ("zeros", "full", "empty") else made
 
@@ -189,12 +215,12 @@ def _filled(make: Callable[..., Any], like: Any, *args: Any, **kwargs: Any) -> A
     return as_tensor(made) if made.dtype.kind == "f" else made
 
 
-def fillable(forward: Callable[..., Any]) -> Callable[..., Any]:
+def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Callable[..., Any]:
     """A function of the same code that has fillable arrays, as have those of its file that it calls."""
     space = getattr(forward, "__globals__", {})
     if not inspect.isfunction(forward) or np not in (space.get("np"), space.get("numpy")):
         return forward
-    there = {name: _Fillable() if value is np else value for name, value in space.items()}
+    there = {name: _Fillable(log) if value is np else value for name, value in space.items()}
 
     def moved(function: Any) -> Callable[..., Any]:
         made = FunctionType(function.__code__, there, closure=function.__closure__)
@@ -209,11 +235,13 @@ class Recording:
     """A function's forward pass on some inputs, and its backward pass for random gradients of its outputs.
 
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
-    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name, and
-    `single` are recordings in which a length is 1, which hold what is written and are not read.
+    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name,
+    `single` are recordings in which a length is 1, which hold what is written and are not read, and `even` are axes
+    that it takes no odd length of.
     """
 
     tested = frozenset[str]()
+    even: Sequence[tuple[str, int]] = ()
     single: Mapping[tuple[str, int], Recording] = MappingProxyType({})
 
     def __init__(
@@ -228,7 +256,7 @@ class Recording:
                 with local_values(forward) as self.named:
                     # Of other objects, since forward may set elements of what it is given.
                     handed = [copy.copy(v) if isinstance(v, Tensor) else v for v in self.args.values()]
-                    returned = fillable(forward)(*handed, **options)
+                    returned = fillable(forward, self.log)(*handed, **options)
             except Unwritable:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
@@ -295,10 +323,6 @@ class Recording:
             if isinstance(array, Traced) and array.source is not None and array.shape == value.shape:
                 return array.source
             array = array.base
-        if isinstance(value, np.ndarray) and value.size > 1 and value.dtype.kind in "iub":  # an index is copied
-            for known in self.log:
-                if known.dtype == value.dtype and np.array_equal(known, value):
-                    return known.source
         return value
 
     def hold(self, outputs: Sequence[Any], gradients: Mapping[str, Any], tolerance: float = 1e-9) -> None:

@@ -50,7 +50,8 @@ class Writer:
         self.numbers: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}  # numbers in dicts, by the code that reads them
         self._find_names({"_", "np", "cache", upstream, *self.first.args}, stored is None)
-        self.single: list[tuple[str, int]] = []  # axes of which the text holds for no length of 1
+        # Axes of which the text holds for no length of 1, or no odd one: how that is found, and said.
+        self.refused = dict.fromkeys(runs[2].even, ("{} % 2 == 1", "even {}"))
         self.meant = self._meant()
         axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
         self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
@@ -100,13 +101,13 @@ class Writer:
         """What is written, run, held against the recordings and judged: never is anything else handed out."""
         if not all(run.finite for run in self.runs):
             raise Unwritable("a gradient or an output is not finite at the inputs or near them")
-        made = self._held()
+        made, known = self._held(), len(self.refused)
         for axis, run in self.runs[2].single.items():
             try:
                 self.hold(made, run)
             except Exception:  # for no length of 1, which is to be refused
-                self.single.append(axis)
-        made = self._held() if self.single else made
+                self.refused.setdefault(axis, ("{} == 1", "{} > 1"))
+        made = self._held() if len(self.refused) > known else made
         verdict = self.verdict(made)
         if verdict is not None and verdict.status in ("wrong", "convention"):  # unwritten, as zeros are, is not
             raise Unwritable(f"what was written is judged wrong: {verdict.diagnosis[0]}")
@@ -115,7 +116,12 @@ class Writer:
     def _held(self) -> Derivation:
         made = self.run(self.source())
         for run in self.runs:
-            self.hold(made, run)
+            try:
+                self.hold(made, run)
+            except Unwritable:
+                raise
+            except Exception as error:
+                raise Unwritable(f"what was written can't run at other inputs: {error}") from error
         return made
 
     def _meant(self) -> Names:
@@ -199,13 +205,13 @@ class Writer:
                     continue  # the author's own backward would hold for that axis alone too
                 elif not absent and (type(v) is bool or np.min(v) < 2):
                     raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
-        for name, axis in self.single:
+        for (name, axis), (test, held) in self.refused.items():
             text = ""
             with contextlib.suppress(Unkept):
                 text = spelled(name)
             what = length_of(text or name, axis)
-            tests += [f"{what} == 1"] if text else []
-            (said if text else words).append(f"{what} > 1" if text else f"# where {what} > 1")
+            tests += [test.format(what)] if text else []
+            (said if text else words).append(f"{'# where ' * (not text)}{held.format(what)}")
         if not tests:
             return words
         why = "written for " + " and ".join(said).replace('"', "'")
