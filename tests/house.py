@@ -11,10 +11,10 @@ ROOMS = "files engine distributed batch_norm verify drawing nn commands __main__
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 # What a room may hold, in lines of Python, and what a function may take by position.
 LINES = {
-    "engine": 3_392,
+    "engine": 3_391,
     "distributed": 271,
     "batch_norm": 2_406,
-    "verify": 11_635,
+    "verify": 11_711,
     "drawing": 2_465,
     "nn": 1_327,
     "commands": 1_165,
