@@ -388,7 +388,7 @@ def test_wrong_shapes_are_named(make, shape, message):
         (lambda: nn.Linear(0, 2), "in_features is 0"),
         (lambda: nn.Linear(2, 1.5), "out_features is 1.5"),
         (lambda: nn.Conv2d(1, 1, 0), "kernel_size is 0"),
-        (lambda: nn.Conv2d(1, 1, (3, 3, 3)), "kernel_size is"),
+        (lambda: nn.Conv2d(1, 1, (3, 3, 3)), r"kernel_size is \(3, 3, 3\), expected"),
         (lambda: nn.Conv2d(1, 1, 3, stride=0), "stride is 0"),
         (lambda: nn.Conv2d(1, 1, 3, padding=-1), "padding is -1"),
         (lambda: nn.MaxPool2d(2, padding=2), "at most half of kernel_size"),

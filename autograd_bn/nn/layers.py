@@ -22,7 +22,7 @@ from .module import Module
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return x.node.shape if type(x) is Tensor else operand(x, "x").shape
+    return operand(x, "x").shape  # type: ignore[no-any-return]
 
 
 def _floats(x: Any) -> Any:
@@ -354,7 +354,7 @@ class LayerNorm(Module):
 
     def forward(self, x: Any) -> Any:
         shape, count = _shape(x), len(self.normalized_shape)
-        if not count or shape[-count:] != self.normalized_shape:
+        if shape[-count:] != self.normalized_shape:
             raise ValueError(f"x has shape {shape}, expected {self.normalized_shape} as its last axes")
         if math.prod(self.normalized_shape) == 1:  # the row's only value is its mean
             x = _floats(x)
