@@ -128,7 +128,9 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
     results = {name: place for name, place in known.items() if place[0] != "input"}
     same = wanted == names and len(names) > 1  # a derivative takes what its loss takes
     for told in (known,) if same else (known, results):  # what is called as an input may be something else
-        for filled, sure in _filled([name for name in wanted if name not in told], variadic, outputs, caches, names):
+        untold, places = [name for name in wanted if name not in told], [p for p in outputs if p not in told.values()]
+        places = places if 1 < len(untold) == len(places) else outputs
+        for filled, sure in _filled(untold, variadic, places, caches, names):
             together, filling = _TOGETHER in filled, iter(filled)
             free = [place for place in outputs if place not in (*told.values(), *filled)]
             count = len(free) if together else max(1, sum(place[0] == "dy" for place in filled))

@@ -177,7 +177,9 @@ def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
     """Inputs with a matrix in each row of the first array, where forward makes rows of these; else nothing."""
     first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), None)
     shaped = any(isinstance(value, tuple) for value in inputs[: entry.made])  # an object made for a shape
-    if first is None or shaped or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
+    part = r"(?:[^(),]|\([^()]*\))+"  # of three lengths or more, in which forward makes groups of columns
+    groups = re.search(rf"\.reshape\(\(?{part}(,{part}){{2,}}", entry.text)
+    if first is None or shaped or groups or inputs[first].ndim != 2 or inputs[first].shape[1] % 2:
         return []
     rows, columns = inputs[first].shape
     folded = [*inputs]

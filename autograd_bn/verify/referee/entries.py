@@ -20,7 +20,7 @@ from .conventions import adapt, called, numpy_pair, with_a_loss
 from .frameworks import NUMPY, array, jax_constants, torch_backend
 from .guesses import Descent, Layer, layers, meant
 from .held import arrays, is_float, is_tensor, objects
-from .names import BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
+from .names import ASKS, BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
 from .pairs import Pair
 from .source import by_position, code_of, framework, handed, keywords, signature, syntax, unwrapped
 
@@ -107,10 +107,11 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     elif written and _returns_a_function(value):  # `y, backward = f(x)`
         on = partial(_on, _torch_of(space, value))
         yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(_spread(value)))
-    elif _is_loss(name, returned_names(value)):
+    elif (asks := [n for n in signature(value) if ASKS.fullmatch(n)]) or _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
-        pair = on(partial(called, Author(value, value)))
-        yield Entry(name, name, parameters(value), pair, on(_spread(value)), code=(value,))
+        whole = update_wrapper(partial(value, **dict.fromkeys(asks, True)), value) if asks else value
+        pair = on(partial(called, Author(whole, whole)))
+        yield Entry(name, name, parameters(value), pair, on(_spread(whole)), code=(value,))
 
 
 def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:

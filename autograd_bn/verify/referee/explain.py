@@ -92,10 +92,8 @@ def linearity(case: Case, left: frozenset[str]) -> Explained:
     """Gradients that aren't proportional to dy, or change from call to call."""
     kept = "comes back otherwise when backward is called again: something is kept from call to call"
     bent = "is not a linear function of dy: for -2 * dy it should come back -2 times as large, and does not"
-    rows = (
-        (1, 1e-12, Mistake("accumulates", kept, "Start from zero in every call")),
-        (-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2, rounding or clipping of it")),
-    )
+    rows = [(1, 1e-12, Mistake("accumulates", kept, "Start from zero in every call"))]
+    rows += [(-2, 1e-7, Mistake("not linear", bent, "Use dy itself: no |dy|, dy**2, rounding or clipping of it"))]
     for k, rtol, mistake in rows if not case.unit else ():
         again = case.run.back(case.run.pair.source, k).gradients
         same = [n for n in case.gradients if n in left and n in again and again[n].size == case.gradients[n].size]

@@ -85,12 +85,9 @@ def lengthened(pair: Pair, inputs: Inputs, rng: np.random.Generator) -> Iterator
     for name, value in inputs.items():
         for axis, length in enumerate(value.shape if isinstance(value, np.ndarray) else ()):
             axes.setdefault(length, []).append((name, axis))
-    choices = [
-        (places, [place for i, place in enumerate(places) if chosen >> i & 1])
-        for length, places in axes.items()
-        if length > 1 and length not in written
-        for chosen in range(1, 2 ** min(len(places), 6))
-    ]
+    free = [places for length, places in axes.items() if length > 1 and length not in written]
+    some = [(places, chosen) for places in free for chosen in range(1, 2 ** min(len(places), 6))]
+    choices = [(places, [place for i, place in enumerate(places) if chosen >> i & 1]) for places, chosen in some]
     for places, taken in choices[:40]:
         first = next((name for name, _ in places if is_float(inputs[name])), "")
         if any(((n, axis) in taken) != ((first, axis) in taken) for n, axis in places if not is_float(inputs[n])):

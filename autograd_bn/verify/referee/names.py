@@ -23,11 +23,8 @@ PASSES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
 DERIVATIVE = "gradients gradient grad derivative derivate derivs deriv der prime dash vjp pullback".split()
 SLOPES = (*DERIVATIVE, "dx", "d")
 METHODS = [(f, b) for b in BACKWARD for f in FORWARD]
-METHODS += [
-    (f, b)
-    for b in (*DERIVATIVE, "compute_derivative", "compute_gradient")
-    for f in "compute __call__ function loss compute_loss activate activation evaluate call fn func".split()
-]
+_COMPUTES = "compute __call__ function loss compute_loss activate activation evaluate call fn func".split()
+METHODS += [(f, b) for b in (*DERIVATIVE, "compute_derivative", "compute_gradient") for f in _COMPUTES]
 
 # A function that returns a loss and its gradients, or none; and what these two are called.
 LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
@@ -44,6 +41,8 @@ _CONSTANT = re.compile(
 # What makes an object whole takes a shape alone, and has no name of what reaches for a file.
 _GIVEN = r"(\w+_)?shape|(in(put)?|prev\w*)_(dim|size|units)|optim\w*"
 BUILDS = re.compile(rf"(?i)(?!_*(save|write|dump|export|load|del|remove|plot))\w+\(({_GIVEN})\)")
+
+ASKS = re.compile(r"(return|need|want|compute|with|calc\w*|get)_?(grad|deriv|jac)\w*")  # a flag for a gradient beside y
 
 # What losses of parameters take, and need not differentiate.
 DATA = r"x(s|_?train|_?batch)?|data|inputs?|features"

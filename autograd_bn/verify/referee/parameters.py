@@ -40,8 +40,10 @@ def _named(names: Sequence[str], code: str) -> list[str]:
     """Those of which a backward pass names the gradient, as `db` or by a key, or which it sets."""
     words = {name for word in re.findall(r"\w+", code) for name in derivative_of(word)[:-1]}
     ends = [(name, name.rpartition(".")[2]) for name in names]
-    ends = [(name, end if plain(end) in words or not re.fullmatch(BIAS, end) else "b") for name, end in ends]
-    return [n for n, end in ends if plain(end) in words or re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)]
+    words |= {end for _, end in ends if re.fullmatch(BIAS, end)}
+    return [
+        n for n, end in ends if {end, plain(end)} & words or re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)
+    ]
 
 
 def _root(calls: Calls) -> dict[str, Any]:

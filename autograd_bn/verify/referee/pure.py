@@ -13,52 +13,43 @@ import mmap
 import symtable
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .source import NoSearch, Source, framework
 
+_words: Callable[[str], frozenset[str]] = lambda text: frozenset(text.split())
 # Modules whose functions are known by the names in `_FUNCTIONS`, and those of which nothing does more than compute.
-_MODULES = frozenset(
-    """numpy numpy.linalg numpy.fft numpy.lib.stride_tricks torch torch.nn.functional torch.linalg torch.special
-    jax jax.numpy jax.numpy.linalg jax.nn jax.lax""".split()
-)
+_MODULES = _words("""numpy numpy.linalg numpy.fft numpy.lib.stride_tricks torch torch.nn.functional torch.linalg
+torch.special jax jax.numpy jax.numpy.linalg jax.nn jax.lax""")
 _WHOLE = frozenset("math cmath scipy.special jax.scipy.special".split())
-_FUNCTIONS = frozenset(name for name, value in vars(np).items() if isinstance(value, np.ufunc)) | frozenset(
-    """addmm all allclose amax amin any apply_along_axis arange argmax argmin argsort around array array_equal
-array_split as_tensor asarray ascontiguousarray atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount
-bmm broadcast_arrays broadcast_to c_ cat cholesky chunk clamp clip column_stack concatenate conv1d conv2d conv3d
-conv_general_dilated conv_transpose1d conv_transpose2d convolve copy copyto count_nonzero cross cumprod cumsum det diag
-diag_indices diagflat diagonal diff digamma dot dstack eigh einsum elu empty empty_like erf erfc errstate expand_dims
-expit eye fft fft2 fill_diagonal finfo flatnonzero flip fliplr flipud fold from_numpy full full_like gather ge gelu gt
-hsplit hstack identity ifft ifft2 index_select indices inner inv irfft is_tensor isclose isin isscalar ix_ kron le
-leaky_relu lgamma linspace log_sigmoid log_softmax logsigmoid logspace logsumexp lt masked_fill masked_select
-matrix_power max max_pool1d max_pool2d mean median meshgrid min mm moveaxis mul multi_dot mv nan_to_num ndenumerate ndim
-ndindex ne neg newaxis no_grad nonzero norm normalize one_hot ones ones_like outer pad permute pinv prod ptp put
-put_along_axis qr r_ ravel relu relu6 repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted
-select selu shape sigmoid silu sinc size sliding_window_view slogdet softmax softplus solve sort split squeeze stack std
-stop_gradient sub sum svd swapaxes t take take_along_axis tensor tensordot tile topk trace transpose trapezoid tri tril
-tril_indices triu triu_indices unfold unique unravel_index unsqueeze var vdot vmap vsplit vstack where zeros
-zeros_like""".split()
-)
+_FUNCTIONS = frozenset(name for name, value in vars(np).items() if isinstance(value, np.ufunc)) | _words("""addmm all
+allclose amax amin any apply_along_axis arange argmax argmin argsort around array array_equal array_split as_tensor
+asarray ascontiguousarray atleast_1d atleast_2d atleast_3d average avg_pool1d avg_pool2d bincount bmm broadcast_arrays
+broadcast_to c_ cat cholesky chunk clamp clip column_stack concatenate conv1d conv2d conv3d conv_general_dilated
+conv_transpose1d conv_transpose2d convolve copy copyto count_nonzero cross cumprod cumsum det diag diag_indices
+diagflat diagonal diff digamma dot dstack eigh einsum elu empty empty_like erf erfc errstate expand_dims expit eye fft
+fft2 fill_diagonal finfo flatnonzero flip fliplr flipud fold from_numpy full full_like gather ge gelu gt hsplit hstack
+identity ifft ifft2 index_select indices inner inv irfft is_tensor isclose isin isscalar ix_ kron le leaky_relu lgamma
+linspace log_sigmoid log_softmax logsigmoid logspace logsumexp lt masked_fill masked_select matrix_power max
+max_pool1d max_pool2d mean median meshgrid min mm moveaxis mul multi_dot mv nan_to_num ndenumerate ndim ndindex ne neg
+newaxis no_grad nonzero norm normalize one_hot ones ones_like outer pad permute pinv prod ptp put put_along_axis qr r_
+ravel relu relu6 repeat reshape rfft roll rot90 round rsqrt s_ scatter scatter_add searchsorted select selu shape
+sigmoid silu sinc size sliding_window_view slogdet softmax softplus solve sort split squeeze stack std stop_gradient
+sub sum svd swapaxes t take take_along_axis tensor tensordot tile topk trace transpose trapezoid tri tril tril_indices
+triu triu_indices unfold unique unravel_index unsqueeze var vdot vmap vsplit vstack where zeros zeros_like""")
 _DRAWS = frozenset("binomial choice normal permutation rand randint randn random random_sample uniform".split())
-_METHODS = _FUNCTIONS | frozenset(
-    """accumulate add_ append astype at bool byte clamp_ clone contiguous count cpu detach dim div div_ double endswith
-eq expand expand_as extend fill fill_ flatten float format get half index index_add index_add_ insert int item items
-keys long lower masked_fill_ mul_ neg_ new_full new_ones new_zeros numel numpy pop reduce reduceat reverse
-save_for_backward scatter_ scatter_add_ set setdefault startswith sub_ to tolist type type_as unbind update upper values
-view view_as zero_""".split()
-)
-_READ = frozenset(
-    """T mT H shape size ndim dtype real imag flat itemsize nbytes device data grad eps tiny is_cuda requires_grad
-layout start stop step saved_tensors needs_input_grad""".split()
-)
-_BUILTINS = frozenset(
-    """abs all any bool complex dict divmod enumerate float frozenset getattr hasattr int isinstance len list
-map max min pow print range reversed round set slice sorted str sum tuple zip""".split()
-)
+_METHODS = _FUNCTIONS | _words("""accumulate add_ append astype at bool byte clamp_ clone contiguous count cpu detach
+dim div div_ double endswith eq expand expand_as extend fill fill_ flatten float format get half index index_add
+index_add_ insert int item items keys long lower masked_fill_ mul_ neg_ new_full new_ones new_zeros numel numpy pop
+reduce reduceat reverse save_for_backward scatter_ scatter_add_ set setdefault startswith sub_ to tolist type type_as
+unbind update upper values view view_as zero_""")
+_READ = _words("""T mT H shape size ndim dtype real imag flat itemsize nbytes device data grad eps tiny is_cuda
+requires_grad layout start stop step saved_tensors needs_input_grad""")
+_BUILTINS = _words("""abs all any bool complex dict divmod enumerate float frozenset getattr hasattr int isinstance
+len list map max min pow print range reversed round set slice sorted str sum tuple zip""")
 _SAFE = [getattr(builtins, name) for name in _BUILTINS]
 _STATEMENTS = (
     *(ast.FunctionDef, ast.Return, ast.Delete, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.If, ast.With),

@@ -167,19 +167,23 @@ class Matching:
         said, shapes = self._said(), [getattr(value, "shape", ()) for value in listed]
         told = len(said) == count and all(said) and len(set(said)) == count
         misfits: Any = lambda taken: [np.shape(self.inputs[name]) for name in taken] != shapes
-        if count == len(names) and not (told and misfits(names) and not misfits(said)):
+        left = [name for name in self.truth if name not in self.out.gradients]
+        own = [[n for n in left if np.shape(self.inputs[n]) == shape and n not in names] for shape in shapes]
+        others = self.came.loss and {*map(len, own)} == {1}  # of an object's own, which no other has the shapes of
+        if count == len(names) and not (misfits(names) and (others or (told and not misfits(said)))):
             return names
         if told:
             self.named = True
             return said
         floats = [name for name in names if name in self.truth]
         free = [name for name in floats if not is_constant(name, self.inputs[name])]
-        left = [name for name in self.truth if name not in self.out.gradients]
         every = [*names, *[name for name in left if name not in names]]  # None of indices, too
-        if choice := next((some for some in (free, floats, left, every) if len(some) == count), []):
+        choice = next((some for some in (free, floats, left, every) if len(some) == count), [])
+        if choice and not (others and misfits(choice)):
             return choice
         whole = count > 1 and all(isinstance(value, np.ndarray | np.number | float) for value in listed)
         alike = [[n for n in floats if np.shape(self.inputs[n]) == np.shape(v)] for v in listed if whole]
+        alike = own if others else alike
         if {*map(len, alike)} == {1}:
             self.named = True
             return [name for name, *_ in alike]

@@ -72,8 +72,8 @@ def code_of(function: Any, levels: int = 2) -> str:
         text = re.sub(r'""".*?"""|#[^\n]*', "", inspect.getsource(unwrapped(function)), flags=re.DOTALL)
     except (OSError, TypeError):
         return ""
-    space = getattr(function, "__globals__", {})
-    called = [space.get(name) for name in function.__code__.co_names] if levels else []
+    space = getattr(unwrapped(function), "__globals__", {})
+    called = [space.get(name) for name in unwrapped(function).__code__.co_names] if space and levels else []
     return text + "".join([code_of(f, levels - 1) for f in called if inspect.isfunction(f)])
 
 

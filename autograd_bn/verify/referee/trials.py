@@ -90,7 +90,7 @@ class Slot:
     def keeps(self, kind: str) -> bool:
         """Whether a kind with which shapes fit stays: but of labels, and of what has no telling name."""
         array = kind[0] == "=" and any(other[0] != "=" for other in self.kinds)  # as p, a rate or a probability
-        column = kind in ("D", "N")  # a vector that may be one
+        column = kind in ("D", "N", "LL")  # a vector that may be one, a matrix
         return kind in self.kinds and not (array or column or meant(self.called)[1])
 
 
@@ -170,9 +170,8 @@ class Search:
         if todo and (best is None or best.share < 0):
             raise NotImplementedError(todo[0].removeprefix("NotImplementedError: "))
         if best is None:
-            if any(why.startswith("NoPair") for _, why in self.failed):
-                raise NoPair
-            raise ValueError(_no_inputs(self.entry, self.failed))
+            none = any(why[:6] == "NoPair" for _, why in self.failed)
+            raise NoPair if none else ValueError(_no_inputs(self.entry, self.failed))
         return best._replace(note=self.note(best))
 
     @property
@@ -241,14 +240,17 @@ class Search:
         several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
         if not several(right):
             return any(fit.share >= 0 and several(fit) for fit in wrong)
-        number = any(k == "+" not in s.kinds for s, k in zip(self.slots, right.kinds, strict=True))  # as no name says
-        matrices = [{*fit.first} for fit in wrong if fit.tabled and len(fit.first) == 2]
-        if number and len(right.first) == 1 and matrices:
-            return True
-        if len({*right.first}) < len(right.first) == 2 and {2} & {*map(len, matrices)}:  # as its transpose
-            return True
-        rows = any(fit.tabled and fit.fits and len(fit.wrong_at) > 1 for fit in wrong)
-        return rows and (1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair)))
+        first, tabled, kinds = (
+            right.first,
+            [fit for fit in wrong if fit.tabled],
+            zip(self.slots, right.kinds, strict=True),
+        )
+        matrices = [{*fit.first} for fit in tabled if len(fit.first) == 2]
+        number = matrices and len(first) == 1 and any(kind == "+" not in slot.kinds for slot, kind in kinds)
+        square = len({*first}) < len(first) == 2 and any(len(axes) == 2 for axes in matrices)  # as its transpose
+        thin = 1 in first and not right.tabled and any(fit.share >= 0 and 1 not in fit.first for fit in wrong)
+        one = 1 in first or (len(first) == 1 and _of_a_difference(right.pair))
+        return bool(number or square or thin or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
 
     def note(self, best: Fit) -> str:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
@@ -283,7 +285,8 @@ class Search:
         lengths = {k for name, shape in shapes.items() if name[0] == "w" and len(shape) > 1 for k in shape}
         read = [plain(s.called) for s, kind in zip(self.slots, chosen, strict=True) if kind[0] == "("]
         biases = [{*shapes.get(name, ())} for name in read if re.fullmatch(_BIAS, name)]
-        whole = any(name[:4] == "bias" and len(shapes.get(name, ())) > 1 and 1 not in shapes[name] for name in read)
+        first = np.shape(pair.inputs[0])
+        whole = len(first) > 1 and any(name[:4] == "bias" and shapes.get(name) == first for name in read)
         return whole or (bool(lengths) and any(not bias <= {1, *lengths} for bias in biases))
 
     def fail(self, error: Exception, values: dict[str, Any], taken: bool) -> None:
@@ -330,12 +333,10 @@ def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
         return None
     if not isinstance(inputs, tuple | list):
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what forward takes")
-    try:
-        return Fit(tuple(inputs), entry.adapted(inputs))
-    except TypeError:
-        if entry.judged_with and len(inputs) == len(entry.judged_with.parameters):
-            raise LossElsewhere("labels are given too") from None
-        raise
+    other = entry.judged_with
+    if other and len(inputs) == len(other.parameters) and np.ndim(inputs[entry.made]):
+        raise LossElsewhere("labels are given too")
+    return Fit(tuple(inputs), entry.adapted(inputs))
 
 
 def inputs_name(entry: Entry) -> str:
