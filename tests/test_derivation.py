@@ -542,6 +542,8 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (of_labels_kept, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((5, 4)), np.array([0, 0, 3, 1, 2]))),
         (clipped_policy, (np.exp(FEW[0] / 2), np.exp(FEW[1] / 2), FEW[2]), (*np.exp(MANY / 2), MANY[0])),
         (huber_loss, (*np.random.default_rng(24).normal(size=(3, 4))[:2, :2],), (3 * MANY[0], MANY[1])),
+        (lambda x, m: x[m].mean(), (*arrays((4,)), np.arange(4) > 1), (*arrays((6,)), np.arange(6) != 4)),
+        (lambda a: np.sqrt(a * a) + a, (np.array(0.7),), (np.array(-1.3),)),
         (two_limits, (np.random.default_rng(4).normal(size=3),), (MANY[0],)),
         (mean_of_sorted, arrays((3, 4)), arrays((5, 3))),
         (nearby, arrays((4, 3), (4, 3)), arrays((6, 2), (6, 2))),

@@ -60,7 +60,7 @@ def recordings(
         elif type(value) is int and name in options and not (name in names or re.search("ax[ei]s|dim", name)):
             grown = _tried(grown, recorded, *_scaled(grown, name, value + 1, owner))
             odd = _tried(odd, recorded, *_scaled(odd, name, value + 2, owner))
-    turned = {n: -abs(v) if v.ndim == 0 else moved(v, rng, turned=True) for n, v in inputs.items() if is_float(v)}
+    turned = {n: moved(v, rng, turned=True) if v.size > 1 else np.asarray(-v) for n, v in inputs.items() if is_float(v)}
     run = _tried(first, recorded, inputs | turned, options)  # of other signs, where forward takes them: masks show
     if run is first or not run.finite:
         run = first

@@ -23,6 +23,8 @@ class Numbers:
             for i, values in enumerate(zip(*e.shapes, strict=True)):
                 lengths.append((length_of(name, -1 if 0 < i == last else i), values))
         lengths += [(f"{name}.size", [math.prod(shape) for shape in e.shapes]) for e, name in arrays.items()]
+        masks = {e: name for e, name in arrays.items() if e.values[0].dtype == bool}
+        lengths += [(f"{name}.sum()", [*map(np.sum, e.values)]) for e, name in masks.items()]
         self.named = named
         self.known = [(text, np.array(v, float)) for text, v in lengths if len(set(v)) > 1 and all(v)]
         own = itertools.combinations([each for each in self.known if each[0] in named], 3)
