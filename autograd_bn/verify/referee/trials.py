@@ -218,6 +218,8 @@ class Search:
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
         fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, guessed=True)
+        if fit.right and self.thin(fit):
+            return
         if fit.right and (self.hides(fit) or self.along_the_batch(chosen, pair)):
             self.closed = True
             return
@@ -240,17 +242,18 @@ class Search:
         several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
         if not several(right):
             return any(fit.share >= 0 and several(fit) for fit in wrong)
-        first, tabled, kinds = (
-            right.first,
-            [fit for fit in wrong if fit.tabled],
-            zip(self.slots, right.kinds, strict=True),
-        )
+        first, tabled = right.first, [fit for fit in wrong if fit.tabled]
+        kinds = zip(self.slots, right.kinds, strict=True)
         matrices = [{*fit.first} for fit in tabled if len(fit.first) == 2]
         number = matrices and len(first) == 1 and any(kind == "+" not in slot.kinds for slot, kind in kinds)
         square = len({*first}) < len(first) == 2 and any(len(axes) == 2 for axes in matrices)  # as its transpose
-        thin = 1 in first and not right.tabled and any(fit.share >= 0 and 1 not in fit.first for fit in wrong)
         one = 1 in first or (len(first) == 1 and _of_a_difference(right.pair))
-        return bool(number or square or thin or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
+        return bool(number or square or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
+
+    def thin(self, right: Fit) -> bool:
+        """Whether it is right at a length of 1 read from a message, where longer ones were wrong."""
+        wrong = [fit for fit in self.tried if not fit.right and fit.share >= 0]
+        return 1 in right.first and not right.tabled and any(1 not in fit.first for fit in wrong)
 
     def note(self, best: Fit) -> str:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
