@@ -232,10 +232,7 @@ class Search:
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
 
     def hides(self, right: Fit) -> bool:
-        """Whether numbers, or one row, are right where arrays were wrong: each mean is the sum there.
-
-        Or real numbers, where complex ones were: these are their own conjugates.
-        """
+        """Whether numbers, one row or real ones are right where arrays or complex ones were wrong."""
         wrong = [fit for fit in self.tried if not fit.right]
         if any(fit.fits and fit.count(np.iscomplexobj) > right.count(np.iscomplexobj) for fit in wrong):
             return True
@@ -247,8 +244,10 @@ class Search:
         matrices = [{*fit.first} for fit in tabled if len(fit.first) == 2]
         number = matrices and len(first) == 1 and any(kind == "+" not in slot.kinds for slot, kind in kinds)
         square = len({*first}) < len(first) == 2 and any(len(axes) == 2 for axes in matrices)  # as its transpose
+        like = [fit for fit in tabled if fit.fits and len(fit.first) == len(first) and fit.kinds[0].isalpha()]
+        few = like and len(self.slots) == 1 and right.kinds[0].isalpha()  # numbers that are all of one branch
         one = 1 in first or (len(first) == 1 and _of_a_difference(right.pair))
-        return bool(number or square or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
+        return bool(number or square or few or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
 
     def thin(self, right: Fit) -> bool:
         """Whether it is right at a length of 1 read from a message, where longer ones were wrong."""
