@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...engine.node import Array
-from .names import DATA, derivative_of, is_constant, plain
+from .names import DATA, LOSS, derivative_of, is_constant, plain
 from .verdict import Finding
 
 _ONE_EACH = "Return one gradient an input, in forward's order."
@@ -168,7 +168,8 @@ class Matching:
         told = len(said) == count and all(said) and len(set(said)) == count
         misfits: Any = lambda taken: [np.shape(self.inputs[name]) for name in taken] != shapes
         left = [name for name in self.truth if name not in self.out.gradients]
-        own = [[n for n in left if np.shape(self.inputs[n]) == shape and n not in names] for shape in shapes]
+        left_own = [name for name in left if name not in names and not LOSS.search(name)]
+        own = [[name for name in left_own if np.shape(self.inputs[name]) == shape] for shape in shapes]
         others = self.came.loss and {*map(len, own)} == {1}  # of an object's own, which no other has the shapes of
         if count == len(names) and not (misfits(names) and (others or (told and not misfits(said)))):
             return names

@@ -47,6 +47,7 @@ class Fit(NamedTuple):
     kinds: tuple[str, ...] = ()  # of a guess
     guessed: bool = False
     note: str = ""
+    axes: int = 0  # of the output
 
     @property
     def right(self) -> bool:
@@ -217,7 +218,7 @@ class Search:
             self.summed |= {name for name, shape in shapes.items() if not shape}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
-        fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, guessed=True)
+        fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, True, axes=axes)
         if fit.right and self.thin(fit):
             return
         if fit.right and (self.hides(fit) or self.along_the_batch(chosen, pair)):
@@ -233,7 +234,7 @@ class Search:
 
     def hides(self, right: Fit) -> bool:
         """Whether numbers, one row or real ones are right where arrays or complex ones were wrong."""
-        wrong = [fit for fit in self.tried if not fit.right]
+        wrong = [fit for fit in self.tried if not fit.right and (right.axes or not fit.axes)]  # a loss is a number
         if any(fit.fits and fit.count(np.iscomplexobj) > right.count(np.iscomplexobj) for fit in wrong):
             return True
         several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
