@@ -654,6 +654,7 @@ def test_a_loss_of_an_object_has_the_gradient_for_1(written):
         ("regression_loss", "\n    return loss, (dx, dw)\n"),
         ("Emptied.backward", "self.grads.append(dparams_0)\n"),
         ("Blurred.backward", "return 2 * dy * np.array([1.0, 2.0, 1.0]) * self.x\n"),
+        ("Maxout.backward", "return dx.reshape(len(dy), -1)\n"),  # of no 2, which is (5 - 1) // 2 among its lengths
     ],
 )
 def test_it_is_written_where_and_as_its_author_would(written, name, line):
@@ -678,7 +679,6 @@ def test_a_gradient_that_has_no_place_is_not_put_anywhere(tmp_path, capsys, name
         ("Times", "forward opens inputs"),  # a guess hands it an array of two rows
         ("Alone", "forward returns a tuple of one"),
         ("Halves", "backward takes db, and what it is handed is no gradient"),
-        ("Maxout", "follows from no lengths"),  # among the lengths of what it keeps, 2 is (5 - 1) // 2
     ],
 )
 def test_what_no_gradient_alone_can_stand_for_is_not_written(tmp_path, capsys, name, words):
