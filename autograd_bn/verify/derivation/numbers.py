@@ -40,9 +40,8 @@ class Numbers:
             return joined(*constant(float(number[0])))
         whole = all(np.asarray(value).dtype.kind in "iu" for value in values)
         root, power = ("1 / np.sqrt({})", -2.0) if abs(number[0]) < 1 else ("np.sqrt({})", 2.0)
-        ways: dict[str, Array] = (
-            {"{}": number} if whole or not all(number) else {"{}": number, "1 / {}": 1 / number, root: number**power}
-        )
+        ways: dict[str, Array] = {"{}": number}
+        ways |= {} if whole or not all(number) else {"1 / {}": 1 / number, root: number**power}
         for exact, (form, turned) in itertools.product((True, False), ways.items()):
             integral = whole if form == "{}" else np.allclose(turned, np.round(turned), 0, 1e-9)
             text = self._following(np.round(turned) if integral else turned, integral, exact)

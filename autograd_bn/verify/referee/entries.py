@@ -343,7 +343,7 @@ _SHAPED = re.compile(_SHAPE + r"\(((?:[^()]|\([^()]*\))*)\)|\b(?:full|normal|uni
 def _used_as_lengths(what: type) -> set[str]:
     """What a class is made of that gives arrays their lengths, `np.zeros(n)`, also by way of `self.n = n`."""
     text = "\n".join([code_of(base, 0) for base in what.__mro__ if base.__module__ == what.__module__])
-    shapes = [re.sub(r"\blen\(\w+\)", "", shape) for found in _SHAPED.findall(text) for shape in found]
+    shapes = [re.sub(r"\blen\(\w+\)", "", shape) for call in _SHAPED.findall(text) for shape in call]
     used = {word for shape in shapes for word in re.findall(r"\w+", shape)}
     used |= {value for name, value in re.findall(r"[(,]\s*(\w+)=(\w+)", text) if _is_size(name)}  # `FFN(hidden_dim=d)`
     return used | {value for name, value in re.findall(r"self\.(\w+) *= *(\w+)", text) if name in used}

@@ -138,12 +138,14 @@ def judge(sample: Sample, strict: bool) -> Verdict:
     return made([*rows, *steps], findings, notes, repair=repairs, coefficients={**explanation.coefficients})
 
 
-def _made(base: Verdict, strict: bool, rows: list[Row], found: list[Finding], notes: list[str], **more: Any) -> Verdict:
+def _made(
+    base: Verdict, strict: bool, rows: list[Row], findings: list[Finding], notes: list[str], **more: Any
+) -> Verdict:
     """A verdict with what was found, each thing once."""
-    if not rows and not found:
+    if not rows and not findings:
         raise Unjudgeable("backward returned no gradient of an array that forward reads")
-    ok = all(row.ok for row in rows if row.what == "gradient") and not found and not (strict and base.warnings)
-    once, said = tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes))
+    ok = all(row.ok for row in rows if row.what == "gradient") and not findings and not (strict and base.warnings)
+    once, said = tuple(dict.fromkeys(findings)), tuple(dict.fromkeys(notes))
     return replace(base, ok=ok, rows=tuple(rows), diagnosis=once, notes=said, **more)
 
 

@@ -57,7 +57,7 @@ _STATEMENTS = (
 )
 _TYPES = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, tuple, list, dict, set, frozenset)
 # What classes may define without a word: nothing of it runs when an object is read, written to or computed with.
-_HARMLESS = frozenset(map("__{}__".format, "init post_init new repr str call getnewargs replace annotate".split()))
+_HARMLESS = _words("__init__ __post_init__ __new__ __repr__ __str__ __call__ __getnewargs__ __replace__ __annotate__")
 
 
 def inert(value: Any) -> bool:
@@ -153,13 +153,12 @@ class Kept:
         for array, before in self.arrays:
             if array.tobytes() != before.tobytes():
                 array[...] = before
+        ids: Any = lambda mapping: {key: id(item) for key, item in mapping.items()}
         for value, before in self.held:
             if isinstance(value, list | collections.deque):
                 value.clear()
                 value.extend(before)
-            elif isinstance(value, set) or {k: id(v) for k, v in value.items()} != {
-                k: id(v) for k, v in before.items()
-            }:
+            elif isinstance(value, set) or ids(value) != ids(before):
                 value.clear()
                 value.update(before)
         changed = [row for row in self.tensors if not bool((row[0].detach() == row[1]).all())]
