@@ -1116,6 +1116,16 @@ def test_the_view_follows_the_current_node_at_a_readable_size(visit):
     assert tab.evaluate("() => document.querySelector('.now text').getBoundingClientRect().height") >= 11
 
 
+@pytest.mark.parametrize("width", [500, 1000, 1300])
+def test_a_graph_a_little_wider_than_its_pane_starts_as_wide_as_that(visit, width):
+    tab = visit(ag.page(norm("composed")[0]), width=width)
+    drawn, natural, pane = tab.evaluate(
+        "() => { const stage = document.querySelector('.stage'), svg = stage.querySelector('svg');"
+        " return [svg.getBoundingClientRect().width, svg.viewBox.baseVal.width, stage.clientWidth - 14] }"
+    )
+    assert drawn == pytest.approx(min(natural, max(pane, 0.8 * natural)), rel=1e-4)
+
+
 def test_a_wheel_scrolls_and_with_ctrl_zooms(visit):
     tab = visit(ag.page(chain(40), expand=True))
     tab.mouse.move(300, 500)

@@ -409,7 +409,9 @@ def test_what_a_repair_says_is_in_every_form(tmp_path):
     assert "by one slip, in line 15: `dy` stands where `da` belongs. Write `dw = x.T @ da`." in str(
         verdict.diagnosis[0]
     )
-    assert "+dw = x.T @ da" in verdict._repr_html_()
+    html = verdict._repr_html_()
+    assert "+dw = x.T @ da" in html
+    assert "<code>dy</code> stands where <code>da</code> belongs. <b>Repair:</b> Write <code>dw" in html
 
 
 def test_a_diff_names_the_file_without_its_folders_and_a_notebook_by_its_cell():

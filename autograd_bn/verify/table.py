@@ -1,6 +1,7 @@
 """Tables of results: as text for terminals, as HTML for notebooks."""
 
 import html
+import re
 from collections.abc import Collection, Sequence
 
 PRE = '<pre style="font-family:monospace">'  # a notebook exported to HTML shows a bare <pre> in letters of any width
@@ -37,3 +38,12 @@ def html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{line(head, 'th')}{''.join(line(cells, 'td') for cells in body)}</table>"
+
+
+def html_prose(text: str) -> str:
+    """Prose as HTML, with what stands between backticks as code.
+
+    >>> html_prose("put `a < b` here")
+    'put <code>a &lt; b</code> here'
+    """
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))

@@ -315,14 +315,15 @@ const enter = (j) => {
 const toPane = (k) => { if (k !== S.pane) { release({ pane: k }); refresh(); } };
 const choose = (id) => { S.sel = id; show(); shapes(main(), id)[0].focus({ preventScroll: true }); };
 
-/* --- size and place: a factor of 0 fits what stays readable, -1 fits all --- */
+/* --- size and place: a factor of 0 fits what stays readable, the width by up to a fifth less; -1 fits all --- */
 const zoom = (pane, factor) => {
   const { stage } = stages[pane.view], { svg, size: [w, h] } = drawing(pane);
   const [across, down] = D.beside ? [82, 40] : [14, 14];
-  const fit = Math.min((stage.clientWidth - across) / w, (stage.clientHeight - down) / h);
+  const wide = (stage.clientWidth - across) / w, fit = Math.min(wide, (stage.clientHeight - down) / h);
   if (!(fit > 0)) { return; }
-  const readable = app.classList.contains("lecture") ? Math.max(1, innerWidth / 1100) : 1;
-  const whole = Math.min(1.35 * readable, Math.max(fit, readable));
+  const usual = app.classList.contains("lecture") ? Math.max(1, innerWidth / 1100) : 1;
+  const readable = Math.min(usual, Math.max(wide, 0.8 * usual));
+  const whole = Math.min(1.35 * usual, Math.max(fit, readable));
   const wanted = factor === 0 ? whole : Math.min(4, Math.max(0.05, pane.scale * factor));
   pane.scale = factor < 0 ? fit : wanted;
   Object.assign(svg.style, { width: `${w * pane.scale}px`, height: `${h * pane.scale}px` });

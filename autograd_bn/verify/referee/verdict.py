@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...engine.node import Array
-from ..table import PRE, html_table, text_table
+from ..table import PRE, html_prose, html_table, text_table
 from .source import unwrapped
 
 if TYPE_CHECKING:
@@ -186,14 +186,14 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         escape = html.escape
-        mend: Any = lambda repair: f" <b>Repair:</b> {escape(repair)}" if repair else ""
-        items = "".join(f"<li>{escape(f.what)}{mend(f.repair)}</li>" for f in self.diagnosis)
+        mend: Any = lambda repair: f" <b>Repair:</b> {html_prose(repair)}" if repair else ""
+        items = "".join(f"<li>{html_prose(f.what)}{mend(f.repair)}</li>" for f in self.diagnosis)
         edits = "".join(f"{PRE}{escape(str(repair))}</pre>" for repair in self.repair)
         code = self.solution and f"{PRE}{escape(self.solution.source.rstrip())}</pre>"
         edits += f"<details><summary>What would be right</summary>{code}</details>" if code else ""
         step = escape(self.first_wrong or "")
         first = f"<p>First wrong step in backward order: <code>{step}</code>.</p>" if step else ""
-        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.remarks)
+        notes = "".join(f"<p><i>{html_prose(note)}</i></p>" for note in self.remarks)
         head = f"<p><b>{escape(self._headline())}</b></p>"
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
 
