@@ -26,7 +26,7 @@ from .expressions import FLIPPED, Expression, is_cut
 from .lengths import recordings
 from .module import written
 from .numbers import constant
-from .text import SIGNS, WIDTH, Function, broken, names_in, wrapped
+from .text import SIGNS, WIDTH, Function, names_in, wrapped
 from .tracing import Recording, Unkept, Unwritable, fillable
 from .writer import Writer, below
 
@@ -170,11 +170,11 @@ class Answer(Writer):
         for name, text, form in sorted(made.left, key=lambda each: "-" in each[2]):  # steps, after all gradients
             g = self.gradients.get(name)
             if g and text.removesuffix("[...]") != out.names.get(g):
-                out.lines.append(form.format(out.text(g)))
+                out.lines.append(form.format(out.fitted(partial(out.text, g), out.width - len(form))))
         out.lines += [self._made_anew(out, path) for path in made.anew]
         self._return(out)
         ahead = self._ahead(out, seeds)
-        body = textwrap.indent("\n".join([*ahead, *[broken(line, out.width) for line in out.lines]]), "    ")
+        body = textwrap.indent("\n".join([*ahead, *out.lines]), "    ")
         # Its head is as the author has it, in its class.
         parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
         text = f"def {old.__name__}({', '.join(parameters)}):\n{body}\n"

@@ -183,7 +183,7 @@ class Expressions:
             value = value.args[0] if spread else value
             # np.add.at reads beyond what it spreads along several axes of an index, where the array has one.
             args = args if op == "scatter" and np.ndim(values[0]) == 1 and any(value.lengths) else (*args[:-1], value)
-        if op in ("reshape", "broadcast_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
+        if op in ("reshape", "broadcast_to", "sum_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
             return args[0]
         if op in (*LINEAR, "negative", "multiply", "scatter") and any(
             e.op == "zero" for e in args[: 2 if op != "divide" else 1]
@@ -280,10 +280,6 @@ class Expressions:
             add = partial(self.do, "add")
             return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in like.items()])
         (p, x), (q, y) = self._split(a), self._split(b)
-        if p and q and not {a, b} & self.fixed and all(len(f"{n.values[0]:.12g}") > 12 for n in (p, q)):
-            ratio = float(f"{q.values[0] / p.values[0]:.12g}")
-            if len(str(ratio)) < 9:  # what both are multiplied by stands once
-                return self._scaled(p, self.do("add", x, self.do("multiply", ratio, y)))
         if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
             over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
             return self.do("divide", self.do("add", *over), x.args[1])
@@ -299,8 +295,6 @@ class Expressions:
         alike = x.op == y.op and x.op in ("reshape", "transpose", "sum", "scatter") and x.params == y.params
         if not alike or x.args[0].shapes != y.args[0].shapes or {a, b, x, y} & self.fixed:
             return self._joined(a, b)
-        if p and p is q:
-            return self._scaled(p, self._together(x, y))
         inner = [self.do("multiply", n or 1, t.args[0]) for n, t in ((p, x), (q, y))]
         return self.make(x.op, (self.do("add", *inner),), x.params, tuple(map(np.add, a.values, b.values)))
 
@@ -402,7 +396,9 @@ class Expressions:
         """a.T.T as a, (a.T @ b).T as b.T @ a."""
         if a.op == "transpose" and all(map(np.array_equal, a.args[0].values, e.values)):
             return a.args[0]
-        if a.op != "matmul" or a in self.fixed or all(x.op != "transpose" for x in a.args) or np.ndim(a.values[0]) < 2:
+        if np.ndim(a.values[0]) < 2:
+            return a
+        if a.op != "matmul" or a in self.fixed or all(x.op != "transpose" for x in a.args):
             return None
         swapped = all(np.array_equal(np.swapaxes(v, -1, -2), w) for v, w in zip(a.values, e.values, strict=True))
         if not swapped or any(len(x.shapes[0]) != len(e.shapes[0]) for x in a.args):

@@ -451,18 +451,6 @@ def wrapped(head: str, items: Sequence[str], tail: str = "", indent: int = 0, jo
     return f"{head}{body}\n{tail}" if head.endswith(("(", "[", "{")) else f"{head}({body}\n){tail}"
 
 
-def broken(line: str, width: int) -> str:
-    """A line, on several where it is too long, each but the last up to a comma between brackets."""
-    if len(line) <= width or "\n" in line:
-        return line
-    rows = textwrap.wrap(re.sub("(?<!,) ", "\0", line), width - 4, break_long_words=False, break_on_hyphens=False)
-    text = "\n    ".join(rows).replace("\0", " ")
-    with contextlib.suppress(SyntaxError):
-        ast.parse(text)
-        return text
-    return line
-
-
 def cheap(e: Expression) -> bool:
     """Whether nothing is saved by a name for what is used more than once."""
     return e.op in CHEAP or (is_negative(e) and min(e.args[0].values) == -1 and not e.moving)

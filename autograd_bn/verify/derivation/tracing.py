@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from traceback import walk_stack, walk_tb
 from types import FunctionType, MappingProxyType
 from typing import Any
 
@@ -68,10 +68,8 @@ class Traced(np.ndarray[Any, Any]):
         return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), self.log) if array else made
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if _of_data(self.source):
-            raise Unwritable("forward sets elements of an array that no gradient goes through")
-        self.source = Call("array", (), {}, np.asarray(self))
-        np.asarray(self)[_plain(index)] = _plain(value)
+        where = _line(walk_stack(None))
+        raise Unwritable(f"forward sets elements of an array that no gradient goes through{where}: write np.where")
 
     T: Any = property(lambda self: self.transpose())
 
@@ -98,18 +96,21 @@ def _of_data(source: Any) -> bool:
     return not isinstance(source, Call) or source.op == "input" or any(_of_data(a.source) for a in source.reads)
 
 
+def _line(frames: Iterable[tuple[Any, int]]) -> str:
+    """Where in the author's code this is, of frames from the innermost."""
+    modules = ((frame, line, str(frame.f_globals.get("__name__"))) for frame, line in frames)
+    own = ((frame, line) for frame, line, module in modules if module.partition(".")[0] not in (PACKAGE, "numpy"))
+    return next((f" in line {line} of {frame.f_code.co_name}" for frame, line in own), "")
+
+
 def _number(name: str) -> Callable[..., Any]:
     branches = name == "__bool__"
 
     def method(self: Traced) -> Any:
         if not _of_data(self.source):
             return getattr(np.asarray(self), name)()
-        frame: Any = sys._getframe(1)
-        while frame.f_globals["__name__"].startswith(PACKAGE):
-            frame = frame.f_back
         what = "branches on" if branches else "makes a number of"
-        where = f"in line {frame.f_lineno} of {frame.f_code.co_name}"
-        raise Unwritable(f"forward {what} data {where}, and what is written is for all data")
+        raise Unwritable(f"forward {what} data{_line(walk_stack(None))}, and what is written is for all data")
 
     return method
 
@@ -181,8 +182,30 @@ def put(x: Any, value: Any, /, index: Any) -> Any:
 
 def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
     """What a tensor is after `t[index] = value`."""
-    made: Any = put(t, value, index=mapped(index, lambda i: np.array(i) if isinstance(i, range) else i))
+    made: Any
+    if isinstance(value, Tensor) and (index is ... or (isinstance(index, slice) and index == slice(None))):
+        made = operations.broadcast_to(value, t.shape)
+    else:
+        made = put(t, value, index=mapped(index, lambda i: np.array(i) if isinstance(i, range) else i))
     return made if isinstance(made, Tensor) else Tensor(np.asarray(made), made.source)
+
+
+class _Adding:
+    """`np.add`, which adds at an index of a tensor too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np.add, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return np.add(*args, **kwargs)
+
+    def at(self, t: Any, index: Any, value: Any) -> None:
+        if not isinstance(t, Tensor):
+            np.add.at(t, index, value)
+            return
+        added = value if isinstance(value, Tensor) else as_tensor(np.asarray(value, float))
+        spread = operations.broadcast_to(added, np.empty(t.shape)[_plain(index)].shape)
+        t[...] = t + operations.scatter(spread, index=index, to=t.shape)
 
 
 class _Fillable:
@@ -195,10 +218,14 @@ class _Fillable:
         self._known = log
 
     def _logged(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return traced(made := getattr(np, name)(*args, **kwargs), Call(name, args, kwargs, made), self._known)
+        made = getattr(np, name)(*args, **kwargs)
+        array = traced(made, Call(name, args, kwargs, np.asarray(made)), self._known)
+        return array if isinstance(made, np.ndarray) else tuple([array[i] for i in range(len(made))])
 
     def __getattr__(self, name: str) -> Any:
-        if self._known is not None and name in ("arange", "eye"):
+        if name == "add":
+            return _Adding()
+        if self._known is not None and name in ("arange", "eye", "tril_indices", "triu_indices"):
             return partial(self._logged, name)
         made = getattr(np, name.replace("empty", "zeros"))
         return partial(_filled, made) if name.partition("_")[0] in ("zeros", "full", "empty") else made
@@ -261,10 +288,13 @@ class Recording:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
                 why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise Unwritable(f"forward can't be recorded on tensors: {why}") from error
+                where = _line([*walk_tb(error.__traceback__)][::-1])
+                raise Unwritable(f"forward can't be recorded on tensors{where}: {why}") from error
             several = isinstance(returned, tuple | list) and len(returned) > 1
             self.outputs = [*returned][:-1] if several else [returned]
             self.cache: Any = returned[-1] if several else None
+            if any(isinstance(y, Traced) for y in self.outputs):
+                raise Unwritable("forward returns signs, comparisons or counts, of which every gradient is 0")
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
                 raise Unwritable("forward leaves the tensors that it is given, so that it can't be recorded")
             rng = np.random.default_rng(5)
