@@ -55,6 +55,7 @@ def module(tmp_path, text):
         ("return dx, dw, db", "return dx, dw, db + 1", "term", "`+ 1` has no place"),
         ("dw = x.T @ da", "dw = x[::-1].T @ da", "index", "`[::-1]` has no place"),
         ("return dy * (1 - h**2)", "return dy * (1 - h**-2)", "sign", "`-` has no place"),
+        ("dw = x.T @ da", "dw = x.T @ da\n    dw += 0.3 * w", "term", "`dw += 0.3 * w` has no place"),
     ],
 )
 def test_one_slip_is_undone(tmp_path, right, wrong, kind, what):
@@ -72,7 +73,14 @@ def test_one_slip_is_undone(tmp_path, right, wrong, kind, what):
     lines[repair.line - 1] = indent + repair.new
     _, forward, backward = module(tmp_path, "\n".join(lines))
     assert ag.check_backward(forward, backward, (X, W, B)).ok
-    assert f"-{repair.old}\n+{repair.new}" in str(verdict)
+    assert "\n".join([f"-{repair.old}", *[f"+{line}" for line in repair.new.splitlines()]]) in str(verdict)
+
+
+def test_a_statement_that_has_no_place_is_to_be_left_out(tmp_path):
+    _, forward, backward = module(tmp_path, RIGHT.replace("dx = da @ w.T", "dx = da @ w.T\n    dx *= x"))
+    (finding,) = ag.check_backward(forward, backward, (X, W, B)).diagnosis
+    assert "`dx *= x` has no place" in finding.what
+    assert finding.repair == "Leave it out."
 
 
 def test_two_slips_in_two_gradients_are_both_undone(tmp_path):

@@ -126,7 +126,8 @@ def slip(case: Case, left: frozenset[str]) -> Explained:
                 labels = tuple([f"d{name}" for name in repair.gradients])
                 verb = "is" if len(labels) == 1 else "are"
                 what = f"{listed(labels)} {verb} wrong by one slip, in line {repair.line}: {repair.what}."
-                findings.append(Finding(repair.kind, labels, what, f"Write `{' '.join(repair.new.split())}`."))
+                line = " ".join(repair.new.split())
+                findings.append(Finding(repair.kind, labels, what, f"Write `{line}`." if line else "Leave it out."))
     return Explained(findings, frozenset(names))
 
 

@@ -54,6 +54,7 @@ D ND : \w+vec(tor)?
 ND D : \w+vec(tor)?s
 int:BTM int:NM : ind(ex|ices|exes)|idx|ids|tokens?
 call:tanh : act\w*(fn|func|function|f)|(nonlin|activation)\w*(fn|func|function)|func|fn
+call:draw : \w*init\w*(fn|func|function)|initiali[sz]er\w*
 call:dtanh : dact\w*|act\w*(prime|grad|deriv\w*|backward)
 ND BDIJ BDKL LL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 BTH DIJ :
     x\w?\d?|t\d|(?!\w*shape)\w*inputs?\w*|data|a(prev)?|z\d?
@@ -62,6 +63,7 @@ ND BDIJ BDKL LL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 B
 DM DF DG MD DT : w(x|i|ax)\w?
 MM MF MG MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
+MDPP =2 DM D PPDM : kernel
 DM MD D +D MDPP VM MN PPDM DN D1 BDM + : w\d?|weights?|kernels?|filters?|theta|table
 M D F G M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
@@ -147,6 +149,10 @@ class Layer:
         return self if name in FORWARD else self.pulled
 
 
+def _draw(*shape: Any) -> Any:
+    return np.random.default_rng(0).normal(size=np.hstack(shape).astype(int))
+
+
 def layers() -> list[Layer]:
     """Two layers that do not commute."""
     return [Layer(2), Layer(3)]
@@ -169,8 +175,8 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        made = {"tanh": np.tanh, "dtanh": _dtanh, "step": Descent(), "layer": Layer(2), "layers": layers()}
-        return made.get(kind[5:]) or np.random.default_rng(0)
+        made = {"tanh": np.tanh, "dtanh": _dtanh, "draw": _draw, "rng": np.random.default_rng(0)}
+        return (made | {"step": Descent(), "layer": Layer(2), "layers": layers()})[kind[5:]]
     if kind.startswith("="):
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value

@@ -33,7 +33,7 @@ _TABLE: list[Any] = [
     ("a[b]", (1.6, "a", "index"), (1.7, "a.sum(axis=0)", "not summed")),
     ("a[::-1]", (0.95, "a", "index")),
     *[(f"a {this} b", *[(1, f"a {sign} b", "comparison") for sign in _COMPARISONS]) for this in _COMPARISONS],
-    *[(f"a {this}= b", *[(1.2, f"a {sign}= b", "operator") for sign in "+-*/"]) for this in "+-*/"],
+    *[(f"a {this}= b", (1.05, "", "term"), *[(1.2, f"a {sign}= b", "operator") for sign in "+-*/"]) for this in "+-*/"],
     *[(f"a {this}= b", (1, "a = b", "assignment"), (1, f"a = a {this} b", "in place")) for this in "+-*/"],
     ("a = b", (1, "a += b", "assignment"), (1, "a -= b", "assignment"), (1.2, "a = a + b", "assignment")),
 ]

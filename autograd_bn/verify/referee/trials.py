@@ -274,13 +274,12 @@ class Search:
         return bool(cut) or any(a[:3] == "int" != b[:3] for a, b in kinds)
 
     def lacked(self, message: str, values: dict[str, Any]) -> bool:
-        """Whether a message names a key that a dict lacks, which it is to hold then."""
-        name = next((name for name, value in values.items() if isinstance(value, dict)), "")
+        """Whether a message names a key that a dict lacks, which the first without it is to hold then."""
         key = re.fullmatch(r"KeyError: '(\w+)'", message)
-        if not key or not name or name in self.known or key[1] in values[name]:
-            return False
-        self.keys.append((name, key[1]))
-        return True
+        dicts = [name for name, value in values.items() if isinstance(value, dict) and name not in self.known]
+        lacking = [name for name in dicts if key and key[1] not in values[name]][:1]
+        self.keys += [(name, key[1]) for name in lacking if key]
+        return bool(lacking)
 
     def along_the_batch(self, chosen: tuple[str, ...], pair: Pair) -> bool:
         """Whether a bias got lengths, from what was said of its gradient, that no weights have: those of the batch."""
