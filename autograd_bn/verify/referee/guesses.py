@@ -27,7 +27,7 @@ SIZES = dict(zip("1NDMFBTVIJKLPHG", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8, 
 # kind is a shape, as letters or in brackets, after the kind of its entries; after = a value; options are a dict of what
 # forward asks for in vain. Several kinds of a row marked ~ may fit: labels and predictions.
 TABLE = rf"""
-=3 =4 ND BTD : k
+=3 =4 ND BTD D : k
 BTD ND : seq(uence)?s?|(hidden)?states|query|key
 =4 =3 =8 : d(im)?model|(n|d)?embd|embed(ding)?(dim|size)?
 =4 =3 =8 :
@@ -89,7 +89,7 @@ call:step : optim(izer)?|optimi[sz]er\w*|opt
 =[2,2] =[3,3] : (kernel|filter|pool)shape
 =1 =0 ="same" ="valid" : pad(ding)?
 =0.001 : eps(ilon)?
-=0.6 + unit:ND unit:N : p|q|keep\w*|\w*rate|\w*ratio|prob\w*|lr|dropout
+=0.6 + unit:ND unit:N : p|q|keep\w*|(?!log)\w*rate|\w*ratio|prob\w*|lr|dropout
 =0.1 + : reg|alpha|lam\w*|slope|delta|momentum|l1|l2|temperature|margin
 =-0.5 + : (lo(w|wer)?|[av]?min)(val(ue)?|bound|clip)?
 =0.5 + : (hi(gh)?|upper|[av]?max)(val(ue)?|bound|clip)?

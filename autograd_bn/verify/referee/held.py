@@ -1,5 +1,6 @@
 """The arrays that an author's objects hold: where they are, and which of them are gradients of which."""
 
+import copyreg
 from collections.abc import Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ from ...engine import Tensor
 from .names import GRADIENT_PLACES, PLACES, derivative_of, plain
 
 Path = tuple[Any, ...]  # attributes, keys and numbers from an object down to what it holds
-CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray)
+CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, str, bytes, np.ndarray, Tensor)
 
 
 def is_float(value: Any) -> bool:
@@ -55,6 +56,8 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif not isinstance(value, CLOSED):
         yield from dict(getattr(value, "__dict__", {})).items()
+        slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]
+        yield from [(name, getattr(value, name)) for name in slots if hasattr(value, name)]
         if is_tensor(value) and value.is_leaf and value.grad is not None:
             yield "grad", value.grad
 
@@ -102,7 +105,7 @@ def put(root: Any, path: Path, new: Any) -> None:
     elif isinstance(owner, dict | list):
         owner[key] = new
     else:
-        vars(owner)[key] = new
+        object.__setattr__(owner, key, new)
 
 
 def label(path: Path) -> str:

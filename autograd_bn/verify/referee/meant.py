@@ -19,16 +19,14 @@ _INFINITE = 1e4  # masks fill with -1e4 where half precision has to hold it, els
 
 
 def without_guards(run: Run) -> dict[str, Array]:
-    """The gradients as if no small number were added inside of a logarithm, `log(p + 1e-7)`; nothing without one."""
-    trace = run.trace
-    if trace is None or not any(_guard(node) for node in trace.order):
-        return {}
-    values, weights = Values(trace.order), dict[Node, Any]()
-    for node in trace.order:
-        if guard := _guard(node):
-            value = values[node.inputs[0]]
-            weights[node] = value / (value - guard)
-    return trace(run.dy, weights)
+    """The gradients as if no small number were added inside of a logarithm, or in a ratio there; else nothing."""
+    order = run.trace.order if run.trace else []
+    inner = [node.inputs[0] for node in order if node.own_op == "log"]
+    inner += [part for node in inner if node.own_op in ("divide", "multiply") for part in node.inputs]
+    guards = {n: added for n in inner if n.own_op == "add" and 0 < abs(added := _constant(n)) <= GUARD}
+    values = Values(order)
+    weights = {node: values[node] / (values[node] - guard) for node, guard in guards.items()}
+    return run.trace(run.dy, weights) if run.trace and weights else {}
 
 
 def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
@@ -54,13 +52,6 @@ def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
         if _INFINITE <= infinite < 100 * np.max(np.abs(values[node.inputs[0]]), initial=0):
             return True
     return False
-
-
-def _guard(node: Node) -> float:
-    """The small number that is added to what a logarithm is taken of, or 0."""
-    inner = node.args[0] if node.own_op == "log" else None
-    added = _constant(inner) if isinstance(inner, Node) and inner.own_op == "add" else 0.0
-    return added if 0 < abs(added) <= GUARD else 0.0
 
 
 def _constant(node: Node) -> float:

@@ -119,7 +119,8 @@ def explains(gradient: Array, step: Array, slope: float, rtol: float = 1e-5, ato
 def stirred(value: Array, rng: np.random.Generator) -> Array:
     """Values near by that are neither 0 nor 1 nor equal to each other; what is positive stays so."""
     size = float(np.max(np.abs(value), initial=0)) or 1.0
-    zeros, others = 0.3 * size * rng.uniform(0.5, 1.5, value.shape), value * rng.uniform(0.6, 1.4, value.shape)
+    signs = np.where(np.arange(value.size).reshape(value.shape) % 2, -1, 1)
+    zeros, others = size * signs * rng.uniform(0.15, 0.45, value.shape), value * rng.uniform(0.6, 1.4, value.shape)
     return np.asarray(np.where(value == 0, zeros, others))
 
 

@@ -13,7 +13,7 @@ from ...engine.node import Array
 from ..gradcheck import Unjudgeable
 from .calls import Calls
 from .frameworks import array
-from .held import Path, arrays, best, get, groups, is_array, is_float, label, looks_like_a_gradient
+from .held import Path, arrays, best, get, groups, is_array, is_float, kinship, label, looks_like_a_gradient
 from .names import BIAS, RATE, RATES, derivative_of, is_constant, is_label, plain
 from .pairs import explains, slope, stirred
 from .returned import Matching
@@ -186,6 +186,10 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequen
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
         calls = _with_gradient(calls, run, name, free, name in numbers)
+    wholes = [n for n, v in getattr(calls.author.owner, "__dict__", {}).items() if type(v) is int]
+    free = [place for place in run.new if place not in calls.places.values()]
+    said = [name for name in wholes if any(kinship(("object", name), place) >= 3 for place in free)]
+    calls = calls.without(*[f"{name}, a whole number of which backward leaves a gradient" for name in said])
     calls = _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
     return calls, [*run.returned]
 
@@ -236,6 +240,8 @@ def _step(calls: Calls, name: str, seed: int) -> Array:
 def _gradient_of(calls: Calls, run: _Pass, name: str, rated: list[tuple[float, Path]]) -> Path | None:
     """The place whose name says that this gradient is there, else the one whose values do."""
     surest = [place for surety, place in rated if surety == rated[0][0]]
+    outer = next(iter(calls.slots.get(name, ())), ())  # its sublayer has one of its own, which is the sublayer's
+    surest = [place for place in surest if outer and kinship(outer, place) == rated[0][0]] or surest
     sure = surest[0] if rated and rated[0][0] >= 2 and len(surest) == 1 else None
     if sure in run.new or not rated:
         return sure

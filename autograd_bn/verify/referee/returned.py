@@ -124,7 +124,7 @@ class Matching:
                 same = np.shape(taken) == np.shape(value)
                 (self.out.numbers if same or not array else self.out.labels).append(name)
             kind = getattr(taken, "dtype", type(taken).__name__)
-            self.out.notes.append(f"d{name} is not judged: {name} is no array of floats ({kind}).")
+            self.out.unseen.append(f"d{name}, as {name} is no array of floats ({kind})")
 
     def _without_containers(self, listed: list[Any]) -> list[Any]:
         """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept.

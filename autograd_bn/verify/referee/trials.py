@@ -65,6 +65,12 @@ class Fit(NamedTuple):
         meant = self.fits or (self.tabled and len(self.first) > 1)
         return self.first if meant and not self.right and 1 not in self.first else ()
 
+    @property
+    def extent(self) -> tuple[int, bool, int]:
+        """How much may show: in complex numbers, in arrays of several, in lengths of their own."""
+        several = self.count(lambda value: np.size(value) > 1)
+        return self.count(np.iscomplexobj), several > 0, len({*self.first} - {1})
+
     def count(self, test: Callable[[Any], bool]) -> int:
         """How many of the inputs are so."""
         return sum(map(test, self.inputs))
@@ -228,27 +234,19 @@ class Search:
         if whole and self.best and share < self.best.share and not re.search(r"\bint", code_of(pair.forward)):
             return  # floats, which forward takes, have gradients to be judged
         self.tried.append(fit)
-        if fits and not self.settled:
+        if fits and not self.settled and (share == 1 or not any(kind[:3] == "int" for kind in chosen)):
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
 
     def hides(self, right: Fit) -> bool:
-        """Whether numbers, one row or real ones are right where arrays or complex ones were wrong."""
-        wrong = [fit for fit in self.tried if not fit.right and (right.axes or not fit.axes)]  # a loss is a number
-        if any(fit.fits and fit.count(np.iscomplexobj) > right.count(np.iscomplexobj) for fit in wrong):
-            return True
-        several: Callable[[Fit], int] = lambda fit: fit.count(lambda value: np.size(value) > 1)
-        if not several(right):
-            return any(fit.share >= 0 and several(fit) for fit in wrong)
-        first, tabled = right.first, [fit for fit in wrong if fit.tabled]
-        kinds = zip(self.slots, right.kinds, strict=True)
-        matrices = [{*fit.first} for fit in tabled if len(fit.first) == 2]
-        number = matrices and len(first) == 1 and any(kind == "+" not in slot.kinds for slot, kind in kinds)
-        square = len({*first}) < len(first) == 2 and any(len(axes) == 2 for axes in matrices)  # as its transpose
-        like = [fit for fit in tabled if fit.fits and len(fit.first) == len(first) and fit.kinds[0].isalpha()]
-        few = like and len(self.slots) == 1 and right.kinds[0].isalpha()  # numbers that are all of one branch
-        one = 1 in first or (len(first) == 1 and _of_a_difference(right.pair))
-        return bool(number or square or few or (one and any(f.fits and len(f.wrong_at) > 1 for f in tabled)))
+        """Whether it is right where a wrong guess is longer: in more numbers, rows, lengths of their own, or parts."""
+        wrong = [fit for fit in self.tried if not fit.right and fit.share >= 0 and (right.axes or not fit.axes)]
+        short = any(kind == "+" not in slot.kinds for slot, kind in zip(self.slots, right.kinds, strict=True))
+        short |= len({*right.first}) < len(right.first) == 2 and 1 not in right.first
+        alone = len(self.slots) == 1 and any(f.fits and f.tabled and len(f.first) == len(right.first) for f in wrong)
+        narrow = alone or 1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair))
+        longer = [fit for fit in wrong if fit.extent > right.extent and (fit.fits or (fit.tabled and not narrow))]
+        return any(short or narrow or fit.extent[:2] > right.extent[:2] for fit in longer)
 
     def thin(self, right: Fit) -> bool:
         """Whether it is right at a length of 1 read from a message, where longer ones were wrong."""
@@ -360,8 +358,8 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
     except Exception as error:
         return (False, -1.0), said(error), {}
     shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
-    right = sum([1 if value is True else -0.1 * (value is None) for value in told.values()])  # an unjudged one is worse
-    share = right / max(len(told) + len(pair.unseen), 1)
+    judged = [*told.values(), *[None for _ in pair.unseen]]  # an unjudged one is worse
+    share = sum([1 if value is True else -0.1 * (value is None) for value in judged]) / max(len(judged), 1)
     return (any(value is not None for value in told.values()) and not shapes, share), "", shapes
 
 
@@ -370,8 +368,9 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
     beside = {*map(plain, entry.parameters)}
-    alike = {"q", "k"} <= beside or ({"a", "b"} <= beside and not any(n.startswith("w") for n in beside))
-    if (alike and plain(name) in ("q", "k", "b")) or ("logvar" in beside and plain(name) in ("mu", "mean", "logvar")):
+    alike = {"q", "k"} & beside if {"q", "k"} <= beside else {"b"} if {"a", "b"} <= beside else set[str]()
+    alike = alike if "q" in alike or not any(n.startswith("w") for n in beside) else set()
+    if plain(name) in alike or ("logvar" in beside and plain(name) in ("mu", "mean", "logvar")):
         name = "x"  # of attention, two of a kind, a distribution for each example
     if name in entry.kinds:
         return entry.kinds[name]
