@@ -12,21 +12,11 @@ from .held import is_float
 from .mistakes import close, factor, listed
 from .run import Run
 from .source import GUARD, code_of, unwrapped
+from .trace import constant
 
 _REVERSED = re.compile(r"rev(?!iew)|advers|domain|grl|neg|flip|lam|alpha|coef|scale", re.IGNORECASE)
 _COUNT = r"/=?\s*(float\()?(self\.)?(m|M|batch(_?size)?|bs|(n_|num_)?(examples|samples))\b"
 _INFINITE = 1e4  # masks fill with -1e4 where half precision has to hold it, else with -1e9 and the like
-
-
-def without_guards(run: Run) -> dict[str, Array]:
-    """The gradients as if no small number were added inside of a logarithm, or in a ratio there; else nothing."""
-    order = run.trace.order if run.trace else []
-    inner = [node.inputs[0] for node in order if node.own_op == "log"]
-    inner += [part for node in inner if node.own_op in ("divide", "multiply") for part in node.inputs]
-    guards = {n: added for n in inner if n.own_op == "add" and 0 < abs(added := _constant(n)) <= GUARD}
-    values = Values(order)
-    weights = {node: values[node] / (values[node] - guard) for node, guard in guards.items()}
-    return run.trace(run.dy, weights) if run.trace and weights else {}
 
 
 def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
@@ -43,7 +33,7 @@ def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
         return bool(guarded) and any(np.any((run.inputs[n] < 0) | (run.inputs[n] > 1)) for n in shares)
     values = Values(run.trace.order)
     for node in run.trace.order:
-        bound = _constant(node) if node.own_op in ("maximum", "minimum") else 0.0
+        bound = constant(node) if node.own_op in ("maximum", "minimum") else 0.0
         off = 1 - bound if node.own_op == "minimum" else bound
         if 0 < off <= GUARD and np.any(values[node] != values[node.inputs[0]]):
             return True
@@ -52,12 +42,6 @@ def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
         if _INFINITE <= infinite < 100 * np.max(np.abs(values[node.inputs[0]]), initial=0):
             return True
     return False
-
-
-def _constant(node: Node) -> float:
-    """The number that an operation takes beside another node, or 0."""
-    constants = [float(a) for a in node.args if not isinstance(a, Node) and np.ndim(a) == 0]
-    return constants[0] if len(constants) == len(node.inputs) == 1 else 0.0
 
 
 def convention(runs: Sequence[Run], wrong: Sequence[str], source: Any) -> str:

@@ -36,7 +36,7 @@ SLOPE = re.compile(r"\w*(grad|cost)\w*|d(?!ata|ic|ist|im|ep|on|eb|ro|ev)\w+|g")
 # What has no gradient: labels, masks, running statistics, what positions are turned by, graphs.
 _CONSTANT = re.compile(
     r"y|t|(one_?hot_?)?(y|labels?|targets?|true|truth|gt|desired|expected|mask)s?(_?(true|real|train|batch|one_?hot|oh|gt))?"
-    r"|(freqs?|rot(ary)?|cos|sin)(_\w+)?|adj\w*|\w*laplacian|ground_?truth|actuals?|observed|gold|reference|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
+    r"|(freqs?|rot(ary)?|cos|sin)(_\w+)?|adj\w*|\w*laplacian|ground_?truth|actuals?|observed|gold|ref(erence)?|counts?|(true|real)_?\w*|.*(running|moving|population|eps|label|target|mask|one_?hot|y_?true).*"
 )
 # What makes an object whole takes a shape alone, and has no name of what reaches for a file.
 _GIVEN = r"(\w+_)?shape|(in(put)?|prev\w*)_(dim|size|units)|optim\w*"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,11 @@ class Run:
 
     # Right and wrong
 
+    @cached_property
+    def unguarded(self) -> Arrays:
+        """The gradients without the small numbers that logarithms are guarded by, if there are such."""
+        return self.trace.unguarded(self.dy) if self.trace else {}
+
     def vanishing(self, name: str) -> float:
         """The size that a gradient is measured by where it is 0 itself, else 0."""
         if np.any(np.abs(self.truth[name]) > 1e-12):
@@ -123,9 +129,11 @@ class Run:
         return _wrong(gradient, self.truth[name], self.noise[name], self.vanishing(name))
 
     def right(self, name: str, gradient: Array | None = None) -> bool:
-        """Whether a gradient, by default the one that the author's backward returned, is the true one."""
+        """Whether a gradient, by default the author's own, is the true one, or is but for guards in logarithms."""
         gradient = self.author.gradients.get(name) if gradient is None else gradient
-        return gradient is not None and not np.any(self.wrong(name, gradient))
+        if gradient is None or not np.any(self.wrong(name, gradient)):
+            return gradient is not None
+        return name in self.unguarded and not np.any(_wrong(gradient, self.unguarded[name], self.noise[name]))
 
     def steps(self, backward: Callable[..., Any], passed: Passed | None = None) -> list[Row]:
         """The intermediates of a backward pass in its order: those of a returned dict, and its own variables."""

@@ -41,8 +41,8 @@ _PATTERNS = [(ast.parse(pattern).body[0], rows) for pattern, *rows in _TABLE]
 # Functions that are taken for each other; `pure` must know each, else it is not tried.
 _KIN = [
     ("sum", "mean", "cumsum"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("exp", "log", "expm1"),
-    ("sin", "cos"), ("sinh", "cosh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
-    ("var", "std"), ("tanh", "cosh"), ("log", "log1p"), ("abs", "sign"), ("dot", "multiply"), ("add", "subtract"),
+    ("sin", "cos"), ("sinh", "cosh", "tanh"), ("sqrt", "square"), ("zeros_like", "ones_like"), ("zeros", "ones"),
+    ("var", "std"), ("log", "log1p"), ("abs", "sign"), ("dot", "multiply"), ("add", "subtract"),
     ("matmul", "multiply"), ("tril", "triu"), ("floor", "ceil"),
 ]  # fmt: skip
 _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "var", "std", "cumsum", "argmax")

@@ -16,8 +16,9 @@ import numpy as np
 
 from ...engine import Tensor, as_tensor
 from ...engine.backward import pull
+from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, topological_order
-from .source import NoSearch, unwrapped
+from .source import GUARD, NoSearch, unwrapped
 
 Arrays = dict[str, Array]
 NUMBERS = 50_000  # of an array that cost as much to go through as a call of a small pair
@@ -76,6 +77,15 @@ class Trace:
         gradients, _ = self.flow(self.y.node, dy, (), weights)
         return {name: np.array(gradients.get(leaf.node, np.zeros(leaf.shape))) for name, leaf in self.leaves.items()}
 
+    def unguarded(self, dy: Array) -> Arrays:
+        """The gradients as if no small number were added inside of a logarithm, or in a ratio there; else nothing."""
+        inner = [node.inputs[0] for node in self.order if node.own_op == "log"]
+        inner += [part for node in inner if node.own_op in ("divide", "multiply") for part in node.inputs]
+        guards = {n: added for n in inner if n.own_op == "add" and 0 < abs(added := constant(n)) <= GUARD}
+        values = Values(self.order) if guards else {}
+        weights = {node: values[node] / (values[node] - guard) for node, guard in guards.items()}
+        return self(dy, weights) if guards else {}
+
     def constants(self, dy: Array) -> list[Node]:
         """Nodes whose parts of the gradient cancel: constants to authors, as the maximum that softmax takes off."""
         gradients, edges = self.flow(self.y.node, dy)
@@ -93,6 +103,12 @@ class Trace:
     def label(self, node: Node) -> str:
         """The name that the author gave a node, else its operation."""
         return self.author_name(node) or node.op or "an input"
+
+
+def constant(node: Node) -> float:
+    """The number that an operation takes beside another node, or 0."""
+    constants = [float(a) for a in node.args if not isinstance(a, Node) and np.ndim(a) == 0]
+    return constants[0] if len(constants) == len(node.inputs) == 1 else 0.0
 
 
 def said(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -60,20 +60,10 @@ class Fit(NamedTuple):
         return next((value.shape for value in self.inputs if isinstance(value, np.ndarray)), ())
 
     @property
-    def wrong_at(self) -> tuple[int, ...]:
-        """The shape of the first array, where backward is wrong for it and that is no single row."""
-        meant = self.fits or (self.tabled and len(self.first) > 1)
-        return self.first if meant and not self.right and 1 not in self.first else ()
-
-    @property
     def extent(self) -> tuple[int, bool, int]:
         """How much may show: in complex numbers, in arrays of several, in lengths of their own."""
-        several = self.count(lambda value: np.size(value) > 1)
-        return self.count(np.iscomplexobj), several > 0, len({*self.first} - {1})
-
-    def count(self, test: Callable[[Any], bool]) -> int:
-        """How many of the inputs are so."""
-        return sum(map(test, self.inputs))
+        several = any(np.size(value) > 1 for value in self.inputs)
+        return sum(map(np.iscomplexobj, self.inputs)), several, len({*self.first} - {1})
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ class Slot:
 
     def keeps(self, kind: str) -> bool:
         """Whether a kind with which shapes fit stays: but of labels, and of what has no telling name."""
-        array = kind[0] == "=" and any(other[0] != "=" for other in self.kinds)  # as p, a rate or a probability
+        array = (kind == "+" or kind[0] == "=") and any(k[0] != "=" for k in self.kinds)  # p, a rate or a probability
         column = kind in ("D", "N", "LL")  # a vector that may be one, a matrix
         return kind in self.kinds and not (array or column or meant(self.called)[1])
 
@@ -221,7 +211,7 @@ class Search:
         if self.lacked(message, values):  # backward reads more of it than forward
             return
         if axes > 1 and share >= 0.5:
-            self.summed |= {name for name, shape in shapes.items() if not shape}
+            self.summed |= {name for name, shape in shapes.items() if shape == ()}
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
         fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, True, axes=axes)
@@ -234,7 +224,7 @@ class Search:
         if whole and self.best and share < self.best.share and not re.search(r"\bint", code_of(pair.forward)):
             return  # floats, which forward takes, have gradients to be judged
         self.tried.append(fit)
-        if fits and not self.settled and (share == 1 or not any(kind[:3] == "int" for kind in chosen)):
+        if fits and not self.settled and None not in shapes.values():
             kinds = enumerate(zip(self.slots, chosen, strict=True))
             self.settled = {i: kind for i, (slot, kind) in kinds if slot.keeps(kind)}
 
@@ -257,12 +247,13 @@ class Search:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
         if numbers := self.narrowed(best) if best.right else []:
             return f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
-        if best.right and any(fit.fits and fit.count(symmetric) < best.count(symmetric) for fit in self.tried):
+        alike = [sum(map(symmetric, fit.inputs)) for fit in [best, *self.tried] if fit.fits]
+        if best.right and min(alike) < alike[0]:
             return "That is for a symmetric matrix: for another, which forward takes, it is wrong."
         narrow = 1 in best.first or len(best.first) < 2
-        near = [fit for fit in self.tried if best.right and not self.cut(fit, best)]
-        shapes = [fit.wrong_at for fit in near if narrow or len(fit.wrong_at) == 1]
-        shape = next(filter(None, shapes), None)
+        wrong = [fit for fit in self.tried if best.right and not fit.right and not self.cut(fit, best)]
+        shapes = [fit.first for fit in wrong if fit.fits or (fit.tabled and len(fit.first) > 1)]
+        shape = next((at for at in shapes if at and 1 not in at and (narrow or len(at) == 1)), None)
         return f"At inputs of shape {shape}, which forward takes, it is wrong." if shape else ""
 
     def cut(self, fit: Fit, best: Fit) -> bool:
@@ -344,10 +335,10 @@ def inputs_name(entry: Entry) -> str:
     return re.sub(r"([._]?forward.*|_(fw|fwd|fprop)|\.\w+)?$", "_", entry.forward, count=1).lstrip("_") + "inputs"
 
 
-def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...]]]:
+def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...] | None]]:
     """Whether a pair's gradients have the shapes of the inputs, and which share of them agrees with differences.
 
-    With the message of what backward raised, or the shapes of gradients that have others.
+    With the message of what backward raised, or the shapes of gradients that have others; None where nobody can tell.
     """
     written(pair)
     try:
@@ -357,10 +348,10 @@ def rated(pair: Pair) -> tuple[tuple[bool, float], str, dict[str, tuple[int, ...
         raise
     except Exception as error:
         return (False, -1.0), said(error), {}
-    shapes = {name.rpartition(".")[2]: value for name, value in told.items() if isinstance(value, tuple)}
+    shapes = {name.rpartition(".")[2]: value for name, value in told.items() if not isinstance(value, bool)}
     judged = [*told.values(), *[None for _ in pair.unseen]]  # an unjudged one is worse
     share = sum([1 if value is True else -0.1 * (value is None) for value in judged]) / max(len(judged), 1)
-    return (any(value is not None for value in told.values()) and not shapes, share), "", shapes
+    return (any(value is not None for value in told.values()) and {*shapes.values()} <= {None}, share), "", shapes
 
 
 def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
@@ -381,6 +372,8 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     listed, _ = meant("scores" if margin and meant(name)[0][0] == "prob:ND" else name)
     if margin and is_label(name):
         return ["sign:N", "sign:ND", "sign:N1"]
+    if name in entry.parameters[: entry.made] and len(name) == 1 and listed[0] in ("NM", UNKNOWN[:2]):
+        listed = ["=3", *listed]  # a length, of what is made
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
