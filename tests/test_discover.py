@@ -49,6 +49,8 @@ def test_code_is_judged_in_its_own_convention(name, tmp_path):
 def test_what_forward_reads_is_named_where_it_is_not_judged(tmp_path):
     found = judged(written(tmp_path, STYLES["globals_read"]))
     assert found["lin_backward"].report.unseen == ("W, which forward reads from outside",)
+    text = STYLES["globals_read"].replace("W = ", "HELD = {}\nHELD['W'] = W = ").replace("@ W", "@ HELD['W']")
+    assert judged(written(tmp_path, text))["lin_backward"].report.unseen == ("HELD, which forward reads from outside",)
     text = STYLES["lazy"].replace("self.dw =", "unused =")
     assert judged(written(tmp_path, text))["Lazy.backward"].report.unseen[0].startswith("w, of which backward leaves")
 
@@ -61,6 +63,23 @@ def test_lines_are_counted_as_an_editor_counts_them(rest, tmp_path):
         report = discover.judge(entry, file.space, {}).report
         assert len(file.space["GAP"]) == 1
     assert [repair.line for repair in report.repair[:1]] == [text.split("\n").index("    return -3 * x ** 2 * d") + 1]
+
+
+def test_whole_numbers_of_which_backward_leaves_a_gradient_are_named(tmp_path):
+    text = """
+import numpy as np
+class Counted:
+    def __init__(self, size):
+        self.w = np.arange(1, size + 1)
+    def forward(self, x):
+        self.x = x
+        return x * self.w
+    def backward(self, dy):
+        self.dw = (self.x * dy).mean(0)
+        return dy * self.w
+"""
+    found = judged(written(tmp_path, text))["Counted.backward"]
+    assert found.report.unseen == ("w, in whole numbers, of which backward leaves a gradient",)
 
 
 def test_a_gain_of_ones_is_moved_before_it_is_judged(tmp_path):

@@ -16,6 +16,7 @@ from .verdict import Row, Verdict
 _LAYOUT = {"raised", "count", "type", "shape"}
 _VAGUE = {"unexplained", "not linear", "mask missing", "lost rows", "not finite", "ignores dy", "weight of a path"}
 _SLIPS = re.compile(r"NameError|UnboundLocalError")  # the author's own, whatever the arguments are
+_SEVERAL = re.compile(r"sum\(|mean\(|axis|batch|example|sample|shape\[|\bm\b|einsum|len\(")  # more than one at a time
 _LENGTHS = re.compile(r"ValueError: (shapes|matmul|operands|cannot reshape|non-broadcastable)")
 
 
@@ -72,6 +73,9 @@ def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str
         return f"{untold[0]} may be a constant"
     if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
         return "the gradient of another output, a loss, may be taken for 1"
+    column = kinds == {"not summed"} and all(shapes.get(name, ())[-1:] == (1,) for name in wrong)
+    if column and not _SEVERAL.search(code_of(pair.forward) + code_of(pair.source)):
+        return f"{', '.join(sorted(wrong))} may be of one column, and isn't summed over several"
     if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
         return "a loss may take it for a constant"
     steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself

@@ -1,8 +1,8 @@
 """The arrays that an author's objects hold: where they are, and which of them are gradients of which."""
 
-import copyreg
+from collections import deque
 from collections.abc import Iterator, Sequence
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,12 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     """What a container or an object holds, with where."""
     if isinstance(value, dict):
         yield from value.items()
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple | list | deque):
         yield from enumerate(value)
     elif not isinstance(value, CLOSED):
-        yield from dict(getattr(value, "__dict__", {})).items()
-        slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]
-        yield from [(name, getattr(value, name)) for name in slots if hasattr(value, name)]
+        kept = [(name, held) for kind in type(value).__mro__[::-1] for name, held in vars(kind).items()]
+        shared = [n for n, v in kept if is_float(v) or (isinstance(v, MemberDescriptorType) and hasattr(value, n))]
+        yield from ({name: getattr(value, name) for name in shared} | getattr(value, "__dict__", {})).items()
         if is_tensor(value) and value.is_leaf and value.grad is not None:
             yield "grad", value.grad
 
@@ -102,7 +102,7 @@ def put(root: Any, path: Path, new: Any) -> None:
     if isinstance(owner, tuple):
         items = [new if i == key else item for i, item in enumerate(owner)]
         put(root, path[:-1], type(owner)._make(items) if hasattr(owner, "_make") else tuple(items))
-    elif isinstance(owner, dict | list):
+    elif isinstance(owner, dict | list | deque):
         owner[key] = new
     else:
         object.__setattr__(owner, key, new)

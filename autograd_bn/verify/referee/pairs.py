@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...engine.node import Array
-from .held import is_array, is_float
+from .held import arrays, is_array, is_float
 from .returned import Gradients, Matching
 from .source import unwrapped
 
@@ -128,6 +128,6 @@ def globals_read(function: Any) -> list[str]:
     """The arrays of a file or a closure that a function reads by name: nobody hands them over, so none is judged."""
     with suppress(TypeError, ValueError):
         read = inspect.getclosurevars(unwrapped(function))
-        held = {**read.globals, **read.nonlocals}
-        return [f"{name}, which forward reads from outside" for name, value in held.items() if is_array(value)]
+        held = {name: arrays(value).values() for name, value in {**read.globals, **read.nonlocals}.items()}
+        return [f"{name}, which forward reads from outside" for name, some in held.items() if any(map(is_array, some))]
     return []

@@ -186,10 +186,10 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequen
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
         calls = _with_gradient(calls, run, name, free, name in numbers)
-    wholes = [n for n, v in getattr(calls.author.owner, "__dict__", {}).items() if type(v) is int]
-    free = [place for place in run.new if place not in calls.places.values()]
-    said = [name for name in wholes if any(kinship(("object", name), place) >= 3 for place in free)]
-    calls = calls.without(*[f"{name}, a whole number of which backward leaves a gradient" for name in said])
+    own = getattr(calls.author.owner, "__dict__", {}).items()
+    wholes = [n for n, v in own if isinstance(v, int | np.ndarray) and np.asarray(v).dtype.kind == "i"]
+    said = [n for n in wholes if any(kinship(("object", n), p) >= 3 for p in run.new - {*calls.places.values()})]
+    calls = calls.without(*[f"{name}, in whole numbers, of which backward leaves a gradient" for name in said])
     calls = _without_labels(calls, run, floats) if run.y.size == 1 and calls.plan.judged is None else calls
     return calls, [*run.returned]
 

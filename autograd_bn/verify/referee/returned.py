@@ -137,6 +137,8 @@ class Matching:
                 lists.setdefault(name.partition("[")[0], []).append(name)
         if listed and all(isinstance(item, tuple) and len(item) == len(lists) for item in listed):
             listed, words = [list(part) for part in zip(*listed, strict=True)], ()  # (dW, db) for each layer
+        if own := [n for n in self.truth if "[" not in n and n not in (*self.came.names, *self.out.gradients)]:
+            lists[""] = own
         for item, word in zip(listed, words if len(words) == len(listed) else [""] * len(listed), strict=True):
             if isinstance(item, dict) and not any(isinstance(self.inputs.get(n), dict) for n in self.came.names):
                 self._by_names(item)

@@ -134,13 +134,6 @@ class Search:
         called = [slot.called for slot, kind in zip(self.slots, chosen, strict=True) if kind == "+"]
         return [name for name in called if name in self.summed]
 
-    def narrowed(self, best: Fit) -> list[str]:
-        """What is a number in the best guess, and was an array where the other gradients were right already."""
-        near = [fit for fit in self.tried if fit.fits and fit.share >= 0.5]
-        fixed = [i for i, slot in enumerate(self.slots) if slot.kinds == UNKNOWN.split() and best.kinds[i] == "=0.5"]
-        untold = [self.slots[i].called for i in fixed if any(fit.kinds[i] > "A" for fit in near)]
-        return self.numbers(best.kinds) + untold
-
     def inputs(self, chosen: tuple[str, ...]) -> dict[str, Any]:
         """Values of these kinds."""
         rng, values = np.random.default_rng(1), dict[str, Any]()
@@ -215,7 +208,8 @@ class Search:
         self.choices.refused(chosen, message, [shapes.get(slot.called) for slot in self.slots])
         firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
         fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, True, axes=axes)
-        if fit.right and self.thin(fit):
+        longer = any(not f.right and f.share >= 0 and 1 not in f.first for f in self.tried)
+        if fit.right and longer and 1 in fit.first and not fit.tabled:  # at a length of 1 that a message says
             return
         if fit.right and (self.hides(fit) or self.along_the_batch(chosen, pair)):
             self.closed = True
@@ -235,23 +229,23 @@ class Search:
         short |= len({*right.first}) < len(right.first) == 2 and 1 not in right.first
         alone = len(self.slots) == 1 and any(f.fits and f.tabled and len(f.first) == len(right.first) for f in wrong)
         narrow = alone or 1 in right.first or (len(right.first) == 1 and _of_a_difference(right.pair))
-        longer = [fit for fit in wrong if fit.extent > right.extent and (fit.fits or (fit.tabled and not narrow))]
-        return any(short or narrow or fit.extent[:2] > right.extent[:2] for fit in longer)
-
-    def thin(self, right: Fit) -> bool:
-        """Whether it is right at a length of 1 read from a message, where longer ones were wrong."""
-        wrong = [fit for fit in self.tried if not fit.right and fit.share >= 0]
-        return 1 in right.first and not right.tabled and any(1 not in fit.first for fit in wrong)
+        wrong = [fit for fit in wrong if fit.fits or (fit.tabled and (fit.share >= 0.5 or not narrow))]
+        longer = [fit.extent for fit in wrong if fit.extent > right.extent]
+        return any(short or narrow or extent[:2] > right.extent[:2] for extent in longer)
 
     def note(self, best: Fit) -> str:
         """Where it is wrong that forward takes as well, if it is right at the best guess."""
-        if numbers := self.narrowed(best) if best.right else []:
+        if not best.right:
+            return ""
+        fixed = [i for i, slot in enumerate(self.slots) if slot.kinds == UNKNOWN.split() and best.kinds[i] == "=0.5"]
+        untold = [i for i in fixed if any(f.kinds[i] > "A" for f in self.tried if f.fits and f.share >= 0.5)]
+        if numbers := self.numbers(best.kinds) + [self.slots[i].called for i in untold]:
             return f"That is with {numbers[0]} a number: with an array, which forward takes too, it is wrong."
         alike = [sum(map(symmetric, fit.inputs)) for fit in [best, *self.tried] if fit.fits]
-        if best.right and min(alike) < alike[0]:
+        if min(alike) < alike[0]:
             return "That is for a symmetric matrix: for another, which forward takes, it is wrong."
         narrow = 1 in best.first or len(best.first) < 2
-        wrong = [fit for fit in self.tried if best.right and not fit.right and not self.cut(fit, best)]
+        wrong = [fit for fit in self.tried if not fit.right and not self.cut(fit, best)]
         shapes = [fit.first for fit in wrong if fit.fits or (fit.tabled and len(fit.first) > 1)]
         shape = next((at for at in shapes if at and 1 not in at and (narrow or len(at) == 1)), None)
         return f"At inputs of shape {shape}, which forward takes, it is wrong." if shape else ""
