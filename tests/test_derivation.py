@@ -576,6 +576,7 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (mean_by_label, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((2, 5)), np.array([2, 2]))),
         (sums_of_neighbours, (*arrays((4, 3)), *EDGES, *arrays((3,))), (*arrays((2, 5)), *(EDGES % 2), *arrays((3,)))),
         (of_pairs, arrays((4, 3)), arrays((6, 2))),
+        (lambda x: np.tril(x @ x.T, -1) + np.triu(x @ x.T), arrays((4, 3)), arrays((6, 2))),
         (np.cross, arrays((3,), (3,)), (np.arange(3.0), np.ones(3))),
         (lambda a, b: np.log(a) * np.sqrt(b**2), (FAR[0] ** 2, FAR[0] ** 2), (FAR[0] ** 2, FAR[1])),
         (lambda x: x * (x > 0).T, arrays((4, 4)), arrays((3, 3))),

@@ -66,6 +66,8 @@ SHAPED: dict[str, Callable[[int, int], Any]] = {
     "np.eye({lengths}{kind})": np.eye,
     "np.tril(np.ones({shape}{kind}))": np.tri,
     "np.triu(np.ones({shape}{kind}), k=1)": lambda n, m: 1 - np.tri(n, m),
+    "np.tril(np.ones({shape}{kind}), k=-1)": lambda n, m: np.tri(n, m, -1),
+    "np.triu(np.ones({shape}{kind}))": lambda n, m: 1 - np.tri(n, m, -1),
     "(np.eye({lengths}) - 1 / {lengths})": lambda n, m: np.eye(n) - 1 / n if n == m else 0,  # which takes off a mean
 }
 # What a rule makes of an array that has no gradient, given the last of the lengths that it makes.

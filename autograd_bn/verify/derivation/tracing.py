@@ -193,11 +193,8 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
 class _Adding:
     """`np.add`, which adds at an index of a tensor too."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np.add, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return np.add(*args, **kwargs)
+    __call__: Any = staticmethod(np.add)
+    reduce, accumulate, outer = np.add.reduce, np.add.accumulate, np.add.outer
 
     def at(self, t: Any, index: Any, value: Any) -> None:
         if not isinstance(t, Tensor):
