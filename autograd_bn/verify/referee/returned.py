@@ -88,7 +88,10 @@ class Matching:
         while len(listed) > len(self.came.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
         listed = self._without_containers(listed)
-        wanted = self.wanted(listed)
+        wanted, names = self.wanted(listed), [*self.came.names]
+        if wanted != names and sorted(wanted) == sorted(names):
+            order, taken = ", ".join(wanted), ", ".join(names)
+            self.out.notes.append(f"Backward returns the gradients of {order} in this order, forward takes {taken}.")
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
             self.out.findings.append(Finding("count", (), what, _ONE_EACH))
