@@ -318,8 +318,8 @@ def agreed(chosen: Sequence[str], message: str) -> tuple[str, ...]:
     if re.search("used as indices must be of integer|only integers, slices", message):
         first = [i for i, kind in enumerate(chosen) if re.fullmatch(r"\+?([A-Z]+|\([\d,]+\))", kind)][:1]
         return tuple(["int:NM" if i in first else kind for i, kind in enumerate(chosen)])
-    if "not finite" in message:  # it takes powers, roots or logarithms
-        return tuple([re.sub(r"^(?=[A-Z(])", "+", kind) for kind in chosen])
+    if "not finite" in message:  # it takes powers, roots or logarithms, and of 1 - p next
+        return tuple([re.sub(r"^\+?(?=[A-Z(])", lambda plus: "unit:" if plus[0] else "+", kind) for kind in chosen])
     if re.search("integral type|integer scalar|must be integers|as an integer", message):
         return tuple(["=2" if kind.startswith("=0.") else kind for kind in chosen])
     if re.search("Python scalar|(truth value of an array|Boolean value of Tensor) with", message):

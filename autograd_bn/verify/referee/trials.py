@@ -196,6 +196,8 @@ class Search:
 
     def keep(self, chosen: tuple[str, ...], values: dict[str, Any], pair: Pair, axes: int) -> None:
         """Keep a guess that forward takes, with an output of so many axes."""
+        with np.errstate(all="ignore"):
+            finite(pair.forward(*copy.deepcopy(pair.inputs))[0])  # what is judged may be left on the object
         transposed = _transposed(pair)
         for name, value in zip(pair.names, pair.inputs, strict=True):
             if np.ndim(value) < 2 and name in transposed:
