@@ -127,19 +127,16 @@ def test_rows_and_columns_exchanged_on_a_square_batch_are_seen():
     assert ag.check_backward(forward, lambda dy, shape: dy - dy.mean(axis=0), (x,)).ok
 
 
-def test_gradients_in_another_order_get_a_note():
+def test_gradients_in_another_order_are_wrong_whatever_their_names():
     def backward(dy, cache):
         x, w = cache
         dx, dw = dy @ w.T, x.T @ dy
         return dw, dx
 
     inputs = rng.normal(size=(5, 4)), rng.normal(size=(4, 3))
-    verdict = ag.check_backward(lambda x, w: (x @ w, (x, w)), backward, inputs)
-    assert verdict.ok
-    assert "Backward returns the gradients of w, x in this order, forward takes x, w." in verdict.notes
-    verdict = ag.check_backward(lambda w, x: (x @ w, (x, w)), backward, inputs[::-1])
-    assert verdict.ok
-    assert verdict.notes == ()
+    (finding,) = ag.check_backward(lambda x, w: (x @ w, (x, w)), backward, inputs).diagnosis
+    assert finding.what == "dx and dw are each other's: they come back in the wrong order."
+    assert ag.check_backward(lambda w, x: (x @ w, (x, w)), backward, inputs[::-1]).ok
 
 
 def test_a_code_that_names_a_length_gets_a_note():

@@ -88,10 +88,7 @@ class Matching:
         while len(listed) > len(self.came.names) and listed[-1] is None:
             listed.pop()  # for an argument left to its default
         listed = self._without_containers(listed)
-        wanted, names = self.wanted(listed), [*self.came.names]
-        if wanted != names and sorted(wanted) == sorted(names):
-            order, taken = ", ".join(wanted), ", ".join(names)
-            self.out.notes.append(f"Backward returns the gradients of {order} in this order, forward takes {taken}.")
+        wanted = self.wanted(listed)
         if len(listed) > len(wanted):
             what = f"backward returned {len(listed)} gradients for {len(wanted)} inputs ({', '.join(wanted)})."
             self.out.findings.append(Finding("count", (), what, _ONE_EACH))
@@ -176,7 +173,8 @@ class Matching:
         left_own = [name for name in left if name not in names and not LOSS.search(name)]
         own = [[name for name in left_own if np.shape(self.inputs[name]) == shape] for shape in shapes]
         others = self.came.loss and {*map(len, own)} == {1}  # of an object's own, which no other has the shapes of
-        if count == len(names) and not (misfits(names) and (others or (told and not misfits(said)))):
+        others |= self.came.loss and told and not misfits(said)
+        if count == len(names) and not (others and misfits(names)):
             return names
         if told:
             self.named = True
