@@ -18,7 +18,7 @@ from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, setting, topological_order, watching
 from ..referee.held import is_float
-from ..referee.trace import local_values
+from ..referee.trace import local_values, said
 
 Inputs = dict[str, Any]
 
@@ -284,9 +284,8 @@ class Recording:
             except Unwritable:
                 raise
             except Exception as error:  # the author's own, or an operation that has no rule
-                why = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 where = _line([*walk_tb(error.__traceback__)][::-1])
-                raise Unwritable(f"forward can't be recorded on tensors{where}: {why}") from error
+                raise Unwritable(f"forward can't be recorded on tensors{where}: {said(error)}") from error
             several = isinstance(returned, tuple | list) and len(returned) > 1
             self.outputs = [*returned][:-1] if several else [returned]
             self.cache: Any = returned[-1] if several else None

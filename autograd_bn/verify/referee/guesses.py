@@ -175,8 +175,9 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        made = {"tanh": np.tanh, "dtanh": _dtanh, "draw": _draw, "rng": np.random.default_rng(0)}
-        return (made | {"step": Descent(), "layer": Layer(2), "layers": layers()})[kind[5:]]
+        made: dict[str, Any] = {"tanh": np.tanh, "dtanh": _dtanh, "draw": _draw, "step": Descent()}
+        made |= {"layer": Layer(2), "layers": layers(), "rng": np.random.default_rng(0)}
+        return made[kind[5:]]
     if kind.startswith("="):
         value = json.loads(kind[1:])
         return Lengths(value) if isinstance(value, list) else value

@@ -172,8 +172,8 @@ class Matching:
         left = [name for name in self.truth if name not in self.out.gradients]
         left_own = [name for name in left if name not in names and not LOSS.search(name)]
         own = [[name for name in left_own if np.shape(self.inputs[name]) == shape] for shape in shapes]
-        others = self.came.loss and {*map(len, own)} == {1}  # of an object's own, which no other has the shapes of
-        others |= self.came.loss and told and not misfits(said)
+        # Of an object's own, by their names, or where no other has their shapes.
+        others = self.came.loss and ({*map(len, own)} == {1} or (told and not misfits(said)))
         if count == len(names) and not (others and misfits(names)):
             return names
         if told:

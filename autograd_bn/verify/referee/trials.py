@@ -261,9 +261,9 @@ class Search:
     def lacked(self, message: str, values: dict[str, Any]) -> bool:
         """Whether a message names a key that a dict lacks, which the first without it is to hold then."""
         key = re.fullmatch(r"KeyError: '(\w+)'", message)
-        dicts = [name for name, value in values.items() if isinstance(value, dict) and name not in self.known]
-        lacking = [name for name in dicts if key and key[1] not in values[name]][:1]
-        self.keys += [(name, key[1]) for name in lacking if key]
+        dicts = {name: value for name, value in values.items() if isinstance(value, dict) and name not in self.known}
+        lacking = [(name, key[1]) for name, value in dicts.items() if key and key[1] not in value][:1]
+        self.keys += lacking
         return bool(lacking)
 
     def along_the_batch(self, chosen: tuple[str, ...], pair: Pair) -> bool:
@@ -355,8 +355,8 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     if (name == "p" and {"y", "t"} & {*entry.parameters}) or (name == "y" and "t" in entry.parameters):
         name = "pred"
     beside = {*map(plain, entry.parameters)}
-    alike = {"q", "k"} & beside if {"q", "k"} <= beside else {"b"} if {"a", "b"} <= beside else set[str]()
-    alike = alike if "q" in alike or not any(n.startswith("w") for n in beside) else set()
+    weighted = any(n.startswith("w") for n in beside)
+    alike = ("q", "k") if {"q", "k"} <= beside else ("b",) if {"a", "b"} <= beside and not weighted else ()
     if plain(name) in alike or ("logvar" in beside and plain(name) in ("mu", "mean", "logvar")):
         name = "x"  # of attention, two of a kind, a distribution for each example
     if name in entry.kinds:
@@ -368,7 +368,7 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     listed, _ = meant("scores" if margin and meant(name)[0][0] == "prob:ND" else name)
     if margin and is_label(name):
         return ["sign:N", "sign:ND", "sign:N1"]
-    if name in entry.parameters[: entry.made] and len(name) == 1 and listed[0] in ("NM", UNKNOWN[:2]):
+    if name in entry.parameters[: entry.made] and len(name) == 1 and listed[0] in ("NM", "ND"):
         listed = ["=3", *listed]  # a length, of what is made
     if all(kind[0] == "=" for kind in listed) and len(name) == 1:
         listed += ["ND", "BNN"]
