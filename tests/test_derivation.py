@@ -18,6 +18,7 @@ import autograd_bn as ag
 from autograd_bn.engine.node import setting
 from autograd_bn.verify.derivation import text
 from autograd_bn.verify.derivation.tracing import assigned, fillable
+from autograd_bn.verify.referee.held import is_float
 from tests.bench.referee import cases
 from tests.test_fusion import SPELLINGS
 
@@ -34,10 +35,10 @@ DECLINED = {
 
 def engine_gradients(forward, inputs, dys):
     """The engine's gradients of the float inputs."""
-    leaves = [ag.tensor(x, requires_grad=True) if np.asarray(x).dtype.kind == "f" else x for x in inputs]
+    leaves = [ag.tensor(x, requires_grad=True) if is_float(x) else x for x in inputs]
     with setting(assigned):
         returned = fillable(forward)(*leaves)
-    outputs = returned[:-1] if isinstance(returned, tuple) else [returned]
+    outputs = returned[: len(dys)] if isinstance(returned, tuple) else [returned]
     wanted = [leaf for leaf in leaves if isinstance(leaf, ag.Tensor)]
     found = ag.grad(list(outputs), wanted, list(dys), allow_unused=True)
     return [np.zeros(x.shape) if g is None else g for x, g in zip(wanted, found, strict=True)]
@@ -49,7 +50,7 @@ def assert_right(derivation, forward, inputs, rtol=1e-12):
     dys = [np.random.default_rng(1).normal(size=np.shape(y)) for y in outputs]
     returned = derivation.backward(*dys, cache)
     returned = returned if isinstance(returned, tuple) else (returned,)
-    found = [g for g, x in zip(returned, inputs, strict=False) if np.asarray(x).dtype.kind == "f"]
+    found = [g for g, x in zip(returned, inputs, strict=False) if is_float(x)]
     for value, true in zip(found, engine_gradients(forward, inputs, dys), strict=True):
         assert np.shape(value) == true.shape
         assert np.max(np.abs(value - true), initial=0) <= rtol * np.max(np.abs(true), initial=1e-3)
@@ -873,6 +874,12 @@ def as_often_as_data_say(x, w):
     return x
 
 
+def many_times(x):
+    for _ in range(400):
+        x = np.tanh(x)
+    return x
+
+
 @pytest.mark.parametrize(
     ("function", "inputs", "error", "words"),
     [
@@ -900,6 +907,7 @@ def as_often_as_data_say(x, w):
         (ag.erf, arrays((3, 2)), ValueError, "erf is no function of NumPy's"),
         (lambda x, p: x @ p["w"], (*arrays((3, 2)), {"w": np.ones((2, 2))}), ValueError, "pass its arrays as inputs"),
         (lambda x, ws: x @ ws[0] @ ws[1], (*arrays((3, 2)), arrays((2, 4), (4, 5))), TypeError, "one input for each"),
+        (many_times, arrays((3, 2)), ValueError, "more than 600 operations"),
         (lambda x: x, 3.0, TypeError, "inputs is a float"),
         (lambda x: x, (np.arange(3),), TypeError, "no array of floats"),
         (4, arrays((3,)), TypeError, "f is a int"),
@@ -1000,9 +1008,76 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def next_state(x, prev_c, w):
+    next_c = np.tanh(prev_c @ w + x)
+    return next_c * x, next_c
+
+
+def two_moments(x):
+    mean = x.mean(axis=0)
+    return mean, (x - mean).T @ (x - mean)
+
+
+def loss_and_what_it_keeps(x):
+    e = np.exp(x)
+    return (x - np.log(e.sum(axis=1, keepdims=True))).sum(), e / e.sum(axis=1, keepdims=True)
+
+
+def attended(x, w):
+    t = np.tanh(x @ w)
+    context = t @ w.T
+    return context, t
+
+
+def leapfrog(q, p):
+    p = p - 0.1 * np.sin(q)
+    q = q + 0.2 * p
+    return q, p - 0.1 * np.sin(q)
+
+
+def with_neighbours(A, x):
+    A_hat = A + np.eye(len(A))
+    return A_hat @ (A_hat @ x)
+
+
+def per_total(q, k):
+    return q / (q @ k.sum(axis=0))[:, None]
+
+
+def decayed(w, x, lam=0.1):
+    m = len(x)
+    return (x @ w).sum() / m + lam / (2 * m) * (w**2).sum()
+
+
+def rooted(x, p=3.0):
+    return (np.abs(x) ** p).sum(axis=1) ** (1 / p)
+
+
+def tempered(x, T=2.0):
+    return T * T * np.exp(x / T)
+
+
+def between(table, x):
+    low = np.floor(x).astype(int)
+    return table[low] * (low + 1 - x) + table[low + 1] * (x - low)
+
+
 @pytest.mark.parametrize(
     ("function", "inputs", "line"),
     [
+        (next_state, arrays((5, 4), (5, 4), (4, 4)), "def backward(dy1, dnext_c, cache):"),
+        (two_moments, arrays((5, 4)), "def backward(dmean, dy2, cache):"),
+        (loss_and_what_it_keeps, arrays((5, 4)), "def backward(dy, cache):"),
+        (attended, arrays((5, 4), (4, 3)), "return context, cache\n"),
+        (leapfrog, arrays((4,), (4,)), "return dq, dp\n"),
+        (with_neighbours, (np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]]), *arrays((3, 2))), "A_hat.T @ "),
+        (per_total, arrays((5, 4), (6, 4)), "(q.T @ (-g)).T"),
+        (decayed, arrays((4,), (5, 4)), "0.5 * lam / m * (w**2).sum(), cache\n"),
+        (rooted, arrays((5, 4)), "total ** (1 / p - 1)"),
+        (tempered, arrays((5, 4)), "return T**2 * e, cache\n"),
+        (lambda x: x.sum() - len(x) * np.log(2 * np.pi), arrays((5,)), " - np.log(2 * np.pi) * len(x)"),
+        (between, (np.arange(6.0) ** 2, np.array([0.2, 4.6, 2.5])), "np.add.at("),
+        (lambda x: np.pad(x, 1, mode="edge") ** 2, arrays((3, 2)), "np.pad(x, 1, mode="),
         (lambda x, w: (x @ w) ** 2, arrays((4, 3), (3,)), "dw = x.T @ "),
         (lambda x, w: (x @ w) ** 2, arrays((4, 3), (3,)), "[:, None] * w\n"),
         (lambda x, q: x - (q @ x) * q, arrays((4,), (4,)), "dx = dy - q * total\n"),

@@ -217,9 +217,8 @@ class Ran:
         self.held = arrays(self.root)
         self.before = {path: np.copy(value) for path, value in self.held.items()}
         dy = np.ones(np.shape(y)) if pair.unit else np.random.default_rng(3).normal(size=np.shape(y))
-        self.back: Gradients = replace(calls, places={} if started else calls.places).pulled(
-            pair.source, dy, seen, outputs
-        )
+        calls = replace(calls, places={} if started else calls.places)
+        self.back: Gradients = calls.pulled(pair.source, dy, seen, outputs)
         self.after = arrays(self.root)
 
     @classmethod

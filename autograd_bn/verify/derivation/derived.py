@@ -43,17 +43,13 @@ class Derivation:
         return Path(path)
 
     def _repr_html_(self) -> str:
-        return f"{PRE}{highlighted(self.source)}</pre>"
+        """With its comments, keywords and numbers in colour."""
+        pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
+        coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
+        return f"{PRE}{re.sub(pattern, coloured, html.escape(self.source, quote=False))}</pre>"
 
 
 COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
-
-
-def highlighted(source: str) -> str:
-    """Code as HTML, with its comments, keywords and numbers in colour."""
-    pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
-    coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
-    return re.sub(pattern, coloured, html.escape(source, quote=False))
 
 
 def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PLACED |= dict.fromkeys(REDUCTIONS - {"var"}, "axis")
 FLIPPED = {"less": "greater", "greater": "less"}
 LAYERS = 8  # of spreading, one in the other
 MOST = 600  # expressions, above which nobody reads the text
+TOO_MANY = f"what is written would have more than {MOST} operations, which nobody reads"
 
 
 class Expression:
@@ -150,7 +151,7 @@ class Expressions:
         made.serial = self.count
         self.listed.setdefault(made.lengths, []).extend([made] if op != "places" else [])
         if self.count > MOST:
-            raise Unwritable(f"what is written would have more than {MOST} operations, which nobody reads")
+            raise Unwritable(TOO_MANY)
         return made
 
     def do(self, op: str, *args: Any, **params: Any) -> Any:
@@ -185,9 +186,8 @@ class Expressions:
             args = args if op == "scatter" and np.ndim(values[0]) == 1 and any(value.lengths) else (*args[:-1], value)
         if op in ("reshape", "broadcast_to", "sum_to", "copy") and args[0].shapes == tuple(map(np.shape, values)):
             return args[0]
-        if op in (*LINEAR, "negative", "multiply", "scatter") and any(
-            e.op == "zero" for e in args[: 2 if op != "divide" else 1]
-        ):
+        factors = args[:1] if op == "divide" else args[:2] if op in (*LINEAR, "negative", "multiply", "scatter") else ()
+        if any(e.op == "zero" for e in factors):
             return self._zero(values)
         number, _ = self._split(args[0]) if op in LINEAR and moving else (None, None)
         if number and op != "divide" and (op in ("reshape", "transpose") or max(number.values) < 0):
@@ -200,8 +200,9 @@ class Expressions:
             return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
         e = Expression(op, args, params, values)
         e.moving = e.moving or moving
-        parts = e.parts if self.unit else [e]
-        if e.uniform and all(part.op in ("number", "array") for part in parts):  # made of ones
+        if e.uniform and all(
+            part.op in ("number", "array") for part in (e.parts if self.unit else [e])
+        ):  # made of ones
             return self.of(*map(np.asarray, values))
         rule = getattr(self, f"_{op}", None) if isinstance(op, str) else None
         return (rule and rule(e, *args)) or self._listed(e)
@@ -303,9 +304,8 @@ class Expressions:
         (mask, *ours), (other, *theirs) = self._cases(a), self._cases(b)
         if mask is None or mask is not other:
             return None
-        sides = [
-            self.do("add", *pair) if all(pair) else pair[0] or pair[1] or 0 for pair in zip(ours, theirs, strict=True)
-        ]
+        both = zip(ours, theirs, strict=True)
+        sides = [self.do("add", *pair) if all(pair) else pair[0] or pair[1] or 0 for pair in both]
         return self.do("where", mask, *sides)
 
     def _cases(self, e: Any) -> Any:
@@ -447,7 +447,7 @@ class Expressions:
             return None
         if all(shape[-1] == 1 for shape in a.shapes) and "transpose" not in (a.op, b.op):
             return self.do("multiply", a, b)
-        vectors = [(x, self._inside(x)) for x in (a, b)]
+        vectors = [(x, self._inside(x) if x.shapes[0][axis] == 1 else None) for x, axis in ((a, -2), (b, -1))]
         inner = [v if v and np.ndim(v.values[0]) == 1 and v.lengths == x.lengths else x for x, v in vectors]
         if len(a.shapes[0]) > 2 or len(b.shapes[0]) > 2 or inner == [a, b]:
             return None

@@ -35,12 +35,11 @@ def recordings(
     rng = np.random.default_rng(7)
 
     def record(inputs: Inputs, options: Inputs) -> Recording:
-        for share in (1, 0.05):  # a probability stays one
-            near = {n: np.asarray(v + share * (moved(v, rng) - v)) if is_float(v) else v for n, v in inputs.items()}
-            run = recorded(near, options)
-            if run.finite:
-                break
-        return run
+        near: Any = lambda v, share: np.asarray(v + share * (moved(v, rng) - v)) if is_float(v) else v
+        with contextlib.suppress(Unwritable):  # where an index is beyond what there is
+            if (run := recorded({n: near(v, 1) for n, v in inputs.items()}, options)).finite:
+                return run
+        return recorded({n: near(v, 0.05) for n, v in inputs.items()}, options)  # a probability stays one
 
     first, second, at = _relabelled(record, inputs, options), record(inputs, options), recorded(inputs, options)
     if not first.signature == second.signature == at.signature:

@@ -30,6 +30,7 @@ class Numbers:
         own = itertools.combinations([each for each in self.known if each[0] in named], 3)
         self.products = [(f"{r} * {s} * {t}", u * v * w) for (r, u), (s, v), (t, w) in own]
         self.products += (less := [(f"({text} - 1)", v - 1) for text, v in self.known if min(v) > 1])
+        self.products += [(f"{text}**2", v**2) for text, v in self.known if text in named]
         for (s, v), (t, w) in itertools.combinations(self.known + less, 2):
             self.products += [(f"{s} * {t}", v * w), (f"min({s}, {t})", np.minimum(v, w))]  # of a diagonal
 
@@ -60,7 +61,7 @@ class Numbers:
         for form, ratios in self._guesses(number, whole):
             if max(ratios) - min(ratios) <= 1e-13 * abs(ratios[0]):
                 c, below = constant(float(ratios[0]))
-                if len(c) < 8 and not below and not (whole and "." in c):
+                if (len(c) < 8 or "np." in c) and not below and not (whole and "." in c):
                     text = form.format(c).replace("+ -", "- ").replace("-1 * ", "-")
                     return text.removeprefix("1 * ").replace(" 1 * ", " ")
         return ""
@@ -78,22 +79,18 @@ class Numbers:
                 if text in self.named or (whole and some is self.known):
                     yield text + " + {}", number - v
                     yield "{} - " + text, number + v
-            for text, v in some if whole else ():
-                yield from _rounded(text, v, number)
+                if text in self.named and all(v):
+                    yield f"1 / {text} + {{}}", number - 1 / v
+            for (text, v), c in itertools.product(some, (2, 3, 4)) if whole else ():  # divided, rounded down or up
+                for more in (0, c - 1, -1, 1):
+                    above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
+                    yield f"{above} // {c}", np.where((v + more) // c == number, 1, np.inf)
         pairs = [*itertools.permutations(self.known, 2)]
         for (s, v), (t, w) in pairs if whole else ():
             if s in self.named:  # padded on both sides
                 yield f"{t} + {{}} * {s}", (number - w) / v
         for (s, v), (t, w) in pairs:
             yield f"{{}} * {s}{stroke}{bracketed(t)}", number * w / v
-
-
-def _rounded(text: str, v: Array, number: Array) -> Iterator[tuple[str, Any]]:
-    """A length divided by 2, 3 or 4, rounded down or up, or several such parts of it."""
-    for c in (2, 3, 4):
-        for more in (0, c - 1, -1, 1):
-            above = f"({text} {'-' if more < 0 else '+'} {abs(more)})" if more else text
-            yield f"{above} // {c}", np.where((v + more) // c == number, 1, np.inf)
 
 
 def length_of(array: str, axis: int) -> str:

@@ -36,8 +36,7 @@ FORMS: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "bitwise_and": ("{} & {}", AND, (AND, SUM)),
     "bitwise_or": ("{} | {}", OR, (OR, AND)),
     "invert": ("~{}", UNARY, (UNARY,)),
-    "stop_gradient": ("{}", ATOM, (ATOM,)),
-    "copy": ("{}", ATOM, (ATOM,)),
+    **dict.fromkeys(("stop_gradient", "copy"), ("{}", ATOM, (ATOM,))),
     "logdet": ("np.linalg.slogdet({})[1]", ATOM, (0,)),
 }
 SIGNS = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "==", "not_equal": "!="}
@@ -69,13 +68,6 @@ SHAPED: dict[str, Callable[[int, int], Any]] = {
     "np.tril(np.ones({shape}{kind}), k=-1)": lambda n, m: np.tri(n, m, -1),
     "np.triu(np.ones({shape}{kind}))": lambda n, m: 1 - np.tri(n, m, -1),
     "(np.eye({lengths}) - 1 / {lengths})": lambda n, m: np.eye(n) - 1 / n if n == m else 0,  # which takes off a mean
-}
-# What a rule makes of an array that has no gradient, given the last of the lengths that it makes.
-TURNED: dict[str, Callable[[Any, int], Any]] = {
-    "({0}[..., None] == np.arange({n}))": lambda array, n: array[..., None] == np.arange(n),
-    "{0}.T": lambda array, _: array.T,
-    "{0}.swapaxes(-1, -2)": lambda array, _: np.moveaxis(array, -1, -2 % array.ndim),
-    "{0}.reshape(-1, {0}.shape[-1]).T": lambda array, _: array.reshape(-1, array.shape[-1]).T,
 }
 
 
@@ -169,7 +161,7 @@ class Function:
             leading = re.match(r"(-?[\d.e-]*)( [*/] )?", text) if part.op == "number" else None
             if leading and leading[2]:  # all constants are one
                 factor *= float(leading[1])
-                text = text[leading.end() - 3 :].replace(" / ", "1 / ", 1).removeprefix(" * ")
+                text = re.sub("^ / ", "1 / ", text[leading.end() - 3 :]).removeprefix(" * ")
             elif part.op == "number" and text[0] == "-":
                 factor, text = -factor, text[1:]
             turned = joint == "*" and text.startswith("1 / ")
@@ -212,14 +204,17 @@ class Function:
         inner = tuple([x.args[0] for x in a.args if isinstance(x, Expression) and x.op == "reshape"])
         if a.op == "divide" and a not in self.names and [x.shapes for x in inner] == [e.shapes] * 2:
             return self._form(Expression(a.op, inner, {}, e.values))  # of what has axes of length 1 besides
-        if a.lengths == e.lengths and len(shape) > len(a.shapes[0]):
-            if a.op in REDUCTIONS and a not in self.names:
-                whole = np.empty(a.args[0].shapes[0], bool)
-                if whole.any(axis=plain(a.params.get("axis")), keepdims=True).shape == shape:
-                    return self._reduction(a, keepdims=True)
-            places, own = list[str](), [*a.shapes[0], None]
-            for n in shape:
-                places.append(":" if own[0] == n else "None")
+        if a.lengths == e.lengths and len(shape) > len(a.shapes[0]) and a.op in REDUCTIONS and a not in self.names:
+            whole = np.empty(a.args[0].shapes[0], bool)
+            if whole.any(axis=plain(a.params.get("axis")), keepdims=True).shape == shape:
+                return self._reduction(a, keepdims=True)
+        if a.lengths == e.lengths and shape:
+            if shape == a.shapes[0][::-1]:
+                return f"{self.text(a, ATOM)}.T"
+            (less, more), mark = sorted((shape, a.shapes[0]), key=len), "0" if len(shape) < len(a.shapes[0]) else "None"
+            places, own = list[str](), [*less, None]
+            for n in more:
+                places.append(":" if own[0] == n else mark)
                 own = own[own[0] == n :]
             if own == [None]:
                 return f"{self.text(a, ATOM)}[{_shortened(places)}]"
@@ -262,6 +257,8 @@ class Function:
         return f'np.einsum("{",".join(terms)}->{result}", {", ".join(map(self.text, operands))})'
 
     def _pad(self, e: Expression) -> str:
+        if "widths" not in e.params:  # by the places of elements
+            return f"np.pad({self.operands(e)}, {self._options(e.params)})"
         value = e.params.get("value")
         filled = "" if value is None or not any(value.values) else f", constant_values={self.text(value)}"
         return f"np.pad({self.text(e.args[0])}, {self.literal(e.params['widths'])}{filled})"
@@ -337,16 +334,17 @@ class Function:
                     shape = self.shape(e.shapes)
                     lengths = self.counted([len(v) for v in e.values]) if square else f"*{shape}"
                     return form.format(lengths=lengths, shape=shape, kind=kind)
-        for (name, known), (form, turn) in itertools.product(self.arrays.items(), TURNED.items()):
-            pairs = zip(e.values, known.values, strict=True)
-            if known.shapes[0] and all(np.array_equal(v, turn(w, v.shape[-1])) for v, w in pairs):
-                return str(form).format(name, n=self.counted([shape[-1] for shape in e.shapes]))
+        for name, known in self.arrays.items():  # labels
+            rows = [
+                w[..., None] == np.arange(v.shape[-1]) for v, w in zip(e.values, known.values, strict=True) if v.ndim
+            ]
+            if known.shapes[0] and all(map(np.array_equal, e.values, rows)):
+                return f"({name}[..., None] == np.arange({self.counted([v.shape[-1] for v in e.values])}))"
         if np.array_equal(a, b) and a.size <= 32:
             return f"np.array({a.tolist()})"
         as_named = f", as {e.args[0]} does" if e.args else ""
-        raise Unwritable(
-            f"forward reads an array of shape {a.shape} that comes from no input{as_named}: pass it as an input"
-        )
+        what = f"an array of shape {a.shape} that comes from no input{as_named}"
+        raise Unwritable(f"forward reads {what}: pass it as an input")
 
     # Lines
 

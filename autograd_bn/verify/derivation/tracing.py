@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from traceback import walk_stack, walk_tb
 from types import FunctionType, MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from ...engine import Tensor, as_tensor, operations, primitive
 from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, setting, topological_order, watching
+from ..referee.author import returned_names
 from ..referee.held import is_float
 from ..referee.trace import local_values, said
 
@@ -62,6 +64,18 @@ class Traced(np.ndarray[Any, Any]):
         name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
         return self.recorded(name, func(*_plain(args), **_plain(kwargs)), args, kwargs)
 
+    def called(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What a method of arrays gives."""
+        made = getattr(np.asarray(self), name)(*_plain(args), **_plain(kwargs))
+        return self.recorded(name.strip("_"), made, (self, *args), kwargs)
+
+    def number(self, name: str) -> Any:
+        """What forward makes of lengths, but not of data."""
+        if not _of_data(self.source):
+            return getattr(np.asarray(self), name)()
+        what = "branches on" if name == "__bool__" else "makes a number of"
+        raise Unwritable(f"forward {what} data{_line(walk_stack(None))}, and what is written is for all data")
+
     def recorded(self, name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call gave, as an array that knows the call."""
         array = isinstance(made, np.ndarray | np.generic)
@@ -72,23 +86,13 @@ class Traced(np.ndarray[Any, Any]):
         raise Unwritable(f"forward sets elements of an array that no gradient goes through{where}: write np.where")
 
     T: Any = property(lambda self: self.transpose())
-
-    def __repr__(self) -> str:
-        return repr(np.asarray(self))
+    __repr__: Any = lambda self: repr(np.asarray(self))
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))] if _of_data(self.source) else np.asarray(self))
 
 
 PACKAGE = __name__.partition(".")[0]
-
-
-def _method(name: str) -> Callable[..., Any]:
-    def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
-        made = getattr(np.asarray(self), name)(*_plain(args), **_plain(kwargs))
-        return self.recorded(name.strip("_"), made, (self, *args), kwargs)
-
-    return method
 
 
 def _of_data(source: Any) -> bool:
@@ -103,23 +107,11 @@ def _line(frames: Iterable[tuple[Any, int]]) -> str:
     return next((f" in line {line} of {frame.f_code.co_name}" for frame, line in own), "")
 
 
-def _number(name: str) -> Callable[..., Any]:
-    branches = name == "__bool__"
-
-    def method(self: Traced) -> Any:
-        if not _of_data(self.source):
-            return getattr(np.asarray(self), name)()
-        what = "branches on" if branches else "makes a number of"
-        raise Unwritable(f"forward {what} data{_line(walk_stack(None))}, and what is written is for all data")
-
-    return method
-
-
 for _name in "__bool__ __int__ __float__ __index__ item tolist".split():
-    setattr(Traced, _name, _number(_name))
+    setattr(Traced, _name, partialmethod(Traced.number, _name))
 MOVING = "__getitem__ astype copy reshape transpose swapaxes ravel flatten squeeze diagonal repeat take"
 for _name in f"{MOVING} sum mean max min prod any all argmax argmin argsort cumsum".split():
-    setattr(Traced, _name, _method(_name))
+    setattr(Traced, _name, partialmethod(Traced.called, _name))
 
 
 class Options(dict[str, Any]):
@@ -168,11 +160,7 @@ def _plain(value: Any) -> Any:
     return mapped(value, lambda item: np.asarray(item)[()] if isinstance(item, Traced) else item)
 
 
-def _cleared(g: Any, index: Any) -> Any:
-    return put(g, 0.0, index=index)
-
-
-@primitive(_cleared, lambda g, index: operations.getitem(g, index))
+@primitive(lambda g, index: put(g, 0.0, index=index), lambda g, index: operations.getitem(g, index))  # type: ignore[has-type]
 def put(x: Any, value: Any, /, index: Any) -> Any:
     """A copy of x with x[index] = value."""
     made = np.array(x, float)
@@ -222,7 +210,7 @@ class _Fillable:
     def __getattr__(self, name: str) -> Any:
         if name == "add":
             return _Adding()
-        if self._known is not None and name in ("arange", "eye", "tril_indices", "triu_indices"):
+        if self._known is not None and name in ("arange", "eye", "tri", "linspace", "tril_indices", "triu_indices"):
             return partial(self._logged, name)
         made = getattr(np, name.replace("empty", "zeros"))
         return partial(_filled, made) if name.partition("_")[0] in ("zeros", "full", "empty") else made
@@ -253,6 +241,20 @@ def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Ca
 
     there |= {n: moved(f) for n, f in space.items() if inspect.isfunction(f) and f.__globals__ is space}
     return moved(forward)
+
+
+_TIMES = "_?(next|prev|new|old|tm|t)_|_?(next|prev|new|old|tm|t)$|[0-9]"
+
+
+def _is_output(returned: list[Any], forward: Any, given: Inputs) -> bool:
+    """Whether what is returned last is no cache, but the next state of a cell, or made apart from the others."""
+    *others, last = returned
+    inputs = [getattr(value, "node", None) for value in given.values()]
+    if not getattr(last, "requires_grad", False) or last.node in inputs:
+        return False
+    *stems, name = [re.sub(_TIMES, "", n) for n in (*given, *(returned_names(forward) or [""])[-1:])]
+    known = topological_order([t.node for t in others if isinstance(t, Tensor)])
+    return name in stems or (last.node not in known and (last.ndim == 0 or others[0].ndim > 0))  # beside a loss kept
 
 
 class Recording:
@@ -286,9 +288,10 @@ class Recording:
             except Exception as error:  # the author's own, or an operation that has no rule
                 where = _line([*walk_tb(error.__traceback__)][::-1])
                 raise Unwritable(f"forward can't be recorded on tensors{where}: {said(error)}") from error
-            several = isinstance(returned, tuple | list) and len(returned) > 1
-            self.outputs = [*returned][:-1] if several else [returned]
-            self.cache: Any = returned[-1] if several else None
+            several = [*returned] if isinstance(returned, tuple | list) and len(returned) > 1 else [returned, None]
+            if _is_output(several, forward, self.args):
+                several.append(None)
+            *self.outputs, self.cache = several
             if any(isinstance(y, Traced) for y in self.outputs):
                 raise Unwritable("forward returns signs, comparisons or counts, of which every gradient is 0")
             if not all(isinstance(y, Tensor) and y.requires_grad for y in self.outputs):
@@ -344,10 +347,14 @@ class Recording:
         """The node or call that a value comes from, else the value."""
         if isinstance(value, Tensor):
             return value.node
+        place: Any = lambda array: (array.shape, array.strides, array.__array_interface__["data"])
         array: Any = value
         while isinstance(array, np.ndarray):
-            if isinstance(array, Traced) and array.source is not None and array.shape == value.shape:
+            if isinstance(array, Traced) and array.source is not None and place(array) == place(value):
                 return array.source
+            if array.ndim > 1 and array is not value and place(np.asarray(array).swapaxes(-1, -2)) == place(value):
+                axes = (*range(array.ndim - 2), array.ndim - 1, array.ndim - 2)  # as a rule turns it
+                return Call("transpose", (array, axes), {}, value)
             array = array.base
         return value
 
@@ -362,12 +369,6 @@ class Recording:
             if np.shape(value) != np.shape(true) or not np.all(np.abs(value - true) <= near):
                 raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
 
-    @property
-    def finite(self) -> bool:
-        """Whether outputs and gradients are finite."""
-        return all(np.isfinite(t.data).all() for t in (*self.outputs, *self.gradients.values()))
-
-    @property
-    def signature(self) -> list[Any]:
-        """What two recordings of one course share."""
-        return [(node.op, len(node.args)) for node in self.nodes]
+    # Whether outputs and gradients are, and what two recordings of one course share.
+    finite: Any = property(lambda s: all(np.isfinite(t.data).all() for t in (*s.outputs, *s.gradients.values())))
+    signature: Any = property(lambda self: [(node.op, len(node.args)) for node in self.nodes])

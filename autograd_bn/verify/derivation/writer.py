@@ -12,7 +12,7 @@ from ...batch_norm.fusion import norms
 from ...engine import Tensor
 from ..referee.verdict import Verdict
 from .derived import Derivation
-from .expressions import REDUCTIONS, Expression, Expressions
+from .expressions import REDUCTIONS, TOO_MANY, Expression, Expressions
 from .numbers import Numbers, length_of
 from .text import Function, called, cheap, wrapped
 from .tracing import Options, Recording, Unkept, Unwritable
@@ -39,7 +39,10 @@ class Writer:
         self.runs, self.first = runs, runs[0]
         kept = None if stored is None else {id(self.first.source(values[0])) for values in stored}
         self.made = Expressions(runs, kept)
-        self.ys = self.made.of(*[run.outputs for run in runs])
+        try:
+            self.ys = self.made.of(*[run.outputs for run in runs])
+        except RecursionError as error:
+            raise Unwritable(TOO_MANY) from error
         self.forward = below(self.ys)
         for values in stored or ():  # also what no output is computed from
             with contextlib.suppress(Unwritable):
@@ -152,9 +155,9 @@ class Writer:
             if e in out.names or not (e in values or e in gradients or e in ys or e in several or own):
                 continue
             value = values.get(e)
-            name = gradients.get(e) or self.meant.get(e) or called(e)
-            name = name if value is None or not name.isidentifier() else f"d{known[value]}"  # or where it is kept
-            path = "" if value is None or value.op == "input" else PATHS.get(name[1:], name[1:])
+            own_name = self.meant.get(e, called(e)) if value is None else f"d{known[value]}"
+            name = gradients.get(e, own_name)  # or where it is kept
+            path = "" if value is None or value.op == "input" else PATHS.get(known[value], known[value])
             name = self.named[e] if own else out.fresh(name) if name.isidentifier() else name
             out.line(e, name, f"through {path}" if path else "")
 

@@ -183,7 +183,7 @@ def _results(author: Author, seen: Seen, wanted: Sequence[str]) -> tuple[list[Pa
         kept = _kept_output(seen)
         outputs = [kept] if kept else outputs
     called = returned_names(author.forward)
-    if len(called) == len(outputs) == 2 and called[0] in CACHES:
+    if len(called) == len(outputs) == 2 and called[0] in CACHES and called[1] not in CACHES:
         outputs, called = outputs[::-1], called[::-1]
     return outputs, {name: place for name, place in zip(called[1:], outputs[1:], strict=False) if name}
 
