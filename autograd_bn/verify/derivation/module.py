@@ -1,6 +1,7 @@
 """A forward pass and its backward pass as a module of their own, from any function of arrays."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce, wraps
@@ -8,18 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...engine import Tensor
 from ..referee.author import parameters
 from ..referee.held import is_float
 from ..referee.inputs import checked
 from ..referee.judge import check_backward
 from ..referee.source import file_of, signature
 from ..referee.verdict import Verdict
-from .derived import Derivation, executed
 from .expressions import Expression
 from .lengths import recordings
 from .text import WIDTH, Function, called, cheap, names_in, wrapped
-from .tracing import Recording, Unwritable
-from .writer import Writer, below, used_again
+from .tracing import Recording, Unwritable, mapped, reached
+from .writer import Derivation, Writer, below, executed, used_again
 
 
 def write_backward(
@@ -33,10 +34,11 @@ def write_backward(
 
     `f` is what `check_backward` takes for forward, `y, cache = f(*inputs)`, or any function of arrays that tensors can
     go through. What its author named keeps its name, `dvar` is the gradient of `var`, lengths are written as `len(x)`,
-    numbers in a dict are read from it, equal expressions stand once, and the cache holds what backward reads. A tensor
-    among the inputs that requires no gradient gets none, as a net's images: None stands in its place. `names` are the
-    inputs' names, by default those of f's parameters. `form="steps"` follows the graph node by node; `form="folded"`
-    writes the formula of three paths for each batch norm, however it is spelled.
+    numbers in a dict are read from it, arrays in a dict or a list are inputs of their own, equal expressions stand
+    once, and the cache holds what backward reads. A tensor among the inputs that requires no gradient gets none, as a
+    net's images: None stands in its place. `names` are the inputs' names, by default those of f's parameters.
+    `form="steps"` follows the graph node by node; `form="folded"` writes the formula of three paths for each batch
+    norm, however it is spelled.
 
     The text is read off the recorded graph of the backward pass, run, compared with the engine's gradients at the
     inputs, at others near them and at other lengths, and judged by `check_backward`, before it is returned. Its forward
@@ -83,12 +85,11 @@ def written(
         raise TypeError(f"inputs is a {type(inputs).__name__}, expected a tuple of what f takes: (x, ...)")
     if form not in ("steps", "folded"):
         raise ValueError(f"form is {form!r}, expected 'steps' or 'folded'")
-    operands = checked(inputs, parameters(f, len(inputs)), names)
+    known = names or parameters(f, len(inputs))
+    f, inputs, own = _opened(f, inputs, known)
+    operands = checked(inputs, own, names if own is known else None)
     if not all(map(str.isidentifier, operands)):
         raise ValueError(f"names is {[*operands]}, expected names that code can have")
-    for name, value in operands.items():
-        if isinstance(value, tuple | list):
-            raise TypeError(f"{name} is a {type(value).__name__} of several arrays, expected one input for each")
     given = dict(zip(operands, inputs, strict=True))
     wanted = [n for n, v in operands.items() if getattr(given[n], "requires_grad", is_float(v))]
     if not wanted:
@@ -102,20 +103,43 @@ def written(
     return made
 
 
+def _opened(f: Any, inputs: Sequence[Any], names: Any) -> Any:
+    """`f` as a function of the arrays that dicts and lists among its inputs hold, in their place; these, and names."""
+    parts, kinds = dict[str, list[tuple[str, Any]]](), (Tensor, np.ndarray, float)
+    for name, value in zip(names, inputs, strict=False):
+        own = [(text, item) for text, item in reached(value, name, 20) if isinstance(item, kinds)]
+        several = isinstance(value, dict | tuple | list) and any(np.ndim(item) for _, item in own)
+        parts[name] = own if several else [(name, value)]
+    if all([text for text, _ in own] == [name] for name, own in parts.items()):
+        return f, inputs, names
+    ways = [re.findall(r"\w+", text) for own in parts.values() for text, _ in own]
+    ends = [way[-1] for way in ways if way[-1].isidentifier()]
+    called = [way[-1] if ends.count(way[-1]) == 1 else "_".join(way) for way in ways]
+
+    @wraps(f)
+    def forward(*values: Any, run: Any = f, **options: Any) -> Any:
+        left = iter(values)
+        leaf: Any = lambda item: next(left) if isinstance(item, kinds) else copy.deepcopy(item)
+        held = zip(parts, inputs, strict=True)
+        return run(*[next(left) if parts[n][0][0] == n else mapped(value, leaf) for n, value in held], **options)
+
+    return forward, [item for own in parts.values() for _, item in own], called
+
+
 def _with_parameters(module: Any, inputs: Any, names: Any) -> Any:
     """A module's forward as a function of its inputs and its parameters, on a copy; these, and their names."""
-    module, count = copy.deepcopy(module), len(inputs)
-    parameters_of = dict(module.named_parameters())
-    ways = [path.split(".") for path in parameters_of]
-    names = [*(names or parameters(module.forward, count)), *["_".join([*way[-1:], *way[:-1]]) for way in ways]]
+    module = copy.deepcopy(module)
+    ways, own = zip(*[(path.split("."), value) for path, value in module.named_parameters()], strict=True)
 
     @wraps(module.forward)
     def forward(*values: Any) -> Any:
-        for (*way, last), value in zip(ways, values[count:], strict=True):
+        for (*way, last), value in zip(ways, values[-1].values(), strict=True):
             setattr(reduce(lambda part, step: getattr(part, step, None) or part[int(step)], way, module), last, value)
-        return module.forward(*values[:count])
+        return module.forward(*values[:-1])
 
-    return forward, (*inputs, *parameters_of.values()), names
+    called = ["_".join([last, *way]) for *way, last in ways]
+    listed = names or parameters(module.forward, len(inputs))
+    return forward, (*inputs, dict(zip(called, own, strict=True))), [*listed, "parameters"]
 
 
 class _Module(Writer):

@@ -19,7 +19,7 @@ from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, setting, topological_order, watching
 from ..referee.author import returned_names
-from ..referee.held import is_float
+from ..referee.held import CLOSED, is_float
 from ..referee.trace import local_values, said
 
 Inputs = dict[str, Any]
@@ -156,6 +156,28 @@ def mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
     return slice(*mapped((value.start, value.stop, value.step), leaf)) if isinstance(value, slice) else leaf(value)
 
 
+def word(name: str) -> str:
+    """What stands in a place, as a name: W for layers[0].W."""
+    *_, last = words = re.findall(r"\w+", name)
+    return "_".join(words[-2:]) if last.isdigit() else last
+
+
+def reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """The arrays and numbers in a value, each with the code that reads it."""
+    if isinstance(value, Tensor | np.ndarray | int | float | str | tuple | list):
+        yield text, value
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from reached(item, f"{text}[{quoted(key)}]", depth - 1) if depth else ()
+    elif not isinstance(value, (Tensor, int, float, *CLOSED)):
+        for name, item in getattr(value, "__dict__", {}).items():
+            yield from reached(item, f"{text}.{name}", depth - 1) if depth else ()
+
+
+def quoted(key: Any) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)
+
+
 def _plain(value: Any) -> Any:
     return mapped(value, lambda item: np.asarray(item)[()] if isinstance(item, Traced) else item)
 
@@ -229,6 +251,8 @@ def _filled(make: Callable[..., Any], like: Any, *args: Any, **kwargs: Any) -> A
 
 def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Callable[..., Any]:
     """A function of the same code that has fillable arrays, as have those of its file that it calls."""
+    if inner := (getattr(forward, "__kwdefaults__", None) or {}).get("run"):  # what it hands its inputs on to
+        return partial(forward, run=fillable(inner, log))
     space = getattr(forward, "__globals__", {})
     if not inspect.isfunction(forward) or np not in (space.get("np"), space.get("numpy")):
         return forward

@@ -1,17 +1,26 @@
 """Two functions from recordings: which values have lines of their own, under which names, and what is cached."""
 
 import contextlib
+import html
+import itertools
+import keyword
+import linecache
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
+from ...files import is_one_file, whole
 from ..referee.verdict import Verdict
-from .derived import Derivation
+from ..table import PRE
 from .expressions import REDUCTIONS, TOO_MANY, Expression, Expressions
 from .numbers import Numbers, length_of
 from .text import Function, called, cheap, wrapped
@@ -21,6 +30,54 @@ ROLES = {"mean": "mean", "var": "var", "1/Ïƒ": "inv_std", "centred": "diff", "xÌ
 SPREAD = ("upstream", "broadcast_to")  # gradients without a line
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 Names = dict[Expression, str]
+
+
+@dataclass(frozen=True, repr=False)
+class Derivation:
+    """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
+
+    `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
+    `inputs` are those that it was read off.
+    """
+
+    source: str
+    forward: Callable[..., Any] = field(compare=False)
+    backward: Callable[..., Any] = field(compare=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    read: str = field(default="", compare=False)  # the author's file
+
+    def __str__(self) -> str:
+        return self.source
+
+    __repr__ = __str__
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the source to a file, and return its path; `ValueError` for the author's own file."""
+        if is_one_file(path, self.read):
+            raise ValueError(f"path is {os.fspath(path)!r}, the file that was read, expected another")
+        with whole(path) as file:
+            file.write(self.source.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        """With its comments, keywords and numbers in colour."""
+        pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
+        coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
+        return f"{PRE}{re.sub(pattern, coloured, html.escape(self.source, quote=False))}</pre>"
+
+
+COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
+
+
+def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
+    """What a text defines, in a space of its own that has these names."""
+    where = f"<written {next(_count)}>"
+    linecache.cache[where] = len(text), None, text.splitlines(True), where  # for whoever reads its source
+    exec(compile(text, where, "exec"), space)
+    return space
+
+
+_count = itertools.count(1)
 
 
 class Writer:
@@ -70,7 +127,7 @@ class Writer:
     def _find_names(self, taken: set[str], again: bool) -> None:
         """What the author calls values and numbers; `again` if what he binds an input's name to gets another."""
         runs, first = self.runs, self.first
-        for name, value in first.named.items():
+        for name, value in {**first.args, **first.named}.items():
             own = f"{name}2" if again and name in first.args and f"{name}2" not in first.named else name
             e = self.made.known([run.named.get(name) for run in runs])
             if type(value) in (int, float):
