@@ -165,7 +165,8 @@ class Variant(NamedTuple):
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
     """`affine` on images, of which forward makes rows; batches of matrices, where the code has a branch for them."""
-    branch = re.search(r"(ndim|len\([\w.]+\.shape\)) *((==|>=) *3|(>|!=) *2)\b", entry.text)
+    axes = r"(ndim|len\([\w.]+\.shape\)) *"
+    branch = re.search(rf"{axes}((==|>=) *3|(>|!=) *2)\b|\bif .*{axes}(== *2|< *3)\b", entry.text)
     flat = max(np.ndim(value) for value in inputs) < 3
     for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch and flat else []):
         there = zip(entry.parameters, other, inputs, strict=False)
@@ -346,10 +347,7 @@ ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (
 
 
 def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
-    """Where guessed inputs leave open what was meant: matrices, of what is right for vectors; other lengths.
-
-    Of what is wrong, whether it is right for one example.
-    """
+    """Where guesses leave open what was meant: other axes and lengths, or, of what is wrong, one example."""
     own = [i for i, value in enumerate(fit.inputs) if isinstance(value, np.ndarray) and i >= entry.made]
     axes, rng = {fit.inputs[i].ndim for i in own}, np.random.default_rng(4)
     with suppress(Exception):
@@ -362,7 +360,7 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
             there = _with(fit, {i: rng.uniform(0.1, 0.9, (5, 3)) for i in own})
             fits, part = _rated(entry, there)
             return "That is for vectors: for matrices, as of shape (5, 3), it is wrong." if fits and part < 1 else ""
-        if right and len(own) == 1 and not np.allclose(fit.inputs[own[0]].sum(axis=-1), 1):
+        if right and len(own) == 1 and axes != {0} and not np.allclose(fit.inputs[own[0]].sum(axis=-1), 1):
             shape = tuple([length + (length > 1) for length in fit.inputs[own[0]].shape])
             longer = np.resize(fit.inputs[own[0]], shape) * rng.uniform(0.9, 1.1, shape)
             wrong = _rated(entry, _with(fit, {own[0]: longer})) < (True, 1)

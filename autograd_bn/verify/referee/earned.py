@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from .author import returned_names
-from .guesses import UNKNOWN, meant
 from .names import CONTEXTS, DY, VALUES, plain
 from .pairs import Pair
 from .source import code_of, signature
@@ -17,7 +16,7 @@ _LAYOUT = {"raised", "count", "type", "shape"}
 _VAGUE = {"unexplained", "not linear", "mask missing", "lost rows", "not finite", "ignores dy", "weight of a path"}
 _SLIPS = re.compile(r"NameError|UnboundLocalError")  # the author's own, whatever the arguments are
 _SEVERAL = re.compile(r"sum\(|mean\(|axis|batch|example|sample|shape\[|\bm\b|einsum|len\(")  # more than one at a time
-_LENGTHS = re.compile(r"ValueError: (shapes|matmul|operands|cannot reshape|non-broadcastable)")
+_LENGTHS = re.compile(r"ValueError: (shapes|matmul|operands|cannot reshape|non-broadcastable)|returned an invalid grad")
 
 
 def unearned(report: Verdict, pair: Pair, guessed: Sequence[str], firm: bool) -> str:
@@ -68,16 +67,11 @@ def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str
     parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
     if parts and kinds <= _LAYOUT:
         return f"{parts[0]} may be a list of arrays"
-    untold = [name for name in wrong if meant(name)[0] == UNKNOWN.split()]
-    if kinds == {"count"} and wrong and [*wrong] == untold:
-        return f"{untold[0]} may be a constant"
     if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
         return "the gradient of another output, a loss, may be taken for 1"
     column = kinds == {"not summed"} and all(shapes.get(name, ())[-1:] == (1,) for name in wrong)
     if column and not _SEVERAL.search(code_of(pair.forward) + code_of(pair.source)):
         return f"{', '.join(sorted(wrong))} may be of one column, and isn't summed over several"
-    if kinds == {"count"} and pair.unit:  # backward takes no dy, as that of a loss
-        return "a loss may take it for a constant"
     steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
     if wrong and wrong <= steps and not {*right} & steps and not report.repair:  # else another step is right
         return "backward changes what it keeps, and no gradient is told from that"

@@ -22,7 +22,7 @@ from .guesses import Descent, Layer, layers, meant
 from .held import arrays, is_float, is_tensor, objects
 from .names import ASKS, BUILDS, COST, LOSS, NO_LOSS, SLOPE, SLOPES, TRAINING, forward_of, is_loss
 from .pairs import Pair
-from .source import by_position, code_of, framework, handed, keywords, signature, syntax, unwrapped
+from .source import by_position, code_of, file_of, framework, handed, keywords, signature, syntax, unwrapped
 
 _LARGE = 2_000_000  # numbers that an object may hold
 
@@ -85,10 +85,10 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
 def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     """`f_forward` and `f_backward`, or such names; `f(x, deriv=False)`; or `loss, dx = f_loss(x, y)`.
 
-    What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand.
+    What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand, unless it decorates that, `@no_grad()`.
     """
     functions = {n: v for n, v in space.items() if inspect.isfunction(v) or inspect.ismethod(v)}
-    written = value.__code__.co_filename == space["__file__"]
+    written = space["__file__"] in (value.__code__.co_filename, file_of(value) * (unwrapped(value).__name__ == name))
     forward = forward_of(name, functions) if written else None
     flags = [n for n, p in signature(value).items() if p.default is False and n.lower() in SLOPES]
     flag = flags[0] if flags and written and not forward else None

@@ -19,7 +19,7 @@ SMALL = 5000  # numbers of an array whose lengths are read from messages
 # images; a regression.
 FAMILIES = (
     "DN MN MD MM M1 D1 VM unit:DN onehot:DN bits:1N", "D N", "DT MT T", "BTD BM DT MT T bool:TT", "BTD BM DF MF F",
-    "ND NM DG MG G", "BIJD PPDM 111M", "DIJ MDPP", "ND N D +"
+    "ND NM DG MG G", "BIJD PPDM 111M", "DIJ MDPP", "BDT MDP M", "ND N D +"
 )  # fmt: skip
 # Sizes that can't be mistaken for each other, by the letters that stand for them below.
 SIZES = dict(zip("1NDMFBTVIJKLPHG", (1, 5, 4, 3, 12, 2, 6, 7, 3, 5, 4, 6, 3, 8, 9), strict=True))
@@ -64,7 +64,7 @@ DM DF DG MD DT : w(x|i|ax)\w?
 MM MF MG MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
 MDPP =2 DM D PPDM : kernel
-DM MD D +D MDPP VM MN PPDM DN D1 BDM + : w\d?|weights?|kernels?|filters?|theta|table
+DM MD D +D MDPP VM MN PPDM DN D1 BDM MDP + : w\d?|weights?|kernels?|filters?|theta|table
 M D F G M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
 D 1D11 1D D1 M N1 : {SHIFT}

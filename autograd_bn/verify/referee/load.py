@@ -149,7 +149,6 @@ def limited(seconds: float) -> Iterator[None]:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-
     spent = [time.process_time()]
 
     def stop(sign: int, _: Any) -> None:

@@ -11,7 +11,7 @@ from ...engine.node import Array, Node
 from .held import is_float
 from .mistakes import close, factor, listed
 from .run import Run
-from .source import GUARD, code_of, unwrapped
+from .source import GUARD, code_of, guard, unwrapped
 from .trace import constant
 
 _REVERSED = re.compile(r"rev(?!iew)|advers|domain|grl|neg|flip|lam|alpha|coef|scale", re.IGNORECASE)
@@ -22,9 +22,8 @@ _INFINITE = 1e4  # masks fill with -1e4 where half precision has to hold it, els
 def cut_by_a_guard(run: Run, inputs: Mapping[str, Any]) -> bool:
     """Whether a guard cuts off what the run is at, as `clip(p, 1e-7, 1 - 1e-7)` does: gradients are meant without it.
 
-    So does a number that stands for infinity, `where(mask, scores, -1e9)`, where scores are as large.
-
-    Where forward isn't recorded, but has such a guard in its text: whether the run left what lay between 0 and 1.
+    So does a number that stands for infinity, `where(mask, scores, -1e9)`, where scores are as large. Where forward
+    isn't recorded, but has such a guard in its text: whether the run left what lay between 0 and 1.
     """
     if run.trace is None:
         shares = [n for n, v in inputs.items() if is_float(v) and np.all((v >= 0) & (v <= 1))]
@@ -165,8 +164,14 @@ def _multiple(run: Run, name: str, gradient: Array, off: list[str], text: str) -
     return f"a multiple of the gradient of {parts[1].__name__}, by the same factor for each"
 
 
+def _guarded(run: Run, name: str, gradient: Array, off: list[str], text: str) -> str | None:
+    own, forward = (guard(function, "/") for function in (run.pair.source, run.pair.forward))
+    near = 0 < own < 1e-6 and not forward and close(gradient, run.truth[name], 300 * own)
+    return f"right but for {own:g}, which backward adds where it divides" if near else None
+
+
 Convention = Callable[[Run, str, Array, list[str], str], str | None]
 ROWS: tuple[Convention, ...] = (
     _straight_through, _back_to_a_bound, _reversal, _mean_over_examples, _passed_on, _with_the_loss, _clipped, _decay,
-    _multiple,
+    _multiple, _guarded,
 )  # fmt: skip

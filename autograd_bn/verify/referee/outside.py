@@ -1,8 +1,8 @@
 """What an author's functions can change beside their arguments, put back as it was when they have been judged."""
 
-import collections
 import inspect
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +15,7 @@ from .pure import Kept
 from .source import framework
 
 _METHODS = (staticmethod, classmethod, types.MethodType)
-_CONTAINERS = (
-    *(list, tuple, set, dict, collections.defaultdict, collections.OrderedDict, collections.Counter, collections.deque),
-)
+_CONTAINERS = (list, tuple, set, dict, defaultdict, OrderedDict, Counter, deque)
 _ABSENT = object()
 
 

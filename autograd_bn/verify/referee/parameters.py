@@ -41,9 +41,8 @@ def _named(names: Sequence[str], code: str) -> list[str]:
     words = {name for word in re.findall(r"\w+", code) for name in derivative_of(word)[:-1]}
     ends = [(name, name.rpartition(".")[2]) for name in names]
     words |= {end for _, end in ends if re.fullmatch(BIAS, end)}
-    return [
-        n for n, end in ends if {end, plain(end)} & words or re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)
-    ]
+    is_set: Any = lambda end: re.search(rf"[\"']{end}[\"']|\b{end} *[-+*/]?=[^=]", code)
+    return [name for name, end in ends if {end, plain(end)} & words or is_set(end)]
 
 
 def _root(calls: Calls) -> dict[str, Any]:
@@ -186,6 +185,12 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequen
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
         calls = _with_gradient(calls, run, name, free, name in numbers)
+    left = [name for name in calls.slots if f"{name}, of which backward leaves no gradient" in calls.unseen]
+    lists = {place[:2] for place in calls.places.values() if isinstance(place[-1], int)}
+    rest = [p for p in run.open if p in run.new and p[:2] in lists and p not in calls.places.values()]
+    if len(rest) == len(left):  # in the lists of those that were found, of whatever shape
+        unseen = tuple([why for why in calls.unseen if why.partition(",")[0] not in left])
+        calls = replace(calls, places=calls.places | dict(zip(left, rest, strict=True)), unseen=unseen)
     own = getattr(calls.author.owner, "__dict__", {}).items()
     wholes = [n for n, v in own if isinstance(v, int | np.ndarray) and np.asarray(v).dtype.kind == "i"]
     said = [n for n in wholes if any(kinship(("object", n), p) >= 3 for p in run.new - {*calls.places.values()})]
@@ -202,8 +207,10 @@ def _with_gradient(calls: Calls, run: _Pass, name: str, free: list[tuple[float, 
         place, note = moved[0], f"backward updates {name} itself; its step, divided by {rate:.4g}, is judged as"
         calls = replace(calls, rates=calls.rates | {name: rate}, notes=(*calls.notes, f"{note} the gradient."))
     shapes, shape = [np.shape(value) for value in calls.all.values()], np.shape(calls.all[name])
-    if place is None and len(free) == 1 == shapes.count(shape) and shape not in ((), run.y.shape):
-        place = free[0][1] if name in calls.slots else None  # what backward wrote of a shape that nothing else has
+    if place is None and len(free) == 1 == shapes.count(shape) and shape:  # of a shape that nothing else has
+        only, own = free[0][1], name in calls.slots
+        said = looks_like_a_gradient(only) and not np.array_equal(np.ravel(run.open[only]), np.ravel(run.dy))
+        place = only if (shape != run.y.shape if own else said) else None
     left = np.shape(run.open[place]) if place in run.open else ()
     if number and np.prod(left) != 1:  # it stands for an array, which one step makes of it
         return calls.without(f"{name}, a number whose gradient has shape {left}")
@@ -286,7 +293,8 @@ def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Call
         fit = [n for n in fit if not is_label(n)] or fit
         steps = {n: _step(calls, n, 11) for n in fit}
         near = [n for n in fit if explains(gradient, steps[n], _slope(calls, n, steps[n], run.dy))]
-        kept = near[:1] or (fit if len(fit) == 1 else kept)
+        near = near or fit[: len(fit) == 1]
+        kept = near[:1] or kept
     labels = [n for n in calls.names if n in floats and n not in kept]
     labels = [n for n in labels if near or any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]
     unseen = [f"{n}, of which no gradient is returned" for n in labels if not is_constant(n, floats[n])]

@@ -127,10 +127,7 @@ class Matching:
             self.out.unseen.append(f"d{name}, as {name} is no array of floats ({kind})")
 
     def _without_containers(self, listed: list[Any]) -> list[Any]:
-        """What is left where lists with a gradient for each array in a list of an object's, `nabla_w`, are kept.
-
-        And dicts with gradients of an object's own by their names, beside dx.
-        """
+        """What is left where lists of an object's own gradients, `nabla_w`, and dicts of them beside dx, are kept."""
         lists, left, words = dict[str, list[str]](), list[Any](), self.came.returns
         for name in self.truth:
             if "[" in name and name not in self.out.gradients:

@@ -16,6 +16,7 @@ from .meant import cut_by_a_guard
 from .pairs import Pair
 from .paths import Paths, main_paths, revealing
 from .run import TOLERANCE, Run
+from .source import code_of
 from .trace import effort
 
 PASSES = 1_500  # of a small forward pass, after which no more inputs are tried; a large one counts for several
@@ -110,6 +111,7 @@ class Sample:
         exchanged = any(sorted(shape) == sorted(run.truth[n].shape) for n, shape in others.items())
         last = np.shape(self.inputs[name])[-2:]
         square = np.ndim(self.inputs[name]) > 3 and last[0] == last[1] and not others  # as scores of attention are
+        square |= "diag" in code_of(self.pair.forward)  # of which a diagonal is taken
         said = self.notes if square or (own and not exchanged) else self.failures
         said.append(f"At {name} of shape {np.shape(run.inputs[name])}, which forward takes, {why}.")
 

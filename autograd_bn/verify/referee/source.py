@@ -84,11 +84,12 @@ def syntax(what: Any) -> ast.Module:
     return ast.Module([], [])
 
 
-def log_guard(function: Any) -> float:
+def guard(function: Any, before: str = r"log\w*\(") -> float:
     """The largest of the small numbers that a function's text adds inside of a logarithm, `log(p + 1e-7)`, or 0."""
     function, numbers = unwrapped(function), [0.0]
     whole = "".join(linecache.getlines(file_of(function)))
-    for word in re.findall(r"log\w*\([^\n]*?\+ *([\d.]+e-\d+|[A-Za-z_][\w.]*)", code_of(function)):
+    inside = "\n".join(re.findall(rf"{before}(.*)", code_of(function)))
+    for word in re.findall(r"\+ *([\d.]+e-\d+|[A-Za-z_][\w.]*)", inside):
         name = re.escape(word.rpartition(".")[2])
         numbers += map(float, re.findall(rf"\b{name} *(?:: *float *)?= *([\d.]+e-\d+|0\.0+1)\b", whole))
         with suppress(ValueError):

@@ -16,7 +16,7 @@ from .entries import Entry
 from .guesses import UNKNOWN, Choices, drawn, meant, shape_of, shown
 from .held import arrays, is_array, is_float
 from .inputs import symmetric
-from .names import BIAS, PLACES, SHIFT, is_label, plain
+from .names import BIAS, SHIFT, is_label, plain
 from .pairs import NoPair, Pair, agreement
 from .source import code_of, signature
 from .trace import reported, said, steps, work
@@ -299,11 +299,12 @@ def _of_a_difference(pair: Pair) -> bool:
 
 def _transposed(pair: Pair) -> set[str]:
     """What backward transposes of what forward is handed: it is meant to be a matrix."""
-    turned = re.findall(r"\b(\w+)[\"'\])]*\.T\b|transpose\((?:self\.)?(\w+)\)", code_of(pair.source))
+    code = re.sub(r"\[[\"'](\w+)[\"']\]", r".\1", code_of(pair.source))
+    turned = re.findall(r"([\w.]+)[\])]*\.T\b|transpose\(([\w.]+)\)", code)
+    paths = {f".{path.removeprefix('self.')}" for path in filter(None, itertools.chain(*turned))}
     kept = re.findall(r"\bself\.(\w+) *= *(\w+) *$", code_of(pair.forward), re.MULTILINE)
-    names = {*filter(None, itertools.chain(*turned))}
-    names |= {name for attribute, name in kept if attribute in names}
-    return {name for name in pair.names if name.rpartition(".")[2] in names - PLACES}
+    paths |= {f".{name}" for attribute, name in kept if f".{attribute}" in paths}
+    return {n for n in pair.names if any(path.endswith(f".{n}") or f".{n}".endswith(path) for path in paths)}
 
 
 def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
@@ -370,8 +371,8 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         return ["sign:N", "sign:ND", "sign:N1"]
     if name in entry.parameters[: entry.made] and len(name) == 1 and listed[0] in ("NM", "ND"):
         listed = ["=3", *listed]  # a length, of what is made
-    if all(kind[0] == "=" for kind in listed) and len(name) == 1:
-        listed += ["ND", "BNN"]
+    if all(kind[0] == "=" for kind in listed) and (len(name) == 1 or [name] == entry.parameters[entry.made :][:1]):
+        listed += ["ND", "BNN", "int:BTM"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})", f"(2,{length},6)"]
     if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):

@@ -12,20 +12,17 @@ from .author import methods_of
 from .held import is_float, objects
 from .inputs import Inputs, moved, scale
 from .pairs import Pair, explains, slope
-from .source import log_guard
+from .source import guard
 from .trace import Arrays, NoDerivative, Trace, reported
 
 Derivative = Callable[[Array], Arrays]
 
 
 def known_to(pair: Pair) -> float:
-    """How well a gradient by differences is known, of its largest entry: up to what guards in logarithms do to it.
-
-    Of a model that keeps its loss among its layers, also what is guarded there.
-    """
+    """How well differences are known, of the largest entry: but for what guards in logarithms do, its layers' too."""
     kept = objects(pair.calls.author.owner) if pair.calls and pair.unit else []
     layers = [getattr(type(value), passes[0]) for value in kept if (passes := methods_of(type(value)))]
-    return max(1e-6, min(300 * max(map(log_guard, [pair.forward, *layers])), 1e-4))
+    return max(1e-6, min(300 * max(map(guard, [pair.forward, *layers])), 1e-4))
 
 
 class Forward:
