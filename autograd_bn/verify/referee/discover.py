@@ -6,7 +6,7 @@ import linecache
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from traceback import extract_tb
 from typing import Any, NamedTuple
@@ -95,8 +95,8 @@ def _reported(entry: Entry, fit: Fit, check: Check, space: dict[str, Any]) -> tu
         raise NotImplementedError(report.unwritten)
     known = report.ok  # at these inputs, which are what is meant
     if known:
-        other, more = _on_other_ways(entry, fit, check)
-        report, reasons = report if other is None else other, [*reasons, *more]
+        report, more = _on_other_ways(entry, fit, check, report)
+        reasons += more
     elsewhere = ""
     if fit.guessed and (report.ok or (report.status == "wrong" and not fit.right)):
         elsewhere = _at_other_shapes(entry, fit, report.ok)
@@ -117,8 +117,8 @@ def _beside_a_right_one(entry: Entry, fit: Fit, space: dict[str, Any]) -> bool:
     return False
 
 
-def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None, list[str]]:
-    """The first report that is wrong, and what is said."""
+def _on_other_ways(entry: Entry, fit: Fit, check: Check, right: Verdict) -> tuple[Verdict, list[str]]:
+    """The first report that is wrong, else the right one, with what no run reached on any way; and what is said."""
     reasons = list[str]()
     with closing(variant for row in ROWS for variant in row(entry, fit.inputs)) as others:
         for variant in others:
@@ -132,7 +132,9 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check) -> tuple[Verdict | None
                     reasons += [variant.raises] if variant.raises else []
                 elif report.status == "wrong":
                     return report, [*reasons, f"This is {variant.where}."]
-    return None, reasons
+                elif report.ok:
+                    right = replace(right, unrun=tuple([place for place in right.unrun if place in report.unrun]))
+    return right, reasons
 
 
 def _lacking(report: Verdict, space: dict[str, Any]) -> str:

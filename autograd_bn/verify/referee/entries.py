@@ -145,8 +145,10 @@ def _of_objects(names: tuple[str, str], maker: "Maker", kinds: dict[str, list[st
     base, taken = bool(maker.what.__subclasses__()), parameters(maker.forward)[1:]
     asked = {name: name + "_" * (name in taken) for name in maker.needed}  # `Cell(d, h)` takes x and h
     kinds = {asked[name]: kind for name, kind in kinds.items()}
-    code, taken = tuple(_constructors(maker.what)), [*asked.values(), *taken]
-    return Entry(*names, taken, on(maker.pair), on(maker.probe), maker, base=base, code=code, kinds=kinds)
+    code = *_constructors(maker.what), maker.forward, getattr(maker.what, names[1].rpartition(".")[2])
+    return Entry(
+        *names, [*asked.values(), *taken], on(maker.pair), on(maker.probe), maker, base=base, code=code, kinds=kinds
+    )
 
 
 def _losses(functions: dict[str, Any]) -> tuple[Any, ...]:

@@ -153,12 +153,12 @@ def values_in(functions: Sequence[Callable[..., Any]]) -> Iterator[list[dict[str
         if event == "return" and frame.f_code in codes:
             codes[frame.f_code].update(frame.f_locals)
 
-    with _hooked("profile", watch):
+    with hooked("profile", watch):
         yield seen
 
 
 @contextmanager
-def _hooked(kind: str, watch: Callable[..., Any]) -> Iterator[None]:
+def hooked(kind: str, watch: Callable[..., Any]) -> Iterator[None]:
     """Python calls a function at each call, `profile`, or at each line, `trace`; then what it called before."""
     before, set_hook = getattr(sys, f"get{kind}")(), getattr(sys, f"set{kind}")
     set_hook(watch)
@@ -179,7 +179,7 @@ def work() -> Iterator[list[float]]:
             owner = getattr(function, "__self__", None)  # a copy is one call of an array's own
             done[0] += 5e-4 + (owner.size / NUMBERS if isinstance(owner, np.ndarray) else 0.0)
 
-    with _hooked("profile", watch):
+    with hooked("profile", watch):
         yield done
 
 
@@ -197,7 +197,7 @@ def instructions(function: Callable[[], Any], known: Container[Any] | None = Non
             ran.add(step)
         return watch
 
-    with _hooked("trace", watch):
+    with hooked("trace", watch):
         function()
     return ran
 
@@ -210,7 +210,7 @@ def effort(function: Callable[[], Any]) -> float:
         lines[0] += event == "line"
         return watch if _counts(frame) else None
 
-    with _hooked("trace", watch), work() as done:
+    with hooked("trace", watch), work() as done:
         function()
     return max(1.0, lines[0] / 2_000, done[0])
 

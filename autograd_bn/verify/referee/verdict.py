@@ -14,6 +14,7 @@ import numpy as np
 from ...engine.node import Array
 from ..table import PRE, html_prose, html_table, text_table
 from .source import unwrapped
+from .unrun import Place, told
 
 if TYPE_CHECKING:
     from ..derivation import Derivation
@@ -90,8 +91,8 @@ class Verdict:
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, NaN where that is no one number, `notes` what else a reader should know.
     `forward`, `backward`, `inputs`, `dy` and `pair` are what was judged; `warnings` say what is overwritten on the way,
-    and `unseen` which arrays that forward reads are not judged. `solution` is what would be right, written out;
-    `unwritten` says what a stub does.
+    `unseen` which arrays that forward reads are not judged, and `unrun` which statements of what is right no run
+    reached. `solution` is what would be right, written out; `unwritten` says what a stub does.
     """
 
     ok: bool
@@ -108,6 +109,7 @@ class Verdict:
     convention: str = ""
     pair: Pair | None = field(default=None, repr=False, compare=False)
     unwritten: str = ""
+    unrun: tuple[Place, ...] = ()
 
     def __bool__(self) -> bool:
         return self.ok
@@ -127,7 +129,12 @@ class Verdict:
     @property
     def remarks(self) -> list[str]:
         """What a reader should know beside the findings."""
-        return [*self.warnings, *self.notes, *[f"Not judged: {what}." for what in self.unseen]]
+        return [*self.warnings, *self.notes, *[f"Not judged: {what}." for what in self._unjudged]]
+
+    @property
+    def _unjudged(self) -> list[str]:
+        """What a reader must not take for right."""
+        return [*self.unseen, *[f"{told(self.unrun)}, which no run reached" for _ in self.unrun[:1]]]
 
     @property
     def backward(self) -> Callable[..., Any] | None:
@@ -158,7 +165,7 @@ class Verdict:
         steps = [f"Warning: {warning}" for warning in self.warnings]
         steps += [f"First wrong step in backward order: {self.first_wrong}."] if self.first_wrong else []
         table = [text_table(_HEAD, self._cells(), right=(2, 3))] if self.rows else []
-        notes = [f"Note: {note}" for note in (*self.notes, *[f"Not judged: {what}" for what in self.unseen])]
+        notes = [f"Note: {note}" for note in (*self.notes, *[f"Not judged: {what}" for what in self._unjudged])]
         blocks = lines, map(str, self.repair), code, steps, table, notes
         return "\n\n".join(filter(None, map("\n".join, blocks)))
 

@@ -1,0 +1,123 @@
+"""Statements that no run reaches are named, since nothing says whether they are right."""
+
+import numpy as np
+import pytest
+
+import autograd_bn as ag
+from autograd_bn.verify.referee import discover, entries, load
+from autograd_bn.verify.referee.unrun import Place, told
+
+LAYER = """
+import numpy as np
+
+class Scale:
+    def __init__(self, size, biased=False):
+        self.w = np.linspace(1, 2, size)
+        self.biased = biased
+        if biased:
+            self.b = np.zeros(size)
+
+    def forward(self, x):
+        if self.biased and x is None:
+            raise ValueError("x")
+        self.x = x
+        y = x * self.w
+        if self.biased:
+            y = y + self.b
+        return y
+
+    def backward(self, dy):
+        self.dw = (self.x * dy).sum(axis=0)
+        if self.biased:
+            # Its mistake is a mean.
+
+            self.db = dy.mean(axis=0)
+            self.seen = [
+                dy,
+            ]
+        return dy * self.w
+"""
+
+TWO_WAYS = """
+def scale_forward(x, factor=1.0):
+    if factor == 1.0:
+        return x, factor
+    return factor * x, factor
+
+def scale_backward(dy, factor):
+    if factor == 1.0:
+        return dy
+    return factor * dy
+"""
+
+
+def judged(tmp_path, text):
+    path = tmp_path / "layer.py"
+    path.write_text(text, encoding="utf-8")
+    with load.loaded(path) as file:
+        (entry,) = entries.entries(file.space)
+        return discover.judge(entry, file.space, {})
+
+
+def test_statements_that_no_run_reaches_are_named(tmp_path):
+    verdict = judged(tmp_path, LAYER).report
+    at = {line: number for number, line in enumerate(LAYER.splitlines(), 1)}
+    biased, mean = at["            y = y + self.b"], at["            self.db = dy.mean(axis=0)"]
+    assert verdict.ok
+    assert verdict.unrun == (
+        Place(biased, biased, "forward"),
+        Place(mean, mean, "backward"),
+        Place(mean + 1, mean + 3, "backward"),
+    )
+    said = f"line {biased} of forward, lines {mean} to {mean + 3} of backward, which no run reached"
+    assert verdict.remarks[-1] == f"Not judged: {said}."
+    assert str(verdict).endswith(f"Note: Not judged: {said}")
+
+
+def test_what_runs_on_another_way_is_judged_there(tmp_path):
+    found = judged(tmp_path, TWO_WAYS)
+    assert (found.verdict, found.report.unrun) == ("right", ())
+    assert judged(tmp_path, TWO_WAYS.replace("    return factor * dy", "    return dy")).verdict == "wrong"
+
+
+def test_a_wrong_verdict_names_none(tmp_path):
+    assert judged(tmp_path, LAYER.replace("return dy * self.w", "return dy")).report.unrun == ()
+
+
+def test_a_branch_on_data_that_no_input_takes_is_named_for_functions():
+    def forward(x):
+        if np.max(x) > 1e9:
+            return x * 0, x
+        return x**2, x
+
+    def backward(dy, x):
+        if np.max(x) > 1e9:
+            print("large")
+            return dy
+        return (lambda slope: slope * dy)(2 * x)
+
+    first = backward.__code__.co_firstlineno
+    verdict = ag.check_backward(forward, backward, [np.array([1.0, -2.0, 0.5])])
+    assert verdict.ok
+    assert [place for place in verdict.unrun if place.function == "backward"] == [
+        Place(first + 3, first + 3, "backward")
+    ]
+    assert [place.function for place in verdict.unrun] == ["forward", "backward"]
+
+
+def test_compiled_code_runs_unseen():
+    jax = pytest.importorskip("jax")
+
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (x**3, x), jax.jit(lambda x, dy: (3 * x**2 * dy,)))
+    verdict = ag.check_backward(cube, [np.array([1.0, -2.0, 0.5])])
+    assert verdict.ok
+    assert verdict.unrun == ()
+
+
+def test_lines_are_told_in_their_order():
+    places = [Place(9, 9, "f"), Place(3, 4, "g"), Place(5, 5, "g"), Place(7, 7, "g"), Place(8, 8, "f")]
+    assert told(places) == "lines 3 to 5 of g, line 7 of g, lines 8 to 9 of f"
