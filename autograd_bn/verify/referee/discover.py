@@ -27,7 +27,7 @@ from .load import SECONDS, TimeUp, limited
 from .names import KEEPING, SLOPES, TRAINING
 from .pairs import NoPair, Pair, arguments_of, share
 from .pure import Allowed
-from .source import code_of, signature, unwrapped
+from .source import NoSearch, code_of, signature, unwrapped
 from .trace import OWN, instructions, line_of, reported, said
 from .trials import Fit, finite, given, guessed, inputs_name, rated
 from .verdict import Verdict
@@ -166,11 +166,10 @@ class Variant(NamedTuple):
 
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
-    """`affine` on images, of which forward makes rows; batches of matrices, where the code has a branch for them."""
+    """`affine` on images, of which forward makes rows; batches of matrices, or one, where the code has a branch."""
     axes = r"(ndim|len\([\w.]+\.shape\)) *"
     branch = re.search(rf"{axes}((==|>=) *3|(>|!=) *2)\b|\bif .*{axes}(== *2|< *3)\b", entry.text)
-    flat = max(np.ndim(value) for value in inputs) < 3
-    for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch and flat else []):
+    for other in (on_more_axes(entry, inputs), _stacked(entry, inputs) if branch else []):
         there = zip(entry.parameters, other, inputs, strict=False)
         for name, shape in [(name, np.shape(new)) for name, new, old in there if np.ndim(new) != np.ndim(old)]:
             yield Variant(f"for {name} of shape {shape}", entry.adapted(other))
@@ -194,13 +193,17 @@ def on_more_axes(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _stacked(entry: Entry, inputs: Sequence[Any]) -> list[Any]:
-    """Inputs with two of the first array upon each other, of which forward takes each part; else nothing."""
+    """Inputs with two of the first array upon each other, or with one of three axes parted, where forward takes parts.
+
+    Nothing where it doesn't make of each part what it makes of it in the stack.
+    """
     first = next((i for i, value in enumerate(inputs) if is_float(value) and i >= entry.made), -1)
     with suppress(Exception):
-        parts = [inputs[first], inputs[first][::-1] * np.random.default_rng(4).uniform(0.9, 1.1)]
+        array, flat = inputs[first], max(np.ndim(value) for value in inputs) < 3
+        parts = [array, array[::-1] * np.random.default_rng(4).uniform(0.9, 1.1)] if flat else [*array]
         stacked, *apart = [[v if i == first else w for i, w in enumerate(inputs)] for v in (np.stack(parts), *parts)]
         y, each = _output(entry.probe(stacked)), np.array([_output(entry.probe(part)) for part in apart])
-        return stacked if y.shape == each.shape and np.allclose(y, each) else []
+        return (stacked if flat else apart[0]) if y.shape == each.shape and np.allclose(y, each) else []
     return []
 
 
@@ -285,7 +288,10 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
                 before = _outputs(entry.adapted(inputs), 1, 10)
             with _otherwise(entry, inputs, name, other, inputs) as pair:
                 after = _outputs(pair, 1, 10)
-                if not all(a.shape == b.shape and np.allclose(a, b) for a, b in zip(before, after, strict=True)):
+                same = [
+                    a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)
+                ]
+                if not all(same):
                     yield Variant(f"with {name}={other}", pair, "")
 
 
@@ -324,22 +330,27 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     """The pair at other inputs, with another default; `NoSearch` where that could do more than compute.
 
     What no default takes may be anything, as `if save:`. So both passes must be arithmetic on arrays through and
-    through, and a constructor, which may draw random numbers, must run no instruction that it doesn't run as it stands.
+    through, and so must constructors, which may draw random numbers, or else run nothing that they don't run as it is.
     """
     make: Any = entry.maker or list
-    steps = instructions(partial(make, copy.deepcopy(inputs)))
+    steps: set[Any] | None = instructions(partial(make, copy.deepcopy(inputs)))
     pair = entry.adapted(inputs)
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
     handed = arguments_of(pair, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
-    Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
-    Allowed(unwrapped(pair.source), handed, draws=True)
     with ExitStack() as stack:
         for function in [own for own in map(unwrapped, entry.code) if name in signature(own)]:
             listed = [p for p in signature(function).values() if p.kind is not p.KEYWORD_ONLY]
             defaults = tuple([other if p.name == name else p.default for p in listed if p.default is not p.empty])
             stack.enter_context(patch.object(function, "__defaults__", defaults))
+        with suppress(NoSearch):
+            for constructor in [own for own in entry.code if own.__name__ == "__init__"]:
+                Allowed(constructor, [*owner, *there], draws=True)
+            steps = None
         instructions(partial(make, copy.deepcopy(there)), steps)
+        owner += [entry.maker(copy.deepcopy(there))] if entry.maker else []
+        Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
+        Allowed(unwrapped(pair.source), [*owner, *handed], draws=True)
         yield entry.adapted(there)
 
 
@@ -353,7 +364,7 @@ def _at_other_shapes(entry: Entry, fit: Fit, right: bool) -> str:
     own = [i for i, value in enumerate(fit.inputs) if isinstance(value, np.ndarray) and i >= entry.made]
     axes, rng = {fit.inputs[i].ndim for i in own}, np.random.default_rng(4)
     with suppress(Exception):
-        stacked = _stacked(entry, fit.inputs) if right and 2 in axes else []
+        stacked = _stacked(entry, fit.inputs) if right and max(axes, default=0) == 2 else []
         if stacked and (True, 0) <= _rated(entry, stacked) < (True, 1):
             shape = stacked[own[0]].shape
             return f"At {entry.parameters[own[0]]} of shape {shape}, of which forward takes each part, it is wrong."
