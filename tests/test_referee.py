@@ -51,7 +51,7 @@ def test_a_missing_variance_path_is_named_with_its_weight():
     assert not verdict.ok
     assert [row.name for row in verdict.rows if not row.ok] == ["dx"]
     assert verdict.diagnosis[0].kind == "missing path"
-    assert "dx carries 0.00 of the path through the variance" in str(verdict)
+    assert "In dx the path through the variance is missing." in str(verdict)
 
 
 def test_gamma_of_ones_hides_nothing():

@@ -150,7 +150,10 @@ def _statistics(read: Pass, norm: Norm, unit: Any = None) -> tuple[Pass, Kept]:
 
 
 def _on_arrays(g: Any, wanted: Any, x: Any, gamma: Any, beta: Any, kept: Kept, norm: Norm) -> tuple[Any, Any, Any]:
-    """The rule on plain arrays, with what the node kept."""
+    """The rule on plain arrays, with what the node kept: dx = g * direct + constant + (x - mean) * slope.
+
+    `total` is sum(g) and `weighted` sum(g * x̂), with x̂ about the mean, of which `centre` and `distance` are two parts.
+    """
     (centre, distance, _, scale), n, unit = kept.rows[:4], kept.n, kept.unit
     with np.errstate(all="ignore"):
         x = native(x) if unit is None else _in_unit(native(x), unit, norm)

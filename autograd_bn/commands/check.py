@@ -92,7 +92,8 @@ def _judged(args: argparse.Namespace, page: Path | None, known: dict[str, object
     except Unreadable as error:
         raise UsageError(str(error)) from None
     if not judged:
-        raise UsageError(notes[0] if notes else f"{args.file} defines no pair of functions forward and backward")
+        none = "defines no pair of functions forward and backward, and no class with two methods of such names"
+        raise UsageError(notes[0] if notes else f"{args.file} {none}")
     counts = Counter(entry.verdict for entry in judged)
     unseen = sum(len(entry.report.unseen) for entry in judged if entry.report is not None)
     if len(judged) > 1 and not args.json:

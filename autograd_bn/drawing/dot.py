@@ -38,7 +38,7 @@ KINDS = {  # the style and the legend of each
     "more": (" shape=plaintext fillcolor=white", "… the graph goes on"),
 }
 CLUSTER = 'style="rounded,filled" labeljust=l labelloc=t fontsize=9'
-FRAMES = {
+FRAMES = {  # of parts: of a batch norm, and in it of what computes the statistics
     "fused": f'color="{FRAME}" fillcolor="#F1F4F7"',
     "module": f'color="{FRAME}" fillcolor="#FAFBFC"',
     "repeat": 'color="#B08D57" fillcolor="#FDF9F1" fontsize=12',

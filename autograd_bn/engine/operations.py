@@ -20,8 +20,8 @@ from .primitive import primitive
 from .tensor import Tensor, values_of
 from .words import explained
 
-# What the package exports of this module. Methods, and how code and pages write an operation, are lists of their own:
-# `words.METHODS`, `derivation.text.FORMS` and, of those by element, `derivation.expressions.ELEMENTWISE`.
+# What the package exports. Other lists: `words.METHODS`; `derivation.text.FORMS` for code and pages;
+# `derivation.expressions.ELEMENTWISE`; exceptions in `drawing.page.formulas`; samples in `tests/test_primitive`.
 __all__ = [
     "abs", "add", "broadcast_to", "concatenate", "cos", "cumsum", "divide", "einsum", "exp", "expm1", "log", "log1p",
     "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "negative", "pad",

@@ -34,7 +34,7 @@ FORMS = {
 }
 SILENT = ("reshape", "astype", "copy")
 # Operations of each element by itself: a rule that is made of them alone shows a local derivative, a factor for each.
-ELEMENTWISE = frozenset(
+FACTORS = frozenset(
     "add subtract multiply divide power negative exp expm1 log log1p sqrt rsqrt square abs tanh sigmoid sin cos relu "
     "maximum minimum where copy astype sum_to".split()
 )
@@ -89,7 +89,7 @@ def rules(node: Node, g: Any, names: Mapping[Node, str]) -> list[tuple[str, Any,
             read.append(("a constant", None, None))
             continue
         local, product = None, None
-        if not op.joint and {inner.own_op for inner in Graph(part).nodes if inner not in called} <= ELEMENTWISE:
+        if not op.joint and {inner.own_op for inner in Graph(part).nodes if inner not in called} <= FACTORS:
             rule = op.rule(position)
             local = rule.function(np.ones_like(np.asarray(g)), *rule.pick(node.saved), **rule.about(node, position))
             product = None if upstream.shape == parent.shape else g * local

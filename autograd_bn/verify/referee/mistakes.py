@@ -110,9 +110,7 @@ SIGN = Mistake("sign", "has the wrong sign", "Flip its sign")
 
 def missing(labels: Sequence[str], ways: Sequence[str], formula: str = "") -> Finding:
     """Paths that gradients lack; `formula` is what they add in terms of the direct path."""
-    parts = listed([f"0.00 of {way}" for way in ways])
-    what = f"{listed(labels)} {'carries' if len(labels) == 1 else 'carry'} {parts}: "
-    what += f"that {'term' if len(ways) == 1 else 'part'} is missing."
+    what = f"In {listed(labels)} {listed(ways)} {'is' if len(ways) == 1 else 'are'} missing."
     if {PATHS["mean"], PATHS["var"]} == set(ways):
         what += " The mean and the variance are taken for constants, which is right in inference alone."
     kind = "missing path" if len(ways) == 1 else "inference formula"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# The two passes, as methods of a class; for those of functions, a pair of words that stand in the place of each other.
+# The two passes as methods of a class, by their whole names; of functions, words that stand in the place of each other.
 FORWARD = """forward forward_pass forward_propagation forward_prop forward_propagate _forward_propagation _forward_pass
 fprop fwd _forward feed_forward feedforward propagate propagation propagar vorwaerts avanti compute __call__ function
 call loss compute_loss""".split()

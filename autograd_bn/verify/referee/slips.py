@@ -14,8 +14,9 @@ from .pure import Allowed, exchangeable
 from .source import Source
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
-# What may have been meant where a pattern stands, with its cost and kind; letters stand for any expressions. One slip
-# more is one row more, here or below: its kind is for machines, and `repair` reads what it says of it off the edit.
+# What may have been meant where a pattern stands, with its cost and kind. A name in a pattern is any expression, and a
+# number any number. One slip more is one row more: of operators here, of functions in `_KIN`, of values in `_VALUES`;
+# axes and numbers are lists. Cheaper ones are tried first. A kind is for machines: what is said is read off the edit.
 _TABLE: list[Any] = [
     ("a + b", (1, "a - b", "sign"), (1.05, "a", "term"), (1.05, "b", "term"), (1.15, "a * b", "operator")),
     ("a - b", (1, "a + b", "sign"), (1.05, "a", "term"), (1.05, "-b", "term"), (1.15, "a * b", "operator")),
