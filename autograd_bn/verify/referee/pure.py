@@ -231,7 +231,8 @@ class Allowed:
                 own = name in ("self", "ctx") and root is node.value  # what it is called changes no array
                 module = name in outer and isinstance(space.get(name), types.ModuleType)
                 taken = module or (node.attr in _READ | _METHODS and not own)
-                if node.attr.startswith("__") or (taken and not load):
+                above = node.attr == "__init__" and ast.unparse(node.value) == "super()"
+                if (node.attr.startswith("__") and not above) or (taken and not load):
                     _refuse(source, node)
                 self.stored |= set() if load else {node.attr}
                 if not module:
@@ -268,7 +269,7 @@ class Allowed:
                 return
         error = isinstance(value, type) and issubclass(value, Exception)
         error = error and value.__module__ in ("builtins", "numpy.linalg")
-        safe = error or any(value is builtin for builtin in _SAFE)
+        safe = error or value is super or any(value is builtin for builtin in _SAFE)
         # What is printed by the code that is edited goes nowhere, but its helpers may run as they stand.
         if value is print and source is not next(iter(self.functions.values())):
             _refuse(source, at)
