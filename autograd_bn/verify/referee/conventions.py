@@ -83,6 +83,23 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
     return forward_and_loss
 
 
+def loss_of(derivative: Any) -> list[Any]:
+    """The squared error that a function returns the derivative of, `cost_derivative(output, y)`, if it does."""
+    taken = by_position(derivative)
+    a, y = np.random.default_rng(0).uniform(size=(2, 4, 1))
+    values = (y, a) if is_label(taken[-2].name) else (a, y)
+    for k in (1, 2):
+        with suppress(Exception):
+            if np.allclose(derivative(*[None] * (len(taken) - 2), *values), k * (a - y)):
+                loss: Any = lambda one, other, k=k: k * ((one - other) ** 2).sum() / 2
+                loss.__signature__ = inspect.Signature(taken[-2:])
+                loss.__name__ = (
+                    f"the squared error{' / 2' * (k == 1)}, of which {derivative.__name__} is the derivative"
+                )
+                return [loss]
+    return []
+
+
 def numpy_pair(forward: Any, backward: Any, inputs: Sequence[Any]) -> Pair:
     """A pair of functions or of methods."""
     for what, function in (("forward", forward), ("backward", backward)):
@@ -119,15 +136,17 @@ def plans(author: Author, names: list[str], seen: Seen) -> Iterator[Plan]:
         return
     caches = [place for name, place in named.items() if name in CACHES] or outputs[:0:-1]
     known = _known(author, wanted, names, named)
-    if hasattr(author.forward, "parts"):  # beside its loss there is no dy, but the output
-        known |= {name: ("result", 1) for name in wanted if name not in known and plain(name) not in CACHES}
+    ways = [known]
+    if hasattr(author.forward, "parts"):  # beside its loss there is no dy, but the output, or the input by another name
+        lost = [name for name in wanted if name not in known and plain(name) not in CACHES]
+        ways = [known | dict.fromkeys(lost, place) for place in (("result", 1), ("input", names[0]))]
     numbers = [p for p in outputs if isinstance(y := get(seen, p), float) or getattr(y, "shape", None) == ()]
     loss = numbers[0] if len(numbers) == 1 and numbers[0] != outputs[0] else None  # after the first
     if len(outputs) == 1:
         yield from _without_dy(author, names, seen, known, wanted, outputs[0])
     results = {name: place for name, place in known.items() if place[0] != "input"}
     same = wanted == names and len(names) > 1  # a derivative takes what its loss takes
-    for told in (known,) if same else (known, results):  # what is called as an input may be something else
+    for told in ways if same else (*ways, results):  # what is called as an input may be something else
         untold, places = [name for name in wanted if name not in told], [p for p in outputs if p not in told.values()]
         places = places if 1 < len(untold) == len(places) else outputs
         for filled, sure in _filled(untold, variadic, places, caches, names):
@@ -328,7 +347,7 @@ def _refuse(calls: Calls, rated: float | None, raised: str) -> None:
             rated = share(calls.pair())
     if choices and ((rated or 0) < 1 or calls.unseen):
         raise Unjudgeable(f"backward takes {choices[0]}, by which it returns one gradient or another")
-    if raised and not calls.plan.sure and rated is not None and rated < 0:
-        raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")
     if labels and (rated or 0) < 1:
         raise LossElsewhere(f"backward takes {labels[0]}, which forward doesn't: its loss is computed elsewhere")
+    if raised and not calls.plan.sure and rated is not None and rated < 0:
+        raise Unjudgeable(f"backward takes other arguments than (dy, cache), it seems: it raised {raised}")

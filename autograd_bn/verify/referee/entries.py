@@ -16,7 +16,7 @@ import numpy as np
 
 from ..gradcheck import Unjudgeable
 from .author import Author, author_of, is_static, methods_of, parameters, returned_names, takes_a_context
-from .conventions import adapt, called, numpy_pair, with_a_loss
+from .conventions import adapt, called, loss_of, numpy_pair, with_a_loss
 from .frameworks import NUMPY, array, jax_constants, torch_backend
 from .guesses import Descent, Layer, layers, meant
 from .held import arrays, is_float, is_tensor, objects
@@ -152,7 +152,10 @@ def _of_objects(names: tuple[str, str], maker: "Maker", kinds: dict[str, list[st
 
 
 def _losses(functions: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple([value for name, value in functions.items() if inspect.isfunction(value) and is_loss(name)])
+    functions = {name: value for name, value in functions.items() if inspect.isfunction(value)}
+    slopes = [value for name, value in functions.items() if re.fullmatch("(cost|loss)_(derivative|prime)", name)]
+    losses = [value for name, value in functions.items() if is_loss(name)]
+    return tuple(losses or [loss for slope in slopes for loss in loss_of(slope)])
 
 
 def _beside_each_other(name: str, what: type, space: dict[str, Any]) -> Iterator[Entry]:

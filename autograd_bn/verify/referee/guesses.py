@@ -38,7 +38,7 @@ BTD ND : seq(uence)?s?|(hidden)?states|query|key
     (n|num|dim|d)(out|outputs?|y|neurons|units|hidden|classes|h|filters|a|nodes)|fanout
     (out|outputs?|hidden)(features|dim|ch\w*|size|dims|units?|nodes|n|num|c|d|f)|(size|dim|ch\w*)out
     (num|n)(out|hid|filt|cat|class|lab)\w*|(hidden|out|output)layersize|units|classes|neurons|hidden|filters|m
-=[4,3] =[4,3,3] =[3] =4 call:layers : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
+=[4,3,3] =[4,3] =[3] =4 call:layers : ((layers?|hidden)?)?(layers|sizes|dims|units|neurons|sizelist)(list)?
 ="x" : .*(path|file|folder|url|name|port).*|\w*dir(ectory)?|fd
 options : (hyper)?\w*(params?|parameters|config|cfg|options|opts|kwargs|layer)
 ~prob:ND unit:ND ND unit:N unit:N1 N N1 unit:DN +ND : (y|t)(pred|hat)\w*|pred\w*|probs|phat|al|yp
