@@ -169,17 +169,18 @@ class Matching:
         left = [name for name in self.truth if name not in self.out.gradients]
         left_own = [name for name in left if name not in names and not LOSS.search(name)]
         own = [[name for name in left_own if np.shape(self.inputs[name]) == shape] for shape in shapes]
-        # Of an object's own, by their names, or where no other has their shapes.
-        others = self.came.loss and ({*map(len, own)} == {1} or (told and not misfits(said)))
+        # Of an object's own, by their names, or where no other has their shapes: beside a loss, or of indices alone.
+        free = self.came.loss or not {*names} & {*self.truth}
+        others = free and ({*map(len, own)} == {1} or (told and not misfits(said)))
         if count == len(names) and not (others and misfits(names)):
             return names
         if told:
             self.named = True
             return said
         floats = [name for name in names if name in self.truth]
-        free = [name for name in floats if not is_constant(name, self.inputs[name])]
+        moving = [name for name in floats if not is_constant(name, self.inputs[name])]
         every = [*names, *[name for name in left if name not in names]]  # None of indices, too
-        choice = next((some for some in (free, floats, left, every) if len(some) == count), [])
+        choice = next((some for some in (moving, floats, left, every) if len(some) == count), [])
         if choice and not (others and misfits(choice)):
             return choice
         whole = count > 1 and all(isinstance(value, np.ndarray | np.number | float) for value in listed)
