@@ -93,9 +93,7 @@ def loss_of(derivative: Any) -> list[Any]:
             if np.allclose(derivative(*[None] * (len(taken) - 2), *values), k * (a - y)):
                 loss: Any = lambda one, other, k=k: k * ((one - other) ** 2).sum() / 2
                 loss.__signature__ = inspect.Signature(taken[-2:])
-                loss.__name__ = (
-                    f"the squared error{' / 2' * (k == 1)}, of which {derivative.__name__} is the derivative"
-                )
+                loss.__name__ = f"{'half ' * (k == 1)}the squared error, whose derivative is {derivative.__name__}"
                 return [loss]
     return []
 

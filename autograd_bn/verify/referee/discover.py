@@ -287,11 +287,8 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
             if not before:  # what is cut off shows at large ones
                 before = _outputs(entry.adapted(inputs), 1, 10)
             with _otherwise(entry, inputs, name, other, inputs) as pair:
-                after = _outputs(pair, 1, 10)
-                same = [
-                    a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)
-                ]
-                if not all(same):
+                pairs = zip(before, _outputs(pair, 1, 10), strict=True)
+                if not all(a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in pairs):
                     yield Variant(f"with {name}={other}", pair, "")
 
 

@@ -417,12 +417,8 @@ def _no_inputs(entry: Entry, failed: list[tuple[list[int], str]]) -> str:
         return f"{call} needs what isn't there: {max(lost)[1]}"
     set_elsewhere = re.match(r"AttributeError: '(\w+)' object has no attribute '(\w+)'", why)
     if set_elsewhere and entry.forward.startswith(f"{set_elsewhere[1]}."):
-        where = (
-            "set elsewhere"
-            if entry.maker
-            else "an object's: the two passes of one have names such as forward, backward"
-        )
-        return f"{call} reads self.{set_elsewhere[2]}, which is {where}: {why}"
+        no_layer = "an object's: the two passes of one have names such as forward, backward"
+        return f"{call} reads self.{set_elsewhere[2]}, which is {'set elsewhere' if entry.maker else no_layer}: {why}"
     first = {name: _kinds(entry, name)[0] for name in entry.parameters}
     line = " ".join([f"{name}={shown(kind)}" for name, kind in first.items() if not kind.startswith("call")])
     return (
