@@ -1196,3 +1196,12 @@ def test_a_derivation_is_not_saved_over_the_code_that_it_was_read_from(tmp_path)
         code.save(path)
     assert "def backward" not in path.read_text("utf-8")
     assert "def backward" in code.save(tmp_path / "key.py").read_text("utf-8")
+
+
+def test_an_option_of_any_name_leaves_arrays_that_can_be_filled():
+    def forward(x, *, run="all"):
+        y = np.zeros(x.shape)
+        y[:, 0], y[:, 1:] = x[:, 0] ** 2, np.exp(x[:, 1:])
+        return y
+
+    assert "dx[:, 1:] = " in ag.write_backward(forward, [np.arange(6.0).reshape(3, 2) / 6]).source

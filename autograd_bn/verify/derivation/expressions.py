@@ -200,9 +200,8 @@ class Expressions:
             return self.make("reshape", (self.make(op, args, rest, shorter),), {}, values)
         e = Expression(op, args, params, values)
         e.moving = e.moving or moving
-        if e.uniform and all(
-            part.op in ("number", "array") for part in (e.parts if self.unit else [e])
-        ):  # made of ones
+        parts = e.parts if self.unit else [e]
+        if e.uniform and all(part.op in ("number", "array") for part in parts):  # made of ones
             return self.of(*map(np.asarray, values))
         rule = getattr(self, f"_{op}", None) if isinstance(op, str) else None
         return (rule and rule(e, *args)) or self._listed(e)

@@ -86,7 +86,7 @@ def written(
     if form not in ("steps", "folded"):
         raise ValueError(f"form is {form!r}, expected 'steps' or 'folded'")
     known = names or parameters(f, len(inputs))
-    f, inputs, own = _opened(f, inputs, known)
+    f, inputs, own = _parted(f, inputs, known)
     operands = checked(inputs, own, names if own is known else None)
     if not all(map(str.isidentifier, operands)):
         raise ValueError(f"names is {[*operands]}, expected names that code can have")
@@ -103,7 +103,7 @@ def written(
     return made
 
 
-def _opened(f: Any, inputs: Sequence[Any], names: Any) -> Any:
+def _parted(f: Any, inputs: Sequence[Any], names: Any) -> Any:
     """`f` as a function of the arrays that dicts and lists among its inputs hold, in their place; these, and names."""
     parts, kinds = dict[str, list[tuple[str, Any]]](), (Tensor, np.ndarray, float)
     for name, value in zip(names, inputs, strict=False):
@@ -123,6 +123,7 @@ def _opened(f: Any, inputs: Sequence[Any], names: Any) -> Any:
         held = zip(parts, inputs, strict=True)
         return run(*[next(left) if parts[n][0][0] == n else mapped(value, leaf) for n, value in held], **options)
 
+    vars(forward)["parted"] = f
     return forward, [item for own in parts.values() for _, item in own], called
 
 

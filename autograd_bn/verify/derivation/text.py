@@ -211,7 +211,8 @@ class Function:
         if a.lengths == e.lengths and shape:
             if shape == a.shapes[0][::-1]:
                 return f"{self.text(a, ATOM)}.T"
-            (less, more), mark = sorted((shape, a.shapes[0]), key=len), "0" if len(shape) < len(a.shapes[0]) else "None"
+            less, more = sorted((shape, a.shapes[0]), key=len)
+            mark = "0" if len(shape) < len(a.shapes[0]) else "None"
             places, own = list[str](), [*less, None]
             for n in more:
                 places.append(":" if own[0] == n else mark)
@@ -335,9 +336,8 @@ class Function:
                     lengths = self.counted([len(v) for v in e.values]) if square else f"*{shape}"
                     return form.format(lengths=lengths, shape=shape, kind=kind)
         for name, known in self.arrays.items():  # labels
-            rows = [
-                w[..., None] == np.arange(v.shape[-1]) for v, w in zip(e.values, known.values, strict=True) if v.ndim
-            ]
+            pairs = zip(e.values, known.values, strict=True)
+            rows = [w[..., None] == np.arange(v.shape[-1]) for v, w in pairs if v.ndim]
             if known.shapes[0] and all(map(np.array_equal, e.values, rows)):
                 return f"({name}[..., None] == np.arange({self.counted([v.shape[-1] for v in e.values])}))"
         if np.array_equal(a, b) and a.size <= 32:

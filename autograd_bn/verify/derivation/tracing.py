@@ -251,7 +251,7 @@ def _filled(make: Callable[..., Any], like: Any, *args: Any, **kwargs: Any) -> A
 
 def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Callable[..., Any]:
     """A function of the same code that has fillable arrays, as have those of its file that it calls."""
-    if inner := (getattr(forward, "__kwdefaults__", None) or {}).get("run"):  # what it hands its inputs on to
+    if inner := getattr(forward, "parted", None):  # what it hands its inputs on to
         return partial(forward, run=fillable(inner, log))
     space = getattr(forward, "__globals__", {})
     if not inspect.isfunction(forward) or np not in (space.get("np"), space.get("numpy")):

@@ -344,8 +344,7 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
             for constructor in [own for own in entry.code if own.__name__ == "__init__"]:
                 Allowed(constructor, [*owner, *there], draws=True)
             steps = None
-        instructions(partial(make, copy.deepcopy(there)), steps)
-        owner += [entry.maker(copy.deepcopy(there))] if entry.maker else []
+        instructions(lambda: owner.append(make(copy.deepcopy(there))), steps)
         Allowed(unwrapped(pair.forward), [*owner, *handed, *pair.inputs], draws=True)
         Allowed(unwrapped(pair.source), [*owner, *handed], draws=True)
         yield entry.adapted(there)

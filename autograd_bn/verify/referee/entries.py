@@ -88,7 +88,8 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     What a framework made of a function, as `jax.grad(f)`, nobody wrote by hand, unless it decorates that, `@no_grad()`.
     """
     functions = {n: v for n, v in space.items() if inspect.isfunction(v) or inspect.ismethod(v)}
-    written = space["__file__"] in (value.__code__.co_filename, file_of(value) * (unwrapped(value).__name__ == name))
+    inside = file_of(value) if unwrapped(value).__name__ == name else ""
+    written = space["__file__"] in (value.__code__.co_filename, inside)
     forward = forward_of(name, functions) if written else None
     flags = [n for n, p in signature(value).items() if p.default is False and n.lower() in SLOPES]
     flag = flags[0] if flags and written and not forward else None

@@ -185,12 +185,14 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequen
     for name in sorted(rated, key=lambda name: -max([surety for surety, _ in rated[name]], default=0)):
         free = [(surety, place) for surety, place in rated[name] if place not in calls.places.values()]
         calls = _with_gradient(calls, run, name, free, name in numbers)
-    left = [name for name in calls.slots if f"{name}, of which backward leaves no gradient" in calls.unseen]
+    left = [name for name in calls.slots if name in rated and name not in {*calls.places, *numbers}]
+    left = [name for name in left if not is_constant(name, calls.all[name])]
     lists = {place[:2] for place in calls.places.values() if isinstance(place[-1], int)}
     rest = [p for p in run.open if p in run.new and p[:2] in lists and p not in calls.places.values()]
     if len(rest) == len(left):  # in the lists of those that were found, of whatever shape
-        unseen = tuple([why for why in calls.unseen if why.partition(",")[0] not in left])
-        calls = replace(calls, places=calls.places | dict(zip(left, rest, strict=True)), unseen=unseen)
+        calls = replace(calls, places=calls.places | dict(zip(left, rest, strict=True)))
+    else:
+        calls = calls.without(*[f"{name}, of which backward leaves no gradient" for name in left])
     own = getattr(calls.author.owner, "__dict__", {}).items()
     wholes = [n for n, v in own if isinstance(v, int | np.ndarray) and np.asarray(v).dtype.kind == "i"]
     said = [n for n in wholes if any(kinship(("object", n), p) >= 3 for p in run.new - {*calls.places.values()})]
@@ -200,7 +202,7 @@ def _with_gradients(calls: Calls, numbers: Sequence[str]) -> tuple[Calls, Sequen
 
 
 def _with_gradient(calls: Calls, run: _Pass, name: str, free: list[tuple[float, Path]], number: bool) -> Calls:
-    """Find where backward leaves the gradient of one array, or of a number, or say that it leaves none."""
+    """Find where backward leaves the gradient of one array, or of a number."""
     place = _gradient_of(calls, run, name, free)
     moved = [path for path in calls.slots.get(name, ()) if path in run.new]
     if place is None and moved and (rate := _rate(calls, run, name, moved[0])):
@@ -214,11 +216,7 @@ def _with_gradient(calls: Calls, run: _Pass, name: str, free: list[tuple[float, 
     left = np.shape(run.open[place]) if place in run.open else ()
     if number and np.prod(left) != 1:  # it stands for an array, which one step makes of it
         return calls.without(f"{name}, a number whose gradient has shape {left}")
-    if place is not None:
-        return replace(calls, places=calls.places | {name: place})
-    if name in calls.slots and not number and not is_constant(name, calls.all[name]):
-        return calls.without(f"{name}, of which backward leaves no gradient")
-    return calls
+    return calls if place is None else replace(calls, places=calls.places | {name: place})
 
 
 def _likely_places(calls: Calls, run: _Pass, name: str, numbers: Sequence[str]) -> list[tuple[float, Path]]:
@@ -293,7 +291,7 @@ def _without_labels(calls: Calls, run: _Pass, floats: Mapping[str, Any]) -> Call
         fit = [n for n in fit if not is_label(n)] or fit
         steps = {n: _step(calls, n, 11) for n in fit}
         near = [n for n in fit if explains(gradient, steps[n], _slope(calls, n, steps[n], run.dy))]
-        near = near or fit[: len(fit) == 1]
+        near = near or (fit if len(fit) == 1 else [])
         kept = near[:1] or kept
     labels = [n for n in calls.names if n in floats and n not in kept]
     labels = [n for n in labels if near or any(np.shape(floats[n])[:1] == np.shape(floats[k])[:1] for k in kept)]

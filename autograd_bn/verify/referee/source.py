@@ -85,7 +85,7 @@ def syntax(what: Any) -> ast.Module:
 
 
 def guard(function: Any, before: str = r"log\w*\(") -> float:
-    """The largest of the small numbers that a function's text adds inside of a logarithm, `log(p + 1e-7)`, or 0."""
+    """The largest of the small numbers that a function's text adds behind a pattern, as in `log(p + 1e-7)`, or 0."""
     function, numbers = unwrapped(function), [0.0]
     whole = "".join(linecache.getlines(file_of(function)))
     inside = "\n".join(re.findall(rf"{before}(.*)", code_of(function)))

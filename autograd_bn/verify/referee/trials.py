@@ -379,7 +379,7 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
     if is_label(name) and re.search("(axis|dim)=0", entry.text) and not re.search("(axis|dim)=-?1", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.startswith("columns"))
-    if one_by_one(entry.backward.rpartition(".")[2], entry.text):
+    if _one_by_one(entry.backward.rpartition(".")[2], entry.text):
         listed = listed if listed[0][0] == "=" else ["D1", *listed]
     if listed == ["options"] and re.search(rf"\b{name}\[[^\]\"']*:", entry.text):
         return ["D"]  # a vector of which parts are reshaped
@@ -388,7 +388,7 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
     return sorted(listed, key=lambda kind: count not in (0, len(shape_of(kind)) - kind.startswith("int:")))
 
 
-def one_by_one(name: str, text: str) -> bool:
+def _one_by_one(name: str, text: str) -> bool:
     """Whether code hands a function one example after the other, `for x, y in batch: self.backprop(x, y)`."""
     return bool(re.search(rf"for \(?(\w+), *(\w+)\)? in [^\n]*:\s[^#]{{0,200}}?\b{name}\(\1, *\2\)", text))
 
