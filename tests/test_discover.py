@@ -589,3 +589,28 @@ def test_waiting_ends_and_a_busy_machine_does_not(monkeypatch):
     monkeypatch.setattr(load.time, "process_time", lambda: next(work))
     with load.limited(0.1):
         time.sleep(0.6)
+
+
+@pytest.mark.parametrize("change", ["SEEN.append(size)", "COUNTS[:] += 1", "self.made['bias'] = size"])
+def test_what_another_default_changes_outside_is_put_back(change, tmp_path):
+    text = f"""
+import numpy as np
+SEEN = []
+COUNTS = np.zeros(2)
+class Scale:
+    made = {{}}
+    def __init__(self, size, bias=False):
+        self.w = np.linspace(1, 2, size)
+        if bias:
+            {change}
+    def forward(self, x):
+        self.x = x
+        return x * self.w
+    def backward(self, dy):
+        self.dw = (self.x * dy).sum(axis=0)
+        return dy * self.w
+"""
+    with load.loaded(written(tmp_path, text)) as file:
+        (entry,) = entries.entries(file.space)
+        assert discover.judge(entry, file.space, {}).verdict == "right"
+        assert (file.space["SEEN"], file.space["COUNTS"].tolist(), file.space["Scale"].made) == ([], [0, 0], {})

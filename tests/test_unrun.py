@@ -11,24 +11,22 @@ LAYER = """
 import numpy as np
 
 class Scale:
-    def __init__(self, size, biased=False):
+    def __init__(self, size, bias=None):
         self.w = np.linspace(1, 2, size)
-        self.biased = biased
-        if biased:
-            self.b = np.zeros(size)
+        self.b = bias
 
     def forward(self, x):
-        if self.biased and x is None:
+        if self.b is not None and x is None:
             raise ValueError("x")
         self.x = x
         y = x * self.w
-        if self.biased:
+        if self.b is not None:
             y = y + self.b
         return y
 
     def backward(self, dy):
         self.dw = (self.x * dy).sum(axis=0)
-        if self.biased:
+        if self.b is not None:
             # Its mistake is a mean.
 
             self.db = dy.mean(axis=0)

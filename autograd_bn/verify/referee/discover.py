@@ -25,6 +25,7 @@ from .held import is_float
 from .judge import check_backward
 from .load import SECONDS, TimeUp, limited
 from .names import KEEPING, SLOPES, TRAINING
+from .outside import as_it_was
 from .pairs import NoPair, Pair, arguments_of, share
 from .pure import Allowed
 from .source import NoSearch, code_of, signature, unwrapped
@@ -294,8 +295,8 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
 
 _NO_FACTOR = re.compile(
     r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode"
-    rf"|{TRAINING}|{KEEPING}|inplace|in_place|test\w*|eval\w*|infer\w*|debug|copy|requires_grad|return_\w*|\w*plot\w*"
-    rf"|{'|'.join(SLOPES)})"
+    rf"|{TRAINING}|{KEEPING}|inplace|in_place|test\w*|eval\w*|infer\w*|debug|copy|requires_grad|return_\w*|\w*plot\w*)"
+    rf"|{'|'.join(SLOPES)}"
 )
 
 
@@ -335,7 +336,7 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     y, kept = pair.forward(*copy.deepcopy(pair.inputs))
     handed = arguments_of(pair, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
-    with ExitStack() as stack:
+    with as_it_was(*entry.code, *([entry.maker.what] if entry.maker else [])), ExitStack() as stack:
         for function in [own for own in map(unwrapped, entry.code) if name in signature(own)]:
             listed = [p for p in signature(function).values() if p.kind is not p.KEYWORD_ONLY]
             defaults = tuple([other if p.name == name else p.default for p in listed if p.default is not p.empty])
