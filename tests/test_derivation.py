@@ -572,6 +572,8 @@ FAR = arrays((4, 9))[0], 2 - arrays((4, 9))[0]
         (ridge_regression, arrays((4, 3), (4,)), arrays((6, 2), (6,))),
         (one_hot, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((2, 5)), np.array([4, 4]))),
         (joined, arrays((4, 3), (4, 2)), arrays((3, 2), (3, 5))),
+        (lambda x: x**2 * (x.shape[1] // 2) ** -0.5, arrays((4, 3)), arrays((2, 8))),  # which is 1 at the inputs
+        (lambda a, b: np.concatenate([a, b]).mean(axis=0) ** 2, arrays((4, 3), (2, 3)), arrays((3, 2), (5, 2))),
         (by_columns, arrays((4, 3)), arrays((2, 3))),
         (mean_of_rows, arrays((1, 3), (3,)), arrays((5, 4), (4,))),
         (mean_by_label, (*arrays((4, 3)), np.array([1, 2, 0, 1])), (*arrays((2, 5)), np.array([2, 2]))),
@@ -1038,6 +1040,12 @@ def with_neighbours(A, x):
     return A_hat @ (A_hat @ x)
 
 
+def strided(x, stride=2):
+    part = x[::stride]
+    n, m = part[:, :2].shape
+    return part[:, :m] * part[:, 1:3] / n
+
+
 def per_total(q, k):
     return q / (q @ k.sum(axis=0))[:, None]
 
@@ -1080,6 +1088,12 @@ def between(table, x):
         (lambda x, w: (x @ w) ** 2, arrays((4, 3), (3,)), "[:, None] * w\n"),
         (lambda x, q: x - (q @ x) * q, arrays((4,), (4,)), "dx = dy - q * total\n"),
         (lambda x: x * np.roll(x, 2, axis=0), arrays((5, 3)), " + np.roll("),
+        (
+            lambda x: np.log(np.linalg.det(x)),
+            (2 * np.eye(3) + 0.1 * np.arange(9.0).reshape(3, 3),),
+            "dy * np.linalg.inv",
+        ),
+        (strided, arrays((6, 3)), "n = len(dy)\n"),  # its other length is the stride by chance
         (lambda x, i: x[:, i], (*arrays((4, 3)), np.array([0, 2, 2])), "np.add.at(dx, np.s_[:, i], dy)\n"),
         (lambda x: np.log(np.exp(x).sum(axis=1, keepdims=True))[:, 0], arrays((4, 3)), "dy[:, None] / "),
         (lambda x: 1.0507009873554805 * x, arrays((4, 3)), "1.0507009873554805 * dy"),

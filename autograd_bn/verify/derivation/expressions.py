@@ -16,6 +16,7 @@ PLACE = operations.__name__.rpartition(".")[0]  # of the engine's own operations
 UFUNCS = {name for name, function in vars(np).items() if isinstance(function, np.ufunc)}
 ELEMENTWISE = UFUNCS - {"matmul", "vecdot", "matvec", "vecmat"} | {"sigmoid", "relu", "where"}
 LINEAR = frozenset("divide matmul sum mean reshape broadcast_to transpose getitem roll".split())
+ADDITIVE = frozenset("divide reshape transpose sum scatter".split())  # in what stands first
 EXACT = frozenset("max min reshape broadcast_to transpose getitem roll".split())  # which round nothing
 BENT = frozenset("maximum minimum abs absolute sign relu where less greater less_equal greater_equal".split())
 ALONE = frozenset("upstream input zero places".split())  # which are no others that have their values
@@ -40,8 +41,8 @@ class Expression:
         self.serial = 0
         self.lengths = tuple([tuple([n for n in shape if n > 1]) for shape in self.shapes])
         flat = [np.ravel(value) for value in values]
-        alike = all(len(v) and np.all(v == flat[0][0]) for v in flat)
-        alike = alike and op not in ("number", "array", "zero", "upstream")
+        made = op not in ("number", "array", "zero", "upstream")
+        alike = made and all(len(v) and np.all(v == flat[0][0]) for v in flat)
         # Everywhere the same, as a mask whose case isn't met, or made of that: values say nothing about other inputs.
         self.uniform: bool = alike or any(e.uniform for e in self.parts)
         # It has cases, or is made of what has, of which some may be met nowhere together.
@@ -72,8 +73,7 @@ class Expressions:
         for i, tensors in enumerate(zip(*[r.upstream for r in recordings], strict=True)):
             key = tuple([id(t.node) for t in tensors])
             values = tuple([t.data for t in tensors])
-            seed = self.of(*values) if self.unit else self._listed(Expression("upstream", (i,), {}, values))
-            self.made[key] = seed
+            self.made[key] = self.of(*values) if self.unit else self._listed(Expression("upstream", (i,), {}, values))
         for name in recordings[0].args:
             sources = [r.source(r.args[name]) for r in recordings]
             if isinstance(sources[0], Node | Call):
@@ -147,8 +147,7 @@ class Expressions:
             same = same.args[0] if same.op == "reshape" and same not in self.fixed else same
             made.op, made.args, made.params = "reshape", (same,), {}
         self.read.update(made.parts if not made.moving and made.op not in ("multiply", "divide") else ())
-        self.count += 1
-        made.serial = self.count
+        self.count = made.serial = self.count + 1
         self.listed.setdefault(made.lengths, []).extend([made] if op != "places" else [])
         if self.count > MOST:
             raise Unwritable(TOO_MANY)
@@ -279,10 +278,6 @@ class Expressions:
         if any(len(numbers) > 1 for numbers in like.values()):  # 4 * g + g is 5 * g
             add = partial(self.do, "add")
             return reduce(add, [self._scaled(reduce(add, numbers), rest) for rest, numbers in like.items()])
-        (p, x), (q, y) = self._split(a), self._split(b)
-        if x.op == y.op == "divide" and x.args[1] is y.args[1] and not {x, y} & self.fixed and x.moving and y.moving:
-            over = [self.do("multiply", n or 1, part.args[0]) for n, part in ((p, x), (q, y))]
-            return self.do("divide", self.do("add", *over), x.args[1])
         added = terms(a, lambda t: t in self.fixed or not t.moving)
         for i, term in enumerate(added):
             if made := self._together(term, b):
@@ -290,13 +285,15 @@ class Expressions:
         return None
 
     def _together(self, a: Any, b: Any) -> Any:
-        """The sum of two arrays that were laid, summed or placed alike, or that are cases of one mask."""
+        """The sum of two arrays that were laid, summed, placed or divided alike, or that are cases of one mask."""
         (p, x), (q, y) = self._split(a), self._split(b)
-        alike = x.op == y.op and x.op in ("reshape", "transpose", "sum", "scatter") and x.params == y.params
-        if not alike or x.args[0].shapes != y.args[0].shapes or {a, b, x, y} & self.fixed:
+        alike = x.op == y.op and x.op in ADDITIVE and (x.args[1:], x.params) == (y.args[1:], y.params)
+        same = alike and (x.op == "divide" or x.args[0].shapes == y.args[0].shapes)  # one quotient broadcasts as both
+        if not same or {a, b, x, y} & self.fixed:
             return self._joined(a, b)
         inner = [self.do("multiply", n or 1, t.args[0]) for n, t in ((p, x), (q, y))]
-        return self.make(x.op, (self.do("add", *inner),), x.params, tuple(map(np.add, a.values, b.values)))
+        values = tuple(map(np.add, a.values, b.values))
+        return self.make(x.op, (self.do("add", *inner), *x.args[1:]), x.params, values)
 
     def _joined(self, a: Any, b: Any) -> Any:
         """Two cases of one mask as one: what holds where it is true, and where not."""
@@ -309,11 +306,9 @@ class Expressions:
 
     def _cases(self, e: Any) -> Any:
         """The mask of an expression that is 0 where it is true, or where not, and what it is elsewhere."""
-        if e in self.fixed:
-            return None, None, None
-        if e.op == "where" and any(map(_is_zero, e.args[1:])):
+        if e.op == "where" and any(map(_is_zero, e.args[1:])) and e not in self.fixed:
             return (e.args[0], *[None if _is_zero(part) else part for part in e.args[1:]])
-        if e.op in ("multiply", "divide"):
+        if e.op in ("multiply", "divide") and e not in self.fixed:
             for i in (0, 1) if e.op == "multiply" else (0,):
                 mask, *inner = self._cases(e.args[i])
                 if mask:
@@ -330,23 +325,23 @@ class Expressions:
             n, inner = x.args if x.op == "multiply" and _is_number(x.args[0]) else (None, x)
             free = inner.op == "divide" and inner.moving and not {x, inner} & self.fixed
             if free and (known := self._quotient(y, inner.args[1])):  # g / total * e, where p is e / total
-                made = self.do("multiply", inner.args[0], known)
-                return self._scaled(n, made) if n else made
+                return self.do("multiply", n or 1, self.do("multiply", inner.args[0], known))
             known = y in self.fixed or (x.moving and y in self.read)
             if y.op == "divide" and _is(y.args[0], 1) and not known:
                 return self.do("divide", x, y.args[1])
-        if a.op == "divide" and a.args[1].op == "add" and b in a.args[1].args and _is(a.args[1].args[0], 1):
-            # a / (1 + e) * e, the derivative of the logistic function 1 / (1 + e)
-            return self.do("multiply", a.args[0], self.do("subtract", 1, self.do("divide", 1, a.args[1])))
         return None
 
     def _quotient(self, a: Any, b: Any) -> Any:
-        """What forward has for a quotient, however it computed it."""
+        """What a quotient is besides: 1, or what forward has for it, however it computed that."""
+        if a is b:
+            return self.of(*[1] * len(a.values))
         values = tuple(map(np.divide, a.values, b.values))
         listed = [e for own in self.listed.values() for e in own if not (e.moving or e.uniform)]
         known = [e for e in listed if e.shapes == tuple(map(np.shape, values))]
         logs = [e for e in known if e in self.fixed and all(map(_agree, map(np.exp, e.values), values))]
         same = [e for e in known if all(map(_agree, e.values, values))]
+        if not same and not logs and b.op == "add" and a in b.args and _is(b.args[0], 1):
+            return self.do("subtract", 1, self.do("divide", 1, b))  # e / (1 + e), where 1 / (1 + e) is the logistic
         return same[0] if same else self.do("exp", logs[0]) if logs else None  # of the logarithms, exp
 
     def _divide(self, e: Expression, a: Any, b: Any) -> Any:

@@ -42,7 +42,7 @@ def recordings(
         return recorded({n: near(v, 0.05) for n, v in inputs.items()}, options)  # a probability stays one
 
     first, second, at = _relabelled(record, inputs, options), record(inputs, options), recorded(inputs, options)
-    if not first.signature == second.signature == at.signature:
+    if not first.course == second.course == at.course:
         raise Unwritable("forward takes another way at other inputs, and what is written takes one way")
     names, limits = _branches(forward)
     first.tested = frozenset(names)
@@ -52,20 +52,20 @@ def recordings(
     dicts = {name: {**value.defaults, **inputs[name]} for name, value in at.args.items() if isinstance(value, Options)}
     numbers: list[Any] = [(name, value, None) for name, value in {**inputs, **options}.items()]
     numbers += [(key, value, name) for name, own in dicts.items() for key, value in own.items()]
-    for i, (name, value, owner) in enumerate(numbers):  # each times another factor, so that none follows another
-        if type(value) is float and value and name not in names:
-            grown = _tried(grown, recorded, *_scaled(grown, name, value * (i + 7) / (i + 10), owner))
-            odd = _tried(odd, recorded, *_scaled(odd, name, value * (i + 11) / (i + 13), owner))
-        elif type(value) is int and name in options and not (name in names or re.search("ax[ei]s|dim", name)):
-            grown = _tried(grown, recorded, *_scaled(grown, name, value + 1, owner))
-            odd = _tried(odd, recorded, *_scaled(odd, name, value + 2, owner))
+    for i, (name, value, owner) in enumerate(numbers):
+        others: tuple[float, ...] = ()
+        if type(value) is float and value:  # each times another factor, so that none follows another
+            others = value * (i + 7) / (i + 10), value * (i + 11) / (i + 13)
+        elif type(value) is int and name in options and not re.search("ax[ei]s|dim", name):
+            others = value + 1, value + 2
+        if others and name not in names:
+            grown, odd = _tried(grown, {name: others[0]}, owner), _tried(odd, {name: others[1]}, owner)
     turned = {n: moved(v, rng, turned=True) if v.size > 1 else np.asarray(-v) for n, v in inputs.items() if is_float(v)}
-    run = _tried(first, recorded, inputs | turned, options)  # of other signs, where forward takes them: masks show
-    if run is first or not run.finite:
+    run = _tried(at, turned)  # of other signs, where forward takes them: masks show
+    if run is at:
         run = first
         for name, value in turned.items():
-            made = _tried(run, recorded, run.inputs | {name: value}, options)
-            run = made if made.finite else run
+            run = _tried(run, {name: value})
     return [first, grown, at, odd, *([run] if run is not first else []), *lengths.above]
 
 
@@ -85,28 +85,20 @@ def _relabelled(record: Callable[..., Recording], inputs: Inputs, options: Input
     return record(inputs, options)
 
 
-def _tried(run: Recording, record: Callable[..., Recording], inputs: Inputs, options: Inputs) -> Recording:
-    """A recording at other inputs; the known one where forward refuses them or takes another course."""
+def _tried(run: Recording, values: Inputs, owner: str | None = None) -> Recording:
+    """A recording at other values; the known one where forward refuses them, takes another course or overflows."""
     with contextlib.suppress(Exception):  # whatever the author's code raises
-        made = record(inputs, options)
-        return made if made.signature == run.signature else run
+        made = run.changed(values, owner)
+        return made if made.course == run.course and made.finite else run
     return run
-
-
-def _scaled(run: Recording, name: str, number: float, owner: str | None) -> tuple[Inputs, Inputs]:
-    """The inputs and options of a recording, in which a number is another, or one in a dict that is an input."""
-    if owner is not None:
-        return run.inputs | {owner: run.inputs[owner] | {name: number}}, run.options
-    inputs, options = [{n: number if n == name else v for n, v in own.items()} for own in (run.inputs, run.options)]
-    return inputs, options
 
 
 def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     """What the branches of a function and of those of its file that it calls read: names, and whole numbers."""
     tree = list(ast.walk(syntax(function)))
     tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While)]
-    calls = [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
-    tests += [*calls, *[n for n in tree if isinstance(n, ast.BoolOp)]]
+    tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
+    tests += [n for n in tree if isinstance(n, ast.BoolOp)]
     compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
     indexed = [n.value for n in tree if isinstance(n, ast.Subscript)]
     names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}
@@ -150,8 +142,8 @@ def _resized(inputs: Inputs, growth: Growth, length: int) -> Inputs:
         longer = n + int(times * more)
         if (times * more).denominator > 1 or longer < 1:
             raise ValueError(f"{name} takes no such length")
-        whole = type(inputs[name]) is int
-        resized[name] = longer if whole else np.take(resized[name], np.arange(longer) % n, axis=axis)
+        places = np.arange(longer) % n
+        resized[name] = longer if type(inputs[name]) is int else np.take(resized[name], places, axis=axis)
     return resized
 
 
@@ -183,7 +175,7 @@ class _Lengths:
                         made, factors = self._longer(run, growth, known)
                     except Exception:  # whatever the author's code raises
                         continue
-                    if made.signature == run.signature and self._is_one_course(run, growth):
+                    if made.course == run.course and self._is_one_course(run, growth):
                         known |= {_length(made.inputs, place) for place in growth}
                         run, self.growths = made, [*self.growths, (growth, factors)]
                         left = [place for place in left if place not in growth]
@@ -214,7 +206,7 @@ class _Lengths:
         lengths = sorted({_length(run.inputs, next(iter(growth))) - 1, *self.limits})
         made = [self._at(run, growth, length) for length in lengths]
         several = [each for each in made if each and min(_length(each.inputs, place) for place in growth) > 1]
-        if any(each.signature != run.signature for each in several):  # but of 1, which NumPy broadcasts
+        if any(each.course != run.course for each in several):  # but of 1, which NumPy broadcasts
             n = _length(run.inputs, next(iter(growth)))
             if n % 2 or several[1:] or any(self._at(run, growth, other) for other in (2 * n - 1, 2 * n + 1)):
                 return False
@@ -235,7 +227,7 @@ class _Lengths:
             even = _length(run.inputs, next(iter(growth))) * factor
             for length in (even, even + 1 + even % 2):
                 made = self._at(run, growth, length)
-                run = made if made and made.signature == run.signature else run
+                run = made if made and made.course == run.course else run
         return run
 
     def single(self, run: Recording) -> dict[Place, Recording]:
@@ -247,8 +239,7 @@ class _Lengths:
 def _growths(head: Place, places: Sequence[Place], inputs: Inputs, joint: bool) -> Iterator[Growth]:
     """Axes of these that may grow with one, each by so many times as much.
 
-    They have the same length; labels go with the rows that they belong to. Jointly others grow too: D + H with D,
-    4 * H with H.
+    They have the same length; labels go with the rows that they belong to. Jointly D + H grows with D, 4 * H with H.
     """
     lengths = {place: _length(inputs, place) for place in places}
     by_length = {m: [place for place in lengths if lengths[place] == m] for m in lengths.values()}

@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial, reduce, wraps
+from functools import partial, reduce, wraps
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +16,12 @@ from ..referee.inputs import checked
 from ..referee.judge import check_backward
 from ..referee.source import file_of, signature
 from ..referee.verdict import Verdict
+from .derived import Derivation, executed
 from .expressions import Expression
 from .lengths import recordings
 from .text import WIDTH, Function, called, cheap, names_in, wrapped
 from .tracing import Recording, Unwritable, mapped, reached
-from .writer import Derivation, Writer, below, executed, used_again
+from .writer import Writer, below, used_again
 
 
 def write_backward(
@@ -214,17 +215,14 @@ class _Module(Writer):
         ahead, back = [space[title] for title in self.titles]
         lengths = {n: [*zip(*[np.shape(run.inputs[n]) for run in self.runs], strict=True)] for n in self.first.inputs}
 
-        @lru_cache(maxsize=100)
-        def check(shapes: tuple[tuple[int, ...], ...]) -> None:
+        @wraps(ahead)
+        def forward(*values: Any, **options: Any) -> Any:
+            shapes = list(map(np.shape, values))
             found = {(1,) * len(self.runs): 1}  # what has one length in all runs has one here
             for known, shape in zip(lengths.values(), shapes, strict=False):
                 if len(known) != len(shape) or any(map(lambda k, n: found.setdefault(k, n) != n, known, shape)):
                     said = " and ".join([f"{name} has shape {own}" for name, own in zip(lengths, shapes, strict=False)])
                     raise ValueError(f"{said}: they broadcast otherwise than the inputs that this was written from")
-
-        @wraps(ahead)
-        def forward(*values: Any, **options: Any) -> Any:
-            check(tuple(map(np.shape, values)))
             return ahead(*values, **options)
 
         return Derivation(text, forward, back, self.runs[2].inputs, file_of(self.f))
@@ -232,9 +230,8 @@ class _Module(Writer):
     def hold(self, made: Derivation, run: Recording) -> None:
         """Hold both against a recording, and against f on arrays."""
         *outputs, cache = made.forward(*run.inputs.values(), **run.options)
-        returned = made.backward(*[y.data for y in run.upstream], cache)
-        returned = returned if isinstance(returned, tuple) else (returned,)
-        run.hold(outputs, dict(zip(run.inputs, returned, strict=False)))
+        gradients = _one_an_input(made, *[y.data for y in run.upstream], cache)
+        run.hold(outputs, dict(zip(run.inputs, gradients, strict=True)))
         try:
             plain = self.f(*copy.deepcopy([*run.inputs.values()]), **run.options)
         except Exception:  # f takes no arrays, but tensors
@@ -246,15 +243,16 @@ class _Module(Writer):
 
     def verdict(self, made: Derivation) -> Verdict | None:
         """The referee's, who sees code without the constants of `stop_gradient`, and judges all gradients or none."""
-        constant = any(op == "stop_gradient" for op, _ in self.first.signature)
+        constant = any(op == "stop_gradient" for op, _ in self.first.course)
         if constant or [*self.first.leaves] != [name for name, value in made.inputs.items() if is_float(value)]:
             return None
-
-        @wraps(made.backward)
-        def backward(*values: Any) -> Any:  # one gradient an input, so that no name has to say whose it is
-            returned = made.backward(*values)
-            listed = returned if isinstance(returned, tuple) else (returned,)
-            return (*listed, *[None] * (len(made.inputs) - len(listed)))
-
+        backward = wraps(made.backward)(partial(_one_an_input, made))  # so that no name has to say whose each is
         with warnings.catch_warnings(action="ignore"):  # of what its arrays are told that are filled
             return check_backward(made.forward, backward, [*made.inputs.values()], names=[*made.inputs])
+
+
+def _one_an_input(made: Derivation, *values: Any) -> tuple[Any, ...]:
+    """What its backward pass returns, with None for the inputs at the end that have no gradient."""
+    returned = made.backward(*values)
+    listed = returned if isinstance(returned, tuple) else (returned,)
+    return (*listed, *[None] * (len(made.inputs) - len(listed)))

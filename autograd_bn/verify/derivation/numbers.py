@@ -12,6 +12,11 @@ import numpy as np
 from ...engine.node import Array
 from .tracing import Unwritable
 
+# Numbers that no fraction is, and that authors write so.
+_TWICE = {"2 / np.pi": 2 / math.pi, "2 * np.pi": 2 * math.pi, "2": 2.0}
+ROOTS = {f"np.sqrt({text})": math.sqrt(n) for text, n in _TWICE.items()} | {"np.pi": math.pi}
+ROOTS |= {f"np.log({text})": math.log(n) for text, n in _TWICE.items()}
+
 
 class Numbers:
     """Numbers that have a name: the author's, then the lengths of arrays, by their values in each recording."""
@@ -23,8 +28,8 @@ class Numbers:
             for i, values in enumerate(zip(*e.shapes, strict=True)):
                 lengths.append((length_of(name, -1 if 0 < i == last else i), values))
         lengths += [(f"{name}.size", [math.prod(shape) for shape in e.shapes]) for e, name in arrays.items()]
-        masks = {e: name for e, name in arrays.items() if e.values[0].dtype == bool}
-        lengths += [(f"{name}.sum()", [*map(np.sum, e.values)]) for e, name in masks.items()]
+        masks = [(e, name) for e, name in arrays.items() if e.values[0].dtype == bool]
+        lengths += [(f"{name}.sum()", [*map(np.sum, e.values)]) for e, name in masks]
         self.named = named
         self.known = [(text, np.array(v, float)) for text, v in lengths if len(set(v)) > 1 and all(v)]
         own = itertools.combinations([each for each in self.known if each[0] in named], 3)
@@ -40,7 +45,7 @@ class Numbers:
         if len({*number}) == 1:
             return joined(*constant(float(number[0])))
         whole = all(np.asarray(value).dtype.kind in "iu" for value in values)
-        root, power = ("1 / np.sqrt({})", -2.0) if abs(number[0]) < 1 else ("np.sqrt({})", 2.0)
+        root, power = ("1 / np.sqrt({})", -2.0) if min(abs(number)) < 1 else ("np.sqrt({})", 2.0)
         ways: dict[str, Array] = {"{}": number}
         ways |= {} if whole or not all(number) else {"1 / {}": 1 / number, root: number**power}
         for exact, (form, turned) in itertools.product((True, False), ways.items()):
@@ -48,9 +53,6 @@ class Numbers:
             text = self._following(np.round(turned) if integral else turned, integral, exact)
             if text and (form == "{}" or " / " not in text):
                 return form.format(bracketed(text) if form == "1 / {}" else text)
-        for (s, v), (t, w) in itertools.combinations(self.known, 2):
-            if np.array_equal(v + w, number):  # of what is joined
-                return f"{s} + {t}"
         several = " and ".join([f"{n:g}" for n in np.unique(number)][:2])
         raise Unwritable(f"forward reads a number that is {several} at different inputs, which follows no length")
 
@@ -91,6 +93,7 @@ class Numbers:
                 yield f"{t} + {{}} * {s}", (number - w) / v
         for (s, v), (t, w) in pairs:
             yield f"{{}} * {s}{stroke}{bracketed(t)}", number * w / v
+            yield f"{s} + {t}", np.where(v + w == number, 1, np.inf)  # of what is joined
 
 
 def length_of(array: str, axis: int) -> str:
@@ -125,12 +128,6 @@ def constant(value: float, divided: bool = False) -> tuple[str, str]:
         if len(_short(times)) < 10 and math.isclose(times * known, value, rel_tol=1e-14):
             return (text if times == 1 else f"{_short(times)} * {text}"), ""
     return _short(value), ""
-
-
-# Numbers that no fraction is, and that authors write so.
-_TWICE = {"2 / np.pi": 2 / math.pi, "2 * np.pi": 2 * math.pi, "2": 2.0}
-ROOTS = {f"np.sqrt({text})": math.sqrt(n) for text, n in _TWICE.items()} | {"np.pi": math.pi}
-ROOTS |= {f"np.log({text})": math.log(n) for text, n in _TWICE.items()}
 
 
 def _short(value: float) -> str:

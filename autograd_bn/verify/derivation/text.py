@@ -58,8 +58,6 @@ HELPERS = {
     "    total = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top\n"
     "    return total if keepdims else total.squeeze(axis)\n",
 }
-
-
 # Arrays by their shape.
 SHAPED: dict[str, Callable[[int, int], Any]] = {
     "np.eye({lengths}{kind})": np.eye,
@@ -121,7 +119,7 @@ class Function:
         return f"{name}({', '.join(args)}){taken}", ATOM
 
     def _options(self, params: dict[str, Any]) -> str:
-        return ", ".join([f"{name}={self.literal(value)}" for name, value in params.items()])
+        return ", ".join([f"{name}={self.text(value)}" for name, value in params.items()])
 
     def _reduction(self, e: Expression, **more: Any) -> str:
         """A reduction; the last axis is -1 to an author who counts from the end, and may have more axes elsewhere."""
@@ -234,7 +232,7 @@ class Function:
         swapped = not axes or [n % ndim for n in plain(axes)] == [*range(ndim - 2), ndim - 1, ndim - 2]
         if not axes or (swapped and ndim == 2):
             return f"{text}.T"
-        return f"{text}.swapaxes(-1, -2)" if swapped else f"{text}.transpose{self.literal(axes)}"
+        return f"{text}.swapaxes(-1, -2)" if swapped else f"{text}.transpose{self.text(axes)}"
 
     operand: Any = lambda self, e: self.text(e.args[0], ATOM)
     operands: Any = lambda self, e: ", ".join(map(self.text, e.args))
@@ -244,8 +242,8 @@ class Function:
     _getitem: Any = lambda self, e: f"{self.operand(e)}[{self.index(e.params.get('index'), e.args[0].shapes)}]"
     _places: Any = lambda self, e: f"np.arange({self.operand(e)}.size).reshape({self.operand(e)}.shape)"
     _astype: Any = lambda self, e: f"{self.operand(e)}.astype({KINDS[e.values[0].dtype.kind]})"
-    _concatenate: Any = lambda self, e: f"np.concatenate([{self.operands(e)}], axis={self.literal(e.params['axis'])})"
-    _stack: Any = lambda self, e: f"np.stack([{self.operands(e)}], axis={self.literal(e.params['out_axis'])})"
+    _concatenate: Any = lambda self, e: f"np.concatenate([{self.operands(e)}], axis={self.text(e.params['axis'])})"
+    _stack: Any = lambda self, e: f"np.stack([{self.operands(e)}], axis={self.text(e.params['out_axis'])})"
 
     def _einsum(self, e: Expression) -> str:
         """A sum over indices; where an operand is transposed, its indices are."""
@@ -262,18 +260,16 @@ class Function:
             return f"np.pad({self.operands(e)}, {self._options(e.params)})"
         value = e.params.get("value")
         filled = "" if value is None or not any(value.values) else f", constant_values={self.text(value)}"
-        return f"np.pad({self.text(e.args[0])}, {self.literal(e.params['widths'])}{filled})"
+        return f"np.pad({self.text(e.args[0])}, {self.text(e.params['widths'])}{filled})"
 
     # Constants, lengths and indices
 
     def literal(self, value: Any) -> str:
         """A constant, or a structure of expressions."""
-        if isinstance(value, Expression):
-            return self.text(value)
         if isinstance(value, tuple):
             if len(value) == 1 and isinstance(value[0], Expression):
                 return self.text(value[0])
-            return f"({', '.join(map(self.literal, value))})"
+            return f"({', '.join(map(self.text, value))})"
         if isinstance(value, type):
             return f"{'np.' * issubclass(value, np.generic)}{value.__name__}"
         return "..." if value is ... else repr(value)
@@ -285,7 +281,7 @@ class Function:
         texts = []
         for i, item in enumerate(items):
             if not isinstance(item, slice):
-                texts.append(self.literal(item))
+                texts.append(self.text(item))
                 continue
             lengths = [shape[i] for shape in shapes] if plain else [-1, -1]
             whole = item.stop is not None and [int(v) for v in item.stop.values] == lengths

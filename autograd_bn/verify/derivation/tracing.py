@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, partialmethod
 from traceback import walk_stack, walk_tb
@@ -19,10 +20,12 @@ from ...engine.backward import propagate
 from ...engine.graph import Values
 from ...engine.node import Array, Node, recording, setting, topological_order, watching
 from ..referee.author import returned_names
-from ..referee.held import CLOSED, is_float
+from ..referee.held import inside, is_float
 from ..referee.trace import local_values, said
 
 Inputs = dict[str, Any]
+PACKAGE = __name__.partition(".")[0]
+_TIMES = "_?(next|prev|new|old|tm|t)_|_?(next|prev|new|old|tm|t)$|[0-9]"  # around what a state is called
 
 
 class Unwritable(ValueError):
@@ -54,9 +57,8 @@ class Traced(np.ndarray[Any, Any]):
         if any(isinstance(value, Tensor) for value in inputs):
             return NotImplemented
         kwargs.pop("out", None)
-        kept = {key: value for key, value in kwargs.items() if value is not None and value is not False}
         name = ufunc.__name__.replace("absolute", "abs") + f".{method}" * (method != "__call__")
-        return self.recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kept)
+        return self.recorded(name, getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs)), inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(issubclass(kind, Tensor) for kind in types):
@@ -82,17 +84,16 @@ class Traced(np.ndarray[Any, Any]):
         return traced(made, Call(name, tuple(args), kwargs, np.asarray(made)), self.log) if array else made
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        where = _line(walk_stack(None))
-        raise Unwritable(f"forward sets elements of an array that no gradient goes through{where}: write np.where")
+        what = f"sets elements of an array that no gradient goes through{_line(walk_stack(None))}"
+        raise Unwritable(f"forward {what}: write np.where")
 
     T: Any = property(lambda self: self.transpose())
-    __repr__: Any = lambda self: repr(np.asarray(self))
+
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))] if _of_data(self.source) else np.asarray(self))
-
-
-PACKAGE = __name__.partition(".")[0]
 
 
 def _of_data(source: Any) -> bool:
@@ -134,7 +135,8 @@ class Options(dict[str, Any]):
         self[key] = value = self.get(key, default)
         return value
 
-    __deepcopy__: Any = lambda self, _: self  # of which there is one a recording
+    def __deepcopy__(self, _: Any) -> Any:
+        return self  # of which there is one a recording
 
 
 def traced(value: Any, source: Node | Call, log: list[Traced]) -> Traced:
@@ -166,12 +168,13 @@ def reached(value: Any, text: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
     """The arrays and numbers in a value, each with the code that reads it."""
     if isinstance(value, Tensor | np.ndarray | int | float | str | tuple | list):
         yield text, value
-    if isinstance(value, dict | list | tuple):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from reached(item, f"{text}[{quoted(key)}]", depth - 1) if depth else ()
-    elif not isinstance(value, (Tensor, int, float, *CLOSED)):
-        for name, item in getattr(value, "__dict__", {}).items():
-            yield from reached(item, f"{text}.{name}", depth - 1) if depth else ()
+    for key, item in inside(value) if depth else ():
+        yield from reached(item, text + step(value, key), depth - 1)
+
+
+def step(owner: Any, key: Any) -> str:
+    """The code that reads an item of a container, or an attribute."""
+    return f"[{quoted(key)}]" if isinstance(owner, dict | list | tuple | deque) else f".{key}"
 
 
 def quoted(key: Any) -> str:
@@ -182,7 +185,11 @@ def _plain(value: Any) -> Any:
     return mapped(value, lambda item: np.asarray(item)[()] if isinstance(item, Traced) else item)
 
 
-@primitive(lambda g, index: put(g, 0.0, index=index), lambda g, index: operations.getitem(g, index))  # type: ignore[has-type]
+def _but_there(g: Any, index: Any) -> Any:
+    return put(g, 0.0, index=index)
+
+
+@primitive(_but_there, lambda g, index: operations.getitem(g, index))
 def put(x: Any, value: Any, /, index: Any) -> Any:
     """A copy of x with x[index] = value."""
     made = np.array(x, float)
@@ -207,12 +214,12 @@ class _Adding:
     reduce, accumulate, outer = np.add.reduce, np.add.accumulate, np.add.outer
 
     def at(self, t: Any, index: Any, value: Any) -> None:
-        if not isinstance(t, Tensor):
+        if isinstance(t, Tensor):
+            added = value if isinstance(value, Tensor) else as_tensor(np.asarray(value, float))
+            spread = operations.broadcast_to(added, np.empty(t.shape)[_plain(index)].shape)
+            t[...] = t + operations.scatter(spread, index=index, to=t.shape)
+        else:
             np.add.at(t, index, value)
-            return
-        added = value if isinstance(value, Tensor) else as_tensor(np.asarray(value, float))
-        spread = operations.broadcast_to(added, np.empty(t.shape)[_plain(index)].shape)
-        t[...] = t + operations.scatter(spread, index=index, to=t.shape)
 
 
 class _Fillable:
@@ -267,9 +274,6 @@ def fillable(forward: Callable[..., Any], log: list[Traced] | None = None) -> Ca
     return moved(forward)
 
 
-_TIMES = "_?(next|prev|new|old|tm|t)_|_?(next|prev|new|old|tm|t)$|[0-9]"
-
-
 def _is_output(returned: list[Any], forward: Any, given: Inputs) -> bool:
     """Whether what is returned last is no cache, but the next state of a cell, or made apart from the others."""
     *others, last = returned
@@ -285,9 +289,9 @@ class Recording:
     """A function's forward pass on some inputs, and its backward pass for random gradients of its outputs.
 
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
-    gradient, and `gradients` those of the wanted inputs. `tested` is what the branches of its code read, by name,
-    `single` are recordings in which a length is 1, which hold what is written and are not read, and `even` are axes
-    that it takes no odd length of.
+    gradient, and `gradients` those of the wanted inputs. `course` is what recordings share in which forward goes the
+    same way, `tested` what the branches of its code read, by name, `single` are recordings in which a length is 1,
+    which hold what is written and are not read, and `even` are axes that it takes no odd length of.
     """
 
     tested = frozenset[str]()
@@ -299,6 +303,7 @@ class Recording:
     ) -> None:
         self.unit = unit  # whether the gradient of the outputs is 1
         self.wanted, self.inputs, self.options, self.log = wanted, inputs, options, list[Traced]()
+        self.again = partial(Recording, forward, wanted, folded, unit)
         self.args = {name: self._given(name, copy.deepcopy(value)) for name, value in inputs.items()}
         self.bases: dict[Node, Node] = {}  # what a view is of in which elements were set, with that view
         with recording(True), watching(self._watched), setting(self._assigned):
@@ -325,11 +330,17 @@ class Recording:
             self.upstream = [as_tensor(np.asarray(dy)) for dy in drawn]
             self._differentiate(folded)
         ends = [t.node for t in (*self.outputs, *self.leaves.values())] + [g.node for _, g in self.visits]
-        self.nodes = topological_order(ends)
+        self.finite = all(np.isfinite(t.data).all() for t in (*self.outputs, *self.gradients.values()))
+        self.course = [(node.op, len(node.args)) for node in topological_order(ends)]
         read = [array.source for array in self.log if isinstance(array.source, Node)]  # by masks alone
         self.values = Values(topological_order([*ends, *read]))
-        leaves = {t.node: t.data for t in self.args.values() if isinstance(t, Tensor)}
-        self.values |= leaves  # some are read by what is kept alone
+        # Some are read by what is kept alone.
+        self.values |= {t.node: t.data for t in self.args.values() if isinstance(t, Tensor)}
+
+    def changed(self, values: Inputs, owner: str | None = None) -> Recording:
+        """The recording with some other inputs and options, or with other items of a dict that is an input."""
+        values = values if owner is None else {owner: self.inputs[owner] | values}
+        return self.again(*[{n: values.get(n, v) for n, v in own.items()} for own in (self.inputs, self.options)])
 
     def _assigned(self, t: Tensor, index: Any, value: Any) -> Tensor:
         node = t.node
@@ -384,15 +395,11 @@ class Recording:
 
     def hold(self, outputs: Sequence[Any], gradients: Mapping[str, Any], tolerance: float = 1e-9) -> None:
         """Refuse what was written where its outputs and gradients are not the recorded ones."""
-        true = {name: g.data for name, g in self.gradients.items()}
         zeros = {name: np.zeros(leaf.shape) for name, leaf in self.leaves.items()}  # on which nothing depends
-        held: list[Any] = [(f"d{name}", gradients.get(name), value) for name, value in (zeros | true).items()]
+        true = zeros | {name: g.data for name, g in self.gradients.items()}
+        held: list[Any] = [(f"d{name}", gradients.get(name), value) for name, value in true.items()]
         held += [("the output", y, t.data) for y, t in zip(outputs, self.outputs, strict=True)]
         for what, value, true in held:
             near = np.max(np.abs(true), initial=1e-3) * tolerance
             if np.shape(value) != np.shape(true) or not np.all(np.abs(value - true) <= near):
                 raise Unwritable(f"what was written for {what} is not right at other inputs than those it was read off")
-
-    # Whether outputs and gradients are, and what two recordings of one course share.
-    finite: Any = property(lambda s: all(np.isfinite(t.data).all() for t in (*s.outputs, *s.gradients.values())))
-    signature: Any = property(lambda self: [(node.op, len(node.args)) for node in self.nodes])

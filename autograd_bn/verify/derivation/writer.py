@@ -1,26 +1,17 @@
 """Two functions from recordings: which values have lines of their own, under which names, and what is cached."""
 
 import contextlib
-import html
-import itertools
-import keyword
-import linecache
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...batch_norm.fusion import norms
 from ...engine import Tensor
-from ...files import is_one_file, whole
 from ..referee.verdict import Verdict
-from ..table import PRE
+from .derived import Derivation
 from .expressions import REDUCTIONS, TOO_MANY, Expression, Expressions
 from .numbers import Numbers, length_of
 from .text import Function, called, cheap, wrapped
@@ -30,54 +21,6 @@ ROLES = {"mean": "mean", "var": "var", "1/Ïƒ": "inv_std", "centred": "diff", "xÌ
 SPREAD = ("upstream", "broadcast_to")  # gradients without a line
 PATHS = dict.fromkeys(("mean", "mu"), "the mean") | dict.fromkeys(("var", "variance", "sigma2"), "the variance")
 Names = dict[Expression, str]
-
-
-@dataclass(frozen=True, repr=False)
-class Derivation:
-    """A forward and a backward pass as NumPy code: `source`, and both functions, compiled from exactly that text.
-
-    `forward(*inputs)` gives y (or several outputs) and the cache, `backward(dy, cache)` the gradients of the inputs.
-    `inputs` are those that it was read off.
-    """
-
-    source: str
-    forward: Callable[..., Any] = field(compare=False)
-    backward: Callable[..., Any] = field(compare=False)
-    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    read: str = field(default="", compare=False)  # the author's file
-
-    def __str__(self) -> str:
-        return self.source
-
-    __repr__ = __str__
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the source to a file, and return its path; `ValueError` for the author's own file."""
-        if is_one_file(path, self.read):
-            raise ValueError(f"path is {os.fspath(path)!r}, the file that was read, expected another")
-        with whole(path) as file:
-            file.write(self.source.encode())
-        return Path(path)
-
-    def _repr_html_(self) -> str:
-        """With its comments, keywords and numbers in colour."""
-        pattern = rf"(?P<comment>#.*)|(?P<word>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<number>\b\d[\d.e-]*)"
-        coloured = lambda match: f'<span style="color:{COLOURS[match.lastgroup]}">{match[0]}</span>'
-        return f"{PRE}{re.sub(pattern, coloured, html.escape(self.source, quote=False))}</pre>"
-
-
-COLOURS = {"comment": "#6a737d", "word": "#d73a49", "number": "#005cc5"}
-
-
-def executed(text: str, space: dict[str, Any]) -> dict[str, Any]:
-    """What a text defines, in a space of its own that has these names."""
-    where = f"<written {next(_count)}>"
-    linecache.cache[where] = len(text), None, text.splitlines(True), where  # for whoever reads its source
-    exec(compile(text, where, "exec"), space)
-    return space
-
-
-_count = itertools.count(1)
 
 
 class Writer:
@@ -103,7 +46,7 @@ class Writer:
         self.forward = below(self.ys)
         for values in stored or ():  # also what no output is computed from
             with contextlib.suppress(Unwritable):
-                self.made.of(*values) if all(isinstance(value, Tensor) for value in values) else None
+                self.made.of(*values) if all(isinstance(value, Tensor | np.ndarray) for value in values) else None
         arrays = [name for name, value in self.first.args.items() if isinstance(value, Tensor | np.ndarray)]
         self.inputs: Names = {self.made.of(*[run.args[name] for run in runs]): name for name in arrays}
         self.named = dict(self.inputs)  # by the author
@@ -193,9 +136,8 @@ class Writer:
                 if id(node) in nodes and role in ROLES:
                     meanings.setdefault(nodes[id(node)], ROLES[role])
         spread = {e for e, role in meanings.items() if role == "var"}
-        for e in self.forward:
-            if e.op == "sqrt" and spread & {*e.parts, *[part for inner in e.parts for part in inner.parts]}:
-                meanings[e] = "std"
+        parts = {e: [*e.parts, *[inner for part in e.parts for inner in part.parts]] for e in self.forward}
+        meanings |= {e: "std" for e in self.forward if e.op == "sqrt" and spread & {*parts[e]}}
         return {e: name for e, name in meanings.items() if name not in self.named.values()}
 
     def back(self, out: Function, known: Names, gradients: Names, ys: Sequence[Expression] = ()) -> None:
@@ -207,16 +149,15 @@ class Writer:
         alone = Counter(n for n, _ in self.shares)
         values = {g: n for n, g in self.shares[::-1] if n in known and g.op not in SPREAD and alone[n] == 1}
         several = used_again(behind, {*values, *gradients, *ys})
+        names = {e: self.meant.get(e, called(e)) for e in (*several, *ys)}
+        names |= {g: f"d{known[value]}" for g, value in values.items()} | gradients  # or where they are kept
         for e in behind:
-            own = e in self.named and not e.moving  # the author's, computed anew
-            if e in out.names or not (e in values or e in gradients or e in ys or e in several or own):
-                continue
-            value = values.get(e)
-            own_name = self.meant.get(e, called(e)) if value is None else f"d{known[value]}"
-            name = gradients.get(e, own_name)  # or where it is kept
-            path = "" if value is None or value.op == "input" else PATHS.get(known[value], known[value])
-            name = self.named[e] if own else out.fresh(name) if name.isidentifier() else name
-            out.line(e, name, f"through {path}" if path else "")
+            if e not in out.names and (e in names or e in self.named):
+                name = names.get(e, "")
+                fresh = out.fresh(name) if name.isidentifier() else name
+                value = values.get(e)
+                path = "" if value is None or value.op == "input" else PATHS.get(known[value], known[value])
+                out.line(e, self.named.get(e, fresh), f"through {path}" if path else "")  # the author's anew
 
     def function(self, names: Names) -> Function:
         """A function that may read these."""
@@ -225,7 +166,9 @@ class Writer:
 
     def lengths(self, wanted: Sequence[str], arrays: Names, settings: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Lines that say what the author's lengths are, and those that no array has, and none of the `settings`."""
-        called = {tuple(self.numbers[n]): n for n in (*reversed(self.numbers), *reversed(wanted))}
+        alike = Counter(map(tuple, self.numbers.values()))  # a length may be 2 as a stride is, by chance
+        telling = [n for n, v in self.numbers.items() if alike[tuple(v)] == 1 or len({*v}) > 1]
+        called = {tuple(self.numbers[n]): n for n in (*reversed(telling), *reversed(wanted))}
         axes = {array: [called.get(own, "") for own in zip(*e.shapes, strict=True)] for e, array in arrays.items()}
         lines, left = list[str](), list(wanted)
         for array, own in sorted(axes.items(), key=lambda item: -len({*item[1]} & {*wanted})):  # those with most first

@@ -48,7 +48,7 @@ def vector(value: Any) -> Any:
     return np.stack(items) if rows and len({item.shape for item in items}) == 1 else value
 
 
-def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
+def inside(value: Any) -> Iterator[tuple[Any, Any]]:
     """What a container or an object holds, with where."""
     if isinstance(value, dict):
         yield from value.items()
@@ -66,7 +66,7 @@ def objects(root: Any) -> list[Any]:
     """What an object holds, and what that holds, itself first."""
     found, seen = [root], {id(root)}
     for value in found:
-        new = [item for _, item in _inside(value) if id(item) not in seen and len(found) < 500]
+        new = [item for _, item in inside(value) if id(item) not in seen and len(found) < 500]
         seen |= set(map(id, new))
         found += new
     return found
@@ -83,14 +83,14 @@ def arrays(root: Any) -> dict[Path, Any]:
             held[path] = value
         if id(value) not in seen:
             seen.add(id(value))
-            todo += [((*path, key), item) for key, item in _inside(value)]
+            todo += [((*path, key), item) for key, item in inside(value)]
     return held
 
 
 def get(root: Any, path: Path) -> Any:
     """What stands at a place, or None."""
     for key in path:
-        root = dict(_inside(root)).get(key)
+        root = dict(inside(root)).get(key)
     return root
 
 
