@@ -117,6 +117,11 @@ class Softmax:
         return self.y * (dy - (dy * self.y).sum(-1, keepdims=True))
 """
     assert judged(written(tmp_path, text))["Softmax.backward"].reason == ""
+    made = "class Softmax:\n    def __init__(self):\n        self.scale = np.array([0.5, 1.5, 2.0, 3.0])\n"
+    scaled = text.replace("class Softmax:\n", made).replace("(self, x):\n", "(self, x):\n        x = x * self.scale\n")
+    scaled = scaled.replace("keepdims=True))\n", "keepdims=True)) * self.scale\n")
+    entry = judged(written(tmp_path, scaled))["Softmax.backward"]  # of the scale, no gradient
+    assert (entry.verdict, entry.reason, len(entry.report.unseen)) == ("right", "", 1)
     slip = text.replace("self.y).sum(-1", "self.y).sum(1")
     reason = judged(written(tmp_path, slip))["Softmax.backward"].reason
     assert reason == "At x of shape (2, 5, 4), of which forward takes each part, it is wrong."

@@ -265,7 +265,8 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
         return
     for name in {**holder, **passed}:
         now = passed.get(name) or signature(holder[name])[name].default
-        words = re.findall(rf"\b{name}\s*==\s*[\"'](\w+)[\"']", entry.text)
+        told = re.findall(rf"\b{name}\s*(?:==|(?:not )?in\b)\s*([\[({{].*?[\])}}]|[\"']\w+[\"'])", entry.text)
+        words = re.findall(r"\w+", " ".join(told))
         words = words if {*words} != {now} or now == "train" else ["other"]  # which `else` is for
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, inputs, strict=False)]
@@ -274,16 +275,18 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
 
 
 def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
-    """A default of 0, 1, 2 or 1/2 as another, or a flag turned, where that is seen in the output.
+    """A default as another number, an axis as the first or second, or a flag turned, where that is seen in the output.
 
-    Such a number hides factors, terms, powers, strides, and that p and 1 - p are exchanged.
+    0, 1, 2 and 1/2 hide factors, terms, powers, strides, and p for 1 - p; any hides that backward has it as a number.
     """
-    numbers = {p.name: p.default for f in entry.code for p in signature(f).values() if p.default in (0, 1, 2, 0.5)}
-    numbers = {n: v for n, v in numbers.items() if type(v) in (bool, int, float) and not _NO_FACTOR.fullmatch(n)}
+    defaults = [(p.name, p.default) for f in entry.code for p in signature(f).values()]
+    numbers = {n: v for n, v in defaults if type(v) is float or (type(v) in (bool, int) and v < 3)}
+    numbers = {n: v for n, v in numbers.items() if not _NO_FACTOR.fullmatch(n)}
     before = list[Array]()
-    for name, number in [*numbers.items()][:5]:
-        other = number + (0.7 if isinstance(number, float) else 1)
-        other = not number if isinstance(number, bool) else 0.3 if number == 0.5 else other
+    for name, number in sorted(numbers.items(), key=lambda item: item[1] not in (0, 1, 2, 0.5))[:5]:
+        axis = re.fullmatch(r"\w*axis|dim", name) or number < 0
+        other = number + (0.7 if isinstance(number, float) else 1) if number in (0, 1, 2) else 0.6 * number
+        other = not number if isinstance(number, bool) else int(not number) if axis else other
         with suppress(Exception):
             if not before:  # what is cut off shows at large ones
                 before = _outputs(entry.adapted(inputs), 1, 10)
@@ -294,7 +297,7 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
 
 
 _NO_FACTOR = re.compile(
-    r"\w*(axis|axes|dim|dims|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode"
+    r"(?!ignore_)\w*(axes|dims|\Bdim|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode"
     rf"|{TRAINING}|{KEEPING}|inplace|in_place|test\w*|eval\w*|infer\w*|debug|copy|requires_grad|return_\w*|\w*plot\w*)"
     rf"|{'|'.join(SLOPES)}"
 )
@@ -390,7 +393,7 @@ def _with(fit: Fit, others: dict[int, Any]) -> list[Any]:
 
 def _rated(entry: Entry, inputs: list[Any]) -> tuple[bool, float]:
     finite(entry.probe(inputs))
-    return rated(entry.adapted(inputs))[0]
+    return rated(replace(entry.adapted(inputs), unseen=()))[0]
 
 
 def _output(result: Any) -> Any:

@@ -72,7 +72,7 @@ def entries(space: dict[str, Any]) -> Iterator[Entry]:
     for name, value in own.items():
         if any(value is rule for rule in rules):
             back = getattr(value.bwd, "__name__", "bwd")
-            probe, taken = _on(None, _spread(value.fun)), parameters(value.fun)
+            probe, taken = _on(None, partial(handed, value.fun)), parameters(value.fun)
             apart = [taken[i] for i in jax_constants(value, taken)]
             kinds = {n: [kind for kind in meant(n)[0] if kind[0] == "="] or ["=0.5", "=2"] for n in apart}
             yield Entry(name, back, taken, _on(None, partial(adapt, value)), probe, cost=5.0, kinds=kinds)
@@ -101,18 +101,18 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
         if len(parameters(ahead)) == len(parameters(back)) == 1:
             ahead, back = _each(ahead, forward or name), _each(back, name)
         pair: Any = lambda ahead: on(partial(numpy_pair, ahead, back))
-        entry = Entry(forward or name, name, parameters(ahead), pair(ahead), on(_spread(ahead)), code=code)
+        entry = Entry(forward or name, name, parameters(ahead), pair(ahead), on(partial(handed, ahead)), code=code)
         lost = with_a_loss(ahead, back, _losses(space))
-        other = replace(entry, parameters=parameters(lost), adapted=pair(lost), probe=on(_spread(lost)))
+        other = replace(entry, parameters=parameters(lost), adapted=pair(lost), probe=on(partial(handed, lost)))
         yield replace(entry, judged_with=None if lost is ahead else other)
     elif written and _returns_a_function(value):  # `y, backward = f(x)`
         on = partial(_on, _torch_of(space, value))
-        yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(_spread(value)))
+        yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(partial(handed, value)))
     elif (asks := [n for n in signature(value) if ASKS.fullmatch(n)]) or _is_loss(name, returned_names(value)):
         on = partial(_on, _torch_of(space, value))
         whole = update_wrapper(partial(value, **dict.fromkeys(asks, True)), value) if asks else value
         pair = on(partial(called, Author(whole, whole)))
-        yield Entry(name, name, parameters(value), pair, on(_spread(whole)), code=(value,))
+        yield Entry(name, name, parameters(value), pair, on(partial(handed, whole)), code=(value,))
 
 
 def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
@@ -361,10 +361,6 @@ def _is_size(name: str) -> bool:
 
 
 # Calls
-
-
-def _spread(function: Any) -> Callable[[Sequence[Any]], Any]:
-    return lambda values: handed(function, values)
 
 
 def _on(torch: Any, call: Callable[[list[Any]], Any], made: int = 0) -> Callable[[Sequence[Any]], Any]:

@@ -23,11 +23,12 @@ PASSES |= {"back_prop": "forward_prop", "_bw": "_fw", "back": "forward"}
 DERIVATIVE = "gradients gradient grad derivative derivate derivs deriv der prime dash vjp pullback".split()
 SLOPES = (*DERIVATIVE, "dx", "d")
 METHODS = [(f, b) for b in BACKWARD for f in FORWARD]
-_COMPUTES = "compute __call__ function loss compute_loss activate activation evaluate call fn func".split()
+_COMPUTES = """compute __call__ function loss compute_loss activate activation evaluate call fn func cost compute_cost
+objective energy value nll log_likelihood negative_log_likelihood""".split()
 METHODS += [(f, b) for b in (*DERIVATIVE, "compute_derivative", "compute_gradient") for f in _COMPUTES]
 
 # A function that returns a loss and its gradients, or none; and what these two are called.
-LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce)(_|\d|$)", re.IGNORECASE)
+LOSS = re.compile(r"(loss|entropy|nll|mse|hinge|huber|bce|and_grad(ient)?s?)(_|\d|$)", re.IGNORECASE)
 _LOSSES = re.compile(rf"^(?!.*(grad|back|deriv|plot|accura))(.*cost|.*{LOSS.pattern})", re.IGNORECASE)
 NO_LOSS = re.compile(r"forward|^(test|plot|train|fit|num)")
 _TEST = re.compile("^_*test_|_tests?(_cases?)?$")
@@ -49,7 +50,7 @@ DATA = r"x(s|_?train|_?batch)?|data|inputs?|features"
 
 # What the passes take and return.
 CONTEXTS = ("ctx", "context")
-CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", *CONTEXTS)
+CACHES = ("cache", "caches", "memory", "saved", "stored", "tape", "kept", "mem", "res", "residuals", *CONTEXTS)
 OUTPUTS = ("output", "out", "outputs", "y", "result", "activation", "a", "z", "value", "data", "loss")
 VALUES = ("x", "input", "inputs", *OUTPUTS)
 BIAS = r"b\d?|b[a-z]{1,2}|bias(es)?\w*"
@@ -121,8 +122,8 @@ def forward_of(name: str, functions: Iterable[str]) -> str | None:
             wanted, bare = name.replace(back, fore), re.sub(f"_?{back}_?", "", name)  # relu, relu_backward
             known = [other for other in others if wanted == other or wanted.startswith(f"{other}_")]
             return max(known or [other for other in others if other == bare], key=len, default=None)
-    words = ("cost", "loss", "fun", "func", "f", "objective")
-    costs = [re.sub("grad(ient)?s?|jac", word, name.lower()) for word in words]  # compute_gradient, jac
+    words = ("cost", "loss", "fun", "func", "f", "objective", "energy", "potential", "nll", "log_likelihood", "")
+    costs = [re.sub("grad(ient)?s?|jac", word, name.lower()).strip("_") for word in words]  # compute_gradient, jac
     nearest = [*reversed([*itertools.takewhile(lambda other: other != name, functions)]), *others]
     fitting = [other for other in nearest if other.lower() in (*roots(name), *costs)]
     return min(fitting, key=lambda other: other.lower() not in roots(name), default=None)

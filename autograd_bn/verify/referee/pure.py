@@ -149,9 +149,9 @@ class Kept:
                 self.held.append((_inside(value), _inside(value).copy()))
 
     def restore(self) -> bool:
-        """Undo what was done; False where PyTorch, which counts the changes of a tensor, will know of it."""
+        """Undo what was done; False where PyTorch will know, which counts the changes, or a view can't be written."""
         for array, before in self.arrays:
-            if array.tobytes() != before.tobytes():
+            if array.flags.writeable and array.tobytes() != before.tobytes():
                 array[...] = before
         ids: Any = lambda mapping: {key: id(item) for key, item in mapping.items()}
         for value, before in self.held:
@@ -164,7 +164,8 @@ class Kept:
         changed = [row for row in self.tensors if not bool((row[0].detach() == row[1]).all())]
         for tensor, before, _ in changed:
             tensor.data.copy_(before)  # which PyTorch doesn't count, as it doesn't count what `.data` and NumPy write
-        return all(tensor._version == version for tensor, _, version in self.tensors)
+        views = all(array.tobytes() == before.tobytes() for array, before in self.arrays if not array.flags.writeable)
+        return views and all(tensor._version == version for tensor, _, version in self.tensors)
 
 
 class Allowed:

@@ -211,7 +211,8 @@ class Search:
         firm = all(slot.says(kind) for slot, kind in zip(self.slots, chosen, strict=True))
         fit = Fit(tuple(values.values()), pair, fits, share, firm, self.tabled(chosen), chosen, True, axes=axes)
         longer = any(not f.right and f.share >= 0 and 1 not in f.first for f in self.tried)
-        if fit.right and longer and 1 in fit.first and not fit.tabled:  # at a length of 1 that a message says
+        square = len({*fit.first}) < len(fit.first) == 2
+        if fit.right and longer and (1 in fit.first or square) and not fit.tabled:  # of lengths that a message says
             return
         if fit.right and (self.hides(fit) or self.along_the_batch(chosen, pair)):
             self.closed = True
@@ -379,18 +380,16 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
     if is_label(name) and re.search("(axis|dim)=0", entry.text) and not re.search("(axis|dim)=-?1", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.startswith("columns"))
-    if _one_by_one(entry.backward.rpartition(".")[2], entry.text):
+    called = rf"\b{entry.backward.rpartition('.')[2]}\(\1, *\2\)"  # `for x, y in batch: self.backprop(x, y)`
+    if re.search(rf"for \(?(\w+), *(\w+)\)? in [^\n]*:\s[^#]{{0,200}}?{called}", entry.text):
         listed = listed if listed[0][0] == "=" else ["D1", *listed]
     if listed == ["options"] and re.search(rf"\b{name}\[[^\]\"']*:", entry.text):
         return ["D"]  # a vector of which parts are reshaped
-    unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *{name}\.shape *$", entry.text)  # `N, C, L = x.shape`
+    unpacked = re.search(rf"(?m)^ *((?:\w+, *)+\w*) *= *(?:\w+\.\w+\()?{name}(\.shape)?\)? *$", entry.text)
     count = len(re.findall(r"\w+", unpacked[1])) if unpacked else 0
+    if unpacked and not unpacked[2]:  # `mu, log_sigma = theta`, or of `np.exp(theta)`
+        return [f"({count})", *listed]
     return sorted(listed, key=lambda kind: count not in (0, len(shape_of(kind)) - kind.startswith("int:")))
-
-
-def _one_by_one(name: str, text: str) -> bool:
-    """Whether code hands a function one example after the other, `for x, y in batch: self.backprop(x, y)`."""
-    return bool(re.search(rf"for \(?(\w+), *(\w+)\)? in [^\n]*:\s[^#]{{0,200}}?\b{name}\(\1, *\2\)", text))
 
 
 def finite(result: Any) -> Any:
