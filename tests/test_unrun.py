@@ -5,7 +5,7 @@ import pytest
 
 import autograd_bn as ag
 from autograd_bn.verify.referee import discover, entries, load
-from autograd_bn.verify.referee.unrun import Place, told
+from autograd_bn.verify.referee.unrun import Place, reached, told
 
 LAYER = """
 import numpy as np
@@ -49,6 +49,32 @@ def scale_backward(dy, factor):
 """
 
 
+HELPERS = """
+def summed_to(g, shape):
+    for axis, length in enumerate(shape):
+        if length == 1:
+            g = g.mean(axis=axis, keepdims=True)
+    return g if g.shape == shape else g.sum(axis=0)
+
+def kinked(x):
+    return abs(x)
+
+def add_forward(x, b, kind="smooth"):
+    def squared(x):
+        if x is None: x = 0
+        return x * x
+    y = squared(x) if kind == "smooth" else kinked(x)
+    return y + b, (x, b, kind)
+
+def add_backward(dy, cache):
+    x, b, kind = cache
+    if kind == "kinked":
+        slope = (x > 0) * 2.0 - 1
+        return summed_to(dy * slope, x.shape), summed_to(dy, b.shape)
+    return summed_to(2 * x * dy, x.shape), summed_to(dy, b.shape)
+"""
+
+
 def judged(tmp_path, text):
     path = tmp_path / "layer.py"
     path.write_text(text, encoding="utf-8")
@@ -76,6 +102,14 @@ def test_what_runs_on_another_way_is_judged_there(tmp_path):
     found = judged(tmp_path, TWO_WAYS)
     assert (found.verdict, found.report.unrun) == ("right", ())
     assert judged(tmp_path, TWO_WAYS.replace("    return factor * dy", "    return dy")).verdict == "wrong"
+
+
+def test_lines_of_helpers_are_named_once_and_those_that_another_way_runs_are_not(tmp_path):
+    found = judged(tmp_path, HELPERS)
+    at = {line.strip(): number for number, line in enumerate(HELPERS.splitlines(), 1)}
+    never = [("if x is None: x = 0", "squared"), ("g = g.mean(axis=axis, keepdims=True)", "summed_to")]
+    assert found.verdict == "right"
+    assert sorted(found.report.unrun) == sorted([Place(at[line], at[line], function) for line, function in never])
 
 
 def test_a_wrong_verdict_names_none(tmp_path):
@@ -114,6 +148,10 @@ def test_compiled_code_runs_unseen():
     verdict = ag.check_backward(cube, [np.array([1.0, -2.0, 0.5])])
     assert verdict.ok
     assert verdict.unrun == ()
+
+
+def test_code_of_this_package_is_nobodys():
+    assert reached([told], (told(places) for places in [()])) == {}
 
 
 def test_lines_are_told_in_their_order():

@@ -134,7 +134,8 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check, right: Verdict) -> tupl
                 elif report.status == "wrong":
                     return report, [*reasons, f"This is {variant.where}."]
                 elif report.ok:
-                    right = replace(right, unrun=tuple([place for place in right.unrun if place in report.unrun]))
+                    ran = {place: True for verdict in (right, report) for place, ran in verdict.reached.items() if ran}
+                    right = replace(right, reached={**right.reached, **report.reached, **ran})
     return right, reasons
 
 

@@ -23,7 +23,7 @@ from .run import Run
 from .sampling import Sample, sampled
 from .source import NoSearch
 from .truth import known_to
-from .unrun import unrun
+from .unrun import reached
 from .unwritten import written
 from .verdict import Finding, Repair, Row, Verdict, row
 
@@ -137,8 +137,8 @@ def judge(sample: Sample, strict: bool) -> Verdict:
         notes.append(f"{step.name} is that of a sum, of which the mean is taken later.")
     notes += _hidden_terms(sample, steps)
     passes = *getattr(pair.forward, "parts", [pair.forward]), pair.source
-    left = () if findings else unrun(passes, (run.back(pair.source) for run in sample.runs))
-    return made([*rows, *steps], findings, notes, repair=repairs, coefficients={**explanation.coefficients}, unrun=left)
+    ran = {} if findings else reached(passes, (run.back(pair.source) for run in sample.runs))
+    return made([*rows, *steps], findings, notes, repair=repairs, coefficients=explanation.coefficients, reached=ran)
 
 
 def _made(

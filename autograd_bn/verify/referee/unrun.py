@@ -1,13 +1,14 @@
-"""The statements of an author's passes that never run where these are judged: nothing says whether they are right."""
+"""The statements of an author's that never run where a pair is judged: nothing says whether they are right."""
 
 import ast
 import itertools
+import linecache
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .source import file_of, syntax, unwrapped
-from .trace import hooked
+from .source import file_of, syntax
+from .trace import OWN, hooked
 
 # Statements without a result that counts; what draws random numbers fills parameters before anything is judged.
 _NOTHING = re.compile(
@@ -23,31 +24,43 @@ class Place(NamedTuple):
     function: str
 
 
-def unrun(passes: Iterable[Any], calls: Iterable[Any]) -> tuple[Place, ...]:
-    """The statements of functions that run in no call, as these are drawn; but those that compute nothing."""
-    left = {(file_of(function), place) for function in passes for place in _statements(unwrapped(function))}
-    files, entered = {file for file, _ in left}, set[str]()
+def reached(passes: Iterable[Any], calls: Iterable[Any]) -> dict[Place, bool]:
+    """The statements of functions, and of those of their files that they call, and whether any call runs them.
+
+    Calls are made as they are drawn. What computes nothing is left out, as are lambdas and what is compiled.
+    """
+    files, entered = {file for f in passes if not (file := file_of(f)).startswith(OWN)}, set[Any]()
+    at, ran = dict[tuple[Any, int], Place](), set[Place | None]()
 
     def watch(frame: Any, event: str, _: Any) -> Any:
-        if (file := frame.f_code.co_filename) not in files:
+        code = frame.f_code
+        if code.co_filename not in files or code.co_name[0] == "<":
             return None
-        entered.add(frame.f_code.co_name)
-        left.difference_update([(file, at) for f, at in left if f == file and at.first <= frame.f_lineno <= at.last])
+        if code not in entered:
+            entered.add(code)
+            at.update(_instructions(code))
+        frame.f_trace_opcodes = True  # a line may hold a condition and what it is for
+        ran.add(at.get((code, frame.f_lasti)))
         return watch
 
     with hooked("trace", watch):
         for _ in calls:
-            if not left:
+            if ran >= {*at.values()}:
                 break
-    return tuple(sorted([place for _, place in left if place.function in entered]))  # compiled code runs unseen
+    return {place: place in ran for place in at.values()}
 
 
-def _statements(function: Any) -> list[Place]:
-    """Where a function computes something, keeps or returns it."""
-    above = getattr(getattr(function, "__code__", None), "co_firstlineno", 1) - 1
-    nodes: list[Any] = [n for n in ast.walk(syntax(function)) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
-    kept = [node for node in nodes if not _NOTHING.match(ast.unparse(node))]
-    return [Place(node.lineno + above, node.end_lineno + above, function.__name__) for node in kept]
+def _instructions(code: Any) -> Iterator[tuple[tuple[Any, int], Place]]:
+    """The statements that compute something, keep or return it, by each instruction of theirs."""
+    above, line = code.co_firstlineno - 1, linecache.getline(code.co_filename, code.co_firstlineno)
+    indent = len(line) - len(line.lstrip())
+    nodes: list[Any] = [n for n in ast.walk(syntax(code)) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
+    for node in [node for node in nodes if not _NOTHING.match(ast.unparse(node))]:
+        place = Place(node.lineno + above, node.end_lineno + above, code.co_name)
+        start, end = (place.first, node.col_offset + indent), (place.last, node.end_col_offset + indent)
+        for i, (first, _, column, _) in enumerate(code.co_positions()):
+            if first and column is not None and start <= (first, column) < end:
+                yield (code, 2 * i), place
 
 
 def told(places: Collection[Place]) -> str:

@@ -91,8 +91,8 @@ class Verdict:
     that make the gradients right, each of which reads as a diff. `coefficients` says how much of each path of a
     normalisation a gradient carries, NaN where that is no one number, `notes` what else a reader should know.
     `forward`, `backward`, `inputs`, `dy` and `pair` are what was judged; `warnings` say what is overwritten on the way,
-    `unseen` which arrays that forward reads are not judged, and `unrun` which statements of what is right no run
-    reached. `solution` is what would be right, written out; `unwritten` says what a stub does.
+    `unseen` which arrays that forward reads are not judged, and `reached` whether a run reached each statement of what
+    is right. `solution` is what would be right, written out; `unwritten` says what a stub does.
     """
 
     ok: bool
@@ -109,7 +109,7 @@ class Verdict:
     convention: str = ""
     pair: Pair | None = field(default=None, repr=False, compare=False)
     unwritten: str = ""
-    unrun: tuple[Place, ...] = ()
+    reached: Mapping[Place, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -120,6 +120,11 @@ class Verdict:
         if self.unwritten:
             return "unwritten"
         return "right" if self.ok else "convention" if self.convention else "wrong"
+
+    @property
+    def unrun(self) -> tuple[Place, ...]:
+        """Which statements of what is right no run reached."""
+        return tuple(sorted([place for place, ran in self.reached.items() if not ran]))
 
     @property
     def first_wrong(self) -> str | None:
