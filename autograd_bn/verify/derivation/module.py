@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, reduce, wraps
+from functools import lru_cache, partial, reduce, wraps
 from typing import Any, Literal
 
 import numpy as np
@@ -215,14 +215,17 @@ class _Module(Writer):
         ahead, back = [space[title] for title in self.titles]
         lengths = {n: [*zip(*[np.shape(run.inputs[n]) for run in self.runs], strict=True)] for n in self.first.inputs}
 
-        @wraps(ahead)
-        def forward(*values: Any, **options: Any) -> Any:
-            shapes = list(map(np.shape, values))
+        @lru_cache(maxsize=100)
+        def check(shapes: tuple[tuple[int, ...], ...]) -> None:
             found = {(1,) * len(self.runs): 1}  # what has one length in all runs has one here
             for known, shape in zip(lengths.values(), shapes, strict=False):
                 if len(known) != len(shape) or any(map(lambda k, n: found.setdefault(k, n) != n, known, shape)):
                     said = " and ".join([f"{name} has shape {own}" for name, own in zip(lengths, shapes, strict=False)])
                     raise ValueError(f"{said}: they broadcast otherwise than the inputs that this was written from")
+
+        @wraps(ahead)
+        def forward(*values: Any, **options: Any) -> Any:
+            check(tuple(map(np.shape, values)))
             return ahead(*values, **options)
 
         return Derivation(text, forward, back, self.runs[2].inputs, file_of(self.f))

@@ -93,11 +93,10 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
     forward = forward_of(name, functions) if written else None
     flags = [n for n, p in signature(value).items() if p.default is False and n.lower() in SLOPES]
     flag = flags[0] if flags and written and not forward else None
+    ahead = functions[forward] if forward else value
+    on = partial(_on, _torch_of(space, ahead))
     if forward or flag:
-        ahead, back = functions[forward or name], value
-        on, code = partial(_on, _torch_of(space, ahead)), (ahead, back)
-        if flag:
-            back = update_wrapper(partial(value, **{flag: True}), value)
+        code, back = (ahead, value), update_wrapper(partial(value, **{flag: True}), value) if flag else value
         if len(parameters(ahead)) == len(parameters(back)) == 1:
             ahead, back = _each(ahead, forward or name), _each(back, name)
         pair: Any = lambda ahead: on(partial(numpy_pair, ahead, back))
@@ -106,10 +105,8 @@ def _function(name: str, value: Any, space: dict[str, Any]) -> Iterator[Entry]:
         other = replace(entry, parameters=parameters(lost), adapted=pair(lost), probe=on(partial(handed, lost)))
         yield replace(entry, judged_with=None if lost is ahead else other)
     elif written and _returns_a_function(value):  # `y, backward = f(x)`
-        on = partial(_on, _torch_of(space, value))
         yield Entry(name, name, parameters(value), on(partial(numpy_pair, value, backward)), on(partial(handed, value)))
     elif (asks := [n for n in signature(value) if ASKS.fullmatch(n)]) or _is_loss(name, returned_names(value)):
-        on = partial(_on, _torch_of(space, value))
         whole = update_wrapper(partial(value, **dict.fromkeys(asks, True)), value) if asks else value
         pair = on(partial(called, Author(whole, whole)))
         yield Entry(name, name, parameters(value), pair, on(partial(handed, whole)), code=(value,))
