@@ -833,6 +833,27 @@ def test_a_first_call_that_keeps_one_waiting_says_so_once(patience, said, tmp_pa
     assert done.stderr.count("numba is compiling batch norm's kernels") == len(done.stderr.splitlines()) == said
 
 
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_two_processes_that_compile_at_once_never_take_each_others_code(tmp_path, monkeypatch):
+    from autograd_bn.batch_norm.kernels import numba
+
+    kept = [getattr(f._cache, "_cache_file", None) for f in vars(numba).values() if hasattr(f, "signatures")]
+    assert {type(files) for files in kept} == {numba._Files, type(None)}  # None of what is inlined
+    first, second = (numba._Files(str(tmp_path), "affine", "stamp") for _ in range(2))
+
+    def save_while_the_other_does(index):
+        numba._Files._save_index(first, index)
+        second.save(1, "code of 1")
+
+    with monkeypatch.context() as interleaved:
+        interleaved.setattr(second, "_load_index", dict)  # it was read before the first wrote
+        interleaved.setattr(first, "_save_index", save_while_the_other_does)
+        first.save(0, "code of 0")
+    assert [first.load(key) for key in range(2)] == [None, "code of 1"]
+    first.save(0, "code of 0")
+    assert [second.load(key) for key in range(2)] == ["code of 0", "code of 1"]
+
+
 def test_the_number_of_threads_may_change_while_another_thread_computes(backend):
     x = np.random.default_rng(0).normal(size=(12_000, 100))  # enough for threads
     expected = ag.batch_norm(x).tobytes()

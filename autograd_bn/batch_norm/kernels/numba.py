@@ -9,11 +9,13 @@ must not be reordered is a function of its own.
 
 import sys
 import threading
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numba.core import event
+from numba.core.caching import IndexDataCacheFile
 
 from ...engine.node import Array
 from . import LARGEST
@@ -30,6 +32,18 @@ PATIENCE = 2.0
 _exact = njit(nogil=True, cache=True, error_model="numpy")
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 _inlined = njit(inline="always")
+
+
+class _Files(IndexDataCacheFile):
+    """What is compiled, on disk. Numba names a file by the next free number, which two processes may take at once: then
+    one finds the other's code under its own types, and code without `g` runs in silence where there is one.
+    """
+
+    def save(self: Any, key: Any, data: Any) -> None:
+        """In a file named by its key, which no other writes; where two write the index at once, one compiles anew."""
+        name = self._data_name(int(sha256(repr((key, self._source_stamp)).encode()).hexdigest()[:16], 16))
+        self._save_data(name, data)
+        self._save_index({**self._load_index(), key: name})
 
 
 class _Patience(event.Listener):
@@ -320,3 +334,8 @@ def backward(runs, shape, g, x, dx, kept, through, parameters):  # type: ignore[
     _lay(vectors, inner, lanes)
     _affine(runs, place, g, x, dx, lanes)
     return fits
+
+
+_KEPT: tuple[Any, ...] = (_centre, _add, _lay, _gather, _sums, _affine, forward, backward)
+for _kernel in _KEPT:
+    _kernel._cache._cache_file.__class__ = _Files
