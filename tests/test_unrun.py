@@ -51,10 +51,12 @@ def scale_backward(dy, factor):
 
 HELPERS = """
 def summed_to(g, shape):
+    if g.ndim > len(shape):
+        g = g.sum(axis=0)
     for axis, length in enumerate(shape):
         if length == 1:
-            g = g.mean(axis=axis, keepdims=True)
-    return g if g.shape == shape else g.sum(axis=0)
+            g = g.sum(axis=axis, keepdims=True)
+    return g
 
 def kinked(x):
     return abs(x)
@@ -107,9 +109,56 @@ def test_what_runs_on_another_way_is_judged_there(tmp_path):
 def test_lines_of_helpers_are_named_once_and_those_that_another_way_runs_are_not(tmp_path):
     found = judged(tmp_path, HELPERS)
     at = {line.strip(): number for number, line in enumerate(HELPERS.splitlines(), 1)}
-    never = [("if x is None: x = 0", "squared"), ("g = g.mean(axis=axis, keepdims=True)", "summed_to")]
+    never = at["if x is None: x = 0"]
     assert found.verdict == "right"
-    assert sorted(found.report.unrun) == sorted([Place(at[line], at[line], function) for line, function in never])
+    assert found.report.unrun == (Place(never, never, "squared"),)
+
+
+def test_a_branch_for_arrays_of_one_row_is_judged_on_such(tmp_path):
+    found = judged(tmp_path, HELPERS.replace("g = g.sum(axis=axis", "g = g.mean(axis=axis"))
+    assert (found.verdict, found.reason) == ("wrong", "This is at x of shape (5, 1).")
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [("delta", "right"), ("2 * delta", "wrong")])
+def test_a_branch_for_large_numbers_is_judged_there(slope, verdict, tmp_path):
+    text = """
+import numpy as np
+def huber_loss(x, t, delta=100.0):
+    d, small = x - t, abs(x - t) < delta
+    if np.all(small):
+        return 0.5 * np.sum(d * d), d
+    loss = np.sum(np.where(small, 0.5 * d * d, delta * (abs(d) - 0.5 * delta)))
+    return loss, np.where(small, d, SLOPE * np.sign(d))
+"""
+    found = judged(tmp_path, text.replace("SLOPE", slope))
+    assert (found.verdict, found.report.unrun) == (verdict, ())
+    assert found.reason == ("This is at 100 times the inputs." if verdict == "wrong" else "")
+
+
+def test_a_branch_for_fewer_axes_that_is_wrong_is_said(tmp_path):
+    text = """
+import numpy as np
+def square_loss(x, t):
+    if x.ndim == 1:
+        x = x.reshape(1, -1)
+    return np.sum((x - t) ** 2) / len(x), 2 * (x - t) / len(t)
+"""
+    found = judged(tmp_path, text)
+    assert found.verdict == "right"
+    assert found.reason == "At x of shape (4,), which forward takes, it is wrong."
+
+
+def test_an_arm_of_a_condition_that_no_run_takes_is_named(tmp_path):
+    text = """
+def scale_forward(x, training=True):
+    return 2 * x if training else 3 * x, training
+def scale_backward(dy, training):
+    return 2 * dy if training else dy if dy is None else 4 * dy
+"""
+    found = judged(tmp_path, text)
+    assert found.verdict == "right"
+    said = "part of line 3 of scale_forward, part of line 5 of scale_backward, which no run reached"
+    assert found.report.remarks[-1] == f"Not judged: {said}."
 
 
 def test_a_wrong_verdict_names_none(tmp_path):

@@ -31,6 +31,7 @@ from .pure import Allowed
 from .source import NoSearch, code_of, signature, unwrapped
 from .trace import OWN, instructions, line_of, reported, said
 from .trials import Fit, finite, given, guessed, inputs_name, rated
+from .unrun import reached
 from .verdict import Verdict
 
 Check = Callable[[Pair], Verdict]
@@ -121,7 +122,8 @@ def _beside_a_right_one(entry: Entry, fit: Fit, space: dict[str, Any]) -> bool:
 def _on_other_ways(entry: Entry, fit: Fit, check: Check, right: Verdict) -> tuple[Verdict, list[str]]:
     """The first report that is wrong, else the right one, with what no run reached on any way; and what is said."""
     reasons = list[str]()
-    with closing(variant for row in ROWS for variant in row(entry, fit.inputs)) as others:
+    rows: list[Way] = [*ROWS, partial(_where_none_ran, lambda: right.unrun)]
+    with closing(variant for row in rows for variant in row(entry, fit.inputs)) as others:
         for variant in others:
             if variant.pair is None:
                 reasons.append(variant.where)
@@ -132,6 +134,9 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check, right: Verdict) -> tupl
                 if raised and variant.raises != "wrong":
                     reasons += [variant.raises] if variant.raises else []
                 elif report.status == "wrong":
+                    if variant.doubtful and unearned(report, variant.pair, entry.parameters, False):
+                        reasons.append(f"A{variant.where[1:]}, which forward takes, it is wrong.")
+                        continue
                     return report, [*reasons, f"This is {variant.where}."]
                 elif report.ok:
                     ran = {place: True for verdict in (right, report) for place, ran in verdict.reached.items() if ran}
@@ -159,12 +164,14 @@ def _lacking(report: Verdict, space: dict[str, Any]) -> str:
 class Variant(NamedTuple):
     """A pair where its code takes another way, and `where` that is; or a note alone.
 
-    `raises` is what it says where backward raises: that the pair is wrong, a note, or nothing.
+    `raises` is what it says where backward raises: that the pair is wrong, a note, or nothing; `doubtful`, whether no
+    author may mean it so, unless what is wrong has a cause.
     """
 
     where: str
     pair: Pair | None = None
     raises: str = "wrong"
+    doubtful: bool = False
 
 
 def _on_more_axes(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
@@ -327,6 +334,25 @@ def _with_other_labels(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varian
                 yield Variant(where, pair, "")
 
 
+def _where_none_ran(unrun: Callable[[], Any], entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
+    """Other numbers, and arrays with an axis less or of length 1, where they reach statements that no run did."""
+    named = [(i, n, v) for i, (n, v) in enumerate(zip(entry.parameters, inputs, strict=False)) if i >= entry.made]
+    floats = [(i, name, value) for i, name, value in named if is_float(value) and value.size]
+    others = [(f"at {k} times the inputs", {i: k * value for i, _, value in floats}) for k in (100, -100, 0.01)]
+    parts = [(i, n, v.take(at, axis)) for at in ([0], 0) for i, n, v in floats for axis in range(v.ndim)]
+    others += [(f"at {name} of shape {part.shape}", {i: part}) for i, name, part in parts]
+    for where, there in others if (missing := unrun()) else ():
+        with suppress(Exception):
+            changed = [there.get(i, value) for i, value in enumerate(inputs)]
+            pair = entry.adapted(changed)
+            ran = reached(pair.passes, (share(pair) for _ in range(1)))
+            if any(ran.get(place) for place in missing):
+                fewer = any(np.ndim(value) < np.ndim(inputs[i]) for i, value in there.items())
+                wrong = fewer and _rated(entry, changed) < (True, 1)  # few authors mean a single example
+                note = f"A{where[1:]}, which forward takes, it is wrong."
+                yield Variant(note) if wrong else Variant(where, entry.adapted(changed), "", doubtful=True)
+
+
 @contextmanager
 def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there: Sequence[Any]) -> Iterator[Pair]:
     """The pair at other inputs, with another default; `NoSearch` where that could do more than compute.
@@ -355,7 +381,8 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
         yield entry.adapted(there)
 
 
-ROWS: tuple[Callable[[Entry, tuple[Any, ...]], Iterator[Variant]], ...] = (
+Way = Callable[[Entry, tuple[Any, ...]], Iterator[Variant]]
+ROWS: tuple[Way, ...] = (
     _on_more_axes, _out_of_training, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels
 )  # fmt: skip
 

@@ -136,8 +136,7 @@ def judge(sample: Sample, strict: bool) -> Verdict:
             break
         notes.append(f"{step.name} is that of a sum, of which the mean is taken later.")
     notes += _hidden_terms(sample, steps)
-    passes = *getattr(pair.forward, "parts", [pair.forward]), pair.source
-    ran = {} if findings else reached(passes, (run.back(pair.source) for run in sample.runs))
+    ran = {} if findings else reached(pair.passes, (run.back(pair.source) for run in sample.runs))
     return made([*rows, *steps], findings, notes, repair=repairs, coefficients=explanation.coefficients, reached=ran)
 
 

@@ -41,6 +41,11 @@ class Pair:
     unseen: tuple[str, ...] = ()
     calls: Calls | None = None
 
+    @property
+    def passes(self) -> list[Callable[..., Any]]:
+        """The author's own functions."""
+        return [*getattr(self.forward, "parts", [self.forward]), self.source]
+
 
 class NoPair(Exception):
     """A function isn't what its name seemed to say."""

@@ -17,11 +17,12 @@ _NOTHING = re.compile(
 
 
 class Place(NamedTuple):
-    """Lines of a function in its file."""
+    """Lines of a function in its file; an arm of `a if condition else b` from a `column` on."""
 
     first: int
     last: int
     function: str
+    column: int = 0
 
 
 def reached(passes: Iterable[Any], calls: Iterable[Any]) -> dict[Place, bool]:
@@ -51,13 +52,17 @@ def reached(passes: Iterable[Any], calls: Iterable[Any]) -> dict[Place, bool]:
 
 
 def _instructions(code: Any) -> Iterator[tuple[tuple[Any, int], Place]]:
-    """The statements that compute something, keep or return it, by each instruction of theirs."""
+    """The statements that compute something, keep or return it, and arms that do, by each instruction of theirs."""
     above, line = code.co_firstlineno - 1, linecache.getline(code.co_filename, code.co_firstlineno)
-    indent = len(line) - len(line.lstrip())
-    nodes: list[Any] = [n for n in ast.walk(syntax(code)) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
-    for node in [node for node in nodes if not _NOTHING.match(ast.unparse(node))]:
-        place = Place(node.lineno + above, node.end_lineno + above, code.co_name)
-        start, end = (place.first, node.col_offset + indent), (place.last, node.end_col_offset + indent)
+    indent, walked = len(line) - len(line.lstrip()), [*ast.walk(syntax(code))]
+    nodes: list[Any] = [n for n in walked if isinstance(n, ast.stmt) and not hasattr(n, "body")]
+    arms = [arm for n in walked if isinstance(n, ast.IfExp) for arm in (n.body, n.orelse)]
+    nodes = [n for n in nodes if not _NOTHING.match(ast.unparse(n))] + [n for n in arms if [*ast.walk(n)][2:]]
+    for node in nodes:
+        start, end = node.col_offset + indent, node.end_col_offset + indent
+        column = 0 if isinstance(node, ast.stmt) else start
+        place = Place(node.lineno + above, node.end_lineno + above, code.co_name, column)
+        start, end = (place.first, start), (place.last, end)
         for i, (first, _, column, _) in enumerate(code.co_positions()):
             if first and column is not None and start <= (first, column) < end:
                 yield (code, 2 * i), place
@@ -65,10 +70,10 @@ def _instructions(code: Any) -> Iterator[tuple[tuple[Any, int], Place]]:
 
 def told(places: Collection[Place]) -> str:
     """Where statements stand, as "lines 3 to 5 of backward"; those that follow each other as one."""
-    lines = sorted({(line, at.function) for at in places for line in range(at.first, at.last + 1)})
+    lines = sorted({(line, at.function, at.column > 0) for at in places for line in range(at.first, at.last + 1)})
     said = list[str]()
-    for _, group in itertools.groupby(enumerate(lines), lambda pair: (pair[1][0] - pair[0], pair[1][1])):
+    for _, group in itertools.groupby(enumerate(lines), lambda pair: (pair[1][0] - pair[0], pair[1][1:])):
         run = [at for _, at in group]
-        first, last = run[0][0], run[-1][0]
-        said.append(f"line{f's {first} to' if first < last else ''} {last} of {run[0][1]}")
+        (first, function, part), last = run[0], run[-1][0]
+        said.append(f"{'part of ' * part}line{f's {first} to' if first < last else ''} {last} of {function}")
     return ", ".join(said)
