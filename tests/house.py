@@ -19,7 +19,7 @@ LINES = {
     "nn": 1_327,
     "commands": 1_166,
 }
-POSITIONAL = 8
+POSITIONAL = 7
 MAY_COPY = ("reshape", "ravel")
 
 

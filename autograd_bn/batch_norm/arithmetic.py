@@ -155,7 +155,7 @@ def forward_at_once(read: Pass, gamma: Any, beta: Any, eps: float) -> Any:
     gamma = np.ones(layout.features, x.dtype) if gamma is None else kernels.line(np.ascontiguousarray(gamma))
     beta = np.zeros(layout.features, x.dtype) if beta is None else kernels.line(np.ascontiguousarray(beta))
     x = kernels.line(read.x)
-    fits = kernels.forward(layout.runs or None, layout.place, x, y.reshape(-1), gamma, beta, rows, eps)
+    fits = kernels.forward(layout.place, x, y.reshape(-1), gamma, beta, rows, eps)
     return (layout.array(y), rows, x) if fits else None
 
 
@@ -164,5 +164,5 @@ def backward_at_once(g: Array, rows: Array, read: tuple[Layout, Array], through:
     layout, x = read
     dx, sums, kernels = layout.empty(x.dtype), np.empty((2, layout.features), x.dtype), compiled()
     g = kernels.line(np.ascontiguousarray(layout.view(g), x.dtype))
-    fits = kernels.backward(layout.runs or None, layout.place, g, x, dx.reshape(-1), rows, through, sums)
+    fits = kernels.backward(layout.place, g, x, dx.reshape(-1), rows, through, sums)
     return (layout.array(dx), sums[1], sums[0]) if fits else None

@@ -104,7 +104,6 @@ class Node:
         wanted: tuple[int, ...] = (),
         saved: tuple[Any, ...] = (),
         read: int = 0,
-        buffer: Buffer | None = None,
     ) -> None:
         self.primitive = primitive
         self.args = args
@@ -114,7 +113,7 @@ class Node:
         self.wanted = wanted
         self.saved = saved
         self.read = read
-        self.buffer = buffer
+        self.buffer: Buffer | None = None
         self.requires_grad = wanted != ()
         self.name: str | None = None
         self.views: set[ref[Any]] | None = None  # the tensors recorded as views of this memory, if any
@@ -178,7 +177,8 @@ class Leaf(Node):
     __slots__ = ("data", "grad")
 
     def __init__(self, data: Array, requires_grad: bool = False, name: str | None = None, grad: Any = None) -> None:
-        super().__init__(None, (), {}, data, buffer=Buffer(data))
+        super().__init__(None, (), {}, data)
+        self.buffer = Buffer(data)
         self.requires_grad = requires_grad
         self.data = data
         self.name = name

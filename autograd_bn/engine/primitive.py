@@ -161,11 +161,10 @@ class Primitive:
         out, kept = self.forward(*values, *rest, **params), None
         if self.joint or not self.own or getattr(out, "dtype", OBJECT).kind == "O":
             out, kept = self._result(out)
-        buffer, viewed = None, False
-        if self.view:
-            viewed = isinstance(operands[0], Node) and np.may_share_memory(out, values[0])
-            buffer = operands[0].buffer if viewed else None
-        elif type(out) is np.ndarray and (out.base is not None or not self.own) and _borrowed(out, values):
+        viewed = self.view and isinstance(operands[0], Node) and np.may_share_memory(out, values[0])
+        buffer = operands[0].buffer if viewed else None
+        held = not self.view and type(out) is np.ndarray and (out.base is not None or not self.own)
+        if held and _borrowed(out, values):
             out = out.copy()  # what overwrites the operand would overwrite the result too
         if mode.recording.get():
             if len(params) < len(self.keywords):
@@ -173,7 +172,8 @@ class Primitive:
             positions = tuple(wanted) if self.rules else ()
             saver = self.savers[positions] if positions in self.savers else self.saver(positions)
             saved = saver((None, *values, out, kept))
-            node = Node(self, tuple(operands), params, out, positions, saved, now, buffer)
+            node = Node(self, tuple(operands), params, out, positions, saved, now)
+            node.buffer = buffer
         else:
             out = np.asarray(out)
             if self.view and buffer is None and out.base is not None:

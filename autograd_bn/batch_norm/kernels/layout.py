@@ -78,7 +78,7 @@ class Layout:
         some = np.lib.stride_tricks.as_strided(np.empty(1, f"V{dtype.itemsize}"), shape, strides)
         self.contiguous = some.transpose(self.order).flags.c_contiguous
         self.lanes = self.features * self.inner * self.repeats
-        self.place = (*self.matrix, self.lanes, self.inner)
+        self.place = (*self.matrix, self.lanes, self.inner, self.runs or None)
         self.tiles = [*self._cut(rows, width, columns)] if self.size else []
         self.shared = thresholds.SHARED_NUMBA if self.compiled else thresholds.SHARED_NUMPY
         self.spare = dtype.itemsize < 8

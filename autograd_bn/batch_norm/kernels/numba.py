@@ -122,7 +122,7 @@ def _centre(runs, shape, x, centres):  # type: ignore[no-untyped-def]
     """The first number of a feature, plus the mean distance of 16 from it, if there are as many: exact where they are
     equal.
     """
-    rows, width, _, inner = shape
+    rows, width, inner = shape
     step, stride, n = (inner, width, rows) if runs is None else (width, 1, width)
     n = 16 if n >= 16 else 1
     centres[:] = 0
@@ -272,16 +272,16 @@ def _affine(runs, place, g, x, y, lanes):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def forward(runs, shape, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyped-def]
+def forward(shape, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyped-def]
     """All steps of the forward pass: `kept` gets rows of centres, distances, variances, scales and gamma.
 
-    `shape` has the rows and columns of the matrix, how many lanes there are, and how many of a feature side by side.
+    `shape` has the matrix's rows and columns, how many lanes there are, how many of a feature side by side, and `runs`.
     False, and no result, where a variance is not below `LARGEST`.
     """
-    rows, width, count, inner = shape
+    rows, width, count, inner, runs = shape
     features, place = kept.shape[1], (0, rows, width, width)
     n, vectors, lanes, sums = len(x) // features, np.empty((3, features)), np.empty((3, count)), np.empty((2, features))
-    _centre(runs, shape, x, kept[0])
+    _centre(runs, (rows, width, inner), x, kept[0])
     passes = 2
     while passes:  # no range(2), which LLVM would unroll, and compile all of it twice
         _lay(kept[:1], inner, lanes[2:])
@@ -311,11 +311,11 @@ def forward(runs, shape, x, y, gamma, beta, kept, eps):  # type: ignore[no-untyp
 
 
 @_exact
-def backward(runs, shape, g, x, dx, kept, through, parameters):  # type: ignore[no-untyped-def]
+def backward(shape, g, x, dx, kept, through, parameters):  # type: ignore[no-untyped-def]
     """All steps of the backward pass; the rows of `parameters` get the gradients of beta and gamma. False where a
     product of float64 left the range.
     """
-    rows, width, count, inner = shape
+    rows, width, count, inner, runs = shape
     features, place = kept.shape[1], (0, rows, width, width)
     n, vectors, lanes, sums = len(x) // features, np.empty((4, features)), np.empty((4, count)), np.empty((2, features))
     _lay(kept[:1], inner, lanes[2:])
