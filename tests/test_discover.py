@@ -55,6 +55,30 @@ def test_what_forward_reads_is_named_where_it_is_not_judged(tmp_path):
     assert judged(written(tmp_path, text))["Lazy.backward"].report.unseen[0].startswith("w, of which backward leaves")
 
 
+def test_a_number_of_the_file_that_hides_a_factor_is_said(tmp_path):
+    text = """
+SCALE = 1.0
+DEVIATION = 2.0
+VARIANCE = DEVIATION * DEVIATION
+def cube_forward(x):
+    return SCALE * x ** 3, x
+def cube_backward(dy, x):
+    return 3 * x ** 2 * dy
+def square_forward(x):
+    return SCALE * (x / DEVIATION) ** 2, x
+def square_backward(dy, x):
+    return SCALE * 2 * x / VARIANCE * dy
+"""
+    found = judged(path := written(tmp_path, text))
+    assert {entry.verdict for entry in found.values()} == {"right"}
+    assert found["cube_backward"].reason == "With SCALE = 1.7 in the place of 1.0 it is wrong."
+    assert found["square_backward"].reason == ""
+    with load.loaded(path) as file:
+        (first, *_) = entries.entries(file.space)
+        discover.judge(first, file.space, {})
+        assert file.space["SCALE"] == 1
+
+
 @pytest.mark.parametrize("rest", ["", "\nprint 'done'\n"], ids=["Python", "not all of it"])
 def test_lines_are_counted_as_an_editor_counts_them(rest, tmp_path):
     text = "import numpy as np\n\x0c\nGAP = '\u2028'\n" + CUBE + rest

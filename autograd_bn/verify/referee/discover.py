@@ -304,6 +304,16 @@ def _with_other_numbers(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Varia
                     yield Variant(f"with {name}={other}", pair, "")
 
 
+def _with_other_constants(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant]:
+    """What is said where a number of the file's, as SCALE = 1.0, hides a factor; others may follow from it."""
+    lines = "".join(linecache.getlines(entry.space.get("__file__", "")))
+    for name, number in [(n, v) for n, v in entry.space.items() if type(v) is float and v in (0, 1, 2, 0.5)]:
+        if re.search(rf"\b{name}\b", entry.text) and not re.search(rf"(?m)^\w.*=.*\b{name}\b", lines):
+            with suppress(Exception), _otherwise(entry, inputs, name, number + 0.7, inputs) as pair:
+                if share(pair) < 1:
+                    yield Variant(f"With {name} = {number + 0.7} in the place of {number} it is wrong.")
+
+
 _NO_FACTOR = re.compile(
     r"(?!ignore_)\w*(axes|dims|\Bdim|seed|random_state|verbose|eps|epsilon|dtype|start|idx|index|mode"
     rf"|{TRAINING}|{KEEPING}|inplace|in_place|test\w*|eval\w*|infer\w*|debug|copy|requires_grad|return_\w*|\w*plot\w*)"
@@ -355,7 +365,7 @@ def _where_none_ran(unrun: Callable[[], Any], entry: Entry, inputs: tuple[Any, .
 
 @contextmanager
 def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there: Sequence[Any]) -> Iterator[Pair]:
-    """The pair at other inputs, with another default; `NoSearch` where that could do more than compute.
+    """The pair at other inputs, with another default or global; `NoSearch` where that could do more than compute.
 
     What no default takes may be anything, as `if save:`. So both passes must be arithmetic on arrays through and
     through, and so must constructors, which may draw random numbers, or else run nothing that they don't run as it is.
@@ -367,7 +377,11 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
     handed = arguments_of(pair, np.ones(np.shape(y)), kept)
     owner = [pair.calls.author.owner] if pair.calls and pair.calls.author.leads else []
     with as_it_was(*entry.code, *([entry.maker.what] if entry.maker else [])), ExitStack() as stack:
-        for function in [own for own in map(unwrapped, entry.code) if name in signature(own)]:
+        takers, space = [own for own in map(unwrapped, entry.code) if name in signature(own)], entry.space
+        if name in space and not takers:
+            stack.callback(space.update, {name: space[name]})
+            space[name] = other
+        for function in takers:
             listed = [p for p in signature(function).values() if p.kind is not p.KEYWORD_ONLY]
             defaults = tuple([other if p.name == name else p.default for p in listed if p.default is not p.empty])
             stack.enter_context(patch.object(function, "__defaults__", defaults))
@@ -383,7 +397,8 @@ def _otherwise(entry: Entry, inputs: Sequence[Any], name: str, other: Any, there
 
 Way = Callable[[Entry, tuple[Any, ...]], Iterator[Variant]]
 ROWS: tuple[Way, ...] = (
-    _on_more_axes, _out_of_training, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels
+    _on_more_axes, _out_of_training, _in_test_mode, _with_other_words, _with_other_numbers, _with_other_labels,
+    _with_other_constants
 )  # fmt: skip
 
 

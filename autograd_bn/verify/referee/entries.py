@@ -49,6 +49,11 @@ class Entry:
         return "\n".join(map(code_of, self.code)) + (code_of(self.maker.what, 0) if self.maker else "")
 
     @property
+    def space(self) -> dict[str, Any]:
+        """The names of its file."""
+        return getattr(unwrapped(self.code[0]), "__globals__", {}) if self.code else {}
+
+    @property
     def keys(self) -> list[tuple[str, str]]:
         """What dicts hold for each of three layers, as `parameters["W" + str(l)]`."""
         dicts, key = [n for n in self.parameters if "options" in meant(n)[0]], r"\[f?[\"'](\w+?)(?:. *\+ *str\(|{|%)"
