@@ -1077,7 +1077,7 @@ def between(table, x):
         (attended, arrays((5, 4), (4, 3)), "return context, cache\n"),
         (leapfrog, arrays((4,), (4,)), "return dq, dp\n"),
         (with_neighbours, (np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]]), *arrays((3, 2))), "A_hat.T @ "),
-        (per_total, arrays((5, 4), (6, 4)), "(q.T @ (-g)).T"),
+        (per_total, arrays((5, 4), (6, 4)), "dk = -np.broadcast_to((q.T @ g).T, k.shape)"),
         (decayed, arrays((4,), (5, 4)), "0.5 * lam / m * (w**2).sum(), cache\n"),
         (rooted, arrays((5, 4)), "total ** (1 / p - 1)"),
         (tempered, arrays((5, 4)), "return T**2 * e, cache\n"),

@@ -1,5 +1,7 @@
 """The command that writes the backward passes of a file."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -1038,3 +1040,188 @@ def test_what_makes_rows_of_images_is_written_for_images(tmp_path, capsys):
         np.testing.assert_allclose(dx, (dy @ w.T).reshape(flat.shape), rtol=1e-12)
         np.testing.assert_allclose(dw, rows.T @ dy, rtol=1e-12)
         np.testing.assert_allclose(db, dy.sum(axis=0), rtol=1e-12)
+
+
+STUBS = """
+import numpy as np
+
+def kept_forward(x, w):
+    a = np.tanh(x @ w)
+    return a, (x, {"w": w, "a": a})
+
+def kept_backward(da, cache):
+    pass
+
+def shaped_forward(x, w):
+    a = x.reshape(len(x), -1)
+    return a @ w, (x.shape, a, w)
+
+def shaped_backward(dy, cache):
+    pass
+
+def net_forward(x, params):
+    a = np.tanh(x @ params["W"] + params["b"])
+    return a, (x, {"a": a}, params)
+
+def net_backward(da, cache):
+    grads = {}
+    return grads
+
+def svm_forward(W, X, y):
+    scores = X.dot(W)
+    margins = np.maximum(0, scores - scores[np.arange(len(y)), y][:, None] + 1)
+    margins[np.arange(len(y)), y] = 0
+    return margins.sum() / len(y), (W, X, y, margins)
+
+def svm_backward(dout, cache):
+    pass
+
+def grouped_forward(x, parts=2, power=1.5):
+    n, d = x.shape
+    return np.abs(x.reshape(n, parts, d // parts)).mean(axis=2) ** power, None
+
+def grouped_backward(dy, cache):
+    pass
+
+def layer_norm_forward(x, gamma):
+    xhat = (x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True)
+    return gamma * xhat, (x, gamma)
+
+def layer_norm_backward(dy, cache):
+    pass
+
+def joined_forward(a, b, W):
+    x = np.concatenate([a, b], axis=1)
+    return np.tanh(x @ W), (a, b, x, W)
+
+def joined_backward(dy, cache):
+    pass
+
+def pooled_forward(x, r):
+    return np.log(np.exp(r * x).mean(axis=1)) / r, (x, r)
+
+def pooled_backward(dy, cache):
+    pass
+
+class Gate:
+    def __init__(self, d, h):
+        self.Wz, self.Uz = np.random.randn(d, h), np.random.randn(h, h)
+        self.Wn, self.Un = np.random.randn(d, h), np.random.randn(h, h)
+    def forward(self, x, h):
+        self.x, self.h = x, h
+        self.z = 1 / (1 + np.exp(-(x @ self.Wz + h @ self.Uz)))
+        self.n = np.tanh(x @ self.Wn + h @ self.Un)
+        return (1 - self.z) * h + self.z * self.n
+    def backward(self, dh_next):
+        pass
+
+class Slope:
+    def __init__(self, channels):
+        self.a = np.full(channels, 0.25)
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, self.a[:, None, None] * x)
+    def backward(self, dy):
+        pass
+
+class Pooled:
+    def forward(self, x):
+        self.shape = x.shape
+        return x.reshape(x.shape[0], x.shape[1], -1).mean(axis=2)
+    def backward(self, dy):
+        pass
+"""
+
+
+@pytest.fixture
+def filled_in(tmp_path, capsys):
+    """The stubs with one written, its text, and what was said beside it."""
+
+    def write(name, *options):
+        path, space = tmp_path / "stubs.py", {"__name__": "stubs"}
+        path.write_text(STUBS)
+        assert main(["write", str(path), name, *options]) == 0, capsys.readouterr().err
+        text, said = capsys.readouterr()
+        exec(compile(STUBS, "stubs.py", "exec"), space)
+        classes = {key: value for key, value in space.items() if isinstance(value, type)}
+        exec(compile(text, "written.py", "exec"), space)
+        for key, value in classes.items():  # in his class
+            value.backward = space[key].backward
+        return space | classes, text, said
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "lines"),
+    [
+        ("kept", arrays((7, 4), (4, 1)), ["x, kept = cache", 'dx = g @ kept["w"].T']),
+        ("shaped", arrays((3, 2, 5), (10, 2)), ["shape, a, w = cache", "dx = da.reshape(shape)"]),
+        ("svm", (*arrays((3, 6), (8, 3)), np.arange(8) % 6), ["W, X, y, margins = cache"]),
+        ("grouped", arrays((1, 6)), ["def grouped_forward(x, parts=2, power=1.5):"]),
+    ],
+)
+def test_a_stub_of_functions_is_filled_in(filled_in, name, inputs, lines):
+    space, text, _ = filled_in(f"{name}_backward")
+    assert all(line in text for line in lines), text
+    pair = space[f"{name}_forward"], space[f"{name}_backward"]
+    assert ag.check_backward(*pair, inputs).ok
+
+
+def test_a_whole_number_is_an_option_of_the_forward_pass_that_is_written(filled_in):
+    space, _, _ = filled_in("grouped_backward")
+    forward = partial(space["grouped_forward"], parts=3)
+    assert ag.check_backward(forward, space["grouped_backward"], arrays((4, 12))).ok
+
+
+def test_parameters_in_a_dict_are_read_where_the_cache_has_it(filled_in):
+    space, text, _ = filled_in("net_backward")
+    assert "x, kept, params = cache" in text
+    assert 'params["W"].T' in text
+    x, W, b = arrays((6, 2), (2, 3), (3,))
+
+    def forward(x, W, b):
+        return space["net_forward"](x, {"W": W, "b": b})
+
+    def backward(dy, cache):
+        grads = space["net_backward"](dy, cache)
+        return grads["x"], grads["W"], grads["b"]
+
+    assert ag.check_backward(forward, backward, (x, W, b)).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "inputs"),
+    [
+        ("Gate", (4, 3), arrays((7, 4), (7, 3))),
+        ("Slope", (3,), arrays((2, 3, 4, 5))),
+        ("Pooled", (), arrays((2, 3, 4, 5))),
+    ],
+)
+def test_a_stub_is_written_for_a_batch(filled_in, name, made, inputs):
+    space, _, _ = filled_in(f"{name}.backward")
+    assert ag.check_backward(space[name](*made), inputs).ok
+
+
+def test_another_number_of_axes_is_said_where_it_would_be_wrong_in_silence(filled_in):
+    assert "    # where x.ndim == 2\n" in filled_in("layer_norm_backward")[1]
+    assert "ndim" not in filled_in("svm_backward")[1] + filled_in("kept_backward")[1]
+
+
+def test_a_guess_that_is_as_good_as_others_is_said(filled_in):
+    _, _, said = filled_in("joined_backward")
+    assert "joined_backward: written for a (" in said
+    assert "give --inputs" in said
+    assert not filled_in("joined_backward", "--inputs", "a=(5,4) b=(5,3) W=(7,2)")[2]
+
+
+def test_an_input_is_a_number_where_its_shape_has_no_axes(filled_in):
+    space, _, _ = filled_in("pooled_backward", "--inputs", "x=(5,4) r=()")
+    pair = space["pooled_forward"], space["pooled_backward"]
+    assert ag.check_backward(*pair, (*arrays((6, 3)), np.array(0.7))).ok
+
+
+def test_lambdas_are_solved_as_functions_that_have_a_name():
+    square, half = lambda x: (x**2, x), lambda dy, x: dy * x
+    verdict = ag.check_backward(square, half, arrays((4, 3)))
+    assert verdict.solution.source == "def backward(dy, x):\n    return 2 * dy * x\n"

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import re
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -13,10 +14,12 @@ import numpy as np
 
 from ..drawing.run_graphviz import write
 from ..engine import Tensor, as_tensor, grad
+from ..engine.node import setting
 from ..verify.derivation import solution
+from ..verify.derivation.tracing import assigned, fillable
 from ..verify.referee.discover import on_more_axes
 from ..verify.referee.entries import Entry, entries
-from ..verify.referee.guesses import parsed_inputs
+from ..verify.referee.guesses import meant, parsed_inputs, shape_of
 from ..verify.referee.held import is_float
 from ..verify.referee.load import SECONDS, TimeUp, Unreadable, limited, loaded
 from ..verify.referee.pairs import NoPair, Pair
@@ -43,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.py", help="Python file or notebook with forward passes")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the forward or backward pass to write (default all)")
     parser.add_argument("--inputs", metavar="'x=(6,4) ...'", default="", help="what to call forward with, by name")
-    parser.add_argument(
-        "--form", choices=("steps", "folded"), default="steps", help="folded: batch norm as one formula"
-    )
+    parser.add_argument("--form", choices=("steps", "folded"), default="steps", help="folded: a formula a batch norm")
     parser.add_argument("-o", "--output", metavar="FILE.py", help="write the code to a file")
 
 
@@ -63,14 +64,11 @@ def run(args: argparse.Namespace) -> int:
                     with limited(2 * SECONDS):
                         text = _text(entry, file.space, known, args.form)
                     texts += [text] if text not in texts else []
-                except TimeUp:
-                    complain(f"{entry.backward}: it took more than {2 * SECONDS} s")
-                    declined += 1
-                except Exception as error:  # the file's own, or why none can be written
-                    if entry.base or isinstance(error, NoPair):
-                        continue
-                    complain(f"{entry.backward}: {' '.join(str(error).split()) or type(error).__name__}")
-                    declined += 1
+                except (Exception, TimeUp) as error:  # the file's own, or why none can be written
+                    if not entry.base and not isinstance(error, NoPair):
+                        late = f"it took more than {2 * SECONDS} s" if isinstance(error, TimeUp) else ""
+                        complain(f"{entry.backward}: {late or ' '.join(str(error).split()) or type(error).__name__}")
+                        declined += 1
     except Unreadable as error:
         raise UsageError(str(error)) from None
     if not listed:
@@ -89,25 +87,36 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
     """The backward pass of one entry, in its author's names."""
     known = {name: value for name, value in known.items() if name in entry.parameters}
     try:
-        inputs = (given(entry, space) or guessed(entry, known)).inputs
+        fit = given(entry, space) or guessed(entry, known)
     except NotImplementedError:  # it says nothing about the inputs, and the true one all
-        true = replace(entry, adapted=lambda values: _true_pair(entry.adapted(values)))
-        inputs = guessed(true, known).inputs
-    pair = entry.adapted(on_more_axes(entry, inputs) or copy.deepcopy([*inputs]))
+        fit = guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)
+        if not (fit.fits and fit.firm):
+            shapes = [f"{name} {np.shape(v)}" for name, v in zip(entry.parameters, fit.inputs, strict=True)]
+            complain(f"{entry.backward}: written for {', '.join(shapes)}: where others are meant, give --inputs")
+    folded = re.search("reshape|ravel|flat", entry.text) and on_more_axes(entry, fit.inputs)  # an image in each row
+    pair = entry.adapted(folded or copy.deepcopy([*fit.inputs]))
     return solution(pair, form == "folded").source.removeprefix(HEAD)
 
 
 def _true_pair(pair: Pair) -> Pair:
-    """A pair with the engine's gradients for its backward pass."""
+    """A pair with the engine's gradients for its backward pass, with axes too many where another shape is likelier."""
+    calls: Any = pair.calls
+    run = replace(calls, author=replace(calls.author, forward=fillable(calls.author.forward))).pair().forward
 
+    @setting(assigned)
     def call(_: Any, dy: Any, values: Any) -> Gradients:
         leaves = [as_tensor(v, requires_grad=True) if is_float(v) else v for v in values]
         wanted = [v for v in leaves if isinstance(v, Tensor)]
-        gradients = iter(grad(pair.forward(*leaves)[0], wanted, dy, allow_unused=True))
-        filled = [None if not isinstance(v, Tensor) else next(gradients) for v in leaves]
-        pairs = zip(filled, values, strict=True)
-        back = tuple([np.zeros(np.shape(v)) if g is None and is_float(v) else g for g, v in pairs])
-        return Gradients(back, {}, (), tuple(pair.names))
+        y, back = run(*leaves)[0], list[Any]()
+        gradients = iter(grad(y, wanted, dy, allow_unused=True))
+        for name, value, leaf in zip(pair.names, values, leaves, strict=True):
+            g = next(gradients) if isinstance(leaf, Tensor) else None
+            wide = name not in calls.slots and name[0] not in "wW" and len(shape_of(meant(name)[0][0])) > 1
+            row = (wide and 0 < np.ndim(value) < y.ndim) or (name[0] in "UVW" and np.ndim(value) == 1)
+            same = np.shape(value) == y.shape and np.allclose(value, y.data)  # as the mean along no axis is
+            g = np.zeros(np.shape(value)) if g is None and is_float(value) else g
+            back.append(g[None, None] if g is not None and (row or same) else g)
+        return Gradients(tuple(back), {}, (), tuple(pair.names))
 
     forward = wraps(pair.forward)(lambda *values: (pair.forward(*values)[0], values))
     return replace(pair, forward=forward, call=call)

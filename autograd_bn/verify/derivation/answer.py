@@ -52,10 +52,11 @@ def solution(pair: Pair, folded: bool = False) -> Derivation:
                 raise
     if made:
         return made[0]
-    if author.leads or pair.calls.plan.arguments != (("dy", 0), ("result", 1)):
+    if author.leads or pair.calls.slots or pair.calls.plan.arguments != (("dy", 0), ("result", 1)):
         raise why[0]
-    titles, dy = [author.forward.__name__, unwrapped(author.backward).__name__], [*signature(author.backward)]
-    return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", (*titles, dy[0]))
+    back, (dy, *_) = unwrapped(author.backward).__name__.replace("<lambda>", "backward"), signature(author.backward)
+    titles = author.forward.__name__.replace("<lambda>", "forward"), back, dy
+    return written(author.forward, pair.inputs, pair.names, "folded" if folded else "steps", titles)
 
 
 def _beside_forward(pair: Pair, folded: bool) -> Derivation:
@@ -106,9 +107,10 @@ class Answer(Writer):
             some = [run.get(text) for run in listed]
             e = self._known(some)
             place = e is not None and e.op == "input" and self.author.calls.slots.get(e.args[0])
-            if text in self.stale or (place and text != self.author.spelled(place[0])):
+            if text in self.stale or (place and self.author.lead and text != self.author.spelled(place[0])):
                 continue  # or it stands elsewhere too
-            text = own.get(text, text)
+            head = next((place for place in own if text == place or text.startswith(f"{place}[")), "")
+            text = own[head] + text.removeprefix(head) if head else text
             if isinstance(value, Tensor | np.ndarray):
                 self.read |= {e: text} if e and len(text) < len(self.read.get(e, text + " ")) else {}
             elif isinstance(value, tuple | list):
@@ -127,6 +129,9 @@ class Answer(Writer):
         """What the author calls a value, or nothing."""
         if isinstance(values[0], Tensor | np.ndarray):
             return self.named.get(self._known(values), "")
+        if isinstance(values[0], dict | tuple | list):
+            other = "kept" if isinstance(values[0], dict) or not all(type(n) is int for n in values[0]) else "shape"
+            return next((n for n, value in self.first.named.items() if value is values[0]), other)
         return next((name for name, known in self.numbers.items() if known == values), "")
 
     def _known(self, values: Sequence[Any]) -> Any:
@@ -157,7 +162,7 @@ class Answer(Writer):
         body = textwrap.indent("\n".join([*ahead, *out.lines]), "    ")
         # Its head is as the author has it, in its class.
         parameters = [str(p.replace(annotation=p.empty)) for p in inspect.signature(old).parameters.values()]
-        text = f"def {old.__name__}({', '.join(parameters)}):\n{body}\n"
+        text = f"def {made.title}({', '.join(parameters)}):\n{body}\n"
         if made.home:
             kind = type(inspect.getattr_static(old.__globals__.get(made.home, type(made.author.owner)), old.__name__))
             mark = f"@{kind.__name__}\n" if kind in (staticmethod, classmethod) else ""
@@ -191,7 +196,7 @@ class Answer(Writer):
         """What is written, run in the author's file, in the place of his."""
         made, old = self.author, self.author.old
         space = executed(text, {"np": np, **old.__globals__})
-        new = inspect.getattr_static(space[made.home], old.__name__) if made.home else space[old.__name__]
+        new = inspect.getattr_static(space[made.home], old.__name__) if made.home else space[made.title]
         self.new, pair = getattr(new, "__func__", new), made.pair
         inputs = dict(zip(pair.names, pair.inputs, strict=True))
         backward = lambda dy, cache: tuple(gradients_of(pair.call(self.new, dy, cache), inputs).values())

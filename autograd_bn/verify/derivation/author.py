@@ -32,6 +32,7 @@ class Author:
     def __init__(self, pair: Pair) -> None:
         run, calls = Ran.of(pair), cast(Calls, pair.calls)
         self.author, self.whole, self.old = calls.author, calls.author.whole, unwrapped(calls.author.backward)
+        self.title = self.old.__name__.replace("<lambda>", "backward")
         self.pair = pair = pair if run is not None or self.whole else _as_named(pair)
         calls, self.root = cast(Calls, pair.calls), {"object": calls.author.owner}
         named = zip(pair.names, pair.inputs, strict=True)
@@ -149,7 +150,8 @@ class Author:
         if rated and rated[0][0] > 1:
             return rated[0][1]
         if not rated or isinstance(get(self.root, path[:-1]), list):
-            raise Unwritable(f"nothing says where the gradient of {label(path[1:])} goes: make a list of gradients")
+            place = "make a list" if self.lead else "return a dict"
+            raise Unwritable(f"nothing says where the gradient of {label(path[1:])} goes: {place} of gradients")
         return (*path[:-1], f"d{path[-1]}")
 
     @property

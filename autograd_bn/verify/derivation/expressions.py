@@ -188,6 +188,10 @@ class Expressions:
         factors = args[:1] if op == "divide" else args[:2] if op in (*LINEAR, "negative", "multiply", "scatter") else ()
         if any(e.op == "zero" for e in factors):
             return self._zero(values)
+        signs = [self._unsigned(e) for e in args] if op == "matmul" and moving else []
+        if any(signs):
+            made = self.do(op, *[inner or e for inner, e in zip(signs, args, strict=True)])
+            return made if all(signs) else self.do("negative", made)
         number, _ = self._split(args[0]) if op in LINEAR and moving else (None, None)
         if number and op != "divide" and (op in ("reshape", "transpose") or max(number.values) < 0):
             number = number if op in ("reshape", "transpose") else self.of(*[-1] * len(values))
@@ -247,6 +251,14 @@ class Expressions:
         if e in self.fixed or e.op != "multiply" or not _is_number(e.args[0]) or np.ptp(e.args[0].values):
             return None, e
         return e.args[0], e.args[1]
+
+    def _unsigned(self, e: Any) -> Any:
+        """What an expression is the negative of, also where it is transposed, or nothing."""
+        inner = e.args[0] if e.op == "transpose" and e not in self.fixed else e
+        if inner in self.fixed or not is_negative(inner):
+            return None
+        rest = self.do("negative", inner)
+        return rest if inner is e else self.do("transpose", rest, **e.params)
 
     def _scaled(self, number: Any, e: Any) -> Any:
         """A number times an expression."""

@@ -99,17 +99,14 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
     tests: list[ast.AST] = [n.test for n in tree if isinstance(n, ast.If | ast.IfExp | ast.While)]
     tests += [n for n in tree if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max")]
     tests += [n for n in tree if isinstance(n, ast.BoolOp)]
-    compared = [part for n in (*tests, *tree) if n in tests or isinstance(n, ast.Compare) for part in ast.walk(n)]
-    indexed = [n.value for n in tree if isinstance(n, ast.Subscript)]
+    inside: list[Any] = [n for test in tests for n in ast.walk(test)]
+    compared = inside + [part for n in tree if isinstance(n, ast.Compare) for part in ast.walk(n)]
     names, numbers = _names(tests), {n.value for n in compared if isinstance(n, ast.Constant) and type(n.value) is int}
-    inside: list[Any] = [n for test in tests for n in ast.walk(test) if n not in indexed]
-    sized = [n.value for n in inside if getattr(n, "attr", "") in ("ndim", "size", "shape")]
+    indexed = [n.value for n in tree if isinstance(n, ast.Subscript)]  # as x.shape[0], beside x.shape
+    sized = [n.value for n in inside if getattr(n, "attr", "") in ("ndim", "size", "shape") and n not in indexed]
     names |= {f"{ast.unparse(owner).removeprefix('self.')}.ndim" for owner in sized}
-    for node in [n for n in reversed(tree) if isinstance(n, ast.Assign)]:
-        sides: Any = [getattr(side, "elts", []) for side in (node.targets[0], node.value)]  # a, b = c, d
-        each = len(node.targets) == 1 and len(sides[0]) == len(sides[1]) > 0
-        for target, value in zip(*sides, strict=True) if each else [(ast.Tuple(node.targets), node.value)]:
-            names |= _names([value]) if names & _names([target]) else set()  # what those are computed from
+    for target, value in [pair for n in tree[::-1] if isinstance(n, ast.Assign) for pair in _assigned(n)]:
+        names |= _names([value]) if names & _names([target]) else set()  # what those are computed from
     function = unwrapped(function)
     space = getattr(function, "__globals__", {})
     for name in function.__code__.co_names if levels and space else ():
@@ -117,6 +114,13 @@ def _branches(function: Any, levels: int = 2) -> tuple[set[str], set[int]]:
             more = _branches(helper, levels - 1)
             names, numbers = names | more[0], numbers | more[1]
     return names, numbers
+
+
+def _assigned(node: ast.Assign) -> list[tuple[ast.AST, ast.AST]]:
+    """What a statement binds, with the value: those of a, b = c, d apart."""
+    targets, values = (getattr(side, "elts", [side]) for side in (node.targets[0], node.value))
+    apart = len(node.targets) == 1 and len(targets) == len(values)
+    return list(zip(targets, values, strict=True)) if apart else [(ast.Tuple(node.targets), node.value)]
 
 
 def _names(trees: Sequence[ast.AST]) -> set[str]:
@@ -231,8 +235,14 @@ class _Lengths:
         return run
 
     def single(self, run: Recording) -> dict[Place, Recording]:
-        """Recordings in which a length is 1, where forward takes that, by the axis that it belongs to."""
+        """Recordings in which a length is 1, by its axis, and in which the first array has an axis more, at -1."""
         made = {next(iter(growth)): self._at(run, growth, 1) for growth, _ in self.growths}
+        name, value = next((n, v) for n, v in run.inputs.items() if is_float(v))
+        for length in {2, *[len(v) for v in run.inputs.values() if np.ndim(v)]} if value.ndim else ():
+            with contextlib.suppress(Exception):  # whatever the author's code raises
+                several = run.inputs | {name: np.array([value * (1 - i / 9) for i in range(length)])}
+                made[name, -1] = self.record(several, run.options)
+                break
         return {place: each for place, each in made.items() if each and each.finite}
 
 

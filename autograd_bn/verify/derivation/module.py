@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from functools import lru_cache, partial, reduce, wraps
 from typing import Any, Literal
 
@@ -95,10 +96,14 @@ def written(
     wanted = [n for n, v in operands.items() if getattr(given[n], "requires_grad", is_float(v))]
     if not wanted:
         raise TypeError("inputs has no array of floats to take a gradient of, or only tensors that require no gradient")
-    options = {n: p.default for n, p in signature(f).items() if type(p.default) is float and n not in operands}
-    with np.errstate(all="ignore"):
-        record = partial(Recording, f, wanted, form == "folded", False)
-        made = _Module(recordings(f, record, operands, options), f, titles).derived()
+    free = {n: p.default for n, p in signature(f).items() if n not in operands and not re.search("ax[ei]s|dim", n)}
+    record = partial(Recording, f, wanted, form == "folded", False)
+    for kinds in ((int, float), (float,)):  # whole numbers as they are where something else follows from them
+        options = {n: value for n, value in free.items() if type(value) in kinds}
+        whole = int in map(type, options.values())
+        with np.errstate(all="ignore"), suppress(Unwritable) if whole else nullcontext():
+            made = _Module(recordings(f, record, operands, options), f, titles).derived()
+            break
     if len(wanted) < len([*filter(is_float, operands.values())]):  # the referee judges a gradient for every array
         written(f, [*operands.values()], [*operands], form)
     return made

@@ -148,7 +148,11 @@ class Function:
 
     def _multiply(self, e: Expression) -> tuple[str, int]:
         """A product: a constant, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
-        factor, divided, factors = 1.0, False, list[tuple[int, str, str]]()
+        factor, divided, arrays = (
+            1.0,
+            False,
+            list[tuple[int, str, str]](),
+        )  # of a size, how each is joined, and its text
         above, below = list[str](), list[str]()  # numbers that follow lengths
         for (part, joint), n in Counter(self._factors(e)).items():
             if part.op == "number" and np.ptp(part.values) == 0:
@@ -156,31 +160,29 @@ class Function:
                 divided = divided or joint == "/"
                 continue
             text = self._raised(part, n, PRODUCT if joint == "*" else UNARY)
-            leading = re.match(r"(-?[\d.e-]*)( [*/] )?", text) if part.op == "number" else None
-            if leading and leading[2]:  # all constants are one
-                factor *= float(leading[1])
-                text = re.sub("^ / ", "1 / ", text[leading.end() - 3 :]).removeprefix(" * ")
-            elif part.op == "number" and text[0] == "-":
-                factor, text = -factor, text[1:]
-            turned = joint == "*" and text.startswith("1 / ")
-            text, joint = (text[4:], "/") if turned else (text, joint)
+            if part.op == "number":  # 2 * len(x), 0.5 / n, -n: all constants are one
+                lead: Any = re.match(r"(-?[\d.e-]+) (?=[*/] )|-?", text)
+                factor *= float(lead[1] or f"{lead[0]}1")
+                text = re.sub("^/ ", "1 / ", text[lead.end() :].removeprefix("* "))
+            if joint == "*" and text.startswith("1 / "):
+                joint, text = "/", text[4:]
             if part.op == "number":
                 (below if joint == "/" else above).append(text)
             else:
-                factors.append((part.values[0].size, joint, text))
+                arrays.append((part.values[0].size, joint, text))
         over, under = constant(abs(factor), divided)
-        factors += [(1, "/", text) for text in (*below, under) if text]
-        short = [f for f in factors if f[0] < e.values[0].size]
-        if len(short) > 1:
-            factors = short + [f for f in factors if f not in short]
-        elif len(factors) == 2:
-            factors.sort(key=lambda f: (f[1] == "/", f[2][0] == "("))
+        arrays += [(1, "/", text) for text in (*below, under) if text]
+        few = [own for own in arrays if own[0] < e.values[0].size]
+        if len(few) > 1:
+            arrays = few + [own for own in arrays if own not in few]
+        elif len(arrays) == 2:
+            arrays.sort(key=lambda own: (own[1] == "/", own[2][0] == "("))
         flags = factor < 0 and any(part.values[0].dtype == bool for part, _ in self._factors(e))  # which take no sign
-        parts = [("*", text) for text in (over, *above) if text != "1" or flags] + [f[1:] for f in factors]
-        lead = next((i for i, part in enumerate(parts) if part[0] == "*"), None)
-        start = ("-" if factor < 0 else "") + ("1" if lead is None else parts.pop(lead)[1])
-        if start.lstrip("-") == "1" and lead is None and len(parts) > 1:
+        parts = [("*", text) for text in (over, *above) if text != "1" or flags] + [own[1:] for own in arrays]
+        lead = next((i for i, (joint, _) in enumerate(parts) if joint == "*"), None)
+        if lead is None and len(parts) > 1:
             parts = [("/", f"({' * '.join([text for _, text in parts])})")]
+        start = "-" * (factor < 0) + ("1" if lead is None else parts.pop(lead)[1])
         return start + "".join([f" {joint} {text}" for joint, text in parts]), SUM if factor < 0 else PRODUCT
 
     _divide = _multiply
@@ -387,36 +389,40 @@ class Function:
     def _filled(self, e: Expression, name: str) -> None:
         """The lines of an array that has elements set, or that is a sum of arrays which are 0 but at an index."""
         added, steps = self._filling(e)
-        start = self.fitted(lambda: " + ".join([self.text(t, SUM) for t in added]), self.width - len(name) - 7)
-        if not added:
-            floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
-            start = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
-            start = "0" if name.endswith("[...]") else start
-        elif np.broadcast_shapes(*[t.shapes[0] for t in added]) != e.shapes[0]:
-            start = f"np.broadcast_to({start}, {self.shape(e.shapes)}).copy()"
-        elif [t in self.names or t.op in CHEAP - {"array"} for t in added] == [True] and start[:7] != "np.full":
-            start += ".copy()"
-        self.lines.append(f"{name} = {start}")
-        name = name.removesuffix("[...]")
+        self.lines.append(f"{name} = {self._start(e, name, added)}")
         taken = [np.zeros(shape, bool) | bool(added) for shape in e.shapes]
         for step in steps:
-            index, value = self.index(step.params.get("index"), e.shapes), step.args[-1]
-            spare = 9 if step.op == "put" else 18
-            text = self.fitted(partial(self.text, value, SUM), self.width - len(name + index) - spare)
-            new = [_placed(step, k) for k in range(len(taken))]
-            arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
-            free = arrays and not any(part.op in ("array", "arange") for part in arrays)
-            several = new[0].max(initial=0) > 1 or free
-            again = any(np.any(own[more > 0]) for own, more in zip(taken, new, strict=True))
-            if step.op == "put" or not (several or again):
-                self.lines.append(f"{name}[{index}] = {text}")
-            elif several:
-                joint = isinstance(step.params.get("index"), tuple) and ", " in index
-                place = f"np.s_[{index}]" if ":" in index else f"({index})" if joint else index
-                self.lines.append(f"np.add.at({name}, {place}, {text})")
-            else:
-                self.lines.append(f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}")
-            taken = [own | (more > 0) for own, more in zip(taken, new, strict=True)]
+            placed = [_placed(step, k) > 0 for k in range(len(taken))]
+            again = any(np.any(own & new) for own, new in zip(taken, placed, strict=True))
+            self.lines.append(self._filled_at(step, name.removesuffix("[...]"), again))
+            taken = [own | new for own, new in zip(taken, placed, strict=True)]
+
+    def _start(self, e: Expression, name: str, added: list[Expression]) -> str:
+        """What an array is before elements of it are set: a sum, or zeros."""
+        if not added:
+            floats = [n for n, a in self.arrays.items() if a.shapes == e.shapes and a.values[0].dtype.kind == "f"]
+            zeros = f"np.zeros_like({floats[0]})" if floats else f"np.zeros({self.extent(e.shapes)})"
+            return "0" if name.endswith("[...]") else zeros
+        text = self.fitted(lambda: " + ".join([self.text(t, SUM) for t in added]), self.width - len(name) - 7)
+        if np.broadcast_shapes(*[t.shapes[0] for t in added]) != e.shapes[0]:
+            return f"np.broadcast_to({text}, {self.shape(e.shapes)}).copy()"
+        shared = len(added) == 1 and (added[0] in self.names or added[0].op in CHEAP - {"array"})
+        return text + ".copy()" * (shared and text[:7] != "np.full")
+
+    def _filled_at(self, step: Expression, name: str, again: bool) -> str:
+        """The line that sets elements, or adds to those that were set before or that an index names twice."""
+        index = self.index(step.params.get("index"), step.shapes)
+        room = self.width - len(name + index) - (9 if step.op == "put" else 18)
+        text = self.fitted(partial(self.text, step.args[-1], SUM), room)
+        arrays = [part for part in step.parts[1:] if part.shapes[0] and part.values[0].dtype != bool]
+        free = arrays and not any(part.op in ("array", "arange") for part in arrays)  # to name one twice
+        if step.op != "put" and (free or _placed(step).max(initial=0) > 1):
+            joint = isinstance(step.params.get("index"), tuple) and ", " in index
+            place = f"np.s_[{index}]" if ":" in index else f"({index})" if joint else index
+            return f"np.add.at({name}, {place}, {text})"
+        if step.op == "put" or not again:
+            return f"{name}[{index}] = {text}"
+        return f"{name}[{index}] {'-' if text[0] == '-' else '+'}= {text.removeprefix('-')}"
 
 
 def _shortened(places: Sequence[str]) -> str:

@@ -291,7 +291,8 @@ class Recording:
     `named` has what the author gave a name, `visits` the nodes of the forward pass in backward order, each with its
     gradient, and `gradients` those of the wanted inputs. `course` is what recordings share in which forward goes the
     same way, `tested` what the branches of its code read, by name, `single` are recordings in which a length is 1,
-    which hold what is written and are not read, and `even` are axes that it takes no odd length of.
+    which hold what is written and are not read, and one in which an array has one more axis, at -1, and `even` are axes
+    that it takes no odd length of.
     """
 
     tested = frozenset[str]()

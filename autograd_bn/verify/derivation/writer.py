@@ -55,6 +55,7 @@ class Writer:
         self._find_names({"_", "np", "cache", upstream, *self.first.args}, stored is None)
         # Axes of which the text holds for no length of 1, or no odd one: how that is found, and said.
         self.refused = dict.fromkeys(runs[2].even, ("{} % 2 == 1", "even {}"))
+        self.said = list[str]()  # for what else it holds
         self.meant = self._meant()
         axes = [n for e in self.forward if "axis" in e.params for n in np.ravel(np.array(e.params["axis"], object))]
         self.from_end = any(isinstance(n, Expression) and n.values[0] < 0 for n in axes)
@@ -105,12 +106,15 @@ class Writer:
         if not all(run.finite for run in self.runs):
             raise Unwritable("a gradient or an output is not finite at the inputs or near them")
         made, known = self._held(), len(self.refused)
-        for axis, run in self.runs[2].single.items():
+        for (name, axis), run in self.runs[2].single.items():
             try:
                 self.hold(made, run)
-            except Exception:  # for no length of 1, which is to be refused
-                self.refused.setdefault(axis, ("{} == 1", "{} > 1"))
-        made = self._held() if len(self.refused) > known else made
+            except Exception as error:  # for no length of 1, which is to be refused
+                if axis >= 0:
+                    self.refused.setdefault((name, axis), ("{} == 1", "{} > 1"))
+                elif isinstance(error, Unwritable):  # not one that whoever runs it would see
+                    self.said.append(f"# where {name}.ndim == {np.ndim(self.first.inputs[name])}")
+        made = self._held() if self.said or len(self.refused) > known else made
         shown = any(g.op != "zero" for g in self.gradients.values())  # of zeros the referee sees nothing
         verdict = self.verdict(made) if shown else None
         if verdict is not None and verdict.status in ("wrong", "convention"):  # unwritten, as zeros are, is not
@@ -187,25 +191,20 @@ class Writer:
 
         A word that forward keeps nowhere, as the mode of its options, is said alone: in another there is no cache.
         """
-        first, second = self.runs[:2]
-        others = {**second.inputs, **second.options}
-        words, tests, said = list[str](), list[str](), list[str]()
-        for name, value in {**first.inputs, **first.options}.items():
-            facts: dict[str, Any] = {"{}.ndim": np.ndim(value)} if f"{name}.ndim" in first.tested else {}
-            facts |= _settled(name, value, others[name])
-            if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
-                known = {*given.keys()} | given.defaults.keys() & others[name].keys()
-                facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - known)}
+        words, tests = [*self.said], dict[str, str]()  # what is refused, with what is said of the rest
+        for name, value in {**self.first.inputs, **self.first.options}.items():
+            facts = self._facts(name, value)
             text = spelled(name) if facts else ""
             for fact, v in facts.items():
                 what, absent = fact.format(text or name), " in " in fact
-                if text:
-                    unlike = f"{what} is not None" if v is None else f"{what} != {v!r}"
-                    tests.append(unlike if type(v) is not bool else f"not {what}" if v else what)
-                    said.append(f"no {what}" if absent else f"{what} {'is' if v is None else '=='} {v!r}")
+                if text and absent:
+                    tests[what] = f"no {what}"
+                elif text:
+                    test = f"{'not ' * v}{what}" if type(v) is bool else f"{what} != {v!r}"
+                    tests |= {test: f"{what} == {v!r}"} if v is not None else {f"{what} is not None": f"{what} is None"}
                 elif type(v) is str:
                     words.append(f"# where {what} is {v!r}")
-                elif type(v) is int and name in first.options:
+                elif type(v) is int and name in self.first.options:
                     continue  # the author's own backward would hold for that axis alone too
                 elif not absent and (type(v) is bool or np.min(v) < 2):
                     raise Unkept(f"what is written holds for {name} as it is, and forward keeps it nowhere")
@@ -214,25 +213,30 @@ class Writer:
             with contextlib.suppress(Unkept):
                 text = spelled(name)
             what = length_of(text or name, axis)
-            tests += [test.format(what)] if text else []
-            (said if text else words).append(f"{'# where ' * (not text)}{held.format(what)}")
-        if not tests:
-            return words
-        why = "written for " + " and ".join(said).replace('"', "'")
+            tests |= {test.format(what): held.format(what)} if text else {}
+            words += [] if text else [f"# where {held.format(what)}"]
+        why = "written for " + " and ".join(tests.values()).replace('"', "'")
         why = why if len(why) < 72 else "written for other lengths and numbers"
-        return [*words, wrapped("if ", tests, ":", joint=" or "), f'    raise ValueError("{why}")']
+        lines = [wrapped("if ", [*tests], ":", joint=" or "), f'    raise ValueError("{why}")']
+        return words + lines * bool(tests)
 
-
-def _settled(name: str, value: Any, other: Any) -> dict[str, Any]:
-    """What of an input is the same in two recordings, so that the text holds for that alone, by how it is spelled."""
-    if isinstance(value, np.ndarray):
-        same = {length_of("{}", i): n for i, n in enumerate(value.shape) if n == other.shape[i] > 1}
-        return {"{}.shape": value.shape} if len(same) == value.ndim > 1 else same
-    if isinstance(value, dict) and {*map(type, value.values())} <= {int, bool, str, float}:
-        return {f"{{}}[{key!r}]": item for key, item in value.items() if item == other[key]}
-    if type(value) not in (int, float, bool, str, type(None)):
-        raise Unwritable(f"no check can be written of {name}, a {type(value).__name__}: pass its arrays as inputs")
-    return {"{}": value} if value == other else {}
+    def _facts(self, name: str, value: Any) -> dict[str, Any]:
+        """What of an input or an option is the same in all recordings, and what a dict lacks, by how it is spelled."""
+        first, others = self.first, [{**run.inputs, **run.options}[name] for run in self.runs[1:]]
+        facts: dict[str, Any] = {"{}.ndim": np.ndim(value)} if f"{name}.ndim" in first.tested else {}
+        if isinstance(value, np.ndarray):
+            same = {length_of("{}", i): n for i, n in enumerate(value.shape) if n == others[0].shape[i] > 1}
+            facts |= {"{}.shape": value.shape} if len(same) == value.ndim > 1 else same
+        else:  # arrays in a dict are inputs of their own
+            items = lambda v: {f"{{}}[{key!r}]": v[key] for key in value if key not in first.inputs}
+            own, *rest = map(items if isinstance(value, dict) else lambda v: {"{}": v}, (value, *others))
+            if not {*map(type, own.values())} <= {int, float, bool, str, type(None)}:
+                raise Unwritable(f"no check can be written of {name}: pass its arrays as inputs")
+            facts |= {fact: v for fact, v in own.items() if all(other[fact] == v for other in rest)}
+        if isinstance(given := first.args.get(name), Options):  # but for what forward sets itself
+            known = {*given.keys()} | given.defaults.keys() & others[0].keys()
+            facts |= {f"{key!r} in {{}}": False for key in sorted(given.missed - known)}
+        return facts
 
 
 def used_again(listed: Iterable[Expression], lines: Container[Expression]) -> set[Expression]:

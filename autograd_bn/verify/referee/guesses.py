@@ -212,7 +212,7 @@ def parsed_inputs(text: str) -> dict[str, Any]:
     for name, kind, value in re.findall(form, text):
         if value.startswith("("):
             kind = "+" if kind == "positive" else f"{kind}:" if kind else ""
-            inputs[name] = drawn(f"{kind}{value}", rng)
+            inputs[name] = np.asarray(drawn(f"{kind}{value}", rng))  # of a shape of no axes too
         else:
             inputs[name] = value
             with suppress(ValueError):
