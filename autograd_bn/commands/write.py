@@ -87,15 +87,15 @@ def _text(entry: Entry, space: dict[str, Any], known: dict[str, Any], form: str)
     """The backward pass of one entry, in its author's names."""
     known = {name: value for name, value in known.items() if name in entry.parameters}
     try:
-        fit = given(entry, space) or guessed(entry, known)
+        stub, fit = False, given(entry, space) or guessed(entry, known)
     except NotImplementedError:  # it says nothing about the inputs, and the true one all
-        fit = guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)
-        if not (fit.fits and fit.firm):
-            shapes = [f"{name} {np.shape(v)}" for name, v in zip(entry.parameters, fit.inputs, strict=True)]
-            complain(f"{entry.backward}: written for {', '.join(shapes)}: where others are meant, give --inputs")
+        stub, fit = True, guessed(replace(entry, adapted=lambda values: _true_pair(entry.adapted(values))), known)
     folded = re.search("reshape|ravel|flat", entry.text) and on_more_axes(entry, fit.inputs)  # an image in each row
-    pair = entry.adapted(folded or copy.deepcopy([*fit.inputs]))
-    return solution(pair, form == "folded").source.removeprefix(HEAD)
+    made = solution(entry.adapted(folded or copy.deepcopy([*fit.inputs])), form == "folded")
+    if stub and not (fit.fits and fit.firm):
+        shapes = [f"{name} {np.shape(v)}" for name, v in zip(entry.parameters, fit.inputs, strict=True)]
+        complain(f"{entry.backward}: written for {', '.join(shapes)}: where others are meant, give --inputs")
+    return made.source.removeprefix(HEAD)
 
 
 def _true_pair(pair: Pair) -> Pair:
