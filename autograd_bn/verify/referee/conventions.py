@@ -52,12 +52,12 @@ def with_a_loss(forward: Any, backward: Any, losses: Iterable[Any]) -> Any:
     fitting = list[tuple[Any, list[str]]]()
     for loss in losses if len(labels) == 1 else ():
         taken = parameters(loss)
-        own = [name for name in taken if name not in ahead]
+        own = [name for name in taken if name not in ahead or len(taken) == 2]  # of an output called as forward's input
         said = [name for name in own if name in labels] or [name for name in own if is_label(name)][-1:]
         if taken == asked and own == labels:  # it calls forward itself
             fitting.append((loss, taken))
         elif len(own) == 2 and said:
-            fitting.append((loss, [labels[0] if name in said else name * (name in ahead) for name in taken]))
+            fitting.append((loss, [labels[0] if name in said else name * (name not in own) for name in taken]))
     fitting = [fit for fit in fitting if {*labels} <= {*parameters(fit[0])}] or fitting
     if len(fitting) != 1:
         return forward

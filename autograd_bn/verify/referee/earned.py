@@ -55,22 +55,23 @@ def _gradients(report: Verdict) -> list[Row]:
 
 def _misread(report: Verdict, pair: Pair, guessed: Sequence[str], kinds: set[str]) -> str:
     """What was taken for another thing than its author meant, by what is wrong and by what is right beside it."""
-    wrong = {label[1:] for finding in report.diagnosis for label in finding.gradients}
+    wrong, forward = {label[1:] for finding in report.diagnosis for label in finding.gradients}, code_of(pair.forward)
     right = [row.name[1:] for row in _gradients(report) if row.ok]
     level = all(finding.repair.endswith("axes of length 1.") for finding in report.diagnosis)
     shapes = {name: np.shape(value) for name, value in zip(pair.names, pair.inputs, strict=True)}
     known = {length for name in right for length in shapes[name]}  # another may be the code's own
     misfits = {name for name in guessed if 1 in shapes.get(name, ()) or {*shapes.get(name, ())} - known}
     shaped = kinds <= {"shape", "not summed", "not zero"} and not level and wrong <= misfits
-    if shaped or (level and wrong <= {*guessed} and not {*right} & {*guessed}):
+    # Entries that forward takes one by one may be arrays of one number, as older NumPy had it.
+    read, parts = ([n for n in wrong & {*guessed} if re.search(rf"\b{n}\[{i}\]", forward)] for i in (r"\w+", r"\d"))
+    if shaped or (level and wrong <= {*guessed} and ({*right}.isdisjoint(guessed) or read)):
         return "only the shape is another than that of the guessed input, it seems"
-    parts = [name for name in wrong & {*guessed} if re.search(rf"\b{name}\[\d\]", code_of(pair.forward))]
     if parts and kinds <= _LAYOUT:
         return f"{parts[0]} may be a list of arrays"
     if kinds == {"not linear"} and len(returned_names(pair.forward)) > 2:
         return "the gradient of another output, a loss, may be taken for 1"
     column = kinds == {"not summed"} and all(shapes.get(name, ())[-1:] == (1,) for name in wrong)
-    if column and not _SEVERAL.search(code_of(pair.forward) + code_of(pair.source)):
+    if column and not _SEVERAL.search(forward + code_of(pair.source)):
         return f"{', '.join(sorted(wrong))} may be of one column, and isn't summed over several"
     steps = {*pair.calls.rates} if pair.calls else set()  # of the parameters that backward updates itself
     if wrong and wrong <= steps and not {*right} & steps and not report.repair:  # else another step is right

@@ -137,7 +137,9 @@ def _class(name: str, what: Any, space: dict[str, Any]) -> Iterator[Entry]:
         yield Entry(*names, taken[takes_a_context(forward) :], on(adapted), on(probe), code=(forward,))
     else:
         maker, kinds = _maker(what, _torch_of(space, forward))
-        losses = _losses(dict(inspect.getmembers(what, inspect.isfunction))) or _losses(space)
+        costs = [getattr(p.default, "fn", None) for code in _constructors(what) for p in signature(code).values()]
+        losses = tuple(filter(inspect.isfunction, costs))  # `cost=CrossEntropyCost`
+        losses = losses or _losses(dict(inspect.getmembers(what, inspect.isfunction))) or _losses(space)
         build: Any = lambda maker: _of_objects(names, maker, kinds, partial(on, made=len(maker.needed)))
         entry, other = build(maker), build(replace(maker, losses=losses))
         yield replace(entry, judged_with=None if entry.parameters == other.parameters else other)

@@ -168,8 +168,7 @@ def explained(case: Case) -> Explained:
 
 def _unknown(run: Run, name: str, gradient: Array) -> Mistake:
     """Where a gradient is wrong, if not why."""
-    truth = run.truth[name]
-    wrong = run.wrong(name, gradient)
+    truth, wrong = run.truth[name], run.wrong(name, gradient)
     places = where(wrong, run.inputs[name])
     if np.any(~wrong) and np.all(~wrong | (gradient == 0)):
         return Mistake("lost rows", f"is 0 {places}, and right elsewhere", "Fill in the whole array")

@@ -64,7 +64,7 @@ DM DF DG MD DT : w(x|i|ax)\w?
 MM MF MG MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
 MDPP =2 DM D PPDM : kernel
-DM MD D +D MDPP VM MN PPDM DN D1 BDM MDP + : w\d?|weights?|kernels?|filters?|theta|table
+DM MD D +D MDPP VM MN PPDM DN D1 BDM MDP + : w\d?|weights?|kernels?|filt(er)?s?|theta|table
 M D F G M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g
 D 1D11 1D D1 M N1 : {SHIFT}
@@ -110,10 +110,6 @@ def meant(name: str) -> tuple[list[str], bool]:
     return UNKNOWN.split(), True
 
 
-def _dtanh(x: Any) -> Any:
-    return 1 - np.tanh(x) ** 2
-
-
 class Descent:
     """An optimiser for layers that take one: gradient descent, which takes note of nothing."""
 
@@ -149,10 +145,6 @@ class Layer:
         return self if name in FORWARD else self.pulled
 
 
-def _draw(*shape: Any) -> Any:
-    return np.random.default_rng(0).normal(size=np.hstack(shape).astype(int))
-
-
 def layers() -> list[Layer]:
     """Two layers that do not commute."""
     return [Layer(2), Layer(3)]
@@ -175,7 +167,8 @@ def drawn(kind: str, rng: np.random.Generator) -> Any:
     if kind == "options":
         return {}
     if kind.startswith("call:"):
-        made: dict[str, Any] = {"tanh": np.tanh, "dtanh": _dtanh, "draw": _draw, "step": Descent()}
+        draw: Any = lambda *shape: np.random.default_rng(0).normal(size=np.hstack(shape).astype(int))
+        made = {"tanh": np.tanh, "dtanh": lambda x: 1 - np.tanh(x) ** 2, "draw": draw, "step": Descent()}
         made |= {"layer": Layer(2), "layers": layers(), "rng": np.random.default_rng(0)}
         return made[kind[5:]]
     if kind.startswith("="):

@@ -146,7 +146,7 @@ def _decay(run: Run, name: str, gradient: Array, off: list[str], text: str) -> s
         return None
     terms, rest = np.stack([value.ravel(), np.sign(value).ravel()], axis=1), gradient - run.truth[name]
     rates = np.linalg.lstsq(terms, rest.ravel(), rcond=None)[0]
-    if (np.max(rates) < 1e-9 and not parts) or not close(terms @ rates, rest.ravel(), 1e-6):
+    if (np.min(rates) < -1e-9 and (np.max(rates) > 1e-9 or not parts)) or not close(terms @ rates, rest.ravel(), 1e-6):
         return None
     if np.max(rates) < 1e-9:
         return f"the weight decay in {parts[1].__name__} is left out, as where the step of the weights adds it"

@@ -59,7 +59,7 @@ WEIGHTS = rf"{BIAS}|{SHIFT}|gamma|w|weights?"
 RATE = 0.5  # that backward is handed; 1 would hide that it isn't used
 RATES = r"(lr|learn(ing)?_?rate|alpha|eta|rate|step_?size)"
 TRAINING = r"_?(is_|in_)?train(ing)?(_mode)?"
-KEEPING = rf"{TRAINING}|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state)\w*"
+KEEPING = rf"{TRAINING}|cache|(save|store|keep|use|with|return)_?(for_)?(cache|grad|back|tape|state|inp)\w*"
 DY = re.compile(r"d(?!ata|elta|esired|im|ict|ist|loss$).*|g(y|z|o|h|s|out(put)?s?)?|.*grad.*|upstream.*|.*diff")
 CHOOSES = r"wrt\w*|\w*respect\w*|which|of|param(eter)?|arg(num)?s?|target_var|grad_(of|for)"
 

@@ -89,11 +89,8 @@ class Outside:
         self.kept.restore()
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _codes(inner)
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    return [code, *[c for inner in code.co_consts if isinstance(inner, types.CodeType) for c in _codes(inner)]]
 
 
 @contextmanager

@@ -81,7 +81,8 @@ class Sample:
             run = self.tried(self.moved(names, factor=factor))
             if run is not None and _well_known(run, judged):
                 for name in judged:  # where softmax is flat, all that is left may be rounding in sums that cancel
-                    run.noise[name] = run.noise[name] + TOLERANCE * np.max(np.abs(self.first.truth[name]), initial=0)
+                    near, far = (np.max(np.abs(there.truth[name]), initial=0) for there in (self.first, run))
+                    run.noise[name] = run.noise[name] + TOLERANCE * (near + 100 * far)  # also a guard, clip(x, -30, 30)
                 self.runs.append(run)
 
     def _run_longer(self) -> None:
@@ -98,8 +99,7 @@ class Sample:
     def _failed_at(self, run: Run, others: dict[str, tuple[int, ...]]) -> None:
         """What it says that backward fails at inputs of other lengths, which forward takes and reads as a whole."""
         name = next(n for n, v in run.inputs.items() if np.shape(v) != np.shape(self.inputs[n]))
-        judged = [run.truth[n] for n in self.first.author.gradients]
-        axes = [(g, i) for g in judged for i in range(g.ndim)]
+        axes = [(g, i) for g in map(run.truth.__getitem__, self.first.author.gradients) for i in range(g.ndim)]
         if not all(np.any(g, axis=tuple([j for j in range(g.ndim) if j != i])).all() for g, i in axes):
             return
         why = run.author.failure or " and ".join([f"d{n} has shape {shape}" for n, shape in others.items()])

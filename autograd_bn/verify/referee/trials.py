@@ -167,9 +167,8 @@ class Search:
     @property
     def over(self) -> bool:
         """Whether every gradient agrees with differences, or enough was tried."""
-        tabled = [fit for fit in self.tried if fit.tabled]
-        enough = len(tabled) >= _ACCEPTED or sum(fit.fits for fit in tabled) >= _FITTING
-        return self.closed or enough or any(fit.right for fit in self.tried)
+        fits = [fit.fits for fit in self.tried if fit.tabled]
+        return self.closed or len(fits) >= _ACCEPTED or sum(fits) >= _FITTING or any(fit.right for fit in self.tried)
 
     def tabled(self, chosen: tuple[str, ...]) -> bool:
         """Whether each is of a kind that its name says, and not of lengths read from messages."""
@@ -197,7 +196,9 @@ class Search:
     def keep(self, chosen: tuple[str, ...], values: dict[str, Any], pair: Pair, axes: int) -> None:
         """Keep a guess that forward takes, with an output of so many axes."""
         with np.errstate(all="ignore"):
-            finite(pair.forward(*copy.deepcopy(pair.inputs))[0])  # what is judged may be left on the object
+            y = finite(pair.forward(*copy.deepcopy(pair.inputs))[0])  # what is judged may be left on the object
+        if pair.unit and np.ndim(y) > 1 and np.shape(y) not in map(np.shape, pair.inputs):  # as w.T @ w is of a matrix
+            raise ValueError(f"backward takes no dy, and forward's output has the shape {np.shape(y)}")
         transposed = _transposed(pair)
         for name, value in zip(pair.names, pair.inputs, strict=True):
             if np.ndim(value) < 2 and name in transposed:
@@ -315,7 +316,8 @@ def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
 
 def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
     """The inputs that the file gives."""
-    names = (inputs_name(entry), f"{entry.forward}_inputs", "inputs")
+    data = not callable(i := space.get("inputs")) and not isinstance(i, tuple)  # what a network is trained on
+    names = (inputs_name(entry), f"{entry.forward}_inputs", *["inputs"][data:])
     inputs = next((space[name] for name in names if name in space), None)
     inputs = inputs() if callable(inputs) else inputs
     if inputs is None:
@@ -376,6 +378,9 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed += ["ND", "BNN", "int:BTM"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})", f"(2,{length},6)"]
+    words = re.findall(rf"\b{name} *== *[\"'](\w+)[\"']", entry.text) if meant(name)[1] else []
+    indices = ["int:BTM"] * ("int:BTM" in listed and "vocab" in " ".join(beside))
+    listed = [*dict.fromkeys([*[f'="{word}"' for word in words], *listed[:1], *indices, *listed])]
     if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
     if is_label(name) and re.search("(axis|dim)=0", entry.text) and not re.search("(axis|dim)=-?1", entry.text):
