@@ -79,6 +79,28 @@ def square_backward(dy, x):
         assert file.space["SCALE"] == 1
 
 
+def test_words_with_which_a_pair_is_not_judged_are_named(tmp_path):
+    text = """
+import numpy as np
+class Bend:
+    def __init__(self, kind="soft"):
+        self.slope = self.soft if kind == "soft" else self.hard
+        if kind == "hard":
+            self.name = kind
+    def soft(self, x):
+        return 1 / (1 + np.exp(-x))
+    def hard(self, x):
+        return 1.0 * (x > 0)
+    def forward(self, x):
+        self.x = x
+        return np.log1p(np.exp(x)) if self.slope == self.soft else np.maximum(x, 0)
+    def backward(self, dy):
+        return dy * self.slope(self.x)
+"""
+    entry = judged(written(tmp_path, text))["Bend.backward"]
+    assert (entry.verdict, entry.reason) == ("right", 'With kind="hard" it is not judged.')
+
+
 @pytest.mark.parametrize("rest", ["", "\nprint 'done'\n"], ids=["Python", "not all of it"])
 def test_lines_are_counted_as_an_editor_counts_them(rest, tmp_path):
     text = "import numpy as np\n\x0c\nGAP = '\u2028'\n" + CUBE + rest

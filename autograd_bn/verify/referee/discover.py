@@ -278,7 +278,7 @@ def _with_other_words(entry: Entry, inputs: tuple[Any, ...]) -> Iterator[Variant
         words = words if {*words} != {now} or now == "train" else ["other"]  # which `else` is for
         for word in [word for word in dict.fromkeys(words) if word != now][:3]:
             there = [word if n == name else v for n, v in zip(entry.parameters, inputs, strict=False)]
-            unjudged = [Variant(f'With {name}="{word}" it is not judged.')] * (name in passed)
+            unjudged = [Variant(f'With {name}="{word}" it is not judged.')] * (word != "other")
             with suppress(Exception), _otherwise(entry, inputs, name, word, [*there, *inputs[len(there) :]]) as pair:
                 unjudged = []
                 yield Variant(f'with {name}="{word}"', pair, "")

@@ -63,7 +63,7 @@ ND BDIJ BDKL LL BDLL BTD BDT DN D +ND BIJD int:BTM DI unit:ND D1 N N1 B11D TD1 B
 DM DF DG MD DT : w(x|i|ax)\w?
 MM MF MG MT : w(h|aa|y)\w?
 DM MV MD MM : w[a-z]
-MDPP =2 DM D PPDM : kernel
+MDPP =2 DM D PPDM =[2,2,4,3] : kernel
 DM MD D +D MDPP VM MN PPDM DN D1 BDM MDP + : w\d?|weights?|kernels?|filt(er)?s?|theta|table
 M D F G M1 1M D1 111M + T : {BIAS}
 +D +1D11 +1D +D1 +M +N1 =2 : gamma|scale|gain|g

@@ -378,9 +378,9 @@ def _kinds(entry: Entry, name: str, lengths: Sequence[int] = ()) -> list[str]:
         listed += ["ND", "BNN", "int:BTM"]
     for length in lengths if {"ND", "NM"} & {*listed} else ():
         listed += [f"({length},5)", f"(5,{length})", f"(2,{length},3,5)", f"(2,6,{length})", f"(2,{length},6)"]
-    words = re.findall(rf"\b{name} *== *[\"'](\w+)[\"']", entry.text) if meant(name)[1] else []
+    words = [f'="{word}"' for word in re.findall(rf"\b{name} *== *[\"']([\w-]+)[\"']", entry.text)]
     indices = ["int:BTM"] * ("int:BTM" in listed and "vocab" in " ".join(beside))
-    listed = [*dict.fromkeys([*[f'="{word}"' for word in words], *listed[:1], *indices, *listed])]
+    listed = [*dict.fromkeys([*words[: 9 * meant(name)[1]], *listed[:1], *indices, *listed, *words])]
     if meant(name)[1] and re.search(r"reshape\(-1, *1\)", entry.text):
         listed = sorted(listed, key=lambda kind: not kind.endswith("N1"))
     if is_label(name) and re.search("(axis|dim)=0", entry.text) and not re.search("(axis|dim)=-?1", entry.text):
