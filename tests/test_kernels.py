@@ -834,6 +834,15 @@ def test_a_first_call_that_keeps_one_waiting_says_so_once(patience, said, tmp_pa
 
 
 @pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_kernels_that_are_not_to_be_compiled_are_interpreted():
+    program = "import numpy as np, autograd_bn as ag; ag.set_backend('numba'); print(ag.batch_norm(np.eye(4)).sum())"
+    run = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"NUMBA_DISABLE_JIT": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert abs(float(done.stdout)) < 1e-12
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
 def test_two_processes_that_compile_at_once_never_take_each_others_code(tmp_path, monkeypatch):
     from autograd_bn.batch_norm.kernels import numba
 

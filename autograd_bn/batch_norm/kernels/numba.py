@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from numba.core import event
 from numba.core.caching import IndexDataCacheFile
 
@@ -337,5 +337,5 @@ def backward(shape, g, x, dx, kept, through, parameters):  # type: ignore[no-unt
 
 
 _KEPT: tuple[Any, ...] = (_centre, _add, _lay, _gather, _sums, _affine, forward, backward)
-for _kernel in _KEPT:
+for _kernel in () if config.DISABLE_JIT else _KEPT:  # type: ignore[attr-defined]
     _kernel._cache._cache_file.__class__ = _Files
