@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 import autograd_bn as ag
+from autograd_bn.verify.referee.conventions import numpy_pair
+from autograd_bn.verify.referee.inputs import checked
+from autograd_bn.verify.referee.judge import judge
 from autograd_bn.verify.referee.mistakes import number
+from autograd_bn.verify.referee.sampling import sampled
 from tests.mutants import correct, mutants, pairs
 
 
@@ -391,3 +395,24 @@ def test_a_factor_that_no_length_changes_may_be_a_constant():
     assert number(1 / 3, fixed, [(1 / 3, fixed)])[0].words.endswith("sum belongs, or a factor 3 is missing")
     assert number(3.0, fixed, [(3.0, fixed)])[0].words.endswith("or 3 is a constant that does not belong there")
     assert number(1 / 5, moved[0], [(1 / 7, moved[1])])[0].words.endswith("a mean stands where a sum belongs")
+
+
+def test_a_gradient_that_is_judged_in_no_entry_is_not_called_right():
+    def forward(x, v):
+        return x**2 + v, x
+
+    def backward(dy, x):
+        return 2 * x * dy, dy
+
+    pair = numpy_pair(forward, backward, [np.ones(3), np.ones(3)])
+    sample = sampled(pair, checked(pair.inputs, pair.names, None), 0)
+    for run in sample.runs:
+        run.noise["v"][...] = np.inf  # as at a kink
+    verdict = judge(sample, False)
+    assert str(verdict).startswith("RIGHT: the gradient is right.\n")
+    assert [line.split(maxsplit=4)[-1] for line in str(verdict).splitlines()[4:6]] == ["right", "not judged"]
+    assert verdict.remarks[-1] == "Not judged: v, at a kink of forward in every entry."
+    for run in sample.runs:
+        run.noise["x"][...] = np.inf
+    with pytest.raises(ValueError, match="forward has a kink at every entry of what backward returns a gradient of"):
+        judge(sample, False)

@@ -25,7 +25,7 @@ from .source import NoSearch
 from .truth import known_to
 from .unrun import reached
 from .unwritten import written
-from .verdict import Finding, Repair, Row, Verdict, row
+from .verdict import UNJUDGED, Finding, Repair, Row, Verdict, row
 
 _COPY = "Work on a copy: a = a * b, not a *= b."
 
@@ -144,9 +144,11 @@ def _made(
     base: Verdict, strict: bool, rows: list[Row], findings: list[Finding], notes: list[str], **more: Any
 ) -> Verdict:
     """A verdict with what was found, each thing once."""
-    if not rows and not findings:
-        raise Unjudgeable("backward returned no gradient of an array that forward reads")
-    ok = all(row.ok for row in rows if row.what == "gradient") and not findings and not (strict and base.warnings)
+    gradients = [row for row in rows if row.what == "gradient"]
+    if not findings and all(row.note == UNJUDGED for row in gradients):
+        kink = "forward has a kink at every entry of what backward returns a gradient of"
+        raise Unjudgeable(kink if gradients else "backward returned no gradient of an array that forward reads")
+    ok = all(row.ok for row in gradients) and not findings and not (strict and base.warnings)
     once, said = tuple(dict.fromkeys(findings)), tuple(dict.fromkeys(notes))
     return replace(base, ok=ok, rows=tuple(rows), diagnosis=once, notes=said, **more)
 
@@ -192,6 +194,8 @@ def _judged(sample: Sample, name: str, notes: list[str]) -> Row:
         note = "shows at other inputs than those given"
     elif bad and run.vanishing(name):
         note = "should be 0"
+    elif truth.size and all(np.isinf(run.noise[name]).all() for run in judged):
+        note = UNJUDGED
     undecided = np.isinf(first.noise[name])
     if np.any(undecided):
         some = ", ".join([str(list(map(int, index))) for index in np.argwhere(undecided)[:4]])

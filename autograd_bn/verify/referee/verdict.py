@@ -178,7 +178,7 @@ class Verdict:
 
     def _headline(self) -> str:
         wrong = [row.name for row in self.rows if row.what == "gradient" and not row.ok]
-        total = sum(row.what == "gradient" for row in self.rows)
+        total = sum(row.what == "gradient" and row.note != UNJUDGED for row in self.rows)
         if self.ok:
             warned = ", with a warning" if self.warnings else ""
             return f"RIGHT: {'the gradient is' if total == 1 else f'all {total} gradients are'} right{warned}."
@@ -193,7 +193,8 @@ class Verdict:
     def _cells(self) -> list[tuple[str, ...]]:
         name: Any = lambda row: row.name if row.what == "gradient" else f"  {row.name}"
         size: Any = lambda row: "x".join(map(str, row.shape)) or "scalar"
-        said: Any = lambda row: ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else "")
+        worded: Any = lambda row: ("right" if row.ok else "wrong") + (f": {row.note}" if row.note else "")
+        said: Any = lambda row: UNJUDGED if row.note == UNJUDGED else worded(row)
         return [(name(row), size(row), _figure(row.max_abs), _figure(row.max_rel), said(row)) for row in self.rows]
 
     def _repr_html_(self) -> str:
@@ -210,6 +211,7 @@ class Verdict:
         return f"<div>{head}<ol>{items}</ol>{edits}{first}{html_table(_HEAD, self._cells())}{notes}</div>"
 
 
+UNJUDGED = "not judged"  # of a row in which no entry is
 _HEAD = ("gradient", "shape", "max |error|", "relative", "verdict")
 
 
