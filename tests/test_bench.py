@@ -19,6 +19,8 @@ def test_json_has_a_row_a_shape(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [(row["rows"], row["features"]) for row in rows] == [(64, 10), (32, 4)]
     assert all(row["fused_ms"] > 0 and row["fused_bytes"] < row["composed_bytes"] for row in rows)
+    assert all(row["bytes_ratio"] == row["fused_bytes"] / row["composed_bytes"] for row in rows)
+    assert all(row["speedup"] == row["composed_ms"] / row["fused_ms"] for row in rows)
 
 
 def test_the_table_has_a_row_a_shape(capsys):

@@ -148,11 +148,8 @@ class Function:
 
     def _multiply(self, e: Expression) -> tuple[str, int]:
         """A product: a constant, then several factors with fewer elements: 2 * dvar / n * diff runs over diff once."""
-        factor, divided, arrays = (
-            1.0,
-            False,
-            list[tuple[int, str, str]](),
-        )  # of a size, how each is joined, and its text
+        factor, divided = 1.0, False
+        arrays = list[tuple[int, str, str]]()  # of how many elements, how each is joined, and its text
         above, below = list[str](), list[str]()  # numbers that follow lengths
         for (part, joint), n in Counter(self._factors(e)).items():
             if part.op == "number" and np.ptp(part.values) == 0:

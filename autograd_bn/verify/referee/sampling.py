@@ -99,7 +99,7 @@ class Sample:
     def _failed_at(self, run: Run, others: dict[str, tuple[int, ...]]) -> None:
         """What it says that backward fails at inputs of other lengths, which forward takes and reads as a whole."""
         name = next(n for n, v in run.inputs.items() if np.shape(v) != np.shape(self.inputs[n]))
-        axes = [(g, i) for g in map(run.truth.__getitem__, self.first.author.gradients) for i in range(g.ndim)]
+        axes = [(g, i) for n, g in run.truth.items() if n in self.first.author.gradients for i in range(g.ndim)]
         if not all(np.any(g, axis=tuple([j for j in range(g.ndim) if j != i])).all() for g, i in axes):
             return
         why = run.author.failure or " and ".join([f"d{n} has shape {shape}" for n, shape in others.items()])

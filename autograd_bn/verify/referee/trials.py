@@ -316,9 +316,9 @@ def guessed(entry: Entry, known: dict[str, Any]) -> Fit:
 
 def given(entry: Entry, space: dict[str, Any]) -> Fit | None:
     """The inputs that the file gives."""
-    data = not callable(i := space.get("inputs")) and not isinstance(i, tuple)  # what a network is trained on
-    names = (inputs_name(entry), f"{entry.forward}_inputs", *["inputs"][data:])
-    inputs = next((space[name] for name in names if name in space), None)
+    names, inputs = (inputs_name(entry), f"{entry.forward}_inputs"), space.get("inputs")
+    inputs = inputs if callable(inputs) or isinstance(inputs, tuple) else None  # a list is what a network is trained on
+    inputs = next((space[name] for name in names if name in space), inputs)
     inputs = inputs() if callable(inputs) else inputs
     if inputs is None:
         return None
