@@ -17,7 +17,7 @@ LINES = {
     "verify": 11_978,
     "drawing": 2_465,
     "nn": 1_327,
-    "commands": 1_166,
+    "commands": 1_171,
 }
 POSITIONAL = 7
 MAY_COPY = ("reshape", "ravel")

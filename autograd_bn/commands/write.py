@@ -110,13 +110,18 @@ def _true_pair(pair: Pair) -> Pair:
         y, back = run(*leaves)[0], list[Any]()
         gradients = iter(grad(y, wanted, dy, allow_unused=True))
         for name, value, leaf in zip(pair.names, values, leaves, strict=True):
-            g = next(gradients) if isinstance(leaf, Tensor) else None
-            wide = name not in calls.slots and name[0] not in "wW" and len(shape_of(meant(name)[0][0])) > 1
-            row = (wide and 0 < np.ndim(value) < y.ndim) or (name[0] in "UVW" and np.ndim(value) == 1)
-            same = np.shape(value) == y.shape and np.allclose(value, y.data)  # as the mean along no axis is
+            g: Any = next(gradients) if isinstance(leaf, Tensor) else None
             g = np.zeros(np.shape(value)) if g is None and is_float(value) else g
-            back.append(g[None, None] if g is not None and (row or same) else g)
+            unlikely = g is not None and _unlikely(name, value, y, name in calls.slots)
+            back.append(g[None, None] if unlikely else g)  # with axes that no input has, so that others come first
         return Gradients(tuple(back), {}, (), tuple(pair.names))
 
     forward = wraps(pair.forward)(lambda *values: (pair.forward(*values)[0], values))
     return replace(pair, forward=forward, call=call)
+
+
+def _unlikely(name: str, value: Any, y: Any, held: bool) -> bool:
+    """Whether another shape is likelier: a batch for a row outside of dicts, a matrix for a vector W, any for y."""
+    batch = not held and name[0] not in "wW" and len(shape_of(meant(name)[0][0])) > 1
+    row = (batch and 0 < np.ndim(value) < y.ndim) or (name[0] in "UVW" and np.ndim(value) == 1)
+    return row or (np.shape(value) == y.shape and np.allclose(value, y.data))  # as the mean along no axis is
