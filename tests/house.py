@@ -14,7 +14,7 @@ LINES = {
     "engine": 3_391,
     "distributed": 271,
     "batch_norm": 2_428,
-    "verify": 11_978,
+    "verify": 11_979,
     "drawing": 2_465,
     "nn": 1_327,
     "commands": 1_171,

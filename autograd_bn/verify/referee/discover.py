@@ -134,7 +134,8 @@ def _on_other_ways(entry: Entry, fit: Fit, check: Check, right: Verdict) -> tupl
                 if raised and variant.raises != "wrong":
                     reasons += [variant.raises] if variant.raises else []
                 elif report.status == "wrong":
-                    if variant.doubtful and unearned(report, variant.pair, entry.parameters, False):
+                    cut = any(finding.kind == "not linear" for finding in report.diagnosis)  # as by a largest norm
+                    if variant.doubtful and (cut or unearned(report, variant.pair, entry.parameters, False)):
                         reasons.append(f"A{variant.where[1:]}, which forward takes, it is wrong.")
                         continue
                     return report, [*reasons, f"This is {variant.where}."]
